@@ -1,0 +1,249 @@
+//! Framing of bodies: a strict chunk decoder and a chunk encoder. Pure: slices in, slices out.
+
+/// Longest chunk-size line, extensions included.
+const MAX_SIZE_LINE: usize = 256;
+/// All trailer lines of one body together.
+const MAX_TRAILERS: usize = 8 * 1024;
+/// Bytes in front of a chunk's data that [`frame_chunk`] needs: 8 digits, CR, LF.
+pub const CHUNK_PREFIX: usize = 10;
+/// Bytes behind a chunk's data.
+pub const CHUNK_SUFFIX: usize = 2;
+/// Ends a chunked body.
+pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// What the next bytes of a chunked body are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// `skip` bytes of framing, then `len` bytes of data.
+    Data {
+        /// Framing bytes to drop.
+        skip: usize,
+        /// Data bytes behind them, at least one.
+        len: usize,
+    },
+    /// All of the input was framing; more is needed.
+    More,
+    /// The body ended with the first `skip` bytes; what follows is another request.
+    End {
+        /// Framing bytes to drop.
+        skip: usize,
+    },
+}
+
+/// Decodes a chunked body (RFC 9112 §7.1), refusing whatever two readers could take differently.
+///
+/// Extensions and trailers are bounded and dropped.
+#[derive(Debug)]
+pub struct ChunkDecoder {
+    state: State,
+    /// Bytes of the current size line, or of all trailers.
+    line: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// `digits` digits of a size were read.
+    Size {
+        value: u64,
+        digits: u8,
+    },
+    Extension {
+        value: u64,
+    },
+    SizeLf {
+        value: u64,
+    },
+    Data {
+        left: u64,
+    },
+    DataCr,
+    DataLf,
+    /// At the start of a trailer line, or inside one.
+    Trailer {
+        at_start: bool,
+    },
+    TrailerLf {
+        last: bool,
+    },
+    Ended,
+}
+
+impl Default for ChunkDecoder {
+    fn default() -> Self {
+        ChunkDecoder { state: State::Size { value: 0, digits: 0 }, line: 0 }
+    }
+}
+
+impl ChunkDecoder {
+    /// Looks at the next bytes of the body. The caller drops `skip` (all of the input for
+    /// [`Step::More`]), uses `len` bytes of data, and calls again with what follows.
+    ///
+    /// # Errors
+    /// A sentence that says what is malformed.
+    pub fn step(&mut self, input: &[u8]) -> Result<Step, &'static str> {
+        for (at, &byte) in input.iter().enumerate() {
+            if let State::Data { left } = self.state {
+                let len = left.min((input.len() - at) as u64);
+                self.state = match left - len {
+                    0 => State::DataCr,
+                    left => State::Data { left },
+                };
+                // `len` is at most input.len(), so it fits.
+                return Ok(Step::Data { skip: at, len: len as usize });
+            }
+            self.state = self.next(byte)?;
+            if self.state == State::Ended {
+                return Ok(Step::End { skip: at + 1 });
+            }
+        }
+        Ok(Step::More)
+    }
+
+    fn next(&mut self, byte: u8) -> Result<State, &'static str> {
+        self.line += 1;
+        match self.state {
+            State::Size { .. } | State::Extension { .. } if self.line > MAX_SIZE_LINE => {
+                Err("a chunk-size line is too long")
+            }
+            State::Size { value, digits } => match (byte, char::from(byte).to_digit(16)) {
+                // 15 hexadecimal digits stay far below u64::MAX.
+                (_, Some(digit)) if digits < 15 => {
+                    Ok(State::Size { value: value << 4 | u64::from(digit), digits: digits + 1 })
+                }
+                (b'\r', _) if digits > 0 => Ok(State::SizeLf { value }),
+                (b';', _) if digits > 0 => Ok(State::Extension { value }),
+                _ => Err("a chunk size is malformed"),
+            },
+            State::Extension { value } => match byte {
+                b'\r' => Ok(State::SizeLf { value }),
+                b'\t' | 0x20..=0x7e => Ok(State::Extension { value }),
+                _ => Err("a chunk extension is malformed"),
+            },
+            State::SizeLf { value } => {
+                self.line = 0;
+                match (byte, value) {
+                    (b'\n', 0) => Ok(State::Trailer { at_start: true }),
+                    (b'\n', left) => Ok(State::Data { left }),
+                    _ => Err("a bare CR in a chunk-size line"),
+                }
+            }
+            State::DataCr if byte == b'\r' => Ok(State::DataLf),
+            State::DataLf if byte == b'\n' => {
+                self.line = 0;
+                Ok(State::Size { value: 0, digits: 0 })
+            }
+            State::DataCr | State::DataLf => Err("a chunk is longer than its size"),
+            State::Trailer { .. } if self.line > MAX_TRAILERS => Err("the trailers are too long"),
+            State::Trailer { at_start } => match byte {
+                b'\r' => Ok(State::TrailerLf { last: at_start }),
+                b'\n' | 0 => Err("a trailer is malformed"),
+                _ => Ok(State::Trailer { at_start: false }),
+            },
+            State::TrailerLf { last } => match (byte, last) {
+                (b'\n', true) => Ok(State::Ended),
+                (b'\n', false) => Ok(State::Trailer { at_start: true }),
+                _ => Err("a bare CR in a trailer"),
+            },
+            // `step` handles these two itself.
+            State::Data { .. } | State::Ended => Ok(self.state),
+        }
+    }
+}
+
+/// Frames `len` bytes of data that stand at `buffer[CHUNK_PREFIX..]` as one chunk, in place.
+///
+/// Returns the range to write: size, data and line ends, contiguous. `len` is at least 1, and
+/// the buffer has [`CHUNK_SUFFIX`] bytes behind the data.
+pub fn frame_chunk(buffer: &mut [u8], len: usize) -> std::ops::Range<usize> {
+    let end = CHUNK_PREFIX + len;
+    buffer[end..end + CHUNK_SUFFIX].copy_from_slice(b"\r\n");
+    buffer[CHUNK_PREFIX - 2..CHUNK_PREFIX].copy_from_slice(b"\r\n");
+    let mut start = CHUNK_PREFIX - 2;
+    let mut rest = len;
+    while rest > 0 {
+        start -= 1;
+        buffer[start] = b"0123456789abcdef"[rest & 15];
+        rest >>= 4;
+    }
+    start..end + CHUNK_SUFFIX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Decodes `input` in pieces of `piece` bytes; returns data and what followed the end.
+    fn decode(input: &[u8], piece: usize) -> Result<Option<(Vec<u8>, usize)>, &'static str> {
+        let mut decoder = ChunkDecoder::default();
+        let mut data = Vec::new();
+        let mut used = 0;
+        while used < input.len() {
+            let window = &input[used..input.len().min(used + piece)];
+            match decoder.step(window)? {
+                Step::Data { skip, len } => {
+                    data.extend_from_slice(&window[skip..skip + len]);
+                    used += skip + len;
+                }
+                Step::More => used += window.len(),
+                Step::End { skip } => return Ok(Some((data, input.len() - used - skip))),
+            }
+        }
+        Ok(None)
+    }
+
+    #[test]
+    fn bodies_decode_alike_in_pieces_of_any_size() {
+        let input = b"5\r\nhello\r\n00006;a=\"b\" ;c\r\n world\r\n0\r\nX: y\r\nZ: \xe9\r\n\r\nGET";
+        for piece in 1..=input.len() {
+            assert_eq!(decode(input, piece), Ok(Some((b"hello world".to_vec(), 3))), "{piece}");
+        }
+        for len in 0..input.len() - 3 {
+            assert_eq!(decode(&input[..len], 7), Ok(None), "a body cut at {len} isn't complete");
+        }
+    }
+
+    #[test]
+    fn ambiguous_framing_is_refused() {
+        for bad in [
+            &b"5\nhello\r\n"[..],
+            b"5\r\nhello\n",
+            b"5\r\nhello!\r\n",
+            b"5\r\nhell\r\n0\r\n\r\n",
+            b"+5\r\n",
+            b"-5\r\n",
+            b"0x5\r\n",
+            b" 5\r\n",
+            b"5 \r\n",
+            b"\r\n",
+            b";x\r\n",
+            b"g\r\n",
+            b"5\r\r\n",
+            b"5;\n\r\n",
+            b"5;a\0\r\n",
+            b"1000000000000000\r\n",
+            b"ffffffffffffffff\r\n",
+            b"0\r\nX: y\n\r\n",
+            b"0\r\nX: y\r\r\n",
+            b"0\r\n\n",
+        ] {
+            assert!(decode(bad, 64).is_err(), "{:?}", String::from_utf8_lossy(bad));
+            assert!(decode(bad, 1).is_err(), "{:?}", String::from_utf8_lossy(bad));
+        }
+        let long = [b"5;".as_slice(), &[b'x'; 300]].concat();
+        assert!(decode(&long, 1000).is_err());
+        let trailers = [b"0\r\nX: ".as_slice(), &[b'x'; 9000]].concat();
+        assert!(decode(&trailers, 100).is_err());
+    }
+
+    #[test]
+    fn chunks_are_framed_in_place() {
+        for len in [1, 15, 16, 255, 4096, 65535] {
+            let mut buffer = vec![b'x'; CHUNK_PREFIX + len + CHUNK_SUFFIX];
+            let range = frame_chunk(&mut buffer, len);
+            let mut framed = buffer[range].to_vec();
+            assert!(framed.starts_with(format!("{len:x}\r\nx").as_bytes()));
+            framed.extend_from_slice(LAST_CHUNK);
+            assert_eq!(decode(&framed, 999), Ok(Some((vec![b'x'; len], 0))));
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! Arguments and `OLLANA_*` environment → [`Command`].
+//!
+//! One function, [`set`], gives each option its meaning, so a flag and its variable can't
+//! drift apart. Flags win over variables.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use crate::config::{self, ModeChoice, Settings};
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Run the daemon.
+    Serve(Box<Settings>),
+    /// Print this text and exit 0.
+    Print(&'static str),
+}
+
+/// A command line that can't be followed; exit code 2.
+#[derive(Debug)]
+pub struct UsageError(String);
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\ntry 'ollana --help'", self.0)
+    }
+}
+
+const VERSION: &str = concat!("ollana ", env!("CARGO_PKG_VERSION"), "\n");
+
+const HELP: &str = "\
+Ollama over LAN: every Ollama program here uses the Ollama servers of your LAN.
+
+Usage: ollana [serve] [OPTION ...]
+
+Where an Ollama answers on this machine, ollana shares it (server mode).
+Elsewhere it finds the servers and answers on Ollama's own port (client mode).
+
+  --mode MODE           auto, client or server [auto]
+  --listen ADDR:PORT    HTTP address of this mode's proxy; repeatable
+                        [client localhost:11434, server 0.0.0.0:11435]
+  --ollama URL          this machine's Ollama [$OLLAMA_HOST or 127.0.0.1:11434]
+  --server HOST[:PORT]  a server that broadcasts don't reach; repeatable
+  --discovery-port N    UDP port of the discovery, 0 turns it off [11436]
+  --interface NAME      broadcast on this interface; repeatable [all suitable]
+  --host NAME           accept this name in a request's Host; repeatable
+  --state-dir DIR       where the server's identity is kept
+  --log-level LEVEL     off, error, warn, info, debug or trace [info]
+  --help, --version     this text, the version
+  help limits           the other options: intervals, time-outs and limits
+
+Every option is a variable too: OLLANA_LOG_LEVEL=debug (lists take commas).
+";
+
+const HELP_LIMITS: &str = "\
+Intervals, time-outs and limits. Times: 250ms, 5s, 2m. Sizes: 4096, 64k, 4m.
+
+  --probe-interval T    between two discovery probes [5s]
+  --health-interval T   between two health checks of a server [1s]
+  --health-timeout T    for the answer to a health check [1500ms]
+  --rise N, --fall N    checks until a server gets work or none [1, 2]
+  --connect-timeout T   to connect to a server [1s]
+  --wait-timeout T      a request waits for a server being checked [1500ms]
+  --head-timeout T      for a request's whole head [10s]
+  --idle-timeout T      until an idle connection is closed [2m]
+  --body-timeout T      a client sends nothing of its body [60s]
+  --stall-timeout T     a peer reads nothing of what we send [2m]
+  --drain-timeout T     for streams to finish after SIGTERM [30s]
+  --max-connections N   in all; one thread each [2048]
+  --max-connections-per-source N   from one remote address [1024]
+  --max-head SIZE       bytes of a request head [64k]
+  --max-fields N        fields of a request head, 10 to 128 [100]
+  --replay-limit SIZE   body kept to try another server [4m]
+  --replay-budget SIZE  all kept bodies together [64m]
+  --max-servers N       in the pool [64]
+  --legacy on|off       answer four-byte probes of older versions [on]
+";
+
+/// The options' names; `OLLANA_` plus the upper-cased name is the variable.
+const OPTIONS: &[&str] = &[
+    "mode",
+    "listen",
+    "ollama",
+    "server",
+    "discovery-port",
+    "interface",
+    "host",
+    "state-dir",
+    "log-level",
+    "probe-interval",
+    "health-interval",
+    "health-timeout",
+    "rise",
+    "fall",
+    "connect-timeout",
+    "wait-timeout",
+    "head-timeout",
+    "idle-timeout",
+    "body-timeout",
+    "stall-timeout",
+    "drain-timeout",
+    "max-connections",
+    "max-connections-per-source",
+    "max-head",
+    "max-fields",
+    "replay-limit",
+    "replay-budget",
+    "max-servers",
+    "legacy",
+];
+
+/// Reads the command line; `env` looks a variable up.
+///
+/// # Errors
+/// [`UsageError`] names the option and what it takes.
+pub fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    env: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<Command, UsageError> {
+    let text = |name: &str| env(name).and_then(|v| v.into_string().ok()).filter(|v| !v.is_empty());
+    let mut settings = Settings { state_dir: default_state_dir(env), ..Settings::default() };
+    if let Some(value) = text("OLLAMA_HOST") {
+        // Only an address of this machine is a local Ollama; programs may name others there.
+        match config::parse_ollama(&value) {
+            Ok(url) if is_loopback(&url.host) => settings.ollama = Some(url),
+            Ok(url) => eprintln!("ollana: OLLAMA_HOST={url} is not on this machine, ignored"),
+            Err(error) => eprintln!("ollana: OLLAMA_HOST ignored: {error}"),
+        }
+    }
+    for name in OPTIONS {
+        let variable = format!("OLLANA_{}", name.to_uppercase().replace('-', "_"));
+        let Some(value) = text(&variable) else { continue };
+        for part in value.split(',').filter(|part| !part.trim().is_empty()) {
+            set(&mut settings, name, part.trim())
+                .map_err(|error| UsageError(format!("{variable}: {error}")))?;
+        }
+    }
+    parse_flags(args, settings)
+}
+
+fn parse_flags(
+    args: impl IntoIterator<Item = OsString>,
+    mut settings: Settings,
+) -> Result<Command, UsageError> {
+    use lexopt::prelude::{Long, Short, Value};
+    let usage = |error: lexopt::Error| UsageError(error.to_string());
+    let mut parser = lexopt::Parser::from_iter(args);
+    let mut verb = None;
+    // The first flag of a list replaces what the environment said.
+    let mut seen = Vec::new();
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Short('h') | Long("help") => return Ok(Command::Print(HELP)),
+            Short('V') | Long("version") => return Ok(Command::Print(VERSION)),
+            Long(name) => {
+                let Some(name) = OPTIONS.iter().find(|option| **option == name) else {
+                    return Err(UsageError(format!("unknown option --{name}")));
+                };
+                let value = parser.value().map_err(usage)?;
+                let value = value
+                    .into_string()
+                    .map_err(|v| UsageError(format!("--{name}: {v:?} is not UTF-8")))?;
+                if !seen.contains(name) {
+                    seen.push(name);
+                    clear_list(&mut settings, name);
+                }
+                set(&mut settings, name, &value)
+                    .map_err(|error| UsageError(format!("--{name}: {error}")))?;
+            }
+            Value(word) => match (verb.as_deref(), word.to_str()) {
+                (None, Some(first @ ("serve" | "help"))) => verb = Some(first.to_owned()),
+                (Some("help"), Some("limits")) => return Ok(Command::Print(HELP_LIMITS)),
+                _ => return Err(UsageError(format!("unknown command {word:?}"))),
+            },
+            Short(other) => return Err(UsageError(format!("unknown option -{other}"))),
+        }
+    }
+    match verb.as_deref() {
+        Some("help") => Ok(Command::Print(HELP)),
+        _ => Ok(Command::Serve(Box::new(settings))),
+    }
+}
+
+fn clear_list(settings: &mut Settings, name: &str) {
+    match name {
+        "listen" => settings.listen.clear(),
+        "server" => settings.servers.clear(),
+        "interface" => settings.interfaces.clear(),
+        "host" => settings.hosts.clear(),
+        _ => {}
+    }
+}
+
+/// Gives one option its value.
+fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), String> {
+    let timing = &mut settings.timing;
+    let limits = &mut settings.limits;
+    match name {
+        "mode" => {
+            settings.mode = match value {
+                "auto" => ModeChoice::Auto,
+                "client" => ModeChoice::Client,
+                "server" => ModeChoice::Server,
+                _ => return Err(format!("{value}: expected auto, client or server")),
+            }
+        }
+        "listen" => settings.listen.push(parse_listen(value)?),
+        "ollama" => settings.ollama = Some(config::parse_ollama(value)?),
+        "server" => {
+            let server = config::parse_host_port(value, config::SERVER_PORT)?;
+            if server.host.is_empty() || server.port == 0 {
+                return Err(format!("{value}: expected HOST or HOST:PORT"));
+            }
+            settings.servers.push(server);
+        }
+        "interface" => settings.interfaces.push(value.to_owned()),
+        "host" => settings.hosts.push(value.trim_end_matches('.').to_ascii_lowercase()),
+        "state-dir" => settings.state_dir = Some(PathBuf::from(value)),
+        "discovery-port" => settings.discovery_port = parse_number(value, 0, 65535)?,
+        "legacy" => {
+            settings.legacy = match value {
+                "on" => true,
+                "off" => false,
+                _ => return Err(format!("{value}: expected on or off")),
+            }
+        }
+        "log-level" => {
+            settings.log_level = value
+                .parse()
+                .map_err(|_| format!("{value}: expected off, error, warn, info, debug or trace"))?;
+        }
+        "probe-interval" => timing.probe_interval = config::parse_duration(value)?,
+        "health-interval" => timing.health_interval = config::parse_duration(value)?,
+        "health-timeout" => timing.health_timeout = config::parse_duration(value)?,
+        "connect-timeout" => timing.connect_timeout = config::parse_duration(value)?,
+        "wait-timeout" => timing.wait_timeout = config::parse_duration(value)?,
+        "head-timeout" => timing.head_timeout = config::parse_duration(value)?,
+        "idle-timeout" => timing.idle_timeout = config::parse_duration(value)?,
+        "body-timeout" => timing.body_timeout = config::parse_duration(value)?,
+        "stall-timeout" => timing.stall_timeout = config::parse_duration(value)?,
+        "drain-timeout" => timing.drain_timeout = config::parse_duration(value)?,
+        "rise" => limits.rise = parse_number(value, 1, 100)?,
+        "fall" => limits.fall = parse_number(value, 1, 100)?,
+        "max-connections" => limits.max_connections = parse_number(value, 1, 65536)?,
+        "max-connections-per-source" => {
+            limits.max_connections_per_source = parse_number(value, 1, 65536)?;
+        }
+        "max-head" => match config::parse_size(value)? {
+            size @ 1024..=1_048_576 => limits.max_head = size,
+            _ => return Err(format!("{value}: expected 1k to 1m")),
+        },
+        "max-fields" => limits.max_fields = parse_number(value, 10, config::MAX_FIELDS)?,
+        "replay-limit" => limits.replay_limit = config::parse_size(value)?,
+        "replay-budget" => limits.replay_budget = config::parse_size(value)?,
+        "max-servers" => limits.max_servers = parse_number(value, 1, 1024)?,
+        _ => return Err("unknown option".to_owned()),
+    }
+    Ok(())
+}
+
+fn parse_number<T>(text: &str, least: T, most: T) -> Result<T, String>
+where
+    T: std::str::FromStr + PartialOrd + fmt::Display + Copy,
+{
+    match text.parse() {
+        Ok(n) if n >= least && n <= most => Ok(n),
+        _ => Err(format!("{text}: expected a number from {least} to {most}")),
+    }
+}
+
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("{text}: expected ADDR:PORT, such as 127.0.0.1:11434"))
+}
+
+fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+/// systemd's directory, else the XDG place, else the system's for a daemon without a home.
+fn default_state_dir(env: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let dir = |name: &str| env(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    dir("STATE_DIRECTORY")
+        .or_else(|| dir("XDG_STATE_HOME").map(|dir| dir.join("ollana")))
+        .or_else(|| dir("HOME").map(|home| home.join(".local/state/ollana")))
+        .or_else(|| Some(Path::new("/var/lib/ollana").to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(args: &[&str], env: &[(&str, &str)]) -> Result<Command, UsageError> {
+        let env: Vec<(String, OsString)> =
+            env.iter().map(|(k, v)| ((*k).to_owned(), OsString::from(v))).collect();
+        let args = std::iter::once("ollana").chain(args.iter().copied()).map(OsString::from);
+        parse(args, &move |name| env.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone()))
+    }
+
+    fn settings(args: &[&str], env: &[(&str, &str)]) -> Settings {
+        match run(args, env) {
+            Ok(Command::Serve(settings)) => *settings,
+            other => panic!("{args:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_win_over_variables_and_lists_add_up() {
+        let env = [("OLLANA_MODE", "server"), ("OLLANA_SERVER", "a,b:7"), ("OLLANA_LISTEN", "")];
+        let s = settings(&["serve"], &env);
+        assert_eq!(s.mode, ModeChoice::Server);
+        let names: Vec<String> = s.servers.iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["a:11435", "b:7"]);
+        let s = settings(&["--mode", "client", "--server=c", "--server", "[::1]:9"], &env);
+        assert_eq!(s.mode, ModeChoice::Client);
+        let names: Vec<String> = s.servers.iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["c:11435", "[::1]:9"]);
+    }
+
+    #[test]
+    fn every_option_has_a_meaning_and_a_line_of_help() {
+        for name in OPTIONS {
+            let error = set(&mut Settings::default(), name, "\u{0}").err();
+            assert_ne!(error.as_deref(), Some("unknown option"), "{name}");
+            let flag = format!("--{name} ");
+            assert!(HELP.contains(&flag) || HELP_LIMITS.contains(&flag), "{name}");
+        }
+    }
+
+    #[test]
+    fn help_fits_a_screen() {
+        for text in [HELP, HELP_LIMITS] {
+            assert!(text.lines().count() <= 24, "{} lines", text.lines().count());
+            for line in text.lines() {
+                assert!(line.chars().count() <= 80, "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn bad_command_lines_say_what_is_wrong() {
+        for (args, want) in [
+            (&["--nope"][..], "--nope"),
+            (&["frobnicate"], "frobnicate"),
+            (&["--mode", "both?"], "auto, client or server"),
+            (&["--mode"], "mode"),
+            (&["--listen", "11434"], "ADDR:PORT"),
+            (&["--discovery-port", "65536"], "0 to 65535"),
+            (&["--head-timeout", "0"], "250ms"),
+            (&["--server", ":1"], "HOST"),
+        ] {
+            let error = run(args, &[]).expect_err("refused").to_string();
+            assert!(error.contains(want), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn ollama_host_counts_only_on_this_machine() {
+        assert_eq!(settings(&[], &[("OLLAMA_HOST", "127.0.0.2:9")]).ollama_url().port, 9);
+        assert_eq!(settings(&[], &[("OLLAMA_HOST", "0.0.0.0:9")]).ollama_url().port, 9);
+        assert_eq!(settings(&[], &[("OLLAMA_HOST", "10.1.2.3:9")]).ollama, None);
+        assert_eq!(settings(&[], &[("OLLAMA_HOST", "https://x")]).ollama, None);
+    }
+}

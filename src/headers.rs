@@ -1,0 +1,220 @@
+//! What one hop may pass on of a head: end-to-end fields, `Via`, the framing of an answer. Pure.
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, GetAll, HOST, HeaderName, HeaderValue, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, VIA,
+};
+use http::{HeaderMap, StatusCode};
+
+/// Names the server that answered.
+pub const SERVER_FIELD: HeaderName = HeaderName::from_static("x-ollana-server");
+/// Marks an answer that a proxy of ours made itself, and says why.
+pub const ERROR_FIELD: HeaderName = HeaderName::from_static("x-ollana-error");
+
+/// Value of [`ERROR_FIELD`] when the request never reached an Ollama: any method may be
+/// tried elsewhere.
+pub const UNREACHED: &str = "unreached";
+
+/// The tokens of all `Connection` fields.
+pub fn connection_tokens(values: GetAll<'_, HeaderValue>) -> impl Iterator<Item = &str> {
+    values
+        .into_iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|token| !token.is_empty())
+}
+
+/// Drops what belongs to this hop alone: the fields of RFC 9110 §7.6.1 and every field that
+/// `Connection` names. Framing fields go too; the next hop gets its own.
+pub fn strip_hop_by_hop(fields: &mut HeaderMap) {
+    if fields.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = connection_tokens(fields.get_all(CONNECTION))
+            .filter_map(|token| token.parse().ok())
+            .collect();
+        for name in named {
+            fields.remove(name);
+        }
+    }
+    for name in [
+        CONNECTION,
+        CONTENT_LENGTH,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ] {
+        fields.remove(name);
+    }
+}
+
+/// Makes a client's fields fit for the next hop, `via` being this proxy's pseudonym.
+pub fn prepare_request(fields: &mut HeaderMap, via: &HeaderValue) {
+    strip_hop_by_hop(fields);
+    fields.remove(HOST);
+    fields.remove(EXPECT);
+    fields.append(VIA, via.clone());
+}
+
+/// The `Via` value of this process: `1.1 ollana-<instance>`.
+pub fn via_value(instance: u32) -> HeaderValue {
+    let text = format!("1.1 ollana-{instance:08x}");
+    // ASCII digits and letters only, so this can't fail.
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("1.1 ollana"))
+}
+
+/// Whether the request has been through this process before.
+pub fn is_loop(fields: &HeaderMap, via: &HeaderValue) -> bool {
+    via_entries(fields).any(|entry| entry.as_bytes() == via.as_bytes())
+}
+
+/// Whether an answer came through any proxy of ours.
+pub fn is_from_ollana(fields: &HeaderMap) -> bool {
+    fields.contains_key(ERROR_FIELD) || via_entries(fields).any(|entry| entry.contains(" ollana-"))
+}
+
+fn via_entries(fields: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = fields.get_all(VIA).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
+}
+
+/// How an answer's body is framed towards the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerFraming {
+    /// No body follows, whatever the fields say.
+    None,
+    /// Exactly so many bytes.
+    Length(u64),
+    /// Chunks.
+    Chunked,
+    /// Until the connection closes (HTTP/1.0 clients).
+    Close,
+}
+
+/// Chooses the framing (RFC 9112 §6.3): as exact as the upstream's.
+pub fn answer_framing(
+    is_head: bool,
+    http_10: bool,
+    status: StatusCode,
+    length: Option<u64>,
+) -> AnswerFraming {
+    let bodyless = status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    match length {
+        _ if is_head || bodyless => AnswerFraming::None,
+        Some(length) => AnswerFraming::Length(length),
+        None if http_10 => AnswerFraming::Close,
+        None => AnswerFraming::Chunked,
+    }
+}
+
+/// Writes an answer's head: status line, the end-to-end fields, then `framing`.
+///
+/// `declared` is the upstream's own Content-Length, which answers without a body keep.
+pub fn write_answer_head(
+    out: &mut Vec<u8>,
+    status: StatusCode,
+    fields: &HeaderMap,
+    framing: AnswerFraming,
+    declared: Option<u64>,
+    close: bool,
+) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
+    out.extend_from_slice(b"\r\n");
+    for (name, value) in fields {
+        write_field(out, name.as_str(), value.as_bytes());
+    }
+    let length = match framing {
+        AnswerFraming::Length(length) => Some(length),
+        AnswerFraming::None => declared,
+        AnswerFraming::Chunked => {
+            write_field(out, "transfer-encoding", b"chunked");
+            None
+        }
+        AnswerFraming::Close => None,
+    };
+    if let Some(length) = length {
+        write_field(out, "content-length", length.to_string().as_bytes());
+    }
+    if close {
+        write_field(out, "connection", b"close");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in fields {
+            map.append(
+                name.parse::<HeaderName>().unwrap(),
+                HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+            );
+        }
+        map
+    }
+
+    #[test]
+    fn hop_by_hop_and_named_fields_go_the_rest_stays() {
+        let mut fields = map(&[
+            ("host", "a"),
+            ("connection", "Upgrade, HTTP2-Settings, x-hop"),
+            ("connection", "keep-alive"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AAA"),
+            ("x-hop", "1"),
+            ("keep-alive", "5"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("expect", "100-continue"),
+            ("x-a", "1"),
+            ("x-a", "2"),
+            ("via", "1.0 other"),
+        ]);
+        prepare_request(&mut fields, &via_value(0x1a2b));
+        let left: Vec<_> =
+            fields.iter().map(|(n, v)| format!("{n}={}", v.to_str().unwrap())).collect();
+        assert_eq!(left, ["x-a=1", "x-a=2", "via=1.0 other", "via=1.1 ollana-00001a2b"]);
+    }
+
+    #[test]
+    fn loops_are_seen_in_any_entry() {
+        let via = via_value(7);
+        assert!(is_loop(&map(&[("via", "1.0 a, 1.1 ollana-00000007")]), &via));
+        assert!(is_loop(&map(&[("via", "1.0 a"), ("via", "1.1 ollana-00000007")]), &via));
+        assert!(!is_loop(&map(&[("via", "1.1 ollana-00000008")]), &via));
+        assert!(is_from_ollana(&map(&[("via", "1.1 ollana-00000008")])));
+        assert!(is_from_ollana(&map(&[("x-ollana-error", "no server")])));
+        assert!(!is_from_ollana(&map(&[("via", "1.1 nginx")])));
+    }
+
+    #[test]
+    fn answers_keep_their_framing() {
+        let ok = StatusCode::OK;
+        assert_eq!(answer_framing(false, false, ok, Some(3)), AnswerFraming::Length(3));
+        assert_eq!(answer_framing(false, false, ok, None), AnswerFraming::Chunked);
+        assert_eq!(answer_framing(false, true, ok, None), AnswerFraming::Close);
+        assert_eq!(answer_framing(true, false, ok, Some(3)), AnswerFraming::None);
+        let none = answer_framing(false, false, StatusCode::NOT_MODIFIED, Some(3));
+        assert_eq!(none, AnswerFraming::None);
+        let mut out = Vec::new();
+        let fields = map(&[("x-a", "1"), ("x-a", "\u{e9}")]);
+        write_answer_head(&mut out, ok, &fields, AnswerFraming::None, Some(3), true);
+        let want = "HTTP/1.1 200 OK\r\nx-a: 1\r\nx-a: \u{e9}\r\ncontent-length: 3\r\nconnection: close\r\n\r\n";
+        assert_eq!(String::from_utf8(out).unwrap(), want);
+    }
+}

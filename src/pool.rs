@@ -1,0 +1,715 @@
+//! The state of the backends: sightings, health, ejection, expiry, and the choice for a request.
+//!
+//! Pure: no sockets, no threads, no clock. Time comes in with each input, actions go out into
+//! a list. Only the Manager's thread owns one.
+//!
+//! ```text
+//!  Sighted ──► New ──check ok──► Ready ──refused, or `fall` silent checks──► Down
+//!               ▲                  │  ▲                                       │
+//!               │        3 failed  ▼  │ a trial request succeeds              │ check ok
+//!               │        requests Ejected                                     ▼
+//!               └──────────────── (removed after 60 s down and unseen)      Ready
+//! ```
+//!
+//! An announcement only proposes a server; a health check of the packet's source address
+//! decides. Silence of announcements alone never removes a server; failed health does.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use crate::config::{SERVER_PORT, ServerName};
+use crate::wire::{Identity, OllamaVersion};
+
+/// Health checks of never-verified servers that may run at once.
+const MAX_VERIFICATIONS: usize = 8;
+/// Addresses kept per server (a machine has few interfaces).
+const MAX_ADDRESSES: usize = 4;
+/// A discovered server that is down and unseen for so long is forgotten.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
+/// Pauses between checks of a server that is down: from, and up to while it is freshly down.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const SHORT_RETRY: Duration = Duration::from_secs(2);
+/// Longest pause once a server has been down for [`FORGET_AFTER`].
+const LONG_RETRY: Duration = Duration::from_secs(15);
+/// Requests that fail in a row before a server is ejected.
+const STRIKES: u32 = 3;
+/// First ejection; doubled each time, up to [`LONGEST_EJECTION`].
+const FIRST_EJECTION: Duration = Duration::from_secs(1);
+const LONGEST_EJECTION: Duration = Duration::from_secs(30);
+/// A server that answered 429 or 503 is passed over for so long while others can do.
+const COOL_DOWN: Duration = Duration::from_secs(1);
+/// A bare four-byte answer that led nowhere isn't followed again before this.
+const LEGACY_RETRY: Duration = Duration::from_secs(60);
+
+/// Names a backend for as long as the pool lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendId(u32);
+
+/// How the pool knows of a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The Ollama behind this server; always tried, whatever its last check said.
+    Local(ServerName),
+    /// Named with `--server`; never forgotten.
+    Named(ServerName),
+    /// Answered a probe.
+    Discovered,
+    /// Answered a probe with bare magic; its port is a guess.
+    Legacy,
+}
+
+/// An announcement, already matched to one of our probes.
+#[derive(Clone, Debug)]
+pub struct Sighting {
+    /// Source address of the packet with the announced HTTP port.
+    pub address: SocketAddr,
+    /// The server's persistent identity.
+    pub identity: Identity,
+    /// New at each start of the server.
+    pub instance: u32,
+    /// Its name; may be empty.
+    pub name: String,
+    /// Whether it says that its Ollama answers.
+    pub ollama_up: bool,
+}
+
+/// What a health check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckResult {
+    /// `/api/version` answered.
+    Healthy {
+        /// Where it was reached.
+        address: SocketAddr,
+        /// How long the answer took.
+        round_trip: Duration,
+        /// Ollama's version as it wrote it.
+        version: String,
+    },
+    /// An answer that rules the server out for now: refused, 5xx, not Ollama.
+    Refused(String),
+    /// No answer in time.
+    Silent(String),
+    /// We couldn't ask, for want of descriptors or memory of our own.
+    Void,
+}
+
+/// How a request on a backend ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A whole answer of any status.
+    Answered,
+    /// The connection was refused or timed out; nothing was sent.
+    Unreachable,
+    /// The backend failed before or within its answer.
+    Failed,
+    /// It answered 429 or 503.
+    Overloaded,
+    /// The client left, or we ourselves were at fault.
+    Void,
+}
+
+/// Something happened.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A server announced itself.
+    Sighted(Sighting),
+    /// An older server answered from this address.
+    LegacySighted(IpAddr),
+    /// A server says that it leaves.
+    Farewell {
+        /// Who says it.
+        identity: Identity,
+        /// Where the packet came from.
+        from: IpAddr,
+    },
+    /// A health check ended.
+    Checked(BackendId, CheckResult),
+    /// A request ended.
+    Finished(BackendId, Outcome),
+    /// Time has passed.
+    Tick,
+}
+
+/// Where to check a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A name to resolve first.
+    Name(ServerName),
+    /// An address.
+    Address(SocketAddr),
+}
+
+/// What the Manager has to get done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Ask this target for `/api/version` and report [`Input::Checked`].
+    Check(BackendId, Target),
+    /// Tell people.
+    Report(Transition),
+}
+
+/// An edge in a backend's life, for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields' names say it all")]
+pub enum Transition {
+    /// It gets work from now on.
+    Up { name: String, address: SocketAddr, version: String },
+    /// It gets none.
+    Down { name: String, reason: String },
+    /// Its requests fail, so it rests.
+    Ejected { name: String, pause: Duration },
+    /// It was forgotten.
+    Forgotten { name: String },
+    /// It moved.
+    Moved { name: String, address: SocketAddr },
+    /// The pool is full.
+    Refused { address: SocketAddr },
+}
+
+/// A backend picked for one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pick {
+    /// Whose `in_flight` was raised; ends with [`Input::Finished`].
+    pub id: BackendId,
+    /// Where to connect.
+    pub address: SocketAddr,
+    /// For the log and `X-Ollana-Server`.
+    pub name: String,
+}
+
+/// What the pool goes by.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Pause between two checks of a backend that is up.
+    pub health_interval: Duration,
+    /// A check that hasn't reported by then is counted as silent.
+    pub health_timeout: Duration,
+    /// Good checks in a row before a backend gets work.
+    pub rise: u32,
+    /// Silent checks in a row before it gets none.
+    pub fall: u32,
+    /// Most backends.
+    pub max_servers: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Health {
+    /// Never answered a check.
+    New,
+    Ready,
+    Down {
+        since: Instant,
+        reason: String,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Backend {
+    id: BackendId,
+    origin: Origin,
+    identity: Option<Identity>,
+    instance: u32,
+    name: String,
+    /// The first is in use; the others are tried when it fails.
+    addresses: Vec<SocketAddr>,
+    /// An announced further address of a backend that is up; used once a check has passed.
+    candidate: Option<SocketAddr>,
+    /// Whether the check under way is the candidate's.
+    checking_candidate: bool,
+    health: Health,
+    /// Checks in a row that contradict the present health.
+    streak: u32,
+    /// Failed checks in a row, for the backoff.
+    failures: u32,
+    next_check: Instant,
+    checking_since: Option<Instant>,
+    round_trip: Option<Duration>,
+    version: String,
+    in_flight: u32,
+    last_seen: Instant,
+    strikes: u32,
+    ejections: u32,
+    ejected_until: Option<Instant>,
+    cooling_until: Option<Instant>,
+}
+
+impl Backend {
+    fn label(&self) -> String {
+        let place = match (&self.origin, self.addresses.first()) {
+            (Origin::Local(server) | Origin::Named(server), _) => server.to_string(),
+            (_, Some(address)) => address.to_string(),
+            (_, None) => String::new(),
+        };
+        if self.name.is_empty() { place } else { format!("{} ({place})", self.name) }
+    }
+
+    fn next_target(&mut self) -> Option<Target> {
+        if let Some(candidate) = self.candidate.take() {
+            self.checking_candidate = true;
+            return Some(Target::Address(candidate));
+        }
+        match &self.origin {
+            Origin::Local(server) | Origin::Named(server) => Some(Target::Name(server.clone())),
+            _ => self.addresses.first().copied().map(Target::Address),
+        }
+    }
+
+    /// Puts an address first and keeps the others as alternatives. A named backend has one
+    /// address, the one that its name means now.
+    fn use_address(&mut self, address: SocketAddr) {
+        self.addresses.retain(|known| *known != address);
+        if matches!(self.origin, Origin::Local(_) | Origin::Named(_)) {
+            self.addresses.clear();
+        }
+        self.addresses.insert(0, address);
+        self.addresses.truncate(MAX_ADDRESSES);
+    }
+
+    fn is_forgettable(&self, now: Instant) -> bool {
+        let unseen = now.saturating_duration_since(self.last_seen) >= FORGET_AFTER;
+        let discovered = matches!(self.origin, Origin::Discovered | Origin::Legacy);
+        let down = match self.health {
+            Health::Down { since, .. } => now.saturating_duration_since(since) >= FORGET_AFTER,
+            Health::New => true,
+            Health::Ready => false,
+        };
+        discovered && unseen && down && self.in_flight == 0
+    }
+
+    fn is_resting(&self, now: Instant) -> bool {
+        let later = |until: Option<Instant>| until.is_some_and(|until| now < until);
+        later(self.cooling_until) || later(self.ejected_until)
+            // After its rest, an ejected backend gets one request at a time until one succeeds.
+            || (self.ejected_until.is_some() && self.in_flight > 0)
+    }
+}
+
+/// All backends.
+#[derive(Debug)]
+pub struct Pool {
+    rules: Rules,
+    backends: Vec<Backend>,
+    next_id: u32,
+    /// State of the jitter's generator (xorshift; quality doesn't matter here).
+    random: u64,
+}
+
+impl Pool {
+    /// An empty pool; `seed` only spreads the retries.
+    pub fn new(rules: Rules, seed: u64) -> Self {
+        Pool { rules, backends: Vec::new(), next_id: 0, random: seed | 1 }
+    }
+
+    /// Adds the Ollama of this machine.
+    pub fn add_local(&mut self, now: Instant, server: ServerName) {
+        self.add(now, Origin::Local(server), Vec::new());
+    }
+
+    /// Adds a server that the user named.
+    pub fn add_named(&mut self, now: Instant, server: ServerName) {
+        if !self.backends.iter().any(|b| b.origin == Origin::Named(server.clone())) {
+            self.add(now, Origin::Named(server), Vec::new());
+        }
+    }
+
+    /// Decides what follows from an input.
+    pub fn handle(&mut self, now: Instant, input: Input, actions: &mut Vec<Action>) {
+        match input {
+            Input::Sighted(sighting) => self.sighted(now, sighting, actions),
+            Input::LegacySighted(ip) => self.legacy_sighted(now, ip, actions),
+            Input::Farewell { identity, from } => {
+                for backend in &mut self.backends {
+                    let here = backend.addresses.iter().any(|address| address.ip() == from);
+                    if here && backend.identity == Some(identity) {
+                        backend.next_check = now;
+                    }
+                }
+            }
+            Input::Checked(id, result) => self.checked(now, id, result, actions),
+            Input::Finished(id, outcome) => self.finished(now, id, outcome, actions),
+            Input::Tick => self.forget(now, actions),
+        }
+        self.start_checks(now, actions);
+    }
+
+    /// Picks the backend for a request and counts it in; `tried` ones are passed over.
+    ///
+    /// Least requests in flight first, then the nearest. A backend that rests is used only
+    /// when no other is left: the last one is never ejected.
+    pub fn pick(&mut self, now: Instant, tried: &[BackendId]) -> Option<Pick> {
+        let usable = |backend: &&mut Backend| {
+            let up = backend.health == Health::Ready || matches!(backend.origin, Origin::Local(_));
+            up && !backend.addresses.is_empty() && !tried.contains(&backend.id)
+        };
+        let backend = self.backends.iter_mut().filter(usable).min_by_key(|backend| {
+            let distance = backend.round_trip.map_or(u128::MAX, |rtt| rtt.as_millis() / 2);
+            (backend.is_resting(now), backend.in_flight, distance, backend.id)
+        })?;
+        backend.in_flight += 1;
+        let address = *backend.addresses.first()?;
+        let name = if backend.name.is_empty() { address.to_string() } else { backend.name.clone() };
+        Some(Pick { id: backend.id, address, name })
+    }
+
+    /// Whether a backend that isn't ready may be in a moment: one is being checked, and it
+    /// wasn't just found silent.
+    pub fn expects_backend(&self) -> bool {
+        self.backends.iter().any(|b| match &b.health {
+            Health::New => b.failures == 0,
+            Health::Ready => false,
+            Health::Down { .. } => b.checking_since.is_some() && b.failures <= 1,
+        })
+    }
+
+    /// Whether any backend gets work.
+    pub fn is_ready(&self) -> bool {
+        self.backends.iter().any(|b| b.health == Health::Ready)
+    }
+
+    /// The lowest Ollama version among the ready backends.
+    pub fn version(&self) -> OllamaVersion {
+        let ready = self.backends.iter().filter(|b| b.health == Health::Ready);
+        ready.map(|b| OllamaVersion::parse(&b.version)).min().unwrap_or_default()
+    }
+
+    /// Requests in flight over all backends.
+    pub fn in_flight(&self) -> u32 {
+        self.backends.iter().map(|b| b.in_flight).sum()
+    }
+
+    /// Why there is no backend, for people.
+    pub fn explain(&self) -> String {
+        let down: Vec<String> = self
+            .backends
+            .iter()
+            .take(8)
+            .map(|b| match &b.health {
+                Health::Down { reason, .. } => format!("{}: {reason}", b.label()),
+                Health::New => format!("{}: not checked yet", b.label()),
+                Health::Ready => format!("{}: tried", b.label()),
+            })
+            .collect();
+        match self.backends.first().map(|b| &b.origin) {
+            None => "no Ollama server found on the LAN".to_owned(),
+            Some(Origin::Local(_)) => format!("Ollama does not answer ({})", down.join("; ")),
+            Some(_) => format!("no Ollama server is ready ({})", down.join("; ")),
+        }
+    }
+
+    fn add(&mut self, now: Instant, origin: Origin, addresses: Vec<SocketAddr>) -> &mut Backend {
+        let id = BackendId(self.next_id);
+        self.next_id += 1;
+        self.backends.push(Backend {
+            id,
+            origin,
+            identity: None,
+            instance: 0,
+            name: String::new(),
+            addresses,
+            candidate: None,
+            checking_candidate: false,
+            health: Health::New,
+            streak: 0,
+            failures: 0,
+            next_check: now,
+            checking_since: None,
+            round_trip: None,
+            version: String::new(),
+            in_flight: 0,
+            last_seen: now,
+            strikes: 0,
+            ejections: 0,
+            ejected_until: None,
+            cooling_until: None,
+        });
+        let last = self.backends.len() - 1;
+        &mut self.backends[last]
+    }
+
+    fn sighted(&mut self, now: Instant, sighting: Sighting, actions: &mut Vec<Action>) {
+        let Sighting { address, identity, instance, name, ollama_up } = sighting;
+        // Same address first. The same identity elsewhere is the same server if it is the same
+        // run of it, or if the old place doesn't answer; else it may be a copied disk.
+        let known =
+            self.backends.iter().position(|b| b.addresses.contains(&address)).or_else(|| {
+                self.backends.iter().position(|b| {
+                    b.identity == Some(identity)
+                        && (b.instance == instance || b.health != Health::Ready)
+                })
+            });
+        let backend = match known {
+            Some(at) => &mut self.backends[at],
+            None => {
+                if !self.make_room(now) {
+                    actions.push(Action::Report(Transition::Refused { address }));
+                    return;
+                }
+                self.add(now, Origin::Discovered, vec![address])
+            }
+        };
+        let is_new_run = backend.instance != instance;
+        let is_new_address = !backend.addresses.contains(&address);
+        if is_new_address {
+            if backend.health == Health::Ready {
+                backend.candidate = Some(address);
+            } else {
+                backend.use_address(address);
+            }
+        }
+        backend.identity = Some(identity);
+        backend.instance = instance;
+        if !name.is_empty() {
+            backend.name = name;
+        }
+        backend.last_seen = now;
+        let ready = backend.health == Health::Ready;
+        if is_new_run || is_new_address || !ready || !ollama_up {
+            backend.next_check = now;
+        }
+    }
+
+    fn legacy_sighted(&mut self, now: Instant, ip: IpAddr, actions: &mut Vec<Action>) {
+        let address = SocketAddr::new(ip, SERVER_PORT);
+        let known = |b: &&mut Backend| b.addresses.iter().any(|known| known.ip() == ip);
+        if let Some(backend) = self.backends.iter_mut().find(known) {
+            backend.last_seen = now;
+        } else if self.make_room(now) {
+            self.add(now, Origin::Legacy, vec![address]);
+        } else {
+            actions.push(Action::Report(Transition::Refused { address }));
+        }
+    }
+
+    /// Makes room for one more; only servers that never answered or are down give way.
+    fn make_room(&mut self, now: Instant) -> bool {
+        if self.backends.len() < self.rules.max_servers {
+            return true;
+        }
+        let weakest = self
+            .backends
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| b.is_forgettable(now))
+            .min_by_key(|(_, b)| b.last_seen)
+            .map(|(at, _)| at);
+        match weakest {
+            Some(at) => {
+                self.backends.swap_remove(at);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn checked(
+        &mut self,
+        now: Instant,
+        id: BackendId,
+        result: CheckResult,
+        actions: &mut Vec<Action>,
+    ) {
+        let jitter = self.jitter();
+        let Rules { health_interval, rise, fall, .. } = self.rules;
+        let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
+        if backend.checking_since.take().is_none() {
+            return; // It was given up before it reported.
+        }
+        let was_candidate = std::mem::take(&mut backend.checking_candidate);
+        if result == CheckResult::Void {
+            backend.next_check = now + FIRST_RETRY;
+            return;
+        }
+        if was_candidate && !matches!(result, CheckResult::Healthy { .. }) {
+            backend.next_check = now;
+            return; // The announced address leads nowhere; the backend is as well as before.
+        }
+        match result {
+            CheckResult::Healthy { address, round_trip, version } => {
+                backend.failures = 0;
+                backend.last_seen = now;
+                backend.version = version;
+                backend.round_trip = Some(match backend.round_trip {
+                    Some(old) => (old * 3 + round_trip) / 4,
+                    None => round_trip,
+                });
+                if was_candidate && backend.addresses.first() != Some(&address) {
+                    let name = backend.label();
+                    actions.push(Action::Report(Transition::Moved { name, address }));
+                }
+                backend.use_address(address);
+                backend.next_check = now + jitter.spread(health_interval);
+                if backend.health == Health::Ready {
+                    backend.streak = 0;
+                    return;
+                }
+                backend.streak += 1;
+                if backend.streak >= rise {
+                    backend.streak = 0;
+                    backend.health = Health::Ready;
+                    actions.push(Action::Report(Transition::Up {
+                        name: backend.label(),
+                        address,
+                        version: backend.version.clone(),
+                    }));
+                }
+            }
+            CheckResult::Void => {}
+            CheckResult::Refused(reason) => {
+                Self::check_failed(backend, now, reason, true, fall, jitter, actions);
+            }
+            CheckResult::Silent(reason) => {
+                Self::check_failed(backend, now, reason, false, fall, jitter, actions);
+            }
+        }
+    }
+
+    fn check_failed(
+        backend: &mut Backend,
+        now: Instant,
+        reason: String,
+        definite: bool,
+        fall: u32,
+        jitter: Jitter,
+        actions: &mut Vec<Action>,
+    ) {
+        backend.failures += 1;
+        let pause = FIRST_RETRY.saturating_mul(1 << backend.failures.min(6).saturating_sub(1));
+        let longest = match backend.health {
+            Health::Down { since, .. } if now.saturating_duration_since(since) > FORGET_AFTER => {
+                LONG_RETRY
+            }
+            _ => SHORT_RETRY,
+        };
+        backend.next_check = now + jitter.spread(pause.min(longest));
+        if backend.origin == Origin::Legacy {
+            backend.next_check = now + LEGACY_RETRY;
+        }
+        if backend.addresses.len() > 1 {
+            // Another of its addresses may do; health changes once all have failed.
+            backend.addresses.rotate_left(1);
+            if !(backend.failures as usize).is_multiple_of(backend.addresses.len()) {
+                backend.next_check = now;
+                return;
+            }
+        }
+        match &mut backend.health {
+            Health::Down { reason: old, .. } => {
+                backend.streak = 0;
+                *old = reason;
+            }
+            Health::New if !definite && backend.streak + 1 < fall => backend.streak += 1,
+            Health::Ready if !definite && backend.streak + 1 < fall => {
+                backend.streak += 1;
+                backend.next_check = now;
+            }
+            was => {
+                let was_ready = *was == Health::Ready;
+                backend.streak = 0;
+                backend.health = Health::Down { since: now, reason: reason.clone() };
+                let told = was_ready || !matches!(backend.origin, Origin::Legacy);
+                if told {
+                    let name = backend.label();
+                    actions.push(Action::Report(Transition::Down { name, reason }));
+                }
+            }
+        }
+    }
+
+    fn finished(
+        &mut self,
+        now: Instant,
+        id: BackendId,
+        outcome: Outcome,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
+        backend.in_flight = backend.in_flight.saturating_sub(1);
+        match outcome {
+            Outcome::Void => {}
+            Outcome::Answered => {
+                backend.strikes = 0;
+                backend.ejections = 0;
+                backend.ejected_until = None;
+            }
+            Outcome::Overloaded => backend.cooling_until = Some(now + COOL_DOWN),
+            Outcome::Unreachable | Outcome::Failed => {
+                // Ask it at once whether it is well; the answer decides about its health.
+                backend.next_check = now;
+                backend.strikes += 1;
+                if outcome == Outcome::Unreachable {
+                    backend.cooling_until = Some(now + COOL_DOWN);
+                }
+                if backend.strikes >= STRIKES {
+                    backend.strikes = 0;
+                    let pause = FIRST_EJECTION
+                        .saturating_mul(1 << backend.ejections.min(8))
+                        .min(LONGEST_EJECTION);
+                    backend.ejections += 1;
+                    backend.ejected_until = Some(now + pause);
+                    let name = backend.label();
+                    actions.push(Action::Report(Transition::Ejected { name, pause }));
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        for backend in &mut self.backends {
+            let overdue = |since: Instant| {
+                now.saturating_duration_since(since) > self.rules.health_timeout * 4
+            };
+            if backend.checking_since.is_some_and(overdue) {
+                backend.checking_since = None; // The job was dropped; ask again.
+            }
+        }
+        self.backends.retain(|backend| {
+            let forget = backend.is_forgettable(now);
+            if forget {
+                let name = backend.label();
+                actions.push(Action::Report(Transition::Forgotten { name }));
+            }
+            !forget
+        });
+    }
+
+    fn start_checks(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let mut verifying = self
+            .backends
+            .iter()
+            .filter(|b| b.health == Health::New && b.checking_since.is_some())
+            .count();
+        for backend in &mut self.backends {
+            let due = backend.checking_since.is_none() && backend.next_check <= now;
+            let is_new = backend.health == Health::New;
+            if !due || (is_new && verifying >= MAX_VERIFICATIONS) {
+                continue;
+            }
+            if let Some(target) = backend.next_target() {
+                verifying += usize::from(is_new);
+                backend.checking_since = Some(now);
+                actions.push(Action::Check(backend.id, target));
+            }
+        }
+    }
+
+    fn jitter(&mut self) -> Jitter {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        Jitter((self.random % 401) as u32)
+    }
+}
+
+/// 0 to 400 thousandths, spread around the middle.
+#[derive(Clone, Copy)]
+struct Jitter(u32);
+
+impl Jitter {
+    /// `pause` ± 20 %.
+    fn spread(self, pause: Duration) -> Duration {
+        pause * (800 + self.0) / 1000
+    }
+}
+
+#[cfg(test)]
+mod tests;
