@@ -1,11 +1,70 @@
 //! Ollama over LAN.
+//!
+//! ```text
+//!  program ──► ClientProxy ──────── LAN ────────► ServerProxy ──► Ollama
+//!              127.0.0.1:11434                    0.0.0.0:11435   127.0.0.1:11434
+//!                  ▲ lease                            ▲ lease
+//!               Manager ◄─ sightings ─ listener    Manager ◄─ checks ─ checkers
+//!                  ▲  └─ jobs ─► checkers             │ Presence
+//!               ticker      announcer ──UDP 11436──► responder
+//! ```
+//!
+//! Both proxies are the same code; they differ in where they listen and what is in their pool:
+//! the LAN's servers, or the one local Ollama.
+//!
+//! # Threads
+//!
+//! | thread | owns | blocks on |
+//! |---|---|---|
+//! | `acceptor`, one per address | a listening socket | `accept` |
+//! | `worker`, elastic | one client connection and its upstream connection | both, in one `poll` |
+//! | `usher` | connections that can't come in | its queue |
+//! | `manager` | the pool | its mailbox |
+//! | `ticker` | nothing | its clock |
+//! | `checker` × 4 | a connection to the backend being checked | its queue |
+//! | `announcer`, `listener` (client) | UDP sockets, one per interface | its clock; `poll` |
+//! | `responder` (server) | the UDP port | `poll` |
+//!
+//! # Files, in the order in which to read them
+//!
+//! Pure, without sockets, threads or clock: [`config`], [`wire`], [`pool`], [`head`],
+//! [`headers`], [`body`], [`dialect`], [`guard`].
+//! Edges, one kind of input and output each: [`socket`], [`interfaces`], [`state`], [`registry`],
+//! [`link`], [`upstream`] (ureq), [`downstream`], [`intake`] (tiny_http), [`manager`],
+//! [`exchange`], [`proxy`], [`liveness`], [`discovery`].
+//! Wiring: [`cli`], [`serve`].
+//!
+//! # Invariants
+//!
+//! - No byte of the network reaches tiny_http, and no target can name another host than the leased
+//!   one.
+//! - Nothing of an answer stays in our memory while we wait for more of it.
+//! - Whoever waits on one side of an exchange sees the other side leave.
+//! - A request ends with a whole answer, an explicit error, or a connection that is cut; never
+//!   with a short answer that looks whole.
+//! - A lease is always given back, with its outcome.
+//! - Only a health check of the source address makes an announced server usable.
 
 pub mod body;
 pub mod cli;
 pub mod config;
 pub mod dialect;
+pub mod discovery;
+pub mod downstream;
+pub mod exchange;
 pub mod guard;
 pub mod head;
 pub mod headers;
+pub mod intake;
+pub mod interfaces;
+pub mod link;
+pub mod liveness;
+pub mod manager;
 pub mod pool;
+pub mod proxy;
+pub mod registry;
+pub mod serve;
+pub mod socket;
+pub mod state;
+pub mod upstream;
 pub mod wire;

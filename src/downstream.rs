@@ -1,0 +1,469 @@
+//! One client's connection: heads in, bodies in, errors out, and how it is closed.
+//!
+//! Every byte from the network is met here first, under a size limit and a deadline.
+
+use std::io::{self, ErrorKind, Read};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, HeaderValue, StatusCode};
+use rustix::event::PollFlags;
+
+use crate::body::{ChunkDecoder, Step};
+use crate::config::{Limits, Timing};
+use crate::dialect::Dialect;
+use crate::head::{self, Framing, Head, HeadLimits, Refusal};
+use crate::headers::{self, AnswerFraming};
+use crate::link::{Link, Woken};
+use crate::registry::Entry;
+use crate::socket;
+
+/// What is read at a time: little, until a client sends faster than that.
+const READ_SIZE: usize = 4 * 1024;
+const LARGE_READ_SIZE: usize = 32 * 1024;
+/// An unread request is drained for so long before the close, so that the client gets to read the
+/// answer instead of a reset. `ollama create` sends a blob of which the server doesn't read a
+/// byte if it has it already; Go's own server lingers as long.
+const LINGER_TIME: Duration = Duration::from_millis(500);
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct Downstream {
+    stream: Arc<TcpStream>,
+    peer: SocketAddr,
+    /// `buffer[start..]` was received and not used yet.
+    buffer: Vec<u8>,
+    start: usize,
+    read_size: usize,
+    entry: Entry,
+}
+
+/// What a connection has next.
+#[derive(Debug)]
+pub enum Next {
+    /// A request.
+    Head(Box<Head>),
+    /// Something that isn't served; to be answered, then closed.
+    Refused(Refusal),
+    /// Nothing more: closed, idle for too long, or we are stopping.
+    Closed,
+}
+
+impl Downstream {
+    /// A connection that was just accepted.
+    pub fn new(stream: Arc<TcpStream>, peer: SocketAddr, entry: Entry) -> Self {
+        Downstream { stream, peer, buffer: Vec::new(), start: 0, read_size: READ_SIZE, entry }
+    }
+
+    /// The client's socket.
+    pub fn stream(&self) -> &Arc<TcpStream> {
+        &self.stream
+    }
+
+    /// Who called.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    fn received(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+
+    /// Whether bytes of what follows the head are already here.
+    pub fn has_received(&self) -> bool {
+        !self.received().is_empty()
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.start += n;
+        if self.start == self.buffer.len() {
+            self.buffer.clear();
+            self.start = 0;
+        }
+    }
+
+    /// Reads once; `None` when nothing is there, `Some(0)` at the end.
+    fn fill(&mut self) -> io::Result<Option<usize>> {
+        if self.start > 0 {
+            self.buffer.drain(..self.start);
+            self.start = 0;
+        }
+        let filled = self.buffer.len();
+        self.buffer.resize(filled + self.read_size, 0);
+        let result = socket::try_read(&self.stream, &mut self.buffer[filled..]);
+        let n = *result.as_ref().ok().and_then(Option::as_ref).unwrap_or(&0);
+        self.buffer.truncate(filled + n);
+        if n == self.read_size {
+            self.read_size = LARGE_READ_SIZE;
+        }
+        result
+    }
+
+    /// Waits for the next head: for its first byte up to the idle time-out, for the rest up to the
+    /// head's deadline.
+    pub fn next_head(&mut self, timing: &Timing, limits: &Limits) -> Next {
+        let limits = HeadLimits { max_bytes: limits.max_head, max_fields: limits.max_fields };
+        let mut scanned = 0;
+        let mut deadline = Instant::now() + timing.idle_timeout;
+        let mut has_begun = false;
+        loop {
+            if !self.received().is_empty() && !has_begun {
+                has_begun = true;
+                deadline = Instant::now() + timing.head_timeout;
+                if !self.entry.set_busy() {
+                    return Next::Refused(Refusal { status: 503, reason: "ollana is stopping" });
+                }
+            }
+            match head::find_end(self.received(), scanned, limits) {
+                Ok(Some(len)) => {
+                    let parsed = head::parse(&self.received()[..len], limits);
+                    self.consume(len);
+                    return match parsed {
+                        Ok(head) => Next::Head(Box::new(head)),
+                        Err(refusal) => Next::Refused(refusal),
+                    };
+                }
+                Ok(None) => scanned = self.received().len(),
+                Err(refusal) => return Next::Refused(refusal),
+            }
+            match self.fill() {
+                Ok(Some(0)) | Err(_) => return Next::Closed,
+                Ok(Some(_)) => continue,
+                Ok(None) => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            match socket::wait((&*self.stream, PollFlags::IN), None, Some(left)) {
+                Ok((events, _)) if events.is_empty() => {
+                    let slow = Refusal { status: 408, reason: "the head took too long" };
+                    return if has_begun { Next::Refused(slow) } else { Next::Closed };
+                }
+                Ok(_) => {}
+                Err(_) => return Next::Closed,
+            }
+        }
+    }
+
+    /// The exchange is over; the connection waits for the next one.
+    pub fn set_idle(&mut self) {
+        if !self.has_received() {
+            // A large head or body leaves no large buffer behind on an idle connection.
+            self.buffer.shrink_to(READ_SIZE);
+            self.read_size = READ_SIZE;
+        }
+        self.entry.set_idle();
+    }
+
+    /// Closes after an answer that left part of a request unread.
+    pub fn close_gently(&self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+        let deadline = Instant::now() + LINGER_TIME;
+        let mut scratch = [0; READ_SIZE];
+        while Instant::now() < deadline {
+            match socket::try_read(&self.stream, &mut scratch) {
+                Ok(Some(0)) | Err(_) => return,
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    let waited = socket::wait((&*self.stream, PollFlags::IN), None, Some(left));
+                    if !matches!(waited, Ok((events, _)) if !events.is_empty()) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The bytes of an answer that we make ourselves, in the API's own shape.
+pub fn error_answer(
+    dialect: Dialect,
+    status: u16,
+    message: &str,
+    cause: &'static str,
+    is_head: bool,
+    close: bool,
+) -> Vec<u8> {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let body = dialect.error(status.as_u16(), message).to_string();
+    let mut fields = HeaderMap::new();
+    let json = HeaderValue::from_static("application/json; charset=utf-8");
+    fields.insert(http::header::CONTENT_TYPE, json);
+    fields.insert(headers::ERROR_FIELD, HeaderValue::from_static(cause));
+    if matches!(status.as_u16(), 429 | 503) {
+        fields.insert(http::header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    let length = body.len() as u64;
+    let framing = if is_head { AnswerFraming::None } else { AnswerFraming::Length(length) };
+    let mut out = Vec::with_capacity(512);
+    headers::write_answer_head(&mut out, status, &fields, framing, Some(length), close);
+    if !is_head {
+        out.extend_from_slice(body.as_bytes());
+    }
+    out
+}
+
+/// Memory for kept bodies, shared by all exchanges.
+#[derive(Debug)]
+pub struct Budget(AtomicUsize);
+
+impl Budget {
+    /// So many bytes in all.
+    pub fn new(bytes: usize) -> Self {
+        Budget(AtomicUsize::new(bytes))
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        self.0.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(bytes)).is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Relaxed);
+    }
+}
+
+/// Why a request's body can't be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyFault {
+    /// The client left before the end.
+    ClientLeft,
+    /// Its chunks are malformed.
+    Malformed(&'static str),
+    /// Nothing came for too long.
+    TooSlow,
+}
+
+/// A request's body on its way in: what is still to come, and what was kept for another try.
+#[derive(Debug)]
+pub struct BodyState<'a> {
+    rest: Rest,
+    awaits_continue: bool,
+    kept: Vec<u8>,
+    /// Bytes that may be kept; 0 once something was let go.
+    keep_limit: usize,
+    is_whole: bool,
+    /// The rest of it stays unread, because the answer was there first.
+    is_abandoned: bool,
+    budget: &'a Budget,
+    reserved: usize,
+    /// What went wrong, if anything.
+    pub fault: Option<BodyFault>,
+}
+
+#[derive(Debug)]
+enum Rest {
+    Done,
+    Length(u64),
+    Chunked(ChunkDecoder),
+}
+
+impl<'a> BodyState<'a> {
+    /// The body that follows `head`; up to `keep_limit` bytes are kept for another try.
+    pub fn new(head: &Head, keep_limit: usize, budget: &'a Budget) -> Self {
+        BodyState {
+            rest: match head.framing {
+                Framing::Empty => Rest::Done,
+                Framing::Length(length) => Rest::Length(length),
+                Framing::Chunked => Rest::Chunked(ChunkDecoder::default()),
+            },
+            awaits_continue: head.expects_continue && head.framing != Framing::Empty,
+            kept: Vec::new(),
+            keep_limit,
+            is_whole: true,
+            is_abandoned: false,
+            budget,
+            reserved: 0,
+            fault: None,
+        }
+    }
+
+    /// Whether all of it has been received, so that the connection can serve another request.
+    pub fn is_done(&self) -> bool {
+        matches!(self.rest, Rest::Done) && !self.is_abandoned
+    }
+
+    /// Whether everything received so far can be sent again.
+    pub fn is_replayable(&self) -> bool {
+        self.is_whole && self.fault.is_none()
+    }
+
+    /// Whether its first bytes can be sent without waiting for the client.
+    pub fn is_at_hand(&self, connection: &Downstream) -> bool {
+        !self.kept.is_empty() || connection.has_received()
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        if !self.is_whole || bytes.is_empty() {
+            return;
+        }
+        let fits = self.kept.len() + bytes.len() <= self.keep_limit;
+        if fits && self.budget.take(bytes.len()) {
+            self.reserved += bytes.len();
+            self.kept.extend_from_slice(bytes);
+        } else {
+            self.is_whole = false;
+            self.kept = Vec::new();
+            self.budget.give_back(std::mem::take(&mut self.reserved));
+        }
+    }
+}
+
+impl Drop for BodyState<'_> {
+    fn drop(&mut self) {
+        self.budget.give_back(self.reserved);
+    }
+}
+
+/// Reads a request's body for one attempt: what was kept first, then the connection.
+pub struct BodyReader<'a, 'b> {
+    /// Where it comes from.
+    pub connection: &'a mut Downstream,
+    /// How far it has come.
+    pub state: &'a mut BodyState<'b>,
+    /// The exchange's other side.
+    pub link: &'a Link,
+    /// A client that sends nothing for so long has failed.
+    pub idle_timeout: Duration,
+    /// Bytes of `kept` that this attempt has had.
+    pub replayed: usize,
+}
+
+impl BodyReader<'_, '_> {
+    fn fail(&mut self, fault: BodyFault) -> io::Error {
+        self.state.fault = Some(fault);
+        io::Error::new(ErrorKind::BrokenPipe, "the request's body broke off")
+    }
+
+    /// Puts received bytes into `out`; 0 when there are none.
+    fn take_received(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let received = &self.connection.buffer[self.connection.start..];
+            match &mut self.state.rest {
+                Rest::Done => return Ok(0),
+                Rest::Length(left) => {
+                    let n = (*left).min(out.len().min(received.len()) as u64) as usize;
+                    out[..n].copy_from_slice(&received[..n]);
+                    *left -= n as u64;
+                    if *left == 0 {
+                        self.state.rest = Rest::Done;
+                    }
+                    self.connection.consume(n);
+                    return Ok(n);
+                }
+                Rest::Chunked(decoder) => {
+                    // The decoder must not be told of data that `out` can't take.
+                    let window = &received[..received.len().min(out.len())];
+                    match decoder.step(window) {
+                        Ok(Step::Data { skip, len }) => {
+                            out[..len].copy_from_slice(&window[skip..skip + len]);
+                            self.connection.consume(skip + len);
+                            return Ok(len);
+                        }
+                        Ok(Step::More) => {
+                            let n = window.len();
+                            self.connection.consume(n);
+                            if n == 0 {
+                                return Ok(0);
+                            }
+                        }
+                        Ok(Step::End { skip }) => {
+                            self.state.rest = Rest::Done;
+                            self.connection.consume(skip);
+                            return Ok(0);
+                        }
+                        Err(reason) => return Err(self.fail(BodyFault::Malformed(reason))),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the socket: bulk of known length straight into `out`, anything else by way of the
+    /// connection's buffer. `None` when nothing is there.
+    fn take_from_socket(&mut self, out: &mut [u8]) -> io::Result<Option<usize>> {
+        let direct = matches!(self.state.rest, Rest::Length(_));
+        let result = match &mut self.state.rest {
+            Rest::Length(left) => {
+                let most = (*left).min(out.len() as u64) as usize;
+                socket::try_read(&self.connection.stream, &mut out[..most])
+            }
+            _ => self.connection.fill(),
+        };
+        match result {
+            Ok(None) => Ok(None),
+            Ok(Some(0)) | Err(_) => Err(self.fail(BodyFault::ClientLeft)),
+            Ok(Some(n)) if direct => {
+                if let Rest::Length(left) = &mut self.state.rest {
+                    *left -= n as u64;
+                    if *left == 0 {
+                        self.state.rest = Rest::Done;
+                    }
+                }
+                Ok(Some(n))
+            }
+            Ok(Some(_)) => self.take_received(out).map(Some),
+        }
+    }
+
+    fn next_bytes(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let n = self.take_received(out)?;
+            if n > 0 || matches!(self.state.rest, Rest::Done) {
+                return Ok(n);
+            }
+            match self.take_from_socket(out)? {
+                Some(n) if n > 0 || matches!(self.state.rest, Rest::Done) => return Ok(n),
+                Some(_) => continue,
+                None => {}
+            }
+            if std::mem::take(&mut self.state.awaits_continue) {
+                self.link.push(b"HTTP/1.1 100 Continue\r\n\r\n");
+            }
+            let stream = Arc::clone(&self.connection.stream);
+            match self.link.wait_client(&stream, self.idle_timeout)? {
+                Woken::Ready => {}
+                Woken::TimedOut => return Err(self.fail(BodyFault::TooSlow)),
+                Woken::Answered => return Ok(0),
+            }
+        }
+    }
+}
+
+impl Read for BodyReader<'_, '_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if let Some(replay) = self.state.kept.get(self.replayed..).filter(|kept| !kept.is_empty()) {
+            let n = replay.len().min(out.len());
+            out[..n].copy_from_slice(&replay[..n]);
+            self.replayed += n;
+            return Ok(n);
+        }
+        if self.link.answered_early() {
+            return Ok(self.fill_the_gap(out));
+        }
+        let n = self.next_bytes(out)?;
+        if n == 0 && self.link.answered_early() {
+            return Ok(self.fill_the_gap(out));
+        }
+        self.state.keep(&out[..n]);
+        self.replayed += n;
+        Ok(n)
+    }
+}
+
+impl BodyReader<'_, '_> {
+    /// The answer is already there. The transport sends nothing more, but ureq wants the body's
+    /// declared length before it reads the answer; chunks may simply end.
+    fn fill_the_gap(&mut self, out: &mut [u8]) -> usize {
+        self.state.is_whole = false;
+        self.state.is_abandoned = true;
+        match &mut self.state.rest {
+            Rest::Length(left) => {
+                let n = (*left).min(out.len() as u64) as usize;
+                *left -= n as u64;
+                n
+            }
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,511 @@
+//! One request from its head to the end of its answer.
+//!
+//! ```text
+//!  checks ─► lease ─► send ─► answer's head ─► relay ─► Answered
+//!              ▲        │ failed before the head         │ failed behind the head
+//!              └────────┴── may be sent again?           └► in-band error, cut unclean
+//!                            no: 502 / 503 in the API's shape
+//! ```
+//!
+//! A request is sent again only while nothing of an answer has been passed on, and only if that
+//! can't do harm: nothing was sent yet (any method), or it is a read or an inference whose body
+//! was kept. Pull, push, create, copy, delete and blobs are never sent twice.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, TRANSFER_ENCODING, VIA};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use ureq::Body;
+
+use crate::body::{CHUNK_PREFIX, CHUNK_SUFFIX, LAST_CHUNK, frame_chunk};
+use crate::config::{Limits, Timing};
+use crate::dialect::Dialect;
+use crate::downstream::{BodyFault, BodyReader, BodyState, Budget, Downstream, error_answer};
+use crate::guard::HostRule;
+use crate::head::{Framing, Head};
+use crate::headers::{self, AnswerFraming, ERROR_FIELD, SERVER_FIELD, UNREACHED};
+use crate::link::Fault;
+use crate::manager::{Lease, Mailbox};
+use crate::pool::{BackendId, Outcome};
+use crate::registry::Registry;
+use crate::socket;
+use crate::upstream::{self, Upstream};
+
+/// Reads of less than this are gathered with what precedes them into one write.
+const GATHER: usize = 2 * 1024;
+/// Relay buffers start small and grow while the upstream fills them.
+const SMALL: usize = 4 * 1024;
+const LARGE: usize = 32 * 1024;
+/// Bodies of more than this get larger buffers on the way to the upstream.
+const LARGE_BODY: u64 = 16 * 1024;
+/// Lines of the head longer than this need the larger buffer too.
+const LONG_LINE: usize = 3 * 1024;
+
+/// What all exchanges of a proxy share.
+#[derive(Debug)]
+pub struct Context {
+    /// Who hands out backends.
+    pub mailbox: Mailbox,
+    /// This process in `Via` fields.
+    pub via: HeaderValue,
+    /// This server's name for `X-Ollana-Server`; a client uses the backend's.
+    pub own_name: Option<HeaderValue>,
+    /// Put in front of every target (the path of `--ollama`).
+    pub prefix: String,
+    /// Which names a `Host` may have.
+    pub hosts: HostRule,
+    /// Time-outs.
+    pub timing: Timing,
+    /// Sizes.
+    pub limits: Limits,
+    /// Memory for kept bodies.
+    pub budget: Budget,
+    /// All connections.
+    pub registry: Arc<Registry>,
+}
+
+/// What becomes of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It serves the next request.
+    Keep,
+    /// It is closed, whatever the client still sends is drained.
+    Close,
+    /// It is closed at once, without a clean end of the answer.
+    Cut,
+}
+
+/// Whether a request may be sent again after it may have reached an upstream.
+fn is_repeatable(method: &Method, target: &str) -> bool {
+    if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
+        return true;
+    }
+    let path = target.split('?').next().unwrap_or(target);
+    *method == Method::POST
+        && matches!(
+            path,
+            "/api/generate"
+                | "/api/chat"
+                | "/api/embed"
+                | "/api/embeddings"
+                | "/api/show"
+                | "/v1/chat/completions"
+                | "/v1/completions"
+                | "/v1/embeddings"
+                | "/v1/responses"
+                | "/v1/messages"
+        )
+}
+
+/// Serves one request.
+pub fn run(
+    context: &Context,
+    upstream: &Upstream,
+    connection: &mut Downstream,
+    head: &Head,
+) -> End {
+    let exchange = Exchange {
+        context,
+        upstream,
+        head,
+        dialect: Dialect::of(&head.target),
+        started: Instant::now(),
+    };
+    let end = exchange.serve(connection);
+    upstream.link().end();
+    end
+}
+
+struct Exchange<'a> {
+    context: &'a Context,
+    upstream: &'a Upstream,
+    head: &'a Head,
+    dialect: Dialect,
+    started: Instant,
+}
+
+/// Why an attempt brought no answer.
+struct Failure {
+    reason: String,
+    /// Nothing reached the upstream.
+    unreached: bool,
+    /// It was a connection from the pool, which may have been stale.
+    stale: bool,
+}
+
+impl Exchange<'_> {
+    fn serve(&self, connection: &mut Downstream) -> End {
+        let fields = &self.head.fields;
+        if !self.context.hosts.allows(fields.get(HOST).map(HeaderValue::as_bytes)) {
+            let message = "the Host of this request is not a name of this machine; \
+                           if it is, start ollana with --host NAME";
+            return self.refuse(connection, 403, message, "host");
+        }
+        if headers::is_loop(fields, &self.context.via) {
+            let message = "this request has been here before: ollana proxies point at each other";
+            return self.refuse(connection, 508, message, "loop");
+        }
+        let repeatable = is_repeatable(&self.head.method, &self.head.target);
+        let keep_limit = if repeatable { self.context.limits.replay_limit } else { 0 };
+        let mut body = BodyState::new(self.head, keep_limit, &self.context.budget);
+        let mut tried: Vec<BackendId> = Vec::new();
+        let mut failure: Option<String> = None;
+        let mut resent = false;
+        let mut fresh = !repeatable;
+        let mut next_lease: Option<Lease> = None;
+        loop {
+            let lease = next_lease.take().map_or_else(|| self.context.mailbox.lease(&tried), Ok);
+            let mut lease = match (lease, failure.take()) {
+                (Ok(lease), _) => lease,
+                (Err(_), Some(failed)) => return self.refuse(connection, 502, &failed, "upstream"),
+                (Err(why), None) => return self.refuse(connection, 503, &why, UNREACHED),
+            };
+            let failed = match self.attempt(connection, &mut body, &lease, fresh) {
+                Ok(answer) => {
+                    // Another server may do better, if the request can be sent again.
+                    if let Some(outcome) = poor_answer(&answer) {
+                        let free = outcome == Outcome::Unreachable || (repeatable && !resent);
+                        if free && body.is_replayable() {
+                            tried.push(lease.pick.id);
+                            if let Ok(other) = self.context.mailbox.lease(&tried) {
+                                lease.outcome = outcome;
+                                resent |= outcome != Outcome::Unreachable;
+                                next_lease = Some(other);
+                                fresh = !repeatable;
+                                continue;
+                            }
+                        }
+                    }
+                    return self.relay(connection, &mut lease, &body, answer);
+                }
+                Err(failed) => failed,
+            };
+            if let Some(end) = self.answer_own_fault(connection, &body) {
+                return end;
+            }
+            if failed.stale && body.is_replayable() {
+                // Nothing is known against the server; the connection was just old.
+                fresh = true;
+                next_lease = Some(lease);
+                continue;
+            }
+            let name = format!("{} ({})", lease.pick.name, lease.pick.address);
+            log::warn!("attempt failed backend={name:?} reason={:?}", failed.reason);
+            lease.outcome = if failed.unreached { Outcome::Unreachable } else { Outcome::Failed };
+            let message = format!("server {name}: {}", failed.reason);
+            let again = failed.unreached || (repeatable && !resent);
+            if !again || !body.is_replayable() {
+                return self.refuse(connection, 502, &message, "upstream");
+            }
+            resent |= !failed.unreached;
+            tried.push(lease.pick.id);
+            failure = Some(message);
+            fresh = !repeatable;
+        }
+    }
+
+    /// Sends the request to one backend and waits for the head of its answer.
+    fn attempt(
+        &self,
+        connection: &mut Downstream,
+        body: &mut BodyState<'_>,
+        lease: &Lease,
+        fresh: bool,
+    ) -> Result<Response<Body>, Failure> {
+        let link = Arc::clone(self.upstream.link());
+        let has_body = self.head.framing != Framing::Empty;
+        let holds_head = has_body && body.is_at_hand(connection);
+        link.begin(Some(Arc::clone(connection.stream())), holds_head, self.is_large());
+        let sent = self.request(lease).and_then(|request| {
+            if has_body {
+                let mut reader = BodyReader {
+                    connection,
+                    state: body,
+                    link: &link,
+                    idle_timeout: self.context.timing.body_timeout,
+                    replayed: 0,
+                };
+                self.upstream.send(request, Some(&mut reader as &mut dyn Read), fresh)
+            } else {
+                self.upstream.send(request, None, fresh)
+            }
+        });
+        sent.map_err(|reason| {
+            let progress = link.progress();
+            let stale = progress.reused && !progress.received;
+            Failure { reason, unreached: !progress.sent, stale }
+        })
+    }
+
+    fn is_large(&self) -> bool {
+        let large_body = match self.head.framing {
+            Framing::Empty => false,
+            Framing::Length(length) => length > LARGE_BODY,
+            Framing::Chunked => true,
+        };
+        let long = |(name, value): (&http::HeaderName, &HeaderValue)| {
+            name.as_str().len() + value.len() > LONG_LINE
+        };
+        large_body || self.head.target.len() > LONG_LINE || self.head.fields.iter().any(long)
+    }
+
+    fn request(&self, lease: &Lease) -> Result<Request<()>, String> {
+        let address = lease.pick.address;
+        let uri = upstream::build_uri(address, &self.context.prefix, &self.head.target)?;
+        let mut fields = self.head.fields.clone();
+        headers::prepare_request(&mut fields, &self.context.via);
+        match self.head.framing {
+            Framing::Length(length) => {
+                fields.insert(CONTENT_LENGTH, HeaderValue::from(length));
+            }
+            Framing::Chunked => {
+                fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
+            Framing::Empty => {
+                let takes_body =
+                    matches!(self.head.method, Method::POST | Method::PUT | Method::PATCH);
+                if takes_body {
+                    fields.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+                }
+            }
+        }
+        let mut request = Request::new(());
+        *request.method_mut() = self.head.method.clone();
+        *request.uri_mut() = uri;
+        *request.headers_mut() = fields;
+        Ok(request)
+    }
+
+    /// Answers a failure that isn't the upstream's.
+    fn answer_own_fault(&self, connection: &mut Downstream, body: &BodyState<'_>) -> Option<End> {
+        match body.fault {
+            Some(BodyFault::ClientLeft) => return Some(self.client_left()),
+            Some(BodyFault::Malformed(reason)) => {
+                return Some(self.refuse(connection, 400, reason, "body"));
+            }
+            Some(BodyFault::TooSlow) => {
+                return Some(self.refuse(connection, 408, "the body took too long", "body"));
+            }
+            None => {}
+        }
+        match self.upstream.link().progress().fault {
+            Some(Fault::ClientLeft | Fault::ClientStalled) => Some(self.client_left()),
+            Some(Fault::OutOfResources) => {
+                let message = "this machine is out of file descriptors or memory";
+                log::warn!("{message}");
+                Some(self.refuse(connection, 503, message, UNREACHED))
+            }
+            None => None,
+        }
+    }
+
+    fn client_left(&self) -> End {
+        self.log(499, "-", 0);
+        End::Cut
+    }
+
+    /// Passes the answer on, every read before the next.
+    fn relay(
+        &self,
+        connection: &mut Downstream,
+        lease: &mut Lease,
+        request_body: &BodyState<'_>,
+        answer: Response<Body>,
+    ) -> End {
+        let (mut parts, body) = answer.into_parts();
+        let status = parts.status;
+        if status.is_informational() {
+            lease.outcome = Outcome::Failed;
+            let message = format!("server {}: answered {status} to no upgrade", lease.pick.name);
+            return self.refuse(connection, 502, &message, "upstream");
+        }
+        let declared = declared_length(&parts.headers);
+        let is_head = self.head.method == Method::HEAD;
+        let framing = headers::answer_framing(is_head, self.head.http_10, status, declared);
+        headers::strip_hop_by_hop(&mut parts.headers);
+        parts.headers.append(VIA, self.context.via.clone());
+        if !parts.headers.contains_key(SERVER_FIELD) {
+            let name = self.context.own_name.clone();
+            let name = name.or_else(|| HeaderValue::from_str(&lease.pick.name).ok());
+            if let Some(name) = name {
+                parts.headers.insert(SERVER_FIELD, name);
+            }
+        }
+        let close = !self.head.keep_alive
+            || !request_body.is_done()
+            || framing == AnswerFraming::Close
+            || self.context.registry.is_draining();
+        let mut out = Vec::with_capacity(1024);
+        headers::write_answer_head(&mut out, status, &parts.headers, framing, declared, close);
+        let link = self.upstream.link();
+        link.push(&out);
+        let first_byte = self.started.elapsed();
+        let (bytes, failed) = match framing {
+            AnswerFraming::None => (0, None),
+            _ => self.copy_body(body, framing),
+        };
+        let failed = failed.or_else(|| link.flush().err().map(|_| String::new()));
+        lease.outcome = match (&failed, link.progress().fault) {
+            (None, _) => poor_outcome(status).unwrap_or(Outcome::Answered),
+            (Some(_), Some(_)) => Outcome::Void,
+            (Some(_), None) => Outcome::Failed,
+        };
+        log::debug!("first byte after_us={}", first_byte.as_micros());
+        self.log(status.as_u16(), &lease.pick.name, bytes);
+        match failed {
+            None if !close => End::Keep,
+            None => End::Close,
+            Some(reason) => {
+                if link.progress().fault.is_none() {
+                    let message = format!("server {}: {reason}", lease.pick.name);
+                    log::warn!("answer broke off backend={:?} reason={reason:?}", lease.pick.name);
+                    self.end_in_failure(connection, &parts.headers, framing, &message);
+                }
+                End::Cut
+            }
+        }
+    }
+
+    /// Copies a body; returns its bytes and, if it didn't arrive whole, why.
+    fn copy_body(&self, body: Body, framing: AnswerFraming) -> (u64, Option<String>) {
+        let link = self.upstream.link();
+        let mut reader = body.into_reader();
+        let mut buffer = vec![0; CHUNK_PREFIX + SMALL + CHUNK_SUFFIX];
+        let mut total = 0;
+        loop {
+            let space = CHUNK_PREFIX..buffer.len() - CHUNK_SUFFIX;
+            let room = space.len();
+            let n = match reader.read(&mut buffer[space]) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(error) => return (total, Some(upstream::describe_io(&error))),
+            };
+            total += n as u64;
+            let range = match framing {
+                AnswerFraming::Chunked => frame_chunk(&mut buffer, n),
+                _ => CHUNK_PREFIX..CHUNK_PREFIX + n,
+            };
+            if n < GATHER {
+                link.push(&buffer[range]);
+            } else if link.send(&buffer[range]).is_err() {
+                return (total, Some(String::new()));
+            }
+            if n == room && room < LARGE {
+                buffer.resize(CHUNK_PREFIX + room * 2 + CHUNK_SUFFIX, 0);
+            }
+        }
+        if framing == AnswerFraming::Chunked {
+            link.push(LAST_CHUNK);
+        }
+        (total, None)
+    }
+
+    /// Tells of a failure within the answer: a last line or event where its format has one, and
+    /// never a clean end.
+    fn end_in_failure(
+        &self,
+        connection: &Downstream,
+        fields: &HeaderMap,
+        framing: AnswerFraming,
+        message: &str,
+    ) {
+        let link = self.upstream.link();
+        let content_type = fields.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let told = self.dialect.in_band_error(content_type.unwrap_or_default(), message);
+        if let (AnswerFraming::Chunked, Some(text)) = (framing, told) {
+            let mut buffer = vec![0; CHUNK_PREFIX + text.len() + CHUNK_SUFFIX];
+            buffer[CHUNK_PREFIX..CHUNK_PREFIX + text.len()].copy_from_slice(text.as_bytes());
+            let range = frame_chunk(&mut buffer, text.len());
+            link.push(&buffer[range]);
+        }
+        let _ = link.flush();
+        if framing == AnswerFraming::Close {
+            // Here an ordinary close would look like the end of the answer.
+            socket::reset_on_close(connection.stream());
+        }
+    }
+
+    /// Answers with an error of our own.
+    fn refuse(
+        &self,
+        connection: &mut Downstream,
+        status: u16,
+        message: &str,
+        cause: &'static str,
+    ) -> End {
+        let whole = self.head.framing == Framing::Empty;
+        let close = !whole || !self.head.keep_alive || self.context.registry.is_draining();
+        let is_head = self.head.method == Method::HEAD;
+        let answer = error_answer(self.dialect, status, message, cause, is_head, close);
+        self.log(status, "-", 0);
+        log::debug!("refused status={status} message={message:?}");
+        let stall = self.context.timing.stall_timeout;
+        match socket::write_all(connection.stream(), &answer, stall) {
+            Ok(()) if !close => End::Keep,
+            Ok(()) => End::Close,
+            Err(_) => End::Cut,
+        }
+    }
+
+    fn log(&self, status: u16, backend: &str, bytes: u64) {
+        if log::log_enabled!(log::Level::Debug) {
+            let target: String = self.head.target.chars().take(200).collect();
+            log::debug!(
+                "request method={} target={target:?} status={status} backend={backend:?} \
+                 bytes={bytes} ms={}",
+                self.head.method,
+                self.started.elapsed().as_millis()
+            );
+        }
+    }
+}
+
+fn declared_length(fields: &HeaderMap) -> Option<u64> {
+    fields.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// An answer that another server might better: overloaded, or a proxy of ours that reached no
+/// Ollama.
+fn poor_answer(answer: &Response<Body>) -> Option<Outcome> {
+    let unreached = answer.headers().get(ERROR_FIELD).is_some_and(|cause| cause == UNREACHED);
+    if unreached { Some(Outcome::Unreachable) } else { poor_outcome(answer.status()) }
+}
+
+fn poor_outcome(status: StatusCode) -> Option<Outcome> {
+    matches!(status.as_u16(), 429 | 503).then_some(Outcome::Overloaded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_reads_and_inference_are_sent_twice() {
+        for (method, target) in [
+            ("GET", "/api/tags"),
+            ("HEAD", "/"),
+            ("OPTIONS", "/api/chat"),
+            ("POST", "/api/chat"),
+            ("POST", "/api/generate?x"),
+            ("POST", "/v1/messages"),
+        ] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            assert!(is_repeatable(&method, target), "{method} {target}");
+        }
+        for (method, target) in [
+            ("POST", "/api/pull"),
+            ("POST", "/api/push"),
+            ("POST", "/api/create"),
+            ("POST", "/api/copy"),
+            ("DELETE", "/api/delete"),
+            ("POST", "/api/blobs/sha256:00"),
+            ("POST", "/api/chatter"),
+            ("PUT", "/api/chat"),
+        ] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            assert!(!is_repeatable(&method, target), "{method} {target}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The ticker, and the checkers that ask backends for `/api/version`.
+//!
+//! The Manager decides when a backend is checked; the ticker only tells it that time passes, and
+//! the checkers do what it asks for, each with its own connection.
+
+use std::io;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use crate::config::{OllamaUrl, THREAD_STACK, Timing};
+use crate::manager::{CheckJob, Mailbox};
+use crate::pool::Input;
+use crate::upstream::{self, Upstream};
+
+/// How often the Manager hears that time has passed.
+const TICK: Duration = Duration::from_millis(200);
+/// Checks that run at once; a silent backend holds one for the check's time-out.
+const CHECKERS: usize = 4;
+
+/// Where the Manager puts its jobs, and where the checkers take them from.
+pub fn job_queue() -> (Sender<CheckJob>, Receiver<CheckJob>) {
+    // One per backend is under way at most.
+    bounded(1024)
+}
+
+/// The ticker's thread; dropping it stops and joins it.
+#[derive(Debug)]
+pub struct Ticker {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ticker {
+    /// Starts to tick.
+    ///
+    /// # Errors
+    /// When the thread can't be started.
+    pub fn start(mailbox: Mailbox) -> io::Result<Self> {
+        let (stop, stopped) = bounded::<()>(0);
+        let thread = thread::Builder::new()
+            .name("ticker".to_owned())
+            .stack_size(THREAD_STACK)
+            .spawn(move || {
+                while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                    mailbox.offer(Input::Tick);
+                }
+            })?;
+        Ok(Ticker { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The checkers' threads. They end when the queue's other side, the Manager, is gone.
+#[derive(Debug)]
+pub struct Checkers(Vec<JoinHandle<()>>);
+
+impl Checkers {
+    /// Starts the checkers. `local` is the Ollama of this machine, in server mode.
+    ///
+    /// # Errors
+    /// When a thread can't be started.
+    pub fn start(
+        jobs: &Receiver<CheckJob>,
+        mailbox: &Mailbox,
+        timing: &Timing,
+        local: Option<&OllamaUrl>,
+    ) -> io::Result<Self> {
+        let mut threads = Vec::with_capacity(CHECKERS);
+        for _ in 0..CHECKERS {
+            let jobs = jobs.clone();
+            let mailbox = mailbox.clone();
+            let timeout = timing.health_timeout;
+            let upstream = Upstream::new(timing);
+            let local = local.cloned();
+            let thread = thread::Builder::new()
+                .name("checker".to_owned())
+                .stack_size(THREAD_STACK)
+                .spawn(move || {
+                    for job in jobs {
+                        let result =
+                            upstream::check(&upstream, &job.target, local.as_ref(), timeout);
+                        log::trace!("check target={:?} result={result:?}", job.target);
+                        mailbox.send(Input::Checked(job.id, result));
+                    }
+                })?;
+            threads.push(thread);
+        }
+        Ok(Checkers(threads))
+    }
+
+    /// Waits for their end; the Manager must be gone.
+    pub fn join(self) {
+        for thread in self.0 {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Arguments → logging → run → exit code.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use ollana::cli::{self, Command};
+use ollana::serve;
+
+fn main() -> ExitCode {
+    let settings = match cli::parse(std::env::args_os(), &|name| std::env::var_os(name)) {
+        Ok(Command::Serve(settings)) => settings,
+        Ok(Command::Print(text)) => {
+            // A closed pipe (`ollana --help | head`) is no failure.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("ollana: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let format = simplelog::ConfigBuilder::new()
+        .set_time_format_rfc3339()
+        .set_thread_level(simplelog::LevelFilter::Debug)
+        .set_thread_mode(simplelog::ThreadLogMode::Names)
+        .set_target_level(simplelog::LevelFilter::Off)
+        .set_location_level(simplelog::LevelFilter::Off)
+        .add_filter_allow_str("ollana")
+        .build();
+    // It fails only if a logger is set already, and there is none.
+    let _ = simplelog::WriteLogger::init(settings.log_level, format, std::io::stderr());
+    match serve::run(&settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ollana: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

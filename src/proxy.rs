@@ -1,0 +1,418 @@
+//! The downstream HTTP side: acceptors, and the elastic pool of workers behind the intake.
+//!
+//! ```text
+//!  acceptor (one per address) ──► an idle worker, or a new one ──► porch: next_head()
+//!      │ full: 503 / 429                                             │
+//!      └──► usher: answers and closes those who can't come in        ▼
+//!                                                 intake (tiny_http) ──► exchange::run
+//! ```
+//!
+//! A worker tends one connection at a time and goes home after a while without one.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::config::THREAD_STACK;
+use crate::dialect::Dialect;
+use crate::downstream::{Downstream, Next, error_answer};
+use crate::exchange::{self, Context, End};
+use crate::guard;
+use crate::intake::{Arrival, Intake};
+use crate::interfaces::Links;
+use crate::registry::Full;
+use crate::socket::{self, Waker};
+use crate::upstream::Upstream;
+
+/// An idle worker goes home after this.
+const WORKER_IDLE: Duration = Duration::from_secs(20);
+/// Connections that wait to be turned away; beyond it they are just closed.
+const USHER_QUEUE: usize = 64;
+/// Pause after the kernel had no descriptor or memory for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long workers may take to notice that their connections were cut.
+const CUT_TIME: Duration = Duration::from_secs(2);
+
+/// A running proxy.
+pub struct Proxy {
+    shared: Arc<Shared>,
+    addresses: Vec<SocketAddr>,
+    waker: Arc<Waker>,
+    acceptors: Vec<JoinHandle<()>>,
+    usher: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    context: Context,
+    intake: Intake,
+    workers: Workers,
+}
+
+impl Proxy {
+    /// Starts to serve these listeners.
+    ///
+    /// # Errors
+    /// When the private socket or a thread can't be had.
+    pub fn start(
+        context: Context,
+        listeners: Vec<TcpListener>,
+        places: &[PathBuf],
+    ) -> io::Result<Self> {
+        let intake = Intake::start(places)?;
+        let shared = Arc::new(Shared { context, intake, workers: Workers::default() });
+        let waker = Arc::new(Waker::new()?);
+        let (turned_away, queue) = bounded(USHER_QUEUE);
+        let usher = spawn("usher", move || usher(&queue))?;
+        let mut addresses = Vec::new();
+        let mut acceptors = Vec::new();
+        for listener in listeners {
+            addresses.push(listener.local_addr()?);
+            let acceptor = Acceptor {
+                listener,
+                shared: Arc::clone(&shared),
+                waker: Arc::clone(&waker),
+                turned_away: turned_away.clone(),
+                is_short: false,
+            };
+            acceptors.push(spawn("acceptor", move || acceptor.run())?);
+        }
+        Ok(Proxy { shared, addresses, waker, acceptors, usher: Some(usher) })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Connections now.
+    pub fn connections(&self) -> usize {
+        self.shared.context.registry.len()
+    }
+
+    /// Accepts no more and closes idle connections; streams go on.
+    pub fn stop_accepting(&mut self) {
+        self.waker.wake();
+        for acceptor in self.acceptors.drain(..) {
+            let _ = acceptor.join();
+        }
+        if let Some(usher) = self.usher.take() {
+            let _ = usher.join();
+        }
+        self.shared.context.registry.drain();
+    }
+
+    /// Waits for the streams, up to `timeout`; then cuts them. True if none was cut.
+    pub fn finish(&mut self, timeout: Duration) -> bool {
+        self.stop_accepting();
+        let registry = &self.shared.context.registry;
+        let finished = registry.wait_empty(timeout);
+        if !finished {
+            log::warn!("time is up, cutting connections={}", registry.len());
+            registry.cut();
+        }
+        self.shared.workers.dismiss();
+        if !self.shared.workers.wait_gone(CUT_TIME) {
+            log::warn!("workers left behind");
+        }
+        finished
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.to_owned()).stack_size(THREAD_STACK).spawn(run)
+}
+
+struct Acceptor {
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    waker: Arc<Waker>,
+    turned_away: Sender<(Arc<TcpStream>, u16)>,
+    /// Whether the shortage under way was logged.
+    is_short: bool,
+}
+
+impl Acceptor {
+    fn run(mut self) {
+        // Given up when descriptors run out, so that clients can be told instead of left waiting.
+        let mut spare = self.listener.try_clone().ok();
+        loop {
+            let stopped = match self.listener.accept() {
+                Ok((stream, peer)) => {
+                    self.is_short = false;
+                    self.let_in(stream, peer);
+                    if spare.is_none() {
+                        spare = self.listener.try_clone().ok();
+                    }
+                    continue;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait(),
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+                    ) =>
+                {
+                    continue;
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut self.is_short, true) {
+                        log::error!("cannot accept connections: {error}; answering 503");
+                    }
+                    let had_spare = spare.take().is_some();
+                    if let (true, Ok((stream, _))) = (had_spare, self.listener.accept()) {
+                        self.turn_away(Arc::new(stream), 503);
+                    }
+                    spare = self.listener.try_clone().ok();
+                    self.pause()
+                }
+            };
+            if stopped {
+                return;
+            }
+        }
+    }
+
+    /// Waits for a connection; true when we are stopping.
+    fn wait(&self) -> bool {
+        let mut fds = [
+            PollFd::new(&self.waker.watched, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+        ];
+        let _ = poll(&mut fds, None);
+        !fds[0].revents().is_empty()
+    }
+
+    fn pause(&self) -> bool {
+        let waited = socket::wait((&self.waker.watched, PollFlags::IN), None, Some(ACCEPT_PAUSE));
+        matches!(waited, Ok((events, _)) if !events.is_empty())
+    }
+
+    fn let_in(&self, stream: TcpStream, peer: SocketAddr) {
+        let context = &self.shared.context;
+        if !is_welcome(peer.ip()) {
+            log::debug!("refused a peer from outside the local network addr={peer}");
+            socket::reset_on_close(&stream);
+            return;
+        }
+        if socket::prepare(&stream, context.timing.stall_timeout).is_err() {
+            return; // It is gone already.
+        }
+        let stream = Arc::new(stream);
+        let entry = match context.registry.enter(&stream, peer.ip()) {
+            Ok(entry) => entry,
+            Err(full) => {
+                log::debug!("turned away addr={peer} reason={full:?}");
+                return self.turn_away(stream, if full == Full::Source { 429 } else { 503 });
+            }
+        };
+        let connection = Box::new(Downstream::new(Arc::clone(&stream), peer, entry));
+        let Err(connection) = self.shared.workers.hand_over(connection) else { return };
+        // In a slot, to have it back when no thread can be started for it.
+        let slot = Arc::new(Mutex::new(Some(connection)));
+        let shared = Arc::clone(&self.shared);
+        let first = Arc::clone(&slot);
+        self.shared.workers.hired();
+        let spawned = spawn("worker", move || {
+            let connection = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+            Worker::new(shared).run(connection);
+        });
+        if let Err(error) = spawned {
+            self.shared.workers.left();
+            log::error!("cannot start a worker: {error}; answering 503");
+            self.turn_away(stream, 503);
+        }
+    }
+
+    fn turn_away(&self, stream: Arc<TcpStream>, status: u16) {
+        // A full queue closes the connection, which is an answer too.
+        let _ = self.turned_away.try_send((stream, status));
+    }
+}
+
+/// Local networks and this machine; the internet has no business here.
+fn is_welcome(peer: IpAddr) -> bool {
+    guard::is_local_address(peer) || Links::now().contain(peer)
+}
+
+/// Answers those who can't come in, one after the other.
+fn usher(queue: &Receiver<(Arc<TcpStream>, u16)>) {
+    for (stream, status) in queue {
+        let message = match status {
+            429 => "too many connections from your address",
+            _ => "too many connections",
+        };
+        let answer = error_answer(Dialect::Ollama, status, message, "full", false, true);
+        if stream.set_nonblocking(true).is_ok() {
+            let _ = socket::write_all(&stream, &answer, ACCEPT_PAUSE);
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            // Unread bytes would turn the close into a reset that overtakes the answer.
+            let mut scratch = [0; 4096];
+            while let Ok((events, _)) =
+                socket::wait((&*stream, PollFlags::IN), None, Some(ACCEPT_PAUSE))
+            {
+                let ended = events.is_empty()
+                    || !matches!(socket::try_read(&stream, &mut scratch), Ok(Some(n)) if n > 0);
+                if ended {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// The workers without work, last come first served, so that surplus ones go home.
+#[derive(Default)]
+struct Workers {
+    idle: Mutex<Idle>,
+    alive: AtomicUsize,
+    gone: Condvar,
+}
+
+#[derive(Default)]
+struct Idle {
+    hands: Vec<(u64, Sender<Box<Downstream>>)>,
+    next: u64,
+    is_dismissed: bool,
+}
+
+impl Workers {
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a connection to an idle worker, or back.
+    fn hand_over(&self, connection: Box<Downstream>) -> Result<(), Box<Downstream>> {
+        match self.idle().hands.pop() {
+            // An idle worker's channel is empty and has room for one.
+            Some((_, hand)) => hand.try_send(connection).map_err(|error| error.into_inner()),
+            None => Err(connection),
+        }
+    }
+
+    /// A worker waits for work: its number and where the work comes, or nothing when all are
+    /// dismissed.
+    fn wait_for_work(&self) -> Option<(u64, Receiver<Box<Downstream>>)> {
+        let mut idle = self.idle();
+        if idle.is_dismissed {
+            return None;
+        }
+        let number = idle.next;
+        idle.next += 1;
+        let (hand, work) = bounded(1);
+        idle.hands.push((number, hand));
+        Some((number, work))
+    }
+
+    /// A worker doesn't wait any longer. Work that was handed to it before is still to come.
+    fn retract(&self, number: u64) {
+        self.idle().hands.retain(|(other, _)| *other != number);
+    }
+
+    fn dismiss(&self) {
+        let mut idle = self.idle();
+        idle.is_dismissed = true;
+        idle.hands.clear();
+    }
+
+    fn hired(&self) {
+        self.alive.fetch_add(1, SeqCst);
+    }
+
+    fn left(&self) {
+        let _idle = self.idle();
+        self.alive.fetch_sub(1, SeqCst);
+        self.gone.notify_all();
+    }
+
+    fn wait_gone(&self, timeout: Duration) -> bool {
+        let guard = self.idle();
+        let waited = self.gone.wait_timeout_while(guard, timeout, |_| self.alive.load(SeqCst) > 0);
+        waited.is_ok_and(|(_, waited)| !waited.timed_out())
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    upstream: Upstream,
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>) -> Self {
+        let upstream = Upstream::new(&shared.context.timing);
+        Worker { shared, upstream }
+    }
+
+    fn run(self, mut connection: Option<Box<Downstream>>) {
+        while let Some(present) = connection {
+            // A defect that one connection hits must not end the others, nor this worker.
+            if catch_unwind(AssertUnwindSafe(|| self.tend(present))).is_err() {
+                log::error!("a worker panicked; its connection was closed");
+            }
+            connection = self.next_connection();
+        }
+        self.shared.workers.left();
+    }
+
+    fn next_connection(&self) -> Option<Box<Downstream>> {
+        let (number, work) = self.shared.workers.wait_for_work()?;
+        let connection = work.recv_timeout(WORKER_IDLE).ok();
+        if connection.is_none() {
+            self.shared.workers.retract(number);
+        }
+        connection.or_else(|| work.try_recv().ok())
+    }
+
+    /// Serves a connection, request after request. The intake may swap it for another.
+    fn tend(&self, mut connection: Box<Downstream>) {
+        let context = &self.shared.context;
+        loop {
+            let head = match connection.next_head(&context.timing, &context.limits) {
+                Next::Closed => return,
+                Next::Refused(refusal) => {
+                    log::debug!(
+                        "refused a head addr={} reason={:?}",
+                        connection.peer(),
+                        refusal.reason
+                    );
+                    let answer = error_answer(
+                        Dialect::Ollama,
+                        refusal.status,
+                        refusal.reason,
+                        "request",
+                        false,
+                        true,
+                    );
+                    let stall = context.timing.head_timeout;
+                    if socket::write_all(connection.stream(), &answer, stall).is_ok() {
+                        connection.close_gently();
+                    }
+                    return;
+                }
+                Next::Head(head) => head,
+            };
+            let mut arrival = match self.shared.intake.admit(Arrival { connection, head }) {
+                Ok(arrival) => arrival,
+                Err(own) => {
+                    log::error!("the intake lost a request; serving it without");
+                    own
+                }
+            };
+            let end =
+                exchange::run(context, &self.upstream, &mut arrival.connection, &arrival.head);
+            connection = arrival.connection;
+            match end {
+                End::Keep => connection.set_idle(),
+                End::Close => return connection.close_gently(),
+                End::Cut => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Which connections exist: limits in all and per source, and how they are told to end.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::socket;
+
+/// Why a connection isn't let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// Too many in all: 503.
+    Total,
+    /// Too many from this address: 429.
+    Source,
+}
+
+/// All connections of a proxy.
+#[derive(Debug)]
+pub struct Registry {
+    table: Mutex<Table>,
+    changed: Condvar,
+    max_total: usize,
+    max_per_source: usize,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    connections: HashMap<u64, Connection>,
+    per_source: HashMap<IpAddr, usize>,
+    next: u64,
+    is_draining: bool,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: Arc<TcpStream>,
+    is_busy: Arc<AtomicBool>,
+}
+
+/// A connection's place; dropping it frees the place.
+#[derive(Debug)]
+pub struct Entry {
+    registry: Arc<Registry>,
+    number: u64,
+    source: IpAddr,
+    is_busy: Arc<AtomicBool>,
+}
+
+impl Registry {
+    /// With these limits; loopback has none per source.
+    pub fn new(max_total: usize, max_per_source: usize) -> Self {
+        Registry {
+            table: Mutex::new(Table::default()),
+            changed: Condvar::new(),
+            max_total,
+            max_per_source,
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a connection in.
+    ///
+    /// # Errors
+    /// [`Full`] says which limit is reached.
+    pub fn enter(self: &Arc<Self>, stream: &Arc<TcpStream>, source: IpAddr) -> Result<Entry, Full> {
+        let mut table = self.table();
+        if table.connections.len() >= self.max_total || table.is_draining {
+            return Err(Full::Total);
+        }
+        let source = source.to_canonical();
+        let count = table.per_source.entry(source).or_default();
+        if !source.is_loopback() && *count >= self.max_per_source {
+            return Err(Full::Source);
+        }
+        *count += 1;
+        let number = table.next;
+        table.next += 1;
+        let is_busy = Arc::new(AtomicBool::new(false));
+        let connection = Connection { stream: Arc::clone(stream), is_busy: Arc::clone(&is_busy) };
+        table.connections.insert(number, connection);
+        Ok(Entry { registry: Arc::clone(self), number, source, is_busy })
+    }
+
+    /// Connections now.
+    pub fn len(&self) -> usize {
+        self.table().connections.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether connections are to end after the exchange under way.
+    pub fn is_draining(&self) -> bool {
+        self.table().is_draining
+    }
+
+    /// Lets no more in and closes those that are idle.
+    pub fn drain(&self) {
+        let mut table = self.table();
+        table.is_draining = true;
+        for connection in table.connections.values() {
+            if !connection.is_busy.load(SeqCst) {
+                let _ = connection.stream.shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    /// Cuts every connection so that no client takes its answer for whole.
+    pub fn cut(&self) {
+        for connection in self.table().connections.values() {
+            socket::reset_on_close(&connection.stream);
+            let _ = connection.stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Waits until all have ended; false when the time is up before.
+    pub fn wait_empty(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut table = self.table();
+        while !table.connections.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            table = self
+                .changed
+                .wait_timeout(table, left)
+                .map_or_else(|e| e.into_inner().0, |(table, _)| table);
+        }
+        true
+    }
+}
+
+impl Entry {
+    /// A request has begun. False when the connection was already told to end.
+    pub fn set_busy(&self) -> bool {
+        // Under the table's lock, so that a drain either sees it busy or has closed it.
+        let table = self.registry.table();
+        self.is_busy.store(true, SeqCst);
+        !table.is_draining
+    }
+
+    /// The request is over.
+    pub fn set_idle(&self) {
+        let table = self.registry.table();
+        self.is_busy.store(false, SeqCst);
+        if let Some(connection) = table.connections.get(&self.number).filter(|_| table.is_draining)
+        {
+            let _ = connection.stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut table = self.registry.table();
+        table.connections.remove(&self.number);
+        if let Some(count) = table.per_source.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                table.per_source.remove(&self.source);
+            }
+        }
+        self.registry.changed.notify_all();
+    }
+}

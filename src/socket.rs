@@ -1,0 +1,294 @@
+//! Non-blocking TCP sockets: waiting on one while another is watched, options, listeners.
+//!
+//! Every socket of the data path is non-blocking, and every wait is one `poll` that also sees
+//! the other side of the exchange leave. Knows nothing of HTTP.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+/// A peer that vanished while nothing is under way is noticed after 5 + 3 × 2 seconds.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_PROBES: u32 = 3;
+/// Pending connections that the kernel keeps for us (it caps this at `somaxconn`).
+const BACKLOG: i32 = 4096;
+
+/// Events that tell that a peer has closed its side. Where the kernel has no such event, input
+/// is watched instead and [`has_left`] looks closer.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub const HANGUP: PollFlags = PollFlags::RDHUP;
+/// Events that tell that a peer may have closed its side.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub const HANGUP: PollFlags = PollFlags::IN;
+
+const BROKEN: PollFlags = PollFlags::HUP.union(PollFlags::ERR).union(PollFlags::NVAL);
+
+/// Waits until one of the sockets has one of its events; returns what each has.
+///
+/// No events on either means that the time is up.
+///
+/// # Errors
+/// Those of poll(2), except interruptions.
+pub fn wait(
+    first: (&impl AsFd, PollFlags),
+    second: Option<(&TcpStream, PollFlags)>,
+    timeout: Option<Duration>,
+) -> io::Result<(PollFlags, PollFlags)> {
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let mut fds = [
+        PollFd::new(first.0, first.1),
+        match second {
+            Some((stream, events)) => PollFd::new(stream, events),
+            None => PollFd::new(first.0, PollFlags::empty()),
+        },
+    ];
+    let used = if second.is_some() { 2 } else { 1 };
+    loop {
+        let left = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Seconds of a time-out are far below i64::MAX.
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+        });
+        match poll(&mut fds[..used], left.as_ref()) {
+            Ok(_) => {
+                let of_second = if used == 2 { fds[1].revents() } else { PollFlags::empty() };
+                return Ok((fds[0].revents(), of_second));
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Whether these events of a watched peer mean that it has left.
+pub fn has_left(stream: &TcpStream, events: PollFlags) -> bool {
+    if events.intersects(BROKEN) {
+        return true;
+    }
+    if events.contains(PollFlags::IN) {
+        return matches!(stream.peek(&mut [0]), Ok(0));
+    }
+    events.intersects(HANGUP)
+}
+
+/// Reads what is there; `None` when nothing is.
+///
+/// # Errors
+/// Those of read(2), except interruptions and "would block".
+pub fn try_read(mut stream: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    loop {
+        match stream.read(buffer) {
+            Ok(n) => return Ok(Some(n)),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Writes what the kernel takes now; 0 when it takes nothing.
+///
+/// # Errors
+/// Those of write(2), except interruptions and "would block".
+pub fn try_write(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        match stream.write(bytes) {
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(0),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+/// Writes all of it; a peer that takes nothing for `stall` is given up.
+///
+/// # Errors
+/// `TimedOut` for a stalled peer, otherwise those of write(2).
+pub fn write_all(stream: &TcpStream, mut bytes: &[u8], stall: Duration) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match try_write(stream, bytes)? {
+            0 => {
+                let (events, _) = wait((stream, PollFlags::OUT), None, Some(stall))?;
+                if events.is_empty() {
+                    return Err(ErrorKind::TimedOut.into());
+                }
+            }
+            n => bytes = &bytes[n..],
+        }
+    }
+    Ok(())
+}
+
+/// Makes a connected socket fit for streaming: non-blocking, no delay, keepalive, and a limit on
+/// how long sent bytes may stay unacknowledged.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn prepare(stream: &TcpStream, unacknowledged: Duration) -> io::Result<()> {
+    stream.set_nonblocking(true)?;
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)?;
+    limit_unacknowledged(stream, unacknowledged)
+}
+
+/// Sets TCP_USER_TIMEOUT where there is one. It also ends connections whose peer announces a
+/// zero window for so long, so it must not be shorter than a stall that is allowed.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn limit_unacknowledged(stream: &TcpStream, limit: Duration) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    SockRef::from(stream).set_tcp_user_timeout(Some(limit))?;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = (stream, limit);
+    Ok(())
+}
+
+/// Connects within `timeout`; ends early when `watched` hangs up.
+///
+/// # Errors
+/// `TimedOut`, `ConnectionAborted` when the watched peer left, otherwise those of connect(2).
+pub fn connect(
+    address: SocketAddr,
+    watched: Option<&TcpStream>,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&address.into()) {
+        Ok(()) => {}
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
+            let (own, other) =
+                wait((&socket, PollFlags::OUT), watched.map(|w| (w, HANGUP)), Some(timeout))?;
+            if own.is_empty() {
+                return Err(match watched {
+                    Some(watched) if has_left(watched, other) => ErrorKind::ConnectionAborted,
+                    _ => ErrorKind::TimedOut,
+                }
+                .into());
+            }
+            if let Some(error) = socket.take_error()? {
+                return Err(error);
+            }
+        }
+        Err(e) => return Err(e),
+    }
+    Ok(socket.into())
+}
+
+/// Listens with a long queue, so that a burst of connections isn't dropped by the kernel.
+///
+/// # Errors
+/// Those of socket(2), bind(2) and listen(2).
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Only lets us take a port over from connections in TIME_WAIT, not from another listener.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Closes with a reset, so that the peer can't take what it got for a whole.
+pub fn reset_on_close(stream: &TcpStream) {
+    // Without the option, the close is an ordinary one; nothing better can be done then.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Wakes threads that wait in [`wait`]: once woken it stays so.
+#[derive(Debug)]
+pub struct Waker {
+    keep: UnixStream,
+    /// Becomes readable.
+    pub watched: UnixStream,
+}
+
+impl Waker {
+    /// A waker that hasn't been used.
+    ///
+    /// # Errors
+    /// Those of socketpair(2).
+    pub fn new() -> io::Result<Self> {
+        let (keep, watched) = UnixStream::pair()?;
+        Ok(Waker { keep, watched })
+    }
+
+    /// Wakes everyone who waits for `watched` to be readable, now and later.
+    pub fn wake(&self) {
+        // It can only fail when it was done before.
+        let _ = self.keep.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let near = connect(listener.local_addr().unwrap(), None, Duration::from_secs(5)).unwrap();
+        wait((&listener, PollFlags::IN), None, Some(Duration::from_secs(5))).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        for stream in [&near, &far] {
+            prepare(stream, Duration::from_secs(10)).unwrap();
+        }
+        (near, far)
+    }
+
+    #[test]
+    fn waiting_sees_the_other_side_leave_behind_unread_bytes() {
+        let (a, _a_far) = pair();
+        let (b, b_far) = pair();
+        let long = Some(Duration::from_secs(10));
+        write_all(&b_far, b"pipelined", Duration::from_secs(1)).unwrap();
+        let none = wait((&a, PollFlags::IN), Some((&b, HANGUP)), Some(Duration::ZERO)).unwrap();
+        assert!(!has_left(&b, none.1), "{none:?}");
+        drop(b_far);
+        let (own, other) = wait((&a, PollFlags::IN), Some((&b, HANGUP)), long).unwrap();
+        assert!(own.is_empty());
+        if cfg!(target_os = "linux") {
+            assert!(has_left(&b, other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_stalled_reader_is_given_up() {
+        let (a, _far) = pair();
+        let big = vec![0; 64 << 20];
+        let error = write_all(&a, &big, Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_refused_connect_says_so() {
+        let port = listen("127.0.0.1:0".parse().unwrap()).unwrap().local_addr().unwrap();
+        let error = connect(port, None, Duration::from_secs(5)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn a_waker_stays_awake() {
+        let waker = Waker::new().unwrap();
+        let zero = Some(Duration::ZERO);
+        assert!(wait((&waker.watched, PollFlags::IN), None, zero).unwrap().0.is_empty());
+        waker.wake();
+        waker.wake();
+        for _ in 0..2 {
+            assert!(!wait((&waker.watched, PollFlags::IN), None, zero).unwrap().0.is_empty());
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! What a server keeps across restarts: its identity. And where it may keep it.
+
+use std::fs;
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::wire::Identity;
+
+/// Random bytes of the system.
+///
+/// # Errors
+/// When the system has no random source.
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(bytes)
+}
+
+/// The identity of the server on this port, made at its first start.
+///
+/// It goes with the port, so that two servers on one machine are two. Without a place to keep
+/// it, or with an ephemeral port, it lasts as long as the process.
+///
+/// # Errors
+/// When the system has no random source.
+pub fn identity(dir: Option<&Path>, port: u16) -> io::Result<Identity> {
+    let fresh = Identity(random()?);
+    let (Some(dir), true) = (dir, port != 0) else { return Ok(fresh) };
+    let path = dir.join(format!("identity-{port}"));
+    match load(&path) {
+        Ok(Some(identity)) => return Ok(identity),
+        Ok(None) => {}
+        Err(error) => {
+            log::warn!("identity not kept, unreadable path={path:?} reason={error}");
+            return Ok(fresh);
+        }
+    }
+    if let Err(error) = store(dir, &path, fresh) {
+        log::warn!("identity not kept, try --state-dir path={path:?} reason={error}");
+    }
+    Ok(fresh)
+}
+
+fn load(path: &Path) -> io::Result<Option<Identity>> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let text = text.trim();
+    let digit = |at: usize| text.get(at..at + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
+    let mut bytes = [0; 16];
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = digit(at * 2).ok_or_else(|| io::Error::other("not 32 hexadecimal digits"))?;
+    }
+    Ok(Some(Identity(bytes)))
+}
+
+/// Writes a new file and renames it, so that a power cut leaves the old one or the new one.
+fn store(dir: &Path, path: &Path, identity: Identity) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let temporary = path.with_extension(format!("{}.new", std::process::id()));
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    writeln!(file, "{identity}")?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
+}
+
+/// Directories in which the private socket may be made, best first.
+pub fn private_places(state_dir: Option<&Path>) -> Vec<PathBuf> {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    let mut places: Vec<PathBuf> =
+        ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].into_iter().filter_map(variable).collect();
+    places.push(std::env::temp_dir());
+    if let Some(dir) = state_dir
+        && fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).is_ok()
+    {
+        places.push(dir.to_owned());
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_kept_per_port() {
+        let dir = std::env::temp_dir().join(format!("ollana-state-{:?}", random::<8>().unwrap()));
+        let first = identity(Some(&dir), 11435).unwrap();
+        assert_eq!(identity(Some(&dir), 11435).unwrap(), first);
+        assert_ne!(identity(Some(&dir), 11436).unwrap(), first);
+        assert_ne!(identity(Some(&dir), 0).unwrap(), identity(Some(&dir), 0).unwrap());
+        fs::write(dir.join("identity-11435"), "broken").unwrap();
+        assert_ne!(identity(Some(&dir), 11435).unwrap(), first);
+        let kept = fs::read_to_string(dir.join("identity-11435")).unwrap();
+        assert_eq!(kept, "broken", "never overwrites what it doesn't understand");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,494 @@
+//! Requests to an upstream (an Ollama or the next proxy) through ureq.
+//!
+//! The only importer of ureq. It gives ureq a transport of ours on a non-blocking socket, because
+//! the exchange's promises (see `link`) have to be kept where the bytes move: in ureq's reads
+//! and writes.
+
+use std::io::{self, ErrorKind, Read};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{Request, Response, Uri};
+use rustix::event::PollFlags;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
+use ureq::{Agent, Body, SendBody, Timeout};
+
+use crate::config::{MAX_FIELD_LINE, OllamaUrl, Timing};
+use crate::headers;
+use crate::link::{Fault, Link, Woken};
+use crate::pool::{CheckResult, Target};
+use crate::socket;
+
+/// Unacknowledged bytes are given up after this: a vanished peer shows within about 11 s.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// Buffers start this small, which is all that a stream of tokens needs …
+pub const SMALL: usize = 4 * 1024;
+/// … and grow up to this while data comes faster than it leaves.
+const LARGE: usize = 32 * 1024;
+/// Idle connections kept per worker; it rarely talks to more than one server.
+const MAX_IDLE: usize = 2;
+/// Idle connections are closed after this, well before the next proxy's idle limit.
+const IDLE_AGE: Duration = Duration::from_secs(30);
+/// Longest answer to a health check that is read.
+const MAX_VERSION_ANSWER: u64 = 64 * 1024;
+
+/// One worker's way to the upstreams, with its own pooled connections.
+#[derive(Debug)]
+pub struct Upstream {
+    pooled: Agent,
+    fresh: Agent,
+    link: Arc<Link>,
+}
+
+impl Upstream {
+    /// For one worker thread.
+    pub fn new(timing: &Timing) -> Self {
+        let link = Arc::new(Link::new(timing.stall_timeout));
+        let agent = |max_idle| {
+            let config = Agent::config_builder()
+                .http_status_as_error(false)
+                .max_redirects(0)
+                .max_redirects_will_error(false)
+                .proxy(None)
+                .user_agent("")
+                .accept("")
+                .accept_encoding("")
+                .allow_non_standard_methods(true)
+                .max_idle_connections(max_idle)
+                .max_idle_connections_per_host(max_idle)
+                .max_idle_age(IDLE_AGE)
+                .timeout_connect(Some(timing.connect_timeout))
+                .build();
+            Agent::with_parts(config, LinkConnector { link: Arc::clone(&link) }, Literal)
+        };
+        Upstream { pooled: agent(MAX_IDLE), fresh: agent(0), link }
+    }
+
+    /// The link of the exchange under way.
+    pub fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// Sends a request and waits for the head of its answer. With `fresh`, on a connection of
+    /// its own, which can't be stale: for what must not be sent twice.
+    ///
+    /// # Errors
+    /// A sentence; [`Link::progress`] says how far it came.
+    pub fn send(
+        &self,
+        request: Request<()>,
+        body: Option<&mut dyn Read>,
+        fresh: bool,
+    ) -> Result<Response<Body>, String> {
+        let agent = if fresh { &self.fresh } else { &self.pooled };
+        let result = match body {
+            Some(body) => agent.run(request.map(|()| SendBody::from_reader(body))),
+            None => agent.run(request),
+        };
+        result.map_err(|error| describe(&error))
+    }
+}
+
+/// Puts an upstream's address and a client's target together; parts, so that no target can
+/// name another host.
+///
+/// # Errors
+/// A sentence when the target can't be part of a URI.
+pub fn build_uri(address: SocketAddr, prefix: &str, target: &str) -> Result<Uri, String> {
+    let path = if prefix.is_empty() || target == "*" {
+        target.to_owned()
+    } else {
+        format!("{prefix}{target}")
+    };
+    Uri::builder()
+        .scheme("http")
+        .authority(address.to_string())
+        .path_and_query(path)
+        .build()
+        .map_err(|_| "the target has characters that a URI can't have".to_owned())
+}
+
+/// A sentence about a failed call, without the library's words for it.
+pub fn describe(error: &ureq::Error) -> String {
+    match error {
+        ureq::Error::Io(error) => describe_io(error),
+        ureq::Error::Timeout(Timeout::Connect) => "connecting timed out".to_owned(),
+        ureq::Error::Timeout(_) => "no answer in time".to_owned(),
+        ureq::Error::Protocol(error) => format!("answer is not HTTP: {error}"),
+        other => other.to_string(),
+    }
+}
+
+/// A sentence about an error of a socket or of a body.
+pub fn describe_io(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "connection reset".to_owned(),
+        ErrorKind::UnexpectedEof => "connection closed early".to_owned(),
+        ErrorKind::TimedOut => "timed out".to_owned(),
+        ErrorKind::HostUnreachable => "no route to host".to_owned(),
+        ErrorKind::NetworkUnreachable => "network is unreachable".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// Asks a target for `/api/version`. A local Ollama must not turn out to be a proxy of ours.
+pub fn check(
+    upstream: &Upstream,
+    target: &Target,
+    local: Option<&OllamaUrl>,
+    timeout: Duration,
+) -> CheckResult {
+    let address = match resolve(target) {
+        Ok(address) => address,
+        Err(reason) => return CheckResult::Refused(reason),
+    };
+    let start = Instant::now();
+    let prefix = local.map_or("", |url| url.prefix.as_str());
+    let uri = match build_uri(address, prefix, "/api/version") {
+        Ok(uri) => uri,
+        Err(reason) => return CheckResult::Refused(reason),
+    };
+    upstream.link.begin(None, false, false);
+    let mut request = Request::new(());
+    *request.uri_mut() = uri;
+    let request = upstream.fresh.configure_request(request).timeout_global(Some(timeout)).build();
+    let response = match upstream.fresh.run(request) {
+        Ok(response) => response,
+        Err(_) if upstream.link.progress().fault.is_some() => return CheckResult::Void,
+        Err(error @ ureq::Error::Timeout(_)) => return CheckResult::Silent(describe(&error)),
+        Err(error) => return CheckResult::Refused(describe(&error)),
+    };
+    let (parts, body) = response.into_parts();
+    let mut text = String::new();
+    let read = body.into_reader().take(MAX_VERSION_ANSWER).read_to_string(&mut text);
+    let answer: Option<serde_json::Value> = serde_json::from_str(&text).ok();
+    let member = |name: &str| answer.as_ref()?.get(name)?.as_str().map(str::to_owned);
+    if local.is_some() && headers::is_from_ollana(&parts.headers) {
+        return CheckResult::Refused("another ollana answers there, not Ollama".to_owned());
+    }
+    match (read, parts.status.as_u16(), member("version")) {
+        (Ok(_), 200, Some(version)) => {
+            let version = version.chars().filter(|c| !c.is_control()).take(64).collect();
+            CheckResult::Healthy { address, round_trip: start.elapsed(), version }
+        }
+        (Ok(_), 200, None) => CheckResult::Refused("answers, but not as Ollama does".to_owned()),
+        (Ok(_), status, _) => {
+            let reason = member("error").unwrap_or_default();
+            let reason: String = reason.chars().filter(|c| !c.is_control()).take(200).collect();
+            CheckResult::Refused(format!("answers with status {status} {reason}").trim().to_owned())
+        }
+        (Err(error), ..) => CheckResult::Silent(describe_io(&error)),
+    }
+}
+
+fn resolve(target: &Target) -> Result<SocketAddr, String> {
+    let server = match target {
+        Target::Address(address) => return Ok(*address),
+        Target::Name(server) => server,
+    };
+    let mut addresses = (server.host.as_str(), server.port)
+        .to_socket_addrs()
+        .map_err(|error| format!("can't resolve {}: {error}", server.host))?;
+    // Ollama listens on IPv4 unless told otherwise.
+    let first = addresses.next().ok_or_else(|| format!("{} has no address", server.host))?;
+    Ok(std::iter::once(first).chain(addresses).find(SocketAddr::is_ipv4).unwrap_or(first))
+}
+
+/// Our URIs hold addresses, so there is nothing to look up (and no thread to do it in).
+#[derive(Debug)]
+struct Literal;
+
+impl Resolver for Literal {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        _: &ureq::config::Config,
+        _: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let authority = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
+        let address = authority.parse().map_err(|_| ureq::Error::HostNotFound)?;
+        let mut addresses = self.empty();
+        addresses.push(address);
+        Ok(addresses)
+    }
+}
+
+#[derive(Debug)]
+struct LinkConnector {
+    link: Arc<Link>,
+}
+
+impl Connector for LinkConnector {
+    type Out = LinkTransport;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails,
+        _: Option<()>,
+    ) -> Result<Option<Self::Out>, ureq::Error> {
+        let address = details.addrs.first().copied().ok_or(ureq::Error::HostNotFound)?;
+        let client = self.link.client();
+        let timeout = details.timeout.not_zero().map_or(UNACKNOWLEDGED, |timeout| *timeout);
+        let stream = socket::connect(address, client.as_deref(), timeout)
+            .and_then(|stream| socket::prepare(&stream, UNACKNOWLEDGED).map(|()| stream))
+            .map_err(|error| match error.kind() {
+                ErrorKind::TimedOut => ureq::Error::Timeout(Timeout::Connect),
+                ErrorKind::ConnectionAborted => self.link.fail(Fault::ClientLeft).into(),
+                _ if is_shortage(&error) => {
+                    self.link.fail(Fault::OutOfResources);
+                    error.into()
+                }
+                _ => error.into(),
+            })?;
+        Ok(Some(LinkTransport {
+            stream: Arc::new(stream),
+            buffers: GrowingBuffers::default(),
+            link: Arc::clone(&self.link),
+            held: Vec::new(),
+            requests: 0,
+            is_sending: false,
+            has_received: false,
+            is_patient: false,
+            is_spoilt: false,
+        }))
+    }
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// One connection to an upstream.
+#[derive(Debug)]
+struct LinkTransport {
+    stream: Arc<TcpStream>,
+    buffers: GrowingBuffers,
+    link: Arc<Link>,
+    /// The head of a request, until the first bytes of its body.
+    held: Vec<u8>,
+    /// Requests that this connection began to carry.
+    requests: u32,
+    is_sending: bool,
+    /// Whether the present request has got bytes back.
+    has_received: bool,
+    /// Whether unacknowledged bytes may take as long as a stall.
+    is_patient: bool,
+    /// Part of a request was left out, so nothing may follow it.
+    is_spoilt: bool,
+}
+
+impl LinkTransport {
+    fn write(&mut self, start: usize, end: usize, from_held: bool) -> io::Result<()> {
+        let mut at = start;
+        while at < end {
+            let bytes = if from_held { &self.held[at..end] } else { &self.buffers.output[at..end] };
+            match socket::try_write(&self.stream, bytes) {
+                Ok(0) => {
+                    let heeded =
+                        if self.link.heeds_input() { PollFlags::IN } else { PollFlags::empty() };
+                    let events = PollFlags::OUT | heeded;
+                    match self.link.wait_upstream(&self.stream, events, Some(self.link.stall()))? {
+                        Woken::Ready => {}
+                        Woken::TimedOut => return Err(ErrorKind::TimedOut.into()),
+                        Woken::Answered => {
+                            if self.link.note_answer(&self.stream) {
+                                self.is_spoilt = true;
+                                return Ok(());
+                            }
+                        }
+                    }
+                }
+                Ok(n) => at += n,
+                // It closed while we were sending: an answer may be there to read nevertheless.
+                Err(e)
+                    if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
+                        && self.link.note_answer(&self.stream) =>
+                {
+                    self.is_spoilt = true;
+                    return Ok(());
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn send_held(&mut self) -> io::Result<()> {
+        if !self.held.is_empty() {
+            self.write(0, self.held.len(), true)?;
+            self.held.clear();
+        }
+        Ok(())
+    }
+
+    fn set_patience(&mut self, patient: bool) {
+        if self.is_patient != patient {
+            let limit = if patient { self.link.stall() } else { UNACKNOWLEDGED };
+            // Without it the system's own limits hold; nothing is lost.
+            let _ = socket::limit_unacknowledged(&self.stream, limit.max(UNACKNOWLEDGED));
+            self.is_patient = patient;
+        }
+    }
+}
+
+impl Transport for LinkTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        if self.buffers.output.len() < LARGE {
+            let wanted = if self.link.is_large() { LARGE } else { SMALL };
+            self.buffers.grow_output(wanted);
+        }
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), ureq::Error> {
+        if !self.is_sending {
+            self.is_sending = true;
+            self.requests += 1;
+            self.has_received = false;
+            self.link.sending(&self.stream, self.requests > 1);
+            self.set_patience(self.link.is_large());
+        }
+        if self.link.answered_early() {
+            self.is_spoilt = true;
+            return Ok(());
+        }
+        if self.link.take_holds_head() {
+            self.held.extend_from_slice(&self.buffers.output[..amount]);
+            return Ok(());
+        }
+        if self.held.is_empty() {
+            self.write(0, amount, false)?;
+        } else {
+            self.held.extend_from_slice(&self.buffers.output[..amount]);
+            self.send_held()?;
+        }
+        Ok(())
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        if self.is_sending {
+            self.is_sending = false;
+            self.send_held()?;
+            self.set_patience(false);
+        }
+        // Everything that was read before is with the client before more is read.
+        self.link.flush()?;
+        let limit = timeout.for_read();
+        let limit_for_poll = limit.not_zero().map(|limit| *limit);
+        // Bulk data is usually there already; tokens never are.
+        let mut is_likely = self.buffers.was_filled;
+        loop {
+            if is_likely {
+                let space = self.buffers.input_append_buf();
+                let len = space.len();
+                match socket::try_read(&self.stream, space) {
+                    Ok(Some(n)) => {
+                        self.buffers.was_filled = n == len;
+                        self.buffers.input_appended(n);
+                        if n > 0 && !self.has_received {
+                            self.has_received = true;
+                            self.link.received();
+                        }
+                        return Ok(n > 0);
+                    }
+                    Ok(None) => {}
+                    // Unlike an end of file, a reset can't be the end of an answer.
+                    Err(e) => return Err(io::Error::new(ErrorKind::BrokenPipe, e).into()),
+                }
+            }
+            match self.link.wait_upstream(&self.stream, PollFlags::IN, limit_for_poll)? {
+                Woken::TimedOut => return Err(ureq::Error::Timeout(limit.reason)),
+                Woken::Ready | Woken::Answered => is_likely = true,
+            }
+        }
+    }
+
+    fn is_open(&mut self) -> bool {
+        !self.is_spoilt
+            && matches!(self.stream.peek(&mut [0]), Err(e) if e.kind() == ErrorKind::WouldBlock)
+    }
+}
+
+/// Buffers that stay small for token streams and grow for bulk data and large heads.
+#[derive(Debug, Default)]
+struct GrowingBuffers {
+    input: Vec<u8>,
+    /// `input[consumed..filled]` isn't consumed yet.
+    consumed: usize,
+    filled: usize,
+    output: Vec<u8>,
+    /// Whether the last use of the input made progress.
+    progress: bool,
+    /// Whether the last read took all the space there was.
+    was_filled: bool,
+}
+
+impl GrowingBuffers {
+    fn grow_output(&mut self, wanted: usize) {
+        if self.output.len() < wanted {
+            self.output.resize(wanted, 0);
+        }
+    }
+
+    fn grow_input(&mut self, wanted: usize) {
+        if self.input.len() < wanted {
+            self.input.resize(wanted, 0);
+        }
+    }
+}
+
+impl Buffers for GrowingBuffers {
+    fn output(&mut self) -> &mut [u8] {
+        &mut self.output
+    }
+
+    fn input(&self) -> &[u8] {
+        &self.input[self.consumed..self.filled]
+    }
+
+    fn input_append_buf(&mut self) -> &mut [u8] {
+        if self.consumed > 0 {
+            self.input.copy_within(self.consumed..self.filled, 0);
+            self.filled -= self.consumed;
+            self.consumed = 0;
+        }
+        if self.filled == self.input.len() || self.was_filled {
+            // Twice as much, from 4 KiB up to 32 KiB; a larger head is refused by its size.
+            let wanted = (self.input.len() * 2).clamp(SMALL, LARGE);
+            self.grow_input(wanted);
+        }
+        &mut self.input[self.filled..]
+    }
+
+    fn input_appended(&mut self, amount: usize) {
+        self.filled += amount;
+    }
+
+    fn input_consume(&mut self, amount: usize) {
+        self.progress = amount > 0;
+        self.consumed += amount;
+        if self.consumed == self.filled {
+            self.consumed = 0;
+            self.filled = 0;
+        }
+    }
+
+    fn tmp_and_output(&mut self) -> (&mut [u8], &mut [u8]) {
+        let wanted = self.filled + self.output.len().max(SMALL);
+        self.grow_input(wanted);
+        (&mut self.input[self.filled..], &mut self.output)
+    }
+
+    fn can_use_input(&self) -> bool {
+        self.progress && self.filled > self.consumed
+    }
+}
+
+/// A field line is written in one piece.
+const _: () = assert!(MAX_FIELD_LINE <= LARGE);
