@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# End-to-end run: a real Ollama on host A, its own command line and the official
+# Python, JavaScript and OpenAI clients on host B, and only ollana between them.
+#
+#   host B                                              host A
+#   clients ──► ollana (client) 127.0.0.1:11434 ──LAN──► ollana (server) :11435 ──► Ollama 127.0.0.1:11434
+#
+# As root the hosts are two network namespaces, in which ollana gets no arguments
+# and must find everything itself; otherwise they are two loopback addresses.
+#
+#   OLLANA_BIN        the binary to test; built with cargo when unset
+#   OLLANA_E2E_DIR    where Ollama and the clients are kept between runs (target/e2e)
+#   E2E_OLLAMA        an installed `ollama` to test against instead of the cached one
+#   E2E_SERVER_FLAGS  more flags for the ollana on host A
+#   E2E_HOSTS         `loopback` does without namespaces even as root
+# shellcheck disable=SC1091,SC2034,SC2154  # variables shared with the files of e2e/
+set -euo pipefail
+shopt -s inherit_errexit
+
+cd "$(dirname "$0")/.."
+here=$PWD/scripts/e2e
+mkdir -p "${OLLANA_E2E_DIR:-target/e2e}"
+cache=$(cd "${OLLANA_E2E_DIR:-target/e2e}" && pwd)
+work=$(mktemp -d)
+model=tiny
+
+. "$here/tools.sh"
+. "$here/hosts.sh"
+. "$here/checks.sh"
+
+clean_up() {
+    local status=$? log
+    trap - EXIT
+    if ((status)); then
+        for log in "$work"/*.log; do
+            [ ! -s "$log" ] || { echo "--- last lines of ${log##*/}" && tail -n 25 "$log" | tr -cd '[:print:]\n' | cut -c1-300; }
+        done
+    fi
+    stop_all
+    rm -rf "$work"
+    exit "$status"
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+
+install_tools
+if [ -n "${OLLANA_BIN:-}" ]; then
+    ollana=$(realpath "$OLLANA_BIN")
+else
+    cargo build --release
+    ollana=$(realpath "${CARGO_TARGET_DIR:-target}/release/ollana")
+fi
+
+make_hosts
+out_of_time=$((SECONDS + 300))
+start_ollama
+make_model
+start server a "$ollana" "${server_args[@]}"
+start client b "$ollana" "${client_args[@]}"
+# Nothing below means anything until the two have found each other.
+check "ollana on B finds Ollama on A" within 20 ask b /api/version --fail
+(($(failures) == 0)) || exit 1
+
+check_curl
+check_cli
+check_program python "$python" "$here/clients.py" "${url[b]}" "$model"
+check_program node node "$node_dir/client.mjs" "${url[b]}" "$model"
+check_hang_up
+check_restart
+check_stop
+
+echo "$(grep -c '^ok ' "$results" || true) passed, $(failures) failed"
+(($(failures) == 0))
