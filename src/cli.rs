@@ -1,6 +1,6 @@
 //! Arguments and `OLLANA_*` environment → [`Command`].
 //!
-//! One function, [`set`], gives each option its meaning, so a flag and its variable can't
+//! One function, `set`, gives each option its meaning, so a flag and its variable can't
 //! drift apart. Flags win over variables.
 
 use std::ffi::OsString;

@@ -45,6 +45,8 @@
 //! - A lease is always given back, with its outcome.
 //! - Only a health check of the source address makes an announced server usable.
 
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
 pub mod body;
 pub mod cli;
 pub mod config;

@@ -1,5 +1,7 @@
 //! Arguments → logging → run → exit code.
 
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::io::Write;
 use std::process::ExitCode;
 

@@ -1,0 +1,57 @@
+# make run    a demo of the whole thing on this machine
+# make test   the tests
+CARGO  ?= cargo
+PREFIX ?= /usr/local
+TARGET ?= $(shell uname -m)-unknown-linux-musl
+
+.PHONY: help run build test check lint doc netns e2e static install uninstall clean
+
+help:
+	@echo "make run      build and show it: a fake Ollama, a server, a client, one chat"
+	@echo "make test     all tests (those in network namespaces need root)"
+	@echo "make check    formatting, lints, documentation, tests: what CI runs"
+	@echo "make netns    only the tests on several hosts in network namespaces (root)"
+	@echo "make e2e      a real Ollama with a real model and the official clients"
+	@echo "make build    target/release/ollana"
+	@echo "make static   a static binary for TARGET=$(TARGET)"
+	@echo "make install  into DESTDIR=$(DESTDIR) PREFIX=$(PREFIX); make uninstall"
+
+run: build
+	@$(CARGO) build --release --quiet --example demo
+	@target/release/examples/demo target/release/ollana
+
+build:
+	@$(CARGO) build --release
+
+test:
+	$(CARGO) test
+
+lint:
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh; \
+	else echo "shellcheck is not installed, scripts not linted"; fi
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --quiet
+
+check: lint doc test
+
+netns:
+	$(CARGO) test --test netns -- --nocapture
+
+e2e:
+	scripts/e2e.sh
+
+# With the target's standard library from rustup, plain cargo; else see scripts/static.sh.
+static:
+	scripts/static.sh $(TARGET)
+
+install: build
+	install -D -m 755 target/release/ollana $(DESTDIR)$(PREFIX)/bin/ollana
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/ollana
+
+clean:
+	$(CARGO) clean
