@@ -15,7 +15,7 @@ if [ -d "$(rustc --print target-libdir --target "$target" 2>/dev/null)" ]; then
     # rust-lld links every musl target, so no cross compiler is needed.
     linker=CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$target")_LINKER
     env "$linker=rust-lld" cargo build --release --target "$target"
-elif [ -x /usr/bin/cargo ] && [ -d /usr/share/cargo ] || ls /usr/lib/rustlib/src >/dev/null 2>&1; then
+elif [ -x /usr/bin/cargo ] && [ -d /usr/lib/rustlib/src ]; then
     tools=target/zigbuild
     [ -x $tools/bin/cargo-zigbuild ] || {
         python3 -m venv $tools
