@@ -6,6 +6,8 @@
 
 use serde_json::{Value, json};
 
+use crate::tail::Format;
+
 /// Which API a path belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
@@ -46,19 +48,15 @@ impl Dialect {
         }
     }
 
-    /// A last line or event for a stream that ends in failure, when the format has one.
-    pub fn in_band_error(self, content_type: &str, message: &str) -> Option<String> {
-        let media = content_type.split(';').next().unwrap_or_default().trim();
+    /// A last line or event for a stream that ends in failure.
+    pub fn in_band_error(self, format: Format, message: &str) -> String {
         let error = self.error(502, message);
-        if media.eq_ignore_ascii_case("application/x-ndjson") {
-            Some(format!("{error}\n"))
-        } else if media.eq_ignore_ascii_case("text/event-stream") {
-            Some(match self {
-                Dialect::Anthropic => format!("event: error\ndata: {error}\n\n"),
-                _ => format!("data: {error}\n\n"),
-            })
-        } else {
-            None
+        match (format, self) {
+            (Format::Ndjson, _) => format!("{error}\n"),
+            (Format::EventStream, Dialect::Anthropic) => {
+                format!("event: error\ndata: {error}\n\n")
+            }
+            (Format::EventStream, _) => format!("data: {error}\n\n"),
         }
     }
 }
@@ -97,13 +95,11 @@ mod tests {
 
     #[test]
     fn streams_get_their_formats_error() {
-        let ollama = Dialect::Ollama.in_band_error("application/x-ndjson", "gone");
-        assert_eq!(ollama.as_deref(), Some("{\"error\":\"gone\"}\n"));
-        let sse = "text/event-stream; charset=utf-8";
-        let openai = Dialect::OpenAi.in_band_error(sse, "gone").unwrap();
+        let ollama = Dialect::Ollama.in_band_error(Format::Ndjson, "gone");
+        assert_eq!(ollama, "{\"error\":\"gone\"}\n");
+        let openai = Dialect::OpenAi.in_band_error(Format::EventStream, "gone");
         assert!(openai.starts_with("data: {\"error\":{") && openai.ends_with("}\n\n"));
-        let anthropic = Dialect::Anthropic.in_band_error(sse, "gone").unwrap();
+        let anthropic = Dialect::Anthropic.in_band_error(Format::EventStream, "gone");
         assert!(anthropic.starts_with("event: error\ndata: {"));
-        assert_eq!(Dialect::Ollama.in_band_error("application/json", "gone"), None);
     }
 }

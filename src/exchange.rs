@@ -13,7 +13,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, TRANSFER_ENCODING, VIA};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -31,6 +31,7 @@ use crate::manager::{Lease, Mailbox};
 use crate::pool::{BackendId, Outcome};
 use crate::registry::Registry;
 use crate::socket;
+use crate::tail::{Format, Tail};
 use crate::upstream::{self, Upstream};
 
 /// Reads of less than this are gathered with what precedes them into one write.
@@ -116,6 +117,14 @@ pub fn run(
     let end = exchange.serve(connection);
     upstream.link().end();
     end
+}
+
+/// A body on its way to the client.
+struct Copy {
+    framing: AnswerFraming,
+    format: Option<Format>,
+    total: u64,
+    tail: Tail,
 }
 
 struct Exchange<'a> {
@@ -302,7 +311,7 @@ impl Exchange<'_> {
     }
 
     fn client_left(&self) -> End {
-        self.log(499, "-", 0);
+        self.log(499, "-", 0, None);
         End::Cut
     }
 
@@ -337,91 +346,96 @@ impl Exchange<'_> {
             || !request_body.is_done()
             || framing == AnswerFraming::Close
             || self.context.registry.is_draining();
+        let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let format = content_type.and_then(Format::of);
         let mut out = Vec::with_capacity(1024);
         headers::write_answer_head(&mut out, status, &parts.headers, framing, declared, close);
         let link = self.upstream.link();
         link.push(&out);
         let first_byte = self.started.elapsed();
-        let (bytes, failed) = match framing {
-            AnswerFraming::None => (0, None),
-            _ => self.copy_body(body, framing),
+        let mut copy = Copy { framing, format, total: 0, tail: Tail::default() };
+        let result = match framing {
+            AnswerFraming::None => Ok(()),
+            _ => self.copy_body(body, &mut copy),
         };
-        let failed = failed.or_else(|| link.flush().err().map(|_| String::new()));
-        lease.outcome = match (&failed, link.progress().fault) {
-            (None, _) => poor_outcome(status).unwrap_or(Outcome::Answered),
-            (Some(_), Some(_)) => Outcome::Void,
-            (Some(_), None) => Outcome::Failed,
+        let result = result.and_then(|()| link.flush().map_err(|_| String::new()));
+        lease.outcome = match (&result, link.progress().fault) {
+            (Ok(()), _) => poor_outcome(status).unwrap_or(Outcome::Answered),
+            (Err(_), Some(_)) => Outcome::Void,
+            (Err(_), None) => Outcome::Failed,
         };
-        log::debug!("first byte after_us={}", first_byte.as_micros());
-        self.log(status.as_u16(), &lease.pick.name, bytes);
-        match failed {
-            None if !close => End::Keep,
-            None => End::Close,
-            Some(reason) => {
+        self.log(status.as_u16(), &lease.pick.name, copy.total, Some(first_byte));
+        match result {
+            Ok(()) if !close => End::Keep,
+            Ok(()) => End::Close,
+            Err(reason) => {
                 if link.progress().fault.is_none() {
                     let message = format!("server {}: {reason}", lease.pick.name);
                     log::warn!("answer broke off backend={:?} reason={reason:?}", lease.pick.name);
-                    self.end_in_failure(connection, &parts.headers, framing, &message);
+                    self.end_in_failure(connection, &copy, &message);
                 }
                 End::Cut
             }
         }
     }
 
-    /// Copies a body; returns its bytes and, if it didn't arrive whole, why.
-    fn copy_body(&self, body: Body, framing: AnswerFraming) -> (u64, Option<String>) {
+    /// Copies a body, every read before the next.
+    ///
+    /// # Errors
+    /// Why it didn't arrive whole; the link knows if that was the client's fault.
+    fn copy_body(&self, body: Body, copy: &mut Copy) -> Result<(), String> {
         let link = self.upstream.link();
         let mut reader = body.into_reader();
         let mut buffer = vec![0; CHUNK_PREFIX + SMALL + CHUNK_SUFFIX];
-        let mut total = 0;
         loop {
             let space = CHUNK_PREFIX..buffer.len() - CHUNK_SUFFIX;
             let room = space.len();
-            let n = match reader.read(&mut buffer[space]) {
-                Ok(0) => break,
-                Ok(n) => n,
-                Err(error) => return (total, Some(upstream::describe_io(&error))),
-            };
-            total += n as u64;
-            let range = match framing {
+            let n = reader.read(&mut buffer[space]).map_err(|e| upstream::describe_io(&e))?;
+            if n == 0 {
+                break;
+            }
+            copy.total += n as u64;
+            if copy.format.is_some() {
+                copy.tail.push(&buffer[CHUNK_PREFIX..CHUNK_PREFIX + n]);
+            }
+            let range = match copy.framing {
                 AnswerFraming::Chunked => frame_chunk(&mut buffer, n),
+                AnswerFraming::Length(declared) if copy.total > declared => {
+                    return Err("sent more than it declared".to_owned());
+                }
                 _ => CHUNK_PREFIX..CHUNK_PREFIX + n,
             };
             if n < GATHER {
                 link.push(&buffer[range]);
-            } else if link.send(&buffer[range]).is_err() {
-                return (total, Some(String::new()));
+            } else {
+                link.send(&buffer[range]).map_err(|_| String::new())?;
             }
             if n == room && room < LARGE {
                 buffer.resize(CHUNK_PREFIX + room * 2 + CHUNK_SUFFIX, 0);
             }
         }
-        if framing == AnswerFraming::Chunked {
-            link.push(LAST_CHUNK);
+        match copy.framing {
+            AnswerFraming::Chunked => link.push(LAST_CHUNK),
+            AnswerFraming::Length(declared) if copy.total < declared => {
+                return Err("sent less than it declared".to_owned());
+            }
+            _ => {}
         }
-        (total, None)
+        Ok(())
     }
 
-    /// Tells of a failure within the answer: a last line or event where its format has one, and
-    /// never a clean end.
-    fn end_in_failure(
-        &self,
-        connection: &Downstream,
-        fields: &HeaderMap,
-        framing: AnswerFraming,
-        message: &str,
-    ) {
+    /// Tells of a failure within the answer: a last line or event where its format has one and
+    /// nobody has told yet, and never a clean end.
+    fn end_in_failure(&self, connection: &Downstream, copy: &Copy, message: &str) {
         let link = self.upstream.link();
-        let content_type = fields.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let told = self.dialect.in_band_error(content_type.unwrap_or_default(), message);
-        if let (AnswerFraming::Chunked, Some(text)) = (framing, told) {
-            let mut buffer = vec![0; CHUNK_PREFIX + text.len() + CHUNK_SUFFIX];
-            buffer[CHUNK_PREFIX..CHUNK_PREFIX + text.len()].copy_from_slice(text.as_bytes());
-            let range = frame_chunk(&mut buffer, text.len());
-            link.push(&buffer[range]);
+        let format = copy.format.filter(|format| !copy.tail.tells_error(*format));
+        if let (AnswerFraming::Chunked, Some(format)) = (copy.framing, format) {
+            let error = self.dialect.in_band_error(format, message);
+            let text = format!("{}{error}", copy.tail.separator(format));
+            link.push(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes());
         }
         let _ = link.flush();
-        if framing == AnswerFraming::Close {
+        if copy.framing == AnswerFraming::Close {
             // Here an ordinary close would look like the end of the answer.
             socket::reset_on_close(connection.stream());
         }
@@ -439,7 +453,7 @@ impl Exchange<'_> {
         let close = !whole || !self.head.keep_alive || self.context.registry.is_draining();
         let is_head = self.head.method == Method::HEAD;
         let answer = error_answer(self.dialect, status, message, cause, is_head, close);
-        self.log(status, "-", 0);
+        self.log(status, "-", 0, None);
         log::debug!("refused status={status} message={message:?}");
         let stall = self.context.timing.stall_timeout;
         match socket::write_all(connection.stream(), &answer, stall) {
@@ -449,20 +463,26 @@ impl Exchange<'_> {
         }
     }
 
-    fn log(&self, status: u16, backend: &str, bytes: u64) {
+    /// The access line; 499 stands for a client that left.
+    fn log(&self, status: u16, backend: &str, bytes: u64, first_byte: Option<Duration>) {
         if log::log_enabled!(log::Level::Debug) {
             let target: String = self.head.target.chars().take(200).collect();
             log::debug!(
                 "request method={} target={target:?} status={status} backend={backend:?} \
-                 bytes={bytes} ms={}",
+                 bytes={bytes} ttfb_ms={} ms={}",
                 self.head.method,
+                first_byte.map_or(-1, |time| time.as_millis() as i64),
                 self.started.elapsed().as_millis()
             );
         }
     }
 }
 
+/// The body's length as the upstream declares it; chunks come without one (RFC 9112 §6.3).
 fn declared_length(fields: &HeaderMap) -> Option<u64> {
+    if fields.contains_key(TRANSFER_ENCODING) {
+        return None;
+    }
     fields.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 

@@ -28,7 +28,7 @@
 //! # Files, in the order in which to read them
 //!
 //! Pure, without sockets, threads or clock: [`config`], [`wire`], [`pool`], [`head`],
-//! [`headers`], [`body`], [`dialect`], [`guard`].
+//! [`headers`], [`body`], [`tail`], [`dialect`], [`guard`].
 //! Edges, one kind of input and output each: [`socket`], [`interfaces`], [`state`], [`registry`],
 //! [`link`], [`upstream`] (ureq), [`downstream`], [`intake`] (tiny_http), [`manager`],
 //! [`exchange`], [`proxy`], [`liveness`], [`discovery`].
@@ -68,5 +68,6 @@ pub mod registry;
 pub mod serve;
 pub mod socket;
 pub mod state;
+pub mod tail;
 pub mod upstream;
 pub mod wire;

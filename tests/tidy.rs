@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// The layers, lowest first. A file may import from its own layer and from those below.
 const LAYERS: &[&[&str]] = &[
-    &["config", "wire", "headers", "body", "dialect", "guard"],
+    &["config", "wire", "headers", "body", "tail", "dialect", "guard"],
     &["head", "pool"],
     &["socket", "interfaces", "state"],
     &["registry", "link", "manager"],
@@ -28,7 +28,8 @@ const OWNERS: &[(&str, &[&str])] = &[
 ];
 
 /// Files that must not know of sockets, threads, clocks or the log.
-const PURE: &[&str] = &["config", "wire", "head", "headers", "body", "dialect", "guard", "pool"];
+const PURE: &[&str] =
+    &["config", "wire", "head", "headers", "body", "tail", "dialect", "guard", "pool"];
 
 struct Source {
     module: String,

@@ -1,0 +1,125 @@
+//! The end of a streamed answer, kept while it passes: pure.
+//!
+//! What matters of an answer's body stands in its last line: whether it already tells of an error.
+//! No body is altered or held back for it.
+
+/// Most bytes kept; longer last lines aren't looked at.
+const KEPT: usize = 4 * 1024;
+
+/// How a streamed body separates its messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object per line.
+    Ndjson,
+    /// Server-sent events.
+    EventStream,
+}
+
+impl Format {
+    /// By the answer's Content-Type.
+    pub fn of(content_type: &str) -> Option<Self> {
+        let media = content_type.split(';').next().unwrap_or_default().trim();
+        if media.eq_ignore_ascii_case("application/x-ndjson") {
+            Some(Format::Ndjson)
+        } else if media.eq_ignore_ascii_case("text/event-stream") {
+            Some(Format::EventStream)
+        } else {
+            None
+        }
+    }
+}
+
+/// The last bytes of a body.
+#[derive(Debug, Default)]
+pub struct Tail(Vec<u8>);
+
+impl Tail {
+    /// Takes the next bytes.
+    pub fn push(&mut self, bytes: &[u8]) {
+        let bytes = &bytes[bytes.len().saturating_sub(KEPT)..];
+        let excess = (self.0.len() + bytes.len()).saturating_sub(KEPT);
+        self.0.drain(..excess);
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// What has to stand between the body so far and one more message.
+    pub fn separator(&self, format: Format) -> &'static str {
+        match (format, self.0.last()) {
+            (_, None) => "",
+            (Format::Ndjson, Some(b'\n')) => "",
+            (Format::Ndjson, _) => "\n",
+            (Format::EventStream, _) if self.0.ends_with(b"\n\n") => "",
+            (Format::EventStream, Some(b'\n')) => "\n",
+            (Format::EventStream, _) => "\n\n",
+        }
+    }
+
+    /// Whether the last message is an error that another proxy or Ollama told in band.
+    pub fn tells_error(&self, format: Format) -> bool {
+        if !self.separator(format).is_empty() {
+            return false;
+        }
+        let line = self.last_line();
+        let json = match format {
+            Format::Ndjson => line,
+            Format::EventStream => line.strip_prefix(b"data:").unwrap_or(line),
+        };
+        let object: Option<serde_json::Value> = serde_json::from_slice(json).ok();
+        object.is_some_and(|object| object.get("error").is_some())
+    }
+
+    /// The last line that isn't empty, without its end.
+    fn last_line(&self) -> &[u8] {
+        self.0.split(|b| *b == b'\n').rfind(|line| !line.is_empty()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tail(pieces: &[&str]) -> Tail {
+        let mut tail = Tail::default();
+        pieces.iter().for_each(|piece| tail.push(piece.as_bytes()));
+        tail
+    }
+
+    #[test]
+    fn errors_are_seen_in_the_last_message_only() {
+        let ndjson = Format::of("application/x-ndjson").unwrap();
+        let sse = Format::of("Text/Event-Stream; charset=utf-8").unwrap();
+        assert_eq!(Format::of("application/json"), None);
+        assert!(tail(&["{\"a\":1}\n{\"er", "ror\":\"gone\"}\n"]).tells_error(ndjson));
+        assert!(!tail(&["{\"error\":\"x\"}\n{\"a\":1}\n"]).tells_error(ndjson));
+        assert!(!tail(&["{\"a\":\"\\\"error\\\"\"}\n"]).tells_error(ndjson));
+        assert!(!tail(&["{\"error\":\"cut"]).tells_error(ndjson));
+        assert!(!tail(&[]).tells_error(ndjson));
+        assert!(
+            tail(&["event: error\ndata: {\"type\":\"error\",\"error\":{}}\n\n"]).tells_error(sse)
+        );
+        assert!(!tail(&["data: [DONE]\n\n"]).tells_error(sse));
+    }
+
+    #[test]
+    fn a_new_message_starts_on_its_own_line() {
+        for (body, ndjson, sse) in
+            [("", "", ""), ("{}", "\n", "\n\n"), ("{}\n", "", "\n"), ("x\n\n", "", "")]
+        {
+            assert_eq!(tail(&[body]).separator(Format::Ndjson), ndjson, "{body:?}");
+            assert_eq!(tail(&[body]).separator(Format::EventStream), sse, "{body:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_end_is_kept() {
+        let mut tail = Tail::default();
+        for _ in 0..10 {
+            tail.push(&[b'x'; 1000]);
+        }
+        tail.push(&[b'y'; 9000]);
+        assert_eq!(tail.0.len(), KEPT);
+        tail.push(b"\n{\"error\":1}\n");
+        assert!(tail.tells_error(Format::Ndjson));
+        assert_eq!(tail.0.len(), KEPT);
+    }
+}
