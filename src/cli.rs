@@ -35,7 +35,6 @@ const HELP: &str = "\
 Ollama over LAN: every Ollama program here uses the Ollama servers of your LAN.
 
 Usage: ollana [serve] [OPTION ...]
-
 Where an Ollama answers on this machine, ollana shares it (server mode).
 Elsewhere it finds the servers and answers on Ollama's own port (client mode).
 
@@ -46,6 +45,8 @@ Elsewhere it finds the servers and answers on Ollama's own port (client mode).
   --server HOST[:PORT]  a server that broadcasts don't reach; repeatable
   --discovery-port N    UDP port of the discovery, 0 turns it off [11436]
   --interface NAME      broadcast on this interface; repeatable [all suitable]
+  --prefer SERVER       use this server first while it is up; repeatable
+  --pin MODEL=SERVER    this model goes to this server; --ban: never; repeatable
   --host NAME           accept this name in a request's Host; repeatable
   --state-dir DIR       where the server's identity is kept
   --log-level LEVEL     off, error, warn, info, debug or trace [info]
@@ -57,13 +58,13 @@ Every option is a variable too: OLLANA_LOG_LEVEL=debug (lists take commas).
 
 const HELP_LIMITS: &str = "\
 Intervals, time-outs and limits. Times: 250ms, 5s, 2m. Sizes: 4096, 64k, 4m.
-
   --probe-interval T    between two discovery probes [5s]
   --health-interval T   between two health checks of a server [1s]
   --health-timeout T    for the answer to a health check [1500ms]
-  --rise N, --fall N    checks until a server gets work or none [1, 2]
+  --rise N --fall N     checks until a server gets work or none [1, 2]
   --connect-timeout T   to connect to a server [1s]
   --wait-timeout T      a request waits for a server being checked [1500ms]
+  --queue-timeout T     a request waits while all servers are busy [60s]
   --head-timeout T      for a request's whole head [10s]
   --idle-timeout T      until an idle connection is closed [2m]
   --body-timeout T      a client sends nothing of its body [60s]
@@ -76,6 +77,7 @@ Intervals, time-outs and limits. Times: 250ms, 5s, 2m. Sizes: 4096, 64k, 4m.
   --replay-limit SIZE   body kept to try another server [4m]
   --replay-budget SIZE  all kept bodies together [64m]
   --max-servers N       in the pool [64]
+  --max-in-flight N     requests on one server; 0: learned when it is busy [0]
   --legacy on|off       answer four-byte probes of older versions [on]
 ";
 
@@ -110,6 +112,11 @@ const OPTIONS: &[&str] = &[
     "replay-budget",
     "max-servers",
     "legacy",
+    "pin",
+    "ban",
+    "prefer",
+    "queue-timeout",
+    "max-in-flight",
 ];
 
 /// Reads the command line; `env` looks a variable up.
@@ -190,6 +197,9 @@ fn clear_list(settings: &mut Settings, name: &str) {
         "server" => settings.servers.clear(),
         "interface" => settings.interfaces.clear(),
         "host" => settings.hosts.clear(),
+        "pin" => settings.pins.clear(),
+        "ban" => settings.bans.clear(),
+        "prefer" => settings.preferred.clear(),
         _ => {}
     }
 }
@@ -255,6 +265,11 @@ fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), String> {
         "max-fields" => limits.max_fields = parse_number(value, 10, config::MAX_FIELDS)?,
         "replay-limit" => limits.replay_limit = config::parse_size(value)?,
         "replay-budget" => limits.replay_budget = config::parse_size(value)?,
+        "pin" => settings.pins.push(config::parse_route(value)?),
+        "ban" => settings.bans.push(config::parse_route(value)?),
+        "prefer" => settings.preferred.push(value.to_owned()),
+        "queue-timeout" => timing.queue_timeout = config::parse_duration(value)?,
+        "max-in-flight" => limits.max_in_flight = parse_number(value, 0, 65536)?,
         "max-servers" => limits.max_servers = parse_number(value, 1, 1024)?,
         _ => return Err("unknown option".to_owned()),
     }
@@ -324,8 +339,9 @@ mod tests {
         for name in OPTIONS {
             let error = set(&mut Settings::default(), name, "\u{0}").err();
             assert_ne!(error.as_deref(), Some("unknown option"), "{name}");
-            let flag = format!("--{name} ");
-            assert!(HELP.contains(&flag) || HELP_LIMITS.contains(&flag), "{name}");
+            let flag = [format!("--{name} "), format!("--{name}:")];
+            let told = |text: &str| flag.iter().any(|flag| text.contains(flag));
+            assert!(told(HELP) || told(HELP_LIMITS), "{name}");
         }
     }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
+use crate::model::ModelName;
+
 /// Ollama's own HTTP port (`envconfig/config.go`).
 pub const OLLAMA_PORT: u16 = 11434;
 /// HTTP port of an Ollana server's proxy.
@@ -93,6 +95,8 @@ pub struct Timing {
     pub stall_timeout: Duration,
     /// How long a request waits for a server that is just being checked (default 1.5 s).
     pub wait_timeout: Duration,
+    /// How long a request waits while all servers that could do are busy (default 60 s).
+    pub queue_timeout: Duration,
     /// Streams may finish for this long after SIGTERM (default 30 s).
     pub drain_timeout: Duration,
 }
@@ -118,6 +122,8 @@ pub struct Limits {
     pub replay_budget: usize,
     /// Servers in the pool (default 64).
     pub max_servers: usize,
+    /// Requests that one server gets at once; 0 means that busy answers teach it (default 0).
+    pub max_in_flight: u32,
 }
 
 /// Everything a daemon can be told.
@@ -139,6 +145,12 @@ pub struct Settings {
     pub legacy: bool,
     /// Further names accepted in `Host`.
     pub hosts: Vec<String>,
+    /// Models that go to the named servers while one of them is up.
+    pub pins: Vec<(ModelName, String)>,
+    /// Models that never go to the named servers.
+    pub bans: Vec<(ModelName, String)>,
+    /// Servers that come first while they are up, best first.
+    pub preferred: Vec<String>,
     /// Least severe level that is logged.
     pub log_level: LevelFilter,
     /// Where the identity is kept; `None` when no place is known.
@@ -160,6 +172,9 @@ impl Default for Settings {
             discovery_port: DISCOVERY_PORT,
             legacy: true,
             hosts: Vec::new(),
+            pins: Vec::new(),
+            bans: Vec::new(),
+            preferred: Vec::new(),
             log_level: LevelFilter::Info,
             state_dir: None,
             timing: Timing {
@@ -172,6 +187,7 @@ impl Default for Settings {
                 body_timeout: Duration::from_secs(60),
                 stall_timeout: Duration::from_secs(120),
                 wait_timeout: Duration::from_millis(1500),
+                queue_timeout: Duration::from_secs(60),
                 drain_timeout: Duration::from_secs(30),
             },
             limits: Limits {
@@ -184,6 +200,7 @@ impl Default for Settings {
                 replay_limit: 4 << 20,
                 replay_budget: 64 << 20,
                 max_servers: 64,
+                max_in_flight: 0,
             },
         }
     }
@@ -268,6 +285,19 @@ pub fn parse_host_port(text: &str, default_port: u16) -> Result<ServerName, Stri
         Some(port) => port.parse().map_err(|_| format!("{text}: {port} is no port"))?,
     };
     Ok(ServerName { host: host.to_owned(), port })
+}
+
+/// Reads `MODEL=SERVER`.
+///
+/// # Errors
+/// A sentence for the user.
+pub fn parse_route(text: &str) -> Result<(ModelName, String), String> {
+    let parts = text
+        .split_once('=')
+        .and_then(|(model, server)| Some((ModelName::parse(model)?, server.trim().to_owned())));
+    parts
+        .filter(|(_, server)| !server.is_empty())
+        .ok_or_else(|| format!("{text}: expected MODEL=SERVER, such as llama3.2=desktop"))
 }
 
 /// Reads `250ms`, `5s`, `2m` or a bare number of seconds.

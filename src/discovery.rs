@@ -13,16 +13,49 @@ mod client;
 mod server;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::THREAD_STACK;
+use crate::interfaces::Links;
 
 pub use client::{Client, ClientSetup};
 pub use server::{Responder, ServerSetup};
+
+/// Packets taken from one socket at a time, so that a flood can keep us neither from the other
+/// sockets nor from stopping.
+const BATCH: usize = 64;
+/// How long the known subnets are relied on: listing them costs more than all else about a packet.
+const LINKS_AGE: Duration = Duration::from_secs(2);
+const STRANGER_AGE: Duration = Duration::from_millis(100);
+
+/// This machine's subnets, listed anew when they are needed and old.
+#[derive(Debug)]
+struct RecentLinks {
+    links: Links,
+    listed: Instant,
+}
+
+impl RecentLinks {
+    fn new() -> Self {
+        RecentLinks { links: Links::now(), listed: Instant::now() }
+    }
+
+    /// Whether an address is on one of them. One that isn't may be on an interface that just came
+    /// up, so for it the list must be younger.
+    fn contain(&mut self, now: Instant, ip: IpAddr) -> bool {
+        let age = now.saturating_duration_since(self.listed);
+        if age < LINKS_AGE && (self.links.contain(ip) || age < STRANGER_AGE) {
+            return self.links.contain(ip);
+        }
+        *self = RecentLinks { links: Links::now(), listed: now };
+        self.links.contain(ip)
+    }
+}
 
 /// What happened to received packets.
 #[derive(Debug, Default)]

@@ -12,6 +12,7 @@
 //! was kept. Pull, push, create, copy, delete and blobs are never sent twice.
 
 use std::io::Read;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,17 +21,23 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use ureq::Body;
 
 use crate::body::{CHUNK_PREFIX, CHUNK_SUFFIX, LAST_CHUNK, frame_chunk};
+use crate::catalog::{self, List};
 use crate::config::{Limits, Timing};
 use crate::dialect::Dialect;
-use crate::downstream::{BodyFault, BodyReader, BodyState, Budget, Downstream, error_answer};
+use crate::downstream::{
+    BodyFault, BodyReader, BodyState, Budget, Downstream, error_fields, json_answer,
+};
 use crate::guard::HostRule;
 use crate::head::{Framing, Head};
-use crate::headers::{self, AnswerFraming, ERROR_FIELD, SERVER_FIELD, UNREACHED};
-use crate::link::Fault;
-use crate::manager::{Lease, Mailbox};
-use crate::pool::{BackendId, Outcome};
+use crate::headers::{self, AnswerFraming, ERROR_FIELD, ROOM_FIELD, SERVER_FIELD, UNREACHED};
+use crate::link::{Fault, Link};
+use crate::manager::{Lease, Mailbox, Presence, Refused};
+use crate::pool::{BackendId, Outcome, Task, Wanted};
 use crate::registry::Registry;
+use crate::route::{self, Route};
+use crate::sniff::{self, Subject};
 use crate::socket;
+use crate::state;
 use crate::tail::{Format, Tail};
 use crate::upstream::{self, Upstream};
 
@@ -39,6 +46,8 @@ const GATHER: usize = 2 * 1024;
 /// Relay buffers start small and grow while the upstream fills them.
 const SMALL: usize = 4 * 1024;
 const LARGE: usize = 32 * 1024;
+/// Bytes of a body that are looked at for the model's name.
+const SUBJECT_LIMIT: usize = 64 * 1024;
 /// Bodies of more than this get larger buffers on the way to the upstream.
 const LARGE_BODY: u64 = 16 * 1024;
 /// Lines of the head longer than this need the larger buffer too.
@@ -49,6 +58,10 @@ const LONG_LINE: usize = 3 * 1024;
 pub struct Context {
     /// Who hands out backends.
     pub mailbox: Mailbox,
+    /// What is known of them without asking.
+    pub presence: Arc<Presence>,
+    /// Where a server's Ollama keeps its models.
+    pub models_dir: Option<PathBuf>,
     /// This process in `Via` fields.
     pub via: HeaderValue,
     /// This server's name for `X-Ollana-Server`; a client uses the backend's.
@@ -78,28 +91,6 @@ pub enum End {
     Cut,
 }
 
-/// Whether a request may be sent again after it may have reached an upstream.
-fn is_repeatable(method: &Method, target: &str) -> bool {
-    if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
-        return true;
-    }
-    let path = target.split('?').next().unwrap_or(target);
-    *method == Method::POST
-        && matches!(
-            path,
-            "/api/generate"
-                | "/api/chat"
-                | "/api/embed"
-                | "/api/embeddings"
-                | "/api/show"
-                | "/v1/chat/completions"
-                | "/v1/completions"
-                | "/v1/embeddings"
-                | "/v1/responses"
-                | "/v1/messages"
-        )
-}
-
 /// Serves one request.
 pub fn run(
     context: &Context,
@@ -111,6 +102,8 @@ pub fn run(
         context,
         upstream,
         head,
+        framing: head.framing,
+        route: Route::of(&head.method, &head.target),
         dialect: Dialect::of(&head.target),
         started: Instant::now(),
     };
@@ -127,10 +120,24 @@ struct Copy {
     tail: Tail,
 }
 
+impl Copy {
+    /// Tokens per second, as the last line of Ollama's streams tells them.
+    fn speed(&self) -> Option<f64> {
+        self.format.filter(|format| *format == Format::Ndjson)?;
+        let tokens = self.tail.number("eval_count")?;
+        let seconds = self.tail.number("eval_duration")? / 1e9;
+        // A handful of tokens says little.
+        (tokens >= 8.0 && seconds > 0.0).then(|| tokens / seconds)
+    }
+}
+
 struct Exchange<'a> {
     context: &'a Context,
     upstream: &'a Upstream,
     head: &'a Head,
+    /// The head's, unless the body was rewritten.
+    framing: Framing,
+    route: Route,
     dialect: Dialect,
     started: Instant,
 }
@@ -145,7 +152,7 @@ struct Failure {
 }
 
 impl Exchange<'_> {
-    fn serve(&self, connection: &mut Downstream) -> End {
+    fn serve(mut self, connection: &mut Downstream) -> End {
         let fields = &self.head.fields;
         if !self.context.hosts.allows(fields.get(HOST).map(HeaderValue::as_bytes)) {
             let message = "the Host of this request is not a name of this machine; \
@@ -156,30 +163,50 @@ impl Exchange<'_> {
             let message = "this request has been here before: ollana proxies point at each other";
             return self.refuse(connection, 508, message, "loop");
         }
-        let repeatable = is_repeatable(&self.head.method, &self.head.target);
-        let keep_limit = if repeatable { self.context.limits.replay_limit } else { 0 };
+        if let Some(end) = self.answer_from_lists(connection) {
+            return end;
+        }
+        let limits = &self.context.limits;
+        let repeatable = self.route.is_repeatable;
+        let keep_limit = if repeatable { limits.replay_limit } else { SUBJECT_LIMIT };
         let mut body = BodyState::new(self.head, keep_limit, &self.context.budget);
+        let wanted = match self.wanted(connection, &mut body) {
+            Ok(wanted) => wanted,
+            Err(()) => {
+                return self.answer_own_fault(connection, &body).unwrap_or(End::Cut);
+            }
+        };
+        let stream = Arc::clone(connection.stream());
+        let is_wanted = || !socket::is_gone(&stream);
+        let lease = |tried: &[BackendId]| self.context.mailbox.lease(tried, &wanted, &is_wanted);
         let mut tried: Vec<BackendId> = Vec::new();
         let mut failure: Option<String> = None;
         let mut resent = false;
         let mut fresh = !repeatable;
         let mut next_lease: Option<Lease> = None;
         loop {
-            let lease = next_lease.take().map_or_else(|| self.context.mailbox.lease(&tried), Ok);
-            let mut lease = match (lease, failure.take()) {
-                (Ok(lease), _) => lease,
+            let leased = next_lease.take().map_or_else(|| lease(&tried), Ok);
+            let mut leased = match (leased, failure.take()) {
+                (Ok(leased), _) => leased,
                 (Err(_), Some(failed)) => return self.refuse(connection, 502, &failed, "upstream"),
-                (Err(why), None) => return self.refuse(connection, 503, &why, UNREACHED),
+                (Err(Refused::NoServer(_)), None) if !is_wanted() => return self.client_left(),
+                (Err(Refused::NoServer(why)), None) => {
+                    return self.refuse(connection, 503, &why, UNREACHED);
+                }
+                (Err(Refused::QueueFull), None) => {
+                    let why = "all servers are busy and the queue is full";
+                    return self.refuse(connection, 503, why, "busy");
+                }
             };
-            let failed = match self.attempt(connection, &mut body, &lease, fresh) {
+            let failed = match self.attempt(connection, &mut body, &leased, fresh) {
                 Ok(answer) => {
                     // Another server may do better, if the request can be sent again.
                     if let Some(outcome) = poor_answer(&answer) {
                         let free = outcome == Outcome::Unreachable || (repeatable && !resent);
                         if free && body.is_replayable() {
-                            tried.push(lease.pick.id);
-                            if let Ok(other) = self.context.mailbox.lease(&tried) {
-                                lease.outcome = outcome;
+                            tried.push(leased.pick.id);
+                            if let Ok(other) = lease(&tried) {
+                                leased.report.outcome = outcome;
                                 resent |= outcome != Outcome::Unreachable;
                                 next_lease = Some(other);
                                 fresh = !repeatable;
@@ -187,7 +214,7 @@ impl Exchange<'_> {
                             }
                         }
                     }
-                    return self.relay(connection, &mut lease, &body, answer);
+                    return self.relay(connection, &mut leased, &body, &wanted, answer);
                 }
                 Err(failed) => failed,
             };
@@ -197,22 +224,114 @@ impl Exchange<'_> {
             if failed.stale && body.is_replayable() {
                 // Nothing is known against the server; the connection was just old.
                 fresh = true;
-                next_lease = Some(lease);
+                next_lease = Some(leased);
                 continue;
             }
-            let name = format!("{} ({})", lease.pick.name, lease.pick.address);
+            let name = format!("{} ({})", leased.pick.name, leased.pick.address);
             log::warn!("attempt failed backend={name:?} reason={:?}", failed.reason);
-            lease.outcome = if failed.unreached { Outcome::Unreachable } else { Outcome::Failed };
+            leased.report.outcome =
+                if failed.unreached { Outcome::Unreachable } else { Outcome::Failed };
             let message = format!("server {name}: {}", failed.reason);
             let again = failed.unreached || (repeatable && !resent);
             if !again || !body.is_replayable() {
                 return self.refuse(connection, 502, &message, "upstream");
             }
             resent |= !failed.unreached;
-            tried.push(lease.pick.id);
+            tried.push(leased.pick.id);
             failure = Some(message);
             fresh = !repeatable;
         }
+    }
+
+    /// Whether this proxy has a choice of servers.
+    fn is_client(&self) -> bool {
+        self.context.own_name.is_none()
+    }
+
+    /// Answers from what is known of several servers; a single one answers for itself.
+    fn answer_from_lists(&self, connection: &mut Downstream) -> Option<End> {
+        let target = self.head.target.as_str();
+        let list = List::of(target);
+        let is_read = matches!(self.head.method, Method::GET | Method::HEAD);
+        if !is_read
+            || (list.is_none() && target != "/api/version")
+            || self.framing != Framing::Empty
+            || self.head.fields.contains_key(SERVER_FIELD)
+            || !self.is_client()
+            || self.context.presence.backends() < 2
+        {
+            return None;
+        }
+        let inventories = self.context.mailbox.inventories();
+        if inventories.backends < 2 || inventories.known.is_empty() {
+            return None;
+        }
+        let (names, known): (Vec<String>, Vec<_>) = inventories.known.into_iter().unzip();
+        let body = match list {
+            Some(list) => catalog::merge(list, &known),
+            None => {
+                let version = inventories.version;
+                let text = format!("{}.{}.{}", version.major, version.minor, version.patch);
+                serde_json::json!({ "version": text })
+            }
+        };
+        let mut fields = HeaderMap::new();
+        fields.append(VIA, self.context.via.clone());
+        if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
+            fields.insert(SERVER_FIELD, names);
+        }
+        let body = body.to_string();
+        Some(self.answer(connection, StatusCode::OK, fields, &body))
+    }
+
+    /// What the request needs. Reads as much of the body as it takes to see the model's name, if
+    /// there is a choice.
+    ///
+    /// # Errors
+    /// When the body can't be had; the fault is recorded.
+    fn wanted(
+        &mut self,
+        connection: &mut Downstream,
+        body: &mut BodyState<'_>,
+    ) -> Result<Wanted, ()> {
+        let client = connection.peer().ip();
+        if !self.is_client() {
+            return Ok(Wanted { client: Some(client), ..Wanted::default() });
+        }
+        let server = self.head.fields.get(SERVER_FIELD);
+        let mut server = server.and_then(|name| name.to_str().ok()).map(str::to_owned);
+        let is_plain = !self.head.fields.contains_key(http::header::CONTENT_ENCODING);
+        let is_pull = self.route.task == Task::Pull;
+        let has_choice = is_pull || self.context.presence.backends() > 1;
+        let mut subject = Subject::default();
+        if has_choice && self.route.names_model && is_plain && self.framing != Framing::Empty {
+            let link = Arc::clone(self.upstream.link());
+            link.begin(Some(Arc::clone(connection.stream())), false, false);
+            let mut reader = self.reader(connection, body, &link);
+            let names_model = |bytes: &[u8]| !is_pull && sniff::subject(bytes).model.is_some();
+            reader.prefetch(SUBJECT_LIMIT, &names_model).map_err(|_| ())?;
+            subject = sniff::subject(body.kept());
+        }
+        let named = subject.model.clone().filter(|_| is_pull && body.is_done());
+        if let Some((model, place)) = named.as_deref().and_then(route::split_server)
+            && let Some(renamed) = route::rename_model(body.kept(), model)
+        {
+            self.framing = Framing::Length(renamed.len() as u64);
+            body.replace(renamed);
+            subject.model = Some(model.to_owned());
+            server = Some(place.to_owned());
+        }
+        Ok(self.route.wanted(&subject, client, server))
+    }
+
+    fn reader<'r, 'b>(
+        &self,
+        connection: &'r mut Downstream,
+        state: &'r mut BodyState<'b>,
+        link: &'r Link,
+    ) -> BodyReader<'r, 'b> {
+        let idle_timeout = self.context.timing.body_timeout;
+        BodyReader { connection, state, link, idle_timeout, replayed: 0 }
     }
 
     /// Sends the request to one backend and waits for the head of its answer.
@@ -224,18 +343,12 @@ impl Exchange<'_> {
         fresh: bool,
     ) -> Result<Response<Body>, Failure> {
         let link = Arc::clone(self.upstream.link());
-        let has_body = self.head.framing != Framing::Empty;
+        let has_body = self.framing != Framing::Empty;
         let holds_head = has_body && body.is_at_hand(connection);
         link.begin(Some(Arc::clone(connection.stream())), holds_head, self.is_large());
         let sent = self.request(lease).and_then(|request| {
             if has_body {
-                let mut reader = BodyReader {
-                    connection,
-                    state: body,
-                    link: &link,
-                    idle_timeout: self.context.timing.body_timeout,
-                    replayed: 0,
-                };
+                let mut reader = self.reader(connection, body, &link);
                 self.upstream.send(request, Some(&mut reader as &mut dyn Read), fresh)
             } else {
                 self.upstream.send(request, None, fresh)
@@ -249,7 +362,7 @@ impl Exchange<'_> {
     }
 
     fn is_large(&self) -> bool {
-        let large_body = match self.head.framing {
+        let large_body = match self.framing {
             Framing::Empty => false,
             Framing::Length(length) => length > LARGE_BODY,
             Framing::Chunked => true,
@@ -265,7 +378,10 @@ impl Exchange<'_> {
         let uri = upstream::build_uri(address, &self.context.prefix, &self.head.target)?;
         let mut fields = self.head.fields.clone();
         headers::prepare_request(&mut fields, &self.context.via);
-        match self.head.framing {
+        if self.is_client() {
+            fields.remove(SERVER_FIELD); // It was for us.
+        }
+        match self.framing {
             Framing::Length(length) => {
                 fields.insert(CONTENT_LENGTH, HeaderValue::from(length));
             }
@@ -297,6 +413,9 @@ impl Exchange<'_> {
             Some(BodyFault::TooSlow) => {
                 return Some(self.refuse(connection, 408, "the body took too long", "body"));
             }
+            Some(BodyFault::TooLong) => {
+                return Some(self.refuse(connection, 413, "the body is too long", "body"));
+            }
             None => {}
         }
         match self.upstream.link().progress().fault {
@@ -321,12 +440,13 @@ impl Exchange<'_> {
         connection: &mut Downstream,
         lease: &mut Lease,
         request_body: &BodyState<'_>,
+        wanted: &Wanted,
         answer: Response<Body>,
     ) -> End {
         let (mut parts, body) = answer.into_parts();
         let status = parts.status;
         if status.is_informational() {
-            lease.outcome = Outcome::Failed;
+            lease.report.outcome = Outcome::Failed;
             let message = format!("server {}: answered {status} to no upgrade", lease.pick.name);
             return self.refuse(connection, 502, &message, "upstream");
         }
@@ -335,6 +455,11 @@ impl Exchange<'_> {
         let framing = headers::answer_framing(is_head, self.head.http_10, status, declared);
         headers::strip_hop_by_hop(&mut parts.headers);
         parts.headers.append(VIA, self.context.via.clone());
+        if let (Some(dir), "/api/version") = (&self.context.models_dir, self.head.target.as_str())
+            && let Some(room) = state::free_space(dir)
+        {
+            parts.headers.insert(ROOM_FIELD, HeaderValue::from(room));
+        }
         if !parts.headers.contains_key(SERVER_FIELD) {
             let name = self.context.own_name.clone();
             let name = name.or_else(|| HeaderValue::from_str(&lease.pick.name).ok());
@@ -359,11 +484,14 @@ impl Exchange<'_> {
             _ => self.copy_body(body, &mut copy),
         };
         let result = result.and_then(|()| link.flush().map_err(|_| String::new()));
-        lease.outcome = match (&result, link.progress().fault) {
+        lease.report.outcome = match (&result, link.progress().fault) {
             (Ok(()), _) => poor_outcome(status).unwrap_or(Outcome::Answered),
             (Err(_), Some(_)) => Outcome::Void,
             (Err(_), None) => Outcome::Failed,
         };
+        lease.report.first_byte = Some(first_byte);
+        lease.report.changed_models = self.route.changes_models;
+        lease.report.speed = wanted.model.clone().zip(copy.speed());
         self.log(status.as_u16(), &lease.pick.name, copy.total, Some(first_byte));
         match result {
             Ok(()) if !close => End::Keep,
@@ -449,12 +577,25 @@ impl Exchange<'_> {
         message: &str,
         cause: &'static str,
     ) -> End {
-        let whole = self.head.framing == Framing::Empty;
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = self.dialect.error(status.as_u16(), message).to_string();
+        log::debug!("refused status={status} message={message:?}");
+        self.answer(connection, status, error_fields(status.as_u16(), cause), &body)
+    }
+
+    /// Answers with JSON of our own.
+    fn answer(
+        &self,
+        connection: &mut Downstream,
+        status: StatusCode,
+        fields: HeaderMap,
+        body: &str,
+    ) -> End {
+        let whole = self.framing == Framing::Empty;
         let close = !whole || !self.head.keep_alive || self.context.registry.is_draining();
         let is_head = self.head.method == Method::HEAD;
-        let answer = error_answer(self.dialect, status, message, cause, is_head, close);
-        self.log(status, "-", 0, None);
-        log::debug!("refused status={status} message={message:?}");
+        let answer = json_answer(status, fields, body, is_head, close);
+        self.log(status.as_u16(), "-", body.len() as u64, None);
         let stall = self.context.timing.stall_timeout;
         match socket::write_all(connection.stream(), &answer, stall) {
             Ok(()) if !close => End::Keep,
@@ -495,37 +636,4 @@ fn poor_answer(answer: &Response<Body>) -> Option<Outcome> {
 
 fn poor_outcome(status: StatusCode) -> Option<Outcome> {
     matches!(status.as_u16(), 429 | 503).then_some(Outcome::Overloaded)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_reads_and_inference_are_sent_twice() {
-        for (method, target) in [
-            ("GET", "/api/tags"),
-            ("HEAD", "/"),
-            ("OPTIONS", "/api/chat"),
-            ("POST", "/api/chat"),
-            ("POST", "/api/generate?x"),
-            ("POST", "/v1/messages"),
-        ] {
-            let method = Method::from_bytes(method.as_bytes()).unwrap();
-            assert!(is_repeatable(&method, target), "{method} {target}");
-        }
-        for (method, target) in [
-            ("POST", "/api/pull"),
-            ("POST", "/api/push"),
-            ("POST", "/api/create"),
-            ("POST", "/api/copy"),
-            ("DELETE", "/api/delete"),
-            ("POST", "/api/blobs/sha256:00"),
-            ("POST", "/api/chatter"),
-            ("PUT", "/api/chat"),
-        ] {
-            let method = Method::from_bytes(method.as_bytes()).unwrap();
-            assert!(!is_repeatable(&method, target), "{method} {target}");
-        }
-    }
 }

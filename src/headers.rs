@@ -11,6 +11,9 @@ pub const SERVER_FIELD: HeaderName = HeaderName::from_static("x-ollana-server");
 /// Marks an answer that a proxy of ours made itself, and says why.
 pub const ERROR_FIELD: HeaderName = HeaderName::from_static("x-ollana-error");
 
+/// Bytes free for models on a server, told with its version.
+pub const ROOM_FIELD: HeaderName = HeaderName::from_static("x-ollana-room");
+
 /// Value of [`ERROR_FIELD`] when the request never reached an Ollama: any method may be
 /// tried elsewhere.
 pub const UNREACHED: &str = "unreached";

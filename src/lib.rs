@@ -27,8 +27,8 @@
 //!
 //! # Files, in the order in which to read them
 //!
-//! Pure, without sockets, threads or clock: [`config`], [`wire`], [`pool`], [`head`],
-//! [`headers`], [`body`], [`tail`], [`dialect`], [`guard`].
+//! Pure, without sockets, threads or clock: [`config`], [`wire`], [`model`], [`catalog`], [`pool`],
+//! [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`tail`], [`dialect`], [`guard`].
 //! Edges, one kind of input and output each: [`socket`], [`interfaces`], [`state`], [`registry`],
 //! [`link`], [`upstream`] (ureq), [`downstream`], [`intake`] (tiny_http), [`manager`],
 //! [`exchange`], [`proxy`], [`liveness`], [`discovery`].
@@ -48,6 +48,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod body;
+pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod dialect;
@@ -62,10 +63,14 @@ pub mod interfaces;
 pub mod link;
 pub mod liveness;
 pub mod manager;
+pub mod model;
+
 pub mod pool;
 pub mod proxy;
 pub mod registry;
+pub mod route;
 pub mod serve;
+pub mod sniff;
 pub mod socket;
 pub mod state;
 pub mod tail;

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::config::{OllamaUrl, THREAD_STACK, Timing};
 use crate::manager::{CheckJob, Mailbox};
 use crate::pool::Input;
-use crate::upstream::{self, Upstream};
+use crate::upstream::{Check, Upstream};
 
 /// How often the Manager hears that time has passed.
 const TICK: Duration = Duration::from_millis(200);
@@ -87,9 +87,14 @@ impl Checkers {
                 .stack_size(THREAD_STACK)
                 .spawn(move || {
                     for job in jobs {
-                        let result =
-                            upstream::check(&upstream, &job.target, local.as_ref(), timeout);
-                        log::trace!("check target={:?} result={result:?}", job.target);
+                        let check = Check {
+                            target: &job.target,
+                            local: local.as_ref(),
+                            wants_inventory: job.wants_inventory,
+                            timeout,
+                        };
+                        let result = check.run(&upstream);
+                        log::trace!("checked target={:?}", job.target);
                         mailbox.send(Input::Checked(job.id, result));
                     }
                 })?;

@@ -9,19 +9,29 @@
 //! It decides and never does I/O: it blocks only on its mailbox. Sending an event never waits
 //! for an answer; asking for a lease does, on a reply channel of its own.
 
+use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 
-use crate::pool::{Action, BackendId, Input, Outcome, Pick, Pool, Target, Transition};
+use crate::catalog::Inventory;
+use crate::pool::{
+    Action, BackendId, Input, NoPick, Outcome, Pick, Pool, Report, Target, Transition, Wanted,
+};
 use crate::wire::OllamaVersion;
 
 /// Events that may wait; more than a thousand workers can have under way at once.
 const MAILBOX: usize = 8192;
+
+/// How often a waiting request's client is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+/// Requests that may wait for a backend that is busy; more are refused.
+const MAX_QUEUE: usize = 256;
 
 /// A health check to run.
 #[derive(Debug)]
@@ -30,13 +40,44 @@ pub struct CheckJob {
     pub id: BackendId,
     /// What to ask.
     pub target: Target,
+    /// Whether to ask for its models too.
+    pub wants_inventory: bool,
 }
 
 #[derive(Debug)]
 enum Event {
     Pool(Input),
-    Lease { tried: Vec<BackendId>, reply: Sender<Result<Pick, String>> },
+    Lease(Ask),
+    Inventories(Sender<Inventories>),
     Stop,
+}
+
+/// A request for a lease.
+#[derive(Debug)]
+struct Ask {
+    tried: Vec<BackendId>,
+    wanted: Wanted,
+    reply: Sender<Result<Pick, Refused>>,
+}
+
+/// Why there is no lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// No server can do it now; the sentence says which and why.
+    NoServer(String),
+    /// Too many requests wait already.
+    QueueFull,
+}
+
+/// What the ready backends have.
+#[derive(Debug, Default)]
+pub struct Inventories {
+    /// Ready backends, whether their models are known or not.
+    pub backends: usize,
+    /// Names and models of those that are known.
+    pub known: Vec<(String, Arc<Inventory>)>,
+    /// The lowest version among them.
+    pub version: OllamaVersion,
 }
 
 /// What other threads may know without asking: updated after every event.
@@ -45,6 +86,7 @@ pub struct Presence {
     up: AtomicBool,
     version: AtomicU32,
     in_flight: AtomicU32,
+    backends: AtomicU32,
 }
 
 impl Presence {
@@ -61,6 +103,11 @@ impl Presence {
     /// Requests in flight.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Relaxed)
+    }
+
+    /// Backends, ready or not.
+    pub fn backends(&self) -> u32 {
+        self.backends.load(Relaxed)
     }
 }
 
@@ -82,13 +129,15 @@ pub struct Lease {
     /// Which backend, and where.
     pub pick: Pick,
     /// How the request ended; [`Outcome::Void`] until said otherwise.
-    pub outcome: Outcome,
+    pub report: Report,
     mailbox: Mailbox,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.mailbox.send(Input::Finished(self.pick.id, self.outcome));
+        let void = Report::from(Outcome::Void);
+        let report = std::mem::replace(&mut self.report, void);
+        self.mailbox.send(Input::Finished(self.pick.id, report));
     }
 }
 
@@ -106,36 +155,63 @@ impl Mailbox {
         }
     }
 
-    /// Asks for a backend, passing over the `tried` ones.
+    /// Asks for a backend, passing over the `tried` ones. While it waits, `is_wanted` is asked
+    /// now and then; when it says no, so does the answer.
     ///
     /// # Errors
-    /// Why there is none, for people.
-    pub fn lease(&self, tried: &[BackendId]) -> Result<Lease, String> {
+    /// Why there is none.
+    pub fn lease(
+        &self,
+        tried: &[BackendId],
+        wanted: &Wanted,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Lease, Refused> {
         let (reply, answer) = bounded(1);
-        let ask = Event::Lease { tried: tried.to_vec(), reply };
-        let stopping = |_| "ollana is stopping".to_owned();
-        self.0.send(ask).map_err(|_| stopping(()))?;
-        let pick = answer.recv().map_err(|_| stopping(()))??;
-        Ok(Lease { pick, outcome: Outcome::Void, mailbox: self.clone() })
+        let ask = Ask { tried: tried.to_vec(), wanted: wanted.clone(), reply };
+        let stopping = || Refused::NoServer("ollana is stopping".to_owned());
+        self.0.send(Event::Lease(ask)).map_err(|_| stopping())?;
+        loop {
+            match answer.recv_timeout(LOOK) {
+                Ok(pick) => {
+                    let report = Outcome::Void.into();
+                    return Ok(Lease { pick: pick?, report, mailbox: self.clone() });
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(stopping()),
+                Err(RecvTimeoutError::Timeout) if is_wanted() => {}
+                // Dropping the receiver takes the request out of the queue.
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(Refused::NoServer("no longer wanted".to_owned()));
+                }
+            }
+        }
+    }
+
+    /// What the ready backends have.
+    pub fn inventories(&self) -> Inventories {
+        let (reply, answer) = bounded(1);
+        let _ = self.0.send(Event::Inventories(reply));
+        answer.recv().unwrap_or_default()
     }
 }
 
 impl Handle {
     /// Starts the thread. `jobs` takes the health checks; a full queue drops them, and the pool
-    /// asks again. A lease waits up to `wait` while a backend is expected.
+    /// asks again.
     ///
     /// # Errors
     /// When the thread can't be started.
-    pub fn start(pool: Pool, jobs: Sender<CheckJob>, wait: Duration) -> io::Result<Self> {
+    pub fn start(pool: Pool, jobs: Sender<CheckJob>, patience: Patience) -> io::Result<Self> {
         let (sender, mailbox) = bounded(MAILBOX);
         let presence = Arc::new(Presence::default());
         let manager = Manager {
             pool,
             mailbox,
             jobs,
-            wait,
+            patience,
             presence: Arc::clone(&presence),
             waiting: Vec::new(),
+            turns: HashMap::new(),
+            turn: 0,
             actions: Vec::new(),
         };
         let thread = thread::Builder::new()
@@ -165,20 +241,33 @@ impl Drop for Handle {
     }
 }
 
+/// How long requests wait for a backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// While one that may be ready in a moment is being checked.
+    pub expected: Duration,
+    /// While all that could do are busy.
+    pub busy: Duration,
+}
+
 /// A request that waits for a backend.
 struct Waiting {
-    deadline: Instant,
-    tried: Vec<BackendId>,
-    reply: Sender<Result<Pick, String>>,
+    ask: Ask,
+    since: Instant,
+    is_busy: bool,
 }
 
 struct Manager {
     pool: Pool,
     mailbox: Receiver<Event>,
     jobs: Sender<CheckJob>,
-    wait: Duration,
+    patience: Patience,
     presence: Arc<Presence>,
+    /// In the order of arrival.
     waiting: Vec<Waiting>,
+    /// When each waiting client had its last turn.
+    turns: HashMap<Option<IpAddr>, u64>,
+    turn: u64,
     actions: Vec<Action>,
 }
 
@@ -193,59 +282,111 @@ impl Manager {
                     self.act();
                     self.serve_waiting(now);
                 }
-                Event::Lease { tried, reply } => self.lease(now, tried, reply),
+                Event::Lease(ask) => self.lease(now, ask),
+                Event::Inventories(reply) => {
+                    let known = self.pool.inventories();
+                    let backends = self.pool.ready();
+                    let version = self.pool.version();
+                    let _ = reply.send(Inventories { backends, known, version });
+                }
             }
-            self.presence.up.store(self.pool.is_ready(), Relaxed);
+            self.presence.up.store(self.pool.ready() > 0, Relaxed);
             self.presence.version.store(self.pool.version().to_bits(), Relaxed);
             self.presence.in_flight.store(self.pool.in_flight(), Relaxed);
+            self.presence.backends.store(self.pool.len() as u32, Relaxed);
         }
         // Replies that are still waiting are dropped with us, which their askers see.
     }
 
-    fn lease(&mut self, now: Instant, tried: Vec<BackendId>, reply: Sender<Result<Pick, String>>) {
-        match self.pool.pick(now, &tried) {
-            Some(pick) => self.hand_over(pick, &reply),
-            None if tried.is_empty() && self.pool.expects_backend() => {
-                self.waiting.push(Waiting { deadline: now + self.wait, tried, reply });
+    fn lease(&mut self, now: Instant, ask: Ask) {
+        // Nobody overtakes those who wait for a busy backend.
+        let picked = match self.waiting.iter().any(|waiting| waiting.is_busy) {
+            true => Err(NoPick::Busy),
+            false => self.pool.pick(now, &ask.tried, &ask.wanted),
+        };
+        let waiting = match picked {
+            Ok(pick) => return self.hand_over(pick, &ask.reply),
+            Err(NoPick::Busy) => Waiting { ask, since: now, is_busy: true },
+            Err(NoPick::NoneUp(_)) if ask.tried.is_empty() && self.pool.expects_backend() => {
+                Waiting { ask, since: now, is_busy: false }
             }
-            None => {
-                let _ = reply.send(Err(self.pool.explain()));
+            Err(NoPick::NoneUp(reason) | NoPick::Away(reason)) => {
+                let _ = ask.reply.send(Err(Refused::NoServer(reason)));
+                return;
             }
+        };
+        if self.waiting.len() >= MAX_QUEUE {
+            let _ = waiting.ask.reply.send(Err(Refused::QueueFull));
+            return;
         }
+        self.waiting.push(waiting);
+        self.serve_waiting(now);
     }
 
+    /// Serves those who wait, the client first whose last turn is longest ago.
     fn serve_waiting(&mut self, now: Instant) {
-        let mut at = 0;
-        while at < self.waiting.len() {
-            let pick = self.pool.pick(now, &self.waiting[at].tried);
-            let hopeless = now >= self.waiting[at].deadline || !self.pool.expects_backend();
-            match pick {
-                Some(pick) => {
-                    let waiting = self.waiting.swap_remove(at);
-                    self.hand_over(pick, &waiting.reply);
+        if self.waiting.is_empty() {
+            self.turns.clear();
+            return;
+        }
+        let mut order: Vec<usize> = (0..self.waiting.len()).collect();
+        order.sort_by_key(|at| {
+            let client = self.waiting[*at].ask.wanted.client;
+            (self.turns.get(&client).copied().unwrap_or(0), *at)
+        });
+        let mut served = Vec::new();
+        for at in order {
+            let ask = &self.waiting[at].ask;
+            let answer = match self.pool.pick(now, &ask.tried, &ask.wanted) {
+                Ok(pick) => {
+                    self.turn += 1;
+                    self.turns.insert(ask.wanted.client, self.turn);
+                    Ok(pick)
                 }
-                None if hopeless => {
-                    let waiting = self.waiting.swap_remove(at);
-                    let _ = waiting.reply.send(Err(self.pool.explain()));
+                Err(no_pick) => {
+                    let waited = now.saturating_duration_since(self.waiting[at].since);
+                    match no_pick {
+                        NoPick::Busy if waited < self.patience.busy => continue,
+                        NoPick::NoneUp(_)
+                            if waited < self.patience.expected && self.pool.expects_backend() =>
+                        {
+                            continue;
+                        }
+                        NoPick::Busy => Err(Refused::QueueFull),
+                        NoPick::NoneUp(reason) | NoPick::Away(reason) => {
+                            Err(Refused::NoServer(reason))
+                        }
+                    }
                 }
-                None => at += 1,
+            };
+            served.push((at, answer));
+        }
+        served.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        for (at, answer) in served {
+            let waiting = self.waiting.remove(at);
+            match answer {
+                Ok(pick) => self.hand_over(pick, &waiting.ask.reply),
+                Err(refused) => {
+                    let _ = waiting.ask.reply.send(Err(refused));
+                }
             }
         }
     }
 
-    fn hand_over(&mut self, pick: Pick, reply: &Sender<Result<Pick, String>>) {
+    fn hand_over(&mut self, pick: Pick, reply: &Sender<Result<Pick, Refused>>) {
         let id = pick.id;
         if reply.send(Ok(pick)).is_err() {
-            let void = Input::Finished(id, Outcome::Void);
+            let void = Input::Finished(id, Outcome::Void.into());
             self.pool.handle(Instant::now(), void, &mut self.actions);
+            self.act();
         }
     }
 
     fn act(&mut self) {
         for action in self.actions.drain(..) {
             match action {
-                Action::Check(id, target) => {
-                    if self.jobs.try_send(CheckJob { id, target }).is_err() {
+                Action::Check(id, target, wants_inventory) => {
+                    if self.jobs.try_send(CheckJob { id, target, wants_inventory }).is_err() {
                         log::debug!("check queue full, check dropped");
                     }
                 }

@@ -14,11 +14,19 @@
 //! An announcement only proposes a server; a health check of the packet's source address
 //! decides. Silence of announcements alone never removes a server; failed health does.
 
+mod choice;
+
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::catalog::Inventory;
 use crate::config::{SERVER_PORT, ServerName};
+use crate::model::ModelName;
 use crate::wire::{Identity, OllamaVersion};
+
+pub use choice::{NoPick, Pick, Task, Wanted};
 
 /// Health checks of never-verified servers that may run at once.
 const MAX_VERIFICATIONS: usize = 8;
@@ -38,6 +46,12 @@ const FIRST_EJECTION: Duration = Duration::from_secs(1);
 const LONGEST_EJECTION: Duration = Duration::from_secs(30);
 /// A server that answered 429 or 503 is passed over for so long while others can do.
 const COOL_DOWN: Duration = Duration::from_secs(1);
+/// A server's lists of models are asked for again after this.
+const INVENTORY_AGE: Duration = Duration::from_secs(4);
+/// Models whose speed is remembered per server.
+const MAX_SPEEDS: usize = 64;
+/// A learned limit of concurrent requests is lifted after this long without a busy answer.
+const LIMIT_AGE: Duration = Duration::from_secs(60);
 /// A bare four-byte answer that led nowhere isn't followed again before this.
 const LEGACY_RETRY: Duration = Duration::from_secs(60);
 
@@ -74,7 +88,7 @@ pub struct Sighting {
 }
 
 /// What a health check found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum CheckResult {
     /// `/api/version` answered.
     Healthy {
@@ -84,6 +98,8 @@ pub enum CheckResult {
         round_trip: Duration,
         /// Ollama's version as it wrote it.
         version: String,
+        /// What it has, if that was asked for and answered.
+        inventory: Option<Arc<Inventory>>,
     },
     /// An answer that rules the server out for now: refused, 5xx, not Ollama.
     Refused(String),
@@ -108,6 +124,25 @@ pub enum Outcome {
     Void,
 }
 
+/// What a finished request taught.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// From the request's head to the first byte of the answer.
+    pub first_byte: Option<Duration>,
+    /// Tokens per second that the server generated for this model.
+    pub speed: Option<(ModelName, f64)>,
+    /// It changed what models the server has.
+    pub changed_models: bool,
+}
+
+impl From<Outcome> for Report {
+    fn from(outcome: Outcome) -> Self {
+        Report { outcome, first_byte: None, speed: None, changed_models: false }
+    }
+}
+
 /// Something happened.
 #[derive(Clone, Debug)]
 pub enum Input {
@@ -125,7 +160,7 @@ pub enum Input {
     /// A health check ended.
     Checked(BackendId, CheckResult),
     /// A request ended.
-    Finished(BackendId, Outcome),
+    Finished(BackendId, Report),
     /// Time has passed.
     Tick,
 }
@@ -142,8 +177,9 @@ pub enum Target {
 /// What the Manager has to get done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Ask this target for `/api/version` and report [`Input::Checked`].
-    Check(BackendId, Target),
+    /// Ask this target for `/api/version`, and for its models if told so; report
+    /// [`Input::Checked`].
+    Check(BackendId, Target, bool),
     /// Tell people.
     Report(Transition),
 }
@@ -166,17 +202,6 @@ pub enum Transition {
     Refused { address: SocketAddr },
 }
 
-/// A backend picked for one request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pick {
-    /// Whose `in_flight` was raised; ends with [`Input::Finished`].
-    pub id: BackendId,
-    /// Where to connect.
-    pub address: SocketAddr,
-    /// For the log and `X-Ollana-Server`.
-    pub name: String,
-}
-
 /// What the pool goes by.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -190,6 +215,16 @@ pub struct Rules {
     pub fall: u32,
     /// Most backends.
     pub max_servers: usize,
+    /// Whether to ask what models they have.
+    pub inventories: bool,
+    /// Requests that a backend may have at once; 0 means that it is learned from busy answers.
+    pub max_in_flight: u32,
+    /// Models that go to the named servers while one of them is up.
+    pub pins: Vec<(ModelName, String)>,
+    /// Models that never go to the named servers.
+    pub bans: Vec<(ModelName, String)>,
+    /// Servers that come first while they are up, best first.
+    pub preferred: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -231,6 +266,14 @@ struct Backend {
     ejections: u32,
     ejected_until: Option<Instant>,
     cooling_until: Option<Instant>,
+    failed_at: Option<Instant>,
+    inventory: Option<Arc<Inventory>>,
+    /// When to ask for the inventory again.
+    inventory_due: Instant,
+    first_byte: Option<Duration>,
+    speeds: HashMap<ModelName, f64>,
+    /// Learned from a busy answer: how many requests it takes, and when that was.
+    learned_limit: Option<(u32, Instant)>,
 }
 
 impl Backend {
@@ -241,6 +284,14 @@ impl Backend {
             (_, None) => String::new(),
         };
         if self.name.is_empty() { place } else { format!("{} ({place})", self.name) }
+    }
+
+    /// Its name, or where it is.
+    fn short_name(&self) -> String {
+        match self.addresses.first() {
+            Some(address) if self.name.is_empty() => address.to_string(),
+            _ => self.name.clone(),
+        }
     }
 
     fn next_target(&mut self) -> Option<Target> {
@@ -275,13 +326,6 @@ impl Backend {
         };
         discovered && unseen && down && self.in_flight == 0
     }
-
-    fn is_resting(&self, now: Instant) -> bool {
-        let later = |until: Option<Instant>| until.is_some_and(|until| now < until);
-        later(self.cooling_until) || later(self.ejected_until)
-            // After its rest, an ejected backend gets one request at a time until one succeeds.
-            || (self.ejected_until.is_some() && self.in_flight > 0)
-    }
 }
 
 /// All backends.
@@ -292,12 +336,23 @@ pub struct Pool {
     next_id: u32,
     /// State of the jitter's generator (xorshift; quality doesn't matter here).
     random: u64,
+    /// Conversations and where they went last, oldest first.
+    conversations: VecDeque<(u64, BackendId)>,
+    /// Clients that upload parts of a model, and where to.
+    builds: VecDeque<(IpAddr, BackendId)>,
 }
 
 impl Pool {
     /// An empty pool; `seed` only spreads the retries.
     pub fn new(rules: Rules, seed: u64) -> Self {
-        Pool { rules, backends: Vec::new(), next_id: 0, random: seed | 1 }
+        Pool {
+            rules,
+            backends: Vec::new(),
+            next_id: 0,
+            random: seed | 1,
+            conversations: VecDeque::new(),
+            builds: VecDeque::new(),
+        }
     }
 
     /// Adds the Ollama of this machine.
@@ -326,29 +381,10 @@ impl Pool {
                 }
             }
             Input::Checked(id, result) => self.checked(now, id, result, actions),
-            Input::Finished(id, outcome) => self.finished(now, id, outcome, actions),
+            Input::Finished(id, report) => self.finished(now, id, report, actions),
             Input::Tick => self.forget(now, actions),
         }
         self.start_checks(now, actions);
-    }
-
-    /// Picks the backend for a request and counts it in; `tried` ones are passed over.
-    ///
-    /// Least requests in flight first, then the nearest. A backend that rests is used only
-    /// when no other is left: the last one is never ejected.
-    pub fn pick(&mut self, now: Instant, tried: &[BackendId]) -> Option<Pick> {
-        let usable = |backend: &&mut Backend| {
-            let up = backend.health == Health::Ready || matches!(backend.origin, Origin::Local(_));
-            up && !backend.addresses.is_empty() && !tried.contains(&backend.id)
-        };
-        let backend = self.backends.iter_mut().filter(usable).min_by_key(|backend| {
-            let distance = backend.round_trip.map_or(u128::MAX, |rtt| rtt.as_millis() / 2);
-            (backend.is_resting(now), backend.in_flight, distance, backend.id)
-        })?;
-        backend.in_flight += 1;
-        let address = *backend.addresses.first()?;
-        let name = if backend.name.is_empty() { address.to_string() } else { backend.name.clone() };
-        Some(Pick { id: backend.id, address, name })
     }
 
     /// Whether a backend that isn't ready may be in a moment: one is being checked, and it
@@ -361,15 +397,31 @@ impl Pool {
         })
     }
 
-    /// Whether any backend gets work.
-    pub fn is_ready(&self) -> bool {
-        self.backends.iter().any(|b| b.health == Health::Ready)
+    /// Backends that get work.
+    pub fn ready(&self) -> usize {
+        self.backends.iter().filter(|b| b.health == Health::Ready).count()
     }
 
     /// The lowest Ollama version among the ready backends.
     pub fn version(&self) -> OllamaVersion {
         let ready = self.backends.iter().filter(|b| b.health == Health::Ready);
         ready.map(|b| OllamaVersion::parse(&b.version)).min().unwrap_or_default()
+    }
+
+    /// Backends, ready or not.
+    pub fn len(&self) -> usize {
+        self.backends.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.backends.is_empty()
+    }
+
+    /// What the ready backends have, with their names.
+    pub fn inventories(&self) -> Vec<(String, Arc<Inventory>)> {
+        let ready = self.backends.iter().filter(|b| b.health == Health::Ready);
+        ready.filter_map(|b| Some((b.short_name(), Arc::clone(b.inventory.as_ref()?)))).collect()
     }
 
     /// Requests in flight over all backends.
@@ -421,6 +473,12 @@ impl Pool {
             ejections: 0,
             ejected_until: None,
             cooling_until: None,
+            failed_at: None,
+            inventory: None,
+            inventory_due: now,
+            first_byte: None,
+            speeds: HashMap::new(),
+            learned_limit: None,
         });
         let last = self.backends.len() - 1;
         &mut self.backends[last]
@@ -524,10 +582,14 @@ impl Pool {
             return; // The announced address leads nowhere; the backend is as well as before.
         }
         match result {
-            CheckResult::Healthy { address, round_trip, version } => {
+            CheckResult::Healthy { address, round_trip, version, inventory } => {
                 backend.failures = 0;
                 backend.last_seen = now;
                 backend.version = version;
+                if let Some(inventory) = inventory {
+                    backend.inventory = Some(inventory);
+                    backend.inventory_due = now + INVENTORY_AGE;
+                }
                 backend.round_trip = Some(match backend.round_trip {
                     Some(old) => (old * 3 + round_trip) / 4,
                     None => round_trip,
@@ -615,26 +677,46 @@ impl Pool {
         }
     }
 
-    fn finished(
-        &mut self,
-        now: Instant,
-        id: BackendId,
-        outcome: Outcome,
-        actions: &mut Vec<Action>,
-    ) {
+    fn finished(&mut self, now: Instant, id: BackendId, report: Report, actions: &mut Vec<Action>) {
         let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
+        let in_flight_then = backend.in_flight;
         backend.in_flight = backend.in_flight.saturating_sub(1);
+        if report.changed_models {
+            backend.inventory_due = now;
+            backend.next_check = now;
+        }
+        if let Some(first_byte) = report.first_byte {
+            backend.first_byte = Some(match backend.first_byte {
+                Some(old) => (old * 3 + first_byte) / 4,
+                None => first_byte,
+            });
+        }
+        if let Some((model, speed)) = report.speed.filter(|(_, speed)| speed.is_finite()) {
+            if backend.speeds.len() >= MAX_SPEEDS && !backend.speeds.contains_key(&model) {
+                backend.speeds.clear(); // Rare, and learned again with the next answers.
+            }
+            let known = backend.speeds.entry(model).or_insert(speed);
+            *known = (*known * 3.0 + speed) / 4.0;
+        }
+        let outcome = report.outcome;
         match outcome {
             Outcome::Void => {}
             Outcome::Answered => {
                 backend.strikes = 0;
                 backend.ejections = 0;
                 backend.ejected_until = None;
+                backend.failed_at = None;
             }
-            Outcome::Overloaded => backend.cooling_until = Some(now + COOL_DOWN),
+            Outcome::Overloaded => {
+                backend.cooling_until = Some(now + COOL_DOWN);
+                // It took all but the one that it refused.
+                let limit = in_flight_then.saturating_sub(1).max(1);
+                backend.learned_limit = Some((limit, now));
+            }
             Outcome::Unreachable | Outcome::Failed => {
                 // Ask it at once whether it is well; the answer decides about its health.
                 backend.next_check = now;
+                backend.failed_at = Some(now);
                 backend.strikes += 1;
                 if outcome == Outcome::Unreachable {
                     backend.cooling_until = Some(now + COOL_DOWN);
@@ -658,6 +740,10 @@ impl Pool {
             let overdue = |since: Instant| {
                 now.saturating_duration_since(since) > self.rules.health_timeout * 4
             };
+            let lifted = |(_, at): (u32, Instant)| now.saturating_duration_since(at) > LIMIT_AGE;
+            if backend.learned_limit.is_some_and(lifted) {
+                backend.learned_limit = None;
+            }
             if backend.checking_since.is_some_and(overdue) {
                 backend.checking_since = None; // The job was dropped; ask again.
             }
@@ -687,7 +773,8 @@ impl Pool {
             if let Some(target) = backend.next_target() {
                 verifying += usize::from(is_new);
                 backend.checking_since = Some(now);
-                actions.push(Action::Check(backend.id, target));
+                let wants_inventory = self.rules.inventories && backend.inventory_due <= now;
+                actions.push(Action::Check(backend.id, target, wants_inventory));
             }
         }
     }

@@ -16,13 +16,12 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::config::THREAD_STACK;
-use crate::dialect::Dialect;
 use crate::downstream::{Downstream, Next, error_answer};
 use crate::exchange::{self, Context, End};
 use crate::guard;
@@ -36,6 +35,8 @@ use crate::upstream::Upstream;
 const WORKER_IDLE: Duration = Duration::from_secs(20);
 /// Connections that wait to be turned away; beyond it they are just closed.
 const USHER_QUEUE: usize = 64;
+/// What one of them may still send before its connection is closed.
+const USHER_TIME: Duration = Duration::from_millis(100);
 /// Pause after the kernel had no descriptor or memory for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long workers may take to notice that their connections were cut.
@@ -249,14 +250,17 @@ fn usher(queue: &Receiver<(Arc<TcpStream>, u16)>) {
             429 => "too many connections from your address",
             _ => "too many connections",
         };
-        let answer = error_answer(Dialect::Ollama, status, message, "full", false, true);
+        let answer = error_answer(status, message, "full");
         if stream.set_nonblocking(true).is_ok() {
             let _ = socket::write_all(&stream, &answer, ACCEPT_PAUSE);
             let _ = stream.shutdown(std::net::Shutdown::Write);
-            // Unread bytes would turn the close into a reset that overtakes the answer.
+            // Unread bytes would turn the close into a reset that overtakes the answer. Whoever keeps
+            // sending must not keep the others waiting.
+            let deadline = Instant::now() + USHER_TIME;
             let mut scratch = [0; 4096];
-            while let Ok((events, _)) =
-                socket::wait((&*stream, PollFlags::IN), None, Some(ACCEPT_PAUSE))
+            while Instant::now() < deadline
+                && let Ok((events, _)) =
+                    socket::wait((&*stream, PollFlags::IN), None, Some(ACCEPT_PAUSE))
             {
                 let ended = events.is_empty()
                     || !matches!(socket::try_read(&stream, &mut scratch), Ok(Some(n)) if n > 0);
@@ -382,14 +386,7 @@ impl Worker {
                         connection.peer(),
                         refusal.reason
                     );
-                    let answer = error_answer(
-                        Dialect::Ollama,
-                        refusal.status,
-                        refusal.reason,
-                        "request",
-                        false,
-                        true,
-                    );
+                    let answer = error_answer(refusal.status, refusal.reason, "request");
                     let stall = context.timing.head_timeout;
                     if socket::write_all(connection.stream(), &answer, stall).is_ok() {
                         connection.close_gently();

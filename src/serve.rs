@@ -29,7 +29,7 @@ use crate::proxy::Proxy;
 use crate::registry::Registry;
 use crate::socket;
 use crate::state;
-use crate::upstream::{self, Upstream};
+use crate::upstream::{Check, Upstream};
 
 /// How long the local Ollama may take to answer at start-up.
 const DETECTION_TIME: Duration = Duration::from_secs(2);
@@ -147,8 +147,12 @@ impl Daemon {
 
         let (jobs, job_receiver) = job_queue();
         let pool = new_pool(settings, mode, &ollama, instance);
-        let manager = manager::Handle::start(pool, jobs, settings.timing.wait_timeout)
-            .map_err(system("start the manager"))?;
+        let patience = manager::Patience {
+            expected: settings.timing.wait_timeout,
+            busy: settings.timing.queue_timeout,
+        };
+        let manager =
+            manager::Handle::start(pool, jobs, patience).map_err(system("start the manager"))?;
         let mailbox = manager.mailbox();
         let presence = manager.presence();
         let local = (mode == Mode::Server).then_some(&ollama);
@@ -164,6 +168,8 @@ impl Daemon {
         let context = Context {
             mailbox: mailbox.clone(),
             via: headers::via_value(instance),
+            presence: Arc::clone(&presence),
+            models_dir: local.and_then(|_| state::models_dir()),
             own_name: local.and_then(|_| HeaderValue::from_str(&hostname).ok()),
             prefix: local.map(|url| url.prefix.clone()).unwrap_or_default(),
             hosts: HostRule::new(names),
@@ -316,8 +322,13 @@ fn choose_mode(settings: &Settings, ollama: &OllamaUrl) -> (Mode, String) {
 
 fn ask_ollama(settings: &Settings, ollama: &OllamaUrl) -> CheckResult {
     let target = Target::Name(ServerName { host: ollama.host.clone(), port: ollama.port });
-    let upstream = Upstream::new(&settings.timing);
-    upstream::check(&upstream, &target, Some(ollama), DETECTION_TIME)
+    let check = Check {
+        target: &target,
+        local: Some(ollama),
+        wants_inventory: false,
+        timeout: DETECTION_TIME,
+    };
+    check.run(&Upstream::new(&settings.timing))
 }
 
 fn new_pool(settings: &Settings, mode: Mode, ollama: &OllamaUrl, seed: u32) -> Pool {
@@ -327,6 +338,11 @@ fn new_pool(settings: &Settings, mode: Mode, ollama: &OllamaUrl, seed: u32) -> P
         rise: settings.limits.rise,
         fall: settings.limits.fall,
         max_servers: settings.limits.max_servers,
+        inventories: mode == Mode::Client,
+        max_in_flight: settings.limits.max_in_flight,
+        pins: settings.pins.clone(),
+        bans: settings.bans.clone(),
+        preferred: settings.preferred.clone(),
     };
     let mut pool = Pool::new(rules, u64::from(seed));
     let now = Instant::now();

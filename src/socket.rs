@@ -77,6 +77,12 @@ pub fn has_left(stream: &TcpStream, events: PollFlags) -> bool {
     events.intersects(HANGUP)
 }
 
+/// Whether a peer has left, as far as that can be seen without waiting.
+pub fn is_gone(stream: &TcpStream) -> bool {
+    let look = wait((stream, HANGUP), None, Some(Duration::ZERO));
+    look.is_ok_and(|(events, _)| !events.is_empty() && has_left(stream, events))
+}
+
 /// Reads what is there; `None` when nothing is.
 ///
 /// # Errors

@@ -72,6 +72,21 @@ fn store(dir: &Path, path: &Path, identity: Identity) -> io::Result<()> {
     fs::rename(&temporary, path)
 }
 
+/// Where the local Ollama keeps its models, if that can be told.
+pub fn models_dir() -> Option<PathBuf> {
+    let named = std::env::var_os("OLLAMA_MODELS").map(PathBuf::from);
+    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".ollama/models"));
+    // The second is where Ollama's installer has its service keep them.
+    let service = Path::new("/usr/share/ollama/.ollama/models").to_owned();
+    [named, Some(service), home].into_iter().flatten().find(|dir| dir.is_dir())
+}
+
+/// Bytes free on the disk that holds a directory.
+pub fn free_space(dir: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(dir).ok()?;
+    disk.f_bavail.checked_mul(disk.f_frsize)
+}
+
 /// Directories in which the private socket may be made, best first.
 pub fn private_places(state_dir: Option<&Path>) -> Vec<PathBuf> {
     let variable = |name| std::env::var_os(name).map(PathBuf::from);

@@ -1,6 +1,6 @@
-//! The end of a streamed answer, kept while it passes: pure.
+//! The end of a streamed answer, kept while it passes. Pure.
 //!
-//! What matters of an answer's body stands in its last line: whether it already tells of an error.
+//! What matters of an answer's body stands in its last line: an error, or how fast it was made.
 //! No body is altered or held back for it.
 
 /// Most bytes kept; longer last lines aren't looked at.
@@ -68,6 +68,16 @@ impl Tail {
         object.is_some_and(|object| object.get("error").is_some())
     }
 
+    /// A number that the last line gives for a member; the last of that name, as Ollama puts its
+    /// counts behind everything else. The line itself may be longer than what is kept.
+    pub fn number(&self, member: &str) -> Option<f64> {
+        let line = std::str::from_utf8(self.last_line()).ok()?;
+        // In text, the quotes would be escaped.
+        let (_, after) = line.rsplit_once(&format!("\"{member}\":"))?;
+        let end = after.find(|c: char| !c.is_ascii_digit() && !".-+eE".contains(c));
+        after[..end.unwrap_or(after.len())].parse().ok()
+    }
+
     /// The last line that isn't empty, without its end.
     fn last_line(&self) -> &[u8] {
         self.0.split(|b| *b == b'\n').rfind(|line| !line.is_empty()).unwrap_or_default()
@@ -108,6 +118,15 @@ mod tests {
             assert_eq!(tail(&[body]).separator(Format::Ndjson), ndjson, "{body:?}");
             assert_eq!(tail(&[body]).separator(Format::EventStream), sse, "{body:?}");
         }
+    }
+
+    #[test]
+    fn counts_are_read_from_the_last_line() {
+        let last = r#"{"response":"\"eval_count\":9","context":[1],"eval_count":120,"eval_duration":2000000000}"#;
+        let tail = tail(&["{\"eval_count\":1}\n", last, "\n"]);
+        assert_eq!(tail.number("eval_count"), Some(120.0));
+        assert_eq!(tail.number("eval_duration"), Some(2e9));
+        assert_eq!(tail.number("load_duration"), None);
     }
 
     #[test]

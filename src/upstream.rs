@@ -15,8 +15,9 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 use ureq::{Agent, Body, SendBody, Timeout};
 
+use crate::catalog::{Inventory, List};
 use crate::config::{MAX_FIELD_LINE, OllamaUrl, Timing};
-use crate::headers;
+use crate::headers::{self, ROOM_FIELD};
 use crate::link::{Fault, Link, Woken};
 use crate::pool::{CheckResult, Target};
 use crate::socket;
@@ -31,8 +32,8 @@ const LARGE: usize = 32 * 1024;
 const MAX_IDLE: usize = 2;
 /// Idle connections are closed after this, well before the next proxy's idle limit.
 const IDLE_AGE: Duration = Duration::from_secs(30);
-/// Longest answer to a health check that is read.
-const MAX_VERSION_ANSWER: u64 = 64 * 1024;
+/// Longest answer to a check that is read: lists of some thousand models.
+const MAX_CHECK_ANSWER: u64 = 4 << 20;
 
 /// One worker's way to the upstreams, with its own pooled connections.
 #[derive(Debug)]
@@ -134,53 +135,105 @@ pub fn describe_io(error: &io::Error) -> String {
     }
 }
 
-/// Asks a target for `/api/version`. A local Ollama must not turn out to be a proxy of ours.
-pub fn check(
-    upstream: &Upstream,
-    target: &Target,
-    local: Option<&OllamaUrl>,
-    timeout: Duration,
-) -> CheckResult {
-    let address = match resolve(target) {
-        Ok(address) => address,
-        Err(reason) => return CheckResult::Refused(reason),
-    };
-    let start = Instant::now();
-    let prefix = local.map_or("", |url| url.prefix.as_str());
-    let uri = match build_uri(address, prefix, "/api/version") {
-        Ok(uri) => uri,
-        Err(reason) => return CheckResult::Refused(reason),
-    };
-    upstream.link.begin(None, false, false);
-    let mut request = Request::new(());
-    *request.uri_mut() = uri;
-    let request = upstream.fresh.configure_request(request).timeout_global(Some(timeout)).build();
-    let response = match upstream.fresh.run(request) {
-        Ok(response) => response,
-        Err(_) if upstream.link.progress().fault.is_some() => return CheckResult::Void,
-        Err(error @ ureq::Error::Timeout(_)) => return CheckResult::Silent(describe(&error)),
-        Err(error) => return CheckResult::Refused(describe(&error)),
-    };
-    let (parts, body) = response.into_parts();
-    let mut text = String::new();
-    let read = body.into_reader().take(MAX_VERSION_ANSWER).read_to_string(&mut text);
-    let answer: Option<serde_json::Value> = serde_json::from_str(&text).ok();
-    let member = |name: &str| answer.as_ref()?.get(name)?.as_str().map(str::to_owned);
-    if local.is_some() && headers::is_from_ollana(&parts.headers) {
-        return CheckResult::Refused("another ollana answers there, not Ollama".to_owned());
+/// How to check a backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Check<'a> {
+    /// Whom.
+    pub target: &'a Target,
+    /// The local Ollama's URL, if it is that: it must not turn out to be a proxy of ours.
+    pub local: Option<&'a OllamaUrl>,
+    /// Whether to ask for its models too.
+    pub wants_inventory: bool,
+    /// For each answer.
+    pub timeout: Duration,
+}
+
+impl Check<'_> {
+    /// Asks for `/api/version`.
+    pub fn run(self, upstream: &Upstream) -> CheckResult {
+        let result = self.ask(upstream);
+        // The link holds the socket, which would stay open until the next check.
+        upstream.link.end();
+        result
     }
-    match (read, parts.status.as_u16(), member("version")) {
-        (Ok(_), 200, Some(version)) => {
-            let version = version.chars().filter(|c| !c.is_control()).take(64).collect();
-            CheckResult::Healthy { address, round_trip: start.elapsed(), version }
+
+    fn ask(self, upstream: &Upstream) -> CheckResult {
+        let address = match resolve(self.target) {
+            Ok(address) => address,
+            Err(reason) => return CheckResult::Refused(reason),
+        };
+        let start = Instant::now();
+        // On a connection of its own: an old one may be broken although the server is well.
+        let answer = match self.get(upstream, &upstream.fresh, address, "/api/version") {
+            Ok(answer) => answer,
+            Err(_) if upstream.link.progress().fault.is_some() => return CheckResult::Void,
+            Err(error @ ureq::Error::Timeout(_)) => return CheckResult::Silent(describe(&error)),
+            Err(error) => return CheckResult::Refused(describe(&error)),
+        };
+        let round_trip = start.elapsed();
+        let (status, fields, text) = answer;
+        let json: Option<serde_json::Value> = serde_json::from_str(&text).ok();
+        let member = |name: &str, most: usize| {
+            let text = json.as_ref()?.get(name)?.as_str()?;
+            Some(text.chars().filter(|c| !c.is_control()).take(most).collect::<String>())
+        };
+        if self.local.is_some() && headers::is_from_ollana(&fields) {
+            return CheckResult::Refused("another ollana answers there, not Ollama".to_owned());
         }
-        (Ok(_), 200, None) => CheckResult::Refused("answers, but not as Ollama does".to_owned()),
-        (Ok(_), status, _) => {
-            let reason = member("error").unwrap_or_default();
-            let reason: String = reason.chars().filter(|c| !c.is_control()).take(200).collect();
-            CheckResult::Refused(format!("answers with status {status} {reason}").trim().to_owned())
+        match (status, member("version", 64)) {
+            (200, Some(version)) => {
+                let room = fields.get(ROOM_FIELD).and_then(|room| room.to_str().ok()?.parse().ok());
+                let inventory = self.inventory(upstream, address, room);
+                CheckResult::Healthy { address, round_trip, version, inventory }
+            }
+            (200, None) => CheckResult::Refused("answers, but not as Ollama does".to_owned()),
+            (status, _) => {
+                let reason = member("error", 200).unwrap_or_default();
+                let reason = format!("answers with status {status} {reason}");
+                CheckResult::Refused(reason.trim().to_owned())
+            }
         }
-        (Err(error), ..) => CheckResult::Silent(describe_io(&error)),
+    }
+
+    fn inventory(
+        self,
+        upstream: &Upstream,
+        address: SocketAddr,
+        room: Option<u64>,
+    ) -> Option<Arc<Inventory>> {
+        let mut answers = [const { String::new() }; 3];
+        for (answer, list) in answers.iter_mut().zip(List::ALL).filter(|_| self.wants_inventory) {
+            match self.get(upstream, &upstream.pooled, address, list.path()) {
+                Ok((200, _, text)) => *answer = text,
+                // Older servers don't have every list.
+                Ok(_) => {}
+                Err(error) => {
+                    log::debug!("no list of models addr={address} reason={}", describe(&error));
+                    return None;
+                }
+            }
+        }
+        let [tags, loaded, openai] = &answers;
+        self.wants_inventory.then(|| Arc::new(Inventory::new([tags, loaded, openai], room)))
+    }
+
+    fn get(
+        self,
+        upstream: &Upstream,
+        agent: &Agent,
+        address: SocketAddr,
+        path: &str,
+    ) -> Result<(u16, http::HeaderMap, String), ureq::Error> {
+        let prefix = self.local.map_or("", |url| url.prefix.as_str());
+        let uri = build_uri(address, prefix, path).map_err(ureq::Error::BadUri)?;
+        upstream.link.begin(None, false, false);
+        let mut request = Request::new(());
+        *request.uri_mut() = uri;
+        let request = agent.configure_request(request).timeout_global(Some(self.timeout)).build();
+        let (parts, body) = agent.run(request)?.into_parts();
+        let mut text = String::new();
+        body.into_reader().take(MAX_CHECK_ANSWER).read_to_string(&mut text)?;
+        Ok((parts.status.as_u16(), parts.headers, text))
     }
 }
 
@@ -333,6 +386,16 @@ impl LinkTransport {
             // Without it the system's own limits hold; nothing is lost.
             let _ = socket::limit_unacknowledged(&self.stream, limit.max(UNACKNOWLEDGED));
             self.is_patient = patient;
+        }
+    }
+}
+
+impl Drop for LinkTransport {
+    /// A request that was given up half-way: a plain close would leave its last bytes queued in
+    /// front of the FIN, and an Ollama that doesn't read would never hear of it.
+    fn drop(&mut self) {
+        if self.is_sending {
+            socket::reset_on_close(&self.stream);
         }
     }
 }

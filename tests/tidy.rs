@@ -5,8 +5,10 @@ use std::path::Path;
 
 /// The layers, lowest first. A file may import from its own layer and from those below.
 const LAYERS: &[&[&str]] = &[
-    &["config", "wire", "headers", "body", "tail", "dialect", "guard"],
+    &["model", "wire", "headers", "body", "sniff", "tail", "guard"],
+    &["config", "catalog", "dialect"],
     &["head", "pool"],
+    &["route"],
     &["socket", "interfaces", "state"],
     &["registry", "link", "manager"],
     &["upstream", "downstream"],
@@ -28,8 +30,10 @@ const OWNERS: &[(&str, &[&str])] = &[
 ];
 
 /// Files that must not know of sockets, threads, clocks or the log.
-const PURE: &[&str] =
-    &["config", "wire", "head", "headers", "body", "tail", "dialect", "guard", "pool"];
+const PURE: &[&str] = &[
+    "config", "wire", "model", "catalog", "pool", "head", "headers", "body", "sniff", "route",
+    "tail", "dialect", "guard",
+];
 
 struct Source {
     module: String,

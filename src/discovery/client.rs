@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::{Counters, bind_udp, spawn};
-use crate::interfaces::{Interface, Links, broadcast_interfaces};
+use super::{BATCH, Counters, RecentLinks, bind_udp, spawn};
+use crate::interfaces::{Interface, broadcast_interfaces};
 use crate::manager::Mailbox;
 use crate::pool::{Input, Sighting};
 use crate::state;
@@ -273,6 +273,7 @@ fn time_slept() -> Duration {
 /// Receives on all lanes until the bell's other side is closed.
 fn listen(shared: &Shared, ear: &UnixStream, mailbox: &Mailbox) {
     let mut buffer = [0; wire::MAX_LEN + 1];
+    let mut links = RecentLinks::new();
     loop {
         let lanes = shared.state().lanes.clone();
         let mut fds = vec![PollFd::new(ear, PollFlags::IN)];
@@ -293,18 +294,26 @@ fn listen(shared: &Shared, ear: &UnixStream, mailbox: &Mailbox) {
             if fd.revents().is_empty() {
                 continue;
             }
-            while let Ok((len, source)) = lane.socket.recv_from(&mut buffer) {
-                receive(shared, &buffer[..len], source, mailbox);
+            for _ in 0..BATCH {
+                let Ok((len, source)) = lane.socket.recv_from(&mut buffer) else { break };
+                receive(shared, &mut links, &buffer[..len], source, mailbox);
             }
         }
     }
 }
 
-fn receive(shared: &Shared, bytes: &[u8], source: SocketAddr, mailbox: &Mailbox) {
+fn receive(
+    shared: &Shared,
+    links: &mut RecentLinks,
+    bytes: &[u8],
+    source: SocketAddr,
+    mailbox: &Mailbox,
+) {
     let counters = &shared.counters;
+    let now = Instant::now();
     let datagram = match wire::decode(bytes) {
         Ok(Packet::V1(datagram)) => datagram,
-        Ok(Packet::Legacy) if is_on_link(source.ip()) => {
+        Ok(Packet::Legacy) if links.contain(now, source.ip()) => {
             Counters::count(&counters.good);
             return mailbox.offer(Input::LegacySighted(source.ip()));
         }
@@ -315,7 +324,7 @@ fn receive(shared: &Shared, bytes: &[u8], source: SocketAddr, mailbox: &Mailbox)
         }
     };
     let answers_us = shared.state().nonces.contains(&datagram.nonce);
-    if !answers_us || datagram.sender == shared.own || !is_on_link(source.ip()) {
+    if !answers_us || datagram.sender == shared.own || !links.contain(now, source.ip()) {
         return Counters::count(&counters.ignored);
     }
     match datagram.kind {
@@ -335,8 +344,4 @@ fn receive(shared: &Shared, bytes: &[u8], source: SocketAddr, mailbox: &Mailbox)
         }
         Kind::Announce | Kind::Probe => Counters::count(&counters.ignored),
     }
-}
-
-fn is_on_link(ip: IpAddr) -> bool {
-    Links::now().contain(ip)
 }

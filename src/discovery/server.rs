@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Counters, bind_udp, spawn};
-use crate::interfaces::Links;
+use super::{BATCH, Counters, RecentLinks, bind_udp, spawn};
 use crate::manager::Presence;
 use crate::socket::Waker;
 use crate::wire::{self, Datagram, Identity, Kind, Nonce, Packet, flags};
@@ -24,8 +23,6 @@ const IN_ALL: (u32, u32) = (2000, 2000);
 const SOURCES: usize = 256;
 /// Clients that are told when we leave.
 const MAX_FAREWELLS: usize = 64;
-/// How long the known subnets are relied on.
-const LINKS_AGE: Duration = Duration::from_secs(2);
 
 /// What the answering side needs.
 #[derive(Debug)]
@@ -91,7 +88,7 @@ impl Responder {
             doors,
             counters: Counters::default(),
             limiter: Limiter::new(Instant::now()),
-            links: (Links::now(), Instant::now()),
+            links: RecentLinks::new(),
             farewells: VecDeque::new(),
         };
         let thread = spawn("responder", move || answerer.run(&loop_waker))?;
@@ -119,7 +116,7 @@ struct Answerer {
     doors: Vec<Door>,
     counters: Counters,
     limiter: Limiter,
-    links: (Links, Instant),
+    links: RecentLinks,
     farewells: VecDeque<(SocketAddr, Nonce)>,
 }
 
@@ -140,7 +137,7 @@ impl Answerer {
                 break;
             }
             is_broken = false;
-            loop {
+            for _ in 0..BATCH {
                 match self.socket.recv_from(&mut buffer) {
                     Ok((len, source)) => self.receive(&buffer[..len], source),
                     Err(error) if error.kind() == ErrorKind::WouldBlock => break,
@@ -170,7 +167,7 @@ impl Answerer {
             }
         };
         let now = Instant::now();
-        if source.port() == 0 || !self.is_on_link(now, source.ip()) {
+        if source.port() == 0 || !self.links.contain(now, source.ip()) {
             return Counters::count(&self.counters.ignored);
         }
         let answered = match packet {
@@ -197,13 +194,6 @@ impl Answerer {
         }
         self.farewells.push_back((source, probe.nonce));
         self.send(Kind::Announce, probe.nonce, source, room)
-    }
-
-    fn is_on_link(&mut self, now: Instant, ip: IpAddr) -> bool {
-        if now.saturating_duration_since(self.links.1) >= LINKS_AGE {
-            self.links = (Links::now(), now);
-        }
-        self.links.0.contain(ip)
     }
 
     /// The door that a client can use: loopback ones are for this machine.

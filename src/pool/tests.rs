@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use serde_json::json;
+
 use super::*;
 
 fn ms(n: u64) -> Duration {
@@ -9,7 +11,18 @@ fn ms(n: u64) -> Duration {
 }
 
 fn rules() -> Rules {
-    Rules { health_interval: ms(1000), health_timeout: ms(1500), rise: 1, fall: 2, max_servers: 4 }
+    Rules {
+        health_interval: ms(1000),
+        health_timeout: ms(1500),
+        rise: 1,
+        fall: 2,
+        max_servers: 4,
+        inventories: false,
+        max_in_flight: 0,
+        pins: Vec::new(),
+        bans: Vec::new(),
+        preferred: Vec::new(),
+    }
 }
 
 /// A pool with a clock of its own and the actions it asked for.
@@ -34,7 +47,12 @@ fn sighting(host: u8, id: u8, instance: u32) -> Input {
 }
 
 fn healthy(address: SocketAddr, rtt: u64) -> CheckResult {
-    CheckResult::Healthy { address, round_trip: ms(rtt), version: "0.5.4".to_owned() }
+    CheckResult::Healthy {
+        address,
+        round_trip: ms(rtt),
+        version: "0.5.4".to_owned(),
+        inventory: None,
+    }
 }
 
 impl World {
@@ -58,7 +76,7 @@ impl World {
             .partition(|action| matches!(action, Action::Check(..)));
         self.actions = rest;
         let of = |action| match action {
-            Action::Check(id, target) => (id, target),
+            Action::Check(id, target, _) => (id, target),
             Action::Report(report) => panic!("{report:?}"),
         };
         let checks: Vec<Action> = checks;
@@ -84,7 +102,7 @@ impl World {
     }
 
     fn pick(&mut self) -> Option<BackendId> {
-        self.pool.pick(self.now, &[]).map(|pick| pick.id)
+        self.pool.pick(self.now, &[], &Wanted::default()).ok().map(|pick| pick.id)
     }
 }
 
@@ -108,15 +126,18 @@ fn one_server_is_one_entry_over_two_interfaces_and_after_a_move() {
     // The same run at a second address: used only after a check of that very address.
     w.input(sighting(2, 1, 1));
     assert_eq!(w.checks(), [(id, Target::Address(address(2)))]);
-    assert_eq!(w.pool.pick(w.now, &[]).expect("ready").address, address(1));
+    assert_eq!(w.pool.pick(w.now, &[], &Wanted::default()).expect("ready").address, address(1));
     w.input(Input::Checked(id, CheckResult::Silent("no answer".to_owned())));
-    assert_eq!(w.pool.pick(w.now, &[]).expect("still ready").address, address(1));
+    assert_eq!(
+        w.pool.pick(w.now, &[], &Wanted::default()).expect("still ready").address,
+        address(1)
+    );
     w.checks();
     w.input(Input::Checked(id, healthy(address(1), 1)));
     w.input(sighting(2, 1, 1));
     w.checks();
     w.input(Input::Checked(id, healthy(address(2), 1)));
-    assert_eq!(w.pool.pick(w.now, &[]).expect("ready").address, address(2));
+    assert_eq!(w.pool.pick(w.now, &[], &Wanted::default()).expect("ready").address, address(2));
     assert_eq!(w.pool.backends.len(), 1);
     // When the one in use fails, the other is checked before the server counts as down.
     w.pass(ms(1300));
@@ -124,7 +145,7 @@ fn one_server_is_one_entry_over_two_interfaces_and_after_a_move() {
     w.input(Input::Checked(id, CheckResult::Refused("refused".to_owned())));
     assert_eq!(w.checks(), [(id, Target::Address(address(1)))]);
     w.input(Input::Checked(id, healthy(address(1), 1)));
-    assert_eq!(w.pool.pick(w.now, &[]).expect("ready").address, address(1));
+    assert_eq!(w.pool.pick(w.now, &[], &Wanted::default()).expect("ready").address, address(1));
 }
 
 #[test]
@@ -143,20 +164,20 @@ fn silence_needs_two_checks_a_refusal_one() {
     w.pass(ms(1300));
     assert_eq!(w.checks().len(), 1);
     w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
-    assert!(w.pool.is_ready());
+    assert!(w.pool.ready() > 0);
     assert_eq!(w.checks().len(), 1, "the second check follows at once");
     w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
-    assert!(!w.pool.is_ready());
+    assert_eq!(w.pool.ready(), 0);
     // Back as soon as a check passes; a sighting starts one at once.
     w.now += ms(10);
     w.input(sighting(1, 1, 1));
     w.checks();
     w.input(Input::Checked(id, healthy(address(1), 1)));
-    assert!(w.pool.is_ready());
+    assert!(w.pool.ready() > 0);
     w.pass(ms(1300));
     w.checks();
     w.input(Input::Checked(id, CheckResult::Refused("502".to_owned())));
-    assert!(!w.pool.is_ready());
+    assert_eq!(w.pool.ready(), 0);
 }
 
 #[test]
@@ -201,7 +222,7 @@ fn a_named_server_stays_for_ever() {
     w.pass(Duration::from_secs(20));
     w.checks();
     w.input(Input::Checked(BackendId(0), healthy(address(7), 1)));
-    assert_eq!(w.pool.pick(w.now, &[]).map(|p| p.address), Some(address(7)));
+    assert_eq!(w.pool.pick(w.now, &[], &Wanted::default()).map(|p| p.address), Ok(address(7)));
 }
 
 #[test]
@@ -212,7 +233,7 @@ fn the_local_ollama_is_tried_even_when_its_check_failed() {
     w.input(Input::Checked(BackendId(0), healthy(address(1), 1)));
     w.pass(ms(1300));
     w.input(Input::Checked(BackendId(0), CheckResult::Refused("refused".to_owned())));
-    assert!(!w.pool.is_ready());
+    assert_eq!(w.pool.ready(), 0);
     assert_eq!(w.pick(), Some(BackendId(0)));
 }
 
@@ -224,10 +245,10 @@ fn requests_spread_by_work_then_by_distance() {
     assert_eq!(w.pick(), Some(near));
     assert_eq!(w.pick(), Some(far));
     assert_eq!(w.pick(), Some(near));
-    w.input(Input::Finished(far, Outcome::Answered));
+    w.input(Input::Finished(far, Outcome::Answered.into()));
     assert_eq!(w.pick(), Some(far));
-    assert_eq!(w.pool.pick(w.now, &[far]).map(|p| p.id), Some(near));
-    assert_eq!(w.pool.pick(w.now, &[far, near]), None);
+    assert_eq!(w.pool.pick(w.now, &[far], &Wanted::default()).map(|p| p.id), Ok(near));
+    assert!(w.pool.pick(w.now, &[far, near], &Wanted::default()).is_err());
 }
 
 #[test]
@@ -236,20 +257,24 @@ fn a_failing_server_rests_gets_one_trial_and_the_last_one_is_never_ejected() {
     let bad = w.server(1);
     let good = w.server(200);
     for _ in 0..3 {
-        w.pool.pick(w.now, &[good]);
-        w.input(Input::Finished(bad, Outcome::Failed));
+        let _ = w.pool.pick(w.now, &[good], &Wanted::default());
+        w.input(Input::Finished(bad, Outcome::Failed.into()));
     }
     assert!(w.reports().iter().any(|r| matches!(r, Transition::Ejected { .. })));
     for _ in 0..5 {
         assert_eq!(w.pick(), Some(good));
     }
-    assert_eq!(w.pool.pick(w.now, &[good]).map(|p| p.id), Some(bad), "better than none");
-    w.input(Input::Finished(bad, Outcome::Failed));
+    assert_eq!(
+        w.pool.pick(w.now, &[good], &Wanted::default()).map(|p| p.id),
+        Ok(bad),
+        "better than none"
+    );
+    w.input(Input::Finished(bad, Outcome::Failed.into()));
     // After the pause: one trial at a time, and success ends it.
-    w.now += ms(1100);
+    w.now += ms(5100);
     assert_eq!(w.pick(), Some(bad));
     assert_eq!(w.pick(), Some(good));
-    w.input(Input::Finished(bad, Outcome::Answered));
+    w.input(Input::Finished(bad, Outcome::Answered.into()));
     assert_eq!(w.pick(), Some(bad));
 }
 
@@ -259,7 +284,7 @@ fn an_overloaded_server_is_passed_over_for_a_moment() {
     let busy = w.server(1);
     let other = w.server(200);
     w.pick();
-    w.input(Input::Finished(busy, Outcome::Overloaded));
+    w.input(Input::Finished(busy, Outcome::Overloaded.into()));
     assert_eq!(w.pick(), Some(other));
     w.now += ms(1001);
     assert_eq!(w.pick(), Some(busy));
@@ -343,7 +368,7 @@ fn random_events_keep_the_invariants() {
                     w.input(Input::Checked(id, result));
                 }
                 3 | 4 => {
-                    let ready = w.pool.is_ready();
+                    let ready = w.pool.ready() > 0;
                     match w.pick() {
                         Some(id) => *flying.entry(id).or_default() += 1,
                         None => assert!(!ready, "seed {seed}: a ready server wasn't picked"),
@@ -354,7 +379,7 @@ fn random_events_keep_the_invariants() {
                     if let Some(id) = ids.first() {
                         let outcome = [Outcome::Answered, Outcome::Failed, Outcome::Unreachable]
                             [next(3) as usize];
-                        w.input(Input::Finished(*id, outcome));
+                        w.input(Input::Finished(*id, outcome.into()));
                         let left = flying.get_mut(id).expect("flying");
                         *left -= 1;
                         if *left == 0 {
@@ -373,5 +398,250 @@ fn random_events_keep_the_invariants() {
                 assert!(backend.addresses.len() <= MAX_ADDRESSES, "seed {seed}");
             }
         }
+    }
+}
+
+/// A server's models: on disk, and of those the loaded ones.
+fn models(disk: &[&str], loaded: &[&str]) -> Option<Arc<Inventory>> {
+    let list = |names: &[&str]| {
+        let models: Vec<_> = names.iter().map(|name| json!({ "name": name })).collect();
+        json!({ "models": models }).to_string()
+    };
+    Some(Arc::new(Inventory::new([&list(disk), &list(loaded), ""], None)))
+}
+
+fn model(name: &str) -> Wanted {
+    Wanted { model: ModelName::parse(name), ..Wanted::default() }
+}
+
+impl World {
+    /// Servers 1, 2, 3 … with these models, all equally near.
+    fn with_models(inventories: &[Option<Arc<Inventory>>]) -> (Self, Vec<BackendId>) {
+        let mut w = World::new();
+        w.pool.rules.max_servers = 64;
+        let ids = inventories
+            .iter()
+            .zip(1..)
+            .map(|(inventory, host)| {
+                let id = w.server(host);
+                w.pool.backends.iter_mut().for_each(|b| {
+                    b.round_trip = None;
+                    if b.id == id {
+                        b.inventory = inventory.clone();
+                    }
+                });
+                id
+            })
+            .collect();
+        (w, ids)
+    }
+
+    fn choose(&mut self, wanted: &Wanted) -> Result<BackendId, NoPick> {
+        self.pool.pick(self.now, &[], wanted).map(|pick| pick.id)
+    }
+
+    fn done(&mut self, id: BackendId) {
+        self.input(Input::Finished(id, Outcome::Answered.into()));
+    }
+
+    fn down(&mut self, id: BackendId) {
+        self.pass(ms(1300));
+        for (checked, _) in self.checks() {
+            let result = match checked == id {
+                true => CheckResult::Refused("refused".to_owned()),
+                false => {
+                    let at = self.pool.backends.iter().find(|b| b.id == checked).expect("known");
+                    healthy(at.addresses[0], 1)
+                }
+            };
+            self.input(Input::Checked(checked, result));
+        }
+        self.pool.backends.iter_mut().for_each(|b| b.round_trip = None);
+    }
+}
+
+#[test]
+fn a_model_goes_where_it_is_loaded_then_where_it_is_at_all() {
+    let disk = models(&["a", "b"], &[]);
+    let loaded = models(&["a"], &["a"]);
+    let other = models(&["c"], &["c"]);
+    let (mut w, ids) = World::with_models(&[disk, loaded, other, None]);
+    for (name, want) in [("a", 1), ("A:latest", 1), ("b", 0), ("c", 2), ("nobody", 3)] {
+        let got = w.choose(&model(name)).expect(name);
+        assert_eq!(got, ids[want], "{name}");
+        w.done(got);
+    }
+    // Waiting behind many others isn't better than loading it elsewhere.
+    for _ in 0..4 {
+        assert_eq!(w.choose(&model("a")), Ok(ids[1]));
+    }
+    assert_eq!(w.choose(&model("a")), Ok(ids[0]));
+    // But it can be unloaded only where it is loaded.
+    let unload = Wanted { task: Task::Unload, ..model("a") };
+    assert_eq!(w.choose(&unload), Ok(ids[1]));
+}
+
+#[test]
+fn a_model_of_a_server_that_is_away_is_not_called_missing() {
+    let (mut w, ids) = World::with_models(&[models(&["a"], &[]), models(&["b"], &[])]);
+    w.down(ids[0]);
+    let Err(NoPick::Away(reason)) = w.choose(&model("a")) else { panic!("not away") };
+    assert!(reason.contains("host1") && reason.contains("refused"), "{reason}");
+    assert_eq!(w.choose(&model("b")), Ok(ids[1]));
+    assert_eq!(w.choose(&model("never seen")), Ok(ids[1]), "Ollama's own 404");
+    assert_eq!(w.choose(&model("x:cloud")), Ok(ids[1]));
+}
+
+#[test]
+fn a_conversation_stays_unless_its_server_is_clearly_busier() {
+    let both = || models(&["a"], &["a"]);
+    let (mut w, ids) = World::with_models(&[both(), both()]);
+    let talk = |n| Wanted { conversation: Some(n), ..model("a") };
+    assert_eq!(w.choose(&talk(1)), Ok(ids[0]));
+    assert_eq!(w.choose(&talk(2)), Ok(ids[1]));
+    w.done(ids[0]);
+    w.done(ids[1]);
+    for _ in 0..3 {
+        assert_eq!(w.choose(&talk(2)), Ok(ids[1]));
+        w.done(ids[1]);
+    }
+    w.choose(&talk(2)).expect("picked");
+    w.choose(&talk(2)).expect("picked");
+    assert_eq!(w.choose(&talk(2)), Ok(ids[0]), "two ahead there, none here");
+    // Affinity never outweighs a dead server.
+    w.down(ids[0]);
+    assert_eq!(w.choose(&talk(1)), Ok(ids[1]));
+}
+
+#[test]
+fn faster_servers_get_more_and_failing_ones_none() {
+    let both = || models(&["a"], &["a"]);
+    let (mut w, ids) = World::with_models(&[both(), both()]);
+    let name = ModelName::parse("a").expect("name");
+    for (id, speed) in [(ids[0], 20.0), (ids[1], 100.0)] {
+        let _ = w.pool.pick(w.now, &[], &Wanted::default());
+        let speed = Some((name.clone(), speed));
+        w.input(Input::Finished(id, Report { speed, ..Outcome::Answered.into() }));
+    }
+    let mut counts = [0; 2];
+    for _ in 0..12 {
+        let id = w.choose(&model("a")).expect("picked");
+        counts[usize::from(id == ids[1])] += 1;
+    }
+    assert!((1..=2).contains(&counts[0]), "{counts:?} is not about 20 : 100");
+    for _ in 0..12 {
+        w.done(ids[0]);
+        w.done(ids[1]);
+    }
+    // Failing fast keeps a server idle, but must not attract the traffic.
+    w.choose(&model("a")).expect("picked");
+    w.input(Input::Finished(ids[1], Outcome::Failed.into()));
+    for _ in 0..5 {
+        assert_eq!(w.choose(&model("a")), Ok(ids[0]));
+    }
+}
+
+#[test]
+fn headers_pins_bans_and_preferences_are_kept() {
+    let all = || models(&["a", "b"], &[]);
+    let (mut w, ids) = World::with_models(&[all(), all(), all()]);
+    let name = |text: &str| ModelName::parse(text).expect("name");
+    w.pool.rules.pins = vec![(name("a"), "host3".to_owned())];
+    w.pool.rules.bans = vec![(name("b"), "host1".to_owned()), (name("b"), "10.0.0.2".to_owned())];
+    assert_eq!(w.choose(&model("a")), Ok(ids[2]));
+    assert_eq!(w.choose(&model("b")), Ok(ids[2]));
+    let named = Wanted { server: Some("HOST2".to_owned()), ..model("a") };
+    assert_eq!(w.choose(&named), Ok(ids[1]));
+    let unknown = Wanted { server: Some("nobody".to_owned()), ..model("a") };
+    assert!(matches!(w.choose(&unknown), Err(NoPick::Away(_))));
+    w.down(ids[2]);
+    assert!(w.choose(&model("a")).is_ok(), "a pin holds while its server is up");
+    assert!(matches!(w.choose(&model("b")), Err(NoPick::Away(_))), "a ban always holds");
+    w.pool.rules.preferred = vec!["host2".to_owned()];
+    for _ in 0..5 {
+        assert_eq!(w.choose(&model("c")), Ok(ids[1]));
+    }
+}
+
+#[test]
+fn builds_stay_together_and_pulls_go_where_there_is_room() {
+    let room = |bytes| Some(Arc::new(Inventory::new(["", "", ""], Some(bytes))));
+    let (mut w, ids) = World::with_models(&[room(1), room(9), room(5)]);
+    let pull = Wanted { task: Task::Pull, ..model("new") };
+    assert_eq!(w.choose(&pull), Ok(ids[1]));
+    let build =
+        |host| Wanted { task: Task::Build, client: Some(address(host).ip()), ..Wanted::default() };
+    assert_eq!(w.choose(&build(50)), Ok(ids[1]));
+    for backend in &mut w.pool.backends {
+        backend.inventory = room(if backend.id == ids[0] { 100 } else { 1 });
+    }
+    assert_eq!(w.choose(&build(50)), Ok(ids[1]), "its blobs are there");
+    assert_eq!(w.choose(&build(51)), Ok(ids[0]));
+}
+
+#[test]
+fn full_servers_are_left_alone_and_busy_answers_teach_the_limit() {
+    let (mut w, ids) = World::with_models(&[None, None]);
+    w.pool.rules.max_in_flight = 1;
+    assert!(w.choose(&model("a")).is_ok() && w.choose(&model("a")).is_ok());
+    assert_eq!(w.choose(&model("a")), Err(NoPick::Busy));
+    w.done(ids[1]);
+    assert_eq!(w.choose(&model("a")), Ok(ids[1]));
+    w.pool.rules.max_in_flight = 0;
+    let only = |ids: &[BackendId]| ids[1];
+    for _ in 0..2 {
+        let _ = w.pool.pick(w.now, &[only(&[ids[1], ids[0]])], &Wanted::default());
+    }
+    w.input(Input::Finished(ids[1], Outcome::Overloaded.into()));
+    let to_second = w.pool.pick(w.now, &[ids[0]], &Wanted::default());
+    assert_eq!(to_second, Err(NoPick::Busy), "it refused the third, so it takes two");
+    w.now += Duration::from_secs(61);
+    w.input(Input::Tick);
+    w.checks();
+    assert!(w.pool.pick(w.now, &[ids[0]], &Wanted::default()).is_ok(), "forgotten after a minute");
+}
+
+#[test]
+fn random_routing_keeps_its_promises() {
+    for seed in 1..300u64 {
+        let mut random = seed;
+        let mut next = |n: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % n
+        };
+        const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+        let inventories: Vec<_> = (0..2 + next(6))
+            .map(|_| {
+                let disk: Vec<&str> = NAMES.iter().copied().filter(|_| next(2) == 0).collect();
+                let loaded: Vec<&str> = disk.iter().copied().filter(|_| next(3) == 0).collect();
+                if next(5) == 0 { None } else { models(&disk, &loaded) }
+            })
+            .collect();
+        let (mut w, ids) = World::with_models(&inventories);
+        let mut picked = vec![0u32; ids.len()];
+        for _ in 0..100 {
+            let name = NAMES[next(5) as usize];
+            let wanted = Wanted { conversation: Some(next(4)), ..model(name) };
+            let id = w.choose(&wanted);
+            let at = ids.iter().position(|known| Ok(*known) == id).unwrap_or_else(|| {
+                panic!("seed {seed}: nothing picked for {name} although all are up")
+            });
+            picked[at] += 1;
+            let has = |i: &Option<Arc<Inventory>>| {
+                i.as_ref().is_some_and(|i| i.has(wanted.model.as_ref().expect("model")))
+            };
+            assert!(
+                has(&inventories[at]) || !inventories.iter().any(has),
+                "seed {seed}: {name} went to a server without it although another has it"
+            );
+            if next(3) > 0 {
+                w.done(ids[at]);
+                picked[at] -= 1;
+            }
+        }
+        let total: u32 = picked.iter().sum();
+        assert_eq!(w.pool.in_flight(), total, "seed {seed}");
     }
 }

@@ -1,0 +1,210 @@
+//! What a server has: its models, those loaded, and the merged lists of several servers. Pure.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::model::ModelName;
+
+/// Models of one server that are looked at; the rest is left out.
+const MAX_MODELS: usize = 2000;
+
+/// The lists that Ollama has of its models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum List {
+    /// `/api/tags`: on disk.
+    Tags,
+    /// `/api/ps`: in memory.
+    Loaded,
+    /// `/v1/models`: on disk, in OpenAI's shape.
+    OpenAi,
+}
+
+impl List {
+    /// All of them.
+    pub const ALL: [List; 3] = [List::Tags, List::Loaded, List::OpenAi];
+
+    /// Where Ollama answers with it.
+    pub fn path(self) -> &'static str {
+        match self {
+            List::Tags => "/api/tags",
+            List::Loaded => "/api/ps",
+            List::OpenAi => "/v1/models",
+        }
+    }
+
+    /// By the request's target.
+    pub fn of(target: &str) -> Option<Self> {
+        List::ALL.into_iter().find(|list| list.path() == target)
+    }
+
+    fn member(self) -> &'static str {
+        match self {
+            List::Tags | List::Loaded => "models",
+            List::OpenAi => "data",
+        }
+    }
+
+    /// What makes two entries one: name and digest, or OpenAI's name.
+    fn key(self, entry: &Value) -> (String, String) {
+        let text = |name: &str| entry.get(name).and_then(Value::as_str).unwrap_or_default();
+        match self {
+            List::Tags | List::Loaded => {
+                (name_of(entry).unwrap_or_default(), text("digest").to_owned())
+            }
+            List::OpenAi => (text("id").to_owned(), String::new()),
+        }
+    }
+}
+
+fn name_of(entry: &Value) -> Option<String> {
+    let text = |name: &str| entry.get(name).and_then(Value::as_str);
+    text("model").or_else(|| text("name")).map(str::to_owned)
+}
+
+/// What one server has, as it said itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Inventory {
+    entries: [Vec<Value>; 3],
+    on_disk: HashSet<ModelName>,
+    loaded: HashSet<ModelName>,
+    /// Bytes free for more models, where the server says so.
+    pub room: Option<u64>,
+}
+
+impl Inventory {
+    /// Puts the answers to the three lists together, in the order of [`List::ALL`]. A list that
+    /// isn't JSON of the known shape counts as empty.
+    pub fn new(answers: [&str; 3], room: Option<u64>) -> Self {
+        let mut inventory = Inventory { room, ..Inventory::default() };
+        for (at, list) in List::ALL.into_iter().enumerate() {
+            let answer: Value = serde_json::from_str(answers[at]).unwrap_or_default();
+            let entries = answer.get(list.member()).and_then(Value::as_array);
+            inventory.entries[at] = entries
+                .map(|all| all.iter().take(MAX_MODELS).cloned().collect())
+                .unwrap_or_default();
+        }
+        let names = |entries: &[Value]| {
+            entries.iter().filter_map(name_of).filter_map(|n| ModelName::parse(&n)).collect()
+        };
+        inventory.on_disk = names(&inventory.entries[0]);
+        inventory.loaded = names(&inventory.entries[1]);
+        inventory
+    }
+
+    /// Whether the model is on this server's disk.
+    pub fn has(&self, model: &ModelName) -> bool {
+        self.on_disk.contains(model) || self.loaded.contains(model)
+    }
+
+    /// Whether the model is in this server's memory.
+    pub fn has_loaded(&self, model: &ModelName) -> bool {
+        self.loaded.contains(model)
+    }
+
+    /// Models on disk.
+    pub fn len(&self) -> usize {
+        self.on_disk.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.on_disk.is_empty()
+    }
+}
+
+/// One list over several servers: the same name and digest once, newest first as Ollama does.
+pub fn merge(list: List, inventories: &[Arc<Inventory>]) -> Value {
+    let at = List::ALL.iter().position(|other| *other == list).unwrap_or_default();
+    let mut seen = HashSet::new();
+    let mut merged: Vec<&Value> = inventories
+        .iter()
+        .flat_map(|inventory| &inventory.entries[at])
+        .filter(|entry| seen.insert(list.key(entry)))
+        .collect();
+    match list {
+        List::Tags => {
+            let modified = |entry: &Value| {
+                entry.get("modified_at").and_then(Value::as_str).unwrap_or_default().to_owned()
+            };
+            merged.sort_by_cached_key(|entry| std::cmp::Reverse(modified(entry)));
+        }
+        List::OpenAi => {
+            let created = |entry: &&Value| entry.get("created").and_then(Value::as_i64);
+            merged.sort_by_key(|entry| std::cmp::Reverse(created(entry)));
+        }
+        List::Loaded => {}
+    }
+    match list {
+        List::OpenAi => json!({ "object": "list", "data": merged }),
+        List::Tags | List::Loaded => json!({ "models": merged }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tags(entries: &[(&str, &str, &str)]) -> String {
+        let models: Vec<Value> = entries
+            .iter()
+            .map(|(name, digest, at)| json!({"name": name, "model": name, "digest": digest, "modified_at": at}))
+            .collect();
+        json!({ "models": models }).to_string()
+    }
+
+    fn name(text: &str) -> ModelName {
+        ModelName::parse(text).expect("name")
+    }
+
+    #[test]
+    fn an_inventory_knows_disk_and_memory() {
+        let disk = tags(&[("a:latest", "1", "2026"), ("B:1b", "2", "2025")]);
+        let memory = tags(&[("a:latest", "1", "")]);
+        let inventory = Inventory::new([&disk, &memory, ""], Some(7));
+        assert!(inventory.has(&name("a")) && inventory.has(&name("b:1B")));
+        assert!(inventory.has_loaded(&name("A")) && !inventory.has_loaded(&name("b:1b")));
+        assert!(!inventory.has(&name("c")));
+        assert_eq!(inventory.len(), 2);
+        for junk in ["", "[]", "{\"models\":3}", "{\"models\":[1,{}]}", "<html>"] {
+            assert!(Inventory::new([junk, junk, junk], None).is_empty(), "{junk}");
+        }
+    }
+
+    #[test]
+    fn merged_lists_hold_each_model_once() {
+        let one = tags(&[("a:latest", "1", "2026-01-02"), ("b:latest", "2", "2026-01-01")]);
+        let two = tags(&[("b:latest", "3", "2026-01-03"), ("a:latest", "1", "2025-01-01")]);
+        let openai = r#"{"object":"list","data":[{"id":"a","created":5},{"id":"b","created":9}]}"#;
+        let inventories =
+            [&one, &two].map(|list| Arc::new(Inventory::new([list.as_str(), list, openai], None)));
+        let merged = merge(List::Tags, &inventories);
+        let of = |value: &Value| {
+            value["models"]
+                .as_array()
+                .expect("models")
+                .iter()
+                .map(|m| {
+                    format!(
+                        "{}={}",
+                        m["name"].as_str().expect("name"),
+                        m["digest"].as_str().expect("digest")
+                    )
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of(&merged), ["b:latest=3", "a:latest=1", "b:latest=2"]);
+        assert_eq!(merge(List::OpenAi, &inventories)["data"][0]["id"], "b");
+        assert_eq!(merge(List::OpenAi, &inventories)["data"].as_array().map(Vec::len), Some(2));
+        assert_eq!(merge(List::Tags, &[]).to_string(), r#"{"models":[]}"#);
+    }
+
+    #[test]
+    fn only_the_exact_paths_are_lists() {
+        assert_eq!(List::of("/api/tags"), Some(List::Tags));
+        assert_eq!(List::of("/v1/models"), Some(List::OpenAi));
+        assert_eq!(List::of("/v1/models/a"), None);
+        assert_eq!(List::of("/api/tags?x=1"), None);
+    }
+}

@@ -1,0 +1,276 @@
+//! What a request is about, read from the head of its JSON body. Pure.
+//!
+//! A scan, not a parse: bodies may be cut anywhere (only their first bytes are looked at), hold
+//! megabytes of images, or be no JSON at all. It never allocates more than the strings it returns.
+
+/// Longest string that is taken out of a body.
+const MAX_STRING: usize = 512;
+/// How much of a conversation's first text tells it from others.
+const OPENING: usize = 256;
+
+/// What the first bytes of a body say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// The top-level `model`, or else `name` or `source`.
+    pub model: Option<String>,
+    /// Whether the top-level `keep_alive` is zero, which unloads the model.
+    pub unloads: bool,
+    /// The first text of the conversation: the start of its first `content`, `system` or `prompt`.
+    pub opening: Option<String>,
+}
+
+/// Scans the first bytes of a body.
+pub fn subject(body: &[u8]) -> Subject {
+    let mut scan = Scan { bytes: body, at: 0 };
+    let mut subject = Subject::default();
+    // A body that isn't an object, or ends early, tells what it told until there.
+    let _ = scan.object(&mut subject);
+    subject
+}
+
+struct Scan<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Scan<'_> {
+    fn peek(&mut self) -> Option<u8> {
+        while let Some(b' ' | b'\t' | b'\r' | b'\n') = self.bytes.get(self.at) {
+            self.at += 1;
+        }
+        self.bytes.get(self.at).copied()
+    }
+
+    fn take(&mut self, wanted: u8) -> Option<()> {
+        (self.peek()? == wanted).then(|| self.at += 1)
+    }
+
+    /// The members of the top-level object, as far as they are there.
+    fn object(&mut self, subject: &mut Subject) -> Option<()> {
+        self.take(b'{')?;
+        let mut rank = 0;
+        while self.peek()? != b'}' {
+            let key = self.string()?;
+            self.take(b':')?;
+            // `model` wins over `name`, which older programs send.
+            let model_rank = match key.as_str() {
+                "model" => 3,
+                "name" => 2,
+                "source" => 1,
+                _ => 0,
+            };
+            match (key.as_str(), self.peek()?) {
+                (_, b'"') if model_rank > rank => {
+                    rank = model_rank;
+                    subject.model = Some(self.string()?);
+                }
+                ("system" | "prompt" | "input", b'"') if subject.opening.is_none() => {
+                    subject.opening = Some(self.opening()?);
+                }
+                ("messages", b'[') => self.value(&mut subject.opening)?,
+                ("keep_alive", b'"') => {
+                    let text = self.string()?;
+                    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+                    subject.unloads = !digits.is_empty() && digits.bytes().all(|b| b == b'0');
+                }
+                ("keep_alive", b'0') => {
+                    self.at += 1;
+                    subject.unloads = !matches!(self.peek()?, b'.' | b'0'..=b'9');
+                    self.value(&mut None)?;
+                }
+                _ => self.value(&mut Some(String::new()))?,
+            }
+            if self.peek()? == b',' {
+                self.at += 1;
+            }
+        }
+        Some(())
+    }
+
+    /// Skips a value; takes the first `content` text in it, if none was found before.
+    fn value(&mut self, opening: &mut Option<String>) -> Option<()> {
+        let mut depth = 0usize;
+        loop {
+            match self.peek()? {
+                b'{' | b'[' => {
+                    depth += 1;
+                    self.at += 1;
+                }
+                b'}' | b']' if depth > 0 => {
+                    depth -= 1;
+                    self.at += 1;
+                }
+                b'}' | b']' => return Some(()),
+                b'"' => {
+                    let key = self.string()?;
+                    if depth > 0 && self.peek()? == b':' {
+                        self.at += 1;
+                        let is_text = matches!(key.as_str(), "content" | "text");
+                        if is_text && opening.is_none() && self.peek()? == b'"' {
+                            *opening = Some(self.opening()?);
+                        }
+                        continue;
+                    }
+                }
+                b',' | b':' if depth > 0 => {
+                    self.at += 1;
+                    continue;
+                }
+                b',' => return Some(()),
+                _ => self.at += 1,
+            }
+            if depth == 0 && matches!(self.peek()?, b',' | b'}') {
+                return Some(());
+            }
+        }
+    }
+
+    /// A string; what is beyond [`MAX_STRING`] is dropped.
+    fn string(&mut self) -> Option<String> {
+        self.text(MAX_STRING, false)
+    }
+
+    /// The start of a string, which may be cut by the end of the bytes.
+    fn opening(&mut self) -> Option<String> {
+        self.text(OPENING, true)
+    }
+
+    fn text(&mut self, most: usize, may_be_cut: bool) -> Option<String> {
+        self.take(b'"')?;
+        let mut out = Vec::new();
+        let mut is_closed = false;
+        while let Some(byte) = self.bytes.get(self.at).copied() {
+            self.at += 1;
+            match byte {
+                b'"' => {
+                    is_closed = true;
+                    break;
+                }
+                b'\\' => {
+                    let escaped = self.bytes.get(self.at).copied()?;
+                    self.at += 1;
+                    let byte = match escaped {
+                        b'n' => b'\n',
+                        b't' => b'\t',
+                        b'u' => {
+                            let digits = self.bytes.get(self.at..self.at + 4)?;
+                            self.at += 4;
+                            let code = u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16);
+                            let c = char::from_u32(code.ok()?).unwrap_or('\u{fffd}');
+                            if out.len() < most {
+                                out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+                            }
+                            continue;
+                        }
+                        other => other,
+                    };
+                    if out.len() < most {
+                        out.push(byte);
+                    }
+                }
+                _ if out.len() < most => out.push(byte),
+                _ => {}
+            }
+        }
+        let is_whole = is_closed || (may_be_cut && out.len() >= most);
+        is_whole.then(|| String::from_utf8_lossy(&out).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(body: &str) -> (Option<String>, bool, Option<String>) {
+        let Subject { model, unloads, opening } = subject(body.as_bytes());
+        (model, unloads, opening)
+    }
+
+    fn text(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
+    #[test]
+    fn models_of_all_kinds_of_requests() {
+        for (body, model) in [
+            (r#"{"model":"a"}"#, text("a")),
+            (r#" { "name" : "a" , "stream":false}"#, text("a")),
+            (r#"{"name":"old","model":"new"}"#, text("new")),
+            (r#"{"model":"new","name":"old"}"#, text("new")),
+            (r#"{"source":"a","destination":"b"}"#, text("a")),
+            (
+                r#"{"messages":[{"role":"user","content":"\"model\":\"x\""}],"model":"a"}"#,
+                text("a"),
+            ),
+            (r#"{"options":{"model":"x","a":[1,{"model":"y"}]},"model":"a"}"#, text("a")),
+            (r#"{"images":["AAAA","BBBB"],"n":-1.5e3,"t":true,"z":null,"model":"a"}"#, text("a")),
+            (r#"{"model":"a\u00e9\/b"}"#, text("aé/b")),
+            (r#"{"model":3,"name":"a"}"#, text("a")),
+            (r#"{"a":{},"b":[],"model":"a"}"#, text("a")),
+            (r#"{"model":"a"#, None),
+            (r#"["model","a"]"#, None),
+            (r#"{"messages":[{"content":"cut"#, None),
+            ("", None),
+            ("model=a", None),
+            ("{", None),
+            (r#"{"model":"#, None),
+            (r#"{"model":"a\"#, None),
+        ] {
+            assert_eq!(of(body).0, model, "{body}");
+        }
+    }
+
+    #[test]
+    fn unloading_is_seen() {
+        for (body, unloads) in [
+            (r#"{"model":"a","keep_alive":0}"#, true),
+            (r#"{"keep_alive":"0","model":"a"}"#, true),
+            (r#"{"keep_alive":"0s"}"#, true),
+            (r#"{"keep_alive":0.5}"#, false),
+            (r#"{"keep_alive":"5m"}"#, false),
+            (r#"{"keep_alive":-1}"#, false),
+            (r#"{"keep_alive":""}"#, false),
+            (r#"{"options":{"keep_alive":0}}"#, false),
+        ] {
+            assert_eq!(of(body).1, unloads, "{body}");
+        }
+        assert_eq!(of(r#"{"keep_alive":0,"model":"a"}"#).0, text("a"));
+    }
+
+    #[test]
+    fn a_conversation_keeps_its_opening() {
+        let turn = |rest: &str| {
+            let first = r#"{"role":"user","content":"hello there"}"#;
+            of(&format!(r#"{{"model":"a","messages":[{first}{rest}],"stream":true}}"#)).2
+        };
+        assert_eq!(turn(""), text("hello there"));
+        assert_eq!(turn(r#",{"role":"assistant","content":"hi"}"#), turn(""));
+        let parts = r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hey"}]}]}"#;
+        assert_eq!(of(parts).2, text("hey"));
+        assert_eq!(of(r#"{"prompt":"once","model":"a"}"#), (text("a"), false, text("once")));
+        let long = format!(r#"{{"prompt":"{}"#, "x".repeat(10_000));
+        assert_eq!(of(&long).2.map(|opening| opening.len()), Some(OPENING));
+    }
+
+    #[test]
+    fn no_input_makes_it_panic_or_run_away() {
+        let body = br#"{"a":[{"b":"c\u0041"},[1,2,{}]],"model":"m","messages":[{"content":"x"}]}"#;
+        for len in 0..body.len() {
+            subject(&body[..len]);
+        }
+        let mut random = 9u64;
+        for _ in 0..50_000 {
+            let mut mutated = body.to_vec();
+            for _ in 0..3 {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let at = (random >> 8) as usize % mutated.len();
+                mutated[at] = b"{}[]\",:\\u0a"[random as usize % 11];
+            }
+            subject(&mutated);
+        }
+        subject(&[b'['; 100_000]);
+        subject(&[b'{'; 100_000]);
+    }
+}
