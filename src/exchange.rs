@@ -11,25 +11,24 @@
 //! can't do harm: nothing was sent yet (any method), or it is a read or an inference whose body
 //! was kept. Pull, push, create, copy, delete and blobs are never sent twice.
 
+mod answer;
+mod relay;
+
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, TRANSFER_ENCODING, VIA};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
+use http::{Method, Request, Response, StatusCode};
 use ureq::Body;
 
-use crate::body::{CHUNK_PREFIX, CHUNK_SUFFIX, LAST_CHUNK, frame_chunk};
-use crate::catalog::{self, List};
 use crate::config::{Limits, Timing};
 use crate::dialect::Dialect;
-use crate::downstream::{
-    BodyFault, BodyReader, BodyState, Budget, Downstream, error_fields, json_answer,
-};
+use crate::downstream::{BodyFault, BodyReader, BodyState, Budget, Downstream};
 use crate::guard::HostRule;
 use crate::head::{Framing, Head};
-use crate::headers::{self, AnswerFraming, ERROR_FIELD, ROOM_FIELD, SERVER_FIELD, UNREACHED};
+use crate::headers::{self, ERROR_FIELD, SERVER_FIELD, UNREACHED};
 use crate::link::{Fault, Link};
 use crate::manager::{Lease, Mailbox, Presence, Refused};
 use crate::pool::{BackendId, Outcome, Task, Wanted};
@@ -37,21 +36,23 @@ use crate::registry::Registry;
 use crate::route::{self, Route};
 use crate::sniff::{self, Subject};
 use crate::socket;
-use crate::state;
-use crate::tail::{Format, Tail};
 use crate::upstream::{self, Upstream};
 
-/// Reads of less than this are gathered with what precedes them into one write.
-const GATHER: usize = 2 * 1024;
-/// Relay buffers start small and grow while the upstream fills them.
-const SMALL: usize = 4 * 1024;
-const LARGE: usize = 32 * 1024;
 /// Bytes of a body that are looked at for the model's name.
 const SUBJECT_LIMIT: usize = 64 * 1024;
 /// Bodies of more than this get larger buffers on the way to the upstream.
 const LARGE_BODY: u64 = 16 * 1024;
 /// Lines of the head longer than this need the larger buffer too.
 const LONG_LINE: usize = 3 * 1024;
+
+/// Which of the two proxies this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// In front of the LAN's servers: it chooses among them.
+    Client,
+    /// In front of the one local Ollama.
+    Server,
+}
 
 /// What all exchanges of a proxy share.
 #[derive(Debug)]
@@ -64,6 +65,8 @@ pub struct Context {
     pub models_dir: Option<PathBuf>,
     /// This process in `Via` fields.
     pub via: HeaderValue,
+    /// Whether there is a choice of servers.
+    pub side: Side,
     /// This server's name for `X-Ollana-Server`; a client uses the backend's.
     pub own_name: Option<HeaderValue>,
     /// Put in front of every target (the path of `--ollama`).
@@ -110,25 +113,6 @@ pub fn run(
     let end = exchange.serve(connection);
     upstream.link().end();
     end
-}
-
-/// A body on its way to the client.
-struct Copy {
-    framing: AnswerFraming,
-    format: Option<Format>,
-    total: u64,
-    tail: Tail,
-}
-
-impl Copy {
-    /// Tokens per second, as the last line of Ollama's streams tells them.
-    fn speed(&self) -> Option<f64> {
-        self.format.filter(|format| *format == Format::Ndjson)?;
-        let tokens = self.tail.number("eval_count")?;
-        let seconds = self.tail.number("eval_duration")? / 1e9;
-        // A handful of tokens says little.
-        (tokens >= 8.0 && seconds > 0.0).then(|| tokens / seconds)
-    }
 }
 
 struct Exchange<'a> {
@@ -243,45 +227,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// Whether this proxy has a choice of servers.
     fn is_client(&self) -> bool {
-        self.context.own_name.is_none()
-    }
-
-    /// Answers from what is known of several servers; a single one answers for itself.
-    fn answer_from_lists(&self, connection: &mut Downstream) -> Option<End> {
-        let target = self.head.target.as_str();
-        let list = List::of(target);
-        let is_read = matches!(self.head.method, Method::GET | Method::HEAD);
-        if !is_read
-            || (list.is_none() && target != "/api/version")
-            || self.framing != Framing::Empty
-            || self.head.fields.contains_key(SERVER_FIELD)
-            || !self.is_client()
-            || self.context.presence.backends() < 2
-        {
-            return None;
-        }
-        let inventories = self.context.mailbox.inventories();
-        if inventories.backends < 2 || inventories.known.is_empty() {
-            return None;
-        }
-        let (names, known): (Vec<String>, Vec<_>) = inventories.known.into_iter().unzip();
-        let body = match list {
-            Some(list) => catalog::merge(list, &known),
-            None => {
-                let version = inventories.version;
-                let text = format!("{}.{}.{}", version.major, version.minor, version.patch);
-                serde_json::json!({ "version": text })
-            }
-        };
-        let mut fields = HeaderMap::new();
-        fields.append(VIA, self.context.via.clone());
-        if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
-            fields.insert(SERVER_FIELD, names);
-        }
-        let body = body.to_string();
-        Some(self.answer(connection, StatusCode::OK, fields, &body))
+        self.context.side == Side::Client
     }
 
     /// What the request needs. Reads as much of the body as it takes to see the model's name, if
@@ -434,176 +381,6 @@ impl Exchange<'_> {
         End::Cut
     }
 
-    /// Passes the answer on, every read before the next.
-    fn relay(
-        &self,
-        connection: &mut Downstream,
-        lease: &mut Lease,
-        request_body: &BodyState<'_>,
-        wanted: &Wanted,
-        answer: Response<Body>,
-    ) -> End {
-        let (mut parts, body) = answer.into_parts();
-        let status = parts.status;
-        if status.is_informational() {
-            lease.report.outcome = Outcome::Failed;
-            let message = format!("server {}: answered {status} to no upgrade", lease.pick.name);
-            return self.refuse(connection, 502, &message, "upstream");
-        }
-        let declared = declared_length(&parts.headers);
-        let is_head = self.head.method == Method::HEAD;
-        let framing = headers::answer_framing(is_head, self.head.http_10, status, declared);
-        headers::strip_hop_by_hop(&mut parts.headers);
-        parts.headers.append(VIA, self.context.via.clone());
-        if let (Some(dir), "/api/version") = (&self.context.models_dir, self.head.target.as_str())
-            && let Some(room) = state::free_space(dir)
-        {
-            parts.headers.insert(ROOM_FIELD, HeaderValue::from(room));
-        }
-        if !parts.headers.contains_key(SERVER_FIELD) {
-            let name = self.context.own_name.clone();
-            let name = name.or_else(|| HeaderValue::from_str(&lease.pick.name).ok());
-            if let Some(name) = name {
-                parts.headers.insert(SERVER_FIELD, name);
-            }
-        }
-        let close = !self.head.keep_alive
-            || !request_body.is_done()
-            || framing == AnswerFraming::Close
-            || self.context.registry.is_draining();
-        let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let format = content_type.and_then(Format::of);
-        let mut out = Vec::with_capacity(1024);
-        headers::write_answer_head(&mut out, status, &parts.headers, framing, declared, close);
-        let link = self.upstream.link();
-        link.push(&out);
-        let first_byte = self.started.elapsed();
-        let mut copy = Copy { framing, format, total: 0, tail: Tail::default() };
-        let result = match framing {
-            AnswerFraming::None => Ok(()),
-            _ => self.copy_body(body, &mut copy),
-        };
-        let result = result.and_then(|()| link.flush().map_err(|_| String::new()));
-        lease.report.outcome = match (&result, link.progress().fault) {
-            (Ok(()), _) => poor_outcome(status).unwrap_or(Outcome::Answered),
-            (Err(_), Some(_)) => Outcome::Void,
-            (Err(_), None) => Outcome::Failed,
-        };
-        lease.report.first_byte = Some(first_byte);
-        lease.report.changed_models = self.route.changes_models;
-        lease.report.speed = wanted.model.clone().zip(copy.speed());
-        self.log(status.as_u16(), &lease.pick.name, copy.total, Some(first_byte));
-        match result {
-            Ok(()) if !close => End::Keep,
-            Ok(()) => End::Close,
-            Err(reason) => {
-                if link.progress().fault.is_none() {
-                    let message = format!("server {}: {reason}", lease.pick.name);
-                    log::warn!("answer broke off backend={:?} reason={reason:?}", lease.pick.name);
-                    self.end_in_failure(connection, &copy, &message);
-                }
-                End::Cut
-            }
-        }
-    }
-
-    /// Copies a body, every read before the next.
-    ///
-    /// # Errors
-    /// Why it didn't arrive whole; the link knows if that was the client's fault.
-    fn copy_body(&self, body: Body, copy: &mut Copy) -> Result<(), String> {
-        let link = self.upstream.link();
-        let mut reader = body.into_reader();
-        let mut buffer = vec![0; CHUNK_PREFIX + SMALL + CHUNK_SUFFIX];
-        loop {
-            let space = CHUNK_PREFIX..buffer.len() - CHUNK_SUFFIX;
-            let room = space.len();
-            let n = reader.read(&mut buffer[space]).map_err(|e| upstream::describe_io(&e))?;
-            if n == 0 {
-                break;
-            }
-            copy.total += n as u64;
-            if copy.format.is_some() {
-                copy.tail.push(&buffer[CHUNK_PREFIX..CHUNK_PREFIX + n]);
-            }
-            let range = match copy.framing {
-                AnswerFraming::Chunked => frame_chunk(&mut buffer, n),
-                AnswerFraming::Length(declared) if copy.total > declared => {
-                    return Err("sent more than it declared".to_owned());
-                }
-                _ => CHUNK_PREFIX..CHUNK_PREFIX + n,
-            };
-            if n < GATHER {
-                link.push(&buffer[range]);
-            } else {
-                link.send(&buffer[range]).map_err(|_| String::new())?;
-            }
-            if n == room && room < LARGE {
-                buffer.resize(CHUNK_PREFIX + room * 2 + CHUNK_SUFFIX, 0);
-            }
-        }
-        match copy.framing {
-            AnswerFraming::Chunked => link.push(LAST_CHUNK),
-            AnswerFraming::Length(declared) if copy.total < declared => {
-                return Err("sent less than it declared".to_owned());
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Tells of a failure within the answer: a last line or event where its format has one and
-    /// nobody has told yet, and never a clean end.
-    fn end_in_failure(&self, connection: &Downstream, copy: &Copy, message: &str) {
-        let link = self.upstream.link();
-        let format = copy.format.filter(|format| !copy.tail.tells_error(*format));
-        if let (AnswerFraming::Chunked, Some(format)) = (copy.framing, format) {
-            let error = self.dialect.in_band_error(format, message);
-            let text = format!("{}{error}", copy.tail.separator(format));
-            link.push(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes());
-        }
-        let _ = link.flush();
-        if copy.framing == AnswerFraming::Close {
-            // Here an ordinary close would look like the end of the answer.
-            socket::reset_on_close(connection.stream());
-        }
-    }
-
-    /// Answers with an error of our own.
-    fn refuse(
-        &self,
-        connection: &mut Downstream,
-        status: u16,
-        message: &str,
-        cause: &'static str,
-    ) -> End {
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let body = self.dialect.error(status.as_u16(), message).to_string();
-        log::debug!("refused status={status} message={message:?}");
-        self.answer(connection, status, error_fields(status.as_u16(), cause), &body)
-    }
-
-    /// Answers with JSON of our own.
-    fn answer(
-        &self,
-        connection: &mut Downstream,
-        status: StatusCode,
-        fields: HeaderMap,
-        body: &str,
-    ) -> End {
-        let whole = self.framing == Framing::Empty;
-        let close = !whole || !self.head.keep_alive || self.context.registry.is_draining();
-        let is_head = self.head.method == Method::HEAD;
-        let answer = json_answer(status, fields, body, is_head, close);
-        self.log(status.as_u16(), "-", body.len() as u64, None);
-        let stall = self.context.timing.stall_timeout;
-        match socket::write_all(connection.stream(), &answer, stall) {
-            Ok(()) if !close => End::Keep,
-            Ok(()) => End::Close,
-            Err(_) => End::Cut,
-        }
-    }
-
     /// The access line; 499 stands for a client that left.
     fn log(&self, status: u16, backend: &str, bytes: u64, first_byte: Option<Duration>) {
         if log::log_enabled!(log::Level::Debug) {
@@ -617,14 +394,6 @@ impl Exchange<'_> {
             );
         }
     }
-}
-
-/// The body's length as the upstream declares it; chunks come without one (RFC 9112 §6.3).
-fn declared_length(fields: &HeaderMap) -> Option<u64> {
-    if fields.contains_key(TRANSFER_ENCODING) {
-        return None;
-    }
-    fields.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 /// An answer that another server might better: overloaded, or a proxy of ours that reached no

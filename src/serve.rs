@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::config::{ModeChoice, OLLAMA_PORT, OllamaUrl, SERVER_PORT, ServerName, Settings};
 use crate::discovery::{Client, ClientSetup, Responder, ServerSetup};
 use crate::downstream::Budget;
-use crate::exchange::Context;
+use crate::exchange::{Context, Side};
 use crate::guard::HostRule;
 use crate::headers;
 use crate::liveness::{Checkers, Ticker, job_queue};
@@ -170,6 +170,10 @@ impl Daemon {
             via: headers::via_value(instance),
             presence: Arc::clone(&presence),
             models_dir: local.and_then(|_| state::models_dir()),
+            side: match mode {
+                Mode::Client => Side::Client,
+                Mode::Server => Side::Server,
+            },
             own_name: local.and_then(|_| HeaderValue::from_str(&hostname).ok()),
             prefix: local.map(|url| url.prefix.clone()).unwrap_or_default(),
             hosts: HostRule::new(names),

@@ -1,0 +1,84 @@
+//! Answers of our own: errors, and lists merged over several servers.
+
+use http::header::{HeaderValue, VIA};
+use http::{HeaderMap, Method, StatusCode};
+
+use super::{End, Exchange};
+use crate::catalog::{self, List};
+use crate::downstream::{Downstream, error_fields, json_answer};
+use crate::head::Framing;
+use crate::headers::SERVER_FIELD;
+use crate::socket;
+
+impl Exchange<'_> {
+    /// Answers from what is known of several servers; a single one answers for itself.
+    pub(super) fn answer_from_lists(&self, connection: &mut Downstream) -> Option<End> {
+        let target = self.head.target.as_str();
+        let list = List::of(target);
+        let is_read = matches!(self.head.method, Method::GET | Method::HEAD);
+        if !is_read
+            || (list.is_none() && target != "/api/version")
+            || self.framing != Framing::Empty
+            || self.head.fields.contains_key(SERVER_FIELD)
+            || !self.is_client()
+            || self.context.presence.backends() < 2
+        {
+            return None;
+        }
+        let inventories = self.context.mailbox.inventories();
+        if inventories.backends < 2 || inventories.known.is_empty() {
+            return None;
+        }
+        let (names, known): (Vec<String>, Vec<_>) = inventories.known.into_iter().unzip();
+        let body = match list {
+            Some(list) => catalog::merge(list, &known),
+            None => {
+                let version = inventories.version;
+                let text = format!("{}.{}.{}", version.major, version.minor, version.patch);
+                serde_json::json!({ "version": text })
+            }
+        };
+        let mut fields = HeaderMap::new();
+        fields.append(VIA, self.context.via.clone());
+        if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
+            fields.insert(SERVER_FIELD, names);
+        }
+        let body = body.to_string();
+        Some(self.answer(connection, StatusCode::OK, fields, &body))
+    }
+
+    /// Answers with an error of our own.
+    pub(super) fn refuse(
+        &self,
+        connection: &mut Downstream,
+        status: u16,
+        message: &str,
+        cause: &'static str,
+    ) -> End {
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = self.dialect.error(status.as_u16(), message).to_string();
+        log::debug!("refused status={status} message={message:?}");
+        self.answer(connection, status, error_fields(status.as_u16(), cause), &body)
+    }
+
+    /// Answers with JSON of our own.
+    pub(super) fn answer(
+        &self,
+        connection: &mut Downstream,
+        status: StatusCode,
+        fields: HeaderMap,
+        body: &str,
+    ) -> End {
+        let whole = self.framing == Framing::Empty;
+        let close = !whole || !self.head.keep_alive || self.context.registry.is_draining();
+        let is_head = self.head.method == Method::HEAD;
+        let answer = json_answer(status, fields, body, is_head, close);
+        self.log(status.as_u16(), "-", body.len() as u64, None);
+        let stall = self.context.timing.stall_timeout;
+        match socket::write_all(connection.stream(), &answer, stall) {
+            Ok(()) if !close => End::Keep,
+            Ok(()) => End::Close,
+            Err(_) => End::Cut,
+        }
+    }
+}
