@@ -38,9 +38,10 @@ Usage: ollana [serve] [OPTION ...]
 Where an Ollama answers on this machine, ollana shares it (server mode).
 Elsewhere it finds the servers and answers on Ollama's own port (client mode).
 
-  --mode MODE           auto, client or server [auto]
+  --mode MODE           auto, client, server or both [auto]
   --listen ADDR:PORT    HTTP address of this mode's proxy; repeatable
                         [client localhost:11434, server 0.0.0.0:11435]
+  --share ADDR:PORT     with --mode both, the server's address [0.0.0.0:11435]
   --ollama URL          this machine's Ollama [$OLLAMA_HOST or 127.0.0.1:11434]
   --server HOST[:PORT]  a server that broadcasts don't reach; repeatable
   --discovery-port N    UDP port of the discovery, 0 turns it off [11436]
@@ -85,6 +86,7 @@ Intervals, time-outs and limits. Times: 250ms, 5s, 2m. Sizes: 4096, 64k, 4m.
 const OPTIONS: &[&str] = &[
     "mode",
     "listen",
+    "share",
     "ollama",
     "server",
     "discovery-port",
@@ -194,6 +196,7 @@ fn parse_flags(
 fn clear_list(settings: &mut Settings, name: &str) {
     match name {
         "listen" => settings.listen.clear(),
+        "share" => settings.share.clear(),
         "server" => settings.servers.clear(),
         "interface" => settings.interfaces.clear(),
         "host" => settings.hosts.clear(),
@@ -214,10 +217,12 @@ fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), String> {
                 "auto" => ModeChoice::Auto,
                 "client" => ModeChoice::Client,
                 "server" => ModeChoice::Server,
-                _ => return Err(format!("{value}: expected auto, client or server")),
+                "both" => ModeChoice::Both,
+                _ => return Err(format!("{value}: expected auto, client, server or both")),
             }
         }
         "listen" => settings.listen.push(parse_listen(value)?),
+        "share" => settings.share.push(parse_listen(value)?),
         "ollama" => settings.ollama = Some(config::parse_ollama(value)?),
         "server" => {
             let server = config::parse_host_port(value, config::SERVER_PORT)?;
@@ -360,7 +365,7 @@ mod tests {
         for (args, want) in [
             (&["--nope"][..], "--nope"),
             (&["frobnicate"], "frobnicate"),
-            (&["--mode", "both?"], "auto, client or server"),
+            (&["--mode", "neither"], "auto, client, server or both"),
             (&["--mode"], "mode"),
             (&["--listen", "11434"], "ADDR:PORT"),
             (&["--discovery-port", "65536"], "0 to 65535"),

@@ -16,6 +16,8 @@ use crate::model::ModelName;
 pub const OLLAMA_PORT: u16 = 11434;
 /// HTTP port of an Ollana server's proxy.
 pub const SERVER_PORT: u16 = 11435;
+/// HTTP port of the client's proxy where Ollama itself has [`OLLAMA_PORT`].
+pub const POOLED_PORT: u16 = 11437;
 /// UDP port of the discovery.
 pub const DISCOVERY_PORT: u16 = 11436;
 
@@ -35,6 +37,8 @@ pub enum ModeChoice {
     Client,
     /// Share the local Ollama, even when it isn't up yet.
     Server,
+    /// Share it, and use the LAN's servers next to it.
+    Both,
 }
 
 /// Where the local Ollama answers.
@@ -67,10 +71,16 @@ impl fmt::Display for ServerName {
     }
 }
 
+impl OllamaUrl {
+    /// Its host and port.
+    pub fn server(&self) -> ServerName {
+        ServerName { host: self.host.clone(), port: self.port }
+    }
+}
+
 impl fmt::Display for OllamaUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let server = ServerName { host: self.host.clone(), port: self.port };
-        write!(f, "http://{server}{}", self.prefix)
+        write!(f, "http://{}{}", self.server(), self.prefix)
     }
 }
 
@@ -131,8 +141,10 @@ pub struct Limits {
 pub struct Settings {
     /// Client, server or whichever fits.
     pub mode: ModeChoice,
-    /// Addresses to listen on; empty means the mode's own.
+    /// Addresses to listen on; empty means the mode's own. With both modes, the client's.
     pub listen: Vec<SocketAddr>,
+    /// With both modes, the server's addresses; empty means its own.
+    pub share: Vec<SocketAddr>,
     /// The local Ollama; `None` means Ollama's default address.
     pub ollama: Option<OllamaUrl>,
     /// Servers that broadcasts don't reach.
@@ -166,6 +178,7 @@ impl Default for Settings {
         Settings {
             mode: ModeChoice::Auto,
             listen: Vec::new(),
+            share: Vec::new(),
             ollama: None,
             servers: Vec::new(),
             interfaces: Vec::new(),

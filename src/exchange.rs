@@ -69,7 +69,7 @@ pub struct Context {
     pub side: Side,
     /// This server's name for `X-Ollana-Server`; a client uses the backend's.
     pub own_name: Option<HeaderValue>,
-    /// Put in front of every target (the path of `--ollama`).
+    /// Put in front of targets for the local Ollama (the path of `--ollama`).
     pub prefix: String,
     /// Which names a `Host` may have.
     pub hosts: HostRule,
@@ -164,7 +164,7 @@ impl Exchange<'_> {
         let is_wanted = || !socket::is_gone(&stream);
         let lease = |tried: &[BackendId]| self.context.mailbox.lease(tried, &wanted, &is_wanted);
         let mut tried: Vec<BackendId> = Vec::new();
-        let mut failure: Option<String> = None;
+        let mut failure: Option<(String, &'static str)> = None;
         let mut resent = false;
         let mut fresh = !repeatable;
         let mut next_lease: Option<Lease> = None;
@@ -172,7 +172,9 @@ impl Exchange<'_> {
             let leased = next_lease.take().map_or_else(|| lease(&tried), Ok);
             let mut leased = match (leased, failure.take()) {
                 (Ok(leased), _) => leased,
-                (Err(_), Some(failed)) => return self.refuse(connection, 502, &failed, "upstream"),
+                (Err(_), Some((message, cause))) => {
+                    return self.refuse(connection, 502, &message, cause);
+                }
                 (Err(Refused::NoServer(_)), None) if !is_wanted() => return self.client_left(),
                 (Err(Refused::NoServer(why)), None) => {
                     return self.refuse(connection, 503, &why, UNREACHED);
@@ -211,18 +213,19 @@ impl Exchange<'_> {
                 next_lease = Some(leased);
                 continue;
             }
-            let name = format!("{} ({})", leased.pick.name, leased.pick.address);
+            let name = leased.pick.label();
             log::warn!("attempt failed backend={name:?} reason={:?}", failed.reason);
             leased.report.outcome =
                 if failed.unreached { Outcome::Unreachable } else { Outcome::Failed };
-            let message = format!("server {name}: {}", failed.reason);
+            let message = format!("{name}: {}", failed.reason);
+            let cause = if failed.unreached { UNREACHED } else { "upstream" };
             let again = failed.unreached || (repeatable && !resent);
             if !again || !body.is_replayable() {
-                return self.refuse(connection, 502, &message, "upstream");
+                return self.refuse(connection, 502, &message, cause);
             }
             resent |= !failed.unreached;
             tried.push(leased.pick.id);
-            failure = Some(message);
+            failure = Some((message, cause));
             fresh = !repeatable;
         }
     }
@@ -243,7 +246,7 @@ impl Exchange<'_> {
     ) -> Result<Wanted, ()> {
         let client = connection.peer().ip();
         if !self.is_client() {
-            return Ok(Wanted { client: Some(client), ..Wanted::default() });
+            return Ok(Wanted { client: Some(client), local_only: true, ..Wanted::default() });
         }
         let server = self.head.fields.get(SERVER_FIELD);
         let mut server = server.and_then(|name| name.to_str().ok()).map(str::to_owned);
@@ -322,7 +325,8 @@ impl Exchange<'_> {
 
     fn request(&self, lease: &Lease) -> Result<Request<()>, String> {
         let address = lease.pick.address;
-        let uri = upstream::build_uri(address, &self.context.prefix, &self.head.target)?;
+        let prefix = if lease.pick.is_local { self.context.prefix.as_str() } else { "" };
+        let uri = upstream::build_uri(address, prefix, &self.head.target)?;
         let mut fields = self.head.fields.clone();
         headers::prepare_request(&mut fields, &self.context.via);
         if self.is_client() {

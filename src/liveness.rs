@@ -4,14 +4,16 @@
 //! the checkers do what it asks for, each with its own connection.
 
 use std::io;
+use std::path::Path;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::config::{OllamaUrl, THREAD_STACK, Timing};
-use crate::manager::{CheckJob, Mailbox};
-use crate::pool::Input;
+use crate::manager::{Job, Mailbox};
+use crate::pool::{Input, Target};
+use crate::state;
 use crate::upstream::{Check, Upstream};
 
 /// How often the Manager hears that time has passed.
@@ -20,7 +22,7 @@ const TICK: Duration = Duration::from_millis(200);
 const CHECKERS: usize = 4;
 
 /// Where the Manager puts its jobs, and where the checkers take them from.
-pub fn job_queue() -> (Sender<CheckJob>, Receiver<CheckJob>) {
+pub fn job_queue() -> (Sender<Job>, Receiver<Job>) {
     // One per backend is under way at most.
     bounded(1024)
 }
@@ -65,15 +67,17 @@ impl Drop for Ticker {
 pub struct Checkers(Vec<JoinHandle<()>>);
 
 impl Checkers {
-    /// Starts the checkers. `local` is the Ollama of this machine, in server mode.
+    /// Starts the checkers. `local` is the Ollama of this machine, if it is shared; `memory` takes
+    /// the servers to remember.
     ///
     /// # Errors
     /// When a thread can't be started.
     pub fn start(
-        jobs: &Receiver<CheckJob>,
+        jobs: &Receiver<Job>,
         mailbox: &Mailbox,
         timing: &Timing,
         local: Option<&OllamaUrl>,
+        memory: Option<&Path>,
     ) -> io::Result<Self> {
         let mut threads = Vec::with_capacity(CHECKERS);
         for _ in 0..CHECKERS {
@@ -82,14 +86,25 @@ impl Checkers {
             let timeout = timing.health_timeout;
             let upstream = Upstream::new(timing);
             let local = local.cloned();
+            let memory = memory.map(Path::to_owned);
             let thread = thread::Builder::new()
                 .name("checker".to_owned())
                 .stack_size(THREAD_STACK)
                 .spawn(move || {
                     for job in jobs {
+                        let job = match job {
+                            Job::Check(job) => job,
+                            Job::Remember(servers) => {
+                                if let Some(dir) = &memory {
+                                    state::remember(dir, &servers);
+                                }
+                                continue;
+                            }
+                        };
+                        let is_local = |url: &&OllamaUrl| job.target == Target::Name(url.server());
                         let check = Check {
                             target: &job.target,
-                            local: local.as_ref(),
+                            local: local.as_ref().filter(is_local),
                             wants_inventory: job.wants_inventory,
                             timeout,
                         };

@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
@@ -32,6 +32,15 @@ const MAILBOX: usize = 8192;
 const LOOK: Duration = Duration::from_millis(50);
 /// Requests that may wait for a backend that is busy; more are refused.
 const MAX_QUEUE: usize = 256;
+
+/// Something that takes time, for the checkers.
+#[derive(Debug)]
+pub enum Job {
+    /// Check a backend.
+    Check(CheckJob),
+    /// Remember these servers for the next start.
+    Remember(Vec<(SocketAddr, String)>),
+}
 
 /// A health check to run.
 #[derive(Debug)]
@@ -84,6 +93,7 @@ pub struct Inventories {
 #[derive(Debug, Default)]
 pub struct Presence {
     up: AtomicBool,
+    local_up: AtomicBool,
     version: AtomicU32,
     in_flight: AtomicU32,
     backends: AtomicU32,
@@ -95,7 +105,12 @@ impl Presence {
         self.up.load(Relaxed)
     }
 
-    /// The lowest version of the ready backends.
+    /// Whether the Ollama of this machine is ready.
+    pub fn is_local_up(&self) -> bool {
+        self.local_up.load(Relaxed)
+    }
+
+    /// The local Ollama's version, or the lowest of the ready backends.
     pub fn version(&self) -> OllamaVersion {
         OllamaVersion::from_bits(self.version.load(Relaxed))
     }
@@ -200,7 +215,7 @@ impl Handle {
     ///
     /// # Errors
     /// When the thread can't be started.
-    pub fn start(pool: Pool, jobs: Sender<CheckJob>, patience: Patience) -> io::Result<Self> {
+    pub fn start(pool: Pool, jobs: Sender<Job>, patience: Patience) -> io::Result<Self> {
         let (sender, mailbox) = bounded(MAILBOX);
         let presence = Arc::new(Presence::default());
         let manager = Manager {
@@ -260,7 +275,7 @@ struct Waiting {
 struct Manager {
     pool: Pool,
     mailbox: Receiver<Event>,
-    jobs: Sender<CheckJob>,
+    jobs: Sender<Job>,
     patience: Patience,
     presence: Arc<Presence>,
     /// In the order of arrival.
@@ -291,7 +306,8 @@ impl Manager {
                 }
             }
             self.presence.up.store(self.pool.ready() > 0, Relaxed);
-            self.presence.version.store(self.pool.version().to_bits(), Relaxed);
+            self.presence.local_up.store(self.pool.is_local_ready(), Relaxed);
+            self.presence.version.store(self.pool.announced_version().to_bits(), Relaxed);
             self.presence.in_flight.store(self.pool.in_flight(), Relaxed);
             self.presence.backends.store(self.pool.len() as u32, Relaxed);
         }
@@ -382,15 +398,26 @@ impl Manager {
         }
     }
 
+    fn hand_out(&self, job: Job) {
+        if self.jobs.try_send(job).is_err() {
+            log::debug!("job queue full, job dropped");
+        }
+    }
+
     fn act(&mut self) {
-        for action in self.actions.drain(..) {
+        for action in std::mem::take(&mut self.actions) {
             match action {
                 Action::Check(id, target, wants_inventory) => {
-                    if self.jobs.try_send(CheckJob { id, target, wants_inventory }).is_err() {
-                        log::debug!("check queue full, check dropped");
+                    self.hand_out(Job::Check(CheckJob { id, target, wants_inventory }));
+                }
+                Action::Report(transition) => {
+                    report(&transition);
+                    let changes_memory =
+                        matches!(transition, Transition::Up { .. } | Transition::Moved { .. });
+                    if changes_memory {
+                        self.hand_out(Job::Remember(self.pool.memorable()));
                     }
                 }
-                Action::Report(transition) => report(&transition),
             }
         }
     }

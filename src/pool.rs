@@ -63,7 +63,7 @@ pub struct BackendId(u32);
 /// How the pool knows of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The Ollama behind this server; always tried, whatever its last check said.
+    /// The Ollama of this machine.
     Local(ServerName),
     /// Named with `--server`; never forgotten.
     Named(ServerName),
@@ -99,6 +99,8 @@ pub enum CheckResult {
         round_trip: Duration,
         /// Ollama's version as it wrote it.
         version: String,
+        /// What a server proxy of ours calls itself.
+        name: Option<String>,
         /// What it has, if that was asked for and answered.
         inventory: Option<Arc<Inventory>>,
     },
@@ -361,6 +363,20 @@ impl Pool {
         self.add(now, Origin::Local(server), Vec::new());
     }
 
+    /// Adds a server that was there when this machine last ran; it is forgotten like any other.
+    pub fn add_remembered(&mut self, now: Instant, address: SocketAddr, name: &str) {
+        if self.backends.len() < self.rules.max_servers {
+            self.add(now, Origin::Discovered, vec![address]).name = name.to_owned();
+        }
+    }
+
+    /// The discovered servers that are ready: addresses and names worth remembering.
+    pub fn memorable(&self) -> Vec<(SocketAddr, String)> {
+        let worth = |b: &&Backend| b.origin == Origin::Discovered && b.health == Health::Ready;
+        let ready = self.backends.iter().filter(worth);
+        ready.filter_map(|b| Some((*b.addresses.first()?, b.name.clone()))).collect()
+    }
+
     /// Adds a server that the user named.
     pub fn add_named(&mut self, now: Instant, server: ServerName) {
         if !self.backends.iter().any(|b| b.origin == Origin::Named(server.clone())) {
@@ -409,6 +425,12 @@ impl Pool {
         ready.map(|b| OllamaVersion::parse(&b.version)).min().unwrap_or_default()
     }
 
+    /// The version to announce: the local Ollama's, if there is one.
+    pub fn announced_version(&self) -> OllamaVersion {
+        let local = self.backends.iter().find(|b| matches!(b.origin, Origin::Local(_)));
+        local.map_or_else(|| self.version(), |b| OllamaVersion::parse(&b.version))
+    }
+
     /// Backends, ready or not.
     pub fn len(&self) -> usize {
         self.backends.len()
@@ -430,23 +452,28 @@ impl Pool {
         self.backends.iter().map(|b| b.in_flight).sum()
     }
 
+    /// Whether the Ollama of this machine is ready.
+    pub fn is_local_ready(&self) -> bool {
+        let is_local = |b: &&Backend| matches!(b.origin, Origin::Local(_));
+        self.backends.iter().find(is_local).is_some_and(|b| b.health == Health::Ready)
+    }
+
     /// Why there is no backend, for people.
-    pub fn explain(&self) -> String {
-        let down: Vec<String> = self
-            .backends
-            .iter()
-            .take(8)
-            .map(|b| match &b.health {
-                Health::Down { reason, .. } => format!("{}: {reason}", b.label()),
-                Health::New => format!("{}: not checked yet", b.label()),
-                Health::Ready => format!("{}: tried", b.label()),
-            })
-            .collect();
-        match self.backends.first().map(|b| &b.origin) {
-            None => "no Ollama server found on the LAN".to_owned(),
-            Some(Origin::Local(_)) => format!("Ollama does not answer ({})", down.join("; ")),
-            Some(_) => format!("no Ollama server is ready ({})", down.join("; ")),
+    pub fn explain(&self, local_only: bool) -> String {
+        let state = |b: &Backend| match &b.health {
+            Health::Down { reason, .. } => format!("{}: {reason}", b.label()),
+            Health::New => format!("{}: not checked yet", b.label()),
+            Health::Ready => format!("{}: tried", b.label()),
+        };
+        let is_local = |b: &&Backend| matches!(b.origin, Origin::Local(_));
+        if let Some(local) = self.backends.iter().find(is_local).filter(|_| local_only) {
+            return format!("Ollama does not answer ({})", state(local));
         }
+        if self.backends.is_empty() {
+            return "no Ollama server found on the LAN".to_owned();
+        }
+        let states: Vec<String> = self.backends.iter().take(8).map(state).collect();
+        format!("no Ollama server is ready ({})", states.join("; "))
     }
 
     fn add(&mut self, now: Instant, origin: Origin, addresses: Vec<SocketAddr>) -> &mut Backend {

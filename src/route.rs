@@ -59,7 +59,7 @@ impl Route {
             hasher.finish()
         });
         let task = if subject.unloads { Task::Unload } else { self.task };
-        Wanted { task, model, server, client: Some(client), conversation }
+        Wanted { task, model, server, client: Some(client), conversation, local_only: false }
     }
 }
 

@@ -5,10 +5,14 @@
 //!  stop:   acceptors ─► discovery (goodbye) ─► streams finish or are cut ─► ticker ─► Manager
 //! ```
 
+mod listeners;
+mod mode;
+
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -16,41 +20,21 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::config::{ModeChoice, OLLAMA_PORT, OllamaUrl, SERVER_PORT, ServerName, Settings};
+use crate::config::{OllamaUrl, Settings};
 use crate::discovery::{Client, ClientSetup, Responder, ServerSetup};
 use crate::downstream::Budget;
 use crate::exchange::{Context, Side};
 use crate::guard::HostRule;
 use crate::headers;
 use crate::liveness::{Checkers, Ticker, job_queue};
-use crate::manager::{self, Presence};
-use crate::pool::{CheckResult, Pool, Rules, Target};
+use crate::manager::{self, Mailbox, Presence};
+use crate::pool::{Input, Pool, Rules};
 use crate::proxy::Proxy;
 use crate::registry::Registry;
-use crate::socket;
 use crate::state;
-use crate::upstream::{Check, Upstream};
+use crate::wire::Identity;
 
-/// How long the local Ollama may take to answer at start-up.
-const DETECTION_TIME: Duration = Duration::from_secs(2);
-
-/// What this daemon is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Uses the LAN's servers.
-    Client,
-    /// Shares the local Ollama.
-    Server,
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Mode::Client => "client",
-            Mode::Server => "server",
-        })
-    }
-}
+pub use mode::Mode;
 
 /// Why a daemon can't start; exit code 1.
 #[derive(Debug)]
@@ -113,18 +97,26 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
 /// A running daemon. Dropping it ends it at once; [`stop`](Self::stop) lets streams finish.
 pub struct Daemon {
     mode: Mode,
-    proxy: Proxy,
-    discovery: Discovery,
+    /// The client's first.
+    proxies: Vec<Proxy>,
+    finder: Option<Client>,
+    responder: Option<Responder>,
     ticker: Option<Ticker>,
     manager: Option<manager::Handle>,
     checkers: Option<Checkers>,
     presence: Arc<Presence>,
 }
 
-enum Discovery {
-    Off,
-    Client { _threads: Client },
-    Server(Responder),
+/// What the parts of a daemon have in common.
+struct Common<'a> {
+    settings: &'a Settings,
+    mode: Mode,
+    ollama: OllamaUrl,
+    instance: u32,
+    identity: Identity,
+    hostname: String,
+    mailbox: Mailbox,
+    presence: Arc<Presence>,
 }
 
 impl Daemon {
@@ -135,83 +127,71 @@ impl Daemon {
     pub fn start(settings: &Settings) -> Result<Daemon, StartError> {
         raise_descriptor_limit();
         let ollama = settings.ollama_url();
-        let (mode, why) = choose_mode(settings, &ollama);
-        let listeners = listen(settings, mode, &ollama)?;
-        let addresses = listeners
-            .iter()
-            .map(TcpListener::local_addr)
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(system("read a listener's address"))?;
+        let (mode, why) = mode::choose(settings, &ollama);
+        let client_listeners =
+            if mode.is_client() { listeners::client(settings, mode, &ollama)? } else { Vec::new() };
+        let server_listeners =
+            if mode.is_server() { listeners::server(settings, mode)? } else { Vec::new() };
         let instance = u32::from_ne_bytes(state::random().map_err(system("get random bytes"))?);
-        let hostname = host_name();
+        let dir = settings.state_dir.as_deref();
+        let identity = identity(&server_listeners, dir).map_err(system("get random bytes"))?;
 
         let (jobs, job_receiver) = job_queue();
-        let pool = new_pool(settings, mode, &ollama, instance);
         let patience = manager::Patience {
             expected: settings.timing.wait_timeout,
             busy: settings.timing.queue_timeout,
         };
+        let pool = new_pool(settings, mode, &ollama, instance);
         let manager =
             manager::Handle::start(pool, jobs, patience).map_err(system("start the manager"))?;
-        let mailbox = manager.mailbox();
-        let presence = manager.presence();
-        let local = (mode == Mode::Server).then_some(&ollama);
-        let checkers = Checkers::start(&job_receiver, &mailbox, &settings.timing, local)
-            .map_err(system("start the checkers"))?;
-        mailbox.offer(crate::pool::Input::Tick);
-        let ticker = Ticker::start(mailbox.clone()).map_err(system("start the ticker"))?;
-
-        let limits = &settings.limits;
-        let registry =
-            Arc::new(Registry::new(limits.max_connections, limits.max_connections_per_source));
-        let names = settings.hosts.iter().cloned().chain([hostname.to_ascii_lowercase()]);
-        let context = Context {
-            mailbox: mailbox.clone(),
-            via: headers::via_value(instance),
-            presence: Arc::clone(&presence),
-            models_dir: local.and_then(|_| state::models_dir()),
-            side: match mode {
-                Mode::Client => Side::Client,
-                Mode::Server => Side::Server,
-            },
-            own_name: local.and_then(|_| HeaderValue::from_str(&hostname).ok()),
-            prefix: local.map(|url| url.prefix.clone()).unwrap_or_default(),
-            hosts: HostRule::new(names),
-            timing: settings.timing.clone(),
-            limits: limits.clone(),
-            budget: Budget::new(limits.replay_budget),
-            registry,
-        };
-        let places = state::private_places(settings.state_dir.as_deref());
-        let proxy = Proxy::start(context, listeners, &places).map_err(system("start the proxy"))?;
-        let discovery = start_discovery(
+        let common = Common {
             settings,
             mode,
-            &addresses,
             instance,
-            hostname,
-            &mailbox,
-            Arc::clone(&presence),
-        )?;
-        let daemon = Daemon {
+            identity,
+            hostname: host_name(),
+            mailbox: manager.mailbox(),
+            presence: manager.presence(),
+            ollama,
+        };
+        let mailbox = &common.mailbox;
+        let local = mode.is_server().then_some(&common.ollama);
+        let memory = dir.filter(|_| mode.is_client() && settings.discovery_port != 0);
+        let checkers = Checkers::start(&job_receiver, mailbox, &settings.timing, local, memory)
+            .map_err(system("start the checkers"))?;
+        mailbox.offer(Input::Tick);
+        let ticker = Ticker::start(mailbox.clone()).map_err(system("start the ticker"))?;
+        let mut proxies = Vec::new();
+        for (side, listeners) in
+            [(Side::Client, client_listeners), (Side::Server, server_listeners)]
+        {
+            if !listeners.is_empty() {
+                proxies.push(common.start_proxy(side, listeners)?);
+            }
+        }
+        let mut daemon = Daemon {
             mode,
-            proxy,
-            discovery,
+            proxies,
+            finder: None,
+            responder: None,
             ticker: Some(ticker),
             manager: Some(manager),
             checkers: Some(checkers),
-            presence,
+            presence: Arc::clone(&common.presence),
         };
+        // A failure from here on drops the daemon, which ends what was started.
+        daemon.responder = common.start_responder(&daemon)?;
+        daemon.finder = common.start_finder()?;
         daemon.announce(&why, settings);
         Ok(daemon)
     }
 
     fn announce(&self, why: &str, settings: &Settings) {
         let listen: Vec<String> = self.addresses().iter().map(ToString::to_string).collect();
-        let discovery = match (&self.discovery, self.discovery_address()) {
-            (Discovery::Off, _) => "off".to_owned(),
-            (_, Some(address)) => format!("{address}/udp"),
-            (_, None) => format!("to port {}/udp", settings.discovery_port),
+        let discovery = match self.discovery_address() {
+            Some(address) => format!("{address}/udp"),
+            None if self.finder.is_some() => format!("to port {}/udp", settings.discovery_port),
+            None => "off".to_owned(),
         };
         log::info!(
             "ready mode={} why={why:?} listen={} discovery={discovery}",
@@ -220,22 +200,19 @@ impl Daemon {
         );
     }
 
-    /// Client or server.
+    /// Client, server or both.
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// Where the proxy listens.
-    pub fn addresses(&self) -> &[SocketAddr] {
-        self.proxy.addresses()
+    /// Where the proxies listen, the client's first.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.proxies.iter().flat_map(|proxy| proxy.addresses().iter().copied()).collect()
     }
 
-    /// Where the discovery answers, in server mode.
+    /// Where the discovery answers, if it does.
     pub fn discovery_address(&self) -> Option<SocketAddr> {
-        match &self.discovery {
-            Discovery::Server(responder) => Some(responder.address()),
-            _ => None,
-        }
+        self.responder.as_ref().map(Responder::address)
     }
 
     /// Whether a backend is ready, and what it is like.
@@ -245,7 +222,7 @@ impl Daemon {
 
     /// Client connections now.
     pub fn connections(&self) -> usize {
-        self.proxy.connections()
+        self.proxies.iter().map(Proxy::connections).sum()
     }
 
     /// Accepts no more, says goodbye, lets streams finish for up to `drain`, then cuts them. True
@@ -255,9 +232,14 @@ impl Daemon {
     }
 
     fn end(&mut self, drain: Duration) -> bool {
-        self.proxy.stop_accepting();
-        self.discovery = Discovery::Off;
-        let finished = self.proxy.finish(drain);
+        self.proxies.iter_mut().for_each(Proxy::stop_accepting);
+        self.responder = None;
+        self.finder = None;
+        let deadline = Instant::now() + drain;
+        let mut finished = true;
+        for proxy in &mut self.proxies {
+            finished &= proxy.finish(deadline.saturating_duration_since(Instant::now()));
+        }
         self.ticker = None;
         self.manager = None;
         if let Some(checkers) = self.checkers.take() {
@@ -306,35 +288,6 @@ pub fn run(settings: &Settings) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The mode and, for people, the reason.
-fn choose_mode(settings: &Settings, ollama: &OllamaUrl) -> (Mode, String) {
-    match settings.mode {
-        ModeChoice::Client => return (Mode::Client, "asked for".to_owned()),
-        ModeChoice::Server => return (Mode::Server, format!("asked for, sharing {ollama}")),
-        ModeChoice::Auto => {}
-    }
-    match ask_ollama(settings, ollama) {
-        CheckResult::Healthy { version, .. } => {
-            (Mode::Server, format!("Ollama {version} answers at {ollama}"))
-        }
-        CheckResult::Refused(reason) | CheckResult::Silent(reason) => {
-            (Mode::Client, format!("no Ollama at {ollama}: {reason}"))
-        }
-        CheckResult::Void => (Mode::Client, format!("{ollama} could not be asked")),
-    }
-}
-
-fn ask_ollama(settings: &Settings, ollama: &OllamaUrl) -> CheckResult {
-    let target = Target::Name(ServerName { host: ollama.host.clone(), port: ollama.port });
-    let check = Check {
-        target: &target,
-        local: Some(ollama),
-        wants_inventory: false,
-        timeout: DETECTION_TIME,
-    };
-    check.run(&Upstream::new(&settings.timing))
-}
-
 fn new_pool(settings: &Settings, mode: Mode, ollama: &OllamaUrl, seed: u32) -> Pool {
     let rules = Rules {
         health_interval: settings.timing.health_interval,
@@ -342,7 +295,7 @@ fn new_pool(settings: &Settings, mode: Mode, ollama: &OllamaUrl, seed: u32) -> P
         rise: settings.limits.rise,
         fall: settings.limits.fall,
         max_servers: settings.limits.max_servers,
-        inventories: mode == Mode::Client,
+        inventories: mode.is_client(),
         max_in_flight: settings.limits.max_in_flight,
         pins: settings.pins.clone(),
         bans: settings.bans.clone(),
@@ -350,124 +303,88 @@ fn new_pool(settings: &Settings, mode: Mode, ollama: &OllamaUrl, seed: u32) -> P
     };
     let mut pool = Pool::new(rules, u64::from(seed));
     let now = Instant::now();
-    match mode {
-        Mode::Server => {
-            let local = ServerName { host: ollama.host.clone(), port: ollama.port };
-            pool.add_local(now, local);
-        }
-        Mode::Client => {
-            settings.servers.iter().for_each(|server| pool.add_named(now, server.clone()));
+    if mode.is_server() {
+        pool.add_local(now, ollama.server());
+    }
+    if mode.is_client() {
+        settings.servers.iter().for_each(|server| pool.add_named(now, server.clone()));
+        let dir = settings.state_dir.as_deref().filter(|_| settings.discovery_port != 0);
+        for (address, name) in dir.map(state::recall).unwrap_or_default() {
+            pool.add_remembered(now, address, &name);
         }
     }
     pool
 }
 
-/// Binds the given addresses, or the mode's own. On a machine without IPv6, [::1] is left out.
-fn listen(
-    settings: &Settings,
-    mode: Mode,
-    ollama: &OllamaUrl,
-) -> Result<Vec<TcpListener>, StartError> {
-    let own: &[SocketAddr] = match mode {
-        Mode::Client => &[
-            SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), OLLAMA_PORT),
-            SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::LOCALHOST), OLLAMA_PORT),
-        ],
-        Mode::Server => {
-            &[SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), SERVER_PORT)]
-        }
-    };
-    let (wanted, are_own) =
-        if settings.listen.is_empty() { (own, true) } else { (&settings.listen[..], false) };
-    let mut listeners = Vec::new();
-    for address in wanted {
-        match socket::listen(*address) {
-            Ok(listener) => listeners.push(listener),
-            Err(error)
-                if are_own && address.is_ipv6() && !listeners.is_empty() && !is_taken(&error) =>
-            {
-                log::debug!("no IPv6 loopback here: {error}");
-            }
-            Err(error) => {
-                let hint = if is_taken(&error) {
-                    who_holds(settings, mode, *address, ollama)
-                } else {
-                    "choose another with --listen ADDR:PORT".to_owned()
-                };
-                return Err(StartError::Listen { address: *address, error, hint });
-            }
-        }
-    }
-    Ok(listeners)
-}
-
-fn is_taken(error: &io::Error) -> bool {
-    error.kind() == ErrorKind::AddrInUse
-}
-
-/// Asks whoever holds an address who it is, to say what to do.
-fn who_holds(settings: &Settings, mode: Mode, address: SocketAddr, ollama: &OllamaUrl) -> String {
-    let host = if address.ip().is_unspecified() {
-        "127.0.0.1".to_owned()
-    } else {
-        address.ip().to_string()
-    };
-    let url = OllamaUrl { host, port: address.port(), prefix: String::new() };
-    match (ask_ollama(settings, &url), mode) {
-        (CheckResult::Healthy { .. }, Mode::Client) => {
-            format!("Ollama is running there; share it with --mode server, which serves {ollama}")
-        }
-        (CheckResult::Healthy { .. }, Mode::Server) => {
-            "Ollama is running there; choose another address with --listen ADDR:PORT".to_owned()
-        }
-        (CheckResult::Refused(reason), _) if reason.contains("ollana") => {
-            "another ollana is running there already; a second one needs --listen ADDR:PORT"
-                .to_owned()
-        }
-        _ => "another program has it, see ss -ltnp; choose another with --listen ADDR:PORT"
-            .to_owned(),
+/// The identity goes with the port, so that two servers on one machine are two.
+fn identity(server: &[TcpListener], dir: Option<&Path>) -> io::Result<Identity> {
+    match server.first().map(TcpListener::local_addr) {
+        // Ports of the ephemeral range are another's at the next start.
+        Some(Ok(address)) if address.port() < 32768 => state::identity(dir, address.port()),
+        _ => state::identity(None, 0),
     }
 }
 
-fn start_discovery(
-    settings: &Settings,
-    mode: Mode,
-    addresses: &[SocketAddr],
-    instance: u32,
-    name: String,
-    mailbox: &manager::Mailbox,
-    presence: Arc<Presence>,
-) -> Result<Discovery, StartError> {
-    let port = settings.discovery_port;
-    if port == 0 {
-        return Ok(Discovery::Off);
+impl Common<'_> {
+    fn start_proxy(&self, side: Side, listeners: Vec<TcpListener>) -> Result<Proxy, StartError> {
+        let settings = self.settings;
+        let limits = &settings.limits;
+        let registry =
+            Arc::new(Registry::new(limits.max_connections, limits.max_connections_per_source));
+        let names = settings.hosts.iter().cloned().chain([self.hostname.to_ascii_lowercase()]);
+        let is_server = side == Side::Server;
+        let own_name = HeaderValue::from_str(&self.hostname).ok();
+        let context = Context {
+            mailbox: self.mailbox.clone(),
+            presence: Arc::clone(&self.presence),
+            models_dir: state::models_dir().filter(|_| is_server),
+            via: headers::via_value(self.instance),
+            side,
+            own_name: own_name.filter(|_| is_server),
+            prefix: self.ollama.prefix.clone(),
+            hosts: HostRule::new(names),
+            timing: settings.timing.clone(),
+            limits: limits.clone(),
+            budget: Budget::new(limits.replay_budget),
+            registry,
+        };
+        let places = state::private_places(settings.state_dir.as_deref());
+        Proxy::start(context, listeners, &places).map_err(system("start the proxy"))
     }
-    match mode {
-        Mode::Client => Client::start(ClientSetup {
+
+    fn start_responder(&self, daemon: &Daemon) -> Result<Option<Responder>, StartError> {
+        let port = self.settings.discovery_port;
+        if port == 0 || !self.mode.is_server() {
+            return Ok(None);
+        }
+        let server = daemon.proxies.last().map(Proxy::addresses).unwrap_or_default();
+        Responder::start(ServerSetup {
             port,
-            interval: settings.timing.probe_interval,
-            interfaces: settings.interfaces.clone(),
-            mailbox: mailbox.clone(),
+            http: server.to_vec(),
+            identity: self.identity,
+            instance: self.instance,
+            name: self.hostname.clone(),
+            legacy: self.settings.legacy,
+            presence: Arc::clone(&self.presence),
         })
-        .map(|client| Discovery::Client { _threads: client })
-        .map_err(system("start the discovery")),
-        Mode::Server => {
-            // With port 0 the identity goes with the process, like the port itself.
-            let asked = settings.listen.first().map_or(SERVER_PORT, SocketAddr::port);
-            let identity = state::identity(settings.state_dir.as_deref(), asked)
-                .map_err(system("get random bytes"))?;
-            Responder::start(ServerSetup {
-                port,
-                http: addresses.to_vec(),
-                identity,
-                instance,
-                name,
-                legacy: settings.legacy,
-                presence,
-            })
-            .map(Discovery::Server)
-            .map_err(|error| StartError::Discovery { port, error })
+        .map(Some)
+        .map_err(|error| StartError::Discovery { port, error })
+    }
+
+    fn start_finder(&self) -> Result<Option<Client>, StartError> {
+        let port = self.settings.discovery_port;
+        if port == 0 || !self.mode.is_client() {
+            return Ok(None);
         }
+        Client::start(ClientSetup {
+            port,
+            interval: self.settings.timing.probe_interval,
+            interfaces: self.settings.interfaces.clone(),
+            identity: self.identity,
+            mailbox: self.mailbox.clone(),
+        })
+        .map(Some)
+        .map_err(system("start the discovery"))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -36,7 +37,7 @@ pub fn identity(dir: Option<&Path>, port: u16) -> io::Result<Identity> {
             return Ok(fresh);
         }
     }
-    if let Err(error) = store(dir, &path, fresh) {
+    if let Err(error) = replace(dir, &path, &fresh.to_string()) {
         log::warn!("identity not kept, try --state-dir path={path:?} reason={error}");
     }
     Ok(fresh)
@@ -58,7 +59,7 @@ fn load(path: &Path) -> io::Result<Option<Identity>> {
 }
 
 /// Writes a new file and renames it, so that a power cut leaves the old one or the new one.
-fn store(dir: &Path, path: &Path, identity: Identity) -> io::Result<()> {
+fn replace(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let temporary = path.with_extension(format!("{}.new", std::process::id()));
     let mut file = fs::OpenOptions::new()
@@ -67,9 +68,36 @@ fn store(dir: &Path, path: &Path, identity: Identity) -> io::Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&temporary)?;
-    writeln!(file, "{identity}")?;
+    writeln!(file, "{text}")?;
     file.sync_all()?;
     fs::rename(&temporary, path)
+}
+
+/// Servers remembered between two runs.
+const MAX_REMEMBERED: usize = 16;
+
+/// Writes down which servers there are, for [`recall`]. Failing only costs the next start a moment.
+pub fn remember(dir: &Path, servers: &[(SocketAddr, String)]) {
+    let list: Vec<_> = servers
+        .iter()
+        .take(MAX_REMEMBERED)
+        .map(|(address, name)| serde_json::json!({ "address": address.to_string(), "name": name }))
+        .collect();
+    let text = serde_json::Value::from(list).to_string();
+    if let Err(error) = replace(dir, &dir.join("servers.json"), &text) {
+        log::debug!("servers not remembered dir={dir:?} reason={error}");
+    }
+}
+
+/// The servers of the last run.
+pub fn recall(dir: &Path) -> Vec<(SocketAddr, String)> {
+    let text = fs::read_to_string(dir.join("servers.json")).unwrap_or_default();
+    let list: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let member =
+        |entry: &serde_json::Value, name: &str| Some(entry.get(name)?.as_str()?.to_owned());
+    let server = |entry| Some((member(entry, "address")?.parse().ok()?, member(entry, "name")?));
+    let entries = list.as_array().map(Vec::as_slice).unwrap_or_default();
+    entries.iter().filter_map(server).take(MAX_REMEMBERED).collect()
 }
 
 /// Where the local Ollama keeps its models, if that can be told.
@@ -116,6 +144,20 @@ mod tests {
         assert_ne!(identity(Some(&dir), 11435).unwrap(), first);
         let kept = fs::read_to_string(dir.join("identity-11435")).unwrap();
         assert_eq!(kept, "broken", "never overwrites what it doesn't understand");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn servers_are_recalled_and_junk_is_not() {
+        let dir = std::env::temp_dir().join(format!("ollana-state-{:?}", random::<8>().unwrap()));
+        assert_eq!(recall(&dir), []);
+        let servers = [("10.0.0.7:11435".parse().unwrap(), "d\"esk".to_owned())];
+        remember(&dir, &servers);
+        assert_eq!(recall(&dir), servers);
+        for junk in ["", "{}", "[{\"address\":\"x\",\"name\":\"\"}]", "[1]"] {
+            fs::write(dir.join("servers.json"), junk).unwrap();
+            assert_eq!(recall(&dir), [], "{junk}");
+        }
         fs::remove_dir_all(&dir).unwrap();
     }
 }

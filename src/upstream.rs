@@ -17,10 +17,11 @@ use ureq::{Agent, Body, SendBody, Timeout};
 
 use crate::catalog::{Inventory, List};
 use crate::config::{MAX_FIELD_LINE, OllamaUrl, Timing};
-use crate::headers::{self, ROOM_FIELD};
+use crate::headers::{self, ROOM_FIELD, SERVER_FIELD};
 use crate::link::{Fault, Link, Woken};
 use crate::pool::{CheckResult, Target};
 use crate::socket;
+use crate::wire::MAX_NAME;
 
 /// Unacknowledged bytes are given up after this: a vanished peer shows within about 11 s.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
@@ -184,7 +185,9 @@ impl Check<'_> {
             (200, Some(version)) => {
                 let room = fields.get(ROOM_FIELD).and_then(|room| room.to_str().ok()?.parse().ok());
                 let inventory = self.inventory(upstream, address, room);
-                CheckResult::Healthy { address, round_trip, version, inventory }
+                let name = fields.get(SERVER_FIELD).and_then(|name| name.to_str().ok());
+                let name = name.map(|name| name.chars().take(MAX_NAME).collect());
+                CheckResult::Healthy { address, round_trip, version, name, inventory }
             }
             (200, None) => CheckResult::Refused("answers, but not as Ollama does".to_owned()),
             (status, _) => {

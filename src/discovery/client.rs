@@ -36,6 +36,8 @@ pub struct ClientSetup {
     pub interval: Duration,
     /// Interfaces to use; empty means every suitable one.
     pub interfaces: Vec<String>,
+    /// Who we are, for our own server not to be taken for another.
+    pub identity: Identity,
     /// Where sightings go.
     pub mailbox: Mailbox,
 }
@@ -89,7 +91,7 @@ impl Client {
             state: Mutex::default(),
             bell,
             counters: Counters::default(),
-            own: Identity(state::random()?),
+            own: setup.identity,
         });
         let (stop, stopped) = bounded(0);
         let mailbox = setup.mailbox.clone();

@@ -210,7 +210,7 @@ impl Answerer {
             nonce,
             sender: self.setup.identity,
             http_port: door.http.port(),
-            flags: if presence.is_up() { flags::OLLAMA_UP } else { 0 },
+            flags: if presence.is_local_up() { flags::OLLAMA_UP } else { 0 },
             capabilities: 0,
             version: presence.version(),
             in_flight: u16::try_from(presence.in_flight()).unwrap_or(u16::MAX),

@@ -55,7 +55,7 @@ impl Exchange<'_> {
         let status = parts.status;
         if status.is_informational() {
             lease.report.outcome = Outcome::Failed;
-            let message = format!("server {}: answered {status} to no upgrade", lease.pick.name);
+            let message = format!("{}: answered {status} to no upgrade", lease.pick.label());
             return self.refuse(connection, 502, &message, "upstream");
         }
         let declared = declared_length(&parts.headers);
@@ -106,7 +106,7 @@ impl Exchange<'_> {
             Ok(()) => End::Close,
             Err(reason) => {
                 if link.progress().fault.is_none() {
-                    let message = format!("server {}: {reason}", lease.pick.name);
+                    let message = format!("{}: {reason}", lease.pick.label());
                     log::warn!("answer broke off backend={:?} reason={reason:?}", lease.pick.name);
                     self.end_in_failure(connection, &copy, &message);
                 }

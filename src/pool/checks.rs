@@ -31,10 +31,13 @@ impl Pool {
             return; // The announced address leads nowhere; the backend is as well as before.
         }
         match result {
-            CheckResult::Healthy { address, round_trip, version, inventory } => {
+            CheckResult::Healthy { address, round_trip, version, name, inventory } => {
                 backend.failures = 0;
                 backend.last_seen = now;
                 backend.version = version;
+                if let Some(name) = name {
+                    backend.name = name;
+                }
                 if let Some(inventory) = inventory {
                     backend.inventory = Some(inventory);
                     backend.inventory_due = now + INVENTORY_AGE;

@@ -51,6 +51,8 @@ pub struct Wanted {
     pub client: Option<IpAddr>,
     /// Tells a conversation from others; the same in all of its requests.
     pub conversation: Option<u64>,
+    /// Only the Ollama of this machine will do, whatever its last check said: the LAN asks us.
+    pub local_only: bool,
 }
 
 /// A backend picked for one request.
@@ -62,6 +64,22 @@ pub struct Pick {
     pub address: SocketAddr,
     /// For the log and `X-Ollana-Server`.
     pub name: String,
+    /// Whether it is the Ollama of this machine.
+    pub is_local: bool,
+}
+
+impl Pick {
+    /// What to call it in a message.
+    pub fn label(&self) -> String {
+        let address = self.address;
+        if self.is_local {
+            format!("Ollama at {address}")
+        } else if self.name == address.to_string() {
+            format!("server {address}")
+        } else {
+            format!("server {} ({address})", self.name)
+        }
+    }
 }
 
 /// Why there is no backend for a request.
@@ -147,19 +165,23 @@ impl Pool {
         backend.in_flight += 1;
         let address = backend.addresses.first().copied();
         let address = address.ok_or_else(|| NoPick::NoneUp("no address".to_owned()))?;
-        Ok(Pick { id: backend.id, address, name: backend.short_name() })
+        let is_local = matches!(backend.origin, Origin::Local(_));
+        Ok(Pick { id: backend.id, address, name: backend.short_name(), is_local })
     }
 
     /// Backends that are up and allowed.
     fn eligible(&self, tried: &[BackendId], wanted: &Wanted) -> Result<Vec<usize>, NoPick> {
         let usable = |backend: &Backend| {
-            let up = backend.health == Health::Ready || matches!(backend.origin, Origin::Local(_));
+            let up = match backend.origin {
+                Origin::Local(_) => wanted.local_only || backend.health == Health::Ready,
+                _ => !wanted.local_only && backend.health == Health::Ready,
+            };
             up && !backend.addresses.is_empty() && !tried.contains(&backend.id)
         };
         let all: Vec<usize> =
             (0..self.backends.len()).filter(|at| usable(&self.backends[*at])).collect();
         if all.is_empty() {
-            return Err(NoPick::NoneUp(self.explain()));
+            return Err(NoPick::NoneUp(self.explain(wanted.local_only)));
         }
         if let Some(name) = &wanted.server {
             let called: Vec<usize> =

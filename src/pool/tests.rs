@@ -51,6 +51,7 @@ fn healthy(address: SocketAddr, rtt: u64) -> CheckResult {
         address,
         round_trip: ms(rtt),
         version: "0.5.4".to_owned(),
+        name: None,
         inventory: None,
     }
 }
@@ -116,7 +117,8 @@ fn an_announcement_only_proposes() {
     w.input(Input::Checked(id, CheckResult::Refused("not Ollama".to_owned())));
     assert_eq!(w.pick(), None);
     assert!(!w.pool.expects_backend());
-    assert!(w.pool.explain().contains("not Ollama"), "{}", w.pool.explain());
+    let reason = w.pool.explain(false);
+    assert!(reason.contains("not Ollama"), "{reason}");
 }
 
 #[test]
@@ -226,15 +228,29 @@ fn a_named_server_stays_for_ever() {
 }
 
 #[test]
-fn the_local_ollama_is_tried_even_when_its_check_failed() {
+fn the_lan_gets_the_local_ollama_alone_whatever_its_check_said() {
     let mut w = World::new();
     w.pool.add_local(w.now, ServerName { host: "127.0.0.1".to_owned(), port: 11434 });
     w.pass(ms(0));
     w.input(Input::Checked(BackendId(0), healthy(address(1), 1)));
+    assert!(w.pool.is_local_ready());
+    w.reports();
+    let other = w.server(2);
+    let lan = Wanted { local_only: true, ..Wanted::default() };
+    for _ in 0..3 {
+        let pick = w.pool.pick(w.now, &[], &lan).expect("local");
+        assert!(pick.is_local);
+    }
     w.pass(ms(1300));
+    w.checks();
     w.input(Input::Checked(BackendId(0), CheckResult::Refused("refused".to_owned())));
-    assert_eq!(w.pool.ready(), 0);
-    assert_eq!(w.pick(), Some(BackendId(0)));
+    assert!(!w.pool.is_local_ready());
+    assert_eq!(w.pool.pick(w.now, &[], &lan).map(|p| p.id), Ok(BackendId(0)));
+    // This machine's own programs have a choice.
+    assert_eq!(w.pick(), Some(other));
+    let none = w.pool.pick(w.now, &[BackendId(0)], &lan);
+    let Err(NoPick::NoneUp(reason)) = none else { panic!("{none:?}") };
+    assert_eq!(reason, "Ollama does not answer (127.0.0.1:11434: refused)");
 }
 
 #[test]
@@ -644,4 +660,33 @@ fn random_routing_keeps_its_promises() {
         let total: u32 = picked.iter().sum();
         assert_eq!(w.pool.in_flight(), total, "seed {seed}");
     }
+}
+
+#[test]
+fn servers_of_the_last_run_are_tried_first_and_forgotten_like_others() {
+    let mut w = World::new();
+    w.pool.add_remembered(w.now, address(1), "desk");
+    w.pool.add_remembered(w.now, address(2), "gone");
+    assert!(w.pool.expects_backend());
+    w.pass(ms(0));
+    for (id, target) in w.checks() {
+        let result = match target == Target::Address(address(1)) {
+            true => healthy(address(1), 1),
+            false => CheckResult::Silent("no answer".to_owned()),
+        };
+        w.input(Input::Checked(id, result));
+    }
+    assert_eq!(w.pick(), Some(BackendId(0)));
+    assert_eq!(w.pool.memorable(), [(address(1), "desk".to_owned())]);
+    for _ in 0..70 {
+        w.pass(Duration::from_secs(1));
+        for (id, target) in w.checks() {
+            let result = match target == Target::Address(address(1)) {
+                true => healthy(address(1), 1),
+                false => CheckResult::Silent("no answer".to_owned()),
+            };
+            w.input(Input::Checked(id, result));
+        }
+    }
+    assert_eq!(w.pool.len(), 1);
 }

@@ -1,0 +1,109 @@
+//! Client, server or both: what is asked for, or what fits this machine.
+
+use std::fmt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::config::{ModeChoice, OllamaUrl, Settings};
+use crate::pool::{CheckResult, Target};
+use crate::upstream::{Check, Upstream};
+
+/// How long the local Ollama may take to answer at start-up.
+const DETECTION_TIME: Duration = Duration::from_secs(2);
+/// After this long the machine isn't starting any more.
+const BOOT_TIME: Duration = Duration::from_secs(180);
+/// How long a starting machine's Ollama is waited for.
+const BOOT_PATIENCE: Duration = Duration::from_secs(60);
+const BOOT_RETRY: Duration = Duration::from_millis(500);
+
+/// What this daemon is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Uses the LAN's servers.
+    Client,
+    /// Shares the local Ollama.
+    Server,
+    /// Shares the local Ollama and uses the LAN's servers next to it.
+    Both,
+}
+
+impl Mode {
+    /// Whether it answers this machine's programs.
+    pub fn is_client(self) -> bool {
+        self != Mode::Server
+    }
+
+    /// Whether it answers the LAN.
+    pub fn is_server(self) -> bool {
+        self != Mode::Client
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Client => "client",
+            Mode::Server => "server",
+            Mode::Both => "both",
+        })
+    }
+}
+
+/// The mode and, for people, the reason.
+pub(super) fn choose(settings: &Settings, ollama: &OllamaUrl) -> (Mode, String) {
+    match settings.mode {
+        ModeChoice::Client => return (Mode::Client, "asked for".to_owned()),
+        ModeChoice::Server => return (Mode::Server, format!("asked for, sharing {ollama}")),
+        ModeChoice::Both => return (Mode::Both, format!("asked for, sharing {ollama}")),
+        ModeChoice::Auto => {}
+    }
+    let deadline = is_ollama_starting().then(|| Instant::now() + BOOT_PATIENCE);
+    if deadline.is_some() {
+        log::info!("this machine is starting and has an Ollama service; waiting for it");
+    }
+    loop {
+        match ask(settings, ollama) {
+            CheckResult::Healthy { version, .. } => {
+                return (Mode::Server, format!("Ollama {version} answers at {ollama}"));
+            }
+            _ if deadline.is_some_and(|deadline| Instant::now() < deadline) => {
+                thread::sleep(BOOT_RETRY);
+            }
+            CheckResult::Refused(reason) | CheckResult::Silent(reason) => {
+                return (Mode::Client, format!("no Ollama at {ollama}: {reason}"));
+            }
+            CheckResult::Void => return (Mode::Client, format!("{ollama} could not be asked")),
+        }
+    }
+}
+
+/// Whether this machine booted a moment ago and is set up to start Ollama: a client that came
+/// first would take Ollama's port.
+fn is_ollama_starting() -> bool {
+    let is_enabled = ["default.target.wants", "multi-user.target.wants"]
+        .iter()
+        .any(|wants| Path::new("/etc/systemd/system").join(wants).join("ollama.service").exists());
+    is_enabled && since_boot().is_some_and(|time| time < BOOT_TIME)
+}
+
+fn since_boot() -> Option<Duration> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Some(Duration::from_secs(time.tv_sec.try_into().ok()?))
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    None
+}
+
+/// Asks whether Ollama, and no proxy of ours, answers at a URL.
+pub(super) fn ask(settings: &Settings, ollama: &OllamaUrl) -> CheckResult {
+    let check = Check {
+        target: &Target::Name(ollama.server()),
+        local: Some(ollama),
+        wants_inventory: false,
+        timeout: DETECTION_TIME,
+    };
+    check.run(&Upstream::new(&settings.timing))
+}
