@@ -17,7 +17,12 @@ use std::time::Duration;
 
 use rustix::event::PollFlags;
 
-use crate::socket::{self, HANGUP};
+use crate::socket::{self, HANGUP, UNACKNOWLEDGED};
+
+/// A client may pause for the whole stall time-out once its answer is longer than this, which
+/// its kernel takes even while nobody reads. Up to there, a client that acknowledges nothing
+/// has vanished.
+const PROMPT_BYTES: usize = 32 * 1024;
 
 /// Why an exchange can't go on, where it isn't the upstream's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +55,8 @@ struct State {
     client: Option<Arc<TcpStream>>,
     upstream: Option<Arc<TcpStream>>,
     outbox: Vec<u8>,
+    /// Bytes that the client got in this attempt, up to [`PROMPT_BYTES`].
+    answered: usize,
     progress: Progress,
     holds_head: bool,
     is_large: bool,
@@ -97,6 +104,10 @@ impl Link {
     pub fn begin(&self, client: Option<Arc<TcpStream>>, holds_head: bool, is_large: bool) {
         let mut state = self.state();
         let outbox = std::mem::take(&mut state.outbox);
+        if let Some(client) = &client {
+            // Without it the connection's present limit holds.
+            let _ = socket::limit_unacknowledged(client, UNACKNOWLEDGED);
+        }
         *state = State { client, outbox, holds_head, is_large, ..State::default() };
         state.outbox.clear();
     }
@@ -190,7 +201,7 @@ impl Link {
     /// Waits for bytes of the client's body while watching the upstream for an early answer.
     ///
     /// # Errors
-    /// Those of poll(2).
+    /// Those of poll(2), and when the upstream closes its connection.
     pub fn wait_client(&self, client: &TcpStream, timeout: Duration) -> io::Result<Woken> {
         self.flush()?;
         let upstream = {
@@ -200,22 +211,31 @@ impl Link {
         let watched = upstream.as_deref().map(|upstream| (upstream, PollFlags::IN));
         let (own, other) = socket::wait((client, PollFlags::IN), watched, Some(timeout))?;
         if let Some(upstream) = upstream.as_deref().filter(|_| !other.is_empty())
-            && self.note_answer(upstream)
+            && self.note_answer(upstream)?
         {
             return Ok(Woken::Answered);
         }
         Ok(if own.is_empty() && other.is_empty() { Woken::TimedOut } else { Woken::Ready })
     }
 
-    /// Looks at what the upstream sent while the body is on its way: true for an answer (or the
-    /// end of the connection, which the transport will find), false for an interim response.
-    pub(crate) fn note_answer(&self, upstream: &TcpStream) -> bool {
+    /// Looks at what the upstream sent while the body is on its way: true for an answer, false for
+    /// an interim response.
+    ///
+    /// # Errors
+    /// When it closed the connection instead. What was kept of the body can be sent elsewhere.
+    pub(crate) fn note_answer(&self, upstream: &TcpStream) -> io::Result<bool> {
         let mut start = [0; 10];
-        let is_interim = matches!(upstream.peek(&mut start), Ok(10) if start.starts_with(b"HTTP/1.") && start[9] == b'1');
+        let is_interim = match upstream.peek(&mut start) {
+            // Not one of the kinds that ureq takes for the end of a body.
+            Ok(0) => return Err(ErrorKind::ConnectionReset.into()),
+            Ok(n) => n == 10 && start.starts_with(b"HTTP/1.") && start[9] == b'1',
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error),
+        };
         let mut state = self.state();
         state.ignores_input |= is_interim;
         state.progress.answered_early |= !is_interim;
-        !is_interim
+        Ok(!is_interim)
     }
 
     /// Whether input of the upstream during the upload tells anything.
@@ -242,14 +262,20 @@ impl Link {
     /// # Errors
     /// After recording the [`Fault`].
     pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        let (client, mut outbox) = {
+        let (client, mut outbox, grown) = {
             let mut state = self.state();
             if state.outbox.is_empty() && bytes.is_empty() {
                 return Ok(());
             }
-            (state.client.clone(), std::mem::take(&mut state.outbox))
+            let before = state.answered;
+            state.answered = PROMPT_BYTES.min(before + state.outbox.len() + bytes.len());
+            let grown = before < PROMPT_BYTES && state.answered == PROMPT_BYTES;
+            (state.client.clone(), std::mem::take(&mut state.outbox), grown)
         };
         let Some(client) = client else { return Ok(()) };
+        if grown {
+            let _ = socket::limit_unacknowledged(&client, self.stall.max(UNACKNOWLEDGED));
+        }
         let mut result = socket::write_all(&client, &outbox, self.stall);
         if result.is_ok() {
             result = socket::write_all(&client, bytes, self.stall);

@@ -19,7 +19,8 @@ use crate::upstream::{Check, Upstream};
 /// How often the Manager hears that time has passed.
 const TICK: Duration = Duration::from_millis(200);
 /// Checks that run at once; a silent backend holds one for the check's time-out.
-const CHECKERS: usize = 4;
+/// More than the pool spends on strangers, so that the known ones don't wait for those.
+const CHECKERS: usize = 8;
 
 /// Where the Manager puts its jobs, and where the checkers take them from.
 pub fn job_queue() -> (Sender<Job>, Receiver<Job>) {

@@ -29,15 +29,19 @@ use crate::wire::{Identity, OllamaVersion};
 
 pub use choice::{NoPick, Pick, Task, Wanted};
 
-/// Health checks of never-verified servers that may run at once.
-const MAX_VERIFICATIONS: usize = 8;
+/// Health checks of announced servers that were never well that may run at once: fewer than there
+/// are checkers, so that strangers which don't answer can't hold up the checks of the others.
+const MAX_VERIFICATIONS: usize = 3;
+/// Servers that one address may announce, loopback apart: one machine runs few, and whoever
+/// announces more must not fill the pool.
+const MAX_PER_ADDRESS: usize = 4;
 /// Addresses kept per server (a machine has few interfaces).
 const MAX_ADDRESSES: usize = 4;
 /// A discovered server that is down and unseen for so long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 /// Pauses between checks of a server that is down: from, and up to while it is freshly down.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
-const SHORT_RETRY: Duration = Duration::from_secs(2);
+const SHORT_RETRY: Duration = Duration::from_millis(1600);
 /// Longest pause once a server has been down for [`FORGET_AFTER`].
 const LONG_RETRY: Duration = Duration::from_secs(15);
 /// Requests that fail in a row before a server is ejected.
@@ -250,7 +254,8 @@ struct Backend {
     name: String,
     /// The first is in use; the others are tried when it fails.
     addresses: Vec<SocketAddr>,
-    /// An announced further address of a backend that is up; used once a check has passed.
+    /// An announced further address of a backend that is up; kept as an alternative once a check
+    /// has passed.
     candidate: Option<SocketAddr>,
     /// Whether the check under way is the candidate's.
     checking_candidate: bool,
@@ -319,9 +324,25 @@ impl Backend {
         self.addresses.truncate(MAX_ADDRESSES);
     }
 
+    /// Whether it is known from announcements, not from the user.
+    fn is_discovered(&self) -> bool {
+        matches!(self.origin, Origin::Discovered | Origin::Legacy)
+    }
+
+    /// Whether it was announced but has never been well.
+    fn is_stranger(&self) -> bool {
+        self.is_discovered() && self.round_trip.is_none()
+    }
+
+    /// Whether it is a stranger that was asked and had its chance.
+    fn has_failed_first(&self) -> bool {
+        let asked = self.failures > 0 && self.checking_since.is_none();
+        self.is_stranger() && asked && self.in_flight == 0
+    }
+
     fn is_forgettable(&self, now: Instant) -> bool {
         let unseen = now.saturating_duration_since(self.last_seen) >= FORGET_AFTER;
-        let discovered = matches!(self.origin, Origin::Discovered | Origin::Legacy);
+        let discovered = self.is_discovered();
         let down = match self.health {
             Health::Down { since, .. } => now.saturating_duration_since(since) >= FORGET_AFTER,
             Health::New => true,
@@ -520,13 +541,14 @@ impl Pool {
             self.backends.iter().position(|b| b.addresses.contains(&address)).or_else(|| {
                 self.backends.iter().position(|b| {
                     b.identity == Some(identity)
+                        && b.is_discovered()
                         && (b.instance == instance || b.health != Health::Ready)
                 })
             });
         let backend = match known {
             Some(at) => &mut self.backends[at],
             None => {
-                if !self.make_room(now) {
+                if !self.may_announce(address.ip()) || !self.make_room(now) {
                     actions.push(Action::Report(Transition::Refused { address }));
                     return;
                 }
@@ -566,7 +588,13 @@ impl Pool {
         }
     }
 
-    /// Makes room for one more; only servers that never answered or are down give way.
+    fn may_announce(&self, ip: IpAddr) -> bool {
+        let from_there = |b: &&Backend| b.addresses.iter().any(|known| known.ip() == ip);
+        ip.is_loopback() || self.backends.iter().filter(from_there).count() < MAX_PER_ADDRESS
+    }
+
+    /// Makes room for one more; only servers that never answered or are down give way: those that
+    /// have failed their very first checks whenever room is needed, others once they are forgotten.
     fn make_room(&mut self, now: Instant) -> bool {
         if self.backends.len() < self.rules.max_servers {
             return true;
@@ -575,8 +603,8 @@ impl Pool {
             .backends
             .iter()
             .enumerate()
-            .filter(|(_, b)| b.is_forgettable(now))
-            .min_by_key(|(_, b)| b.last_seen)
+            .filter(|(_, b)| b.has_failed_first() || b.is_forgettable(now))
+            .min_by_key(|(_, b)| (!b.has_failed_first(), b.last_seen))
             .map(|(at, _)| at);
         match weakest {
             Some(at) => {

@@ -203,7 +203,7 @@ impl Acceptor {
             socket::reset_on_close(&stream);
             return;
         }
-        if socket::prepare(&stream, context.timing.stall_timeout).is_err() {
+        if socket::prepare(&stream, socket::UNACKNOWLEDGED).is_err() {
             return; // It is gone already.
         }
         let stream = Arc::new(stream);

@@ -131,6 +131,9 @@ pub fn write_all(stream: &TcpStream, mut bytes: &[u8], stall: Duration) -> io::R
     Ok(())
 }
 
+/// Unacknowledged bytes are given up after this: a vanished peer shows within about 11 s.
+pub const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+
 /// Makes a connected socket fit for streaming: non-blocking, no delay, keepalive, and a limit on
 /// how long sent bytes may stay unacknowledged.
 ///

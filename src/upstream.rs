@@ -20,11 +20,13 @@ use crate::config::{MAX_FIELD_LINE, OllamaUrl, Timing};
 use crate::headers::{self, ROOM_FIELD, SERVER_FIELD};
 use crate::link::{Fault, Link, Woken};
 use crate::pool::{CheckResult, Target};
-use crate::socket;
+use crate::socket::{self, UNACKNOWLEDGED};
 use crate::wire::MAX_NAME;
 
-/// Unacknowledged bytes are given up after this: a vanished peer shows within about 11 s.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// A request on a connection that was used before must be acknowledged within this: a machine of
+/// a LAN does that in milliseconds, and one that has gone or moved never. Then a new connection
+/// tells which.
+const PROOF: Duration = Duration::from_secs(1);
 /// Buffers start this small, which is all that a stream of tokens needs …
 pub const SMALL: usize = 4 * 1024;
 /// … and grow up to this while data comes faster than it leaves.
@@ -308,6 +310,7 @@ impl Connector for LinkConnector {
             is_sending: false,
             has_received: false,
             is_patient: false,
+            is_unproven: false,
             is_spoilt: false,
         }))
     }
@@ -335,6 +338,8 @@ struct LinkTransport {
     has_received: bool,
     /// Whether unacknowledged bytes may take as long as a stall.
     is_patient: bool,
+    /// Whether [`PROOF`] of the connection is still awaited.
+    is_unproven: bool,
     /// Part of a request was left out, so nothing may follow it.
     is_spoilt: bool,
 }
@@ -353,7 +358,7 @@ impl LinkTransport {
                         Woken::Ready => {}
                         Woken::TimedOut => return Err(ErrorKind::TimedOut.into()),
                         Woken::Answered => {
-                            if self.link.note_answer(&self.stream) {
+                            if self.link.note_answer(&self.stream)? {
                                 self.is_spoilt = true;
                                 return Ok(());
                             }
@@ -364,7 +369,7 @@ impl LinkTransport {
                 // It closed while we were sending: an answer may be there to read nevertheless.
                 Err(e)
                     if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
-                        && self.link.note_answer(&self.stream) =>
+                        && self.link.note_answer(&self.stream).unwrap_or(false) =>
                 {
                     self.is_spoilt = true;
                     return Ok(());
@@ -389,6 +394,14 @@ impl LinkTransport {
             // Without it the system's own limits hold; nothing is lost.
             let _ = socket::limit_unacknowledged(&self.stream, limit.max(UNACKNOWLEDGED));
             self.is_patient = patient;
+        }
+    }
+
+    fn ask_for_proof(&mut self, asks: bool) {
+        if self.is_unproven != asks {
+            let limit = if asks { PROOF } else { UNACKNOWLEDGED };
+            let _ = socket::limit_unacknowledged(&self.stream, limit);
+            self.is_unproven = asks;
         }
     }
 }
@@ -442,6 +455,7 @@ impl Transport for LinkTransport {
             self.is_sending = false;
             self.send_held()?;
             self.set_patience(false);
+            self.ask_for_proof(self.requests > 1);
         }
         // Everything that was read before is with the client before more is read.
         self.link.flush()?;
@@ -460,6 +474,7 @@ impl Transport for LinkTransport {
                         if n > 0 && !self.has_received {
                             self.has_received = true;
                             self.link.received();
+                            self.ask_for_proof(false);
                         }
                         return Ok(n > 0);
                     }
@@ -468,7 +483,10 @@ impl Transport for LinkTransport {
                     Err(e) => return Err(io::Error::new(ErrorKind::BrokenPipe, e).into()),
                 }
             }
-            match self.link.wait_upstream(&self.stream, PollFlags::IN, limit_for_poll)? {
+            // Without an error by then, the request was acknowledged; the answer may take minutes.
+            let proof = self.is_unproven.then_some(PROOF * 2);
+            match self.link.wait_upstream(&self.stream, PollFlags::IN, proof.or(limit_for_poll))? {
+                Woken::TimedOut if self.is_unproven => self.ask_for_proof(false),
                 Woken::TimedOut => return Err(ureq::Error::Timeout(limit.reason)),
                 Woken::Ready | Woken::Answered => is_likely = true,
             }

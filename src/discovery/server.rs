@@ -90,6 +90,7 @@ impl Responder {
             limiter: Limiter::new(Instant::now()),
             links: RecentLinks::new(),
             farewells: VecDeque::new(),
+            spare: None,
         };
         let thread = spawn("responder", move || answerer.run(&loop_waker))?;
         Ok(Responder { waker, address, thread: Some(thread) })
@@ -118,6 +119,8 @@ struct Answerer {
     limiter: Limiter,
     links: RecentLinks,
     farewells: VecDeque<(SocketAddr, Nonce)>,
+    /// Sends what the proper socket doesn't take.
+    spare: Option<UdpSocket>,
 }
 
 impl Answerer {
@@ -202,7 +205,7 @@ impl Answerer {
         self.doors.iter().find(fits)
     }
 
-    fn send(&self, kind: Kind, nonce: Nonce, client: SocketAddr, room: usize) -> bool {
+    fn send(&mut self, kind: Kind, nonce: Nonce, client: SocketAddr, room: usize) -> bool {
         let Some(door) = self.door(client) else { return false };
         let presence = &self.setup.presence;
         let bytes = Datagram {
@@ -221,10 +224,28 @@ impl Answerer {
         self.send_bytes(&bytes, client)
     }
 
-    fn send_bytes(&self, bytes: &[u8], client: SocketAddr) -> bool {
+    fn send_bytes(&mut self, bytes: &[u8], client: SocketAddr) -> bool {
         let Some(door) = self.door(client) else { return false };
-        let socket = door.socket.as_ref().unwrap_or(&self.socket);
-        match socket.send_to(bytes, client) {
+        let own = match (&door.socket, door.http.ip()) {
+            (Some(_), IpAddr::V4(ip)) => ip,
+            _ => Ipv4Addr::UNSPECIFIED,
+        };
+        let mut sent = door.socket.as_ref().unwrap_or(&self.socket).send_to(bytes, client);
+        // Answers to forged sources wait until the kernel has found out that nobody is there, and
+        // fill the socket's buffer meanwhile. Each new socket has an empty one; that the limiter
+        // allows 2000 answers a second bounds what waits.
+        if is_full(&sent) {
+            if let Some(spare) = &self.spare {
+                sent = spare.send_to(bytes, client);
+            }
+            if is_full(&sent) {
+                self.spare = bind_udp(own, 0).ok();
+                if let Some(spare) = &self.spare {
+                    sent = spare.send_to(bytes, client);
+                }
+            }
+        }
+        match sent {
             Ok(_) => true,
             Err(error) => {
                 log::debug!("answer not sent addr={client} reason={error}");
@@ -232,6 +253,10 @@ impl Answerer {
             }
         }
     }
+}
+
+fn is_full(sent: &io::Result<usize>) -> bool {
+    sent.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
 
 /// Token buckets in a table of fixed size.

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::{
     Action, Backend, BackendId, CheckResult, FIRST_RETRY, FORGET_AFTER, Health, INVENTORY_AGE,
-    LEGACY_RETRY, LONG_RETRY, MAX_VERIFICATIONS, Origin, Pool, Rules, SHORT_RETRY, Transition,
+    LEGACY_RETRY, LONG_RETRY, MAX_ADDRESSES, MAX_VERIFICATIONS, Origin, Pool, Rules, SHORT_RETRY,
+    Transition,
 };
 
 impl Pool {
@@ -26,12 +27,28 @@ impl Pool {
             backend.next_check = now + FIRST_RETRY;
             return;
         }
-        if was_candidate && !matches!(result, CheckResult::Healthy { .. }) {
+        if was_candidate {
+            // Whoever hears an announcement can repeat its identity, so a backend that is well
+            // never moves: the new address is used once the old one has failed.
+            if let CheckResult::Healthy { address, .. } = result
+                && backend.addresses.len() < MAX_ADDRESSES
+                && !backend.addresses.contains(&address)
+            {
+                backend.addresses.push(address);
+            }
             backend.next_check = now;
-            return; // The announced address leads nowhere; the backend is as well as before.
+            return;
         }
         match result {
             CheckResult::Healthy { address, round_trip, version, name, inventory } => {
+                // Each failed check has turned to the next address.
+                let turns = backend.failures as usize;
+                if backend.health == Health::Ready
+                    && !turns.is_multiple_of(backend.addresses.len().max(1))
+                {
+                    let name = backend.label();
+                    actions.push(Action::Report(Transition::Moved { name, address }));
+                }
                 backend.failures = 0;
                 backend.last_seen = now;
                 backend.version = version;
@@ -46,10 +63,6 @@ impl Pool {
                     Some(old) => (old * 3 + round_trip) / 4,
                     None => round_trip,
                 });
-                if was_candidate && backend.addresses.first() != Some(&address) {
-                    let name = backend.label();
-                    actions.push(Action::Report(Transition::Moved { name, address }));
-                }
                 backend.use_address(address);
                 backend.next_check = now + jitter.spread(health_interval);
                 if backend.health == Health::Ready {
@@ -120,7 +133,8 @@ impl Pool {
                 let was_ready = *was == Health::Ready;
                 backend.streak = 0;
                 backend.health = Health::Down { since: now, reason: reason.clone() };
-                let told = was_ready || !matches!(backend.origin, Origin::Legacy);
+                // Whatever strangers announce is not worth a line each.
+                let told = was_ready || !backend.is_stranger();
                 if told {
                     let name = backend.label();
                     actions.push(Action::Report(Transition::Down { name, reason }));
@@ -129,22 +143,29 @@ impl Pool {
         }
     }
 
+    /// Starts the checks that are due. Strangers share a few places, so that silent ones, of which
+    /// anyone can announce many, don't delay the checks of the others.
     pub(super) fn start_checks(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let mut verifying = self
+        let is_running = |b: &&Backend| b.is_stranger() && b.checking_since.is_some();
+        let running = self.backends.iter().filter(is_running).count();
+        let mut places = MAX_VERIFICATIONS.saturating_sub(running);
+        let mut due: Vec<&mut Backend> = self
             .backends
-            .iter()
-            .filter(|b| b.health == Health::New && b.checking_since.is_some())
-            .count();
-        for backend in &mut self.backends {
-            let due = backend.checking_since.is_none() && backend.next_check <= now;
-            let is_new = backend.health == Health::New;
-            if !due || (is_new && verifying >= MAX_VERIFICATIONS) {
+            .iter_mut()
+            .filter(|b| b.checking_since.is_none() && b.next_check <= now)
+            .collect();
+        // Those never asked before, then whoever was seen well or has failed least: strangers that
+        // are announced again and again come last.
+        due.sort_by_key(|b| (b.is_stranger() && b.failures > 0, b.failures, b.next_check));
+        for backend in due {
+            let is_stranger = backend.is_stranger();
+            if is_stranger && places == 0 {
                 continue;
             }
+            let wants_inventory = self.rules.inventories && backend.inventory_due <= now;
             if let Some(target) = backend.next_target() {
-                verifying += usize::from(is_new);
+                places -= usize::from(is_stranger);
                 backend.checking_since = Some(now);
-                let wants_inventory = self.rules.inventories && backend.inventory_due <= now;
                 actions.push(Action::Check(backend.id, target, wants_inventory));
             }
         }
