@@ -30,7 +30,7 @@
 //! Pure, without sockets, threads or clock: [`config`], [`wire`], [`model`], [`catalog`], [`pool`],
 //! [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`tail`], [`dialect`], [`guard`].
 //! Edges, one kind of input and output each: [`socket`], [`interfaces`], [`state`], [`registry`],
-//! [`link`], [`upstream`] (ureq), [`downstream`], [`intake`] (tiny_http), [`manager`],
+//! [`link`], [`upstream`] (ureq), [`downstream`], [`intake`] (tiny_http), [`offer`], [`manager`],
 //! [`exchange`], [`proxy`], [`liveness`], [`discovery`].
 //! Wiring: [`cli`], [`serve`].
 //!
@@ -65,6 +65,7 @@ pub mod liveness;
 pub mod manager;
 pub mod model;
 
+pub mod offer;
 pub mod pool;
 pub mod proxy;
 pub mod registry;

@@ -104,10 +104,6 @@ impl Link {
     pub fn begin(&self, client: Option<Arc<TcpStream>>, holds_head: bool, is_large: bool) {
         let mut state = self.state();
         let outbox = std::mem::take(&mut state.outbox);
-        if let Some(client) = &client {
-            // Without it the connection's present limit holds.
-            let _ = socket::limit_unacknowledged(client, UNACKNOWLEDGED);
-        }
         *state = State { client, outbox, holds_head, is_large, ..State::default() };
         state.outbox.clear();
     }
@@ -115,7 +111,10 @@ impl Link {
     /// Lets go of the sockets.
     pub fn end(&self) {
         let mut state = self.state();
-        state.client = None;
+        if let Some(client) = state.client.take().filter(|_| state.answered >= PROMPT_BYTES) {
+            // The next answer starts short again. Without it the longer limit holds.
+            let _ = socket::limit_unacknowledged(&client, UNACKNOWLEDGED);
+        }
         state.upstream = None;
     }
 

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 
 use crate::catalog::Inventory;
+use crate::offer::{Board, Offer};
 use crate::pool::{
     Action, BackendId, Input, NoPick, Outcome, Pick, Pool, Report, Target, Transition, Wanted,
 };
@@ -97,9 +98,17 @@ pub struct Presence {
     version: AtomicU32,
     in_flight: AtomicU32,
     backends: AtomicU32,
+    /// For this machine's programs.
+    own_board: Board,
+    /// For the LAN: only ever the local Ollama.
+    lan_board: Board,
 }
 
 impl Presence {
+    fn board(&self, local_only: bool) -> &Board {
+        if local_only { &self.lan_board } else { &self.own_board }
+    }
+
     /// Whether any backend is ready.
     pub fn is_up(&self) -> bool {
         self.up.load(Relaxed)
@@ -117,7 +126,9 @@ impl Presence {
 
     /// Requests in flight.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Relaxed)
+        let offers = [&self.own_board, &self.lan_board].map(Board::look);
+        let taken: u32 = offers.iter().flatten().map(|offer| offer.count()).sum();
+        self.in_flight.load(Relaxed) + taken
     }
 
     /// Backends, ready or not.
@@ -136,7 +147,10 @@ pub struct Handle {
 
 /// Where events for the Manager go.
 #[derive(Clone, Debug)]
-pub struct Mailbox(Sender<Event>);
+pub struct Mailbox {
+    events: Sender<Event>,
+    presence: Arc<Presence>,
+}
 
 /// A backend for one request. Dropping it reports the outcome.
 #[derive(Debug)]
@@ -146,13 +160,20 @@ pub struct Lease {
     /// How the request ended; [`Outcome::Void`] until said otherwise.
     pub report: Report,
     mailbox: Mailbox,
+    /// Whether it was had without asking.
+    offer: Option<Arc<Offer>>,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         let void = Report::from(Outcome::Void);
         let report = std::mem::replace(&mut self.report, void);
-        self.mailbox.send(Input::Finished(self.pick.id, report));
+        let is_counted = self.offer.as_ref().is_none_or(|offer| !offer.give_back());
+        if is_counted {
+            self.mailbox.send(Input::Finished(self.pick.id, report));
+        } else if report.is_news() {
+            self.mailbox.send(Input::Noted(self.pick.id, report));
+        }
     }
 }
 
@@ -160,12 +181,12 @@ impl Mailbox {
     /// Reports something that must not get lost; waits while the mailbox is full.
     pub fn send(&self, input: Input) {
         // A closed mailbox means that we are stopping.
-        let _ = self.0.send(Event::Pool(input));
+        let _ = self.events.send(Event::Pool(input));
     }
 
     /// Reports something that will be said again; dropped when the mailbox is full.
     pub fn offer(&self, input: Input) {
-        if let Err(TrySendError::Full(_)) = self.0.try_send(Event::Pool(input)) {
+        if let Err(TrySendError::Full(_)) = self.events.try_send(Event::Pool(input)) {
             log::debug!("mailbox full, event dropped");
         }
     }
@@ -181,16 +202,22 @@ impl Mailbox {
         wanted: &Wanted,
         is_wanted: &dyn Fn() -> bool,
     ) -> Result<Lease, Refused> {
+        let report = Outcome::Void.into();
+        let mailbox = self.clone();
+        // An offer stands while there is no choice, so the model doesn't matter.
+        if tried.is_empty()
+            && wanted.server.is_none()
+            && let Some(offer) = self.presence.board(wanted.local_only).take()
+        {
+            return Ok(Lease { pick: offer.pick.clone(), report, mailbox, offer: Some(offer) });
+        }
         let (reply, answer) = bounded(1);
         let ask = Ask { tried: tried.to_vec(), wanted: wanted.clone(), reply };
         let stopping = || Refused::NoServer("ollana is stopping".to_owned());
-        self.0.send(Event::Lease(ask)).map_err(|_| stopping())?;
+        self.events.send(Event::Lease(ask)).map_err(|_| stopping())?;
         loop {
             match answer.recv_timeout(LOOK) {
-                Ok(pick) => {
-                    let report = Outcome::Void.into();
-                    return Ok(Lease { pick: pick?, report, mailbox: self.clone() });
-                }
+                Ok(pick) => return Ok(Lease { pick: pick?, report, mailbox, offer: None }),
                 Err(RecvTimeoutError::Disconnected) => return Err(stopping()),
                 Err(RecvTimeoutError::Timeout) if is_wanted() => {}
                 // Dropping the receiver takes the request out of the queue.
@@ -204,7 +231,7 @@ impl Mailbox {
     /// What the ready backends have.
     pub fn inventories(&self) -> Inventories {
         let (reply, answer) = bounded(1);
-        let _ = self.0.send(Event::Inventories(reply));
+        let _ = self.events.send(Event::Inventories(reply));
         answer.recv().unwrap_or_default()
     }
 }
@@ -233,7 +260,8 @@ impl Handle {
             .name("manager".to_owned())
             .stack_size(crate::config::THREAD_STACK)
             .spawn(move || manager.run())?;
-        Ok(Handle { mailbox: Mailbox(sender), presence, thread: Some(thread) })
+        let mailbox = Mailbox { events: sender, presence: Arc::clone(&presence) };
+        Ok(Handle { mailbox, presence, thread: Some(thread) })
     }
 
     /// Where events go.
@@ -249,7 +277,7 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        let _ = self.mailbox.0.send(Event::Stop);
+        let _ = self.mailbox.events.send(Event::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -293,9 +321,16 @@ impl Manager {
             match event {
                 Event::Stop => break,
                 Event::Pool(input) => {
+                    if matches!(&input, Input::Noted(_, report) if report.is_trouble()) {
+                        // What it means for the backend depends on how many others it has.
+                        self.take_down(true);
+                        self.take_down(false);
+                    }
                     self.pool.handle(now, input, &mut self.actions);
                     self.act();
                     self.serve_waiting(now);
+                    self.update_offer(now, true);
+                    self.update_offer(now, false);
                 }
                 Event::Lease(ask) => self.lease(now, ask),
                 Event::Inventories(reply) => {
@@ -312,6 +347,26 @@ impl Manager {
             self.presence.backends.store(self.pool.len() as u32, Relaxed);
         }
         // Replies that are still waiting are dropped with us, which their askers see.
+    }
+
+    /// Takes an offer down, so that the pool counts those who have it.
+    fn take_down(&mut self, local_only: bool) {
+        let board = self.presence.board(local_only);
+        if let Some(old) = board.look() {
+            board.hang_out(None);
+            self.pool.adopt(old.pick.id, old.withdraw());
+        }
+    }
+
+    /// Offers what there is no choice about.
+    fn update_offer(&mut self, now: Instant, local_only: bool) {
+        let sole = self.pool.sole(now, local_only).filter(|_| self.waiting.is_empty());
+        let present = self.presence.board(local_only).look();
+        if present.map(|offer| offer.pick.clone()) != sole {
+            self.take_down(local_only);
+            let offer = sole.map(|pick| Arc::new(Offer::new(pick)));
+            self.presence.board(local_only).hang_out(offer);
+        }
     }
 
     fn lease(&mut self, now: Instant, ask: Ask) {

@@ -144,6 +144,18 @@ pub struct Report {
     pub changed_models: bool,
 }
 
+impl Report {
+    /// Whether the pool has to know, beyond the count of requests in flight.
+    pub fn is_news(&self) -> bool {
+        self.is_trouble() || self.changed_models || self.speed.is_some()
+    }
+
+    /// Whether the backend did badly.
+    pub fn is_trouble(&self) -> bool {
+        !matches!(self.outcome, Outcome::Answered | Outcome::Void)
+    }
+}
+
 impl From<Outcome> for Report {
     fn from(outcome: Outcome) -> Self {
         Report { outcome, first_byte: None, speed: None, changed_models: false }
@@ -166,8 +178,10 @@ pub enum Input {
     },
     /// A health check ended.
     Checked(BackendId, CheckResult),
-    /// A request ended.
+    /// A request ended that [`Pool::pick`] counted in.
     Finished(BackendId, Report),
+    /// A request ended that was counted elsewhere.
+    Noted(BackendId, Report),
     /// Time has passed.
     Tick,
 }
@@ -419,10 +433,27 @@ impl Pool {
                 }
             }
             Input::Checked(id, result) => self.checked(now, id, result, actions),
-            Input::Finished(id, report) => self.finished(now, id, report, actions),
+            Input::Finished(id, report) => {
+                self.count_out(id);
+                self.finished(now, id, report, actions);
+            }
+            Input::Noted(id, report) => self.finished(now, id, report, actions),
             Input::Tick => self.forget(now, actions),
         }
         self.start_checks(now, actions);
+    }
+
+    /// Counts in requests that were counted elsewhere until now.
+    pub fn adopt(&mut self, id: BackendId, requests: u32) {
+        if let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) {
+            backend.in_flight += requests;
+        }
+    }
+
+    fn count_out(&mut self, id: BackendId) {
+        if let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) {
+            backend.in_flight = backend.in_flight.saturating_sub(1);
+        }
     }
 
     /// Whether a backend that isn't ready may be in a moment: one is being checked, and it
@@ -617,8 +648,6 @@ impl Pool {
 
     fn finished(&mut self, now: Instant, id: BackendId, report: Report, actions: &mut Vec<Action>) {
         let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
-        let in_flight_then = backend.in_flight;
-        backend.in_flight = backend.in_flight.saturating_sub(1);
         if report.changed_models {
             backend.inventory_due = now;
             backend.next_check = now;
@@ -647,9 +676,8 @@ impl Pool {
             }
             Outcome::Overloaded => {
                 backend.cooling_until = Some(now + COOL_DOWN);
-                // It took all but the one that it refused.
-                let limit = in_flight_then.saturating_sub(1).max(1);
-                backend.learned_limit = Some((limit, now));
+                // It took the others.
+                backend.learned_limit = Some((backend.in_flight.max(1), now));
             }
             Outcome::Unreachable | Outcome::Failed => {
                 // Ask it at once whether it is well; the answer decides about its health.

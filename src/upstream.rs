@@ -23,8 +23,8 @@ use crate::pool::{CheckResult, Target};
 use crate::socket::{self, UNACKNOWLEDGED};
 use crate::wire::MAX_NAME;
 
-/// A request on a connection that was used before must be acknowledged within this: a machine of
-/// a LAN does that in milliseconds, and one that has gone or moved never. Then a new connection
+/// A request on a connection that was idle for so long must be acknowledged within this: a machine
+/// of a LAN does that in milliseconds, and one that has gone or moved never. Then a new connection
 /// tells which.
 const PROOF: Duration = Duration::from_secs(1);
 /// Buffers start this small, which is all that a stream of tokens needs …
@@ -309,6 +309,8 @@ impl Connector for LinkConnector {
             requests: 0,
             is_sending: false,
             has_received: false,
+            last_read: None,
+            was_just_read: false,
             is_patient: false,
             is_unproven: false,
             is_spoilt: false,
@@ -336,6 +338,10 @@ struct LinkTransport {
     is_sending: bool,
     /// Whether the present request has got bytes back.
     has_received: bool,
+    /// When the last bytes came.
+    last_read: Option<Instant>,
+    /// Whether nothing happened since.
+    was_just_read: bool,
     /// Whether unacknowledged bytes may take as long as a stall.
     is_patient: bool,
     /// Whether [`PROOF`] of the connection is still awaited.
@@ -455,7 +461,8 @@ impl Transport for LinkTransport {
             self.is_sending = false;
             self.send_held()?;
             self.set_patience(false);
-            self.ask_for_proof(self.requests > 1);
+            let idle = self.last_read.map_or(Duration::ZERO, |at| at.elapsed());
+            self.ask_for_proof(idle >= PROOF);
         }
         // Everything that was read before is with the client before more is read.
         self.link.flush()?;
@@ -471,6 +478,7 @@ impl Transport for LinkTransport {
                     Ok(Some(n)) => {
                         self.buffers.was_filled = n == len;
                         self.buffers.input_appended(n);
+                        self.was_just_read = true;
                         if n > 0 && !self.has_received {
                             self.has_received = true;
                             self.link.received();
@@ -494,6 +502,12 @@ impl Transport for LinkTransport {
     }
 
     fn is_open(&mut self) -> bool {
+        // ureq asks when it puts a connection into its pool, right after an answer, and when it
+        // takes it out again; the second look sees whatever the first would.
+        if std::mem::take(&mut self.was_just_read) {
+            self.last_read = Some(Instant::now());
+            return !self.is_spoilt;
+        }
         !self.is_spoilt
             && matches!(self.stream.peek(&mut [0]), Err(e) if e.kind() == ErrorKind::WouldBlock)
     }

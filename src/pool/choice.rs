@@ -169,6 +169,26 @@ impl Pool {
         Ok(Pick { id: backend.id, address, name: backend.short_name(), is_local })
     }
 
+    /// The backend that every request gets, while there is no choice and nothing to count. Not
+    /// counted in.
+    pub fn sole(&self, now: Instant, local_only: bool) -> Option<Pick> {
+        if self.rules.max_in_flight > 0 {
+            return None;
+        }
+        let is_local = |b: &&Backend| matches!(b.origin, Origin::Local(_));
+        let sole = match (local_only, &self.backends[..]) {
+            (true, all) => all.iter().find(is_local)?,
+            // A server that is away may be the only one with a model, so it counts too.
+            (false, [one]) if self.rules.bans.is_empty() && one.health == Health::Ready => one,
+            (false, _) => return None,
+        };
+        let troubled =
+            sole.is_resting(now) || sole.failed_recently(now) || sole.learned_limit.is_some();
+        let address = sole.addresses.first().copied().filter(|_| !troubled)?;
+        let is_local = is_local(&sole);
+        Some(Pick { id: sole.id, address, name: sole.short_name(), is_local })
+    }
+
     /// Backends that are up and allowed.
     fn eligible(&self, tried: &[BackendId], wanted: &Wanted) -> Result<Vec<usize>, NoPick> {
         let usable = |backend: &Backend| {

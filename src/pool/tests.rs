@@ -696,3 +696,25 @@ fn servers_of_the_last_run_are_tried_first_and_forgotten_like_others() {
     }
     assert_eq!(w.pool.len(), 1);
 }
+
+#[test]
+fn without_a_choice_there_is_a_standing_offer() {
+    let mut w = World::new();
+    assert_eq!(w.pool.sole(w.now, false), None);
+    let id = w.server(1);
+    assert_eq!(w.pool.sole(w.now, false).map(|pick| pick.id), Some(id));
+    assert_eq!(w.pool.sole(w.now, true), None, "nothing local");
+    // Trouble ends it until it has passed.
+    w.input(Input::Noted(id, Outcome::Failed.into()));
+    assert_eq!(w.pool.sole(w.now, false), None);
+    w.input(Input::Noted(id, Outcome::Answered.into()));
+    assert!(w.pool.sole(w.now, false).is_some());
+    // Those who had it are counted once it is gone.
+    w.pool.adopt(id, 3);
+    w.input(Input::Finished(id, Outcome::Answered.into()));
+    assert_eq!(w.pool.in_flight(), 2);
+    w.input(Input::Noted(id, Outcome::Overloaded.into()));
+    assert!(w.pool.pick(w.now, &[], &Wanted::default()) == Err(NoPick::Busy), "it took two");
+    w.input(sighting(2, 2, 1));
+    assert_eq!(w.pool.sole(w.now, false), None, "a second one is a choice");
+}
