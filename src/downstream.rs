@@ -318,6 +318,12 @@ impl<'a> BodyState<'a> {
         !self.kept.is_empty() || connection.has_received()
     }
 
+    /// Takes as much of the budget, up to `most` bytes, as can be kept for sure.
+    fn reserve(&self, most: usize) -> usize {
+        let room = self.keep_limit.saturating_sub(self.kept.len()).min(most);
+        if self.budget.take(room) { room } else { 0 }
+    }
+
     fn keep(&mut self, bytes: &[u8]) {
         if !self.is_whole || bytes.is_empty() {
             return;
@@ -351,7 +357,22 @@ pub struct BodyReader<'a, 'b> {
     /// A client that sends nothing for so long has failed.
     pub idle_timeout: Duration,
     /// Bytes of `kept` that this attempt has had.
-    pub replayed: usize,
+    replayed: usize,
+    /// Bytes that this attempt was given in place of those that an early answer made needless.
+    skipped: u64,
+}
+
+impl<'a, 'b> BodyReader<'a, 'b> {
+    /// For a new attempt.
+    pub fn new(
+        connection: &'a mut Downstream,
+        state: &'a mut BodyState<'b>,
+        link: &'a Link,
+        idle_timeout: Duration,
+    ) -> Self {
+        state.is_abandoned = false;
+        BodyReader { connection, state, link, idle_timeout, replayed: 0, skipped: 0 }
+    }
 }
 
 impl BodyReader<'_, '_> {
@@ -464,11 +485,16 @@ impl BodyReader<'_, '_> {
     pub fn prefetch(&mut self, most: usize, is_enough: &dyn Fn(&[u8]) -> bool) -> io::Result<()> {
         let mut piece = [0; READ_SIZE];
         while self.state.is_whole && self.state.kept.len() < most && !is_enough(&self.state.kept) {
-            let n = self.next_bytes(&mut piece)?;
-            if n == 0 {
+            // Nothing is taken that can't be kept: it was not sent yet, so it would be lost.
+            let room = self.state.reserve(READ_SIZE.min(most - self.state.kept.len()));
+            let read = if room == 0 { Ok(0) } else { self.next_bytes(&mut piece[..room]) };
+            let n = *read.as_ref().unwrap_or(&0);
+            self.state.kept.extend_from_slice(&piece[..n]);
+            self.state.reserved += n;
+            self.state.budget.give_back(room - n);
+            if read? == 0 {
                 break;
             }
-            self.state.keep(&piece[..n]);
         }
         Ok(())
     }
@@ -499,13 +525,13 @@ impl BodyReader<'_, '_> {
     /// The answer is already there. The transport sends nothing more, but ureq wants the body's
     /// declared length before it reads the answer; chunks may simply end.
     fn fill_the_gap(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        self.state.is_whole = false;
         self.state.is_abandoned = true;
-        match &mut self.state.rest {
-            Rest::Length(left) if *left > LONGEST_GAP => Err(self.fail(BodyFault::TooLong)),
+        match self.state.rest {
+            Rest::Length(left) if left > LONGEST_GAP => Err(self.fail(BodyFault::TooLong)),
+            // Another attempt may still need the real bytes, so none of them is used up.
             Rest::Length(left) => {
-                let n = (*left).min(out.len() as u64) as usize;
-                *left -= n as u64;
+                let n = (left - self.skipped).min(out.len() as u64) as usize;
+                self.skipped += n as u64;
                 Ok(n)
             }
             _ => Ok(0),

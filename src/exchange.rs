@@ -28,7 +28,7 @@ use crate::dialect::Dialect;
 use crate::downstream::{BodyFault, BodyReader, BodyState, Budget, Downstream};
 use crate::guard::HostRule;
 use crate::head::{Framing, Head};
-use crate::headers::{self, ERROR_FIELD, SERVER_FIELD, UNREACHED};
+use crate::headers::{self, ERROR_FIELD, SERVER_FIELD, UNREACHED, UPSTREAM};
 use crate::link::{Fault, Link};
 use crate::manager::{Lease, Mailbox, Presence, Refused};
 use crate::pool::{BackendId, Outcome, Task, Wanted};
@@ -218,7 +218,7 @@ impl Exchange<'_> {
             leased.report.outcome =
                 if failed.unreached { Outcome::Unreachable } else { Outcome::Failed };
             let message = format!("{name}: {}", failed.reason);
-            let cause = if failed.unreached { UNREACHED } else { "upstream" };
+            let cause = if failed.unreached { UNREACHED } else { UPSTREAM };
             let again = failed.unreached || (repeatable && !resent);
             if !again || !body.is_replayable() {
                 return self.refuse(connection, 502, &message, cause);
@@ -281,7 +281,7 @@ impl Exchange<'_> {
         link: &'r Link,
     ) -> BodyReader<'r, 'b> {
         let idle_timeout = self.context.timing.body_timeout;
-        BodyReader { connection, state, link, idle_timeout, replayed: 0 }
+        BodyReader::new(connection, state, link, idle_timeout)
     }
 
     /// Sends the request to one backend and waits for the head of its answer.
@@ -400,11 +400,14 @@ impl Exchange<'_> {
     }
 }
 
-/// An answer that another server might better: overloaded, or a proxy of ours that reached no
-/// Ollama.
+/// An answer that another server might better: overloaded, or a proxy of ours whose Ollama died
+/// before its answer, or that reached none.
 fn poor_answer(answer: &Response<Body>) -> Option<Outcome> {
-    let unreached = answer.headers().get(ERROR_FIELD).is_some_and(|cause| cause == UNREACHED);
-    if unreached { Some(Outcome::Unreachable) } else { poor_outcome(answer.status()) }
+    match answer.headers().get(ERROR_FIELD).map(HeaderValue::as_bytes) {
+        Some(cause) if cause == UNREACHED.as_bytes() => Some(Outcome::Unreachable),
+        Some(cause) if cause == UPSTREAM.as_bytes() => Some(Outcome::Failed),
+        _ => poor_outcome(answer.status()),
+    }
 }
 
 fn poor_outcome(status: StatusCode) -> Option<Outcome> {

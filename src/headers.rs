@@ -17,6 +17,9 @@ pub const ROOM_FIELD: HeaderName = HeaderName::from_static("x-ollana-room");
 /// Value of [`ERROR_FIELD`] when the request never reached an Ollama: any method may be
 /// tried elsewhere.
 pub const UNREACHED: &str = "unreached";
+/// Value of [`ERROR_FIELD`] when the upstream failed before its answer: what can be repeated may
+/// be tried elsewhere.
+pub const UPSTREAM: &str = "upstream";
 
 /// The tokens of all `Connection` fields.
 pub fn connection_tokens(values: GetAll<'_, HeaderValue>) -> impl Iterator<Item = &str> {

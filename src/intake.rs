@@ -33,6 +33,9 @@ use crate::head::Head;
 
 /// A request waits this long for the queue before we look whether it got lost.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The queue is looked at so often before waiting for it: its thread needs about as long to parse
+/// a head as ours to fall asleep and wake up.
+const YIELDS: u32 = 100;
 /// Field that carries the exchange's number.
 const NUMBER_FIELD: &str = "X";
 
@@ -121,7 +124,18 @@ impl Intake {
         self.arrivals().insert(number, arrival);
         let written = self.write_head(method.as_str(), &target, number);
         while written.is_ok() {
-            match self.server.recv_timeout(PATIENCE) {
+            let mut early = Ok(None);
+            for _ in 0..YIELDS {
+                early = self.server.try_recv();
+                if !matches!(early, Ok(None)) {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+            if matches!(early, Ok(None)) {
+                early = self.server.recv_timeout(PATIENCE);
+            }
+            match early {
                 Ok(Some(request)) => {
                     if let Some(arrival) = self.claim(request) {
                         return Ok(arrival);

@@ -567,13 +567,13 @@ impl Pool {
     fn sighted(&mut self, now: Instant, sighting: Sighting, actions: &mut Vec<Action>) {
         let Sighting { address, identity, instance, name, ollama_up } = sighting;
         // Same address first. The same identity elsewhere is the same server if it is the same
-        // run of it, or if the old place doesn't answer; else it may be a copied disk.
+        // run of it, or if the old place has stopped to answer; else it may be a copied disk.
         let known =
             self.backends.iter().position(|b| b.addresses.contains(&address)).or_else(|| {
                 self.backends.iter().position(|b| {
                     b.identity == Some(identity)
                         && b.is_discovered()
-                        && (b.instance == instance || b.health != Health::Ready)
+                        && (b.instance == instance || matches!(b.health, Health::Down { .. }))
                 })
             });
         let backend = match known {

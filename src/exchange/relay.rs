@@ -9,7 +9,7 @@ use ureq::Body;
 use super::{End, Exchange, poor_outcome};
 use crate::body::{CHUNK_PREFIX, CHUNK_SUFFIX, LAST_CHUNK, frame_chunk};
 use crate::downstream::{BodyState, Downstream};
-use crate::headers::{self, AnswerFraming, ROOM_FIELD, SERVER_FIELD};
+use crate::headers::{self, AnswerFraming, ROOM_FIELD, SERVER_FIELD, UPSTREAM};
 use crate::manager::Lease;
 use crate::pool::{Outcome, Wanted};
 use crate::socket;
@@ -56,7 +56,7 @@ impl Exchange<'_> {
         if status.is_informational() {
             lease.report.outcome = Outcome::Failed;
             let message = format!("{}: answered {status} to no upgrade", lease.pick.label());
-            return self.refuse(connection, 502, &message, "upstream");
+            return self.refuse(connection, 502, &message, UPSTREAM);
         }
         let declared = declared_length(&parts.headers);
         let is_head = self.head.method == Method::HEAD;
