@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::config::{OllamaUrl, Settings};
+use crate::config::{OllamaUrl, Settings, THREAD_STACK};
 use crate::discovery::{Client, ClientSetup, Responder, ServerSetup};
 use crate::downstream::Budget;
 use crate::exchange::{Context, Side};
@@ -125,9 +125,13 @@ impl Daemon {
     /// # Errors
     /// [`StartError`] says what can't be had and what to do.
     pub fn start(settings: &Settings) -> Result<Daemon, StartError> {
-        raise_descriptor_limit();
+        Self::start_unless(settings, &AtomicBool::new(false))
+    }
+
+    /// The same, but `stopping` ends the wait for an Ollama that is about to start.
+    fn start_unless(settings: &Settings, stopping: &AtomicBool) -> Result<Daemon, StartError> {
         let ollama = settings.ollama_url();
-        let (mode, why) = mode::choose(settings, &ollama);
+        let (mode, why) = mode::choose(settings, &ollama, stopping);
         let client_listeners =
             if mode.is_client() { listeners::client(settings, mode, &ollama)? } else { Vec::new() };
         let server_listeners =
@@ -262,16 +266,19 @@ impl Drop for Daemon {
 /// # Errors
 /// When it can't be started.
 pub fn run(settings: &Settings) -> Result<(), StartError> {
+    let asked = Arc::new(AtomicBool::new(false));
     let stopping = Arc::new(AtomicBool::new(false));
     let (mut bell, handler) = UnixStream::pair().map_err(system("handle signals"))?;
     for signal in [SIGTERM, SIGINT] {
         let flag = Arc::clone(&stopping);
         signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, flag)
             .map_err(system("handle signals"))?;
+        signal_hook::flag::register(signal, Arc::clone(&asked))
+            .map_err(system("handle signals"))?;
         let bell = handler.try_clone().map_err(system("handle signals"))?;
         signal_hook::low_level::pipe::register(signal, bell).map_err(system("handle signals"))?;
     }
-    let daemon = Daemon::start(settings)?;
+    let daemon = Daemon::start_unless(settings, &asked)?;
     while let Err(error) = bell.read_exact(&mut [0]) {
         log::debug!("waiting for a signal: {error}");
     }
@@ -329,8 +336,8 @@ impl Common<'_> {
     fn start_proxy(&self, side: Side, listeners: Vec<TcpListener>) -> Result<Proxy, StartError> {
         let settings = self.settings;
         let limits = &settings.limits;
-        let registry =
-            Arc::new(Registry::new(limits.max_connections, limits.max_connections_per_source));
+        let most = affordable_connections(limits.max_connections);
+        let registry = Arc::new(Registry::new(most, limits.max_connections_per_source));
         let names = settings.hosts.iter().cloned().chain([self.hostname.to_ascii_lowercase()]);
         let is_server = side == Side::Server;
         let own_name = HeaderValue::from_str(&self.hostname).ok();
@@ -394,11 +401,31 @@ fn host_name() -> String {
     name.chars().filter(|c| c.is_ascii_graphic()).take(46).collect()
 }
 
-/// A connection costs two descriptors, and the usual soft limit is 1024.
-fn raise_descriptor_limit() {
+/// What a connection takes: its own descriptor and its upstream's.
+const DESCRIPTORS: u64 = 2;
+/// Descriptors for everything else.
+const SPARE_DESCRIPTORS: u64 = 64;
+/// Address space that a connection takes besides its thread's stack, and what all else takes.
+const CONNECTION_MEMORY: u64 = 128 << 10;
+const SPARE_MEMORY: u64 = 64 << 20;
+
+/// As many connections as this process may have descriptors and address space for: one too many is
+/// turned away with 503, whereas memory that runs out ends a process.
+fn affordable_connections(wanted: usize) -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    // Where it isn't allowed, the present limit holds and shortage is handled.
-    let _ = setrlimit(Resource::Nofile, limit);
+    let mut descriptors = getrlimit(Resource::Nofile);
+    descriptors.current = descriptors.maximum;
+    // Where that isn't allowed, the present limit holds.
+    let _ = setrlimit(Resource::Nofile, descriptors);
+    let by_descriptors = getrlimit(Resource::Nofile)
+        .current
+        .map(|limit| limit.saturating_sub(SPARE_DESCRIPTORS) / DESCRIPTORS);
+    let by_memory = getrlimit(Resource::As).current.map(|limit| {
+        limit.saturating_sub(SPARE_MEMORY) / (THREAD_STACK as u64 + CONNECTION_MEMORY)
+    });
+    let most = [by_descriptors, by_memory].into_iter().flatten().min().unwrap_or(u64::MAX).max(4);
+    if most < wanted as u64 {
+        log::warn!("limits of this process allow fewer connections wanted={wanted} max={most}");
+    }
+    usize::try_from(most).map_or(wanted, |most| wanted.min(most))
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,11 @@ impl fmt::Display for Mode {
 }
 
 /// The mode and, for people, the reason.
-pub(super) fn choose(settings: &Settings, ollama: &OllamaUrl) -> (Mode, String) {
+pub(super) fn choose(
+    settings: &Settings,
+    ollama: &OllamaUrl,
+    stopping: &AtomicBool,
+) -> (Mode, String) {
     match settings.mode {
         ModeChoice::Client => return (Mode::Client, "asked for".to_owned()),
         ModeChoice::Server => return (Mode::Server, format!("asked for, sharing {ollama}")),
@@ -67,7 +72,9 @@ pub(super) fn choose(settings: &Settings, ollama: &OllamaUrl) -> (Mode, String) 
             CheckResult::Healthy { version, .. } => {
                 return (Mode::Server, format!("Ollama {version} answers at {ollama}"));
             }
-            _ if deadline.is_some_and(|deadline| Instant::now() < deadline) => {
+            _ if deadline.is_some_and(|deadline| Instant::now() < deadline)
+                && !stopping.load(SeqCst) =>
+            {
                 thread::sleep(BOOT_RETRY);
             }
             CheckResult::Refused(reason) | CheckResult::Silent(reason) => {
