@@ -22,7 +22,9 @@ fn main() -> ExitCode {
         }
     };
     let format = simplelog::ConfigBuilder::new()
-        .set_time_format_rfc3339()
+        .set_time_format_custom(simplelog::format_description!(
+            "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z"
+        ))
         .set_thread_level(simplelog::LevelFilter::Debug)
         .set_thread_mode(simplelog::ThreadLogMode::Names)
         .set_target_level(simplelog::LevelFilter::Off)

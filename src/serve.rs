@@ -282,6 +282,8 @@ pub fn run(settings: &Settings) -> Result<(), StartError> {
     while let Err(error) = bell.read_exact(&mut [0]) {
         log::debug!("waiting for a signal: {error}");
     }
+    // timeout(1) signals its child and then its child's group, which is one wish, not two.
+    std::thread::sleep(SAME_SIGNAL);
     stopping.store(true, SeqCst);
     let drain = settings.timing.drain_timeout;
     log::info!(
@@ -400,6 +402,9 @@ fn host_name() -> String {
     let name = name.nodename().to_string_lossy();
     name.chars().filter(|c| c.is_ascii_graphic()).take(46).collect()
 }
+
+/// Signals this close together are one.
+const SAME_SIGNAL: Duration = Duration::from_millis(5);
 
 /// What a connection takes: its own descriptor and its upstream's.
 const DESCRIPTORS: u64 = 2;
