@@ -58,10 +58,11 @@ enum State {
     },
     DataCr,
     DataLf,
-    /// At the start of a trailer line, or inside one.
-    Trailer {
+    /// At the start of a trailer line, or in the name of its field.
+    TrailerName {
         at_start: bool,
     },
+    TrailerValue,
     TrailerLf {
         last: bool,
     },
@@ -122,7 +123,7 @@ impl ChunkDecoder {
             State::SizeLf { value } => {
                 self.line = 0;
                 match (byte, value) {
-                    (b'\n', 0) => Ok(State::Trailer { at_start: true }),
+                    (b'\n', 0) => Ok(State::TrailerName { at_start: true }),
                     (b'\n', left) => Ok(State::Data { left }),
                     _ => Err("a bare CR in a chunk-size line"),
                 }
@@ -133,21 +134,34 @@ impl ChunkDecoder {
                 Ok(State::Size { value: 0, digits: 0 })
             }
             State::DataCr | State::DataLf => Err("a chunk is longer than its size"),
-            State::Trailer { .. } if self.line > MAX_TRAILERS => Err("the trailers are too long"),
-            State::Trailer { at_start } => match byte {
-                b'\r' => Ok(State::TrailerLf { last: at_start }),
-                b'\n' | 0 => Err("a trailer is malformed"),
-                _ => Ok(State::Trailer { at_start: false }),
+            State::TrailerName { .. } | State::TrailerValue if self.line > MAX_TRAILERS => {
+                Err("the trailers are too long")
+            }
+            State::TrailerName { at_start } => match byte {
+                b'\r' if at_start => Ok(State::TrailerLf { last: true }),
+                b':' if !at_start => Ok(State::TrailerValue),
+                _ if is_token(byte) => Ok(State::TrailerName { at_start: false }),
+                _ => Err("a trailer is malformed"),
+            },
+            State::TrailerValue => match byte {
+                b'\r' => Ok(State::TrailerLf { last: false }),
+                b'\t' | 0x20..=0x7e | 0x80.. => Ok(State::TrailerValue),
+                _ => Err("a trailer is malformed"),
             },
             State::TrailerLf { last } => match (byte, last) {
                 (b'\n', true) => Ok(State::Ended),
-                (b'\n', false) => Ok(State::Trailer { at_start: true }),
+                (b'\n', false) => Ok(State::TrailerName { at_start: true }),
                 _ => Err("a bare CR in a trailer"),
             },
             // `step` handles these two itself.
             State::Data { .. } | State::Ended => Ok(self.state),
         }
     }
+}
+
+/// Whether a byte may be part of a field's name (RFC 9110 §5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// Frames `len` bytes of data that stand at `buffer[CHUNK_PREFIX..]` as one chunk, in place.
@@ -223,6 +237,12 @@ mod tests {
             b"1000000000000000\r\n",
             b"ffffffffffffffff\r\n",
             b"0\r\nX: y\n\r\n",
+            b"0\r\nGET / HTTP/1.1\r\n\r\n",
+            b"0\r\n X: y\r\n\r\n",
+            b"0\r\nX: y\r\n z\r\n\r\n",
+            b"0\r\nX : y\r\n\r\n",
+            b"0\r\n: y\r\n\r\n",
+            b"0\r\nX: \x7f\r\n\r\n",
             b"0\r\nX: y\r\r\n",
             b"0\r\n\n",
         ] {

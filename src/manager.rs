@@ -29,6 +29,8 @@ use crate::wire::OllamaVersion;
 /// Events that may wait; more than a thousand workers can have under way at once.
 const MAILBOX: usize = 8192;
 
+/// How long a list waits for a change to be known; a slow server delays it no longer.
+const LIST_PATIENCE: Duration = Duration::from_millis(500);
 /// How often a waiting request's client is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 /// Requests that may wait for a backend that is busy; more are refused.
@@ -254,6 +256,7 @@ impl Handle {
             waiting: Vec::new(),
             turns: HashMap::new(),
             turn: 0,
+            lists: Vec::new(),
             actions: Vec::new(),
         };
         let thread = thread::Builder::new()
@@ -311,6 +314,8 @@ struct Manager {
     /// When each waiting client had its last turn.
     turns: HashMap<Option<IpAddr>, u64>,
     turn: u64,
+    /// Requests for lists of models, and since when they wait.
+    lists: Vec<(Instant, Sender<Inventories>)>,
     actions: Vec<Action>,
 }
 
@@ -333,13 +338,9 @@ impl Manager {
                     self.update_offer(now, false);
                 }
                 Event::Lease(ask) => self.lease(now, ask),
-                Event::Inventories(reply) => {
-                    let known = self.pool.inventories();
-                    let backends = self.pool.ready();
-                    let version = self.pool.version();
-                    let _ = reply.send(Inventories { backends, known, version });
-                }
+                Event::Inventories(reply) => self.lists.push((now, reply)),
             }
+            self.serve_lists(now);
             self.presence.up.store(self.pool.ready() > 0, Relaxed);
             self.presence.local_up.store(self.pool.is_local_ready(), Relaxed);
             self.presence.version.store(self.pool.announced_version().to_bits(), Relaxed);
@@ -347,6 +348,20 @@ impl Manager {
             self.presence.backends.store(self.pool.len() as u32, Relaxed);
         }
         // Replies that are still waiting are dropped with us, which their askers see.
+    }
+
+    /// Tells what there is, at once or as soon as a change that went through us is known.
+    fn serve_lists(&mut self, now: Instant) {
+        let is_stale = self.pool.has_stale_inventory();
+        let Manager { lists, pool, .. } = self;
+        lists.retain(|(since, reply)| {
+            let waits = is_stale && now.saturating_duration_since(*since) < LIST_PATIENCE;
+            if !waits {
+                let (backends, known) = (pool.ready(), pool.inventories());
+                let _ = reply.send(Inventories { backends, known, version: pool.version() });
+            }
+            waits
+        });
     }
 
     /// Takes an offer down, so that the pool counts those who have it.

@@ -292,6 +292,8 @@ struct Backend {
     inventory: Option<Arc<Inventory>>,
     /// When to ask for the inventory again.
     inventory_due: Instant,
+    /// Since when the inventory is known to be out of date.
+    inventory_stale: Option<Instant>,
     first_byte: Option<Duration>,
     speeds: HashMap<ModelName, f64>,
     /// Learned from a busy answer: how many requests it takes, and when that was.
@@ -493,6 +495,11 @@ impl Pool {
         self.backends.is_empty()
     }
 
+    /// Whether a ready backend's inventory is known to be out of date.
+    pub fn has_stale_inventory(&self) -> bool {
+        self.backends.iter().any(|b| b.health == Health::Ready && b.inventory_stale.is_some())
+    }
+
     /// What the ready backends have, with their names.
     pub fn inventories(&self) -> Vec<(String, Arc<Inventory>)> {
         let ready = self.backends.iter().filter(|b| b.health == Health::Ready);
@@ -556,6 +563,7 @@ impl Pool {
             failed_at: None,
             inventory: None,
             inventory_due: now,
+            inventory_stale: None,
             first_byte: None,
             speeds: HashMap::new(),
             learned_limit: None,
@@ -650,6 +658,7 @@ impl Pool {
         let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
         if report.changed_models {
             backend.inventory_due = now;
+            backend.inventory_stale = Some(now);
             backend.next_check = now;
         }
         if let Some(first_byte) = report.first_byte {

@@ -61,8 +61,12 @@ impl Scan<'_> {
             };
             match (key.as_str(), self.peek()?) {
                 (_, b'"') if model_rank > rank => {
-                    rank = model_rank;
-                    subject.model = Some(self.string()?);
+                    let text = self.string()?;
+                    // Go's clients send both, one of them empty.
+                    if !text.trim().is_empty() {
+                        rank = model_rank;
+                        subject.model = Some(text);
+                    }
                 }
                 ("system" | "prompt" | "input", b'"') if subject.opening.is_none() => {
                     subject.opening = Some(self.opening()?);
@@ -197,6 +201,8 @@ mod tests {
             (r#" { "name" : "a" , "stream":false}"#, text("a")),
             (r#"{"name":"old","model":"new"}"#, text("new")),
             (r#"{"model":"new","name":"old"}"#, text("new")),
+            (r#"{"model":"","name":"old"}"#, text("old")),
+            (r#"{"name":"old","model":""}"#, text("old")),
             (r#"{"source":"a","destination":"b"}"#, text("a")),
             (
                 r#"{"messages":[{"role":"user","content":"\"model\":\"x\""}],"model":"a"}"#,

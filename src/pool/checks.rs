@@ -19,9 +19,9 @@ impl Pool {
         let jitter = self.jitter();
         let Rules { health_interval, rise, fall, .. } = self.rules;
         let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
-        if backend.checking_since.take().is_none() {
+        let Some(asked_at) = backend.checking_since.take() else {
             return; // It was given up before it reported.
-        }
+        };
         let was_candidate = std::mem::take(&mut backend.checking_candidate);
         if result == CheckResult::Void {
             backend.next_check = now + FIRST_RETRY;
@@ -55,9 +55,14 @@ impl Pool {
                 if let Some(name) = name {
                     backend.name = name;
                 }
+                let has_answered = inventory.is_some();
                 if let Some(inventory) = inventory {
                     backend.inventory = Some(inventory);
                     backend.inventory_due = now + INVENTORY_AGE;
+                    // An answer to an earlier question says nothing about the change.
+                    if backend.inventory_stale.is_some_and(|since| since <= asked_at) {
+                        backend.inventory_stale = None;
+                    }
                 }
                 backend.round_trip = Some(match backend.round_trip {
                     Some(old) => (old * 3 + round_trip) / 4,
@@ -65,6 +70,11 @@ impl Pool {
                 });
                 backend.use_address(address);
                 backend.next_check = now + jitter.spread(health_interval);
+                if backend.inventory_stale.is_some() {
+                    backend.inventory_due = now;
+                    backend.next_check =
+                        if has_answered { now } else { now + jitter.spread(FIRST_RETRY) };
+                }
                 if backend.health == Health::Ready {
                     backend.streak = 0;
                     return;

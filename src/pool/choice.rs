@@ -252,7 +252,7 @@ impl Pool {
         };
         let owners = of(&|b| b.has(model));
         if owners.is_empty() {
-            let unknown = of(&|b| b.inventory.is_none());
+            let unknown = of(&|b| b.inventory.is_none() || b.inventory_stale.is_some());
             if !unknown.is_empty() {
                 return Ok(unknown);
             }

@@ -718,3 +718,32 @@ fn without_a_choice_there_is_a_standing_offer() {
     w.input(sighting(2, 2, 1));
     assert_eq!(w.pool.sole(w.now, false), None, "a second one is a choice");
 }
+
+#[test]
+fn a_change_that_went_through_us_is_not_answered_from_before_it() {
+    let (mut w, ids) = World::with_models(&[models(&["a"], &[]), models(&["b"], &[])]);
+    w.pool.rules.inventories = true;
+    w.pass(ms(1300));
+    assert_eq!(w.checks().len(), 2, "checks are under way");
+    w.choose(&model("a")).expect("picked");
+    w.now += ms(1);
+    let changed = Report { changed_models: true, ..Outcome::Answered.into() };
+    w.input(Input::Finished(ids[0], changed));
+    assert!(w.pool.has_stale_inventory());
+    // What it has is unknown now, so a new model may be there.
+    assert_eq!(w.choose(&model("new")), Ok(ids[0]));
+    let with = |inventory| match healthy(address(1), 1) {
+        CheckResult::Healthy { address, round_trip, version, name, .. } => {
+            CheckResult::Healthy { address, round_trip, version, name, inventory }
+        }
+        other => other,
+    };
+    // The answer to a question from before the change doesn't count; another one follows at once.
+    w.input(Input::Checked(ids[0], with(models(&["a"], &[]))));
+    assert!(w.pool.has_stale_inventory());
+    let again = w.checks();
+    assert_eq!(again.first().map(|(id, _)| *id), Some(ids[0]));
+    w.input(Input::Checked(ids[0], with(models(&["a", "new"], &[]))));
+    assert!(!w.pool.has_stale_inventory());
+    assert_eq!(w.choose(&model("new")), Ok(ids[0]));
+}
