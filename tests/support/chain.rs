@@ -1,0 +1,123 @@
+//! Daemons in this process, one hop or both, in front of fakes.
+
+use std::net::SocketAddr;
+
+use ollana::config::{ModeChoice, OllamaUrl, ServerName, Settings};
+use ollana::serve::Daemon;
+
+use super::{Client, Fake, eventually};
+
+/// The ways from a client to an Ollama that a test goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// client → server proxy → Ollama
+    OneHop,
+    /// client → client proxy → server proxy → Ollama
+    TwoHops,
+}
+
+impl Way {
+    pub const ALL: [Way; 2] = [Way::OneHop, Way::TwoHops];
+
+    pub fn hops(self) -> usize {
+        match self {
+            Way::OneHop => 1,
+            Way::TwoHops => 2,
+        }
+    }
+
+    /// Daemons with default settings in front of this fake.
+    pub fn to(self, fake: &Fake) -> Chain {
+        self.with(fake, |_| {})
+    }
+
+    /// The same with other settings, on every hop.
+    pub fn with(self, fake: &Fake, tweak: impl Fn(&mut Settings)) -> Chain {
+        Chain::start(self, &[fake], tweak)
+    }
+}
+
+/// Daemons that are up.
+pub struct Chain {
+    pub servers: Vec<Daemon>,
+    pub client: Option<Daemon>,
+    pub way: Way,
+}
+
+impl Chain {
+    /// One server proxy per fake, and, for two hops, a client proxy in front of them all.
+    pub fn start(way: Way, fakes: &[&Fake], tweak: impl Fn(&mut Settings)) -> Self {
+        let servers: Vec<Daemon> = fakes
+            .iter()
+            .map(|fake| {
+                let mut settings = server_settings(fake.address);
+                tweak(&mut settings);
+                start(&settings)
+            })
+            .collect();
+        let client = (way == Way::TwoHops).then(|| {
+            let addresses: Vec<SocketAddr> = servers.iter().map(|s| s.addresses()[0]).collect();
+            let mut settings = client_settings(&addresses);
+            tweak(&mut settings);
+            start(&settings)
+        });
+        Chain { servers, client, way }
+    }
+
+    /// A client proxy that takes the fakes themselves for its servers.
+    pub fn direct(fakes: &[&Fake], tweak: impl Fn(&mut Settings)) -> Self {
+        let addresses: Vec<SocketAddr> = fakes.iter().map(|fake| fake.address).collect();
+        let mut settings = client_settings(&addresses);
+        tweak(&mut settings);
+        Chain { servers: Vec::new(), client: Some(start(&settings)), way: Way::OneHop }
+    }
+
+    /// The daemon that clients talk to.
+    pub fn front(&self) -> &Daemon {
+        self.client.as_ref().unwrap_or_else(|| &self.servers[0])
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.front().addresses()[0]
+    }
+
+    pub fn connect(&self) -> Client {
+        Client::connect(self.address())
+    }
+
+    /// Every daemon.
+    pub fn daemons(&self) -> impl Iterator<Item = &Daemon> {
+        self.servers.iter().chain(&self.client)
+    }
+}
+
+/// Starts a daemon and waits until it has a backend.
+pub fn start(settings: &Settings) -> Daemon {
+    let daemon = Daemon::start(settings).unwrap_or_else(|error| panic!("start: {error}"));
+    eventually("a daemon to find its backend", || daemon.presence().is_up().then_some(()));
+    daemon
+}
+
+/// A server proxy for the Ollama at this address, without discovery.
+pub fn server_settings(ollama: SocketAddr) -> Settings {
+    let url = OllamaUrl { host: ollama.ip().to_string(), port: ollama.port(), prefix: String::new() };
+    Settings { mode: ModeChoice::Server, ollama: Some(url), ..quiet_settings() }
+}
+
+/// A client proxy for the servers at these addresses, without discovery.
+pub fn client_settings(servers: &[SocketAddr]) -> Settings {
+    let named = |address: &SocketAddr| ServerName {
+        host: address.ip().to_string(),
+        port: address.port(),
+    };
+    let servers = servers.iter().map(named).collect();
+    Settings { mode: ModeChoice::Client, servers, ..quiet_settings() }
+}
+
+fn quiet_settings() -> Settings {
+    Settings {
+        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+        discovery_port: 0,
+        ..Settings::default()
+    }
+}

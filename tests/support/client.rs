@@ -1,0 +1,275 @@
+//! A client that says what it sends and sees what it gets, byte for byte.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+
+use super::PATIENCE;
+use super::http::{Dechunker, Head};
+use super::random::Sum;
+
+/// How what was read last ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// As the framing says; for a body without framing, with an orderly close.
+    Whole,
+    /// The connection was closed before the end of the body.
+    CutByClose,
+    /// The connection was reset.
+    CutByReset,
+}
+
+/// A whole answer, or what came of it.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub head: Head,
+    pub body: Vec<u8>,
+    pub end: End,
+}
+
+impl Answer {
+    pub fn status(&self) -> u16 {
+        self.head.status()
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("not JSON: {error}: {}", self.text()))
+    }
+}
+
+/// How the body that is being read is framed.
+#[derive(Debug)]
+enum Framing {
+    Length(usize),
+    Chunked(Dechunker),
+    UntilClose,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Client {
+    pub stream: TcpStream,
+    input: Vec<u8>,
+    framing: Framing,
+    end: Option<End>,
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect_timeout(&address, PATIENCE)
+            .unwrap_or_else(|error| panic!("connect to {address}: {error}"));
+        stream.set_nodelay(true).expect("no delay");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        stream.set_write_timeout(Some(PATIENCE)).expect("a time-out");
+        Client { stream, input: Vec::new(), framing: Framing::Length(0), end: None }
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).expect("send to the daemon");
+    }
+
+    /// Sends to a peer that may be gone already.
+    pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.stream.write_all(bytes.as_ref()).is_ok()
+    }
+
+    /// Reads what is there into the input; how it ended if nothing more comes.
+    fn fill(&mut self, awaited: &str) -> Option<End> {
+        let filled = self.input.len();
+        self.input.resize(filled + 64 * 1024, 0);
+        let result = loop {
+            match self.stream.read(&mut self.input[filled..]) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                other => break other,
+            }
+        };
+        self.input.truncate(filled + *result.as_ref().unwrap_or(&0));
+        match result {
+            Ok(0) => Some(End::CutByClose),
+            Ok(_) => None,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                let got = String::from_utf8_lossy(&self.input).into_owned();
+                panic!("waited in vain for {awaited}; {} bytes unread: {got:.300}", got.len())
+            }
+            Err(_) => Some(End::CutByReset),
+        }
+    }
+
+    /// The next head, interim ones included; or how the connection ended instead.
+    pub fn try_head(&mut self) -> Result<Head, End> {
+        loop {
+            if let Some(head) = Head::take(&mut self.input) {
+                return Ok(head);
+            }
+            if let Some(end) = self.fill("the head of an answer") {
+                return Err(end);
+            }
+        }
+    }
+
+    /// The head of the final answer to a request of this method.
+    pub fn head_of(&mut self, method: &str) -> Head {
+        let head = self.try_head().unwrap_or_else(|end| panic!("no answer to {method}: {end:?}"));
+        let status = head.status();
+        self.end = None;
+        self.framing = if method == "HEAD" || matches!(status, 100..=199 | 204 | 304) {
+            Framing::Length(0)
+        } else if head.is_chunked() {
+            assert!(!head.has("content-length"), "both framings: {head:?}");
+            Framing::Chunked(Dechunker::default())
+        } else if let Some(length) = head.length() {
+            Framing::Length(length)
+        } else {
+            Framing::UntilClose
+        };
+        head
+    }
+
+    /// The next piece of the body, as it came: one chunk, or what one read brought. None at the
+    /// end, which [`end`](Self::end) then tells.
+    pub fn piece(&mut self) -> Option<Vec<u8>> {
+        loop {
+            if self.end.is_some() {
+                return None;
+            }
+            let piece = match &mut self.framing {
+                Framing::Length(0) => Some(Vec::new()),
+                Framing::Length(left) => {
+                    let n = (*left).min(self.input.len());
+                    *left -= n;
+                    Some(self.input.drain(..n).collect()).filter(|piece: &Vec<u8>| !piece.is_empty())
+                }
+                Framing::Chunked(dechunker) => {
+                    dechunker.take(&mut self.input).expect("well-formed chunks")
+                }
+                Framing::UntilClose => {
+                    Some(std::mem::take(&mut self.input)).filter(|piece| !piece.is_empty())
+                }
+            };
+            match piece {
+                Some(piece) if piece.is_empty() => self.end = Some(End::Whole),
+                Some(piece) => return Some(piece),
+                None => {
+                    self.end = self.fill("more of a body").map(|end| match self.framing {
+                        Framing::UntilClose if end == End::CutByClose => End::Whole,
+                        _ => end,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Reads until the body so far ends with `tail`.
+    pub fn read_until(&mut self, tail: &[u8]) -> Vec<u8> {
+        let mut body = Vec::new();
+        while !body.ends_with(tail) {
+            let piece = self.piece().unwrap_or_else(|| {
+                let got = String::from_utf8_lossy(&body).into_owned();
+                panic!("the body ended before {:?}: {got:?}", String::from_utf8_lossy(tail))
+            });
+            body.extend_from_slice(&piece);
+        }
+        body
+    }
+
+    /// Reads the rest of the body.
+    pub fn rest(&mut self) -> (Vec<u8>, End) {
+        let mut body = Vec::new();
+        while let Some(piece) = self.piece() {
+            body.extend_from_slice(&piece);
+        }
+        (body, self.end.unwrap_or(End::Whole))
+    }
+
+    /// Reads the rest of the body without keeping it: its length and hash.
+    pub fn drain(&mut self) -> ((u64, u64), End) {
+        let mut sum = Sum::default();
+        while let Some(piece) = self.piece() {
+            sum.add(&piece);
+        }
+        (sum.get(), self.end.unwrap_or(End::Whole))
+    }
+
+    /// The whole answer to a request of this method that was sent before.
+    pub fn answer_to(&mut self, method: &str) -> Answer {
+        let head = self.head_of(method);
+        let (body, end) = self.rest();
+        Answer { head, body, end }
+    }
+
+    /// Sends a request and reads the whole answer.
+    pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Answer {
+        let request = request.as_ref();
+        self.send(request);
+        let method = request.split(|byte| *byte == b' ').next().unwrap_or_default();
+        self.answer_to(&String::from_utf8_lossy(method))
+    }
+
+    /// A GET without fields of its own.
+    pub fn get(&mut self, target: &str) -> Answer {
+        self.ask(format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+    }
+
+    /// A POST with a body of known length.
+    pub fn post(&mut self, target: &str, body: impl AsRef<[u8]>) -> Answer {
+        self.ask(post(target, body))
+    }
+
+    /// Waits until the daemon closes the connection and sends nothing before.
+    pub fn expect_close(&mut self) -> End {
+        match self.fill("the connection to close") {
+            Some(end) => end,
+            None => {
+                let got = String::from_utf8_lossy(&self.input).into_owned();
+                panic!("bytes instead of a close: {got:?}")
+            }
+        }
+    }
+
+    /// Whether something was received that nobody has read.
+    pub fn has_unread(&self) -> bool {
+        !self.input.is_empty()
+    }
+
+    /// Waits for a close, whatever comes before it: all those bytes.
+    pub fn read_to_close(&mut self) -> (Vec<u8>, End) {
+        loop {
+            if let Some(end) = self.fill("the connection to close") {
+                return (std::mem::take(&mut self.input), end);
+            }
+        }
+    }
+
+    /// Leaves as a program does that is done: a FIN.
+    pub fn leave(self) -> Instant {
+        let now = Instant::now();
+        let _ = self.stream.shutdown(Shutdown::Both);
+        now
+    }
+
+    /// Leaves with a reset.
+    pub fn reset(self) -> Instant {
+        SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).expect("linger");
+        let now = Instant::now();
+        drop(self.stream);
+        now
+    }
+}
+
+/// The bytes of a POST with a body of known length.
+pub fn post(target: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
+    let body = body.as_ref();
+    let length = body.len();
+    let head = format!(
+        "POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\n\r\n"
+    );
+    [head.as_bytes(), body].concat()
+}

@@ -1,0 +1,480 @@
+//! An Ollama that does what a test tells it: HTTP/1.1 on a bare socket, one thread per connection.
+//!
+//! A script is a closure over a [`Call`]; it runs once per request, and its lines are the steps:
+//! send these bytes, wait for that gate, read the body, reset. `/api/version` is answered apart
+//! from it, so that health checks pass. Everything received is recorded byte for byte.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::SockRef;
+
+use super::http::{Dechunker, Head, chunk};
+use super::random::Sum;
+use super::{Gate, PATIENCE, lock};
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// The peer closed it.
+    Eof,
+    /// The peer reset it.
+    Reset,
+    /// The script did.
+    ByUs,
+}
+
+/// One connection to the fake.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    pub opened: Instant,
+    pub closed: Option<(Instant, Closed)>,
+    stream: Option<Arc<TcpStream>>,
+}
+
+/// One request as it was received.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Index of its connection.
+    pub connection: usize,
+    pub head: Head,
+    /// The body's bytes with their framing, as far as they were read.
+    pub raw_body: Vec<u8>,
+    /// The body without framing.
+    pub body: Vec<u8>,
+    /// Whether the body's framing says that it arrived whole.
+    pub is_whole: bool,
+}
+
+/// What happened so far.
+#[derive(Debug, Default)]
+pub struct State {
+    pub connections: Vec<Connection>,
+    pub records: Vec<Record>,
+    /// Health checks answered.
+    pub checks: usize,
+    failures: Vec<String>,
+    alive: usize,
+}
+
+type Script = dyn Fn(&mut Call<'_>) + Send + Sync;
+
+struct Shared {
+    script: Box<Script>,
+    state: Mutex<State>,
+    changed: Condvar,
+    is_stopping: AtomicBool,
+}
+
+/// The server itself. Dropping it ends all its threads and fails if a script panicked.
+pub struct Fake {
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+impl Fake {
+    /// Starts to serve on a free port of 127.0.0.1.
+    pub fn start(script: impl Fn(&mut Call<'_>) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind a fake Ollama");
+        let shared = Arc::new(Shared {
+            script: Box::new(script),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            is_stopping: AtomicBool::new(false),
+        });
+        let address = listener.local_addr().expect("local address");
+        let mut fake = Fake { address, shared, acceptor: None };
+        fake.accept_on(listener);
+        fake
+    }
+
+    /// Answers every request with the same bytes, after its body.
+    pub fn answering(answer: impl AsRef<[u8]>) -> Self {
+        let answer = answer.as_ref().to_vec();
+        Fake::start(move |call| {
+            call.read_body();
+            call.send(&answer);
+        })
+    }
+
+    fn accept_on(&mut self, listener: TcpListener) {
+        // The kernel cuts this to what it allows; the default of 128 is too few for some tests.
+        SockRef::from(&listener).listen(4096).expect("a longer queue");
+        let shared = Arc::clone(&self.shared);
+        self.acceptor = Some(thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                if shared.is_stopping.load(SeqCst) {
+                    return;
+                }
+                shared.adopt(stream);
+            }
+        }));
+    }
+
+    /// Dies as a process does: the port refuses, and all connections are closed.
+    pub fn kill(&mut self) {
+        self.shared.is_stopping.store(true, SeqCst);
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ = TcpStream::connect(self.address);
+            let _ = acceptor.join();
+        }
+        let streams: Vec<_> =
+            lock(&self.shared.state).connections.iter().filter_map(|c| c.stream.clone()).collect();
+        for stream in streams {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        self.wait("the fake's connections to end", |state| (state.alive == 0).then_some(()));
+    }
+
+    /// Is there again, on the same port.
+    pub fn restart(&mut self) {
+        self.shared.is_stopping.store(false, SeqCst);
+        let listener = TcpListener::bind(self.address).expect("bind the same port again");
+        self.accept_on(listener);
+    }
+
+    /// Waits until the state has what is looked for.
+    pub fn wait<T>(&self, awaited: &str, mut look: impl FnMut(&State) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = lock(&self.shared.state);
+        loop {
+            if let Some(seen) = look(&state) {
+                return seen;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "waited in vain for {awaited}: {}", describe(&state));
+            state = self
+                .shared
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// What the state says right now.
+    pub fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&lock(&self.shared.state))
+    }
+
+    /// Waits for the request with this index (health checks don't count).
+    pub fn request(&self, index: usize) -> Record {
+        self.wait(&format!("request {index}"), |state| state.records.get(index).cloned())
+    }
+
+    /// Waits until a request's body has arrived whole.
+    pub fn whole_request(&self, index: usize) -> Record {
+        self.wait(&format!("the whole of request {index}"), |state| {
+            state.records.get(index).filter(|record| record.is_whole).cloned()
+        })
+    }
+
+    /// Requests so far.
+    pub fn count(&self) -> usize {
+        self.look(|state| state.records.len())
+    }
+
+    /// Waits until the connection that carried a request is closed: how and when.
+    pub fn closed(&self, request: usize) -> (Instant, Closed) {
+        self.wait(&format!("the connection of request {request} to close"), |state| {
+            state.connections[state.records.get(request)?.connection].closed
+        })
+    }
+}
+
+fn describe(state: &State) -> String {
+    let requests: Vec<String> = state
+        .records
+        .iter()
+        .rev()
+        .take(5)
+        .map(|record| {
+            let [method, target, _] = &record.head.start;
+            let closed = state.connections[record.connection].closed.map(|(_, how)| how);
+            let (bytes, whole) = (record.body.len(), record.is_whole);
+            format!("{method} {target:.60} ({bytes} bytes, whole: {whole}, closed: {closed:?})")
+        })
+        .collect();
+    format!("{} requests, the last: {requests:?} {:?}", state.records.len(), state.failures)
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            return;
+        }
+        self.kill();
+        let failures = self.look(|state| state.failures.clone());
+        assert!(failures.is_empty(), "a script of the fake failed: {failures:?}");
+    }
+}
+
+impl Shared {
+    fn adopt(self: &Arc<Self>, stream: TcpStream) {
+        let stream = Arc::new(stream);
+        let _ = stream.set_nodelay(true);
+        let number = {
+            let mut state = lock(&self.state);
+            state.connections.push(Connection {
+                opened: Instant::now(),
+                closed: None,
+                stream: Some(Arc::clone(&stream)),
+            });
+            state.alive += 1;
+            state.connections.len() - 1
+        };
+        let shared = Arc::clone(self);
+        let thread = thread::Builder::new().stack_size(128 * 1024).spawn(move || {
+            shared.serve(&stream, number);
+            shared.update(|state| {
+                let connection = &mut state.connections[number];
+                connection.stream = None;
+                connection.closed.get_or_insert((Instant::now(), Closed::ByUs));
+                drop(stream);
+                state.alive -= 1;
+            });
+        });
+        thread.expect("a thread for a connection of the fake");
+    }
+
+    fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let changed = change(&mut lock(&self.state));
+        self.changed.notify_all();
+        changed
+    }
+
+    fn note_closed(&self, connection: usize, how: Closed) {
+        self.update(|state| {
+            state.connections[connection].closed.get_or_insert((Instant::now(), how));
+        });
+    }
+
+    fn serve(&self, stream: &TcpStream, connection: usize) {
+        let mut input = Vec::new();
+        loop {
+            let Some(head) = Head::take(&mut input) else {
+                match read(stream, &mut input) {
+                    Ok(_) => continue,
+                    Err(how) => return self.note_closed(connection, how),
+                }
+            };
+            if head.target().ends_with("/api/version") {
+                self.update(|state| state.checks += 1);
+                let answer = "HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n\
+                              Content-Length: 19\r\n\r\n{\"version\":\"0.5.4\"}";
+                if (&*stream).write_all(answer.as_bytes()).is_err() {
+                    return self.note_closed(connection, Closed::Reset);
+                }
+                continue;
+            }
+            let record = self.update(|state| {
+                let is_whole = !head.is_chunked() && head.length().unwrap_or(0) == 0;
+                state.records.push(Record {
+                    connection,
+                    head: head.clone(),
+                    raw_body: input.clone(),
+                    body: Vec::new(),
+                    is_whole,
+                });
+                state.records.len() - 1
+            });
+            let mut call = Call {
+                shared: self,
+                stream,
+                input: &mut input,
+                dechunker: Dechunker::default(),
+                left: head.length().unwrap_or(0),
+                head,
+                connection,
+                record,
+                keeps: true,
+                ends: false,
+            };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.script)(&mut call))) {
+                let text = panic.downcast_ref::<String>().cloned();
+                let text = text.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+                self.update(|state| state.failures.push(text.unwrap_or_default()));
+                return;
+            }
+            if call.ends {
+                return;
+            }
+            call.read_body();
+        }
+    }
+}
+
+/// Reads once, behind what is there; the end as an error.
+fn read(mut stream: &TcpStream, input: &mut Vec<u8>) -> Result<usize, Closed> {
+    let filled = input.len();
+    input.resize(filled + 64 * 1024, 0);
+    let result = loop {
+        match stream.read(&mut input[filled..]) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            other => break other,
+        }
+    };
+    input.truncate(filled + *result.as_ref().unwrap_or(&0));
+    match result {
+        Ok(0) => Err(Closed::Eof),
+        Ok(n) => Ok(n),
+        Err(_) => Err(Closed::Reset),
+    }
+}
+
+/// One request under way, in the hands of the script.
+pub struct Call<'a> {
+    pub head: Head,
+    /// Index of the connection, and of the request, in the state.
+    pub connection: usize,
+    pub record: usize,
+    shared: &'a Shared,
+    stream: &'a TcpStream,
+    input: &'a mut Vec<u8>,
+    dechunker: Dechunker,
+    left: usize,
+    keeps: bool,
+    ends: bool,
+}
+
+impl Call<'_> {
+    pub fn target(&self) -> &str {
+        self.head.target()
+    }
+
+    /// Sends these bytes; false when the peer is gone.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        let sent = (&*self.stream).write_all(bytes.as_ref());
+        if sent.is_err() {
+            self.shared.note_closed(self.connection, Closed::Reset);
+            self.ends = true;
+        }
+        sent.is_ok()
+    }
+
+    pub fn send_chunk(&mut self, data: impl AsRef<[u8]>) -> bool {
+        self.send(chunk(data))
+    }
+
+    /// An answer of known length.
+    pub fn answer(&mut self, status: &str, content_type: &str, body: impl AsRef<[u8]>) {
+        let body = body.as_ref();
+        let length = body.len();
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n"
+        );
+        self.send([head.as_bytes(), body].concat());
+    }
+
+    /// Waits for a gate, and fails the test if it stays shut.
+    pub fn wait(&self, gate: &Gate, awaited: &str) {
+        assert!(gate.wait(), "the fake waited in vain: {awaited}");
+    }
+
+    /// Takes more of the body; none at its end. What the peer cut short ends the call.
+    pub fn read_part(&mut self) -> Option<Vec<u8>> {
+        loop {
+            let part = if self.head.is_chunked() {
+                if self.dechunker.is_done {
+                    return None;
+                }
+                self.dechunker.take(self.input).expect("well-formed chunks")
+            } else if self.left == 0 {
+                return None;
+            } else {
+                let n = self.left.min(self.input.len());
+                self.left -= n;
+                Some(self.input.drain(..n).collect::<Vec<u8>>()).filter(|part| !part.is_empty())
+            };
+            let is_whole = if self.head.is_chunked() { self.dechunker.is_done } else { self.left == 0 };
+            if let Some(part) = part {
+                let (record, keeps) = (self.record, self.keeps);
+                self.shared.update(|state| {
+                    let record = &mut state.records[record];
+                    record.is_whole = is_whole;
+                    if keeps {
+                        record.body.extend_from_slice(&part);
+                    }
+                });
+                return Some(part).filter(|part| !part.is_empty());
+            }
+            let filled = self.input.len();
+            match read(self.stream, self.input) {
+                Ok(_) if self.keeps => {
+                    let received = &self.input[filled..];
+                    self.shared.update(|state| {
+                        state.records[self.record].raw_body.extend_from_slice(received);
+                    });
+                }
+                Ok(_) => {}
+                Err(how) => {
+                    self.shared.note_closed(self.connection, how);
+                    self.ends = true;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// The whole body, as far as it comes.
+    pub fn read_body(&mut self) -> Vec<u8> {
+        let mut body = Vec::new();
+        while let Some(part) = self.read_part() {
+            body.extend_from_slice(&part);
+        }
+        body
+    }
+
+    /// Reads the body without keeping it: its length and hash.
+    pub fn drain_body(&mut self) -> (u64, u64) {
+        self.keeps = false;
+        let mut sum = Sum::default();
+        while let Some(part) = self.read_part() {
+            sum.add(&part);
+        }
+        sum.get()
+    }
+
+    /// Reads nothing more and waits until the peer closes.
+    pub fn hang(&mut self) {
+        let watched = PollFlags::RDHUP;
+        let mut fds = [PollFd::new(self.stream, watched)];
+        let limit = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        let count = poll(&mut fds, Some(&limit)).expect("poll");
+        self.ends = true;
+        if count == 0 {
+            return;
+        }
+        let is_reset = fds[0].revents().intersects(PollFlags::ERR);
+        self.shared.note_closed(self.connection, if is_reset { Closed::Reset } else { Closed::Eof });
+    }
+
+    /// Reads on, body or not, until the peer closes.
+    pub fn hang_reading(&mut self) {
+        while self.read_part().is_some() {}
+        if !self.ends {
+            self.hang();
+        }
+    }
+
+    /// Closes: a FIN behind what was sent.
+    pub fn close(&mut self) {
+        self.shared.note_closed(self.connection, Closed::ByUs);
+        let _ = self.stream.shutdown(Shutdown::Both);
+        self.ends = true;
+    }
+
+    /// Resets at once; what was sent may get lost.
+    pub fn reset(&mut self) {
+        let _ = SockRef::from(self.stream).set_linger(Some(Duration::ZERO));
+        self.shared.note_closed(self.connection, Closed::ByUs);
+        self.ends = true;
+    }
+}

@@ -1,0 +1,62 @@
+//! What the tests on loopback share: a scripted fake Ollama, daemons in front of it, a client that
+//! sees every byte, and ways to wait that have a deadline.
+
+#![allow(dead_code, unused_imports, reason = "every test file uses its own part")]
+#![allow(missing_docs, unreachable_pub, reason = "names of tests say what they are for")]
+
+mod chain;
+mod client;
+mod fake;
+mod http;
+mod random;
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+pub use chain::{Chain, Way, client_settings, server_settings, start};
+pub use client::{Answer, Client, End, post};
+pub use fake::{Call, Closed, Connection, Fake, Record};
+pub use http::{Head, chunk, chunked, ndjson};
+pub use random::{Random, Sum};
+
+/// What anything may take that isn't measured: a wait that lasts longer has failed.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Looks until there is something to see. For what has no channel to wait on.
+pub fn eventually<T>(awaited: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(Instant::now() < deadline, "waited in vain: {awaited}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Closed until somebody opens it; then it stays open.
+#[derive(Clone, Debug, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub fn new() -> Self {
+        Gate::default()
+    }
+
+    pub fn open(&self) {
+        *lock(&self.0.0) = true;
+        self.0.1.notify_all();
+    }
+
+    /// Whether it was opened in time.
+    #[must_use]
+    pub fn wait(&self) -> bool {
+        let (open, changed) = &*self.0;
+        let waited = changed.wait_timeout_while(lock(open), PATIENCE, |open| !*open);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+}
