@@ -100,16 +100,15 @@ pub fn start(settings: &Settings) -> Daemon {
 
 /// A server proxy for the Ollama at this address, without discovery.
 pub fn server_settings(ollama: SocketAddr) -> Settings {
-    let url = OllamaUrl { host: ollama.ip().to_string(), port: ollama.port(), prefix: String::new() };
+    let url =
+        OllamaUrl { host: ollama.ip().to_string(), port: ollama.port(), prefix: String::new() };
     Settings { mode: ModeChoice::Server, ollama: Some(url), ..quiet_settings() }
 }
 
 /// A client proxy for the servers at these addresses, without discovery.
 pub fn client_settings(servers: &[SocketAddr]) -> Settings {
-    let named = |address: &SocketAddr| ServerName {
-        host: address.ip().to_string(),
-        port: address.port(),
-    };
+    let named =
+        |address: &SocketAddr| ServerName { host: address.ip().to_string(), port: address.port() };
     let servers = servers.iter().map(named).collect();
     Settings { mode: ModeChoice::Client, servers, ..quiet_settings() }
 }

@@ -144,7 +144,8 @@ impl Client {
                 Framing::Length(left) => {
                     let n = (*left).min(self.input.len());
                     *left -= n;
-                    Some(self.input.drain(..n).collect()).filter(|piece: &Vec<u8>| !piece.is_empty())
+                    Some(self.input.drain(..n).collect())
+                        .filter(|piece: &Vec<u8>| !piece.is_empty())
                 }
                 Framing::Chunked(dechunker) => {
                     dechunker.take(&mut self.input).expect("well-formed chunks")
@@ -272,4 +273,23 @@ pub fn post(target: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
          Content-Length: {length}\r\n\r\n"
     );
     [head.as_bytes(), body].concat()
+}
+
+/// What the kernel holds of a client's bytes: not yet sent, and received by the daemon's side but
+/// not read.
+pub fn queues(client: &Client) -> (usize, usize) {
+    let own = client.stream.local_addr().expect("own address").port();
+    let peer = client.stream.peer_addr().expect("peer's address").port();
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's table of sockets");
+    let queues = |local: u16, remote: u16| {
+        let row = table.lines().find_map(|line| {
+            let mut columns = line.split_whitespace().skip(1);
+            let [from, to, _, queues] = std::array::from_fn(|_| columns.next().unwrap_or_default());
+            let fits = |address: &str, port| address.ends_with(&format!(":{port:04X}"));
+            (fits(from, local) && fits(to, remote)).then(|| queues.split_once(':')).flatten()
+        });
+        let size = |text: &str| usize::from_str_radix(text, 16).unwrap_or(0);
+        row.map_or((0, 0), |(sending, receiving)| (size(sending), size(receiving)))
+    };
+    (queues(own, peer).0, queues(peer, own).1)
 }

@@ -393,7 +393,8 @@ impl Call<'_> {
                 self.left -= n;
                 Some(self.input.drain(..n).collect::<Vec<u8>>()).filter(|part| !part.is_empty())
             };
-            let is_whole = if self.head.is_chunked() { self.dechunker.is_done } else { self.left == 0 };
+            let is_whole =
+                if self.head.is_chunked() { self.dechunker.is_done } else { self.left == 0 };
             if let Some(part) = part {
                 let (record, keeps) = (self.record, self.keeps);
                 self.shared.update(|state| {
@@ -453,7 +454,8 @@ impl Call<'_> {
             return;
         }
         let is_reset = fds[0].revents().intersects(PollFlags::ERR);
-        self.shared.note_closed(self.connection, if is_reset { Closed::Reset } else { Closed::Eof });
+        self.shared
+            .note_closed(self.connection, if is_reset { Closed::Reset } else { Closed::Eof });
     }
 
     /// Reads on, body or not, until the peer closes.

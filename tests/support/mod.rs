@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use chain::{Chain, Way, client_settings, server_settings, start};
-pub use client::{Answer, Client, End, post};
+pub use client::{Answer, Client, End, post, queues};
 pub use fake::{Call, Closed, Connection, Fake, Record};
 pub use http::{Head, chunk, chunked, ndjson};
 pub use random::{Random, Sum};
