@@ -447,7 +447,8 @@ impl Call<'_> {
     pub fn hang(&mut self) {
         let watched = PollFlags::RDHUP;
         let mut fds = [PollFd::new(self.stream, watched)];
-        let limit = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        // Longer than any client waits, so that its failure is the one to be reported.
+        let limit = Timespec { tv_sec: 3 * PATIENCE.as_secs() as i64, tv_nsec: 0 };
         let count = poll(&mut fds, Some(&limit)).expect("poll");
         self.ends = true;
         if count == 0 {
