@@ -8,6 +8,7 @@ mod chain;
 mod client;
 mod fake;
 mod http;
+mod process;
 mod random;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,6 +18,7 @@ pub use chain::{Chain, Way, client_settings, server_settings, start};
 pub use client::{Answer, Client, End, post, queues};
 pub use fake::{Call, Closed, Connection, Fake, Record};
 pub use http::{Head, chunk, chunked, ndjson};
+pub use process::{free_tcp_port, free_udp_port};
 pub use random::{Random, Sum};
 
 /// What anything may take that isn't measured: a wait that lasts longer has failed.
