@@ -1,8 +1,6 @@
 //! What the client gets is what the Ollama answered: status, fields and body, over one hop and over
 //! both.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's way to fail")]
-
 mod support;
 
 use support::{Answer, End, Fake, Way, chunked};

@@ -1,8 +1,6 @@
 //! An Ollama that dies within an answer: the client is told in the stream's own format, exactly
 //! once, and the answer never looks whole.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's way to fail")]
-
 mod support;
 
 use std::time::{Duration, Instant};

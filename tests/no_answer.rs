@@ -1,8 +1,6 @@
 //! Where there is no answer to pass on, the client gets one in the shape of the API that it called:
 //! soon, with the reason, and never a 404 that `ollama run` would take for a missing model.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's way to fail")]
-
 mod support;
 
 use std::time::{Duration, Instant};
@@ -125,7 +123,7 @@ fn an_ollama_that_is_down_and_comes_back() {
         let mut fake = Fake::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
         let chain = way.to(&fake);
         let mut client = chain.connect();
-        assert_eq!(client.get("/api/tags").text(), "ok", "{way:?}");
+        assert_eq!(client.get("/x").text(), "ok", "{way:?}");
         fake.kill();
         let died = Instant::now();
         for target in TARGETS {
@@ -138,15 +136,15 @@ fn an_ollama_that_is_down_and_comes_back() {
             (!chain.front().presence().is_up()).then_some(())
         });
         println!("{way:?}: down after {} ms", died.elapsed().as_millis());
-        let answer = client.get("/api/tags");
+        let answer = client.get("/x");
         assert!(matches!(answer.status(), 502 | 503), "{way:?}: {answer:?}");
         fake.restart();
         let started = Instant::now();
         eventually("the daemon to use its backend again", || {
-            (chain.connect().get("/api/tags").status() == 200).then_some(())
+            (chain.connect().get("/x").status() == 200).then_some(())
         });
         println!("{way:?}: up after {} ms", started.elapsed().as_millis());
-        assert_eq!(client.get("/api/tags").text(), "ok", "{way:?}: on the connection from before");
+        assert_eq!(client.get("/x").text(), "ok", "{way:?}: on the connection from before");
     }
 }
 
@@ -178,7 +176,7 @@ fn no_server_is_a_503_in_time_and_never_a_404() {
     fake.kill();
     fake.address = port;
     fake.restart();
-    eventually("the server to be used", || (client.get("/api/tags").status() == 200).then_some(()));
+    eventually("the server to be used", || (client.get("/x").status() == 200).then_some(()));
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! What the Ollama gets is what the client sent: method, target, fields and body, over one hop and
 //! over both.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's way to fail")]
-
 mod support;
 
 use support::{Client, End, Fake, Record, Way, chunked};

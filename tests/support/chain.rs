@@ -84,11 +84,6 @@ impl Chain {
     pub fn connect(&self) -> Client {
         Client::connect(self.address())
     }
-
-    /// Every daemon.
-    pub fn daemons(&self) -> impl Iterator<Item = &Daemon> {
-        self.servers.iter().chain(&self.client)
-    }
 }
 
 /// Starts a daemon and waits until it has a backend.

@@ -293,3 +293,38 @@ pub fn queues(client: &Client) -> (usize, usize) {
     };
     (queues(own, peer).0, queues(peer, own).1)
 }
+
+/// The bytes of a request with a body of known length, or without one if it is empty.
+pub fn request(method: &str, target: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
+    let body = body.as_ref();
+    let length = match body.len() {
+        0 => String::new(),
+        length => format!("Content-Length: {length}\r\n"),
+    };
+    let head = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{length}\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+/// Requests that an Ollama must get once at most, however it fails.
+pub const NEVER_TWICE: [(&str, &str); 7] = [
+    ("POST", "/api/pull"),
+    ("POST", "/api/push"),
+    ("POST", "/api/create"),
+    ("POST", "/api/copy"),
+    ("DELETE", "/api/delete"),
+    ("POST", "/api/blobs/sha256:00"),
+    ("PUT", "/something/else"),
+];
+
+/// What may be asked for again, of another server or on another connection.
+pub const INFERENCE: [&str; 9] = [
+    "/api/generate",
+    "/api/chat",
+    "/api/embed",
+    "/api/embeddings",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+];

@@ -1,8 +1,9 @@
 //! An Ollama that does what a test tells it: HTTP/1.1 on a bare socket, one thread per connection.
 //!
 //! A script is a closure over a [`Call`]; it runs once per request, and its lines are the steps:
-//! send these bytes, wait for that gate, read the body, reset. `/api/version` is answered apart
-//! from it, so that health checks pass. Everything received is recorded byte for byte.
+//! send these bytes, wait for that gate, read the body, reset. What daemons ask on their own account
+//! (the version, the lists of models) is answered apart from it, so that health checks pass.
+//! Everything else is recorded byte for byte.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -258,6 +259,7 @@ impl Shared {
 
     fn serve(&self, stream: &TcpStream, connection: usize) {
         let mut input = Vec::new();
+        let mut earlier = 0;
         loop {
             let Some(head) = Head::take(&mut input) else {
                 match read(stream, &mut input) {
@@ -265,13 +267,17 @@ impl Shared {
                     Err(how) => return self.note_closed(connection, how),
                 }
             };
-            if head.target().ends_with("/api/version") {
+            if let Some(body) = checked(&head) {
                 self.update(|state| state.checks += 1);
-                let answer = "HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n\
-                              Content-Length: 19\r\n\r\n{\"version\":\"0.5.4\"}";
+                let length = body.len();
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n\
+                     Content-Length: {length}\r\n\r\n{body}"
+                );
                 if (&*stream).write_all(answer.as_bytes()).is_err() {
                     return self.note_closed(connection, Closed::Reset);
                 }
+                earlier += 1;
                 continue;
             }
             let record = self.update(|state| {
@@ -294,6 +300,7 @@ impl Shared {
                 head,
                 connection,
                 record,
+                earlier,
                 keeps: true,
                 ends: false,
             };
@@ -307,7 +314,24 @@ impl Shared {
                 return;
             }
             call.read_body();
+            earlier += 1;
         }
+    }
+}
+
+/// The answer to what daemons ask on their own account.
+fn checked(head: &Head) -> Option<&'static str> {
+    let path = head.target();
+    if head.method() != "GET" {
+        None
+    } else if path.ends_with("/api/version") {
+        Some("{\"version\":\"0.5.4\"}")
+    } else if path.ends_with("/api/tags") || path.ends_with("/api/ps") {
+        Some("{\"models\":[]}")
+    } else if path.ends_with("/v1/models") {
+        Some("{\"object\":\"list\",\"data\":[]}")
+    } else {
+        None
     }
 }
 
@@ -335,6 +359,8 @@ pub struct Call<'a> {
     /// Index of the connection, and of the request, in the state.
     pub connection: usize,
     pub record: usize,
+    /// Requests that the connection carried before, health checks included.
+    pub earlier: usize,
     shared: &'a Shared,
     stream: &'a TcpStream,
     input: &'a mut Vec<u8>,
