@@ -1,0 +1,356 @@
+//! Two servers: what one of them can't do, the other one does, if asking again can't do harm.
+
+mod support;
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use ollana::config::Settings;
+use support::{
+    Call, Chain, Client, End, Fake, Gate, INFERENCE, NEVER_TWICE, Way, chunk, eventually, lock,
+    request,
+};
+
+/// What a server does with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deed {
+    /// Answers with the request's body.
+    Echo,
+    /// Closes when it has read the whole request.
+    Close,
+    /// Resets when it has read the whole request.
+    Reset,
+    /// Closes when it has read a part of the body.
+    CloseHalfWay,
+    /// Answers with this status.
+    Status(&'static str),
+}
+
+/// A fake whose deeds the test chooses.
+struct Server {
+    fake: Fake,
+    deed: Arc<Mutex<Deed>>,
+}
+
+impl Server {
+    fn start(gate: Gate) -> Self {
+        let deed = Arc::new(Mutex::new(Deed::Echo));
+        let theirs = Arc::clone(&deed);
+        let fake = Fake::start(move |call| {
+            let deed = *lock(&theirs);
+            if call.target() == "/hold" {
+                call.wait(&gate, "the test to end");
+                return call.answer("200 OK", "text/plain", "");
+            }
+            act(call, deed);
+        });
+        Server { fake, deed }
+    }
+
+    fn set(&self, deed: Deed) {
+        *lock(&self.deed) = deed;
+    }
+}
+
+fn act(call: &mut Call<'_>, deed: Deed) {
+    if deed == Deed::CloseHalfWay {
+        call.read_part();
+        return call.close();
+    }
+    let body = call.read_body();
+    match deed {
+        Deed::Close => call.close(),
+        Deed::Reset => call.reset(),
+        Deed::Status(status) => call.answer(status, "text/plain", status),
+        _ => call.answer("200 OK", "text/plain", body),
+    }
+}
+
+/// Two servers that are both up. The second one has requests under way for as long as the test
+/// lasts, so that the next request goes to the first one first.
+struct Two {
+    chain: Chain,
+    servers: [Server; 2],
+    gate: Gate,
+    _holders: Vec<Client>,
+}
+
+impl Two {
+    /// `direct`: a client proxy takes the fakes for its servers; else each has its server proxy.
+    fn start(direct: bool, tweak: impl Fn(&mut Settings)) -> Self {
+        let gate = Gate::new();
+        let servers = [Server::start(gate.clone()), Server::start(gate.clone())];
+        // The checks must not tell of a death before a request does.
+        let rarely = |settings: &mut Settings| {
+            settings.timing.health_interval = Duration::from_secs(60);
+            tweak(settings);
+        };
+        let fakes = [&servers[0].fake, &servers[1].fake];
+        let chain = match direct {
+            true => Chain::direct(&fakes, rarely),
+            false => Chain::start(Way::TwoHops, &fakes, rarely),
+        };
+        let ask = |server: usize, target: &str| {
+            let behind = chain.servers.get(server).map(|daemon| daemon.addresses()[0]);
+            let name = behind.unwrap_or(fakes[server].address);
+            let mut client = chain.connect();
+            client.send(format!(
+                "GET {target} HTTP/1.1\r\nHost: localhost\r\nX-Ollana-Server: {name}\r\n\r\n"
+            ));
+            client
+        };
+        for server in 0..2 {
+            eventually("both servers to be up", || {
+                (ask(server, "/up").answer_to("GET").status() == 200).then_some(())
+            });
+        }
+        let holders = (0..3).map(|_| ask(1, "/hold")).collect();
+        fakes[1].wait("requests to be held", |state| {
+            let held = state.records.iter().filter(|record| record.head.target() == "/hold");
+            (held.count() == 3).then_some(())
+        });
+        Two { chain, servers, gate, _holders: holders }
+    }
+
+    fn first(&self) -> &Server {
+        &self.servers[0]
+    }
+
+    fn second(&self) -> &Server {
+        &self.servers[1]
+    }
+
+    /// How often each server was asked for this target.
+    fn asked(&self, target: &str) -> [usize; 2] {
+        [self.first(), self.second()].map(|server| {
+            server.fake.look(|state| {
+                state.records.iter().filter(|record| record.head.target() == target).count()
+            })
+        })
+    }
+}
+
+impl Drop for Two {
+    fn drop(&mut self) {
+        self.gate.open();
+    }
+}
+
+const WAYS: [bool; 2] = [true, false];
+
+#[test]
+fn inference_moves_on_from_a_server_that_dies_before_its_first_byte() {
+    for direct in WAYS {
+        for deed in [Deed::Close, Deed::Reset] {
+            for target in ["/api/chat", "/v1/chat/completions", "/v1/messages"] {
+                let two = Two::start(direct, |_| {});
+                two.first().set(deed);
+                let name = format!("{target}, {deed:?}, direct: {direct}");
+                let asked = Instant::now();
+                let answer = two.chain.connect().post(target, "{\"prompt\":\"why\"}");
+                let took = asked.elapsed();
+                println!("{name}: answered after {} µs", took.as_micros());
+                assert_eq!(answer.status(), 200, "{name}: {}", answer.text());
+                assert_eq!(answer.text(), "{\"prompt\":\"why\"}", "{name}");
+                assert!(took < Duration::from_secs(1), "{name}: answered only after {took:?}");
+                assert_eq!(two.asked(target)[1], 1, "{name}: asked {:?}", two.asked(target));
+            }
+        }
+    }
+}
+
+#[test]
+fn all_inference_may_be_asked_for_again() {
+    let two = Two::start(true, |_| {});
+    for target in INFERENCE {
+        two.first().set(Deed::Close);
+        assert_eq!(two.chain.connect().post(target, "{}").status(), 200, "{target}");
+    }
+}
+
+#[test]
+fn both_servers_die() {
+    for direct in WAYS {
+        let two = Two::start(direct, |_| {});
+        two.first().set(Deed::Close);
+        two.second().set(Deed::Close);
+        let answer = two.chain.connect().post("/api/chat", "{}");
+        assert_eq!((answer.status(), answer.end), (502, End::Whole), "direct: {direct}");
+        assert!(answer.json()["error"].is_string(), "{}", answer.text());
+    }
+}
+
+#[test]
+fn a_server_that_dies_with_half_a_body_sent() {
+    for direct in WAYS {
+        for framing in ["Content-Length: 26", "Transfer-Encoding: chunked"] {
+            let two = Two::start(direct, |_| {});
+            two.first().set(Deed::CloseHalfWay);
+            let name = format!("{framing}, direct: {direct}");
+            let is_chunked = framing.starts_with('T');
+            let mut client = two.chain.connect();
+            client.send(format!("POST /api/chat HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n"));
+            // A client proxy that has a choice waits for the model's name, but not for more.
+            let (begun, rest) = ("{\"model\":\"m\",", "\"prompt\":\"p\"}");
+            let frame = |text: &str| if is_chunked { chunk(text) } else { text.into() };
+            client.send(frame(begun));
+            // The second server has what came so far before the client sends any more.
+            for server in &two.servers {
+                server.fake.wait(&format!("half a body, {name}"), |state| {
+                    let chat = state.records.iter().find(|r| r.head.target() == "/api/chat")?;
+                    (chat.body == begun.as_bytes()).then_some(())
+                });
+            }
+            client.send(frame(rest));
+            client.send(if is_chunked { "0\r\n\r\n" } else { "" });
+            let answer = client.answer_to("POST");
+            assert_eq!((answer.status(), answer.text()), (200, format!("{begun}{rest}")), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_body_that_was_not_kept_is_not_asked_for_again() {
+    let body = "x".repeat(10_000);
+    for direct in WAYS {
+        for (limit, budget) in [(4096, 64 << 20), (4 << 20, 4096)] {
+            let two = Two::start(direct, |settings| {
+                settings.limits.replay_limit = limit;
+                settings.limits.replay_budget = budget;
+            });
+            let name = format!("limit {limit}, budget {budget}, direct: {direct}");
+            let answer = two.chain.connect().post("/api/chat", &body);
+            assert_eq!((answer.status(), answer.text()), (200, body.clone()), "{name}");
+            two.first().set(Deed::Close);
+            let before = two.asked("/api/chat");
+            let answer = two.chain.connect().post("/api/chat", &body);
+            assert_eq!((answer.status(), answer.end), (502, End::Whole), "{name}");
+            assert!(answer.json()["error"].is_string(), "{name}: {}", answer.text());
+            let after = two.asked("/api/chat");
+            assert_eq!([after[0] - 1, after[1]], before, "{name}: asked");
+        }
+    }
+}
+
+#[test]
+fn memory_for_bodies_is_given_back() {
+    let body = format!("{{\"model\":\"m\",\"prompt\":\"{}\"}}", "x".repeat(10_000));
+    let two = Two::start(true, |settings| settings.limits.replay_budget = 25_000);
+    for n in 0..20 {
+        assert_eq!(two.chain.connect().post("/api/chat", &body).text(), body, "request {n}");
+    }
+    // Uploads that are cut short, too.
+    for _ in 0..20 {
+        let mut client = two.chain.connect();
+        let before = two.asked("/api/generate").iter().sum::<usize>();
+        let mut whole = request("POST", "/api/generate", &body);
+        whole.truncate(5000);
+        client.send(whole);
+        eventually("half a request to arrive", || {
+            (two.asked("/api/generate").iter().sum::<usize>() > before).then_some(())
+        });
+        client.leave();
+    }
+    two.first().set(Deed::Close);
+    eventually("the last of them to end", || (two.chain.front().connections() == 3).then_some(()));
+    let answer = two.chain.connect().post("/api/chat", &body);
+    assert_eq!((answer.status(), answer.text()), (200, body), "kept, and asked for again");
+}
+
+#[test]
+fn never_twice_means_never() {
+    for direct in WAYS {
+        for deed in [Deed::Close, Deed::Reset, Deed::CloseHalfWay] {
+            let two = Two::start(direct, |_| {});
+            two.first().set(deed);
+            two.second().set(deed);
+            for (method, target) in NEVER_TWICE {
+                let name = format!("{method} {target}, {deed:?}, direct: {direct}");
+                let answer = two.chain.connect().ask(request(method, target, "{\"model\":\"m\"}"));
+                assert_eq!((answer.status(), answer.end), (502, End::Whole), "{name}");
+                let asked: usize = two.asked(target).iter().sum();
+                assert_eq!(asked, 1, "{name}: asked {:?}", two.asked(target));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_refused_connection_is_no_matter_for_any_method() {
+    for direct in WAYS {
+        let requests = NEVER_TWICE.iter().copied().chain([("POST", "/api/chat"), ("GET", "/x")]);
+        for (method, target) in requests {
+            let mut two = Two::start(direct, |_| {});
+            two.servers[0].fake.kill();
+            let name = format!("{method} {target}, direct: {direct}");
+            let asked = Instant::now();
+            let answer = two.chain.connect().ask(request(method, target, "{\"a\":1}"));
+            let took = asked.elapsed();
+            println!("{name}: answered after {} µs", took.as_micros());
+            assert_eq!((answer.status(), &*answer.text()), (200, "{\"a\":1}"), "{name}");
+            assert!(took < Duration::from_secs(1), "{name}: answered only after {took:?}");
+            assert_eq!(two.asked(target), [0, 1], "{name}: asked");
+        }
+    }
+}
+
+#[test]
+fn an_overloaded_server_is_left_for_the_other() {
+    for direct in WAYS {
+        for status in ["503 Service Unavailable", "429 Too Many Requests"] {
+            let two = Two::start(direct, |_| {});
+            two.first().set(Deed::Status(status));
+            let name = format!("{status}, direct: {direct}");
+            let answer = two.chain.connect().post("/api/chat", "{\"a\":1}");
+            assert_eq!((answer.status(), &*answer.text()), (200, "{\"a\":1}"), "{name}");
+            assert_eq!(two.asked("/api/chat"), [1, 1], "{name}: asked");
+            // What must not be asked for twice keeps its answer; the server may have begun.
+            let two = Two::start(direct, |_| {});
+            two.first().set(Deed::Status(status));
+            two.second().set(Deed::Status(status));
+            let answer = two.chain.connect().post("/api/pull", "{}");
+            assert_eq!(answer.text(), status, "{name}");
+            assert_eq!(two.asked("/api/pull").iter().sum::<usize>(), 1, "{name}: asked");
+        }
+    }
+}
+
+#[test]
+fn an_overload_of_all_servers_is_passed_on() {
+    for status in ["503 Service Unavailable", "429 Too Many Requests"] {
+        for way in Way::ALL {
+            let fake = Fake::start(move |call| {
+                call.read_body();
+                let length = status.len();
+                call.send(format!(
+                    "HTTP/1.1 {status}\r\nRetry-After: 7\r\nContent-Length: {length}\r\n\r\n{status}"
+                ));
+            });
+            let answer = way.to(&fake).connect().post("/api/chat", "{}");
+            assert_eq!(answer.text(), status, "{way:?}");
+            assert_eq!(answer.head.one("retry-after").as_deref(), Some("7"), "{way:?}");
+            assert_eq!(fake.count(), 1, "{way:?}: asked once");
+        }
+        for direct in WAYS {
+            let two = Two::start(direct, |_| {});
+            two.first().set(Deed::Status(status));
+            two.second().set(Deed::Status(status));
+            let answer = two.chain.connect().post("/api/chat", "{}");
+            assert_eq!(answer.text(), status, "direct: {direct}");
+            assert_eq!(two.asked("/api/chat"), [1, 1], "direct: {direct}");
+        }
+    }
+}
+
+#[test]
+fn a_request_that_is_refused_as_wrong_stays_refused() {
+    for direct in WAYS {
+        for status in ["400 Bad Request", "404 Not Found", "422 Unprocessable", "500 Internal"] {
+            let two = Two::start(direct, |_| {});
+            two.first().set(Deed::Status(status));
+            let answer = two.chain.connect().post("/api/chat", "{}");
+            assert_eq!(answer.text(), status, "direct: {direct}");
+            assert_eq!(two.asked("/api/chat"), [1, 0], "{status}, direct: {direct}");
+        }
+    }
+}
