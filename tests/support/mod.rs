@@ -18,7 +18,7 @@ pub use chain::{Chain, Way, client_settings, server_settings, start};
 pub use client::{Answer, Client, End, INFERENCE, NEVER_TWICE, post, queues, request};
 pub use fake::{Call, Closed, Connection, Fake, Record};
 pub use http::{Head, chunk, chunked, ndjson};
-pub use process::{free_tcp_port, free_udp_port};
+pub use process::{Process, free_tcp_port, free_udp_port};
 pub use random::{Random, Sum};
 
 /// What anything may take that isn't measured: a wait that lasts longer has failed.

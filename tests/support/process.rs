@@ -1,6 +1,14 @@
 //! The real binary, started and stopped as a service manager would.
 
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Client, eventually, lock};
 
 /// An address of 127.0.0.1 whose TCP port nobody has.
 pub fn free_tcp_port() -> SocketAddr {
@@ -11,4 +19,129 @@ pub fn free_tcp_port() -> SocketAddr {
 pub fn free_udp_port() -> u16 {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a free UDP port");
     socket.local_addr().expect("local address").port()
+}
+
+/// A running `ollana`; dropping it kills it.
+pub struct Process {
+    child: Child,
+    /// What it has written to its standard error so far.
+    log: Arc<Mutex<String>>,
+}
+
+impl Process {
+    /// Starts it with these arguments, in an environment without any of its variables.
+    pub fn start(arguments: &str) -> Self {
+        Process::run(Command::new(env!("CARGO_BIN_EXE_ollana")), arguments, &[])
+    }
+
+    /// The same with these variables.
+    pub fn with_env(arguments: &str, variables: &[(&str, &str)]) -> Self {
+        Process::run(Command::new(env!("CARGO_BIN_EXE_ollana")), arguments, variables)
+    }
+
+    /// The same with so few file descriptors.
+    pub fn with_descriptors(arguments: &str, count: usize) -> Self {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit -n {count}; exec \"$0\" \"$@\""));
+        command.arg(env!("CARGO_BIN_EXE_ollana"));
+        Process::run(command, arguments, &[])
+    }
+
+    fn run(mut command: Command, arguments: &str, variables: &[(&str, &str)]) -> Self {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        command.args(arguments.split_whitespace()).env_clear().env("PATH", path);
+        command.env("OLLANA_STATE_DIR", std::env::temp_dir().join("ollana-tests"));
+        command.envs(variables.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("start ollana");
+        let stderr = child.stderr.take().expect("its standard error");
+        let log = Arc::new(Mutex::new(String::new()));
+        let copy = Arc::clone(&log);
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let mut log = lock(&copy);
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        Process { child, log }
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        lock(&self.log).clone()
+    }
+
+    /// Waits for a line with this text.
+    pub fn line(&self, text: &str) -> String {
+        eventually(&format!("{text:?} in the log"), || {
+            let log = lock(&self.log);
+            log.lines().find(|line| line.contains(text)).map(str::to_owned)
+        })
+    }
+
+    /// Waits until it says that it is ready: the addresses it listens on.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let line = self.line("ready mode=");
+        let listen = line.split(" listen=").nth(1).and_then(|rest| rest.split(' ').next());
+        let parse = |text: &str| text.parse().unwrap_or_else(|_| panic!("{text}: {line}"));
+        listen.unwrap_or_else(|| panic!("{line}")).split(',').map(parse).collect()
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.addresses()[0]
+    }
+
+    /// A connection, once requests on new ones get through to an Ollama.
+    pub fn connect_ready(&self) -> Client {
+        let address = self.address();
+        eventually("a request to get through", || {
+            let mut client = Client::connect(address);
+            (client.get("/ready").status() == 200).then_some(client)
+        })
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("send a signal");
+    }
+
+    /// Waits until it has ended.
+    pub fn exit(&mut self) -> ExitStatus {
+        eventually("the process to end", || self.child.try_wait().expect("its status"))
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("its status").is_none()
+    }
+
+    /// What the kernel tells of it in this file of /proc/PID.
+    pub fn file(&self, name: &str) -> String {
+        let path = format!("/proc/{}/{name}", self.child.id());
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    /// A figure of /proc/PID/status, in KB or plain.
+    pub fn status(&self, name: &str) -> usize {
+        let text = self.file("status");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let figure = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        figure.unwrap_or_else(|| panic!("no {name} in {text}"))
+    }
+
+    /// Its open descriptors.
+    pub fn descriptors(&self) -> usize {
+        let path = format!("/proc/{}/fd", self.child.id());
+        std::fs::read_dir(path).expect("its descriptors").count()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("ollana wrote:\n{}", self.log());
+        }
+    }
 }
