@@ -393,7 +393,7 @@ impl Manager {
         let waiting = match picked {
             Ok(pick) => return self.hand_over(pick, &ask.reply),
             Err(NoPick::Busy) => Waiting { ask, since: now, is_busy: true },
-            Err(NoPick::NoneUp(_)) if ask.tried.is_empty() && self.pool.expects_backend() => {
+            Err(NoPick::NoneUp(_)) if ask.tried.is_empty() && self.pool.expects_backend(now) => {
                 Waiting { ask, since: now, is_busy: false }
             }
             Err(NoPick::NoneUp(reason) | NoPick::Away(reason)) => {
@@ -434,7 +434,8 @@ impl Manager {
                     match no_pick {
                         NoPick::Busy if waited < self.patience.busy => continue,
                         NoPick::NoneUp(_)
-                            if waited < self.patience.expected && self.pool.expects_backend() =>
+                            if waited < self.patience.expected
+                                && self.pool.expects_backend(now) =>
                         {
                             continue;
                         }

@@ -42,6 +42,8 @@ const FORGET_AFTER: Duration = Duration::from_secs(60);
 /// Pauses between checks of a server that is down: from, and up to while it is freshly down.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const SHORT_RETRY: Duration = Duration::from_millis(1600);
+/// Requests wait for a server that was well until so long ago.
+const FRESHLY_DOWN: Duration = Duration::from_secs(2);
 /// Longest pause once a server has been down for [`FORGET_AFTER`].
 const LONG_RETRY: Duration = Duration::from_secs(15);
 /// Requests that fail in a row before a server is ejected.
@@ -458,13 +460,16 @@ impl Pool {
         }
     }
 
-    /// Whether a backend that isn't ready may be in a moment: one is being checked, and it
-    /// wasn't just found silent.
-    pub fn expects_backend(&self) -> bool {
+    /// Whether a backend that isn't ready may be in a moment: it is new and wasn't asked yet, or it
+    /// was well until a moment ago, as while an Ollama restarts.
+    pub fn expects_backend(&self, now: Instant) -> bool {
         self.backends.iter().any(|b| match &b.health {
             Health::New => b.failures == 0,
             Health::Ready => false,
-            Health::Down { .. } => b.checking_since.is_some() && b.failures <= 1,
+            Health::Down { since, .. } => {
+                let is_fresh = now.saturating_duration_since(*since) < FRESHLY_DOWN;
+                is_fresh && b.round_trip.is_some()
+            }
         })
     }
 

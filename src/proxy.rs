@@ -10,7 +10,7 @@
 //! A worker tends one connection at a time and goes home after a while without one.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -18,7 +18,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::config::THREAD_STACK;
@@ -34,9 +34,10 @@ use crate::upstream::Upstream;
 /// An idle worker goes home after this.
 const WORKER_IDLE: Duration = Duration::from_secs(20);
 /// Connections that wait to be turned away; beyond it they are just closed.
-const USHER_QUEUE: usize = 64;
-/// What one of them may still send before its connection is closed.
+const USHER_QUEUE: usize = 256;
+/// How long one of them may take to leave, and how often they are looked at.
 const USHER_TIME: Duration = Duration::from_millis(100);
+const USHER_LOOK: Duration = Duration::from_millis(5);
 /// Pause after the kernel had no descriptor or memory for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long workers may take to notice that their connections were cut.
@@ -167,8 +168,8 @@ impl Acceptor {
                     if !std::mem::replace(&mut self.is_short, true) {
                         log::error!("cannot accept connections: {error}; answering 503");
                     }
-                    let had_spare = spare.take().is_some();
-                    if let (true, Ok((stream, _))) = (had_spare, self.listener.accept()) {
+                    drop(spare.take());
+                    if let Ok((stream, _)) = self.listener.accept() {
                         self.turn_away(Arc::new(stream), 503);
                     }
                     spare = self.listener.try_clone().ok();
@@ -243,32 +244,39 @@ fn is_welcome(peer: IpAddr) -> bool {
     guard::is_local_address(peer) || Links::now().contain(peer)
 }
 
-/// Answers those who can't come in, one after the other.
+/// Answers those who can't come in, and waits a moment for them to leave: unread bytes would turn
+/// the close into a reset that overtakes the answer. Whoever keeps sending holds up nobody.
 fn usher(queue: &Receiver<(Arc<TcpStream>, u16)>) {
-    for (stream, status) in queue {
-        let message = match status {
-            429 => "too many connections from your address",
-            _ => "too many connections",
+    let mut leaving: Vec<(Arc<TcpStream>, Instant)> = Vec::new();
+    loop {
+        let next = if leaving.is_empty() {
+            queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            queue.recv_timeout(USHER_LOOK)
         };
-        let answer = error_answer(status, message, "full");
-        if stream.set_nonblocking(true).is_ok() {
-            let _ = socket::write_all(&stream, &answer, ACCEPT_PAUSE);
-            let _ = stream.shutdown(std::net::Shutdown::Write);
-            // Unread bytes would turn the close into a reset that overtakes the answer. Whoever keeps
-            // sending must not keep the others waiting.
-            let deadline = Instant::now() + USHER_TIME;
-            let mut scratch = [0; 4096];
-            while Instant::now() < deadline
-                && let Ok((events, _)) =
-                    socket::wait((&*stream, PollFlags::IN), None, Some(ACCEPT_PAUSE))
-            {
-                let ended = events.is_empty()
-                    || !matches!(socket::try_read(&stream, &mut scratch), Ok(Some(n)) if n > 0);
-                if ended {
-                    break;
+        let now = Instant::now();
+        match next {
+            Ok((stream, status)) => {
+                let message = match status {
+                    429 => "too many connections from your address",
+                    _ => "too many connections",
+                };
+                let answer = error_answer(status, message, "full");
+                // A new connection takes this little at once, or it is gone.
+                if stream.set_nonblocking(true).is_ok()
+                    && matches!(socket::try_write(&stream, &answer), Ok(n) if n == answer.len())
+                    && stream.shutdown(Shutdown::Write).is_ok()
+                {
+                    leaving.push((stream, now + USHER_TIME));
                 }
             }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
         }
+        leaving.retain(|(stream, deadline)| {
+            let read = socket::try_read(stream, &mut [0; 4096]);
+            now < *deadline && matches!(read, Ok(None) | Ok(Some(1..)))
+        });
     }
 }
 

@@ -112,11 +112,11 @@ fn an_announcement_only_proposes() {
     let mut w = World::new();
     w.input(sighting(1, 1, 1));
     assert_eq!(w.pick(), None);
-    assert!(w.pool.expects_backend());
+    assert!(w.pool.expects_backend(w.now));
     let (id, _) = w.checks().pop().expect("a check");
     w.input(Input::Checked(id, CheckResult::Refused("not Ollama".to_owned())));
     assert_eq!(w.pick(), None);
-    assert!(!w.pool.expects_backend());
+    assert!(!w.pool.expects_backend(w.now));
     let reason = w.pool.explain(false);
     assert!(reason.contains("not Ollama"), "{reason}");
 }
@@ -673,7 +673,7 @@ fn servers_of_the_last_run_are_tried_first_and_forgotten_like_others() {
     let mut w = World::new();
     w.pool.add_remembered(w.now, address(1), "desk");
     w.pool.add_remembered(w.now, address(2), "gone");
-    assert!(w.pool.expects_backend());
+    assert!(w.pool.expects_backend(w.now));
     w.pass(ms(0));
     for (id, target) in w.checks() {
         let result = match target == Target::Address(address(1)) {
