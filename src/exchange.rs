@@ -258,7 +258,9 @@ impl Exchange<'_> {
             let link = Arc::clone(self.upstream.link());
             link.begin(Some(Arc::clone(connection.stream())), false, false);
             let mut reader = self.reader(connection, body, &link);
-            let names_model = |bytes: &[u8]| !is_pull && sniff::subject(bytes).model.is_some();
+            // Of a create the rest matters too, and a pull's body may have to be rewritten.
+            let takes_all = matches!(self.route.task, Task::Pull | Task::Build);
+            let names_model = |bytes: &[u8]| !takes_all && sniff::subject(bytes).model.is_some();
             reader.prefetch(SUBJECT_LIMIT, &names_model).map_err(|_| ())?;
             subject = sniff::subject(body.kept());
         }

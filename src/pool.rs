@@ -144,6 +144,8 @@ pub struct Report {
     pub speed: Option<(ModelName, f64)>,
     /// It changed what models the server has.
     pub changed_models: bool,
+    /// It left this model in memory, or took it out.
+    pub loaded: Option<(ModelName, bool)>,
 }
 
 impl Report {
@@ -160,7 +162,7 @@ impl Report {
 
 impl From<Outcome> for Report {
     fn from(outcome: Outcome) -> Self {
-        Report { outcome, first_byte: None, speed: None, changed_models: false }
+        Report { outcome, first_byte: None, speed: None, changed_models: false, loaded: None }
     }
 }
 
@@ -661,7 +663,11 @@ impl Pool {
 
     fn finished(&mut self, now: Instant, id: BackendId, report: Report, actions: &mut Vec<Action>) {
         let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
-        if report.changed_models {
+        let is_new = |(model, is_loaded): &(ModelName, bool)| {
+            let inventory = backend.inventory.as_ref();
+            inventory.is_some_and(|inventory| inventory.has_loaded(model) != *is_loaded)
+        };
+        if report.changed_models || report.loaded.as_ref().is_some_and(is_new) {
             backend.inventory_due = now;
             backend.inventory_stale = Some(now);
             backend.next_check = now;

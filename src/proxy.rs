@@ -144,15 +144,20 @@ struct Acceptor {
 impl Acceptor {
     fn run(mut self) {
         // Given up when descriptors run out, so that clients can be told instead of left waiting.
-        let mut spare = self.listener.try_clone().ok();
+        let mut spare = None;
         loop {
+            // Before a connection takes it: without a spare, the one after that couldn't be told.
+            spare = spare.or_else(|| self.listener.try_clone().ok());
+            if spare.is_none() {
+                if self.pause() {
+                    return;
+                }
+                continue;
+            }
             let stopped = match self.listener.accept() {
                 Ok((stream, peer)) => {
                     self.is_short = false;
                     self.let_in(stream, peer);
-                    if spare.is_none() {
-                        spare = self.listener.try_clone().ok();
-                    }
                     continue;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait(),
@@ -165,15 +170,19 @@ impl Acceptor {
                     continue;
                 }
                 Err(error) => {
-                    if !std::mem::replace(&mut self.is_short, true) {
-                        log::error!("cannot accept connections: {error}; answering 503");
+                    // The kernel says so even if nobody is waiting; the spare one tells.
+                    spare = None;
+                    match self.listener.accept() {
+                        Ok((stream, _)) => {
+                            if !std::mem::replace(&mut self.is_short, true) {
+                                log::error!("cannot accept connections: {error}; answering 503");
+                            }
+                            self.turn_away(Arc::new(stream), 503);
+                            false
+                        }
+                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait(),
+                        Err(_) => self.pause(),
                     }
-                    drop(spare.take());
-                    if let Ok((stream, _)) = self.listener.accept() {
-                        self.turn_away(Arc::new(stream), 503);
-                    }
-                    spare = self.listener.try_clone().ok();
-                    self.pause()
                 }
             };
             if stopped {

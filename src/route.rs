@@ -21,6 +21,8 @@ pub struct Route {
     pub names_model: bool,
     /// It changes which models a server has.
     pub changes_models: bool,
+    /// It has the model in memory when it is done.
+    pub uses_model: bool,
     /// The model that its path names.
     pub model: Option<ModelName>,
 }
@@ -45,13 +47,16 @@ impl Route {
             task,
             names_model: !is_read && is_api && !is_blob && !path.starts_with("/v1/audio/"),
             changes_models,
+            uses_model: *method == Method::POST && is_inference(path) && path != "/api/show",
             model: model.and_then(|model| ModelName::parse(&percent_decode(model))),
         }
     }
 
     /// What it needs, given what its body says and who asks.
     pub fn wanted(&self, subject: &Subject, client: IpAddr, server: Option<String>) -> Wanted {
-        let named = subject.model.as_deref().and_then(ModelName::parse);
+        // What a create makes is new, and what it is made from matters.
+        let named = if self.task == Task::Build { &subject.base } else { &subject.model };
+        let named = named.as_deref().and_then(ModelName::parse);
         let model = self.model.clone().or(named);
         let conversation = subject.opening.as_ref().map(|opening| {
             let mut hasher = DefaultHasher::new();
@@ -169,8 +174,8 @@ mod tests {
     fn a_conversation_is_told_by_client_model_and_opening() {
         let subject = |model: &str, opening: &str| Subject {
             model: Some(model.to_owned()),
-            unloads: false,
             opening: Some(opening.to_owned()),
+            ..Subject::default()
         };
         let chat = route("POST", "/api/chat");
         let (one, two) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
@@ -202,5 +207,9 @@ mod tests {
         let client = IpAddr::from([10, 0, 0, 1]);
         let wanted = route("POST", "/api/generate").wanted(&subject, client, None);
         assert_eq!(wanted.task, Task::Unload);
+        let text = |text: &str| Some(text.to_owned());
+        let subject = Subject { model: text("new"), base: text("old"), ..Subject::default() };
+        let wanted = route("POST", "/api/create").wanted(&subject, client, None);
+        assert_eq!(wanted.model, ModelName::parse("old"));
     }
 }

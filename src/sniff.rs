@@ -13,6 +13,9 @@ const OPENING: usize = 256;
 pub struct Subject {
     /// The top-level `model`, or else `name` or `source`.
     pub model: Option<String>,
+    /// What a `create` starts from: `from`, or the `FROM` line of the Modelfile that servers before
+    /// 0.5.5 take.
+    pub base: Option<String>,
     /// Whether the top-level `keep_alive` is zero, which unloads the model.
     pub unloads: bool,
     /// The first text of the conversation: the start of its first `content`, `system` or `prompt`.
@@ -26,6 +29,14 @@ pub fn subject(body: &[u8]) -> Subject {
     // A body that isn't an object, or ends early, tells what it told until there.
     let _ = scan.object(&mut subject);
     subject
+}
+
+fn from_line(modelfile: &str) -> Option<String> {
+    modelfile.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let is_from = words.next()?.eq_ignore_ascii_case("from");
+        words.next().filter(|_| is_from).map(str::to_owned)
+    })
 }
 
 struct Scan<'a> {
@@ -67,6 +78,11 @@ impl Scan<'_> {
                         rank = model_rank;
                         subject.model = Some(text);
                     }
+                }
+                ("from", b'"') => subject.base = Some(self.string()?),
+                ("modelfile", b'"') => {
+                    let text = self.string()?;
+                    subject.base = subject.base.take().or_else(|| from_line(&text));
                 }
                 ("system" | "prompt" | "input", b'"') if subject.opening.is_none() => {
                     subject.opening = Some(self.opening()?);
@@ -186,7 +202,7 @@ mod tests {
     use super::*;
 
     fn of(body: &str) -> (Option<String>, bool, Option<String>) {
-        let Subject { model, unloads, opening } = subject(body.as_bytes());
+        let Subject { model, unloads, opening, .. } = subject(body.as_bytes());
         (model, unloads, opening)
     }
 
@@ -223,6 +239,18 @@ mod tests {
             (r#"{"model":"a\"#, None),
         ] {
             assert_eq!(of(body).0, model, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_a_create_starts_from() {
+        for (body, base) in [
+            (r#"{"model":"new","from":"old"}"#, text("old")),
+            (r##"{"name":"new","modelfile":"# x\nfrom  old:1b\nPARAMETER a 1"}"##, text("old:1b")),
+            (r#"{"model":"new","from":"old","modelfile":"FROM other"}"#, text("old")),
+            (r#"{"model":"new"}"#, None),
+        ] {
+            assert_eq!(subject(body.as_bytes()).base, base, "{body}");
         }
     }
 

@@ -23,10 +23,12 @@ use crate::pool::{CheckResult, Target};
 use crate::socket::{self, UNACKNOWLEDGED};
 use crate::wire::MAX_NAME;
 
-/// A request on a connection that was idle for so long must be acknowledged within this: a machine
-/// of a LAN does that in milliseconds, and one that has gone or moved never. Then a new connection
-/// tells which.
+/// A request on a connection that was used before must be acknowledged within this: a machine of a
+/// LAN does that in milliseconds, and one that has gone or moved never. Then a new connection tells
+/// which.
 const PROOF: Duration = Duration::from_secs(1);
+/// An answer that comes before this is proof enough, and costs no system call.
+const PROMPT: Duration = Duration::from_millis(300);
 /// Buffers start this small, which is all that a stream of tokens needs …
 pub const SMALL: usize = 4 * 1024;
 /// … and grow up to this while data comes faster than it leaves.
@@ -309,10 +311,9 @@ impl Connector for LinkConnector {
             requests: 0,
             is_sending: false,
             has_received: false,
-            last_read: None,
             was_just_read: false,
             is_patient: false,
-            is_unproven: false,
+            proof: Proof::Given,
             is_spoilt: false,
         }))
     }
@@ -323,6 +324,17 @@ fn is_shortage(error: &io::Error) -> bool {
     [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS]
         .iter()
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Whether a connection that was used before still leads to its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof {
+    /// It does, or it is new.
+    Given,
+    /// A request was sent.
+    Awaited,
+    /// No answer came soon; now the kernel ends the connection unless the request was acknowledged.
+    Demanded,
 }
 
 /// One connection to an upstream.
@@ -338,14 +350,11 @@ struct LinkTransport {
     is_sending: bool,
     /// Whether the present request has got bytes back.
     has_received: bool,
-    /// When the last bytes came.
-    last_read: Option<Instant>,
-    /// Whether nothing happened since.
+    /// Whether the last thing that happened was a read.
     was_just_read: bool,
     /// Whether unacknowledged bytes may take as long as a stall.
     is_patient: bool,
-    /// Whether [`PROOF`] of the connection is still awaited.
-    is_unproven: bool,
+    proof: Proof,
     /// Part of a request was left out, so nothing may follow it.
     is_spoilt: bool,
 }
@@ -403,12 +412,13 @@ impl LinkTransport {
         }
     }
 
-    fn ask_for_proof(&mut self, asks: bool) {
-        if self.is_unproven != asks {
-            let limit = if asks { PROOF } else { UNACKNOWLEDGED };
+    fn set_proof(&mut self, proof: Proof) {
+        let demanded = |proof| proof == Proof::Demanded;
+        if demanded(self.proof) != demanded(proof) {
+            let limit = if demanded(proof) { PROOF } else { UNACKNOWLEDGED };
             let _ = socket::limit_unacknowledged(&self.stream, limit);
-            self.is_unproven = asks;
         }
+        self.proof = proof;
     }
 }
 
@@ -461,8 +471,7 @@ impl Transport for LinkTransport {
             self.is_sending = false;
             self.send_held()?;
             self.set_patience(false);
-            let idle = self.last_read.map_or(Duration::ZERO, |at| at.elapsed());
-            self.ask_for_proof(idle >= PROOF);
+            self.set_proof(if self.requests > 1 { Proof::Awaited } else { Proof::Given });
         }
         // Everything that was read before is with the client before more is read.
         self.link.flush()?;
@@ -482,7 +491,7 @@ impl Transport for LinkTransport {
                         if n > 0 && !self.has_received {
                             self.has_received = true;
                             self.link.received();
-                            self.ask_for_proof(false);
+                            self.set_proof(Proof::Given);
                         }
                         return Ok(n > 0);
                     }
@@ -491,10 +500,14 @@ impl Transport for LinkTransport {
                     Err(e) => return Err(io::Error::new(ErrorKind::BrokenPipe, e).into()),
                 }
             }
-            // Without an error by then, the request was acknowledged; the answer may take minutes.
-            let proof = self.is_unproven.then_some(PROOF * 2);
-            match self.link.wait_upstream(&self.stream, PollFlags::IN, proof.or(limit_for_poll))? {
-                Woken::TimedOut if self.is_unproven => self.ask_for_proof(false),
+            let (wait, next) = match self.proof {
+                Proof::Given => (limit_for_poll, Proof::Given),
+                Proof::Awaited => (Some(PROMPT), Proof::Demanded),
+                // Without an error by then, it was acknowledged; the answer may take minutes.
+                Proof::Demanded => (Some(PROOF * 2), Proof::Given),
+            };
+            match self.link.wait_upstream(&self.stream, PollFlags::IN, wait)? {
+                Woken::TimedOut if self.proof != Proof::Given => self.set_proof(next),
                 Woken::TimedOut => return Err(ureq::Error::Timeout(limit.reason)),
                 Woken::Ready | Woken::Answered => is_likely = true,
             }
@@ -505,7 +518,6 @@ impl Transport for LinkTransport {
         // ureq asks when it puts a connection into its pool, right after an answer, and when it
         // takes it out again; the second look sees whatever the first would.
         if std::mem::take(&mut self.was_just_read) {
-            self.last_read = Some(Instant::now());
             return !self.is_spoilt;
         }
         !self.is_spoilt

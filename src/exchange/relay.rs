@@ -11,7 +11,7 @@ use crate::body::{CHUNK_PREFIX, CHUNK_SUFFIX, LAST_CHUNK, frame_chunk};
 use crate::downstream::{BodyState, Downstream};
 use crate::headers::{self, AnswerFraming, ROOM_FIELD, SERVER_FIELD, UPSTREAM};
 use crate::manager::Lease;
-use crate::pool::{Outcome, Wanted};
+use crate::pool::{Outcome, Task, Wanted};
 use crate::socket;
 use crate::state;
 use crate::tail::{Format, Tail};
@@ -99,6 +99,11 @@ impl Exchange<'_> {
         };
         lease.report.first_byte = Some(first_byte);
         lease.report.changed_models = self.route.changes_models;
+        if lease.report.outcome == Outcome::Answered && status.is_success() {
+            let is_loaded = wanted.task != Task::Unload;
+            let model = wanted.model.clone().filter(|_| self.route.uses_model);
+            lease.report.loaded = model.map(|model| (model, is_loaded));
+        }
         lease.report.speed = wanted.model.clone().zip(copy.speed());
         self.log(status.as_u16(), &lease.pick.name, copy.total, Some(first_byte));
         match result {

@@ -238,7 +238,14 @@ impl Pool {
         };
         if matches!(wanted.task, Task::Build | Task::Pull) {
             let build = self.builds.iter().find(|(client, _)| Some(*client) == wanted.client);
-            let same = of(&|b| build.is_some_and(|(_, id)| b.id == *id));
+            let mut same = of(&|b| build.is_some_and(|(_, id)| b.id == *id));
+            // From another model, a new one can be made only where that is.
+            let base = wanted.model.as_ref().filter(|_| wanted.task == Task::Build);
+            let owners = base.map(|model| of(&|b| b.has(model))).unwrap_or_default();
+            if !owners.is_empty() {
+                same.retain(|at| owners.contains(at));
+                return Ok(if same.is_empty() { owners } else { same });
+            }
             if wanted.task == Task::Build && !same.is_empty() {
                 return Ok(same);
             }
@@ -261,7 +268,11 @@ impl Pool {
                 _ => Ok(eligible),
             };
         }
-        let loaded = of(&|b| b.has_loaded(model));
+        let mut loaded = of(&|b| b.has_loaded(model));
+        if loaded.is_empty() && wanted.task == Task::Unload {
+            // It may have been loaded so lately that nobody has asked since.
+            loaded = of(&|b| b.has(model) && b.inventory_stale.is_some());
+        }
         let least = |of: &[usize]| of.iter().map(|at| self.backends[*at].in_flight).min();
         let idle_elsewhere = match (least(&loaded), least(&owners)) {
             (Some(loaded), Some(least)) => loaded >= least + CLEARLY_BUSIER,
@@ -271,12 +282,15 @@ impl Pool {
         Ok(if !loaded.is_empty() && stay { loaded } else { owners })
     }
 
-    /// A backend that has the model but is not up, for people.
+    /// A backend that has the model but is not up, or was tried in vain, for people.
     fn absent_owner(&self, model: &ModelName, tried: &[BackendId]) -> Option<String> {
         let owner = self.backends.iter().find(|b| {
-            !tried.contains(&b.id) && matches!(b.health, Health::Down { .. }) && b.has(model)
+            b.has(model) && (tried.contains(&b.id) || matches!(b.health, Health::Down { .. }))
         })?;
-        let Health::Down { reason, .. } = &owner.health else { return None };
+        let reason = match &owner.health {
+            Health::Down { reason, .. } => reason.as_str(),
+            _ => "it does not answer",
+        };
         Some(format!(
             "model {:?} is on server {}, which is away: {reason}",
             model.as_str(),

@@ -747,3 +747,25 @@ fn a_change_that_went_through_us_is_not_answered_from_before_it() {
     assert!(!w.pool.has_stale_inventory());
     assert_eq!(w.choose(&model("new")), Ok(ids[0]));
 }
+
+#[test]
+fn an_owner_that_just_failed_is_away_and_not_without_the_model() {
+    let (mut w, ids) = World::with_models(&[models(&["a"], &[]), models(&["b"], &[])]);
+    assert_eq!(w.choose(&model("a")), Ok(ids[0]));
+    w.input(Input::Finished(ids[0], Outcome::Failed.into()));
+    let again = w.pool.pick(w.now, &[ids[0]], &model("a"));
+    assert!(matches!(again, Err(NoPick::Away(_))), "{again:?}: the other would say 404");
+}
+
+#[test]
+fn a_create_goes_where_its_base_is_and_an_unload_where_it_was_just_used() {
+    let (mut w, ids) = World::with_models(&[models(&["a"], &[]), models(&["a", "b"], &[])]);
+    let create = Wanted { task: Task::Build, ..model("b") };
+    assert_eq!(w.choose(&create), Ok(ids[1]));
+    let loaded = ModelName::parse("a").map(|name| (name, true));
+    let _ = w.pool.pick(w.now, &[ids[0]], &model("a"));
+    w.input(Input::Finished(ids[1], Report { loaded, ..Outcome::Answered.into() }));
+    assert!(w.pool.has_stale_inventory());
+    let unload = Wanted { task: Task::Unload, ..model("a") };
+    assert_eq!(w.choose(&unload), Ok(ids[1]));
+}
