@@ -1,0 +1,28 @@
+//! Several hosts on one machine: network namespaces, bridges, real broadcasts, the real binary.
+//!
+//! ```text
+//!   namespace h1          h2            h3
+//!   Ollama, ollana        ollana        curl's part
+//!      eth0 ─┐             │eth0         │eth0        10.80.B.N/24, no default route
+//!            └─ p1 ─ br0 ─ p2 ───────────┘            namespace "switch"
+//! ```
+//!
+//! They need root and `ip` (some also `nft`); elsewhere they say so once and pass. Each test has
+//! hosts of its own, so they run side by side. What a fault may cost is in the constants of
+//! [`netns::watch`]; a test allows twice that and prints what it measured (`make netns`).
+#![cfg(target_os = "linux")]
+
+/// The parts that the tests are made of, and the tests.
+mod netns {
+    mod daemon;
+    mod http;
+    mod lan;
+    mod ollama;
+    mod watch;
+
+    mod basics;
+    mod failover;
+    mod hangup;
+    mod interfaces;
+    mod outages;
+}
