@@ -18,11 +18,15 @@ mod netns {
     mod http;
     mod lan;
     mod ollama;
+    mod packets;
     mod watch;
 
     mod basics;
     mod failover;
     mod hangup;
+    mod hostile;
     mod interfaces;
     mod outages;
+    mod sharing;
+    mod skipping;
 }
