@@ -148,6 +148,13 @@ impl Downstream {
         }
     }
 
+    /// An answer begins that may take minutes: nothing is received before it has ended.
+    pub fn let_buffer_go(&mut self) {
+        if !self.has_received() {
+            self.buffer = Vec::new();
+        }
+    }
+
     /// The exchange is over; the connection waits for the next one.
     pub fn set_idle(&mut self) {
         if !self.has_received() {
@@ -324,6 +331,13 @@ impl<'a> BodyState<'a> {
         if self.budget.take(room) { room } else { 0 }
     }
 
+    /// It won't be sent again; what was kept is let go.
+    pub fn let_go(&mut self) {
+        self.is_whole = false;
+        self.kept = Vec::new();
+        self.budget.give_back(std::mem::take(&mut self.reserved));
+    }
+
     fn keep(&mut self, bytes: &[u8]) {
         if !self.is_whole || bytes.is_empty() {
             return;
@@ -333,9 +347,7 @@ impl<'a> BodyState<'a> {
             self.reserved += bytes.len();
             self.kept.extend_from_slice(bytes);
         } else {
-            self.is_whole = false;
-            self.kept = Vec::new();
-            self.budget.give_back(std::mem::take(&mut self.reserved));
+            self.let_go();
         }
     }
 }
@@ -483,7 +495,7 @@ impl BodyReader<'_, '_> {
     /// # Errors
     /// When it can't be received; the fault is recorded.
     pub fn prefetch(&mut self, most: usize, is_enough: &dyn Fn(&[u8]) -> bool) -> io::Result<()> {
-        let mut piece = [0; READ_SIZE];
+        let mut piece = vec![0; READ_SIZE];
         while self.state.is_whole && self.state.kept.len() < most && !is_enough(&self.state.kept) {
             // Nothing is taken that can't be kept: it was not sent yet, so it would be lost.
             let room = self.state.reserve(READ_SIZE.min(most - self.state.kept.len()));

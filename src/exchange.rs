@@ -200,6 +200,7 @@ impl Exchange<'_> {
                             }
                         }
                     }
+                    body.let_go();
                     return self.relay(connection, &mut leased, &body, &wanted, answer);
                 }
                 Err(failed) => failed,

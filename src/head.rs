@@ -105,6 +105,8 @@ fn too_large<T>() -> Result<T, Refusal> {
 ///
 /// # Errors
 /// [`Refusal`] with the status to answer; the connection must then be closed.
+// A frame of its own: its 4 KiB of slots would stay resident under every stream.
+#[inline(never)]
 pub fn parse(bytes: &[u8], limits: HeadLimits) -> Result<Head, Refusal> {
     let mut slots = [httparse::EMPTY_HEADER; config::MAX_FIELDS];
     let most = limits.max_fields.min(config::MAX_FIELDS);

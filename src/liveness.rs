@@ -25,7 +25,7 @@ const CHECKERS: usize = 8;
 /// Where the Manager puts its jobs, and where the checkers take them from.
 pub fn job_queue() -> (Sender<Job>, Receiver<Job>) {
     // One per backend is under way at most.
-    bounded(1024)
+    bounded(128)
 }
 
 /// The ticker's thread; dropping it stops and joins it.

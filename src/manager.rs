@@ -26,8 +26,8 @@ use crate::pool::{
 };
 use crate::wire::OllamaVersion;
 
-/// Events that may wait; more than a thousand workers can have under way at once.
-const MAILBOX: usize = 8192;
+/// Events that may wait. A full mailbox makes workers wait a moment; every place costs 136 bytes.
+const MAILBOX: usize = 512;
 
 /// How long a list waits for a change to be known; a slow server delays it no longer.
 const LIST_PATIENCE: Duration = Duration::from_millis(500);

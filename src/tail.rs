@@ -37,6 +37,9 @@ impl Tail {
     /// Takes the next bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         let bytes = &bytes[bytes.len().saturating_sub(KEPT)..];
+        if self.0.ends_with(b"\n") && bytes.iter().any(|b| *b != b'\n') {
+            self.0.clear(); // A new line begins; the ones before it don't matter any more.
+        }
         let excess = (self.0.len() + bytes.len()).saturating_sub(KEPT);
         self.0.drain(..excess);
         self.0.extend_from_slice(bytes);

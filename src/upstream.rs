@@ -31,6 +31,8 @@ const PROOF: Duration = Duration::from_secs(1);
 const PROMPT: Duration = Duration::from_millis(300);
 /// Buffers start this small, which is all that a stream of tokens needs …
 pub const SMALL: usize = 4 * 1024;
+/// Less still is enough for one token after the other …
+const TOKENS: usize = 1024;
 /// … and grow up to this while data comes faster than it leaves.
 const LARGE: usize = 32 * 1024;
 /// Idle connections kept per worker; it rarely talks to more than one server.
@@ -434,9 +436,8 @@ impl Drop for LinkTransport {
 
 impl Transport for LinkTransport {
     fn buffers(&mut self) -> &mut dyn Buffers {
-        if self.buffers.output.len() < LARGE {
-            let wanted = if self.link.is_large() { LARGE } else { SMALL };
-            self.buffers.grow_output(wanted);
+        if self.buffers.wanted_output < LARGE {
+            self.buffers.wanted_output = if self.link.is_large() { LARGE } else { SMALL };
         }
         &mut self.buffers
     }
@@ -472,6 +473,10 @@ impl Transport for LinkTransport {
             self.send_held()?;
             self.set_patience(false);
             self.set_proof(if self.requests > 1 { Proof::Awaited } else { Proof::Given });
+        }
+        if self.has_received {
+            // The answer comes in pieces, perhaps for minutes.
+            self.buffers.settle();
         }
         // Everything that was read before is with the client before more is read.
         self.link.flush()?;
@@ -532,7 +537,9 @@ struct GrowingBuffers {
     /// `input[consumed..filled]` isn't consumed yet.
     consumed: usize,
     filled: usize,
+    /// Made when it is first used, `wanted_output` bytes large.
     output: Vec<u8>,
+    wanted_output: usize,
     /// Whether the last use of the input made progress.
     progress: bool,
     /// Whether the last read took all the space there was.
@@ -540,9 +547,21 @@ struct GrowingBuffers {
 }
 
 impl GrowingBuffers {
-    fn grow_output(&mut self, wanted: usize) {
-        if self.output.len() < wanted {
-            self.output.resize(wanted, 0);
+    fn grow_output(&mut self) {
+        if self.output.len() < self.wanted_output {
+            self.output.resize(self.wanted_output, 0);
+        }
+    }
+
+    /// Makes them as small as a stream of tokens needs. The next request gets new ones.
+    fn settle(&mut self) {
+        if self.output.is_empty() {
+            return;
+        }
+        self.output = Vec::new();
+        self.wanted_output = 0;
+        if !self.was_filled && self.filled == 0 {
+            self.input = vec![0; TOKENS];
         }
     }
 
@@ -555,6 +574,7 @@ impl GrowingBuffers {
 
 impl Buffers for GrowingBuffers {
     fn output(&mut self) -> &mut [u8] {
+        self.grow_output();
         &mut self.output
     }
 
@@ -590,6 +610,7 @@ impl Buffers for GrowingBuffers {
     }
 
     fn tmp_and_output(&mut self) -> (&mut [u8], &mut [u8]) {
+        self.grow_output();
         let wanted = self.filled + self.output.len().max(SMALL);
         self.grow_input(wanted);
         (&mut self.input[self.filled..], &mut self.output)

@@ -185,7 +185,7 @@ impl Announcer {
             .iter()
             .map(|interface| (interface.address, to(interface.broadcast), interface.name.as_str()))
             .collect();
-        if ways.is_empty() {
+        if ways.is_empty() && self.setup.interfaces.is_empty() {
             // Leaves by the default route alone, which is better than nothing.
             ways.push((Ipv4Addr::UNSPECIFIED, to(Ipv4Addr::BROADCAST), "default route"));
         }

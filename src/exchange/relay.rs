@@ -22,6 +22,9 @@ const GATHER: usize = 2 * 1024;
 /// Relay buffers start small and grow while the upstream fills them.
 const SMALL: usize = 4 * 1024;
 const LARGE: usize = 32 * 1024;
+/// Where tokens are likely, this is enough.
+const TOKENS: usize = 1024;
+
 /// A body on its way to the client.
 struct Copy {
     framing: AnswerFraming,
@@ -81,10 +84,15 @@ impl Exchange<'_> {
             || self.context.registry.is_draining();
         let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let format = content_type.and_then(Format::of);
-        let mut out = Vec::with_capacity(1024);
-        headers::write_answer_head(&mut out, status, &parts.headers, framing, declared, close);
+        if framing == AnswerFraming::Chunked {
+            connection.let_buffer_go();
+        }
         let link = self.upstream.link();
-        link.push(&out);
+        {
+            let mut out = Vec::with_capacity(1024);
+            headers::write_answer_head(&mut out, status, &parts.headers, framing, declared, close);
+            link.push(&out);
+        }
         let first_byte = self.started.elapsed();
         let mut copy = Copy { framing, format, total: 0, tail: Tail::default() };
         let result = match framing {
@@ -127,7 +135,8 @@ impl Exchange<'_> {
     fn copy_body(&self, body: Body, copy: &mut Copy) -> Result<(), String> {
         let link = self.upstream.link();
         let mut reader = body.into_reader();
-        let mut buffer = vec![0; CHUNK_PREFIX + SMALL + CHUNK_SUFFIX];
+        let room = if copy.framing == AnswerFraming::Chunked { TOKENS } else { SMALL };
+        let mut buffer = vec![0; CHUNK_PREFIX + room + CHUNK_SUFFIX];
         loop {
             let space = CHUNK_PREFIX..buffer.len() - CHUNK_SUFFIX;
             let room = space.len();
