@@ -1,0 +1,45 @@
+//! `make bench`: Ollana beside nginx and HAProxy on one machine, against the same stand-in for
+//! Ollama, in the same minutes.
+//!
+//! ```text
+//!  load ──────────────────────────────────────► upstream    direct
+//!  load ──► ollana server ────────────────────► upstream    one hop   (also nginx, haproxy)
+//!  load ──► ollana client ──► ollana server ──► upstream    two hops  (also nginx, haproxy)
+//! ```
+//!
+//! Every measurement is taken on all of these one after the other, in an order that changes, and
+//! again in every round with new processes. The table shows medians, and beside them medians of
+//! the ratios of neighbours: a machine that is busy with other things moves the first but hardly
+//! the second. Nothing outside 127.0.0.0/8 is talked to.
+//!
+//! Options, behind `cargo bench --bench bench --`: `--quick` (a minute), `--full` (also
+//! instructions per request, and a 4 GiB upload), `--rounds N`, `--only PART,…` (of those in `run.rs`),
+//! `--without nginx,haproxy`. Variables: `OLLANA_BENCH_BIN`, another ollana to measure;
+//! `OLLANA_BENCH_OTHER`, one to compare it with.
+
+#[cfg(target_os = "linux")]
+#[path = "."]
+mod linux {
+    mod bulk;
+    mod children;
+    mod events;
+    mod instructions;
+    mod load;
+    mod measure;
+    mod parts;
+    mod proxies;
+    pub(crate) mod run;
+    mod streams;
+    mod table;
+    mod upstream;
+}
+
+fn main() -> std::process::ExitCode {
+    #[cfg(target_os = "linux")]
+    return linux::run::main();
+    #[cfg(not(target_os = "linux"))]
+    {
+        eprintln!("the benchmark counts on epoll and /proc, so it runs on Linux only");
+        std::process::ExitCode::SUCCESS
+    }
+}

@@ -1,0 +1,273 @@
+//! The measurements of one round, each on all routes in turn.
+
+use std::path::Path;
+
+use super::bulk::{self, WAYS, Way};
+use super::children::Failable;
+use super::events;
+use super::instructions;
+use super::load::{self, Ask, Load};
+use super::measure::{Cpu, percentile, resident_kib, threads};
+use super::proxies::{Family, Role, Route};
+use super::run::Scale;
+use super::streams::{self, Outcome, Plan};
+use super::table::{Book, Kind, Row};
+use super::upstream::Upstream;
+
+const FIRST_BYTE: &str = "first byte of a small answer, µs";
+const REQUESTS: &str = "small requests per second";
+const REQUEST_CPU: &str = "CPU per small request, µs";
+const TOKENS: &str = "delay of a token, µs, 25 per second and stream";
+const TOKEN_CPU: &str = "CPU per token, µs";
+const MEMORY: &str = "memory and threads";
+const BULK: &str = "bulk, GB/s";
+const BULK_CPU: &str = "bulk, CPU-seconds per GB";
+const EVENTS: &str = "single events";
+
+/// One round.
+pub(crate) struct Bench<'a> {
+    pub(crate) families: &'a [Family],
+    pub(crate) routes: Vec<Route>,
+    pub(crate) upstream: &'a Upstream,
+    pub(crate) dir: &'a Path,
+    pub(crate) scale: &'a Scale,
+    pub(crate) book: &'a mut Book,
+    pub(crate) round: usize,
+    /// Who begins; changes with every measurement.
+    pub(crate) turn: usize,
+}
+
+impl Bench<'_> {
+    /// All routes, beginning with another one each time.
+    fn in_turn(&mut self) -> Vec<Route> {
+        let mut routes = self.routes.clone();
+        self.turn += 1;
+        let first = self.turn % routes.len();
+        routes.rotate_left(first);
+        routes
+    }
+
+    fn note(&mut self, section: &'static str, label: &str, kind: Kind, route: &Route, value: f64) {
+        self.book.note(&Row::new(section, label, kind), route, value);
+    }
+
+    fn note_load(&mut self, label: &str, route: &Route, load: &Load, cpu: std::time::Duration) {
+        let rate = load.requests as f64 / load.elapsed.as_secs_f64();
+        self.note(REQUESTS, label, Kind::More, route, rate);
+        if !route.pids.is_empty() {
+            let cpu = cpu.as_secs_f64() * 1e6 / load.requests as f64;
+            self.note(REQUEST_CPU, label, Kind::Less, route, cpu);
+        }
+    }
+
+    /// Of processes that have answered one request each.
+    pub(crate) fn memory(&mut self) -> Failable<()> {
+        for route in self.in_turn().iter().filter(|route| route.hops == 1) {
+            let resident = resident_kib(&route.pids) as f64;
+            self.note(MEMORY, "idle, resident KiB", Kind::Less, route, resident);
+            self.note(MEMORY, "idle, threads", Kind::Less, route, threads(&route.pids) as f64);
+        }
+        let plan =
+            |route: &Route| Plan { address: route.address, streams: 200, pids: route.pids.clone() };
+        let mut at_200 = Vec::new();
+        for route in self.in_turn().into_iter().filter(|route| route.hops == 1) {
+            let outcomes = streams::run(&[plan(&route)], self.scale.window / 4)?;
+            at_200.push((route, outcomes));
+        }
+        for (route, outcomes) in at_200 {
+            let Some(few) = outcomes.first() else { continue };
+            let many = Plan { streams: 1000, ..plan(&route) };
+            let outcomes = streams::run(&[many], self.scale.window / 4)?;
+            let Some(many) = outcomes.first() else { continue };
+            let (low, high) = (few.resident_kib as f64, many.resident_kib as f64);
+            self.note(MEMORY, "200 streams, KiB", Kind::Less, &route, low);
+            self.note(MEMORY, "1,000 streams, KiB", Kind::Less, &route, high);
+            self.note(MEMORY, "KiB per further stream", Kind::Less, &route, (high - low) / 800.0);
+            let threads = many.threads as f64;
+            self.note(MEMORY, "1,000 streams, threads", Kind::Less, &route, threads);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn first_byte(&mut self) -> Failable<()> {
+        for (new, p50, p99) in [
+            (false, "kept connection, p50", "kept connection, p99"),
+            (true, "new connection, p50", "new connection, p99"),
+        ] {
+            for _ in 0..self.scale.repeats {
+                for route in self.in_turn() {
+                    let load = load::one_by_one(route.address, Ask::Chat, self.scale.slice, new)?;
+                    for (label, fraction) in [(p50, 0.5), (p99, 0.99)] {
+                        let us = percentile(&load.first_bytes, fraction) as f64 / 1e3;
+                        self.note(FIRST_BYTE, label, Kind::Added, &route, us);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn requests(&mut self) -> Failable<()> {
+        for _ in 0..self.scale.repeats {
+            for route in self.in_turn() {
+                let before = Cpu::of(&route.pids);
+                let load = load::one_by_one(route.address, Ask::Tags, self.scale.slice, false)?;
+                let cpu = Cpu::of(&route.pids).since(&before);
+                self.note_load("1 connection", &route, &load, cpu);
+            }
+        }
+        for (connections, label) in [(16, "16 connections"), (64, "64 connections")] {
+            for _ in 0..self.scale.repeats {
+                for route in self.in_turn() {
+                    let slice = self.scale.slice;
+                    let before = Cpu::of(&route.pids);
+                    let load = load::all_at_once(route.address, Ask::Tags, connections, slice)?;
+                    let cpu = Cpu::of(&route.pids).since(&before);
+                    self.note_load(label, &route, &load, cpu);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// On few streams, routes of equal length run side by side: they don't disturb each other,
+    /// and get the same share of whatever else the machine does.
+    pub(crate) fn tokens(&mut self) -> Failable<()> {
+        for hops in [1, 2] {
+            for streams in [1, 10] {
+                let routes: Vec<Route> = self
+                    .in_turn()
+                    .into_iter()
+                    .filter(|route| route.hops == hops || (route.hops == 0 && hops == 1))
+                    .collect();
+                let plans: Vec<Plan> = routes
+                    .iter()
+                    .map(|route| Plan { address: route.address, streams, pids: route.pids.clone() })
+                    .collect();
+                let outcomes = streams::run(&plans, self.scale.long_window)?;
+                for (route, outcome) in routes.iter().zip(&outcomes) {
+                    self.note_tokens(streams, route, outcome);
+                }
+            }
+        }
+        for streams in self.scale.streams {
+            for route in self.in_turn() {
+                let pids = route.pids.clone();
+                let plan = Plan { address: route.address, streams: *streams, pids };
+                for outcome in streams::run(&[plan], self.scale.window)? {
+                    self.note_tokens(*streams, &route, &outcome);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn note_tokens(&mut self, streams: usize, route: &Route, outcome: &Outcome) {
+        let label = if streams == 1 { "1 stream".to_owned() } else { format!("{streams} streams") };
+        if streams != 10 {
+            for (name, fraction, kind) in
+                [("p50", 0.5, Kind::Added), ("p99", 0.99, Kind::Added), ("max", 1.0, Kind::Less)]
+            {
+                let us = percentile(&outcome.delays, fraction) as f64 / 1e3;
+                self.note(TOKENS, &format!("{label}, {name}"), kind, route, us);
+            }
+        }
+        if !route.pids.is_empty() && streams != 1 {
+            self.note(TOKEN_CPU, &label, Kind::Less, route, outcome.cpu_us);
+        }
+    }
+
+    pub(crate) fn bulk(&mut self) -> Failable<()> {
+        for way in WAYS {
+            self.copy(way, self.scale.bulk_bytes, name(way))?;
+        }
+        if let Some(bytes) = self.scale.big_upload.filter(|_| self.round == 0) {
+            self.copy(Way::UpChunked, bytes, "up in chunks, 4 GiB")?;
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, way: Way, bytes: u64, label: &str) -> Failable<()> {
+        for route in self.in_turn() {
+            let before = Cpu::of(&route.pids);
+            let elapsed = bulk::copy(route.address, way, bytes)?;
+            let cpu = Cpu::of(&route.pids).since(&before);
+            let gigabytes = bytes as f64 / 1e9;
+            self.note(BULK, label, Kind::More, &route, gigabytes / elapsed.as_secs_f64());
+            if !route.pids.is_empty() {
+                let cpu = cpu.as_secs_f64() / gigabytes;
+                self.note(BULK_CPU, label, Kind::Less, &route, cpu);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn cancel(&mut self) -> Failable<()> {
+        for (streaming, label) in
+            [(false, "hang-up, waiting, µs"), (true, "hang-up, streaming, µs")]
+        {
+            for _ in 0..self.scale.events {
+                for route in self.in_turn().iter().filter(|route| route.hops > 0) {
+                    let us = events::time_to_cancel(self.upstream, route.address, streaming)?;
+                    self.note(EVENTS, label, Kind::Less, route, us);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn start(&mut self) -> Failable<()> {
+        for _ in 0..self.scale.events {
+            for route in self.in_turn() {
+                let Some(index) = route.family.filter(|_| route.hops == 1) else { continue };
+                let family = &self.families[index];
+                let target = self.upstream.address;
+                let ms = events::time_to_listen(family, self.dir, target)?;
+                self.note(EVENTS, "exec to listening, ms", Kind::Less, &route, ms);
+                if family.is_ollana() {
+                    let ms = events::time_to_discover(family, self.dir, target)?;
+                    self.note(EVENTS, "exec of both to 200, ms", Kind::Less, &route, ms);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn fail_over(&mut self) -> Failable<()> {
+        for _ in 0..self.scale.events {
+            for route in self.in_turn() {
+                let Some(index) = route.family.filter(|_| route.hops == 2) else { continue };
+                let family = &self.families[index];
+                if family.is_ollana() {
+                    let ms = events::time_to_fail_over(family, self.dir, self.upstream)?;
+                    self.note(EVENTS, "dead server to answer, ms", Kind::Less, &route, ms);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn instructions(&mut self) -> Failable<()> {
+        for route in self.routes.clone() {
+            let Some(index) = route.family.filter(|_| route.hops == 1) else { continue };
+            let family = &self.families[index];
+            if family.is_ollana() {
+                let target = self.upstream.address;
+                let count = instructions::per_request(family, Role::Server, self.dir, target)?;
+                if let Some(count) = count {
+                    self.note(REQUEST_CPU, "instructions, 1,000s", Kind::Less, &route, count / 1e3);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn name(way: Way) -> &'static str {
+    match way {
+        Way::DownByLength => "down by length",
+        Way::DownChunked => "down in chunks",
+        Way::UpByLength => "up by length",
+        Way::UpChunked => "up in chunks",
+    }
+}

@@ -1,0 +1,272 @@
+//! Options, the order of the measurements, and where the results go.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::children::{self, BECOME, Failable};
+use super::measure;
+use super::parts::Bench;
+use super::proxies::{self, Family};
+use super::table::Book;
+use super::upstream::Upstream;
+
+/// What `--only` may name, in the order in which they run.
+const PARTS: &[&str] = &[
+    "memory",
+    "first-byte",
+    "requests",
+    "tokens",
+    "bulk",
+    "cancel",
+    "start",
+    "failover",
+    "instructions",
+];
+/// Those start processes of their own, when the others are gone.
+const LATE_PARTS: &[&str] = &["start", "failover", "instructions"];
+
+/// How much of everything.
+#[derive(Clone, Debug)]
+pub(crate) struct Scale {
+    rounds: usize,
+    /// Slices of each small measurement in a round.
+    pub(crate) repeats: usize,
+    /// Length of such a slice.
+    pub(crate) slice: Duration,
+    /// How long tokens are counted.
+    pub(crate) window: Duration,
+    /// How long they are on few streams, where they are rare.
+    pub(crate) long_window: Duration,
+    /// How many streams at a time.
+    pub(crate) streams: &'static [usize],
+    pub(crate) bulk_bytes: u64,
+    /// For one more upload, in the first round.
+    pub(crate) big_upload: Option<u64>,
+    /// Repetitions of single events.
+    pub(crate) events: usize,
+}
+
+const DEFAULT: Scale = Scale {
+    rounds: 3,
+    repeats: 3,
+    slice: Duration::from_millis(120),
+    window: Duration::from_millis(1000),
+    long_window: Duration::from_millis(4000),
+    streams: &[64, 256, 1000],
+    bulk_bytes: 1 << 30,
+    big_upload: None,
+    events: 4,
+};
+const QUICK: Scale = Scale {
+    rounds: 2,
+    repeats: 2,
+    slice: Duration::from_millis(80),
+    window: Duration::from_millis(600),
+    long_window: Duration::from_millis(1500),
+    streams: &[64, 1000],
+    bulk_bytes: 128 << 20,
+    big_upload: None,
+    events: 2,
+};
+
+struct Options {
+    scale: Scale,
+    only: Vec<String>,
+    without: Vec<String>,
+    counts_instructions: bool,
+    shows_times: bool,
+}
+
+pub(crate) fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    if words.next().as_deref() == Some(BECOME) {
+        eprintln!("{}", children::become_program(words));
+        return ExitCode::FAILURE;
+    }
+    // `cargo test --all-targets` runs benchmarks too, without this word.
+    if !std::env::args().any(|word| word == "--bench") {
+        return ExitCode::SUCCESS;
+    }
+    let result = options().and_then(|options| run(&options));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn options() -> Failable<Options> {
+    use lexopt::prelude::Long;
+    let mut parser = lexopt::Parser::from_env();
+    let mut options = Options {
+        scale: DEFAULT,
+        only: Vec::new(),
+        without: Vec::new(),
+        counts_instructions: false,
+        shows_times: false,
+    };
+    let list = |text: String| text.split(',').map(str::to_owned).collect::<Vec<String>>();
+    let mut rounds = None;
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Long("bench") => {}
+            Long("quick") => options.scale = QUICK,
+            Long("full") => {
+                options.scale = Scale { big_upload: Some(4 << 30), ..DEFAULT };
+                options.counts_instructions = true;
+            }
+            Long("times") => options.shows_times = true,
+            Long("rounds") => rounds = Some(parser.value()?.parse()?),
+            Long("only") => options.only = list(parser.value()?.string()?),
+            Long("without") => options.without = list(parser.value()?.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    options.scale.rounds = rounds.unwrap_or(options.scale.rounds);
+    if let Some(unknown) = options.only.iter().find(|part| !PARTS.contains(&part.as_str())) {
+        return Err(format!("no part is called {unknown}; there are {}", PARTS.join(", ")).into());
+    }
+    options.counts_instructions |= options.only.iter().any(|part| part == "instructions");
+    Ok(options)
+}
+
+use lexopt::ValueExt;
+
+/// A directory that goes with us.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Failable<Scratch> {
+        let name = format!("ollana-bench-{}-{}", std::process::id(), measure::now_ns());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path)?;
+        Ok(Scratch(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn run(options: &Options) -> Failable<()> {
+    let start = Instant::now();
+    raise_descriptor_limit();
+    let scratch = Scratch::new()?;
+    let families = proxies::families(&options.without);
+    let machine = machine();
+    println!("{machine}");
+    for family in &families {
+        let size = fs::metadata(&family.program).map_or(0, |file| file.len() / 1024);
+        println!("{:9}{} ({size} KiB)", family.name, family.program.display());
+    }
+    let upstream = Upstream::start()?;
+    let mut book = Book::new(&families);
+    for round in 0..options.scale.rounds {
+        run_round(options, &families, &scratch.0, &upstream, &mut book, round)?;
+    }
+    eprint!("\r{:78}\r", "");
+    println!("\n{}", book.table());
+    println!(
+        "Medians of {} rounds in {} s; +: what the proxy adds to direct. The ratios are ollana's\n\
+         figure to the other's, medians over neighbouring measurements.",
+        options.scale.rounds,
+        start.elapsed().as_secs()
+    );
+    let sizes = families.iter().map(|family| {
+        let size = fs::metadata(&family.program).map_or(0, |file| file.len());
+        (family.name.clone(), json!(size))
+    });
+    let all = json!({
+        "machine": machine,
+        "rounds": options.scale.rounds,
+        "binary_bytes": sizes.collect::<serde_json::Map<_, _>>(),
+        "rows": book.json(),
+    });
+    let file = target_dir().join("bench.json");
+    fs::write(&file, format!("{all:#}\n"))?;
+    println!("Every single value: {}", file.display());
+    Ok(())
+}
+
+fn run_round(
+    options: &Options,
+    families: &[Family],
+    dir: &Path,
+    upstream: &Upstream,
+    book: &mut Book,
+    round: usize,
+) -> Failable<()> {
+    let (children, routes) = proxies::start_all(families, dir, upstream.address)?;
+    let mut children = Some(children);
+    let mut bench =
+        Bench { families, routes, upstream, dir, scale: &options.scale, book, round, turn: round };
+    for part in PARTS {
+        let wanted = options.only.is_empty() || options.only.iter().any(|only| only == part);
+        if !wanted || (*part == "instructions" && !(options.counts_instructions && round == 0)) {
+            continue;
+        }
+        if LATE_PARTS.contains(part) {
+            children = None;
+        }
+        let start = Instant::now();
+        eprint!("\r{:78}\rround {} of {}: {part} ", "", round + 1, options.scale.rounds);
+        match *part {
+            "memory" => bench.memory()?,
+            "first-byte" => bench.first_byte()?,
+            "requests" => bench.requests()?,
+            "tokens" => bench.tokens()?,
+            "bulk" => bench.bulk()?,
+            "cancel" => bench.cancel()?,
+            "start" => bench.start()?,
+            "failover" => bench.fail_over()?,
+            _ => bench.instructions()?,
+        }
+        if options.shows_times {
+            eprintln!("{:.1} s", start.elapsed().as_secs_f64());
+        }
+    }
+    drop(children);
+    Ok(())
+}
+
+/// Date, kernel, cores and processor: figures of another machine can't be compared.
+fn machine() -> String {
+    let date = Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]).output();
+    let date = date.map_or(String::new(), |out| String::from_utf8_lossy(&out.stdout).into_owned());
+    let system = rustix::system::uname();
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find(|line| line.starts_with("model name"));
+    let model = model.and_then(|line| line.split_once(':')).map_or("", |(_, name)| name.trim());
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    format!(
+        "{}, Linux {} {}, {} cores {model}, load {}",
+        date.trim(),
+        system.release().to_string_lossy(),
+        system.machine().to_string_lossy(),
+        available_parallelism().map_or(0, usize::from),
+        load.split_whitespace().next().unwrap_or_default()
+    )
+}
+
+fn target_dir() -> PathBuf {
+    // target/release/deps/bench-…
+    let own = std::env::current_exe().ok();
+    let target = own.as_deref().and_then(|path| path.ancestors().nth(3)).map(Path::to_path_buf);
+    target.unwrap_or_else(std::env::temp_dir)
+}
+
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+}
