@@ -15,48 +15,22 @@
 #   E2E_HOSTS         `loopback` does without namespaces even as root
 # shellcheck disable=SC1091,SC2034,SC2154  # variables shared with the files of e2e/
 set -euo pipefail
-shopt -s inherit_errexit
 
 cd "$(dirname "$0")/.."
-here=$PWD/scripts/e2e
-mkdir -p "${OLLANA_E2E_DIR:-target/e2e}"
-cache=$(cd "${OLLANA_E2E_DIR:-target/e2e}" && pwd)
-work=$(mktemp -d)
+servers=(a)
 model=tiny
 
-. "$here/tools.sh"
-. "$here/hosts.sh"
-. "$here/checks.sh"
+. scripts/e2e/setup.sh
+. scripts/e2e/checks.sh
 
-clean_up() {
-    local status=$? log
-    trap - EXIT
-    if ((status)); then
-        for log in "$work"/*.log; do
-            [ ! -s "$log" ] || { echo "--- last lines of ${log##*/}" && tail -n 25 "$log" | tr -cd '[:print:]\n' | cut -c1-300; }
-        done
-    fi
-    stop_all
-    rm -rf "$work"
-    exit "$status"
-}
-trap clean_up EXIT
-trap 'exit 130' INT TERM
-
-install_tools
-if [ -n "${OLLANA_BIN:-}" ]; then
-    ollana=$(realpath "$OLLANA_BIN")
-else
-    cargo build --release
-    ollana=$(realpath "${CARGO_TARGET_DIR:-target}/release/ollana")
-fi
-
-make_hosts
+set_up node npm
+install_clients
 out_of_time=$((SECONDS + 300))
-start_ollama
-make_model
-start server a "$ollana" "${server_args[@]}"
-start client b "$ollana" "${client_args[@]}"
+start_ollama a
+make_model a "$model" "$gguf"
+# shellcheck disable=SC2086  # the flags are words
+start_ollana a ${E2E_SERVER_FLAGS:-}
+start_ollana b
 # Nothing below means anything until the two have found each other.
 check "ollana on B finds Ollama on A" within 20 ask b /api/version --fail
 (($(failures) == 0)) || exit 1
@@ -68,6 +42,4 @@ check_program node node "$node_dir/client.mjs" "${url[b]}" "$model"
 check_hang_up
 check_restart
 check_stop
-
-echo "$(grep -c '^ok ' "$results" || true) passed, $(failures) failed"
-(($(failures) == 0))
+close

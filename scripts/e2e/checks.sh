@@ -1,47 +1,5 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # variables shared with e2e.sh
-# The checks that need no client library. One line for each: `ok   what` or `FAIL what: why`.
-
-results=$work/results
-: >"$results"
-
-report() { echo "$1" | tee -a "$results"; }
-failures() { grep -c '^FAIL ' "$results" || true; }
-
-# check WHAT COMMAND…: passes when the command does; the last line it prints says how or why.
-check() {
-    local said status=0
-    ((SECONDS < out_of_time)) || { report "FAIL $1: out of time" && return; }
-    set +e # errexit works in the subshell only where its status is not tested
-    said=$(set -e && "${@:2}" 2>&1)
-    status=$?
-    set -e
-    said=$(tail -n 1 <<<"$said" | tr -cd '[:print:]' | cut -c1-300)
-    if ((status == 0)); then
-        report "ok   $1${said:+ ($said)}"
-    else
-        report "FAIL $1: ${said:-exit status $status}"
-    fi
-}
-
-# expect WHAT PATTERN COMMAND…: the command must pass and print a line that matches.
-expect() { check "$1" prints "${@:2}"; }
-prints() {
-    local text
-    text=$("${@:2}") || { echo "$text" && return 1; }
-    grep -Eq -- "$1" <<<"$text" || { echo "no /$1/ in: ${text//$'\n'/ }" && return 1; }
-}
-
-# check_program NAME COMMAND…: a program on B that prints such lines itself.
-check_program() {
-    local line status=0
-    on b timeout 90 "${@:2}" 2>&1 | while IFS= read -r line; do
-        case $line in
-            "ok   "* | "FAIL "*) report "$line" ;;
-            *) echo "$line" >>"$work/$1.log" ;;
-        esac
-    done || status=$?
-    ((status == 0)) || report "FAIL $1: ended with status $status"
-}
+# The checks of e2e.sh that need no client library.
 
 check_cli() {
     expect "ollama list" "^$model:latest " cli list
@@ -55,10 +13,6 @@ check_cli() {
     check "ollama create, five times" five_times cli create plain -f "$work/Modelfile"
     check "curl: /api/show has Ollama's own bytes" same /api/show -d '{"model":"plain"}'
     expect "ollama rm" "^deleted 'plain'" cli rm plain
-}
-cli() {
-    on b env "${cli_env[@]}" timeout 30 "$ollama" "$@" 2>>"$work/cli.log" ||
-        { tail -n 1 "$work/cli.log" | grep -o 'Error.*' && return 1; }
 }
 five_times() { for _ in 1 2 3 4 5; do "$@"; done; }
 
@@ -76,19 +30,6 @@ check_curl() {
     expect "curl: upload after 100 Continue" '^201$' upload 'Expect: 100-continue'
     expect "curl: upload in chunks" '^201$' upload 'Transfer-Encoding: chunked'
 }
-
-code() { ask b "$1" -o /dev/null -w '%{http_code}\n' "${@:2}"; }
-
-# same PATH [CURL-ARGUMENT…]: through ollana and from Ollama directly.
-same() {
-    ask a "$@" -D "$work/direct.head" >"$work/direct"
-    ask b "$@" -D "$work/chain.head" >"$work/chain"
-    [ -s "$work/direct" ]
-    cmp "$work/direct" "$work/chain"
-    diff <(end_to_end "$work/direct.head") <(end_to_end "$work/chain.head")
-    echo "$(wc -c <"$work/chain") bytes"
-}
-end_to_end() { head -n 1 "$1" && grep -iE '^content-(type|encoding):' "$1" | tr '[:upper:]' '[:lower:]'; }
 
 ndjson() {
     ask b /api/generate -N -d "{\"model\":\"$model\",\"prompt\":\"hi\"}" >"$work/stream"
@@ -122,40 +63,37 @@ check_hang_up() {
 # hang_up REQUEST UNDER-WAY PATH [CURL-ARGUMENT…]
 hang_up() {
     local before under_way=
-    before=$(logged "$1")
+    before=$(logged a "$1")
     start curl b curl -sSN --max-time 60 "${@:4}" "${url[b]}$3"
-    if within 10 "$2" && [ "$(logged "$1")" = "$before" ]; then under_way=yes; fi
+    if within 10 "$2" && [ "$(logged a "$1")" = "$before" ]; then under_way=yes; fi
     stop curl KILL
     [ "$under_way" ] || { echo "it was not under way at Ollama when it should have been" && return 1; }
-    within 2 logged_since "$1" "$before"
+    within 2 logged_since a "$1" "$before"
 }
-logged() { grep -cE "\[GIN\].* $1" "$work/ollama.log" || true; }
-logged_since() { [ "$(logged "$1")" -gt "$2" ]; }
 
 # Proofs that the request has reached Ollama.
 streams() { grep -q '"done":false' "$work/curl.log"; }
 loaded() { ask a /api/ps | grep -q "\"$model:latest\""; }
-uploads() { find "$work/models/blobs" -regex '.*/sha256-[0-9]+' -size +64k | grep -q .; }
+uploads() { find "$work/a/models/blobs" -regex '.*/sha256-[0-9]+' -size +64k | grep -q .; }
 
 check_restart() {
-    stop ollama || true
+    stop ollama-a || true
     expect "Ollama stopped: /api answers an error" '^\{"error":"[^"]+.*\} 5[0-9]{2}$' flat /api/tags
     expect "Ollama stopped: /v1 answers an OpenAI error" '^\{"error":\{.*"message":"[^"]+.*\} 5[0-9]{2}$' flat /v1/models
-    start_ollama
+    start_ollama a
     check "Ollama restarted: back by itself" within 5 ask b /api/tags --fail
     expect "Ollama restarted: generates" '"done":true' \
         ask b /api/generate -d "{\"model\":\"$model\",\"prompt\":\"hi\",\"stream\":false}"
 }
-flat() { ask b "$1" -w ' %{http_code}' | tr -d '\n'; }
 
 # `stop` must run in this shell, whose children they are.
 check_stop() {
-    local name
-    for name in client server; do
-        if stop "$name" >/dev/null; then
-            report "ok   SIGTERM ends the $name"
+    local host
+    for host in b a; do
+        if stop "ollana-$host" >/dev/null; then
+            report "ok   SIGTERM ends the ollana on ${host^}"
         else
-            report "FAIL SIGTERM ends the $name: still running after 10 s"
+            report "FAIL SIGTERM ends the ollana on ${host^}: still running after 10 s"
         fi
     done
 }

