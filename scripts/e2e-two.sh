@@ -12,6 +12,7 @@ set -euo pipefail
 
 cd "$(dirname "$0")/.."
 servers=(a c)
+programs=()
 
 . scripts/e2e/setup.sh
 . scripts/e2e/two.sh

@@ -18,12 +18,13 @@ set -euo pipefail
 
 cd "$(dirname "$0")/.."
 servers=(a)
+programs=(node npm)
 model=tiny
 
 . scripts/e2e/setup.sh
 . scripts/e2e/checks.sh
 
-set_up node npm
+set_up
 install_clients
 out_of_time=$((SECONDS + 300))
 start_ollama a

