@@ -22,7 +22,7 @@ pub use process::{Process, free_tcp_port, free_udp_port};
 pub use random::{Random, Sum};
 
 /// What anything may take that isn't measured: a wait that lasts longer has failed.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Looks until there is something to see. For what has no channel to wait on.
 pub fn eventually<T>(awaited: &str, mut look: impl FnMut() -> Option<T>) -> T {

@@ -1,0 +1,120 @@
+//! A thousand streams at once, each different, each whole.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::thread;
+use std::time::Instant;
+
+use support::{Client, End, Fake, Gate, Random, Sum, Way, chunk, ndjson};
+
+const STREAMS: usize = 1000;
+/// Lines of one stream; half of them are sent before all streams have begun, half after.
+const LINES: usize = 16;
+
+/// The lines of a stream, which its number determines.
+fn lines(stream: u64) -> impl Iterator<Item = Vec<u8>> {
+    let mut random = Random::new(stream);
+    (0..LINES).map(move |n| {
+        let size = if random.is_one_in(40) { 60_000 } else { 20 + random.below(600) };
+        let mut line: Vec<u8> = random.bytes(size).iter().map(|b| b'a' + b % 26).collect();
+        line.extend_from_slice(format!(" {stream} {n}\n").as_bytes());
+        line
+    })
+}
+
+fn whole(stream: u64) -> (u64, u64) {
+    let mut sum = Sum::default();
+    lines(stream).for_each(|line| sum.add(&line));
+    sum.get()
+}
+
+/// A fake that holds every stream half-way until all have begun; and how many have.
+fn fake() -> (Fake, Gate, Arc<AtomicUsize>) {
+    let gate = Gate::new();
+    let begun = Arc::new(AtomicUsize::new(0));
+    let (held, count) = (gate.clone(), Arc::clone(&begun));
+    let fake = Fake::start(move |call| {
+        call.read_body();
+        let stream = call.target().rsplit('/').next().and_then(|n| n.parse().ok());
+        call.send(ndjson());
+        for (n, line) in lines(stream.expect("a stream's number")).enumerate() {
+            if n == LINES / 2 {
+                count.fetch_add(1, SeqCst);
+                call.wait(&held, "all streams to begin");
+            }
+            call.send(chunk(line));
+        }
+        call.send("0\r\n\r\n");
+    });
+    (fake, gate, begun)
+}
+
+#[test]
+fn a_thousand_streams_at_once() {
+    for way in Way::ALL {
+        let (fake, gate, begun) = fake();
+        let chain = way.with(&fake, |settings| settings.limits.max_connections = 4096);
+        let address = chain.address();
+        let start = Instant::now();
+        let clients: Vec<_> = (0..STREAMS as u64)
+            .map(|stream| {
+                let client = move || {
+                    let mut client = Client::connect(address);
+                    client.send(support::post(&format!("/api/chat/{stream}"), "{}"));
+                    assert_eq!(client.head_of("POST").status(), 200, "stream {stream}");
+                    (stream, client.drain())
+                };
+                thread::Builder::new().stack_size(128 * 1024).spawn(client).expect("a client")
+            })
+            .collect();
+        support::eventually("all streams to be under way", || {
+            (begun.load(SeqCst) == STREAMS).then_some(())
+        });
+        println!("{way:?}: {STREAMS} under way after {} ms", start.elapsed().as_millis());
+        assert!(chain.front().connections() >= STREAMS, "{way:?}");
+        gate.open();
+        for client in clients {
+            let (stream, got) = client.join().expect("a client");
+            assert_eq!(got, (whole(stream), End::Whole), "{way:?} stream {stream}");
+        }
+        println!("{way:?}: all whole after {} ms", start.elapsed().as_millis());
+        assert_eq!(fake.count(), STREAMS, "{way:?}");
+    }
+}
+
+#[test]
+fn many_short_requests_at_once() {
+    for way in Way::ALL {
+        let fake = Fake::start(|call| {
+            let body = call.read_body();
+            call.answer("200 OK", "text/plain", body);
+        });
+        let chain = way.to(&fake);
+        let address = chain.address();
+        let clients: Vec<_> = (0..16u64)
+            .map(|number| {
+                thread::spawn(move || {
+                    let mut client = Client::connect(address);
+                    let mut random = Random::new(number);
+                    for n in 0..100 {
+                        let size = random.below(3000);
+                        let body = random.bytes(size);
+                        let target = ["/api/chat", "/api/pull", "/x"][n % 3];
+                        let answer = client.post(target, &body);
+                        let same = answer.body == body && answer.end == End::Whole;
+                        assert!(same, "{way:?} client {number}, request {n}: {:?}", answer.head);
+                        if random.is_one_in(10) {
+                            client = Client::connect(address);
+                        }
+                    }
+                })
+            })
+            .collect();
+        for client in clients {
+            client.join().expect("a client");
+        }
+        assert_eq!(fake.count(), 1600, "{way:?}");
+    }
+}
