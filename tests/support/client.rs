@@ -198,9 +198,13 @@ impl Client {
         (sum.get(), self.end.unwrap_or(End::Whole))
     }
 
-    /// The whole answer to a request of this method that was sent before.
+    /// The whole answer to a request of this method that was sent before; interim ones are passed
+    /// over.
     pub fn answer_to(&mut self, method: &str) -> Answer {
-        let head = self.head_of(method);
+        let mut head = self.head_of(method);
+        while matches!(head.status(), 100 | 102..=199) {
+            head = self.head_of(method);
+        }
         let (body, end) = self.rest();
         Answer { head, body, end }
     }
