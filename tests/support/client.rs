@@ -1,13 +1,13 @@
 //! A client that says what it sends and sees what it gets, byte for byte.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
 use super::PATIENCE;
-use super::http::{Dechunker, Head};
+use super::http::{Dechunker, Head, read_once, take_front};
 use super::random::Sum;
 
 /// How what was read last ended.
@@ -82,15 +82,7 @@ impl Client {
 
     /// Reads what is there into the input; how it ended if nothing more comes.
     fn fill(&mut self, awaited: &str) -> Option<End> {
-        let filled = self.input.len();
-        self.input.resize(filled + 64 * 1024, 0);
-        let result = loop {
-            match self.stream.read(&mut self.input[filled..]) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                other => break other,
-            }
-        };
-        self.input.truncate(filled + *result.as_ref().unwrap_or(&0));
+        let result = read_once(&self.stream, &mut self.input);
         match result {
             Ok(0) => Some(End::CutByClose),
             Ok(_) => None,
@@ -144,8 +136,7 @@ impl Client {
                 Framing::Length(left) => {
                     let n = (*left).min(self.input.len());
                     *left -= n;
-                    Some(self.input.drain(..n).collect())
-                        .filter(|piece: &Vec<u8>| !piece.is_empty())
+                    Some(take_front(&mut self.input, n)).filter(|piece| !piece.is_empty())
                 }
                 Framing::Chunked(dechunker) => {
                     dechunker.take(&mut self.input).expect("well-formed chunks")

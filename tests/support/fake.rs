@@ -5,7 +5,7 @@
 //! (the version, the lists of models) is answered apart from it, so that health checks pass.
 //! Everything else is recorded byte for byte.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 
-use super::http::{Dechunker, Head, chunk};
+use super::http::{Dechunker, Head, chunk, read_once, take_front};
 use super::random::Sum;
 use super::{Gate, PATIENCE, lock};
 
@@ -336,19 +336,10 @@ fn checked(head: &Head) -> Option<&'static str> {
 }
 
 /// Reads once, behind what is there; the end as an error.
-fn read(mut stream: &TcpStream, input: &mut Vec<u8>) -> Result<usize, Closed> {
-    let filled = input.len();
-    input.resize(filled + 64 * 1024, 0);
-    let result = loop {
-        match stream.read(&mut input[filled..]) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            other => break other,
-        }
-    };
-    input.truncate(filled + *result.as_ref().unwrap_or(&0));
-    match result {
+fn read(stream: &TcpStream, input: &mut Vec<u8>) -> Result<(), Closed> {
+    match read_once(stream, input) {
         Ok(0) => Err(Closed::Eof),
-        Ok(n) => Ok(n),
+        Ok(_) => Ok(()),
         Err(_) => Err(Closed::Reset),
     }
 }
@@ -417,7 +408,7 @@ impl Call<'_> {
             } else {
                 let n = self.left.min(self.input.len());
                 self.left -= n;
-                Some(self.input.drain(..n).collect::<Vec<u8>>()).filter(|part| !part.is_empty())
+                Some(take_front(self.input, n)).filter(|part| !part.is_empty())
             };
             let is_whole =
                 if self.head.is_chunked() { self.dechunker.is_done } else { self.left == 0 };

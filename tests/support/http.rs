@@ -1,5 +1,8 @@
 //! Just enough HTTP/1.1 to say what was on the wire, kept apart from the code under test.
 
+use std::io::{self, ErrorKind, Read};
+use std::net::TcpStream;
+
 /// A head as it was received.
 #[derive(Clone, Debug, Default)]
 pub struct Head {
@@ -15,7 +18,7 @@ impl Head {
     /// Takes a whole head off the front of `input`, if there is one.
     pub fn take(input: &mut Vec<u8>) -> Option<Head> {
         let end = input.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
-        let bytes: Vec<u8> = input.drain(..end).collect();
+        let bytes = take_front(input, end);
         let mut lines = bytes[..end - 4].split(|byte| *byte == b'\n').map(|line| {
             line.strip_suffix(b"\r").unwrap_or(line) //
         });
@@ -126,4 +129,25 @@ impl Dechunker {
         input.drain(..end + 2);
         Ok(Some(data))
     }
+}
+
+/// Reads once, behind what is there.
+pub fn read_once(mut stream: &TcpStream, input: &mut Vec<u8>) -> io::Result<usize> {
+    let mut piece = vec![0; 64 * 1024];
+    loop {
+        match stream.read(&mut piece) {
+            Ok(n) => {
+                input.extend_from_slice(&piece[..n]);
+                return Ok(n);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Takes the first bytes off; in one piece, because an iterator is slow in a debug build.
+pub fn take_front(input: &mut Vec<u8>, count: usize) -> Vec<u8> {
+    let rest = input.split_off(count);
+    std::mem::replace(input, rest)
 }
