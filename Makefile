@@ -4,7 +4,7 @@ CARGO  ?= cargo
 PREFIX ?= /usr/local
 TARGET ?= $(shell uname -m)-unknown-linux-musl
 
-.PHONY: help run build test check lint doc netns e2e static install uninstall clean
+.PHONY: help run build test check lint doc netns e2e desync bench static install uninstall clean
 
 help:
 	@echo "make run      build and show it: a fake Ollama, a server, a client, one chat"
@@ -12,6 +12,8 @@ help:
 	@echo "make check    formatting, lints, documentation, tests: what CI runs"
 	@echo "make netns    only the tests on several hosts in network namespaces (root)"
 	@echo "make e2e      a real Ollama with a real model and the official clients"
+	@echo "make desync   request smuggling vectors against both proxies"
+	@echo "make bench    beside nginx and HAProxy (some minutes)"
 	@echo "make build    target/release/ollana"
 	@echo "make static   a static binary for TARGET=$(TARGET)"
 	@echo "make install  into DESTDIR=$(DESTDIR) PREFIX=$(PREFIX); make uninstall"
@@ -24,7 +26,7 @@ build:
 	@$(CARGO) build --release
 
 test:
-	$(CARGO) test
+	$(CARGO) test --no-fail-fast
 
 lint:
 	$(CARGO) fmt --all -- --check
@@ -42,6 +44,13 @@ netns:
 
 e2e:
 	scripts/e2e.sh
+	scripts/e2e-two.sh
+
+desync: build
+	OLLANA_BIN=target/release/ollana scripts/desync.sh
+
+bench:
+	$(CARGO) bench --bench bench
 
 # With the target's standard library from rustup, plain cargo; else see scripts/static.sh.
 static:

@@ -63,7 +63,7 @@ Intervals, time-outs and limits. Times: 250ms, 5s, 2m. Sizes: 4096, 64k, 4m.
   --health-interval T   between two health checks of a server [1s]
   --health-timeout T    for the answer to a health check [1500ms]
   --rise N --fall N     checks until a server gets work or none [1, 2]
-  --connect-timeout T   to connect to a server [1s]
+  --connect-timeout T   to connect to a server [1300ms]
   --wait-timeout T      a request waits for a server being checked [1500ms]
   --queue-timeout T     a request waits while all servers are busy [60s]
   --head-timeout T      for a request's whole head [10s]

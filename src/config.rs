@@ -93,7 +93,8 @@ pub struct Timing {
     pub health_interval: Duration,
     /// A health check without an answer by then has failed (default 1.5 s).
     pub health_timeout: Duration,
-    /// TCP connect to an upstream (default 1 s: a LAN answers in milliseconds).
+    /// TCP connect to an upstream (default 1.3 s: a LAN answers in milliseconds, and the kernel
+    /// repeats a lost SYN after 1 s).
     pub connect_timeout: Duration,
     /// Whole request head, from its first byte (default 10 s).
     pub head_timeout: Duration,
@@ -194,7 +195,7 @@ impl Default for Settings {
                 probe_interval: Duration::from_secs(5),
                 health_interval: Duration::from_secs(1),
                 health_timeout: Duration::from_millis(1500),
-                connect_timeout: Duration::from_secs(1),
+                connect_timeout: Duration::from_millis(1300),
                 head_timeout: Duration::from_secs(10),
                 idle_timeout: Duration::from_secs(120),
                 body_timeout: Duration::from_secs(60),

@@ -4,7 +4,7 @@
 //! instead of interpreted (RFC 9112 §2.2, §3, §6.3, §11.2), because the next hop might read it
 //! the other way. Whatever passes is written anew for the next hop, never copied.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
@@ -184,6 +184,10 @@ fn read_fields(parsed: &[httparse::Header<'_>]) -> Result<HeaderMap, Refusal> {
         let Ok(value) = HeaderValue::from_bytes(field.value) else {
             return refuse(400, "a field value is malformed");
         };
+        if name == AUTHORIZATION && value.to_str().is_err() {
+            // ureq can't send it, which would look like a failure of every server.
+            return refuse(400, "Authorization is not ASCII");
+        }
         fields.append(name, value);
     }
     Ok(fields)

@@ -2,12 +2,16 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::time::Duration;
 
 use super::StartError;
 use super::mode::{Mode, ask};
-use crate::config::{OLLAMA_PORT, OllamaUrl, POOLED_PORT, SERVER_PORT, Settings};
+use crate::config::{ModeChoice, OLLAMA_PORT, OllamaUrl, POOLED_PORT, SERVER_PORT, Settings};
 use crate::pool::CheckResult;
 use crate::socket;
+
+/// How long the holder of a taken port may take to say who it is.
+const HOLDER_TIME: Duration = Duration::from_millis(500);
 
 /// Binds the client's addresses: the given ones, or Ollama's own. Next to an Ollama that has that
 /// port, another one.
@@ -63,7 +67,12 @@ fn hint(settings: &Settings, address: SocketAddr, error: &io::Error) -> String {
     let ip = address.ip();
     let host = if ip.is_unspecified() { "127.0.0.1".to_owned() } else { ip.to_string() };
     let holder = OllamaUrl { host, port: address.port(), prefix: String::new() };
-    match ask(settings, &holder) {
+    match ask(settings, &holder, HOLDER_TIME) {
+        CheckResult::Healthy { .. }
+            if matches!(settings.mode, ModeChoice::Server | ModeChoice::Both) =>
+        {
+            "Ollama is running there; choose another address with --listen ADDR:PORT".to_owned()
+        }
         CheckResult::Healthy { .. } => {
             "Ollama is running there; share it with --mode server, or with --mode both".to_owned()
         }

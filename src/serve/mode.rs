@@ -68,7 +68,7 @@ pub(super) fn choose(
         log::info!("this machine is starting and has an Ollama service; waiting for it");
     }
     loop {
-        match ask(settings, ollama) {
+        match ask(settings, ollama, DETECTION_TIME) {
             CheckResult::Healthy { version, .. } => {
                 return (Mode::Server, format!("Ollama {version} answers at {ollama}"));
             }
@@ -105,12 +105,12 @@ fn since_boot() -> Option<Duration> {
 }
 
 /// Asks whether Ollama, and no proxy of ours, answers at a URL.
-pub(super) fn ask(settings: &Settings, ollama: &OllamaUrl) -> CheckResult {
+pub(super) fn ask(settings: &Settings, ollama: &OllamaUrl, timeout: Duration) -> CheckResult {
     let check = Check {
         target: &Target::Name(ollama.server()),
         local: Some(ollama),
         wants_inventory: false,
-        timeout: DETECTION_TIME,
+        timeout,
     };
     check.run(&Upstream::new(&settings.timing))
 }

@@ -134,10 +134,10 @@ impl Host {
         ip(&[&["-n", &self.namespace], args].concat());
     }
 
-    /// Loads a rule for packets, which stays; see [`can_filter`].
+    /// Loads a rule for packets, which stays; see [`can_filter`]. It may keep ports in `@seen`.
     pub(crate) fn nft(&self, hook: &str, rule: &str) {
         let rules = format!(
-            "table inet faults {{\n chain {hook} {{\n  type filter hook {hook} priority 0\n  {rule}\n }}\n}}\n"
+            "table inet faults {{\n set seen {{ type inet_service; flags dynamic; }}\n chain {hook} {{\n  type filter hook {hook} priority 0\n  {rule}\n }}\n}}\n"
         );
         let done = self.run(|| feed(Command::new("nft").args(["-f", "-"]), &rules));
         assert!(done.is_ok(), "nft on {}: {done:?}: {rules}", self.namespace);

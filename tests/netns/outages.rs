@@ -83,16 +83,16 @@ fn servers_are_found_through_a_lossy_network() {
     let server = lan.host(&[("eth0", 0)]);
     let _ollama = Ollama::start(&server, "gpu");
     let _server_daemon = Daemon::start(&server, &[]);
-    server.nft("input", "meta l4proto udp numgen random mod 100 < 30 drop");
+    // Three in a row, then seven that pass: chance would make the test fail now and then.
+    server.nft("input", "meta l4proto udp numgen inc mod 10 < 3 drop");
     for _ in 0..5 {
         let client = lan.host(&[("eth0", 0)]);
-        client.nft("input", "meta l4proto udp numgen random mod 100 < 30 drop");
         let _client_daemon = Daemon::start(&client, &[]);
-        takes("found with 30 % of the packets lost", limits::NOTICED, || works(&client));
+        takes("found with 30 % of the probes lost", limits::FOUND, || works(&client));
     }
 }
 
-/// 10 % of all packets to the client: slow, but nothing breaks.
+/// Once connected, a tenth of all packets may go: slow, but nothing breaks.
 #[test]
 fn streams_survive_a_lossy_network() {
     let Some(mut lan) = Lan::new(1) else { return };
@@ -100,12 +100,32 @@ fn streams_survive_a_lossy_network() {
         return;
     }
     let (_server, _ollama, _server_daemon, client, mut client_daemon) = server_and_client(&mut lan);
-    client.nft("input", "iifname eth0 numgen random mod 100 < 10 drop");
+    client.nft("input", "iifname eth0 tcp flags & syn == 0 numgen random mod 100 < 10 drop");
     for _ in 0..10 {
         let answer = post(&client, "/api/chat").expect("an answer");
         assert_eq!((answer.status, answer.body), (200, all_lines("gpu")));
     }
     client_daemon.assert_alive();
+}
+
+/// The kernel repeats a lost SYN after a second; the only server is worth waiting for that.
+#[test]
+fn a_lost_handshake_is_repeated() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    if !can_filter() {
+        return;
+    }
+    let (server, _ollama, _server_daemon, client, client_daemon) = server_and_client(&mut lan);
+    let first_syn = "tcp dport 11435 tcp flags & (syn | ack) == syn tcp sport != @seen";
+    server.nft("input", &format!("{first_syn} add @seen {{ tcp sport }} drop"));
+    for _ in 0..3 {
+        let start = Instant::now();
+        // It is never sent twice, so it gets a connection of its own.
+        let answer = post(&client, "/api/pull").expect("an answer");
+        judge("handshake lost to answer", start.elapsed(), limits::NEXT_AFTER_SILENCE);
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    assert_eq!(client_daemon.count("backend down "), 0, "nor is it out of rotation");
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub(crate) mod limits {
     /// … the server in use swallows connections.
     pub(crate) const NEXT_AFTER_SILENCE: Duration = ms(1500);
     /// … a connection to it is left over from before it vanished: both are tried.
-    pub(crate) const NEXT_AFTER_STALE: Duration = ms(2500);
+    pub(crate) const NEXT_AFTER_STALE: Duration = ms(3000);
     /// A peer that vanished without a word is an error at the client.
     pub(crate) const VANISHED: Duration = ms(12_000);
     /// A server's new address is in use.
