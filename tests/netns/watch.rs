@@ -15,8 +15,8 @@ pub(crate) mod limits {
     pub(crate) const FOUND: Duration = ms(1500);
     /// From the start of a server to a running client's first answer: one probe interval.
     pub(crate) const NOTICED: Duration = ms(6000);
-    /// A server that refuses connections gets no more requests.
-    pub(crate) const REFUSING: Duration = ms(1500);
+    /// A request that no server can take is refused: it waits 1.5 s for one that just restarts.
+    pub(crate) const REFUSING: Duration = ms(2000);
     /// A server that stays silent gets no more requests.
     pub(crate) const SILENT: Duration = ms(7000);
     /// A server that can be reached again gets requests.
