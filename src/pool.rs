@@ -55,6 +55,8 @@ const LONGEST_EJECTION: Duration = Duration::from_secs(30);
 const COOL_DOWN: Duration = Duration::from_secs(1);
 /// A server's lists of models are asked for again after this.
 const INVENTORY_AGE: Duration = Duration::from_secs(4);
+/// Models that may be loaded or unloaded through us between two looks at a server.
+const MAX_LOADED_SINCE: usize = 16;
 /// Models whose speed is remembered per server.
 const MAX_SPEEDS: usize = 64;
 /// A learned limit of concurrent requests is lifted after this long without a busy answer.
@@ -298,6 +300,8 @@ struct Backend {
     inventory_due: Instant,
     /// Since when the inventory is known to be out of date.
     inventory_stale: Option<Instant>,
+    /// Models that requests have loaded or unloaded since, oldest first.
+    loaded_since: Vec<(ModelName, bool)>,
     first_byte: Option<Duration>,
     speeds: HashMap<ModelName, f64>,
     /// Learned from a busy answer: how many requests it takes, and when that was.
@@ -571,6 +575,7 @@ impl Pool {
             inventory: None,
             inventory_due: now,
             inventory_stale: None,
+            loaded_since: Vec::new(),
             first_byte: None,
             speeds: HashMap::new(),
             learned_limit: None,
@@ -663,14 +668,18 @@ impl Pool {
 
     fn finished(&mut self, now: Instant, id: BackendId, report: Report, actions: &mut Vec<Action>) {
         let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
-        let is_new = |(model, is_loaded): &(ModelName, bool)| {
-            let inventory = backend.inventory.as_ref();
-            inventory.is_some_and(|inventory| inventory.has_loaded(model) != *is_loaded)
-        };
-        if report.changed_models || report.loaded.as_ref().is_some_and(is_new) {
+        let loaded =
+            report.loaded.filter(|(model, is_loaded)| backend.has_loaded(model) != *is_loaded);
+        if report.changed_models || loaded.is_some() {
             backend.inventory_due = now;
             backend.inventory_stale = Some(now);
             backend.next_check = now;
+        }
+        if let Some(loaded) = loaded {
+            if backend.loaded_since.len() >= MAX_LOADED_SINCE {
+                backend.loaded_since.remove(0);
+            }
+            backend.loaded_since.push(loaded);
         }
         if let Some(first_byte) = report.first_byte {
             backend.first_byte = Some(match backend.first_byte {

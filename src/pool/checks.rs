@@ -62,6 +62,7 @@ impl Pool {
                     // An answer to an earlier question says nothing about the change.
                     if backend.inventory_stale.is_some_and(|since| since <= asked_at) {
                         backend.inventory_stale = None;
+                        backend.loaded_since.clear();
                     }
                 }
                 backend.round_trip = Some(match backend.round_trip {

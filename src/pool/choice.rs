@@ -109,7 +109,11 @@ impl Backend {
         self.inventory.as_ref().is_some_and(|inventory| inventory.has(model))
     }
 
-    fn has_loaded(&self, model: &ModelName) -> bool {
+    pub(super) fn has_loaded(&self, model: &ModelName) -> bool {
+        // What went through us is younger than what was asked.
+        if let Some((_, is_loaded)) = self.loaded_since.iter().rfind(|(name, _)| name == model) {
+            return *is_loaded;
+        }
         self.inventory.as_ref().is_some_and(|inventory| inventory.has_loaded(model))
     }
 
@@ -268,11 +272,7 @@ impl Pool {
                 _ => Ok(eligible),
             };
         }
-        let mut loaded = of(&|b| b.has_loaded(model));
-        if loaded.is_empty() && wanted.task == Task::Unload {
-            // It may have been loaded so lately that nobody has asked since.
-            loaded = of(&|b| b.has(model) && b.inventory_stale.is_some());
-        }
+        let loaded = of(&|b| b.has_loaded(model));
         let least = |of: &[usize]| of.iter().map(|at| self.backends[*at].in_flight).min();
         let idle_elsewhere = match (least(&loaded), least(&owners)) {
             (Some(loaded), Some(least)) => loaded >= least + CLEARLY_BUSIER,

@@ -759,13 +759,17 @@ fn an_owner_that_just_failed_is_away_and_not_without_the_model() {
 
 #[test]
 fn a_create_goes_where_its_base_is_and_an_unload_where_it_was_just_used() {
-    let (mut w, ids) = World::with_models(&[models(&["a"], &[]), models(&["a", "b"], &[])]);
+    let (mut w, ids) = World::with_models(&[models(&["a"], &["a"]), models(&["a", "b"], &[])]);
     let create = Wanted { task: Task::Build, ..model("b") };
     assert_eq!(w.choose(&create), Ok(ids[1]));
-    let loaded = ModelName::parse("a").map(|name| (name, true));
-    let _ = w.pool.pick(w.now, &[ids[0]], &model("a"));
-    w.input(Input::Finished(ids[1], Report { loaded, ..Outcome::Answered.into() }));
-    assert!(w.pool.has_stale_inventory());
     let unload = Wanted { task: Task::Unload, ..model("a") };
+    assert_eq!(w.choose(&unload), Ok(ids[0]));
+    // Faster than anyone asks: unloaded here, loaded there.
+    for (id, is_loaded) in [(ids[1], true), (ids[1], false), (ids[0], false), (ids[1], true)] {
+        let loaded = ModelName::parse("a").map(|name| (name, is_loaded));
+        let _ = w.pool.pick(w.now, &[], &Wanted::default());
+        w.input(Input::Finished(id, Report { loaded, ..Outcome::Answered.into() }));
+    }
+    assert!(w.pool.has_stale_inventory());
     assert_eq!(w.choose(&unload), Ok(ids[1]));
 }
