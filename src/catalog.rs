@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::model::ModelName;
 
@@ -63,10 +63,32 @@ fn name_of(entry: &Value) -> Option<String> {
     text("model").or_else(|| text("name")).map(str::to_owned)
 }
 
+/// An entry of a list: as text, because parsed JSON takes up to sixteen times the memory, and what
+/// a server says of itself is as long as it likes.
+#[derive(Clone, Debug, PartialEq)]
+struct Entry {
+    key: (String, String),
+    /// When it was made or changed: OpenAI's number, Ollama's text.
+    time: (i64, String),
+    text: String,
+}
+
+impl Entry {
+    fn new(list: List, entry: &Value) -> Self {
+        let created = entry.get("created").and_then(Value::as_i64).unwrap_or_default();
+        let modified = entry.get("modified_at").and_then(Value::as_str).unwrap_or_default();
+        Entry {
+            key: list.key(entry),
+            time: (created, modified.to_owned()),
+            text: entry.to_string(),
+        }
+    }
+}
+
 /// What one server has, as it said itself.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inventory {
-    entries: [Vec<Value>; 3],
+    entries: [Vec<Entry>; 3],
     on_disk: HashSet<ModelName>,
     loaded: HashSet<ModelName>,
     /// Bytes free for more models, where the server says so.
@@ -80,16 +102,16 @@ impl Inventory {
         let mut inventory = Inventory { room, ..Inventory::default() };
         for (at, list) in List::ALL.into_iter().enumerate() {
             let answer: Value = serde_json::from_str(answers[at]).unwrap_or_default();
-            let entries = answer.get(list.member()).and_then(Value::as_array);
-            inventory.entries[at] = entries
-                .map(|all| all.iter().take(MAX_MODELS).cloned().collect())
-                .unwrap_or_default();
+            let Some(all) = answer.get(list.member()).and_then(Value::as_array) else { continue };
+            let all = || all.iter().take(MAX_MODELS);
+            inventory.entries[at] = all().map(|entry| Entry::new(list, entry)).collect();
+            let names = all().filter_map(name_of).filter_map(|name| ModelName::parse(&name));
+            match list {
+                List::Tags => inventory.on_disk = names.collect(),
+                List::Loaded => inventory.loaded = names.collect(),
+                List::OpenAi => {}
+            }
         }
-        let names = |entries: &[Value]| {
-            entries.iter().filter_map(name_of).filter_map(|n| ModelName::parse(&n)).collect()
-        };
-        inventory.on_disk = names(&inventory.entries[0]);
-        inventory.loaded = names(&inventory.entries[1]);
         inventory
     }
 
@@ -103,6 +125,15 @@ impl Inventory {
         self.loaded.contains(model)
     }
 
+    /// The same without this model in memory.
+    pub fn unloaded(&self, model: &ModelName) -> Self {
+        let is_it = |entry: &Entry| ModelName::parse(&entry.key.0).as_ref() == Some(model);
+        let mut rest = self.clone();
+        rest.loaded.remove(model);
+        rest.entries[1].retain(|entry| !is_it(entry));
+        rest
+    }
+
     /// Models on disk.
     pub fn len(&self) -> usize {
         self.on_disk.len()
@@ -114,37 +145,36 @@ impl Inventory {
     }
 }
 
-/// One list over several servers: the same name and digest once, newest first as Ollama does.
-pub fn merge(list: List, inventories: &[Arc<Inventory>]) -> Value {
+/// One list over several servers, as JSON: the same name and digest once, newest first as Ollama
+/// does.
+pub fn merge(list: List, inventories: &[Arc<Inventory>]) -> String {
     let at = List::ALL.iter().position(|other| *other == list).unwrap_or_default();
     let mut seen = HashSet::new();
-    let mut merged: Vec<&Value> = inventories
+    let mut merged: Vec<&Entry> = inventories
         .iter()
         .flat_map(|inventory| &inventory.entries[at])
-        .filter(|entry| seen.insert(list.key(entry)))
+        .filter(|entry| seen.insert(&entry.key))
         .collect();
-    match list {
-        List::Tags => {
-            let modified = |entry: &Value| {
-                entry.get("modified_at").and_then(Value::as_str).unwrap_or_default().to_owned()
-            };
-            merged.sort_by_cached_key(|entry| std::cmp::Reverse(modified(entry)));
-        }
-        List::OpenAi => {
-            let created = |entry: &&Value| entry.get("created").and_then(Value::as_i64);
-            merged.sort_by_key(|entry| std::cmp::Reverse(created(entry)));
-        }
-        List::Loaded => {}
+    if list != List::Loaded {
+        merged.sort_by_key(|entry| std::cmp::Reverse(&entry.time));
     }
+    let texts: Vec<&str> = merged.iter().map(|entry| entry.text.as_str()).collect();
+    let texts = texts.join(",");
     match list {
-        List::OpenAi => json!({ "object": "list", "data": merged }),
-        List::Tags | List::Loaded => json!({ "models": merged }),
+        List::OpenAi => format!(r#"{{"object":"list","data":[{texts}]}}"#),
+        List::Tags | List::Loaded => format!(r#"{{"models":[{texts}]}}"#),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    fn merged(list: List, inventories: &[Arc<Inventory>]) -> Value {
+        serde_json::from_str(&merge(list, inventories)).expect("JSON")
+    }
 
     fn tags(entries: &[(&str, &str, &str)]) -> String {
         let models: Vec<Value> = entries
@@ -167,6 +197,9 @@ mod tests {
         assert!(inventory.has_loaded(&name("A")) && !inventory.has_loaded(&name("b:1b")));
         assert!(!inventory.has(&name("c")));
         assert_eq!(inventory.len(), 2);
+        let rest = inventory.unloaded(&name("a"));
+        assert!(rest.has(&name("a")) && !rest.has_loaded(&name("a")));
+        assert_eq!(merge(List::Loaded, &[Arc::new(rest)]).to_string(), r#"{"models":[]}"#);
         for junk in ["", "[]", "{\"models\":3}", "{\"models\":[1,{}]}", "<html>"] {
             assert!(Inventory::new([junk, junk, junk], None).is_empty(), "{junk}");
         }
@@ -179,7 +212,7 @@ mod tests {
         let openai = r#"{"object":"list","data":[{"id":"a","created":5},{"id":"b","created":9}]}"#;
         let inventories =
             [&one, &two].map(|list| Arc::new(Inventory::new([list.as_str(), list, openai], None)));
-        let merged = merge(List::Tags, &inventories);
+        let tags = merged(List::Tags, &inventories);
         let of = |value: &Value| {
             value["models"]
                 .as_array()
@@ -194,10 +227,10 @@ mod tests {
                 })
                 .collect::<Vec<_>>()
         };
-        assert_eq!(of(&merged), ["b:latest=3", "a:latest=1", "b:latest=2"]);
-        assert_eq!(merge(List::OpenAi, &inventories)["data"][0]["id"], "b");
-        assert_eq!(merge(List::OpenAi, &inventories)["data"].as_array().map(Vec::len), Some(2));
-        assert_eq!(merge(List::Tags, &[]).to_string(), r#"{"models":[]}"#);
+        assert_eq!(of(&tags), ["b:latest=3", "a:latest=1", "b:latest=2"]);
+        assert_eq!(merged(List::OpenAi, &inventories)["data"][0]["id"], "b");
+        assert_eq!(merged(List::OpenAi, &inventories)["data"].as_array().map(Vec::len), Some(2));
+        assert_eq!(merge(List::Tags, &[]), r#"{"models":[]}"#);
     }
 
     #[test]

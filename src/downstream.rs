@@ -36,9 +36,10 @@ const LONGEST_GAP: u64 = 64 << 30;
 pub struct Downstream {
     stream: Arc<TcpStream>,
     peer: SocketAddr,
-    /// `buffer[start..]` was received and not used yet.
+    /// `buffer[start..end]` was received and not used yet; what is behind it is room.
     buffer: Vec<u8>,
     start: usize,
+    end: usize,
     read_size: usize,
     entry: Entry,
 }
@@ -57,7 +58,8 @@ pub enum Next {
 impl Downstream {
     /// A connection that was just accepted.
     pub fn new(stream: Arc<TcpStream>, peer: SocketAddr, entry: Entry) -> Self {
-        Downstream { stream, peer, buffer: Vec::new(), start: 0, read_size: READ_SIZE, entry }
+        let buffer = Vec::new();
+        Downstream { stream, peer, buffer, start: 0, end: 0, read_size: READ_SIZE, entry }
     }
 
     /// The client's socket.
@@ -71,7 +73,7 @@ impl Downstream {
     }
 
     fn received(&self) -> &[u8] {
-        &self.buffer[self.start..]
+        &self.buffer[self.start..self.end]
     }
 
     /// Whether bytes of what follows the head are already here.
@@ -81,23 +83,26 @@ impl Downstream {
 
     fn consume(&mut self, n: usize) {
         self.start += n;
-        if self.start == self.buffer.len() {
-            self.buffer.clear();
+        if self.start == self.end {
             self.start = 0;
+            self.end = 0;
         }
     }
 
     /// Reads once; `None` when nothing is there, `Some(0)` at the end.
     fn fill(&mut self) -> io::Result<Option<usize>> {
         if self.start > 0 {
-            self.buffer.drain(..self.start);
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
             self.start = 0;
         }
-        let filled = self.buffer.len();
-        self.buffer.resize(filled + self.read_size, 0);
-        let result = socket::try_read(&self.stream, &mut self.buffer[filled..]);
+        let most = self.end + self.read_size;
+        if self.buffer.len() < most {
+            self.buffer.resize(most, 0);
+        }
+        let result = socket::try_read(&self.stream, &mut self.buffer[self.end..most]);
         let n = *result.as_ref().ok().and_then(Option::as_ref).unwrap_or(&0);
-        self.buffer.truncate(filled + n);
+        self.end += n;
         if n == self.read_size {
             self.read_size = LARGE_READ_SIZE;
         }
@@ -159,6 +164,7 @@ impl Downstream {
     pub fn set_idle(&mut self) {
         if !self.has_received() {
             // A large head or body leaves no large buffer behind on an idle connection.
+            self.buffer.truncate(READ_SIZE);
             self.buffer.shrink_to(READ_SIZE);
             self.read_size = READ_SIZE;
         }
@@ -395,46 +401,50 @@ impl BodyReader<'_, '_> {
 
     /// Puts received bytes into `out`; 0 when there are none.
     fn take_received(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let received = &self.connection.buffer[self.connection.start..];
-            match &mut self.state.rest {
-                Rest::Done => return Ok(0),
-                Rest::Length(left) => {
-                    let n = (*left).min(out.len().min(received.len()) as u64) as usize;
-                    out[..n].copy_from_slice(&received[..n]);
-                    *left -= n as u64;
-                    if *left == 0 {
-                        self.state.rest = Rest::Done;
-                    }
-                    self.connection.consume(n);
-                    return Ok(n);
+        match &mut self.state.rest {
+            Rest::Done => Ok(0),
+            Rest::Length(left) => {
+                let received = &self.connection.buffer[self.connection.start..self.connection.end];
+                let n = (*left).min(out.len().min(received.len()) as u64) as usize;
+                out[..n].copy_from_slice(&received[..n]);
+                *left -= n as u64;
+                if *left == 0 {
+                    self.state.rest = Rest::Done;
                 }
-                Rest::Chunked(decoder) => {
-                    // The decoder must not be told of data that `out` can't take.
-                    let window = &received[..received.len().min(out.len())];
-                    match decoder.step(window) {
-                        Ok(Step::Data { skip, len }) => {
-                            out[..len].copy_from_slice(&window[skip..skip + len]);
-                            self.connection.consume(skip + len);
-                            return Ok(len);
-                        }
-                        Ok(Step::More) => {
-                            let n = window.len();
-                            self.connection.consume(n);
-                            if n == 0 {
-                                return Ok(0);
-                            }
-                        }
-                        Ok(Step::End { skip }) => {
-                            self.state.rest = Rest::Done;
-                            self.connection.consume(skip);
-                            return Ok(0);
-                        }
-                        Err(reason) => return Err(self.fail(BodyFault::Malformed(reason))),
-                    }
-                }
+                self.connection.consume(n);
+                Ok(n)
             }
+            Rest::Chunked(_) => self.take_chunks(out),
         }
+    }
+
+    /// Puts the data of as many chunks into `out` as are here, so that a body of tiny ones costs
+    /// hardly more than any other.
+    fn take_chunks(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while let Rest::Chunked(decoder) = &mut self.state.rest {
+            let received = &self.connection.buffer[self.connection.start..self.connection.end];
+            // The decoder must not be told of data that `out` can't take.
+            let window = &received[..received.len().min(out.len() - filled)];
+            if window.is_empty() {
+                break;
+            }
+            let used = match decoder.step(window) {
+                Ok(Step::Data { skip, len }) => {
+                    out[filled..filled + len].copy_from_slice(&window[skip..skip + len]);
+                    filled += len;
+                    skip + len
+                }
+                Ok(Step::More) => window.len(),
+                Ok(Step::End { skip }) => {
+                    self.state.rest = Rest::Done;
+                    skip
+                }
+                Err(reason) => return Err(self.fail(BodyFault::Malformed(reason))),
+            };
+            self.connection.consume(used);
+        }
+        Ok(filled)
     }
 
     /// Reads the socket: bulk of known length straight into `out`, anything else by way of the

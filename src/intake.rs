@@ -97,7 +97,7 @@ impl Intake {
             arrivals: Mutex::new(HashMap::new()),
             next: AtomicU64::new(0),
         };
-        intake.write_head("GET", "/", u64::MAX)?;
+        intake.write(&canonical_head("GET", "/", u64::MAX))?;
         match intake.server.recv_timeout(Duration::from_secs(5))? {
             Some(_) => Ok(intake),
             None => Err(ErrorKind::TimedOut.into()),
@@ -108,9 +108,8 @@ impl Intake {
         self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_head(&self, method: &str, target: &str, number: u64) -> io::Result<()> {
-        let head = format!("{method} {target} HTTP/1.1\r\n{NUMBER_FIELD}: {number}\r\n\r\n");
-        self.line.lock().unwrap_or_else(PoisonError::into_inner).write_all(head.as_bytes())
+    fn write(&self, head: &[u8]) -> io::Result<()> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner).write_all(head)
     }
 
     /// Hands a request in and takes the next one out.
@@ -119,10 +118,9 @@ impl Intake {
     /// The own request, if the queue lost it.
     pub fn admit(&self, arrival: Arrival) -> Result<Arrival, Arrival> {
         let number = self.next.fetch_add(1, Relaxed);
-        let method = arrival.head.method.clone();
-        let target = arrival.head.target.clone();
+        let head = canonical_head(arrival.head.method.as_str(), &arrival.head.target, number);
         self.arrivals().insert(number, arrival);
-        let written = self.write_head(method.as_str(), &target, number);
+        let written = self.write(&head);
         while written.is_ok() {
             let mut early = Ok(None);
             for _ in 0..YIELDS {
@@ -166,4 +164,10 @@ impl Intake {
         drop(request.into_writer());
         arrival
     }
+}
+
+fn canonical_head(method: &str, target: &str, number: u64) -> Vec<u8> {
+    let number = number.to_string();
+    let words = [method, " ", target, " HTTP/1.1\r\n", NUMBER_FIELD, ": ", &number, "\r\n\r\n"];
+    words.concat().into_bytes()
 }

@@ -57,6 +57,8 @@ const COOL_DOWN: Duration = Duration::from_secs(1);
 const INVENTORY_AGE: Duration = Duration::from_secs(4);
 /// Models that may be loaded or unloaded through us between two looks at a server.
 const MAX_LOADED_SINCE: usize = 16;
+/// Ollama still lists a model as loaded for a moment after it was told to unload it.
+const UNLOADING: Duration = Duration::from_millis(500);
 /// Models whose speed is remembered per server.
 const MAX_SPEEDS: usize = 64;
 /// A learned limit of concurrent requests is lifted after this long without a busy answer.
@@ -670,7 +672,14 @@ impl Pool {
         let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
         let loaded =
             report.loaded.filter(|(model, is_loaded)| backend.has_loaded(model) != *is_loaded);
-        if report.changed_models || loaded.is_some() {
+        if let (Some((model, false)), Some(inventory)) = (&loaded, &backend.inventory) {
+            backend.inventory = Some(Arc::new(inventory.unloaded(model)));
+            let at = now + UNLOADING;
+            backend.inventory_due = at;
+            backend.inventory_stale = Some(at);
+            backend.next_check = backend.next_check.min(at);
+        }
+        if report.changed_models || matches!(loaded, Some((_, true))) {
             backend.inventory_due = now;
             backend.inventory_stale = Some(now);
             backend.next_check = now;

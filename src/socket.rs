@@ -112,17 +112,24 @@ pub fn try_write(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// Writes all of it; a peer that takes nothing for `stall` is given up.
+/// Writes all of it; a peer that takes nothing for `stall`, or leaves, is given up.
 ///
 /// # Errors
-/// `TimedOut` for a stalled peer, otherwise those of write(2).
+/// `TimedOut` for a stalled peer, `BrokenPipe` for one that left, otherwise those of write(2).
 pub fn write_all(stream: &TcpStream, mut bytes: &[u8], stall: Duration) -> io::Result<()> {
+    let mut watched = HANGUP;
     while !bytes.is_empty() {
         match try_write(stream, bytes)? {
             0 => {
-                let (events, _) = wait((stream, PollFlags::OUT), None, Some(stall))?;
+                let (events, _) = wait((stream, PollFlags::OUT | watched), None, Some(stall))?;
                 if events.is_empty() {
                     return Err(ErrorKind::TimedOut.into());
+                }
+                if has_left(stream, events) {
+                    return Err(ErrorKind::BrokenPipe.into());
+                }
+                if !events.contains(PollFlags::OUT) {
+                    watched = PollFlags::empty(); // The next request is waiting there.
                 }
             }
             n => bytes = &bytes[n..],

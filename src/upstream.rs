@@ -40,7 +40,7 @@ const MAX_IDLE: usize = 2;
 /// Idle connections are closed after this, well before the next proxy's idle limit.
 const IDLE_AGE: Duration = Duration::from_secs(30);
 /// Longest answer to a check that is read: lists of some thousand models.
-const MAX_CHECK_ANSWER: u64 = 4 << 20;
+const MAX_CHECK_ANSWER: u64 = 1 << 20;
 
 /// One worker's way to the upstreams, with its own pooled connections.
 #[derive(Debug)]

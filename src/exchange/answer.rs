@@ -1,6 +1,6 @@
 //! Answers of our own: errors, and lists merged over several servers.
 
-use http::header::{HeaderValue, VIA};
+use http::header::{HeaderValue, ORIGIN, VIA};
 use http::{HeaderMap, Method, StatusCode};
 
 use super::{End, Exchange};
@@ -20,6 +20,8 @@ impl Exchange<'_> {
             || (list.is_none() && target != "/api/version")
             || self.framing != Framing::Empty
             || self.head.fields.contains_key(SERVER_FIELD)
+            // A browser needs the answer's CORS fields, which are a server's to give.
+            || self.head.fields.contains_key(ORIGIN)
             || !self.is_client()
             || self.context.presence.backends() < 2
         {
@@ -35,7 +37,7 @@ impl Exchange<'_> {
             None => {
                 let version = inventories.version;
                 let text = format!("{}.{}.{}", version.major, version.minor, version.patch);
-                serde_json::json!({ "version": text })
+                serde_json::json!({ "version": text }).to_string()
             }
         };
         let mut fields = HeaderMap::new();
@@ -43,7 +45,6 @@ impl Exchange<'_> {
         if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
             fields.insert(SERVER_FIELD, names);
         }
-        let body = body.to_string();
         Some(self.answer(connection, StatusCode::OK, fields, &body))
     }
 

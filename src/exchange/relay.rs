@@ -135,7 +135,12 @@ impl Exchange<'_> {
     fn copy_body(&self, body: Body, copy: &mut Copy) -> Result<(), String> {
         let link = self.upstream.link();
         let mut reader = body.into_reader();
-        let room = if copy.framing == AnswerFraming::Chunked { TOKENS } else { SMALL };
+        let room = match copy.framing {
+            AnswerFraming::Chunked => TOKENS,
+            // One more than is needed, or it would look too small.
+            AnswerFraming::Length(length) if length < SMALL as u64 => length as usize + 1,
+            _ => SMALL,
+        };
         let mut buffer = vec![0; CHUNK_PREFIX + room + CHUNK_SUFFIX];
         loop {
             let space = CHUNK_PREFIX..buffer.len() - CHUNK_SUFFIX;

@@ -71,10 +71,11 @@ impl Pool {
                 });
                 backend.use_address(address);
                 backend.next_check = now + jitter.spread(health_interval);
-                if backend.inventory_stale.is_some() {
-                    backend.inventory_due = now;
+                if let Some(since) = backend.inventory_stale {
+                    let again = since.max(now);
+                    backend.inventory_due = again;
                     backend.next_check =
-                        if has_answered { now } else { now + jitter.spread(FIRST_RETRY) };
+                        if has_answered { again } else { again + jitter.spread(FIRST_RETRY) };
                 }
                 if backend.health == Health::Ready {
                     backend.streak = 0;

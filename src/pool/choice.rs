@@ -272,7 +272,18 @@ impl Pool {
                 _ => Ok(eligible),
             };
         }
-        let loaded = of(&|b| b.has_loaded(model));
+        // Whom the user named, and this machine's own Ollama, come before whoever announces itself.
+        let most = self.rules.max_in_flight;
+        let trusted = of(&|b| b.has(model) && !b.is_discovered() && !b.is_full(most));
+        let owners = if trusted.is_empty() { owners } else { trusted };
+        let of = |keep: &dyn Fn(&Backend) -> bool| -> Vec<usize> {
+            owners.iter().copied().filter(|at| keep(&self.backends[*at])).collect()
+        };
+        // Where the conversation was just now it is loaded, whether that has been told yet or not.
+        let last = self.last_of(wanted);
+        let is_news = |b: &Backend| b.in_flight > 0 || b.inventory_stale.is_some();
+        let was_there = |b: &Backend| Some(b.id) == last && b.has(model) && is_news(b);
+        let loaded = of(&|b| b.has_loaded(model) || was_there(b));
         let least = |of: &[usize]| of.iter().map(|at| self.backends[*at].in_flight).min();
         let idle_elsewhere = match (least(&loaded), least(&owners)) {
             (Some(loaded), Some(least)) => loaded >= least + CLEARLY_BUSIER,
@@ -280,6 +291,12 @@ impl Pool {
         };
         let stay = wanted.task == Task::Unload || !idle_elsewhere;
         Ok(if !loaded.is_empty() && stay { loaded } else { owners })
+    }
+
+    /// Where the conversation went last.
+    fn last_of(&self, wanted: &Wanted) -> Option<BackendId> {
+        let conversation = wanted.conversation?;
+        self.conversations.iter().rfind(|(known, _)| *known == conversation).map(|(_, id)| *id)
     }
 
     /// A backend that has the model but is not up, or was tried in vain, for people.
@@ -306,9 +323,7 @@ impl Pool {
         let usual =
             if known.is_empty() { 1.0 } else { known.iter().sum::<f64>() / known.len() as f64 };
         let least = free.iter().map(|at| self.backends[*at].in_flight).min().unwrap_or(0);
-        let last = wanted.conversation.and_then(|conversation| {
-            self.conversations.iter().rfind(|(known, _)| *known == conversation).map(|(_, id)| *id)
-        });
+        let last = self.last_of(wanted);
         let key = |at: &usize| {
             let backend = &self.backends[*at];
             let rank = self.rules.preferred.iter().position(|name| backend.is_called(name));

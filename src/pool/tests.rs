@@ -773,3 +773,17 @@ fn a_create_goes_where_its_base_is_and_an_unload_where_it_was_just_used() {
     assert!(w.pool.has_stale_inventory());
     assert_eq!(w.choose(&unload), Ok(ids[1]));
 }
+
+#[test]
+fn a_conversation_stays_where_the_news_of_its_first_turn_is_not_in_yet() {
+    let (mut w, ids) = World::with_models(&[models(&["a"], &["a"]), models(&["a"], &[])]);
+    let turn = Wanted { conversation: Some(1), ..model("a") };
+    assert_eq!(w.pool.pick(w.now, &[ids[0]], &turn).map(|pick| pick.id), Ok(ids[1]));
+    let again = w.pool.pick(w.now, &[], &turn).map(|pick| pick.id);
+    assert_eq!(again, Ok(ids[1]), "the first turn's end is not told yet");
+    for _ in 0..2 {
+        let loaded = ModelName::parse("a").map(|name| (name, true));
+        w.input(Input::Finished(ids[1], Report { loaded, ..Outcome::Answered.into() }));
+    }
+    assert_eq!(w.choose(&turn), Ok(ids[1]), "its inventory is not in yet");
+}
