@@ -170,7 +170,7 @@ fn a_reader_that_stalls_is_cut() {
             call.read_body();
             call.send(ndjson());
             let deadline = Instant::now() + 2 * support::PATIENCE;
-            while call.send(chunk([b'x'; 64 * 1024])) && Instant::now() < deadline {}
+            while call.send(chunk(vec![b'x'; 64 * 1024])) && Instant::now() < deadline {}
         });
         let chain = way.with(&fake, short(|settings| &mut settings.timing.stall_timeout));
         let mut client = chain.connect();

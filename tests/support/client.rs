@@ -273,20 +273,38 @@ pub fn post(target: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
 /// What the kernel holds of a client's bytes: not yet sent, and received by the daemon's side but
 /// not read.
 pub fn queues(client: &Client) -> (usize, usize) {
-    let own = client.stream.local_addr().expect("own address").port();
-    let peer = client.stream.peer_addr().expect("peer's address").port();
-    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's table of sockets");
-    let queues = |local: u16, remote: u16| {
-        let row = table.lines().find_map(|line| {
-            let mut columns = line.split_whitespace().skip(1);
-            let [from, to, _, queues] = std::array::from_fn(|_| columns.next().unwrap_or_default());
-            let fits = |address: &str, port| address.ends_with(&format!(":{port:04X}"));
-            (fits(from, local) && fits(to, remote)).then(|| queues.split_once(':')).flatten()
-        });
-        let size = |text: &str| usize::from_str_radix(text, 16).unwrap_or(0);
-        row.map_or((0, 0), |(sending, receiving)| (size(sending), size(receiving)))
-    };
-    (queues(own, peer).0, queues(peer, own).1)
+    let [own, peer] = ports(client);
+    let table = socket_table();
+    (queue(&table, own, peer).0, queue(&table, peer, own).1)
+}
+
+/// The same of the bytes for a client.
+pub fn queues_to_client(client: &Client) -> (usize, usize) {
+    let [own, peer] = ports(client);
+    let table = socket_table();
+    (queue(&table, peer, own).0, queue(&table, own, peer).1)
+}
+
+fn ports(client: &Client) -> [u16; 2] {
+    let own = client.stream.local_addr().expect("own address");
+    let peer = client.stream.peer_addr().expect("peer's address");
+    [own.port(), peer.port()]
+}
+
+fn socket_table() -> String {
+    std::fs::read_to_string("/proc/net/tcp").expect("the kernel's table of sockets")
+}
+
+/// Bytes that one socket has still to send, and that its program has still to read.
+fn queue(table: &str, local: u16, remote: u16) -> (usize, usize) {
+    let row = table.lines().find_map(|line| {
+        let mut columns = line.split_whitespace().skip(1);
+        let [from, to, _, queues] = std::array::from_fn(|_| columns.next().unwrap_or_default());
+        let fits = |address: &str, port| address.ends_with(&format!(":{port:04X}"));
+        (fits(from, local) && fits(to, remote)).then(|| queues.split_once(':')).flatten()
+    });
+    let size = |text: &str| usize::from_str_radix(text, 16).unwrap_or(0);
+    row.map_or((0, 0), |(sending, receiving)| (size(sending), size(receiving)))
 }
 
 /// The bytes of a request with a body of known length, or without one if it is empty.

@@ -15,7 +15,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use chain::{Chain, Way, client_settings, server_settings, start};
-pub use client::{Answer, Client, End, INFERENCE, NEVER_TWICE, post, queues, request};
+pub use client::{
+    Answer, Client, End, INFERENCE, NEVER_TWICE, post, queues, queues_to_client, request,
+};
 pub use fake::{Call, Closed, Connection, Fake, Record};
 pub use http::{Head, chunk, chunked, ndjson};
 pub use process::{Process, free_tcp_port, free_udp_port};

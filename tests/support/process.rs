@@ -26,6 +26,16 @@ pub struct Process {
     child: Child,
     /// What it has written to its standard error so far.
     log: Arc<Mutex<String>>,
+    reading: Arc<Mutex<Reading>>,
+}
+
+/// Whether its standard error is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    On,
+    /// Nobody reads it, so that its pipe gets full.
+    Stalled,
+    Closed,
 }
 
 impl Process {
@@ -56,15 +66,33 @@ impl Process {
         let mut child = command.spawn().expect("start ollana");
         let stderr = child.stderr.take().expect("its standard error");
         let log = Arc::new(Mutex::new(String::new()));
-        let copy = Arc::clone(&log);
+        let reading = Arc::new(Mutex::new(Reading::On));
+        let (copy, switch) = (Arc::clone(&log), Arc::clone(&reading));
         thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                let mut log = lock(&copy);
-                log.push_str(&line);
-                log.push('\n');
+            let mut stderr = BufReader::new(stderr);
+            let mut line = String::new();
+            while stderr.read_line(&mut line).is_ok_and(|n| n > 0) {
+                lock(&copy).push_str(&line);
+                line.clear();
+                match *lock(&switch) {
+                    Reading::On => {}
+                    // Kept open until the end of the test process.
+                    Reading::Stalled => return std::mem::forget(stderr),
+                    Reading::Closed => return,
+                }
             }
         });
-        Process { child, log }
+        Process { child, log, reading }
+    }
+
+    /// Closes the other side of its standard error with its next line.
+    pub fn close_log(&self) {
+        *lock(&self.reading) = Reading::Closed;
+    }
+
+    /// Leaves its standard error open, and unread from its next line on.
+    pub fn stall_log(&self) {
+        *lock(&self.reading) = Reading::Stalled;
     }
 
     /// What it has written so far.
