@@ -1,0 +1,293 @@
+//! What must hold for every input that comes from the network. Each function panics where it
+//! doesn't; shared by the fuzz targets and by `tests/fuzz.rs`.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue};
+use ollana::body::{ChunkDecoder, Step};
+use ollana::guard::HostRule;
+use ollana::head::{self, Framing, Head, HeadLimits, Refusal};
+use ollana::headers;
+use ollana::sniff;
+use ollana::upstream;
+use ollana::wire::{self, Packet};
+
+/// A datagram is refused, or means the same after it was encoded again, in no more room.
+pub(crate) fn datagram(input: &[u8]) {
+    let datagram = match wire::decode(input) {
+        Err(_) => return,
+        Ok(Packet::Legacy) => return assert_eq!(input, wire::encode_legacy()),
+        Ok(Packet::V1(datagram)) => datagram,
+    };
+    assert!((wire::FIXED_LEN..=wire::MAX_LEN).contains(&input.len()));
+    assert!(datagram.name.len() <= wire::MAX_NAME && !datagram.name.contains(char::is_control));
+    let again = wire::decode(&datagram.encode(wire::PROBE_LEN));
+    assert_eq!(again.as_ref(), Ok(&Packet::V1(datagram.clone())));
+    let answer = datagram.encode(input.len());
+    assert!(answer.len() <= input.len() && answer.len() <= wire::PROBE_LEN, "no amplification");
+    let Ok(Packet::V1(short)) = wire::decode(&answer) else { panic!("{answer:02x?}") };
+    assert!(datagram.name.starts_with(&short.name));
+}
+
+/// A head is refused, or means the same to the next hop; and it doesn't matter in which pieces
+/// it comes.
+pub(crate) fn head(input: &[u8]) {
+    const LIMITS: HeadLimits = HeadLimits { max_bytes: 4096, max_fields: 100 };
+    let at_once = head::find_end(input, 0, LIMITS);
+    for step in [1, 2, 3, 7, 64, 4096] {
+        let in_pieces = find_end_in_pieces(input, step, LIMITS);
+        assert_eq!(in_pieces.is_err(), at_once.is_err(), "{in_pieces:?} in pieces of {step}");
+        assert!(at_once.is_err() || in_pieces == at_once, "{in_pieces:?} in pieces of {step}");
+    }
+    let Ok(Some(len)) = at_once else { return };
+    let bytes = &input[..len];
+    assert!(bytes.ends_with(b"\r\n\r\n") && !bytes.contains(&0));
+    let lines = bytes.split(|byte| *byte == b'\n').count();
+    let ends = bytes.windows(2).filter(|pair| pair == b"\r\n").count();
+    let returns = bytes.iter().filter(|byte| **byte == b'\r').count();
+    assert!(ends == lines - 1 && ends == returns, "a bare CR or LF");
+    if let Ok(head) = head::parse(bytes, LIMITS) {
+        means_the_same_to_the_next_hop(&head);
+    }
+}
+
+/// As a connection does it: whatever was looked at before isn't looked at again.
+fn find_end_in_pieces(
+    input: &[u8],
+    step: usize,
+    limits: HeadLimits,
+) -> Result<Option<usize>, Refusal> {
+    let mut scanned = 0;
+    while scanned < input.len() {
+        let received = input.len().min(scanned + step);
+        match head::find_end(&input[..received], scanned, limits) {
+            Ok(None) => scanned = received,
+            found => return found,
+        }
+    }
+    Ok(None)
+}
+
+fn means_the_same_to_the_next_hop(head: &Head) {
+    let address = SocketAddr::from(([127, 0, 0, 1], 11434));
+    let uri = upstream::build_uri(address, "", &head.target).expect("an accepted target");
+    assert_eq!(uri.authority().map(|a| a.as_str()), Some("127.0.0.1:11434"));
+    let target = uri.path_and_query().expect("a path").as_str();
+    assert_eq!(target, head.target);
+    let mut passed_on = head.fields.clone();
+    headers::prepare_request(&mut passed_on, &headers::via_value(7));
+    for name in [CONTENT_LENGTH, TRANSFER_ENCODING, HOST, http::header::CONNECTION] {
+        assert!(!passed_on.contains_key(&name), "{name} was passed on");
+    }
+    passed_on.insert(HOST, HeaderValue::from_static("127.0.0.1:11434"));
+    match head.framing {
+        Framing::Empty => None,
+        Framing::Length(length) => passed_on.insert(CONTENT_LENGTH, HeaderValue::from(length)),
+        Framing::Chunked => {
+            passed_on.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"))
+        }
+    };
+    let text = serialise(head.method.as_str(), target, &passed_on);
+    let limits = HeadLimits { max_bytes: 1 << 20, max_fields: ollana::config::MAX_FIELDS };
+    assert_eq!(head::find_end(&text, 0, limits), Ok(Some(text.len())), "one head, no more");
+    let again = head::parse(&text, limits).expect("what we write, we accept");
+    assert_eq!(again.method, head.method);
+    assert_eq!(again.target, head.target);
+    assert_eq!(again.framing, head.framing);
+    assert_eq!(again.fields, passed_on);
+}
+
+fn serialise(method: &str, target: &str, fields: &HeaderMap) -> Vec<u8> {
+    let mut text = format!("{method} {target} HTTP/1.1\r\n").into_bytes();
+    for (name, value) in fields {
+        text.extend_from_slice(name.as_str().as_bytes());
+        text.extend_from_slice(b": ");
+        text.extend_from_slice(value.as_bytes());
+        text.extend_from_slice(b"\r\n");
+    }
+    text.extend_from_slice(b"\r\n");
+    text
+}
+
+/// What a decoder makes of a body.
+#[derive(Debug, PartialEq, Eq)]
+enum Decoded {
+    /// Its data, and how many bytes it took.
+    Whole(Vec<u8>, usize),
+    Unfinished(Vec<u8>),
+    Refused(Vec<u8>),
+}
+
+/// A chunked body means the same in whatever pieces it comes, and the same as to a decoder that
+/// reads it line by line.
+pub(crate) fn chunks(input: &[u8]) {
+    let at_once = decode_in_pieces(input, usize::MAX);
+    for piece in [1, 2, 3, 5, 16, 61] {
+        assert_eq!(decode_in_pieces(input, piece), at_once, "in pieces of {piece}");
+    }
+    let by_lines = decode_by_lines(input);
+    if by_lines == at_once {
+        return;
+    }
+    // Ours may see sooner that an unfinished line is wrong: then no end makes it right.
+    let (Decoded::Refused(_), Some(Decoded::Unfinished(_))) = (&at_once, Some(&by_lines)) else {
+        panic!("{at_once:?}, but line by line {by_lines:?}");
+    };
+    for end in ["\n", "\r\n", "\r\n\r\n", "0\r\n\r\n", "\r\n0\r\n\r\n", ":\r\n\r\n", ": x\r\n\r\n"]
+    {
+        let finished = decode_by_lines(&[input, end.as_bytes()].concat());
+        assert!(!matches!(finished, Decoded::Whole(..)), "refused, but {end:?} makes it whole");
+    }
+}
+
+fn decode_in_pieces(input: &[u8], piece: usize) -> Decoded {
+    let mut decoder = ChunkDecoder::default();
+    let mut data = Vec::new();
+    let mut at = 0;
+    while at < input.len() {
+        let window = &input[at..input.len().min(at.saturating_add(piece))];
+        match decoder.step(window) {
+            Ok(Step::Data { skip, len }) => {
+                assert!(len > 0 && skip + len <= window.len());
+                data.extend_from_slice(&window[skip..skip + len]);
+                at += skip + len;
+            }
+            Ok(Step::More) => at += window.len(),
+            Ok(Step::End { skip }) => {
+                assert!(skip <= window.len());
+                return Decoded::Whole(data, at + skip);
+            }
+            Err(_) => return Decoded::Refused(data),
+        }
+    }
+    Decoded::Unfinished(data)
+}
+
+/// RFC 9112 §7.1 with our limits: 15 digits, 255 bytes of size line, 8 KiB of trailers.
+fn decode_by_lines(input: &[u8]) -> Decoded {
+    let mut data = Vec::new();
+    let mut rest = input;
+    let mut trailers = None;
+    loop {
+        let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
+            return Decoded::Unfinished(data);
+        };
+        let (Some(line), after) = (rest[..end].strip_suffix(b"\r"), &rest[end + 1..]) else {
+            return Decoded::Refused(data);
+        };
+        rest = after;
+        if let Some(taken) = trailers {
+            let taken = taken + end + 1;
+            if taken > 8 * 1024 + 1 || (!line.is_empty() && !is_field(line)) {
+                return Decoded::Refused(data);
+            }
+            if line.is_empty() {
+                return Decoded::Whole(data, input.len() - rest.len());
+            }
+            trailers = Some(taken);
+            continue;
+        }
+        match size_of(line) {
+            None => return Decoded::Refused(data),
+            Some(0) => trailers = Some(0),
+            Some(size) => {
+                let size = usize::try_from(size).unwrap_or(usize::MAX);
+                if rest.len() < size {
+                    data.extend_from_slice(rest);
+                    return Decoded::Unfinished(data);
+                }
+                data.extend_from_slice(&rest[..size]);
+                rest = &rest[size..];
+                match rest {
+                    [b'\r', b'\n', after @ ..] => rest = after,
+                    [] | [b'\r'] => return Decoded::Unfinished(data),
+                    _ => return Decoded::Refused(data),
+                }
+            }
+        }
+    }
+}
+
+fn size_of(line: &[u8]) -> Option<u64> {
+    let end = line.iter().position(|byte| *byte == b';').unwrap_or(line.len());
+    let (digits, extension) = line.split_at(end);
+    let is_plain = extension.iter().all(|byte| matches!(byte, b'\t' | 0x20..=0x7e));
+    let is_short = line.len() <= 255 && digits.len() <= 15;
+    let is_size = is_plain && is_short && digits.iter().all(u8::is_ascii_hexdigit);
+    let digits = std::str::from_utf8(digits).ok().filter(|_| is_size)?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
+fn is_field(line: &[u8]) -> bool {
+    let is_token = |byte: &u8| byte.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(byte);
+    let Some(colon) = line.iter().position(|byte| *byte == b':') else { return false };
+    let (name, value) = line.split_at(colon);
+    let is_value = value.iter().all(|byte| *byte == b'\t' || (*byte >= 0x20 && *byte != 0x7f));
+    !name.is_empty() && name.iter().all(is_token) && is_value
+}
+
+/// A `Host` is allowed if, by another reading of it, it is an address or a name of this machine.
+pub(crate) fn host(input: &[u8]) {
+    const NAMES: [&str; 2] = ["box", "gpu.example.com"];
+    let rule = HostRule::new(NAMES.map(str::to_owned));
+    let allowed = rule.allows(Some(input));
+    assert_eq!(allowed, is_ours(input, &NAMES), "{:?}", String::from_utf8_lossy(input));
+    assert_eq!(allowed, rule.allows(Some(&input.to_ascii_uppercase())));
+    let with_port = [input, b":1"].concat();
+    let has_port = !input.ends_with(b"]") && input.contains(&b':');
+    assert!(!allowed || has_port || input.is_empty() || rule.allows(Some(&with_port)));
+}
+
+fn is_ours(host: &[u8], names: &[&str]) -> bool {
+    if host.is_empty() {
+        return true;
+    }
+    let Ok(host) = std::str::from_utf8(host) else { return false };
+    let host = host.to_ascii_lowercase();
+    // A bracket closes once; in front of a port there is one colon.
+    let (name, port) = match host.strip_prefix('[').map(|rest| rest.split_once(']')) {
+        Some(None) => return false,
+        Some(Some((name, ""))) => (name, ""),
+        Some(Some((name, port))) if port.starts_with(':') => (name, &port[1..]),
+        Some(Some(_)) => return false,
+        None if host.matches(':').count() > 1 => return false,
+        None => host.split_once(':').unwrap_or((&host, "")),
+    };
+    let is_bracketed = host.starts_with('[');
+    let fits =
+        |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c) || (c == ':' && is_bracketed);
+    if !port.chars().all(|c| c.is_ascii_digit()) || name.is_empty() || !name.chars().all(fits) {
+        return false;
+    }
+    let name = name.trim_end_matches('.');
+    let suffixes = ["localhost", "local", "lan", "home.arpa", "internal"];
+    let is_below = |suffix: &str| {
+        name.strip_suffix(suffix)
+            .and_then(|rest| rest.strip_suffix('.'))
+            .is_some_and(|r| !r.is_empty())
+    };
+    name.parse::<IpAddr>().is_ok()
+        || name == "localhost"
+        || suffixes.into_iter().any(is_below)
+        || names.contains(&name)
+}
+
+/// Any body is scanned to its end, within bounds; of a whole one the model is what a parser finds.
+pub(crate) fn subject(input: &[u8]) {
+    let subject = sniff::subject(input);
+    for text in [&subject.model, &subject.opening].into_iter().flatten() {
+        assert!(text.len() < 2048, "{} bytes of text", text.len());
+    }
+    // Escapes may be read in other ways by us, and of equal members ours takes the first.
+    let text = std::str::from_utf8(input).unwrap_or("\\");
+    if text.contains('\\') || text.matches("\"model\"").count() != 1 {
+        return;
+    }
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(input) else { return };
+    if let Some(model) = value.get("model").and_then(|model| model.as_str())
+        && (1..=512).contains(&model.len())
+    {
+        assert_eq!(subject.model.as_deref(), Some(model));
+    }
+}
