@@ -21,6 +21,8 @@ pub(crate) fn datagram(input: &[u8]) {
         Ok(Packet::V1(datagram)) => datagram,
     };
     assert!((wire::FIXED_LEN..=wire::MAX_LEN).contains(&input.len()));
+    assert_eq!(input[6..8], (input.len() as u16).to_be_bytes(), "the length field");
+    assert!(input.starts_with(b"LANA\x01") && input[56..64] == [0; 8]);
     assert!(datagram.name.len() <= wire::MAX_NAME && !datagram.name.contains(char::is_control));
     let again = wire::decode(&datagram.encode(wire::PROBE_LEN));
     assert_eq!(again.as_ref(), Ok(&Packet::V1(datagram.clone())));

@@ -24,6 +24,8 @@ const BODIES: &[&[u8]] = &[
     b"5;a=\"b\" ;c\r\nhello\r\n00006\r\n world\r\n0\r\nX: y\r\nZ: \xe9\r\n\r\nGET / HTTP/1.1\r\n",
     b"0\r\n\r\n",
     b"1\r\na\r\n1\r\nb\r\n1F\r\n0123456789012345678901234567890\r\n000;x\r\nA:\r\n\r\n",
+    b"80\r\n0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\
+      0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\r\n0\r\n\r\n",
 ];
 const HOSTS: &[&[u8]] = &[
     b"localhost:11434",
