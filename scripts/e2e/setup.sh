@@ -15,12 +15,13 @@ work=$(mktemp -d)
 clean_up() {
     local status=$? log
     trap - EXIT
+    trap '' PIPE # whoever read our output may have gone
+    stop_all
     if ((status)); then
         for log in "$work"/*.log; do
             [ ! -s "$log" ] || { echo "--- last lines of ${log##*/}" && tail -n 25 "$log" | tr -cd '[:print:]\n' | cut -c1-300; }
         done
     fi
-    stop_all
     rm -rf "$work"
     exit "$status"
 }
