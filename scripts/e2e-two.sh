@@ -40,6 +40,7 @@ check_choice
 check_unload
 check_changes
 check_parallel
-check_away ollama-c "C's Ollama"
-check_away ollana-c "C's ollana"
+check_away ollama-c "C's Ollama killed"
+check_away ollana-c "C's ollana killed"
+((${#namespaces[@]} == 0)) || check_away cable "C unplugged"
 close

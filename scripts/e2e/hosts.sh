@@ -41,12 +41,15 @@ make_namespaces() {
         number=$((number + 1))
         url[$host]=http://127.0.0.1:11434
         place[$host]=$subnet.$number:11435
-        ip link add lan0 netns "$net-$host" type veth peer name "port$number" netns "$switch" &&
-            ip -n "$switch" link set "port$number" master switch0 up &&
+        ip link add lan0 netns "$net-$host" type veth peer name "to-$host" netns "$switch" &&
+            ip -n "$switch" link set "to-$host" master switch0 up &&
             ip -n "$net-$host" address add "$subnet.$number/24" broadcast + dev lan0 &&
             ip -n "$net-$host" link set lo up && ip -n "$net-$host" link set lan0 up || return 1
     done
 }
+
+# plug HOST up|down: its cable at the switch.
+plug() { ip -n "$net-switch" link set "to-$1" "$2"; }
 
 # One machine, an address for each host, and no port that a real Ollama or ollana uses.
 use_loopback() {

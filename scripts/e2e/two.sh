@@ -61,6 +61,7 @@ check_conversations() {
     for host in c a; do check "a conversation stays on ${host^}" stays "$host"; done
 }
 stays() {
+    local number
     turn "$1" "$1" 1 -H "X-Ollana-Server: ${place[$1]}"
     for number in 2 3 4; do turn "$1" "$1" "$number"; done
 }
@@ -76,9 +77,11 @@ turn() {
 }
 
 check_choice() {
-    local host header
+    local host header headers
     for host in "${servers[@]}"; do
-        for header in "${place[$host]}" "${place[$host]%:*}" "$(name_of "$host")"; do
+        headers=("${place[$host]}" "${place[$host]%:*}")
+        ((${#naming[@]} == 0)) || headers+=("$(name_of "$host")")
+        for header in "${headers[@]}"; do
             check "X-Ollana-Server: $header chooses ${host^}" \
                 by "$host" /api/generate -H "X-Ollana-Server: $header" -d "$(generate both)"
         done
@@ -92,6 +95,7 @@ check_unload() {
     ask b /api/generate -d "$(generate alpha)" >/dev/null
     ask b /api/generate -d '{"model":"alpha","keep_alive":0}' >/dev/null
     check "keep_alive 0 unloads alpha" within 2 unloaded a alpha
+    check "ollama ps shows that soon" within 2 unloaded b alpha
     for host in "${servers[@]}"; do ask "$host" /api/generate -d '{"model":"both","keep_alive":0}' >/dev/null; done
     within 6 unloaded b both >/dev/null || true
     for host in "${servers[@]}"; do
@@ -120,6 +124,7 @@ check_changes() {
         not_breath breath DELETE /api/delete '{"model":"breath"}' /api/tags
     check "a copy is listed soon" within 2 has b copied
     check "a copy is where its source is" has c copied
+    local model
     for model in alpha gamma; do
         printf '%s\n' "FROM $model" 'SYSTEM Be brief.' >"$work/Modelfile"
         check "ollama create from $model" cli create "brief-$model" -f "$work/Modelfile"
@@ -156,23 +161,25 @@ six() {
     for i in 1 2 3 4 5 6; do prints '"response":"[^"].*"done":true' cat "$work/six-$i"; done
 }
 
-# check_away PROCESS WHOSE: it is killed and comes back.
+# check_away WHAT HOW: C is without it, twice, and gets it back. WHAT is a process or the cable.
 check_away() {
-    local talk=(c "until $1 dies" 1 -H "X-Ollana-Server: ${place[c]}")
-    turn "${talk[@]}" >/dev/null || true
-    stop "$1" KILL
-    check "$2 killed: its conversation goes on at A" turn a "${talk[1]}" 2
-    "start_${1%-c}" c
+    local talk="until $2"
+    turn c "$talk" 1 -H "X-Ollana-Server: ${place[c]}" >/dev/null || true
+    take "$1"
+    check "$2: its conversation goes on at A" turn a "$talk" 2
+    give "$1"
     within 10 by c /api/generate -d "$(generate gamma)" >/dev/null || true
-    stop "$1" KILL
-    expect "$2 killed: gamma at once is an error that isn't a 404" '^\{"error":"[^"]+.*\} 50[23]$' \
+    take "$1"
+    expect "$2: gamma at once is an error that isn't a 404" '^\{"error":"[^"]+.*\} 50[23]$' \
         flat /api/generate -d "$(generate gamma)"
-    check "$2 killed: alpha at once" by a /api/generate -d "$(generate alpha)"
-    check "$2 killed: gamma leaves the list" within 5 lacks b gamma
-    expect "$2 killed: a request for gamma says who is away" "^\{\"error\":\".*${place[c]}.*\} 503$" \
+    check "$2: alpha at once" by a /api/generate -d "$(generate alpha)"
+    check "$2: gamma leaves the list" within 5 lacks b gamma
+    expect "$2: a request for gamma says who is away" "^\{\"error\":\".*${place[c]}.*\} 503$" \
         flat /api/generate -d "$(generate gamma)"
-    expect "$2 killed: in OpenAI's shape too" "^\{\"error\":\{.*\"message\":\".*${place[c]}.*\} 503$" \
+    expect "$2: in OpenAI's shape too" "^\{\"error\":\{.*\"message\":\".*${place[c]}.*\} 503$" \
         flat /v1/chat/completions -d "$(chat gamma)"
-    "start_${1%-c}" c
-    check "$2 restarted: gamma works again" within 5 by c /api/generate -d "$(generate gamma)"
+    give "$1"
+    check "$2, and back: gamma works again" within 5 by c /api/generate -d "$(generate gamma)"
 }
+take() { if [ "$1" = cable ]; then plug c down; else stop "$1" KILL; fi; }
+give() { if [ "$1" = cable ]; then plug c up; else "start_${1%-c}" c; fi; }
