@@ -12,10 +12,10 @@
 //! the ratios of neighbours: a machine that is busy with other things moves the first but hardly
 //! the second. Nothing outside 127.0.0.0/8 is talked to.
 //!
-//! Options, behind `cargo bench --bench bench --`: `--quick` (a minute), `--full` (also
-//! instructions per request, and a 4 GiB upload), `--rounds N`, `--only PART,…` (of those in `run.rs`),
-//! `--without nginx,haproxy`. Variables: `OLLANA_BENCH_BIN`, another ollana to measure;
-//! `OLLANA_BENCH_OTHER`, one to compare it with.
+//! Four minutes on an idle machine. Options, behind `cargo bench --bench bench --`: `--quick` (one
+//! minute), `--full` (1 GiB each way, an upload of 4 GiB, instructions per request), `--rounds N`,
+//! `--only PART,…` (of those in `run.rs`), `--without nginx,haproxy`, `--times`. Variables:
+//! `OLLANA_BENCH_BIN`, another ollana to measure; `OLLANA_BENCH_OTHER`, one to compare it with.
 
 #[cfg(target_os = "linux")]
 #[path = "."]

@@ -133,6 +133,7 @@ impl Bench<'_> {
     /// On few streams, routes of equal length run side by side: they don't disturb each other,
     /// and get the same share of whatever else the machine does.
     pub(crate) fn tokens(&mut self) -> Failable<()> {
+        let mut few = Vec::new();
         for hops in [1, 2] {
             for streams in [1, 10] {
                 let routes: Vec<Route> = self
@@ -147,6 +148,9 @@ impl Bench<'_> {
                 let outcomes = streams::run(&plans, self.scale.long_window)?;
                 for (route, outcome) in routes.iter().zip(&outcomes) {
                     self.note_tokens(streams, route, outcome);
+                    if streams == 10 {
+                        few.push((route.address, outcome.cpu_us));
+                    }
                 }
             }
         }
@@ -156,6 +160,11 @@ impl Bench<'_> {
                 let plan = Plan { address: route.address, streams: *streams, pids };
                 for outcome in streams::run(&[plan], self.scale.window)? {
                     self.note_tokens(*streams, &route, &outcome);
+                    let at_10 = few.iter().find(|(address, _)| *address == route.address);
+                    if let Some((_, at_10)) = at_10.filter(|_| *streams == 1000 && route.hops > 0) {
+                        let growth = outcome.cpu_us / at_10;
+                        self.note(TOKEN_CPU, "1000 streams : 10", Kind::Less, &route, growth);
+                    }
                 }
             }
         }
