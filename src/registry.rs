@@ -37,36 +37,7 @@ struct Table {
 #[derive(Debug)]
 struct Connection {
     stream: Arc<TcpStream>,
-    source: IpAddr,
     is_busy: Arc<AtomicBool>,
-}
-
-impl Table {
-    /// Closes the oldest idle connection of the source that has the most, so that nobody can keep
-    /// others out by holding connections without a request. False when all are busy.
-    fn evict_idle(&mut self) -> bool {
-        let weight = |c: &Connection| self.per_source.get(&c.source).copied().unwrap_or(0);
-        let victim = self
-            .connections
-            .iter()
-            .filter(|(_, connection)| !connection.is_busy.load(SeqCst))
-            .max_by_key(|(number, connection)| (weight(connection), std::cmp::Reverse(**number)))
-            .map(|(number, _)| *number);
-        let Some(victim) = victim.and_then(|number| self.remove(number)) else { return false };
-        let _ = victim.stream.shutdown(Shutdown::Both);
-        true
-    }
-
-    fn remove(&mut self, number: u64) -> Option<Connection> {
-        let connection = self.connections.remove(&number)?;
-        if let Some(count) = self.per_source.get_mut(&connection.source) {
-            *count -= 1;
-            if *count == 0 {
-                self.per_source.remove(&connection.source);
-            }
-        }
-        Some(connection)
-    }
 }
 
 /// A connection's place; dropping it frees the place.
@@ -74,6 +45,7 @@ impl Table {
 pub struct Entry {
     registry: Arc<Registry>,
     number: u64,
+    source: IpAddr,
     is_busy: Arc<AtomicBool>,
 }
 
@@ -98,11 +70,10 @@ impl Registry {
     /// [`Full`] says which limit is reached.
     pub fn enter(self: &Arc<Self>, stream: &Arc<TcpStream>, source: IpAddr) -> Result<Entry, Full> {
         let mut table = self.table();
-        let source = source.to_canonical();
-        let is_full = table.connections.len() >= self.max_total;
-        if table.is_draining || (is_full && !table.evict_idle()) {
+        if table.connections.len() >= self.max_total || table.is_draining {
             return Err(Full::Total);
         }
+        let source = source.to_canonical();
         let count = table.per_source.entry(source).or_default();
         if !source.is_loopback() && *count >= self.max_per_source {
             return Err(Full::Source);
@@ -111,10 +82,9 @@ impl Registry {
         let number = table.next;
         table.next += 1;
         let is_busy = Arc::new(AtomicBool::new(false));
-        let connection =
-            Connection { stream: Arc::clone(stream), source, is_busy: Arc::clone(&is_busy) };
+        let connection = Connection { stream: Arc::clone(stream), is_busy: Arc::clone(&is_busy) };
         table.connections.insert(number, connection);
-        Ok(Entry { registry: Arc::clone(self), number, is_busy })
+        Ok(Entry { registry: Arc::clone(self), number, source, is_busy })
     }
 
     /// Connections now.
@@ -194,35 +164,13 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let mut table = self.registry.table();
-        // An evicted one is gone already.
-        drop(table.remove(self.number));
+        table.connections.remove(&self.number);
+        if let Some(count) = table.per_source.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                table.per_source.remove(&self.source);
+            }
+        }
         self.registry.changed.notify_all();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-
-    use super::*;
-
-    #[test]
-    fn idle_connections_give_way_busy_ones_do_not() {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
-        let address = listener.local_addr().expect("address");
-        let registry = Arc::new(Registry::new(3, 3));
-        let enter = |source: u8| {
-            let stream = Arc::new(TcpStream::connect(address).expect("connect"));
-            registry.enter(&stream, IpAddr::from([10, 0, 0, source]))
-        };
-        let hoarder = [enter(1).expect("room"), enter(1).expect("room")];
-        let other = enter(2).expect("room");
-        let third = enter(3).expect("an idle one of the source with the most gives way");
-        assert_eq!(registry.len(), 3);
-        drop(hoarder);
-        assert_eq!(registry.len(), 2, "the evicted one is not counted twice");
-        let last = enter(4).expect("room");
-        assert!([&other, &third, &last].iter().all(|entry| entry.set_busy()));
-        assert_eq!(enter(5).expect_err("all are busy"), Full::Total);
     }
 }

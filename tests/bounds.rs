@@ -23,7 +23,8 @@ fn short(set: fn(&mut Settings) -> &mut Duration) -> impl Fn(&mut Settings) {
 /// That something took the short time-out, not less and not much more.
 fn assert_on_time(start: Instant, what: &str) {
     let took = start.elapsed();
-    assert!(took >= SHORT, "{what}: too early, after {took:?}");
+    // The daemon's clock starts a little before the client sees what it starts from.
+    assert!(took >= SHORT * 3 / 4, "{what}: too early, after {took:?}");
     assert!(took < SHORT + SLACK, "{what}: too late, after {took:?}");
 }
 
