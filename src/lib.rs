@@ -21,6 +21,7 @@
 //! | `usher` | connections that can't come in | its queue |
 //! | `manager` | the pool | its mailbox |
 //! | `ticker` | nothing | its clock |
+//! | `log` | stderr | its queue; stderr |
 //! | `checker` × 8 | a connection to the backend being checked | its queue |
 //! | `announcer`, `listener` (client) | UDP sockets, one per interface | its clock; `poll` |
 //! | `responder` (server) | the UDP port | `poll` |
@@ -32,7 +33,7 @@
 //! Edges, one kind of input and output each: [`socket`], [`interfaces`], [`state`], [`registry`],
 //! [`link`], [`upstream`] (ureq), [`downstream`], [`intake`] (tiny_http), [`offer`], [`manager`],
 //! [`exchange`], [`proxy`], [`liveness`], [`discovery`].
-//! Wiring: [`cli`], [`serve`].
+//! Wiring: [`cli`], [`journal`], [`serve`].
 //!
 //! # Invariants
 //!
@@ -60,6 +61,7 @@ pub mod head;
 pub mod headers;
 pub mod intake;
 pub mod interfaces;
+pub mod journal;
 pub mod link;
 pub mod liveness;
 pub mod manager;

@@ -15,7 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["upstream", "downstream"],
     &["intake", "exchange", "liveness", "discovery"],
     &["proxy"],
-    &["cli", "serve"],
+    &["cli", "journal", "serve"],
     &["main", "lib"],
 ];
 
