@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Resource, getrlimit};
 
 use crate::config::THREAD_STACK;
 use crate::downstream::{Downstream, Next, error_answer};
@@ -40,6 +41,8 @@ const USHER_TIME: Duration = Duration::from_millis(100);
 const USHER_LOOK: Duration = Duration::from_millis(5);
 /// Pause after the kernel had no descriptor or memory for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Address space that must be free before another worker starts, where it is limited.
+const HEADROOM: usize = 24 << 20;
 /// How long workers may take to notice that their connections were cut.
 const CUT_TIME: Duration = Duration::from_secs(2);
 
@@ -53,6 +56,8 @@ pub struct Proxy {
 }
 
 struct Shared {
+    /// Whether this process may have only so much address space.
+    is_memory_limited: bool,
     context: Context,
     intake: Intake,
     workers: Workers,
@@ -69,7 +74,12 @@ impl Proxy {
         places: &[PathBuf],
     ) -> io::Result<Self> {
         let intake = Intake::start(places)?;
-        let shared = Arc::new(Shared { context, intake, workers: Workers::default() });
+        let shared = Arc::new(Shared {
+            is_memory_limited: getrlimit(Resource::As).current.is_some(),
+            context,
+            intake,
+            workers: Workers::default(),
+        });
         let waker = Arc::new(Waker::new()?);
         let (turned_away, queue) = bounded(USHER_QUEUE);
         let usher = spawn("usher", move || usher(&queue))?;
@@ -226,6 +236,11 @@ impl Acceptor {
         };
         let connection = Box::new(Downstream::new(Arc::clone(&stream), peer, entry));
         let Err(connection) = self.shared.workers.hand_over(connection) else { return };
+        if self.shared.is_memory_limited && !has_headroom() {
+            log::debug!("turned away addr={peer} reason=\"no memory for another worker\"");
+            drop(connection);
+            return self.turn_away(stream, 503);
+        }
         // In a slot, to have it back when no thread can be started for it.
         let slot = Arc::new(Mutex::new(Some(connection)));
         let shared = Arc::clone(&self.shared);
@@ -246,6 +261,15 @@ impl Acceptor {
         // A full queue closes the connection, which is an answer too.
         let _ = self.turned_away.try_send((stream, status));
     }
+}
+
+/// Whether there is address space left for what the workers at hand may still need. Without it an
+/// allocation would fail, and that ends the process.
+fn has_headroom() -> bool {
+    let mut probe: Vec<u8> = Vec::new();
+    let reserved = probe.try_reserve_exact(HEADROOM).is_ok();
+    std::hint::black_box(&probe);
+    reserved
 }
 
 /// Local networks and this machine; the internet has no business here.
