@@ -215,7 +215,12 @@ impl Check<'_> {
             match self.get(upstream, &upstream.pooled, address, list.path()) {
                 Ok((200, _, text)) => *answer = text,
                 // Older servers don't have every list.
-                Ok(_) => {}
+                Ok((404 | 405, ..)) => {}
+                // It died since it told its version: what it has is still on its disk.
+                Ok((status, ..)) => {
+                    log::debug!("no list of models addr={address} status={status}");
+                    return None;
+                }
                 Err(error) => {
                     log::debug!("no list of models addr={address} reason={}", describe(&error));
                     return None;
