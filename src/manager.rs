@@ -12,12 +12,12 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, TrySendError, bounded};
 
 use crate::catalog::Inventory;
 use crate::offer::{Board, Offer};
@@ -69,7 +69,31 @@ enum Event {
 struct Ask {
     tried: Vec<BackendId>,
     wanted: Wanted,
-    reply: Sender<Result<Pick, Refused>>,
+    reply: Sender<Result<Handed, Refused>>,
+    /// Whether somebody waits for the reply.
+    asker: Weak<()>,
+    mailbox: Mailbox,
+}
+
+/// A pick on its way to whom it is for. It is given back if nobody takes it.
+#[derive(Debug)]
+struct Handed {
+    pick: Option<Pick>,
+    mailbox: Mailbox,
+}
+
+impl Handed {
+    fn take(mut self) -> Option<Pick> {
+        self.pick.take()
+    }
+}
+
+impl Drop for Handed {
+    fn drop(&mut self) {
+        if let Some(pick) = self.pick.take() {
+            self.mailbox.send(Input::Finished(pick.id, Outcome::Void.into()));
+        }
+    }
 }
 
 /// Why there is no lease.
@@ -214,15 +238,21 @@ impl Mailbox {
             return Ok(Lease { pick: offer.pick.clone(), report, mailbox, offer: Some(offer) });
         }
         let (reply, answer) = bounded(1);
-        let ask = Ask { tried: tried.to_vec(), wanted: wanted.clone(), reply };
+        let present = Arc::new(());
+        let asker = Arc::downgrade(&present);
+        let (tried, wanted) = (tried.to_vec(), wanted.clone());
+        let ask = Ask { tried, wanted, reply, asker, mailbox: self.clone() };
         let stopping = || Refused::NoServer("ollana is stopping".to_owned());
         self.events.send(Event::Lease(ask)).map_err(|_| stopping())?;
         loop {
             match answer.recv_timeout(LOOK) {
-                Ok(pick) => return Ok(Lease { pick: pick?, report, mailbox, offer: None }),
+                Ok(handed) => {
+                    let pick = handed?.take().ok_or_else(stopping)?;
+                    return Ok(Lease { pick, report, mailbox, offer: None });
+                }
                 Err(RecvTimeoutError::Disconnected) => return Err(stopping()),
                 Err(RecvTimeoutError::Timeout) if is_wanted() => {}
-                // Dropping the receiver takes the request out of the queue.
+                // What is handed over in this moment is dropped with the channel, and given back.
                 Err(RecvTimeoutError::Timeout) => {
                     return Err(Refused::NoServer("no longer wanted".to_owned()));
                 }
@@ -391,7 +421,10 @@ impl Manager {
             false => self.pool.pick(now, &ask.tried, &ask.wanted),
         };
         let waiting = match picked {
-            Ok(pick) => return self.hand_over(pick, &ask.reply),
+            Ok(pick) => {
+                self.hand_over(pick, &ask);
+                return;
+            }
             Err(NoPick::Busy) => Waiting { ask, since: now, is_busy: true },
             Err(NoPick::NoneUp(_)) if ask.tried.is_empty() && self.pool.expects_backend(now) => {
                 Waiting { ask, since: now, is_busy: false }
@@ -411,9 +444,15 @@ impl Manager {
 
     /// Serves those who wait, the client first whose last turn is longest ago.
     fn serve_waiting(&mut self, now: Instant) {
+        while !self.serve_once(now) {}
+    }
+
+    /// False when somebody left in this moment, so that there is more to give.
+    fn serve_once(&mut self, now: Instant) -> bool {
+        self.waiting.retain(|waiting| waiting.ask.asker.strong_count() > 0);
         if self.waiting.is_empty() {
             self.turns.clear();
-            return;
+            return true;
         }
         let mut order: Vec<usize> = (0..self.waiting.len()).collect();
         order.sort_by_key(|at| {
@@ -449,24 +488,29 @@ impl Manager {
             served.push((at, answer));
         }
         served.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        let mut all_taken = true;
         for (at, answer) in served {
             let waiting = self.waiting.remove(at);
             match answer {
-                Ok(pick) => self.hand_over(pick, &waiting.ask.reply),
+                Ok(pick) => all_taken &= self.hand_over(pick, &waiting.ask),
                 Err(refused) => {
                     let _ = waiting.ask.reply.send(Err(refused));
                 }
             }
         }
+        all_taken
     }
 
-    fn hand_over(&mut self, pick: Pick, reply: &Sender<Result<Pick, Refused>>) {
-        let id = pick.id;
-        if reply.send(Ok(pick)).is_err() {
-            let void = Input::Finished(id, Outcome::Void.into());
+    /// False when nobody is there any more.
+    fn hand_over(&mut self, pick: Pick, ask: &Ask) -> bool {
+        let handed = Handed { pick: Some(pick), mailbox: ask.mailbox.clone() };
+        let Err(SendError(Ok(handed))) = ask.reply.send(Ok(handed)) else { return true };
+        if let Some(pick) = handed.take() {
+            let void = Input::Finished(pick.id, Outcome::Void.into());
             self.pool.handle(Instant::now(), void, &mut self.actions);
             self.act();
         }
+        false
     }
 
     fn hand_out(&self, job: Job) {
