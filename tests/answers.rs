@@ -247,6 +247,26 @@ fn trailers_and_chunk_extensions_end_here() {
 }
 
 #[test]
+fn bytes_behind_an_answer_are_no_answer() {
+    for way in Way::ALL {
+        for text in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhelloHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\nevil",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        ] {
+            let fake = Fake::answering(text);
+            let chain = way.to(&fake);
+            let mut client = chain.connect();
+            for n in 0..3 {
+                let answer = client.ask(GET);
+                assert_eq!((&*answer.text(), answer.end), ("hello", End::Whole), "{way:?} {n}");
+                assert!(!client.has_unread(), "{way:?} {n}: {text:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_redirect_is_passed_on() {
     for way in Way::ALL {
         let trap = Fake::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");

@@ -70,13 +70,14 @@ fn an_idle_connection_is_closed_without_a_word() {
     for way in Way::ALL {
         let fake = Fake::answering(OK);
         let chain = way.with(&fake, short(|settings| &mut settings.timing.idle_timeout));
-        let mut unused = chain.connect();
+        // The clock here starts before the daemon's, so that "too early" means it.
         let start = Instant::now();
+        let mut unused = chain.connect();
         assert_eq!(unused.expect_close(), End::CutByClose, "{way:?}");
         assert_on_time(start, "a connection without a request");
         let mut used = chain.connect();
-        assert_eq!(used.get("/x").text(), "ok", "{way:?}");
         let start = Instant::now();
+        assert_eq!(used.get("/x").text(), "ok", "{way:?}");
         assert_eq!(used.expect_close(), End::CutByClose, "{way:?}");
         assert_on_time(start, "a connection after its request");
     }
@@ -91,8 +92,8 @@ fn a_body_that_stops_coming_is_given_up() {
             let mut client = chain.connect();
             let head =
                 format!("POST /api/blobs/x HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n");
-            client.send(head + "5\r\nhello\r\n");
             let start = Instant::now();
+            client.send(head + "5\r\nhello\r\n");
             assert_eq!(last_status(&mut client, framing), 408, "{way:?}");
             assert_on_time(start, framing);
             let (_, how) = fake.closed(0);

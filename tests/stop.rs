@@ -210,8 +210,8 @@ fn a_log_that_nobody_reads_stalls_no_request() {
     let process = start(&fake, "--log-level trace");
     let mut client = process.connect_ready();
     process.stall_log();
-    // More than a pipe holds.
-    for n in 0..500 {
+    // More than a pipe holds, and more than a queue in front of it should.
+    for n in 0..4000 {
         assert_eq!(client.get(&format!("/{}", "x".repeat(190))).text(), "ok", "request {n}");
     }
 }
