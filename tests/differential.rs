@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use support::{Answer, Call, Client, End, Fake, Head, Random, Record, Way, chunk};
 
-const CASES: u64 = 1500;
+const CASES: u64 = 2000;
 
 /// Fields that concern one hop alone, or that a hop adds.
 const OWN: &[&str] = &[

@@ -268,8 +268,12 @@ fn pipelined_requests_are_answered_in_order() {
     for way in Way::ALL {
         let fake = Fake::start(|call| {
             let body = call.read_body();
-            let target = call.target().to_owned();
-            call.answer("200 OK", "text/plain", [target.as_bytes(), &body].concat());
+            let text = [call.target().as_bytes(), &body].concat();
+            if text.len() % 2 == 0 {
+                return call.answer("200 OK", "text/plain", text);
+            }
+            call.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+            call.send(chunked(&[&text]));
         });
         let chain = way.to(&fake);
         let mut client = chain.connect();

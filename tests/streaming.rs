@@ -205,6 +205,40 @@ fn an_upload_streams() {
 }
 
 #[test]
+fn an_interim_answer_stops_no_upload() {
+    for way in Way::ALL {
+        let fake = Fake::start(|call| {
+            call.send("HTTP/1.1 100 Continue\r\n\r\n");
+            call.read_part();
+            call.send("HTTP/1.1 102 Processing\r\n\r\n");
+            let body = call.read_body();
+            call.answer("201 Created", "text/plain", body);
+        });
+        let chain = way.to(&fake);
+        for (framing, pieces, end) in [
+            ("Content-Length: 6", ["abc", "def"], ""),
+            ("Transfer-Encoding: chunked", ["3\r\nabc\r\n", "3\r\ndef\r\n"], "0\r\n\r\n"),
+        ] {
+            let mut client = chain.connect();
+            let index = fake.count();
+            client.send(format!(
+                "POST /api/blobs/x HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n"
+            ));
+            for (n, piece) in pieces.iter().enumerate() {
+                client.send(piece);
+                fake.wait(&format!("part {n}, {way:?} {framing}"), |state| {
+                    (state.records.get(index)?.body.len() == 3 * (n + 1)).then_some(())
+                });
+            }
+            client.send(end);
+            let answer = client.answer_to("POST");
+            assert_eq!((answer.status(), &*answer.text()), (201, "def"), "{way:?} {framing}");
+            assert_eq!(fake.request(index).body, b"abcdef", "{way:?} {framing}");
+        }
+    }
+}
+
+#[test]
 fn bulk_goes_both_ways_unchanged() {
     for way in Way::ALL {
         let block = Random::new(16).bytes(1 << 20);

@@ -86,6 +86,20 @@ impl Chain {
     }
 }
 
+impl Drop for Chain {
+    /// Whatever a test did: with its clients gone, every lease has been given back.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        for daemon in self.servers.iter().chain(&self.client) {
+            eventually("all leases to be given back", || {
+                (daemon.presence().in_flight() == 0).then_some(())
+            });
+        }
+    }
+}
+
 /// Starts a daemon and waits until it has a backend.
 pub fn start(settings: &Settings) -> Daemon {
     let daemon = Daemon::start(settings).unwrap_or_else(|error| panic!("start: {error}"));

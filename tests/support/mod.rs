@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports, reason = "every test file uses its own part")]
 #![allow(missing_docs, unreachable_pub, reason = "names of tests say what they are for")]
 
+mod call;
 mod chain;
 mod client;
 mod fake;
@@ -14,11 +15,12 @@ mod random;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use call::Call;
 pub use chain::{Chain, Way, client_settings, server_settings, start};
 pub use client::{
     Answer, Client, End, INFERENCE, NEVER_TWICE, post, queues, queues_to_client, request,
 };
-pub use fake::{Call, Closed, Connection, Fake, Record};
+pub use fake::{Closed, Connection, Fake, Record};
 pub use http::{Head, chunk, chunked, ndjson};
 pub use process::{Process, free_tcp_port, free_udp_port};
 pub use random::{Random, Sum};
