@@ -1,11 +1,12 @@
 //! Daemons in this process, one hop or both, in front of fakes.
 
 use std::net::SocketAddr;
+use std::sync::{Mutex, Once};
 
 use ollana::config::{ModeChoice, OllamaUrl, ServerName, Settings};
 use ollana::serve::Daemon;
 
-use super::{Client, Fake, eventually};
+use super::{Client, Fake, eventually, lock};
 
 /// The ways from a client to an Ollama that a test goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,11 +98,32 @@ impl Drop for Chain {
                 (daemon.presence().in_flight() == 0).then_some(())
             });
         }
+        let panics = lock(&PANICS).clone();
+        assert!(panics.is_empty(), "threads of a daemon panicked: {panics:?}");
     }
+}
+
+/// Threads of daemons survive their panics, so nobody would see them otherwise.
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn watch_for_panics() {
+    const OURS: &[&str] = &["acceptor", "worker", "usher", "manager", "ticker", "checker"];
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let thread = std::thread::current();
+            if thread.name().is_some_and(|name| OURS.contains(&name)) {
+                lock(&PANICS).push(panic.to_string());
+            }
+            hook(panic);
+        }));
+    });
 }
 
 /// Starts a daemon and waits until it has a backend.
 pub fn start(settings: &Settings) -> Daemon {
+    watch_for_panics();
     let daemon = Daemon::start(settings).unwrap_or_else(|error| panic!("start: {error}"));
     eventually("a daemon to find its backend", || daemon.presence().is_up().then_some(()));
     daemon
