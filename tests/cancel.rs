@@ -173,8 +173,8 @@ fn while_every_hop_waits_to_write() {
         let mut sent = 0;
         while is_taken(&client) {
             assert!(sent < 64 << 20, "{way:?}: {sent} bytes were swallowed");
-            sent += 128 * 1024;
-            client.send([b'x'; 128 * 1024]);
+            sent += 512 * 1024;
+            client.send(vec![b'x'; 512 * 1024]);
         }
         // A FIN queues behind bytes that the daemon has no room for, where nobody can see it; then
         // only a reset tells it anything.
