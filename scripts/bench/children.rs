@@ -20,6 +20,8 @@ pub(crate) type Failable<T> = Result<T, Box<dyn Error>>;
 pub(crate) const BECOME: &str = "--become";
 /// How long a child may take to answer, or to end.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long it may take to end before it is ended.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// In a child: asks the kernel to end it when we end, then becomes the program. Returns only
 /// when that fails.
@@ -108,6 +110,7 @@ impl Child {
     }
 
     fn signal(&self, signal: Signal) {
+        // Not yet waited for, so the number is still its own.
         if let Some(pid) = Pid::from_raw(self.process.id() as i32) {
             let _ = kill_process(pid, signal);
         }
@@ -119,21 +122,20 @@ impl Drop for Child {
         if matches!(self.process.try_wait(), Ok(Some(_))) {
             return;
         }
-        let children = measure::family(self.process.id());
-        if children.len() > 1 {
-            // nginx's workers end with their master only if it gets to tell them.
-            self.signal(Signal::TERM);
-            let deadline = Instant::now() + Duration::from_secs(2);
-            while matches!(self.process.try_wait(), Ok(None)) && Instant::now() < deadline {
-                thread::sleep(Duration::from_millis(1));
-            }
+        // Asked first, because only nginx's master knows of the workers that it is just starting.
+        self.signal(Signal::TERM);
+        let deadline = Instant::now() + GRACE;
+        while matches!(self.process.try_wait(), Ok(None)) && Instant::now() < deadline {
+            thread::sleep(Duration::from_micros(200));
         }
         if matches!(self.process.try_wait(), Ok(None)) {
-            for pid in children.iter().skip(1).filter_map(|pid| Pid::from_raw(*pid as i32)) {
-                let _ = kill_process(pid, Signal::KILL);
+            for pid in measure::family(self.process.id()).iter().skip(1) {
+                if let Some(pid) = Pid::from_raw(*pid as i32) {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
             }
+            self.kill();
         }
-        self.kill();
     }
 }
 

@@ -20,6 +20,7 @@
 #[cfg(target_os = "linux")]
 #[path = "."]
 mod linux {
+    mod answers;
     mod bulk;
     mod children;
     mod events;

@@ -6,6 +6,8 @@ use std::process::{Command, ExitCode};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
+use lexopt::ValueExt;
+use lexopt::prelude::Long;
 use serde_json::json;
 
 use super::children::{self, BECOME, Failable};
@@ -103,7 +105,6 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn options() -> Failable<Options> {
-    use lexopt::prelude::Long;
     let mut parser = lexopt::Parser::from_env();
     let mut options = Options {
         scale: DEFAULT,
@@ -136,8 +137,6 @@ fn options() -> Failable<Options> {
     options.counts_instructions |= options.only.iter().any(|part| part == "instructions");
     Ok(options)
 }
-
-use lexopt::ValueExt;
 
 /// A directory that goes with us.
 struct Scratch(PathBuf);

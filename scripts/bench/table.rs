@@ -88,11 +88,13 @@ impl Book {
     }
 
     /// The median of the first family's values, each divided by its neighbour of another family.
+    /// None where what is added mostly drowns in the noise.
     fn ratio(&self, row: &Row, hops: usize, other: usize) -> Option<f64> {
         let own = self.shown(row, Some(0), hops);
         let theirs = self.shown(row, Some(other), hops);
-        let pairs = own.iter().zip(&theirs).filter(|(_, theirs)| **theirs > 0.0);
-        median(&pairs.map(|(own, theirs)| own / theirs).collect::<Vec<f64>>())
+        let pairs = own.iter().zip(&theirs).filter(|(own, theirs)| **own > 0.0 && **theirs > 0.0);
+        let ratios: Vec<f64> = pairs.map(|(own, theirs)| own / theirs).collect();
+        median(&ratios).filter(|_| ratios.len() * 2 > own.len())
     }
 
     fn rows(&self) -> Vec<&Row> {

@@ -1,24 +1,11 @@
 //! The stand-in for Ollama: one thread, one epoll, so that it costs little of the two cores that
 //! it shares with the proxies under test.
-//!
-//! What it does is in the target's query, which every proxy passes on:
-//!
-//! | query | answer |
-//! |---|---|
-//! | none | a small JSON document with its length |
-//! | `tokens=N&gap_us=G` | N lines of about 150 bytes, one chunk each, with the time of sending inside |
-//! | `bytes=N`, `bytes=N&chunked=1` | N bytes, by length or in chunks of 32 KiB |
-//! | `hang=ID` | nothing; arrival and the client's leaving are reported |
-//! | `once=ID` | nothing the first time, the document when asked again |
-//!
-//! A request's body is read and counted; the document of an upload holds the count.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
@@ -26,14 +13,10 @@ use ollana::body::{ChunkDecoder, Step};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
+use super::answers::{BLOCK, LAST_CHUNK, Patterns, Plan, Query, document, head, token_chunk};
 use super::measure::now_ns;
 
-/// What is read or written at a time.
-const BLOCK: usize = 256 * 1024;
-/// Data of one chunk in chunked bulk: what Go's `io.Copy` writes at a time.
-const CHUNK: usize = 32 * 1024;
 const LISTENER: u64 = u64::MAX;
-const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// Something that a measurement waits for.
 #[derive(Clone, Debug)]
@@ -66,38 +49,12 @@ impl Upstream {
             timers: BinaryHeap::new(),
             seen: HashSet::new(),
             scratch: vec![0; BLOCK],
-            plain: vec![b'x'; BLOCK].into(),
-            chunks: chunk_pattern().into(),
+            patterns: Patterns::new(),
             serial: 0,
         };
         thread::Builder::new().name("upstream".to_owned()).spawn(move || server.run())?;
         Ok(Upstream { address, events })
     }
-}
-
-fn chunk_pattern() -> Vec<u8> {
-    let chunk = [format!("{CHUNK:x}\r\n").as_bytes(), &[b'x'; CHUNK], b"\r\n"].concat();
-    chunk.repeat(BLOCK / CHUNK)
-}
-
-/// What the present request asked for.
-enum Plan {
-    /// The small document.
-    Document,
-    Tokens {
-        left: u64,
-        gap_ns: u64,
-        due_ns: u64,
-        has_begun: bool,
-    },
-    /// So many bytes of a repeated pattern, then a tail.
-    Bulk {
-        pattern: Arc<[u8]>,
-        at: u64,
-        end: u64,
-        tail: &'static [u8],
-    },
-    Hang,
 }
 
 enum Body {
@@ -130,8 +87,7 @@ struct Server {
     timers: BinaryHeap<Reverse<(u64, usize, u64)>>,
     seen: HashSet<u64>,
     scratch: Vec<u8>,
-    plain: Arc<[u8]>,
-    chunks: Arc<[u8]>,
+    patterns: Patterns,
     serial: u64,
 }
 
@@ -287,42 +243,16 @@ impl Server {
         Ok(())
     }
 
-    /// Reads the query.
+    /// Decides on the answer, before the body is read.
     fn plan(&mut self, c: &mut Connection, target: &str) {
-        let query = target.split_once('?').map_or("", |(_, query)| query);
-        let value = |name: &str| -> Option<u64> {
-            let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-            pairs.filter(|(key, _)| *key == name).find_map(|(_, value)| value.parse().ok())
-        };
-        c.id = value("hang").or(value("once")).or(value("id"));
-        let arrived = |id| Event::Arrived { id, target: target.to_owned() };
-        c.plan = Some(if let Some(id) = value("hang") {
-            let _ = self.sender.send(arrived(id));
-            Plan::Hang
-        } else if let Some(id) = value("once") {
-            let _ = self.sender.send(arrived(id));
-            if self.seen.insert(id) { Plan::Hang } else { Plan::Document }
-        } else if let Some(left) = value("tokens") {
-            let gap_ns = value("gap_us").unwrap_or(0) * 1000;
-            // Spread over the gap by the golden ratio, so that streams don't march in step.
-            let phase = (c.serial as f64 * 0.618_034).fract();
-            let due_ns = now_ns() + (phase * gap_ns as f64) as u64;
-            Plan::Tokens { left, gap_ns, due_ns, has_begun: false }
-        } else if let Some(bytes) = value("bytes") {
-            match value("chunked") {
-                None => {
-                    Plan::Bulk { pattern: Arc::clone(&self.plain), at: 0, end: bytes, tail: b"" }
-                }
-                Some(_) => {
-                    let per_chunk = (self.chunks.len() / (BLOCK / CHUNK)) as u64;
-                    let end = bytes / CHUNK as u64 * per_chunk;
-                    let pattern = Arc::clone(&self.chunks);
-                    Plan::Bulk { pattern, at: 0, end, tail: LAST_CHUNK }
-                }
-            }
-        } else {
-            Plan::Document
-        });
+        let query = Query::of(target);
+        c.id = query.number("hang").or(query.number("once")).or(query.number("id"));
+        let mut waits = query.number("hang").is_some();
+        if let Some(id) = query.number("hang").or(query.number("once")) {
+            let _ = self.sender.send(Event::Arrived { id, target: target.to_owned() });
+            waits |= self.seen.insert(id);
+        }
+        c.plan = Some(if waits { Plan::Hang } else { self.patterns.plan(&query, c.serial) });
     }
 
     /// The whole request is here: the answer begins.
@@ -378,13 +308,7 @@ impl Connection {
         }
         *left -= 1;
         *due_ns += *gap_ns;
-        let line = format!(
-            "{{\"model\":\"bench\",\"created_at\":\"2026-01-01T00:00:00.000000000Z\",\"message\":\
-             {{\"role\":\"assistant\",\"content\":\" token\"}},\"done\":false,\"t\":{:020}}}\n",
-            now_ns()
-        );
-        let chunk = format!("{:x}\r\n{line}\r\n", line.len());
-        self.output.extend_from_slice(chunk.as_bytes());
+        self.output.extend_from_slice(token_chunk(now_ns()).as_bytes());
         if *left == 0 {
             self.output.extend_from_slice(LAST_CHUNK);
             self.plan = None;
@@ -411,7 +335,7 @@ impl Connection {
                 self.plan = None;
                 return self.write();
             }
-            let pattern = Arc::clone(pattern);
+            let pattern = std::sync::Arc::clone(pattern);
             let n = self.write_some(Some(&pattern[start..start + len]))?;
             if let Some(Plan::Bulk { at, .. }) = &mut self.plan {
                 *at += n as u64;
@@ -441,16 +365,4 @@ impl Connection {
         }
         Ok(())
     }
-}
-
-fn head(framing: &str) -> String {
-    format!(
-        "HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n\
-         Date: Thu, 01 Jan 2026 00:00:00 GMT\r\n{framing}\r\n\r\n"
-    )
-}
-
-/// Also an answer to `/api/version`, which the proxies' health checks ask for.
-fn document(received: u64) -> String {
-    format!("{{\"version\":\"0.9.9\",\"received\":{received},\"text\":\"{}\"}}", "x".repeat(240))
 }
