@@ -15,9 +15,52 @@ use crate::config::{self, ModeChoice, Settings};
 pub enum Command {
     /// Run the daemon.
     Serve(Box<Settings>),
+    /// Do something else and exit.
+    Tool(Box<Tool>),
     /// Print this text and exit 0.
     Print(&'static str),
 }
+
+/// What a [`Tool`] does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Gives Ollama's port to the pooled view, or back to Ollama.
+    Takeover,
+}
+
+/// A command besides `serve`, as it was given.
+#[derive(Debug)]
+pub struct Tool {
+    /// Which.
+    pub verb: Verb,
+    /// The same options that the daemon takes.
+    pub settings: Settings,
+    /// Those of its switches that were given.
+    pub switches: Vec<&'static str>,
+    /// What else was given.
+    pub operands: Vec<String>,
+}
+
+impl Tool {
+    /// Whether a switch was given.
+    pub fn has(&self, switch: &str) -> bool {
+        self.switches.contains(&switch)
+    }
+}
+
+/// How a command is written.
+struct Grammar {
+    name: &'static str,
+    verb: Verb,
+    /// Options without a value that only this command takes.
+    switches: &'static [&'static str],
+    /// How many operands it takes at most.
+    operands: usize,
+}
+
+/// Every command besides `serve` and `help`.
+const VERBS: &[Grammar] =
+    &[Grammar { name: "takeover", verb: Verb::Takeover, switches: &["undo", "yes"], operands: 0 }];
 
 /// A command line that can't be followed; exit code 2.
 #[derive(Debug)]
@@ -37,7 +80,6 @@ Ollama over LAN: every Ollama program here uses the Ollama servers of your LAN.
 Usage: ollana [serve] [OPTION ...]
 Where an Ollama answers on this machine, ollana shares it (server mode).
 Elsewhere it finds the servers and answers on Ollama's own port (client mode).
-
   --mode MODE           auto, client, server or both [auto]
   --listen ADDR:PORT    HTTP address of this mode's proxy; repeatable
                         [client localhost:11434, server 0.0.0.0:11435]
@@ -52,9 +94,19 @@ Elsewhere it finds the servers and answers on Ollama's own port (client mode).
   --state-dir DIR       where the server's identity is kept
   --log-level LEVEL     off, error, warn, info, debug or trace [info]
   --help, --version     this text, the version
+  help commands         what else it can do
   help limits           the other options: intervals, time-outs and limits
 
 Every option is a variable too: OLLANA_LOG_LEVEL=debug (lists take commas).
+";
+
+const HELP_COMMANDS: &str = "\
+Commands: ollana COMMAND [OPTION ...]
+  serve                 what it does when no command is given
+  takeover              move an Ollama that systemd runs to port 11438, so that
+                        port 11434 shows all models of the LAN; says what it
+                        will do and asks first, --yes doesn't; --undo: move back
+  help [limits]         options, limits
 ";
 
 const HELP_LIMITS: &str = "\
@@ -157,7 +209,8 @@ fn parse_flags(
     use lexopt::prelude::{Long, Short, Value};
     let usage = |error: lexopt::Error| UsageError(error.to_string());
     let mut parser = lexopt::Parser::from_iter(args);
-    let mut verb = None;
+    let mut words: Vec<String> = Vec::new();
+    let mut switches = Vec::new();
     // The first flag of a list replaces what the environment said.
     let mut seen = Vec::new();
     while let Some(arg) = parser.next().map_err(usage)? {
@@ -165,6 +218,11 @@ fn parse_flags(
             Short('h') | Long("help") => return Ok(Command::Print(HELP)),
             Short('V') | Long("version") => return Ok(Command::Print(VERSION)),
             Long(name) => {
+                let known = VERBS.iter().flat_map(|verb| verb.switches);
+                if let Some(switch) = known.into_iter().find(|switch| **switch == name) {
+                    switches.push(*switch);
+                    continue;
+                }
                 let Some(name) = OPTIONS.iter().find(|option| **option == name) else {
                     return Err(UsageError(format!("unknown option --{name}")));
                 };
@@ -179,16 +237,38 @@ fn parse_flags(
                 set(&mut settings, name, &value)
                     .map_err(|error| UsageError(format!("--{name}: {error}")))?;
             }
-            Value(word) => match (verb.as_deref(), word.to_str()) {
-                (None, Some(first @ ("serve" | "help"))) => verb = Some(first.to_owned()),
-                (Some("help"), Some("limits")) => return Ok(Command::Print(HELP_LIMITS)),
-                _ => return Err(UsageError(format!("unknown command {word:?}"))),
-            },
+            Value(word) => {
+                let word = word.into_string();
+                words.push(word.map_err(|w| UsageError(format!("{w:?} is not UTF-8")))?);
+            }
             Short(other) => return Err(UsageError(format!("unknown option -{other}"))),
         }
     }
-    match verb.as_deref() {
-        Some("help") => Ok(Command::Print(HELP)),
+    let mut words = words.into_iter();
+    let word = words.next().unwrap_or_else(|| "serve".to_owned());
+    let operands: Vec<String> = words.collect();
+    let verb = VERBS.iter().find(|verb| verb.name == word);
+    let most = match (word.as_str(), verb) {
+        (_, Some(verb)) => verb.operands,
+        ("help", _) => 1,
+        ("serve", _) => 0,
+        _ => return Err(UsageError(format!("unknown command {word:?}"))),
+    };
+    if let Some(operand) = operands.get(most) {
+        return Err(UsageError(format!("{word} does not take {operand:?}")));
+    }
+    let own = verb.map(|verb| verb.switches).unwrap_or_default();
+    if let Some(switch) = switches.iter().find(|switch| !own.contains(switch)) {
+        return Err(UsageError(format!("{word} does not take --{switch}")));
+    }
+    match (verb, word.as_str(), operands.first().map(String::as_str)) {
+        (Some(verb), _, _) => {
+            Ok(Command::Tool(Box::new(Tool { verb: verb.verb, settings, switches, operands })))
+        }
+        (None, "help", None) => Ok(Command::Print(HELP)),
+        (None, "help", Some("commands")) => Ok(Command::Print(HELP_COMMANDS)),
+        (None, "help", Some("limits")) => Ok(Command::Print(HELP_LIMITS)),
+        (None, "help", Some(other)) => Err(UsageError(format!("no help about {other:?}"))),
         _ => Ok(Command::Serve(Box::new(settings))),
     }
 }
@@ -352,7 +432,7 @@ mod tests {
 
     #[test]
     fn help_fits_a_screen() {
-        for text in [HELP, HELP_LIMITS] {
+        for text in [HELP, HELP_COMMANDS, HELP_LIMITS] {
             assert!(text.lines().count() <= 24, "{} lines", text.lines().count());
             for line in text.lines() {
                 assert!(line.chars().count() <= 80, "{line}");
@@ -374,6 +454,29 @@ mod tests {
         ] {
             let error = run(args, &[]).expect_err("refused").to_string();
             assert!(error.contains(want), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn commands_take_their_own_switches_only() {
+        let Ok(Command::Tool(tool)) = run(&["takeover", "--undo", "--listen", "[::1]:9"], &[])
+        else {
+            panic!("a command")
+        };
+        assert!(tool.has("undo") && !tool.has("yes") && tool.operands.is_empty());
+        assert_eq!(tool.settings.listen.len(), 1);
+        for (args, want) in [
+            (&["serve", "--undo"][..], "serve does not take --undo"),
+            (&["takeover", "now"], "takeover does not take \"now\""),
+            (&["help", "nobody"], "no help about"),
+        ] {
+            let error = run(args, &[]).expect_err("refused").to_string();
+            assert!(error.contains(want), "{args:?}: {error}");
+        }
+        for verb in VERBS {
+            assert!(HELP_COMMANDS.contains(verb.name), "{}", verb.name);
+            let is_told = |switch: &&&str| HELP_COMMANDS.contains(&format!("--{switch}"));
+            assert!(verb.switches.iter().all(|s| is_told(&s)), "{}", verb.name);
         }
     }
 

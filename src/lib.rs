@@ -33,7 +33,7 @@
 //! Edges, one kind of input and output each: [`socket`], [`interfaces`], [`state`], [`registry`],
 //! [`link`], [`upstream`] (ureq), [`downstream`], [`intake`] (tiny_http), [`offer`], [`manager`],
 //! [`exchange`], [`proxy`], [`liveness`], [`discovery`].
-//! Wiring: [`cli`], [`journal`], [`serve`].
+//! Wiring: [`cli`], [`journal`], [`serve`], [`tools`].
 //!
 //! # Invariants
 //!
@@ -66,7 +66,6 @@ pub mod link;
 pub mod liveness;
 pub mod manager;
 pub mod model;
-
 pub mod offer;
 pub mod pool;
 pub mod proxy;
@@ -77,5 +76,6 @@ pub mod sniff;
 pub mod socket;
 pub mod state;
 pub mod tail;
+pub mod tools;
 pub mod upstream;
 pub mod wire;

@@ -7,11 +7,12 @@ use std::process::ExitCode;
 
 use ollana::cli::{self, Command};
 use ollana::journal::Journal;
-use ollana::serve;
+use ollana::{serve, tools};
 
 fn main() -> ExitCode {
     let settings = match cli::parse(std::env::args_os(), &|name| std::env::var_os(name)) {
         Ok(Command::Serve(settings)) => settings,
+        Ok(Command::Tool(tool)) => return tools::run(&tool),
         Ok(Command::Print(text)) => {
             // A closed pipe (`ollana --help | head`) is no failure.
             let _ = std::io::stdout().write_all(text.as_bytes());

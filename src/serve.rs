@@ -35,6 +35,7 @@ use crate::state;
 use crate::wire::Identity;
 
 pub use mode::Mode;
+pub(crate) use mode::ask;
 
 /// Why a daemon can't start; exit code 1.
 #[derive(Debug)]

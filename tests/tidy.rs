@@ -16,6 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["intake", "exchange", "liveness", "discovery"],
     &["proxy"],
     &["cli", "journal", "serve"],
+    &["tools"],
     &["main", "lib"],
 ];
 

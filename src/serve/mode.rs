@@ -105,7 +105,7 @@ fn since_boot() -> Option<Duration> {
 }
 
 /// Asks whether Ollama, and no proxy of ours, answers at a URL.
-pub(super) fn ask(settings: &Settings, ollama: &OllamaUrl, timeout: Duration) -> CheckResult {
+pub(crate) fn ask(settings: &Settings, ollama: &OllamaUrl, timeout: Duration) -> CheckResult {
     let check = Check {
         target: &Target::Name(ollama.server()),
         local: Some(ollama),

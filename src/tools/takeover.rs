@@ -1,0 +1,274 @@
+//! `ollana takeover`: moves an Ollama that systemd runs to another port, so that this machine's
+//! programs find the pooled view at Ollama's own. `--undo` moves it back.
+//!
+//! It changes two drop-ins and nothing else, says so first, and puts everything back if Ollama or
+//! ollana doesn't come up as planned.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::cli::Tool;
+use crate::config::{OLLAMA_PORT, OllamaUrl, Settings};
+use crate::pool::CheckResult;
+use crate::serve::ask;
+
+/// Where Ollama goes; 11435 to 11437 are ollana's.
+const MOVED_PORT: u16 = 11438;
+/// Where an administrator's changes to units go.
+const UNITS: &str = "/etc/systemd/system";
+const OLLAMA: &str = "ollama.service";
+const OLLANA: &str = "ollana.service";
+/// The last drop-in of a unit wins.
+const DROP_IN: &str = "zz-ollana-takeover.conf";
+/// How long a service may take to come up; Ollama looks for GPUs first.
+const START_TIME: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Why it wasn't done.
+pub(super) enum Problem {
+    /// Not systemd, or Ollama isn't run by it.
+    NoUnit,
+    /// Only root may.
+    NotRoot,
+    /// Asked for twice.
+    AlreadyDone,
+    /// Nothing to undo.
+    NotDone,
+    /// An ollana that systemd doesn't run has Ollama's port.
+    PortHeld,
+    /// Nobody said yes.
+    NotConfirmed,
+    /// Something went wrong; what was changed is back as it was, unless the text says otherwise.
+    Failed(String),
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Problem::NoUnit => write!(
+                f,
+                "systemd runs no {OLLAMA} here; start Ollama yourself with \
+                 OLLAMA_HOST=127.0.0.1:{MOVED_PORT}, and ollana with \
+                 --mode both --ollama http://127.0.0.1:{MOVED_PORT}"
+            ),
+            Problem::NotRoot => write!(f, "this changes system services; run it with sudo"),
+            Problem::AlreadyDone => write!(f, "done already; --undo gives the port back"),
+            Problem::NotDone => write!(f, "nothing to undo: there was no takeover"),
+            Problem::PortHeld => write!(
+                f,
+                "an ollana that systemd doesn't run listens on port {OLLAMA_PORT}; stop it first"
+            ),
+            Problem::NotConfirmed => write!(f, "nothing was changed; --yes goes ahead"),
+            Problem::Failed(what) => f.write_str(what),
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`Problem`] says why nothing was changed.
+pub(super) fn run(tool: &Tool) -> Result<(), Problem> {
+    let takes = !tool.has("undo");
+    if !is_loaded(OLLAMA) {
+        return Err(Problem::NoUnit);
+    }
+    let plan = Plan { takes, has_ollana: is_loaded(OLLANA) };
+    match (takes, drop_in(OLLAMA).exists()) {
+        (true, true) => return Err(Problem::AlreadyDone),
+        (false, false) => return Err(Problem::NotDone),
+        _ => {}
+    }
+    if !takes && !plan.has_ollana && is_ollana(&tool.settings) {
+        return Err(Problem::PortHeld);
+    }
+    print!("{plan}");
+    if !rustix::process::geteuid().is_root() {
+        return Err(Problem::NotRoot);
+    }
+    if !tool.has("yes") && !is_confirmed() {
+        return Err(Problem::NotConfirmed);
+    }
+    let done = if takes { plan.take(&tool.settings) } else { plan.give_back(&tool.settings) };
+    if let Err(reason) = done {
+        if !takes {
+            return Err(Problem::Failed(reason));
+        }
+        println!("{reason}; putting it back");
+        let back = plan.give_back(&tool.settings);
+        let state = back.map_or_else(|e| format!("not back: {e}"), |()| "back as it was".into());
+        return Err(Problem::Failed(format!("{reason} ({state})")));
+    }
+    println!("done");
+    if !plan.has_ollana {
+        let flags = format!(" --mode both --ollama http://127.0.0.1:{MOVED_PORT}");
+        println!("now start: ollana{}", if takes { flags.as_str() } else { "" });
+    }
+    Ok(())
+}
+
+/// What will be done.
+struct Plan {
+    takes: bool,
+    /// Whether systemd runs ollana too.
+    has_ollana: bool,
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.takes {
+            writeln!(
+                f,
+                "Ollama moves to 127.0.0.1:{MOVED_PORT}; port {OLLAMA_PORT} shows all models of the LAN."
+            )?;
+        } else {
+            writeln!(f, "Ollama moves back to where it was.")?;
+        }
+        let verb = if self.takes { "write " } else { "remove" };
+        for (unit, lines) in self.drop_ins() {
+            writeln!(f, "  {verb}   {}", drop_in(unit).display())?;
+            for line in lines.iter().filter(|_| self.takes) {
+                writeln!(f, "             {line}")?;
+            }
+        }
+        writeln!(f, "  restart  {OLLAMA} (answers under way are cut)")?;
+        if self.has_ollana {
+            writeln!(f, "  restart  {OLLANA}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// The units and what is set in each.
+    fn drop_ins(&self) -> Vec<(&'static str, Vec<String>)> {
+        let ollama = vec![format!("Environment=OLLAMA_HOST=127.0.0.1:{MOVED_PORT}")];
+        let ollana = vec![
+            "Environment=OLLANA_MODE=both".to_owned(),
+            format!("Environment=OLLANA_OLLAMA=http://127.0.0.1:{MOVED_PORT}"),
+        ];
+        let mut all = vec![(OLLAMA, ollama)];
+        if self.has_ollana {
+            all.push((OLLANA, ollana));
+        }
+        all
+    }
+
+    fn take(&self, settings: &Settings) -> Result<(), String> {
+        for (unit, lines) in self.drop_ins() {
+            write(&drop_in(unit), &lines).map_err(|e| format!("cannot write for {unit}: {e}"))?;
+        }
+        systemctl(&["daemon-reload"])?;
+        systemctl(&["restart", OLLAMA])?;
+        let moved = local(MOVED_PORT);
+        wait(&format!("Ollama does not answer at {moved}"), || is_ollama(settings, &moved))?;
+        if self.has_ollana {
+            systemctl(&["restart", OLLANA])?;
+            let complaint = format!("ollana does not answer at port {OLLAMA_PORT}");
+            wait(&complaint, || is_ollana(settings))?;
+        }
+        Ok(())
+    }
+
+    fn give_back(&self, settings: &Settings) -> Result<(), String> {
+        for (unit, _) in self.drop_ins() {
+            remove(&drop_in(unit)).map_err(|e| format!("cannot remove for {unit}: {e}"))?;
+        }
+        systemctl(&["daemon-reload"])?;
+        // It has the port that Ollama is to get.
+        if self.has_ollana {
+            systemctl(&["stop", OLLANA])?;
+        }
+        systemctl(&["restart", OLLAMA])?;
+        let own = settings.ollama_url();
+        let answered =
+            wait(&format!("Ollama does not answer at {own}"), || is_ollama(settings, &own));
+        if self.has_ollana {
+            systemctl(&["start", OLLANA])?;
+        }
+        answered
+    }
+}
+
+fn drop_in(unit: &str) -> PathBuf {
+    Path::new(UNITS).join(format!("{unit}.d")).join(DROP_IN)
+}
+
+fn write(path: &Path, lines: &[String]) -> io::Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let text = "# Made by `ollana takeover`; `ollana takeover --undo` removes it.\n[Service]\n";
+    fs::write(path, format!("{text}{}\n", lines.join("\n")))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Only if it is empty, so that nobody else's drop-in goes.
+    if let Some(dir) = path.parent() {
+        let _ = fs::remove_dir(dir);
+    }
+    Ok(())
+}
+
+fn is_loaded(unit: &str) -> bool {
+    let shown =
+        Command::new("systemctl").args(["show", "-p", "LoadState", "--value", unit]).output();
+    shown.is_ok_and(|shown| shown.stdout.trim_ascii() == b"loaded")
+}
+
+fn systemctl(args: &[&str]) -> Result<(), String> {
+    let what = || format!("systemctl {}", args.join(" "));
+    println!("  {}", what());
+    let output = Command::new("systemctl").args(args).output();
+    let output = output.map_err(|error| format!("cannot run {}: {error}", what()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    let line = complaint.lines().next().unwrap_or("no reason given").escape_debug();
+    Err(format!("{} failed: {line}", what()))
+}
+
+fn local(port: u16) -> OllamaUrl {
+    OllamaUrl { host: "127.0.0.1".to_owned(), port, prefix: String::new() }
+}
+
+fn is_ollama(settings: &Settings, url: &OllamaUrl) -> bool {
+    matches!(ask(settings, url, LOOK * 5), CheckResult::Healthy { .. })
+}
+
+fn is_ollana(settings: &Settings) -> bool {
+    let answer = ask(settings, &local(OLLAMA_PORT), LOOK * 5);
+    matches!(answer, CheckResult::Refused(reason) if reason.contains("ollana"))
+}
+
+fn wait(complaint: &str, is_so: impl Fn() -> bool) -> Result<(), String> {
+    let deadline = Instant::now() + START_TIME;
+    while Instant::now() < deadline {
+        if is_so() {
+            return Ok(());
+        }
+        thread::sleep(LOOK);
+    }
+    Err(format!("{complaint} after {} s", START_TIME.as_secs()))
+}
+
+fn is_confirmed() -> bool {
+    if !io::stdin().is_terminal() {
+        return false;
+    }
+    print!("Go on? [y/N] ");
+    let _ = io::stdout().flush();
+    let mut answer = String::new();
+    let _ = io::stdin().read_line(&mut answer);
+    matches!(answer.trim(), "y" | "Y" | "yes")
+}
