@@ -5,20 +5,19 @@
 //!  stop:   acceptors ─► discovery (goodbye) ─► streams finish or are cut ─► ticker ─► Manager
 //! ```
 
+mod arrival;
 mod listeners;
 mod mode;
+mod role;
+mod supervise;
 
 use std::fmt;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
-
-use http::HeaderValue;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::config::{OllamaUrl, Settings, THREAD_STACK};
 use crate::discovery::{Client, ClientSetup, Responder, ServerSetup};
@@ -33,9 +32,11 @@ use crate::proxy::Proxy;
 use crate::registry::Registry;
 use crate::state;
 use crate::wire::Identity;
+use http::HeaderValue;
 
 pub use mode::Mode;
 pub(crate) use mode::ask;
+pub use supervise::run;
 
 /// Why a daemon can't start; exit code 1.
 #[derive(Debug)]
@@ -131,8 +132,13 @@ impl Daemon {
 
     /// The same, but `stopping` ends the wait for an Ollama that is about to start.
     fn start_unless(settings: &Settings, stopping: &AtomicBool) -> Result<Daemon, StartError> {
+        let (mode, why) = mode::choose(settings, &settings.ollama_url(), stopping);
+        Self::start_as(settings, mode, &why)
+    }
+
+    /// The same in this mode.
+    fn start_as(settings: &Settings, mode: Mode, why: &str) -> Result<Daemon, StartError> {
         let ollama = settings.ollama_url();
-        let (mode, why) = mode::choose(settings, &ollama, stopping);
         let client_listeners =
             if mode.is_client() { listeners::client(settings, mode, &ollama)? } else { Vec::new() };
         let server_listeners =
@@ -187,7 +193,7 @@ impl Daemon {
         // A failure from here on drops the daemon, which ends what was started.
         daemon.responder = common.start_responder(&daemon)?;
         daemon.finder = common.start_finder()?;
-        daemon.announce(&why, settings);
+        daemon.announce(why, settings);
         Ok(daemon)
     }
 
@@ -236,10 +242,15 @@ impl Daemon {
         self.end(drain)
     }
 
-    fn end(&mut self, drain: Duration) -> bool {
+    /// Accepts no more and says goodbye; streams go on.
+    fn retire(&mut self) {
         self.proxies.iter_mut().for_each(Proxy::stop_accepting);
         self.responder = None;
         self.finder = None;
+    }
+
+    fn end(&mut self, drain: Duration) -> bool {
+        self.retire();
         let deadline = Instant::now() + drain;
         let mut finished = true;
         for proxy in &mut self.proxies {
@@ -260,42 +271,6 @@ impl Drop for Daemon {
             self.end(Duration::ZERO);
         }
     }
-}
-
-/// Runs a daemon until SIGINT or SIGTERM; a second signal exits at once.
-///
-/// # Errors
-/// When it can't be started.
-pub fn run(settings: &Settings) -> Result<(), StartError> {
-    let asked = Arc::new(AtomicBool::new(false));
-    let stopping = Arc::new(AtomicBool::new(false));
-    let (mut bell, handler) = UnixStream::pair().map_err(system("handle signals"))?;
-    for signal in [SIGTERM, SIGINT] {
-        let flag = Arc::clone(&stopping);
-        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, flag)
-            .map_err(system("handle signals"))?;
-        signal_hook::flag::register(signal, Arc::clone(&asked))
-            .map_err(system("handle signals"))?;
-        let bell = handler.try_clone().map_err(system("handle signals"))?;
-        signal_hook::low_level::pipe::register(signal, bell).map_err(system("handle signals"))?;
-    }
-    let daemon = Daemon::start_unless(settings, &asked)?;
-    while let Err(error) = bell.read_exact(&mut [0]) {
-        log::debug!("waiting for a signal: {error}");
-    }
-    // timeout(1) signals its child and then its child's group, which is one wish, not two.
-    std::thread::sleep(SAME_SIGNAL);
-    stopping.store(true, SeqCst);
-    let drain = settings.timing.drain_timeout;
-    log::info!(
-        "stopping connections={} drain_s={} (a second signal exits at once)",
-        daemon.connections(),
-        drain.as_secs()
-    );
-    let start = Instant::now();
-    let finished = daemon.stop(drain);
-    log::info!("stopped cut={} after_ms={}", !finished, start.elapsed().as_millis());
-    Ok(())
 }
 
 fn new_pool(settings: &Settings, mode: Mode, ollama: &OllamaUrl, seed: u32) -> Pool {
@@ -403,9 +378,6 @@ fn host_name() -> String {
     let name = name.nodename().to_string_lossy();
     name.chars().filter(|c| c.is_ascii_graphic()).take(46).collect()
 }
-
-/// Signals this close together are one.
-const SAME_SIGNAL: Duration = Duration::from_millis(5);
 
 /// What a connection takes: its own descriptor and its upstream's.
 const DESCRIPTORS: u64 = 2;

@@ -26,7 +26,9 @@ mod netns {
     mod hangup;
     mod hostile;
     mod interfaces;
+    mod models;
     mod outages;
+    mod roles;
     mod sharing;
     mod skipping;
 }

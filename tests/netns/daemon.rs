@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -28,11 +29,17 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Runs `ollana --log-level debug` and `args` on a host, without waiting for anything.
     pub(crate) fn spawn(host: &Host, args: &[&str]) -> Daemon {
+        Daemon::spawn_in(host, Path::new("/nowhere"), args)
+    }
+
+    /// The same with programs in this directory.
+    fn spawn_in(host: &Host, programs: &Path, args: &[&str]) -> Daemon {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
         command
             .args(["--log-level", "debug"])
             .args(args)
             .env_clear()
+            .env("PATH", programs)
             .env("XDG_STATE_HOME", host.dir())
             .env("XDG_RUNTIME_DIR", host.dir())
             .stdin(Stdio::null())
@@ -54,6 +61,13 @@ impl Daemon {
     /// Like [`Daemon::spawn`], and waits until it listens.
     pub(crate) fn start(host: &Host, args: &[&str]) -> Daemon {
         let daemon = Daemon::spawn(host, args);
+        daemon.wait_for("] ready mode=");
+        daemon
+    }
+
+    /// Like [`Daemon::start`], with programs in this directory.
+    pub(crate) fn start_in(host: &Host, programs: &Path, args: &[&str]) -> Daemon {
+        let daemon = Daemon::spawn_in(host, programs, args);
         daemon.wait_for("] ready mode=");
         daemon
     }
