@@ -23,6 +23,7 @@ mod linux {
     mod answers;
     mod bulk;
     mod children;
+    mod choosing;
     mod events;
     mod instructions;
     mod load;

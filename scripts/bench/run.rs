@@ -11,6 +11,7 @@ use lexopt::prelude::Long;
 use serde_json::json;
 
 use super::children::{self, BECOME, Failable};
+use super::choosing::Costs;
 use super::measure;
 use super::parts::Bench;
 use super::proxies::{self, Family};
@@ -19,6 +20,7 @@ use super::upstream::Upstream;
 
 /// What `--only` may name, in the order in which they run.
 const PARTS: &[&str] = &[
+    CHOOSING,
     "memory",
     "first-byte",
     "requests",
@@ -29,6 +31,8 @@ const PARTS: &[&str] = &[
     "failover",
     "instructions",
 ];
+/// Needs no proxies.
+const CHOOSING: &str = "choosing";
 /// Those start processes of their own, when the others are gone.
 const LATE_PARTS: &[&str] = &["start", "failover", "instructions"];
 
@@ -51,6 +55,8 @@ pub(crate) struct Scale {
     pub(crate) big_upload: Option<u64>,
     /// Repetitions of single events.
     pub(crate) events: usize,
+    /// Choices of a server.
+    decisions: usize,
 }
 
 const DEFAULT: Scale = Scale {
@@ -63,6 +69,7 @@ const DEFAULT: Scale = Scale {
     bulk_bytes: 512 << 20,
     big_upload: None,
     events: 4,
+    decisions: 500_000,
 };
 const QUICK: Scale = Scale {
     rounds: 2,
@@ -74,6 +81,7 @@ const QUICK: Scale = Scale {
     bulk_bytes: 128 << 20,
     big_upload: None,
     events: 2,
+    decisions: 100_000,
 };
 
 struct Options {
@@ -167,19 +175,27 @@ fn run(options: &Options) -> Failable<()> {
         let size = fs::metadata(&family.program).map_or(0, |file| file.len() / 1024);
         println!("{:9}{} ({size} KiB)", family.name, family.program.display());
     }
+    let is_wanted = options.only.is_empty() || options.only.iter().any(|part| part == CHOOSING);
+    let costs = is_wanted.then(|| Costs::measure(options.scale.decisions)).transpose()?;
     let upstream = Upstream::start()?;
     let mut book = Book::new(&families);
-    for round in 0..options.scale.rounds {
+    let alone = options.only.iter().all(|part| part == CHOOSING) && !options.only.is_empty();
+    for round in 0..if alone { 0 } else { options.scale.rounds } {
         run_round(options, &families, &scratch.0, &upstream, &mut book, round)?;
     }
     eprint!("\r{:78}\r", "");
-    println!("\n{}", book.table());
-    println!(
-        "Medians of {} rounds in {} s; +: what the proxy adds to direct. The ratios are ollana's\n\
-         figure to the other's, medians over neighbouring measurements.",
-        options.scale.rounds,
-        start.elapsed().as_secs()
-    );
+    if !alone {
+        println!("\n{}", book.table());
+        println!(
+            "Medians of {} rounds in {} s; +: what the proxy adds to direct. The ratios are \
+             ollana's\nfigure to the other's, medians over neighbouring measurements.",
+            options.scale.rounds,
+            start.elapsed().as_secs()
+        );
+    }
+    if let Some(costs) = &costs {
+        println!("\n{}", costs.text());
+    }
     let sizes = families.iter().map(|family| {
         let size = fs::metadata(&family.program).map_or(0, |file| file.len());
         (family.name.clone(), json!(size))
@@ -189,6 +205,7 @@ fn run(options: &Options) -> Failable<()> {
         "rounds": options.scale.rounds,
         "binary_bytes": sizes.collect::<serde_json::Map<_, _>>(),
         "rows": book.json(),
+        "choosing": costs.as_ref().map(Costs::json),
     });
     let file = target_dir().join("bench.json");
     fs::write(&file, format!("{all:#}\n"))?;
@@ -216,7 +233,7 @@ fn run_round(
             "instructions" => round == 0 && options.counts_instructions,
             _ => true,
         };
-        if !wanted || !is_due {
+        if !wanted || !is_due || *part == CHOOSING {
             continue;
         }
         if LATE_PARTS.contains(part) {
