@@ -29,7 +29,8 @@
 //! # Files, in the order in which to read them
 //!
 //! Pure, without sockets, threads or clock: [`config`], [`wire`], [`model`], [`catalog`], [`pool`],
-//! [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`tail`], [`dialect`], [`guard`].
+//! [`dispatch`], [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`tail`], [`dialect`],
+//! [`guard`].
 //! Edges, one kind of input and output each: [`socket`], [`interfaces`], [`state`], [`registry`],
 //! [`link`], [`upstream`] (ureq), [`downstream`], [`intake`] (tiny_http), [`offer`], [`manager`],
 //! [`exchange`], [`proxy`], [`liveness`], [`discovery`].
@@ -54,6 +55,7 @@ pub mod cli;
 pub mod config;
 pub mod dialect;
 pub mod discovery;
+pub mod dispatch;
 pub mod downstream;
 pub mod exchange;
 pub mod guard;

@@ -9,9 +9,8 @@
 //! It decides and never does I/O: it blocks only on its mailbox. Sending an event never waits
 //! for an answer; asking for a lease does, on a reply channel of its own.
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
@@ -20,11 +19,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, TrySendError, bounded};
 
 use crate::catalog::Inventory;
+use crate::dispatch::{Answers, Asker, Dispatch, Request};
 use crate::offer::{Board, Offer};
 use crate::pool::{
-    Action, BackendId, Input, NoPick, Outcome, Pick, Pool, Report, Target, Transition, Wanted,
+    Action, BackendId, Input, Outcome, Pick, Pool, Report, Target, Transition, Wanted,
 };
 use crate::wire::OllamaVersion;
+
+pub use crate::dispatch::{Patience, Refused};
 
 /// Events that may wait. A full mailbox makes workers wait a moment; every place costs 136 bytes.
 const MAILBOX: usize = 512;
@@ -33,8 +35,6 @@ const MAILBOX: usize = 512;
 const LIST_PATIENCE: Duration = Duration::from_millis(500);
 /// How often a waiting request's client is looked at.
 const LOOK: Duration = Duration::from_millis(50);
-/// Requests that may wait for a backend that is busy; more are refused.
-const MAX_QUEUE: usize = 256;
 
 /// Something that takes time, for the checkers.
 #[derive(Debug)]
@@ -59,20 +59,35 @@ pub struct CheckJob {
 #[derive(Debug)]
 enum Event {
     Pool(Input),
-    Lease(Ask),
+    Lease(Caller, Request),
     Inventories(Sender<Inventories>),
     Stop,
 }
 
-/// A request for a lease.
+/// Somebody who asked for a lease.
 #[derive(Debug)]
-struct Ask {
-    tried: Vec<BackendId>,
-    wanted: Wanted,
+struct Caller {
     reply: Sender<Result<Handed, Refused>>,
-    /// Whether somebody waits for the reply.
-    asker: Weak<()>,
+    /// Alive as long as somebody waits for the reply.
+    waits: Weak<()>,
     mailbox: Mailbox,
+}
+
+impl Asker for Caller {
+    fn is_present(&self) -> bool {
+        self.waits.strong_count() > 0
+    }
+}
+
+impl Caller {
+    /// Hands over the answer; a pick comes back if nobody is there any more.
+    fn answer(self, answer: Result<Pick, Refused>) -> Option<Pick> {
+        let handed = answer.map(|pick| Handed { pick: Some(pick), mailbox: self.mailbox });
+        match self.reply.send(handed) {
+            Err(SendError(Ok(handed))) => handed.take(),
+            _ => None,
+        }
+    }
 }
 
 /// A pick on its way to whom it is for. It is given back if nobody takes it.
@@ -94,15 +109,6 @@ impl Drop for Handed {
             self.mailbox.send(Input::Finished(pick.id, Outcome::Void.into()));
         }
     }
-}
-
-/// Why there is no lease.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// No server can do it now; the sentence says which and why.
-    NoServer(String),
-    /// Too many requests wait already.
-    QueueFull,
 }
 
 /// What the ready backends have.
@@ -239,11 +245,10 @@ impl Mailbox {
         }
         let (reply, answer) = bounded(1);
         let present = Arc::new(());
-        let asker = Arc::downgrade(&present);
-        let (tried, wanted) = (tried.to_vec(), wanted.clone());
-        let ask = Ask { tried, wanted, reply, asker, mailbox: self.clone() };
+        let caller = Caller { reply, waits: Arc::downgrade(&present), mailbox: self.clone() };
+        let request = Request { tried: tried.to_vec(), wanted: wanted.clone() };
         let stopping = || Refused::NoServer("ollana is stopping".to_owned());
-        self.events.send(Event::Lease(ask)).map_err(|_| stopping())?;
+        self.events.send(Event::Lease(caller, request)).map_err(|_| stopping())?;
         loop {
             match answer.recv_timeout(LOOK) {
                 Ok(handed) => {
@@ -278,16 +283,13 @@ impl Handle {
         let (sender, mailbox) = bounded(MAILBOX);
         let presence = Arc::new(Presence::default());
         let manager = Manager {
-            pool,
+            dispatch: Dispatch::new(pool, patience),
             mailbox,
             jobs,
-            patience,
             presence: Arc::clone(&presence),
-            waiting: Vec::new(),
-            turns: HashMap::new(),
-            turn: 0,
             lists: Vec::new(),
             actions: Vec::new(),
+            answers: Vec::new(),
         };
         let thread = thread::Builder::new()
             .name("manager".to_owned())
@@ -317,36 +319,15 @@ impl Drop for Handle {
     }
 }
 
-/// How long requests wait for a backend.
-#[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// While one that may be ready in a moment is being checked.
-    pub expected: Duration,
-    /// While all that could do are busy.
-    pub busy: Duration,
-}
-
-/// A request that waits for a backend.
-struct Waiting {
-    ask: Ask,
-    since: Instant,
-    is_busy: bool,
-}
-
 struct Manager {
-    pool: Pool,
+    dispatch: Dispatch<Caller>,
     mailbox: Receiver<Event>,
     jobs: Sender<Job>,
-    patience: Patience,
     presence: Arc<Presence>,
-    /// In the order of arrival.
-    waiting: Vec<Waiting>,
-    /// When each waiting client had its last turn.
-    turns: HashMap<Option<IpAddr>, u64>,
-    turn: u64,
     /// Requests for lists of models, and since when they wait.
     lists: Vec<(Instant, Sender<Inventories>)>,
     actions: Vec<Action>,
+    answers: Answers<Caller>,
 }
 
 impl Manager {
@@ -361,29 +342,46 @@ impl Manager {
                         self.take_down(true);
                         self.take_down(false);
                     }
-                    self.pool.handle(now, input, &mut self.actions);
+                    self.dispatch.handle(now, input, &mut self.actions, &mut self.answers);
+                    self.deliver(now);
                     self.act();
-                    self.serve_waiting(now);
                     self.update_offer(now, true);
                     self.update_offer(now, false);
                 }
-                Event::Lease(ask) => self.lease(now, ask),
+                Event::Lease(caller, request) => {
+                    self.dispatch.ask(now, caller, request, &mut self.answers);
+                    self.deliver(now);
+                    self.act();
+                }
                 Event::Inventories(reply) => self.lists.push((now, reply)),
             }
             self.serve_lists(now);
-            self.presence.up.store(self.pool.ready() > 0, Relaxed);
-            self.presence.local_up.store(self.pool.is_local_ready(), Relaxed);
-            self.presence.version.store(self.pool.announced_version().to_bits(), Relaxed);
-            self.presence.in_flight.store(self.pool.in_flight(), Relaxed);
-            self.presence.backends.store(self.pool.len() as u32, Relaxed);
+            let pool = self.dispatch.pool();
+            self.presence.up.store(pool.ready() > 0, Relaxed);
+            self.presence.local_up.store(pool.is_local_ready(), Relaxed);
+            self.presence.version.store(pool.announced_version().to_bits(), Relaxed);
+            self.presence.in_flight.store(pool.in_flight(), Relaxed);
+            self.presence.backends.store(pool.len() as u32, Relaxed);
         }
         // Replies that are still waiting are dropped with us, which their askers see.
     }
 
+    /// Hands out the answers. What nobody takes any more goes to the next who waits.
+    fn deliver(&mut self, now: Instant) {
+        while !self.answers.is_empty() {
+            for (caller, answer) in std::mem::take(&mut self.answers) {
+                if let Some(pick) = caller.answer(answer) {
+                    self.dispatch.untaken(now, &pick, &mut self.actions, &mut self.answers);
+                }
+            }
+        }
+    }
+
     /// Tells what there is, at once or as soon as a change that went through us is known.
     fn serve_lists(&mut self, now: Instant) {
-        let is_stale = self.pool.has_stale_inventory();
-        let Manager { lists, pool, .. } = self;
+        let is_stale = self.dispatch.pool().has_stale_inventory();
+        let Manager { lists, dispatch, .. } = self;
+        let pool = dispatch.pool();
         lists.retain(|(since, reply)| {
             let waits = is_stale && now.saturating_duration_since(*since) < LIST_PATIENCE;
             if !waits {
@@ -399,118 +397,19 @@ impl Manager {
         let board = self.presence.board(local_only);
         if let Some(old) = board.look() {
             board.hang_out(None);
-            self.pool.adopt(old.pick.id, old.withdraw());
+            self.dispatch.adopt(old.pick.id, old.withdraw());
         }
     }
 
     /// Offers what there is no choice about.
     fn update_offer(&mut self, now: Instant, local_only: bool) {
-        let sole = self.pool.sole(now, local_only).filter(|_| self.waiting.is_empty());
+        let sole = self.dispatch.sole(now, local_only);
         let present = self.presence.board(local_only).look();
         if present.map(|offer| offer.pick.clone()) != sole {
             self.take_down(local_only);
             let offer = sole.map(|pick| Arc::new(Offer::new(pick)));
             self.presence.board(local_only).hang_out(offer);
         }
-    }
-
-    fn lease(&mut self, now: Instant, ask: Ask) {
-        // Nobody overtakes those who wait for a busy backend.
-        let picked = match self.waiting.iter().any(|waiting| waiting.is_busy) {
-            true => Err(NoPick::Busy),
-            false => self.pool.pick(now, &ask.tried, &ask.wanted),
-        };
-        let waiting = match picked {
-            Ok(pick) => {
-                self.hand_over(pick, &ask);
-                return;
-            }
-            Err(NoPick::Busy) => Waiting { ask, since: now, is_busy: true },
-            Err(NoPick::NoneUp(_)) if ask.tried.is_empty() && self.pool.expects_backend(now) => {
-                Waiting { ask, since: now, is_busy: false }
-            }
-            Err(NoPick::NoneUp(reason) | NoPick::Away(reason)) => {
-                let _ = ask.reply.send(Err(Refused::NoServer(reason)));
-                return;
-            }
-        };
-        if self.waiting.len() >= MAX_QUEUE {
-            let _ = waiting.ask.reply.send(Err(Refused::QueueFull));
-            return;
-        }
-        self.waiting.push(waiting);
-        self.serve_waiting(now);
-    }
-
-    /// Serves those who wait, the client first whose last turn is longest ago.
-    fn serve_waiting(&mut self, now: Instant) {
-        while !self.serve_once(now) {}
-    }
-
-    /// False when somebody left in this moment, so that there is more to give.
-    fn serve_once(&mut self, now: Instant) -> bool {
-        self.waiting.retain(|waiting| waiting.ask.asker.strong_count() > 0);
-        if self.waiting.is_empty() {
-            self.turns.clear();
-            return true;
-        }
-        let mut order: Vec<usize> = (0..self.waiting.len()).collect();
-        order.sort_by_key(|at| {
-            let client = self.waiting[*at].ask.wanted.client;
-            (self.turns.get(&client).copied().unwrap_or(0), *at)
-        });
-        let mut served = Vec::new();
-        for at in order {
-            let ask = &self.waiting[at].ask;
-            let answer = match self.pool.pick(now, &ask.tried, &ask.wanted) {
-                Ok(pick) => {
-                    self.turn += 1;
-                    self.turns.insert(ask.wanted.client, self.turn);
-                    Ok(pick)
-                }
-                Err(no_pick) => {
-                    let waited = now.saturating_duration_since(self.waiting[at].since);
-                    match no_pick {
-                        NoPick::Busy if waited < self.patience.busy => continue,
-                        NoPick::NoneUp(_)
-                            if waited < self.patience.expected
-                                && self.pool.expects_backend(now) =>
-                        {
-                            continue;
-                        }
-                        NoPick::Busy => Err(Refused::QueueFull),
-                        NoPick::NoneUp(reason) | NoPick::Away(reason) => {
-                            Err(Refused::NoServer(reason))
-                        }
-                    }
-                }
-            };
-            served.push((at, answer));
-        }
-        served.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
-        let mut all_taken = true;
-        for (at, answer) in served {
-            let waiting = self.waiting.remove(at);
-            match answer {
-                Ok(pick) => all_taken &= self.hand_over(pick, &waiting.ask),
-                Err(refused) => {
-                    let _ = waiting.ask.reply.send(Err(refused));
-                }
-            }
-        }
-        all_taken
-    }
-
-    /// False when nobody is there any more.
-    fn hand_over(&mut self, pick: Pick, ask: &Ask) -> bool {
-        let handed = Handed { pick: Some(pick), mailbox: ask.mailbox.clone() };
-        let Err(SendError(Ok(handed))) = ask.reply.send(Ok(handed)) else { return true };
-        if let Some(pick) = handed.take() {
-            let void = Input::Finished(pick.id, Outcome::Void.into());
-            self.pool.handle(Instant::now(), void, &mut self.actions);
-            self.act();
-        }
-        false
     }
 
     fn hand_out(&self, job: Job) {
@@ -530,7 +429,7 @@ impl Manager {
                     let changes_memory =
                         matches!(transition, Transition::Up { .. } | Transition::Moved { .. });
                     if changes_memory {
-                        self.hand_out(Job::Remember(self.pool.memorable()));
+                        self.hand_out(Job::Remember(self.dispatch.pool().memorable()));
                     }
                 }
             }
