@@ -29,8 +29,8 @@
 //! # Files, in the order in which to read them
 //!
 //! Pure, without sockets, threads or clock: [`config`], [`wire`], [`model`], [`catalog`], [`pool`],
-//! [`dispatch`], [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`tail`], [`dialect`],
-//! [`guard`].
+//! [`dispatch`], [`probing`], [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`tail`],
+//! [`dialect`], [`guard`].
 //! Edges, one kind of input and output each: [`socket`], [`interfaces`], [`state`], [`registry`],
 //! [`link`], [`upstream`] (ureq), [`downstream`], [`intake`] (tiny_http), [`offer`], [`manager`],
 //! [`exchange`], [`proxy`], [`liveness`], [`discovery`].
@@ -70,6 +70,7 @@ pub mod manager;
 pub mod model;
 pub mod offer;
 pub mod pool;
+pub mod probing;
 pub mod proxy;
 pub mod registry;
 pub mod route;

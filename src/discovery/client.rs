@@ -1,6 +1,5 @@
 //! The asking side: probes out on every interface, announcements in.
 
-use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::unix::net::UnixStream;
@@ -14,16 +13,12 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::{BATCH, Counters, RecentLinks, bind_udp, spawn};
 use crate::interfaces::{Interface, broadcast_interfaces};
 use crate::manager::Mailbox;
-use crate::pool::{Input, Sighting};
+use crate::probing::{Expected, Schedule};
 use crate::state;
-use crate::wire::{self, Datagram, Identity, Kind, Nonce, OllamaVersion, Packet, flags};
+use crate::wire::{self, Datagram, Identity, Kind, OllamaVersion};
 
-/// Probes after the start and after a change of the network, in milliseconds from then.
-const BURST: [u64; 5] = [0, 50, 150, 350, 1000];
 /// How often interfaces and the clock of sleep are looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// Answers count for so many of our last probes.
-const NONCES: usize = 3;
 /// More sleep than this between two looks means that the network may be another.
 const SLEPT: Duration = Duration::from_secs(5);
 
@@ -56,13 +51,12 @@ struct Shared {
     /// Written when the lanes changed, closed when we are stopping.
     bell: UnixStream,
     counters: Counters,
-    own: Identity,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     lanes: Vec<Arc<Lane>>,
-    nonces: VecDeque<Nonce>,
+    expected: Expected,
 }
 
 /// One way out: a socket of its own, so that the packet leaves there with the right source.
@@ -88,10 +82,9 @@ impl Client {
         let (bell, ear) = UnixStream::pair()?;
         ear.set_nonblocking(true)?;
         let shared = Arc::new(Shared {
-            state: Mutex::default(),
+            state: Mutex::new(State { lanes: Vec::new(), expected: Expected::new(setup.identity) }),
             bell,
             counters: Counters::default(),
-            own: setup.identity,
         });
         let (stop, stopped) = bounded(0);
         let mailbox = setup.mailbox.clone();
@@ -134,11 +127,10 @@ struct Announcer {
 
 impl Announcer {
     fn run(mut self, stopped: &Receiver<()>) {
-        let mut origin = Instant::now();
-        let mut sent = 0;
+        let start = Instant::now();
+        let mut schedule = Schedule::new(start, self.setup.interval);
         let mut slept = time_slept();
-        let mut next_look = origin + LOOK;
-        let mut next_probe = origin;
+        let mut next_look = start + LOOK;
         loop {
             let now = Instant::now();
             if now >= next_look {
@@ -148,28 +140,19 @@ impl Announcer {
                 slept = slept_now;
                 if self.refresh_lanes() || woke {
                     log::info!("network changed, looking for servers at once");
-                    (origin, sent, next_probe) = (now, 0, now);
+                    schedule.restart(now);
                 }
             }
-            if now >= next_probe {
+            if now >= schedule.due() {
                 self.probe();
-                sent += 1;
-                next_probe = match BURST.get(sent) {
-                    Some(at) => origin + Duration::from_millis(*at),
-                    None => now + self.jittered_interval(),
-                };
+                let [random] = state::random().unwrap_or([128]);
+                schedule.sent(now, random);
             }
-            let pause = next_probe.min(next_look).saturating_duration_since(Instant::now());
+            let pause = schedule.due().min(next_look).saturating_duration_since(Instant::now());
             if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
         }
-    }
-
-    /// The interval ± 10 %, so that many clients don't ask in step.
-    fn jittered_interval(&self) -> Duration {
-        let [byte] = state::random().unwrap_or([128]);
-        self.setup.interval * (900 + u32::from(byte) * 200 / 255) / 1000
     }
 
     /// Makes the lanes fit the interfaces; true if there was a change after the start.
@@ -212,7 +195,7 @@ impl Announcer {
         let bytes = Datagram {
             kind: Kind::Probe,
             nonce,
-            sender: self.shared.own,
+            sender: self.setup.identity,
             http_port: 0,
             flags: 0,
             capabilities: 0,
@@ -224,10 +207,7 @@ impl Announcer {
         .encode(wire::PROBE_LEN);
         let lanes = {
             let mut state = self.shared.state();
-            state.nonces.push_back(nonce);
-            if state.nonces.len() > NONCES {
-                state.nonces.pop_front();
-            }
+            state.expected.asked(nonce);
             state.lanes.clone()
         };
         let mut failed = None;
@@ -313,37 +293,20 @@ fn receive(
 ) {
     let counters = &shared.counters;
     let now = Instant::now();
-    let datagram = match wire::decode(bytes) {
-        Ok(Packet::V1(datagram)) => datagram,
-        Ok(Packet::Legacy) if links.contain(now, source.ip()) => {
-            Counters::count(&counters.good);
-            return mailbox.offer(Input::LegacySighted(source.ip()));
-        }
-        Ok(Packet::Legacy) => return Counters::count(&counters.ignored),
+    let packet = match wire::decode(bytes) {
+        Ok(packet) => packet,
         Err(error) => {
             log::trace!("bad packet addr={source} reason={error}");
             return Counters::count(&counters.bad);
         }
     };
-    let answers_us = shared.state().nonces.contains(&datagram.nonce);
-    if !answers_us || datagram.sender == shared.own || !links.contain(now, source.ip()) {
-        return Counters::count(&counters.ignored);
-    }
-    match datagram.kind {
-        Kind::Announce if datagram.http_port != 0 => {
+    let is_on_link = || links.contain(now, source.ip());
+    let accepted = shared.state().expected.accept(packet, source, is_on_link);
+    match accepted {
+        Some(input) => {
             Counters::count(&counters.good);
-            mailbox.offer(Input::Sighted(Sighting {
-                address: SocketAddr::new(source.ip(), datagram.http_port),
-                identity: datagram.sender,
-                instance: datagram.instance,
-                name: datagram.name,
-                ollama_up: datagram.flags & flags::OLLAMA_UP != 0,
-            }));
+            mailbox.offer(input);
         }
-        Kind::Goodbye => {
-            Counters::count(&counters.good);
-            mailbox.offer(Input::Farewell { identity: datagram.sender, from: source.ip() });
-        }
-        Kind::Announce | Kind::Probe => Counters::count(&counters.ignored),
+        None => Counters::count(&counters.ignored),
     }
 }
