@@ -23,6 +23,7 @@ use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode};
 use ureq::Body;
 
+use crate::attempts::Attempts;
 use crate::config::{Limits, Timing};
 use crate::dialect::Dialect;
 use crate::downstream::{BodyFault, BodyReader, BodyState, Budget, Downstream};
@@ -163,13 +164,12 @@ impl Exchange<'_> {
         let stream = Arc::clone(connection.stream());
         let is_wanted = || !socket::is_gone(&stream);
         let lease = |tried: &[BackendId]| self.context.mailbox.lease(tried, &wanted, &is_wanted);
-        let mut tried: Vec<BackendId> = Vec::new();
+        let mut attempts = Attempts::new(repeatable);
         let mut failure: Option<(String, &'static str)> = None;
-        let mut resent = false;
         let mut fresh = !repeatable;
         let mut next_lease: Option<Lease> = None;
         loop {
-            let leased = next_lease.take().map_or_else(|| lease(&tried), Ok);
+            let leased = next_lease.take().map_or_else(|| lease(attempts.tried()), Ok);
             let mut leased = match (leased, failure.take()) {
                 (Ok(leased), _) => leased,
                 (Err(_), Some((message, cause))) => {
@@ -187,18 +187,14 @@ impl Exchange<'_> {
             let failed = match self.attempt(connection, &mut body, &leased, fresh) {
                 Ok(answer) => {
                     // Another server may do better, if the request can be sent again.
-                    if let Some(outcome) = poor_answer(&answer) {
-                        let free = outcome == Outcome::Unreachable || (repeatable && !resent);
-                        if free && body.is_replayable() {
-                            tried.push(leased.pick.id);
-                            if let Ok(other) = lease(&tried) {
-                                leased.report.outcome = outcome;
-                                resent |= outcome != Outcome::Unreachable;
-                                next_lease = Some(other);
-                                fresh = !repeatable;
-                                continue;
-                            }
-                        }
+                    if let Some(outcome) = poor_answer(&answer)
+                        && attempts.may_go_on(leased.pick.id, outcome, body.is_replayable())
+                        && let Ok(other) = lease(attempts.tried())
+                    {
+                        leased.report.outcome = outcome;
+                        next_lease = Some(other);
+                        fresh = !repeatable;
+                        continue;
                     }
                     body.let_go();
                     return self.relay(connection, &mut leased, &body, &wanted, answer);
@@ -216,16 +212,13 @@ impl Exchange<'_> {
             }
             let name = leased.pick.label();
             log::warn!("attempt failed backend={name:?} reason={:?}", failed.reason);
-            leased.report.outcome =
-                if failed.unreached { Outcome::Unreachable } else { Outcome::Failed };
+            let outcome = if failed.unreached { Outcome::Unreachable } else { Outcome::Failed };
+            leased.report.outcome = outcome;
             let message = format!("{name}: {}", failed.reason);
             let cause = if failed.unreached { UNREACHED } else { UPSTREAM };
-            let again = failed.unreached || (repeatable && !resent);
-            if !again || !body.is_replayable() {
+            if !attempts.may_go_on(leased.pick.id, outcome, body.is_replayable()) {
                 return self.refuse(connection, 502, &message, cause);
             }
-            resent |= !failed.unreached;
-            tried.push(leased.pick.id);
             failure = Some((message, cause));
             fresh = !repeatable;
         }

@@ -29,8 +29,8 @@
 //! # Files, in the order in which to read them
 //!
 //! Pure, without sockets, threads or clock: [`config`], [`wire`], [`model`], [`catalog`], [`pool`],
-//! [`dispatch`], [`probing`], [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`tail`],
-//! [`dialect`], [`guard`].
+//! [`dispatch`], [`probing`], [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`attempts`],
+//! [`tail`], [`dialect`], [`guard`].
 //! Edges, one kind of input and output each: [`socket`], [`interfaces`], [`state`], [`registry`],
 //! [`link`], [`upstream`] (ureq), [`downstream`], [`intake`] (tiny_http), [`offer`], [`manager`],
 //! [`exchange`], [`proxy`], [`liveness`], [`discovery`].
@@ -49,6 +49,7 @@
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod attempts;
 pub mod body;
 pub mod catalog;
 pub mod cli;

@@ -67,7 +67,7 @@ const LIMIT_AGE: Duration = Duration::from_secs(60);
 const LEGACY_RETRY: Duration = Duration::from_secs(60);
 
 /// Names a backend for as long as the pool lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendId(u32);
 
 /// How the pool knows of a backend.

@@ -8,7 +8,7 @@ const LAYERS: &[&[&str]] = &[
     &["model", "wire", "headers", "body", "sniff", "tail", "guard"],
     &["config", "catalog", "dialect"],
     &["head", "pool"],
-    &["route", "dispatch", "probing"],
+    &["route", "attempts", "dispatch", "probing"],
     &["socket", "interfaces", "state"],
     &["registry", "link", "offer"],
     &["manager"],
@@ -33,8 +33,8 @@ const OWNERS: &[(&str, &[&str])] = &[
 
 /// Files that must not know of sockets, threads, clocks or the log.
 const PURE: &[&str] = &[
-    "config", "wire", "model", "catalog", "pool", "dispatch", "probing", "head", "headers", "body",
-    "sniff", "route", "tail", "dialect", "guard",
+    "config", "wire", "model", "catalog", "pool", "dispatch", "probing", "attempts", "head",
+    "headers", "body", "sniff", "route", "tail", "dialect", "guard",
 ];
 
 struct Source {
