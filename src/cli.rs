@@ -89,6 +89,7 @@ Elsewhere it finds the servers and answers on Ollama's own port (client mode).
   --discovery-port N    UDP port of the discovery, 0 turns it off [11436]
   --interface NAME      broadcast on this interface; repeatable [all suitable]
   --prefer SERVER       use this server first while it is up; repeatable
+  --wake SERVER|MAC     wake this machine when nobody else can; repeatable
   --pin MODEL=SERVER    this model goes to this server; --ban: never; repeatable
   --host NAME           accept this name in a request's Host; repeatable
   --state-dir DIR       where the server's identity is kept
@@ -118,6 +119,7 @@ Intervals, time-outs and limits. Times: 250ms, 5s, 2m. Sizes: 4096, 64k, 4m.
   --connect-timeout T   to connect to a server [1300ms]
   --wait-timeout T      a request waits for a server being checked [1500ms]
   --queue-timeout T     a request waits while all servers are busy [60s]
+  --wake-timeout T      a request waits for a machine that was woken [60s]
   --head-timeout T      for a request's whole head [10s]
   --idle-timeout T      until an idle connection is closed [2m]
   --body-timeout T      a client sends nothing of its body [60s]
@@ -170,6 +172,8 @@ const OPTIONS: &[&str] = &[
     "ban",
     "prefer",
     "queue-timeout",
+    "wake",
+    "wake-timeout",
     "max-in-flight",
 ];
 
@@ -283,6 +287,7 @@ fn clear_list(settings: &mut Settings, name: &str) {
         "pin" => settings.pins.clear(),
         "ban" => settings.bans.clear(),
         "prefer" => settings.preferred.clear(),
+        "wake" => settings.wake.clear(),
         _ => {}
     }
 }
@@ -353,6 +358,8 @@ fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), String> {
         "pin" => settings.pins.push(config::parse_route(value)?),
         "ban" => settings.bans.push(config::parse_route(value)?),
         "prefer" => settings.preferred.push(value.to_owned()),
+        "wake" => settings.wake.push(config::Sleeper::parse(value)),
+        "wake-timeout" => timing.wake_timeout = config::parse_duration(value)?,
         "queue-timeout" => timing.queue_timeout = config::parse_duration(value)?,
         "max-in-flight" => limits.max_in_flight = parse_number(value, 0, 65536)?,
         "max-servers" => limits.max_servers = parse_number(value, 1, 1024)?,

@@ -52,6 +52,57 @@ pub struct OllamaUrl {
     pub prefix: String,
 }
 
+/// The hardware address of a network card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl std::str::FromStr for Mac {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let error = || format!("{text}: expected six bytes such as d8:bb:c1:00:0a:ff");
+        let mut bytes = [0; 6];
+        let mut parts = text.split([':', '-']);
+        for byte in &mut bytes {
+            let digits = parts.next().filter(|part| part.len() == 2).ok_or_else(error)?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| error())?;
+        }
+        if parts.next().is_some() { Err(error()) } else { Ok(Mac(bytes)) }
+    }
+}
+
+/// A machine that may be asleep and is woken when it is needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sleeper {
+    /// By its hardware address.
+    Mac(Mac),
+    /// By name or address; its hardware address is learned while it is up.
+    Server(String),
+}
+
+impl fmt::Display for Sleeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Sleeper::Mac(mac) => mac.fmt(f),
+            Sleeper::Server(name) => write!(f, "{name:?}"),
+        }
+    }
+}
+
+impl Sleeper {
+    /// As it is written on the command line.
+    pub fn parse(text: &str) -> Self {
+        text.parse().map_or_else(|_| Sleeper::Server(text.to_owned()), Sleeper::Mac)
+    }
+}
+
 /// A server named by the user.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServerName {
@@ -108,6 +159,8 @@ pub struct Timing {
     pub wait_timeout: Duration,
     /// How long a request waits while all servers that could do are busy (default 60 s).
     pub queue_timeout: Duration,
+    /// How long a request waits for a machine that was woken for it (default 60 s).
+    pub wake_timeout: Duration,
     /// Streams may finish for this long after SIGTERM (default 30 s).
     pub drain_timeout: Duration,
 }
@@ -164,6 +217,8 @@ pub struct Settings {
     pub bans: Vec<(ModelName, String)>,
     /// Servers that come first while they are up, best first.
     pub preferred: Vec<String>,
+    /// Machines to wake when nobody else can do a request.
+    pub wake: Vec<Sleeper>,
     /// Least severe level that is logged.
     pub log_level: LevelFilter,
     /// Where the identity is kept; `None` when no place is known.
@@ -189,6 +244,7 @@ impl Default for Settings {
             pins: Vec::new(),
             bans: Vec::new(),
             preferred: Vec::new(),
+            wake: Vec::new(),
             log_level: LevelFilter::Info,
             state_dir: None,
             timing: Timing {
@@ -202,6 +258,7 @@ impl Default for Settings {
                 stall_timeout: Duration::from_secs(120),
                 wait_timeout: Duration::from_millis(1500),
                 queue_timeout: Duration::from_secs(60),
+                wake_timeout: Duration::from_secs(60),
                 drain_timeout: Duration::from_secs(30),
             },
             limits: Limits {

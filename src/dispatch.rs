@@ -3,18 +3,21 @@
 //! Pure: no channels, no threads, no clock. Requests come in with a token that stands for whoever
 //! asks, answers go out into a list with the same token.
 //!
-//! A request waits while all backends that could do are busy, or while one that may be ready in a
-//! moment is being checked. Nobody overtakes those who wait for a busy backend, and of those the
+//! A request waits while all backends that could do are busy, while one that may be ready in a
+//! moment is being checked, or while a machine is woken for it. Nobody overtakes those who wait for a busy backend, and of those the
 //! client comes first whose last turn is longest ago.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::pool::{Action, BackendId, Input, NoPick, Outcome, Pick, Pool, Wanted};
+use crate::pool::{Action, BackendId, Input, NoPick, Outcome, Pick, Pool, Task, Wanted};
 
 /// Requests that may wait for a backend that is busy; more are refused.
 pub const MAX_QUEUE: usize = 256;
+
+/// Wake-up calls are repeated after this long while somebody waits.
+const WAKE_AGAIN: Duration = Duration::from_secs(10);
 
 /// Why there is no lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +35,8 @@ pub struct Patience {
     pub expected: Duration,
     /// While all that could do are busy.
     pub busy: Duration,
+    /// While a machine wakes up, where there are some to wake.
+    pub wake: Option<Duration>,
 }
 
 /// Stands for somebody who waits for a backend.
@@ -71,12 +76,23 @@ pub struct Dispatch<A> {
     /// When each waiting client had its last turn.
     turns: HashMap<Option<IpAddr>, u64>,
     turn: u64,
+    /// Whether machines are to be woken, and when that was last said.
+    wakes: bool,
+    woken: Option<Instant>,
 }
 
 impl<A: Asker> Dispatch<A> {
     /// Nobody waits yet.
     pub fn new(pool: Pool, patience: Patience) -> Self {
-        Dispatch { pool, patience, waiting: Vec::new(), turns: HashMap::new(), turn: 0 }
+        Dispatch {
+            pool,
+            patience,
+            waiting: Vec::new(),
+            turns: HashMap::new(),
+            turn: 0,
+            wakes: false,
+            woken: None,
+        }
     }
 
     /// The backends.
@@ -87,6 +103,18 @@ impl<A: Asker> Dispatch<A> {
     /// Requests that wait.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Whether it is time for a wake-up call; true once per call.
+    pub fn take_wake(&mut self) -> bool {
+        std::mem::take(&mut self.wakes)
+    }
+
+    /// Whether a request may wait for a machine that sleeps: it needs a model that runs.
+    fn may_wake(&self, request: &Request) -> bool {
+        let Wanted { task, model, local_only, .. } = &request.wanted;
+        let is_use = *task == Task::Use && model.is_some() && !local_only;
+        self.patience.wake.is_some() && is_use && request.tried.is_empty()
     }
 
     /// Counts in requests that were counted elsewhere until now.
@@ -132,7 +160,11 @@ impl<A: Asker> Dispatch<A> {
         };
         let is_busy = picked == Err(NoPick::Busy);
         let may_wait = match &picked {
-            Err(NoPick::NoneUp(_)) => request.tried.is_empty() && self.pool.expects_backend(now),
+            Err(NoPick::NoneUp(_)) => {
+                let expects = request.tried.is_empty() && self.pool.expects_backend(now);
+                expects || self.may_wake(&request)
+            }
+            Err(NoPick::Away(_)) => self.may_wake(&request),
             _ => is_busy,
         };
         match picked {
@@ -197,8 +229,27 @@ impl<A: Asker> Dispatch<A> {
             }
             Err(NoPick::Busy) => Some(Err(Refused::QueueFull)),
             Err(NoPick::NoneUp(reason) | NoPick::Away(reason)) => {
-                Some(Err(Refused::NoServer(reason)))
+                let patience = self.patience.wake.filter(|_| self.may_wake(request));
+                match patience {
+                    Some(patience) if waited < patience => {
+                        self.call_for_help(now);
+                        None
+                    }
+                    Some(_) => {
+                        let reason = format!("{reason}; a wake-up call didn't help");
+                        Some(Err(Refused::NoServer(reason)))
+                    }
+                    None => Some(Err(Refused::NoServer(reason))),
+                }
             }
+        }
+    }
+
+    fn call_for_help(&mut self, now: Instant) {
+        let is_due = |woken| now.saturating_duration_since(woken) >= WAKE_AGAIN;
+        if self.woken.is_none_or(is_due) {
+            self.woken = Some(now);
+            self.wakes = true;
         }
     }
 }

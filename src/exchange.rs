@@ -72,6 +72,8 @@ pub struct Context {
     pub own_name: Option<HeaderValue>,
     /// Put in front of targets for the local Ollama (the path of `--ollama`).
     pub prefix: String,
+    /// Whether machines may be woken, so that it matters what a request needs.
+    pub wakes: bool,
     /// Which names a `Host` may have.
     pub hosts: HostRule,
     /// Time-outs.
@@ -246,7 +248,7 @@ impl Exchange<'_> {
         let mut server = server.and_then(|name| name.to_str().ok()).map(str::to_owned);
         let is_plain = !self.head.fields.contains_key(http::header::CONTENT_ENCODING);
         let is_pull = self.route.task == Task::Pull;
-        let has_choice = is_pull || self.context.presence.backends() > 1;
+        let has_choice = is_pull || self.context.wakes || self.context.presence.backends() > 1;
         let mut subject = Subject::default();
         if has_choice && self.route.names_model && is_plain && self.framing != Framing::Empty {
             let link = Arc::clone(self.upstream.link());

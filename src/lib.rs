@@ -31,8 +31,8 @@
 //! Pure, without sockets, threads or clock: [`config`], [`wire`], [`model`], [`catalog`], [`pool`],
 //! [`dispatch`], [`probing`], [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`attempts`],
 //! [`tail`], [`dialect`], [`guard`].
-//! Edges, one kind of input and output each: [`socket`], [`interfaces`], [`state`], [`registry`],
-//! [`link`], [`upstream`] (ureq), [`downstream`], [`intake`] (tiny_http), [`offer`], [`manager`],
+//! Edges, one kind of input and output each: [`socket`], [`interfaces`], [`state`], [`wake`],
+//! [`registry`], [`link`], [`upstream`] (ureq), [`downstream`], [`intake`] (tiny_http), [`offer`], [`manager`],
 //! [`exchange`], [`proxy`], [`liveness`], [`discovery`].
 //! Wiring: [`cli`], [`journal`], [`serve`], [`tools`].
 //!
@@ -82,4 +82,5 @@ pub mod state;
 pub mod tail;
 pub mod tools;
 pub mod upstream;
+pub mod wake;
 pub mod wire;

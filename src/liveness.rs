@@ -15,6 +15,7 @@ use crate::manager::{Job, Mailbox};
 use crate::pool::{Input, Target};
 use crate::state;
 use crate::upstream::{Check, Upstream};
+use crate::wake::Wake;
 
 /// How often the Manager hears that time has passed.
 const TICK: Duration = Duration::from_millis(200);
@@ -69,7 +70,7 @@ pub struct Checkers(Vec<JoinHandle<()>>);
 
 impl Checkers {
     /// Starts the checkers. `local` is the Ollama of this machine, if it is shared; `memory` takes
-    /// the servers to remember.
+    /// the servers to remember; `wake` knows whom to wake.
     ///
     /// # Errors
     /// When a thread can't be started.
@@ -79,6 +80,7 @@ impl Checkers {
         timing: &Timing,
         local: Option<&OllamaUrl>,
         memory: Option<&Path>,
+        wake: Option<&Wake>,
     ) -> io::Result<Self> {
         let mut threads = Vec::with_capacity(CHECKERS);
         for _ in 0..CHECKERS {
@@ -88,6 +90,7 @@ impl Checkers {
             let upstream = Upstream::new(timing);
             let local = local.cloned();
             let memory = memory.map(Path::to_owned);
+            let wake = wake.cloned();
             let thread = thread::Builder::new()
                 .name("checker".to_owned())
                 .stack_size(THREAD_STACK)
@@ -99,6 +102,14 @@ impl Checkers {
                                 if let Some(dir) = &memory {
                                     state::remember(dir, &servers);
                                 }
+                                continue;
+                            }
+                            Job::Learn(servers) => {
+                                wake.iter().for_each(|wake| wake.learn(&servers));
+                                continue;
+                            }
+                            Job::Wake => {
+                                wake.iter().for_each(Wake::call);
                                 continue;
                             }
                         };

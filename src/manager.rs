@@ -43,6 +43,10 @@ pub enum Job {
     Check(CheckJob),
     /// Remember these servers for the next start.
     Remember(Vec<(SocketAddr, String)>),
+    /// These servers are up and go by these names: remember how to wake them.
+    Learn(Vec<(SocketAddr, Vec<String>)>),
+    /// Wake those that may be woken.
+    Wake,
 }
 
 /// A health check to run.
@@ -355,6 +359,9 @@ impl Manager {
                 }
                 Event::Inventories(reply) => self.lists.push((now, reply)),
             }
+            if self.dispatch.take_wake() {
+                self.hand_out(Job::Wake);
+            }
             self.serve_lists(now);
             let pool = self.dispatch.pool();
             self.presence.up.store(pool.ready() > 0, Relaxed);
@@ -430,6 +437,7 @@ impl Manager {
                         matches!(transition, Transition::Up { .. } | Transition::Moved { .. });
                     if changes_memory {
                         self.hand_out(Job::Remember(self.dispatch.pool().memorable()));
+                        self.hand_out(Job::Learn(self.dispatch.pool().present()));
                     }
                 }
             }

@@ -424,6 +424,16 @@ impl Pool {
         ready.filter_map(|b| Some((*b.addresses.first()?, b.name.clone()))).collect()
     }
 
+    /// The servers that are ready: addresses, and the names that they go by.
+    pub fn present(&self) -> Vec<(SocketAddr, Vec<String>)> {
+        let ready = self.backends.iter().filter(|b| b.health == Health::Ready);
+        let names = |b: &Backend| match &b.origin {
+            Origin::Named(server) => vec![b.name.clone(), server.host.clone(), server.to_string()],
+            _ => vec![b.name.clone()],
+        };
+        ready.filter_map(|b| Some((*b.addresses.first()?, names(b)))).collect()
+    }
+
     /// Adds a server that the user named.
     pub fn add_named(&mut self, now: Instant, server: ServerName) {
         if !self.backends.iter().any(|b| b.origin == Origin::Named(server.clone())) {

@@ -31,6 +31,7 @@ use crate::pool::{Input, Pool, Rules};
 use crate::proxy::Proxy;
 use crate::registry::Registry;
 use crate::state;
+use crate::wake::Wake;
 use crate::wire::Identity;
 use http::HeaderValue;
 
@@ -151,7 +152,13 @@ impl Daemon {
         let patience = manager::Patience {
             expected: settings.timing.wait_timeout,
             busy: settings.timing.queue_timeout,
+            wake: (!settings.wake.is_empty()).then_some(settings.timing.wake_timeout),
         };
+        let wake = patience.wake.map(|_| Wake {
+            sleepers: settings.wake.clone(),
+            interfaces: settings.interfaces.clone(),
+            dir: settings.state_dir.clone(),
+        });
         let pool = new_pool(settings, mode, &ollama, instance);
         let manager =
             manager::Handle::start(pool, jobs, patience).map_err(system("start the manager"))?;
@@ -168,8 +175,9 @@ impl Daemon {
         let mailbox = &common.mailbox;
         let local = mode.is_server().then_some(&common.ollama);
         let memory = dir.filter(|_| mode.is_client() && settings.discovery_port != 0);
-        let checkers = Checkers::start(&job_receiver, mailbox, &settings.timing, local, memory)
-            .map_err(system("start the checkers"))?;
+        let checkers =
+            Checkers::start(&job_receiver, mailbox, &settings.timing, local, memory, wake.as_ref())
+                .map_err(system("start the checkers"))?;
         mailbox.offer(Input::Tick);
         let ticker = Ticker::start(mailbox.clone()).map_err(system("start the ticker"))?;
         let mut proxies = Vec::new();
@@ -327,6 +335,7 @@ impl Common<'_> {
             side,
             own_name: own_name.filter(|_| is_server),
             prefix: self.ollama.prefix.clone(),
+            wakes: !settings.wake.is_empty(),
             hosts: HostRule::new(names),
             timing: settings.timing.clone(),
             limits: limits.clone(),

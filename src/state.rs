@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::config::Mac;
 use crate::wire::Identity;
 
 /// Random bytes of the system.
@@ -98,6 +99,23 @@ pub fn recall(dir: &Path) -> Vec<(SocketAddr, String)> {
     let server = |entry| Some((member(entry, "address")?.parse().ok()?, member(entry, "name")?));
     let entries = list.as_array().map(Vec::as_slice).unwrap_or_default();
     entries.iter().filter_map(server).take(MAX_REMEMBERED).collect()
+}
+
+/// Writes down the hardware addresses of servers, for [`recall_macs`].
+pub fn remember_macs(dir: &Path, macs: &[(String, Mac)]) {
+    let text =
+        serde_json::Value::from_iter(macs.iter().map(|(name, mac)| (&**name, mac.to_string())));
+    if let Err(error) = replace(dir, &dir.join("wake.json"), &text.to_string()) {
+        log::warn!("hardware addresses not kept, try --state-dir dir={dir:?} reason={error}");
+    }
+}
+
+/// The hardware addresses that were kept, by server.
+pub fn recall_macs(dir: &Path) -> Vec<(String, Mac)> {
+    let text = fs::read_to_string(dir.join("wake.json")).unwrap_or_default();
+    let map: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&text).unwrap_or_default();
+    map.into_iter().filter_map(|(name, mac)| Some((name, mac.as_str()?.parse().ok()?))).collect()
 }
 
 /// Where the local Ollama keeps its models, if that can be told.

@@ -31,4 +31,5 @@ mod netns {
     mod roles;
     mod sharing;
     mod skipping;
+    mod waking;
 }

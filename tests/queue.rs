@@ -132,7 +132,7 @@ fn manager() -> (Handle, Receiver<Job>) {
     let mut pool = Pool::new(rules, 1);
     pool.add_named(Instant::now(), ServerName { host: "127.0.0.1".to_owned(), port: 1 });
     let (jobs, queue) = unbounded();
-    let patience = Patience { expected: SOON, busy: support::PATIENCE };
+    let patience = Patience { expected: SOON, busy: support::PATIENCE, wake: None };
     let handle = Handle::start(pool, jobs, patience).expect("a manager");
     handle.mailbox().send(Input::Tick);
     let Ok(Job::Check(job)) = queue.recv_timeout(support::PATIENCE) else { panic!("no check") };

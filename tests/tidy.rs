@@ -10,7 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["head", "pool"],
     &["route", "attempts", "dispatch", "probing"],
     &["socket", "interfaces", "state"],
-    &["registry", "link", "offer"],
+    &["registry", "link", "offer", "wake"],
     &["manager"],
     &["upstream", "downstream"],
     &["intake", "exchange", "liveness", "discovery"],

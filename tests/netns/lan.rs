@@ -134,6 +134,12 @@ impl Host {
         ip(&[&["-n", &self.namespace], args].concat());
     }
 
+    /// What `ip` says on this host.
+    pub(crate) fn output(&self, args: &[&str]) -> String {
+        let shown = Command::new("ip").args(["-n", &self.namespace]).args(args).output();
+        String::from_utf8(shown.expect("ip runs").stdout).expect("text")
+    }
+
     /// Loads a rule for packets, which stays; see [`can_filter`]. It may keep ports in `@seen`.
     pub(crate) fn nft(&self, hook: &str, rule: &str) {
         let rules = format!(
