@@ -107,6 +107,10 @@ Commands: ollana COMMAND [OPTION ...]
   takeover              move an Ollama that systemd runs to port 11438, so that
                         port 11434 shows all models of the LAN; says what it
                         will do and asks first, --yes doesn't; --undo: move back
+  --key-file FILE       for serve: a secret of 32 bytes in hexadecimal or
+                        base64; machines that have the same are paired
+  --unpaired on|off     for serve: talk to machines without a key, unencrypted
+                        [on without keys, off with keys]
   help [limits]         options, limits
 ";
 
@@ -147,6 +151,8 @@ const OPTIONS: &[&str] = &[
     "interface",
     "host",
     "state-dir",
+    "key-file",
+    "unpaired",
     "log-level",
     "probe-interval",
     "health-interval",
@@ -318,14 +324,12 @@ fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), String> {
         }
         "interface" => settings.interfaces.push(value.to_owned()),
         "host" => settings.hosts.push(value.trim_end_matches('.').to_ascii_lowercase()),
+        "key-file" => settings.key_file = Some(PathBuf::from(value)),
+        "unpaired" => settings.unpaired = Some(parse_switch(value)?),
         "state-dir" => settings.state_dir = Some(PathBuf::from(value)),
         "discovery-port" => settings.discovery_port = parse_number(value, 0, 65535)?,
         "legacy" => {
-            settings.legacy = match value {
-                "on" => true,
-                "off" => false,
-                _ => return Err(format!("{value}: expected on or off")),
-            }
+            settings.legacy = parse_switch(value)?;
         }
         "log-level" => {
             settings.log_level = value
@@ -375,6 +379,14 @@ where
     match text.parse() {
         Ok(n) if n >= least && n <= most => Ok(n),
         _ => Err(format!("{text}: expected a number from {least} to {most}")),
+    }
+}
+
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("{text}: expected on or off")),
     }
 }
 
@@ -433,7 +445,7 @@ mod tests {
             assert_ne!(error.as_deref(), Some("unknown option"), "{name}");
             let flag = [format!("--{name} "), format!("--{name}:")];
             let told = |text: &str| flag.iter().any(|flag| text.contains(flag));
-            assert!(told(HELP) || told(HELP_LIMITS), "{name}");
+            assert!([HELP, HELP_LIMITS, HELP_COMMANDS].into_iter().any(told), "{name}");
         }
     }
 

@@ -223,6 +223,11 @@ pub struct Settings {
     pub log_level: LevelFilter,
     /// Where the identity is kept; `None` when no place is known.
     pub state_dir: Option<PathBuf>,
+    /// A secret that several machines have from whoever set them up.
+    pub key_file: Option<PathBuf>,
+    /// Whether machines without a key are talked to; without a word, they are while there are no
+    /// keys.
+    pub unpaired: Option<bool>,
     /// Intervals and time-outs.
     pub timing: Timing,
     /// Counts and sizes.
@@ -247,6 +252,8 @@ impl Default for Settings {
             wake: Vec::new(),
             log_level: LevelFilter::Info,
             state_dir: None,
+            key_file: None,
+            unpaired: None,
             timing: Timing {
                 probe_interval: Duration::from_secs(5),
                 health_interval: Duration::from_secs(1),

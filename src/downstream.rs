@@ -3,7 +3,7 @@
 //! Every byte from the network is met here first, under a size limit and a deadline.
 
 use std::io::{self, ErrorKind, Read};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -16,9 +16,9 @@ use crate::config::{Limits, Timing};
 use crate::dialect::Dialect;
 use crate::head::{self, Framing, Head, HeadLimits, Refusal};
 use crate::headers::{self, AnswerFraming};
+use crate::line::{self, Line};
 use crate::link::{Link, Woken};
 use crate::registry::Entry;
-use crate::socket;
 
 /// What is read at a time: little, until a client sends faster than that.
 const READ_SIZE: usize = 4 * 1024;
@@ -34,13 +34,15 @@ const LONGEST_GAP: u64 = 64 << 30;
 /// A client's connection.
 #[derive(Debug)]
 pub struct Downstream {
-    stream: Arc<TcpStream>,
+    line: Arc<Line>,
     peer: SocketAddr,
     /// `buffer[start..end]` was received and not used yet; what is behind it is room.
     buffer: Vec<u8>,
     start: usize,
     end: usize,
     read_size: usize,
+    /// The first request is due as soon as the rest of a head.
+    is_unproven: bool,
     entry: Entry,
 }
 
@@ -57,19 +59,34 @@ pub enum Next {
 
 impl Downstream {
     /// A connection that was just accepted.
-    pub fn new(stream: Arc<TcpStream>, peer: SocketAddr, entry: Entry) -> Self {
+    pub fn new(line: Arc<Line>, peer: SocketAddr, entry: Entry) -> Self {
         let buffer = Vec::new();
-        Downstream { stream, peer, buffer, start: 0, end: 0, read_size: READ_SIZE, entry }
+        Downstream {
+            line,
+            peer,
+            buffer,
+            start: 0,
+            end: 0,
+            read_size: READ_SIZE,
+            is_unproven: false,
+            entry,
+        }
     }
 
-    /// The client's socket.
-    pub fn stream(&self) -> &Arc<TcpStream> {
-        &self.stream
+    /// The way to the client.
+    pub fn line(&self) -> &Arc<Line> {
+        &self.line
     }
 
     /// Who called.
     pub fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// The peer has shaken hands, which anyone can who repeats what he heard; only a request proves
+    /// that he has the key. It is due soon.
+    pub fn expect_at_once(&mut self) {
+        self.is_unproven = true;
     }
 
     fn received(&self) -> &[u8] {
@@ -100,7 +117,7 @@ impl Downstream {
         if self.buffer.len() < most {
             self.buffer.resize(most, 0);
         }
-        let result = socket::try_read(&self.stream, &mut self.buffer[self.end..most]);
+        let result = self.line.try_read(&mut self.buffer[self.end..most]);
         let n = *result.as_ref().ok().and_then(Option::as_ref).unwrap_or(&0);
         self.end += n;
         if n == self.read_size {
@@ -114,7 +131,9 @@ impl Downstream {
     pub fn next_head(&mut self, timing: &Timing, limits: &Limits) -> Next {
         let limits = HeadLimits { max_bytes: limits.max_head, max_fields: limits.max_fields };
         let mut scanned = 0;
-        let mut deadline = Instant::now() + timing.idle_timeout;
+        let is_unproven = std::mem::take(&mut self.is_unproven);
+        let idle = if is_unproven { timing.head_timeout } else { timing.idle_timeout };
+        let mut deadline = Instant::now() + idle;
         let mut has_begun = false;
         loop {
             if !self.received().is_empty() && !has_begun {
@@ -142,7 +161,7 @@ impl Downstream {
                 Ok(None) => {}
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            match socket::wait((&*self.stream, PollFlags::IN), None, Some(left)) {
+            match line::wait((&*self.line, PollFlags::IN), None, Some(left)) {
                 Ok((events, _)) if events.is_empty() => {
                     let slow = Refusal { status: 408, reason: "the head took too long" };
                     return if has_begun { Next::Refused(slow) } else { Next::Closed };
@@ -173,16 +192,16 @@ impl Downstream {
 
     /// Closes after an answer that left part of a request unread.
     pub fn close_gently(&self) {
-        let _ = self.stream.shutdown(Shutdown::Write);
+        self.line.finish();
         let deadline = Instant::now() + LINGER_TIME;
         let mut scratch = [0; READ_SIZE];
         while Instant::now() < deadline {
-            match socket::try_read(&self.stream, &mut scratch) {
+            match self.line.try_read(&mut scratch) {
                 Ok(Some(0)) | Err(_) => return,
                 Ok(Some(_)) => {}
                 Ok(None) => {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    let waited = socket::wait((&*self.stream, PollFlags::IN), None, Some(left));
+                    let waited = line::wait((&*self.line, PollFlags::IN), None, Some(left));
                     if !matches!(waited, Ok((events, _)) if !events.is_empty()) {
                         return;
                     }
@@ -454,7 +473,7 @@ impl BodyReader<'_, '_> {
         let result = match &mut self.state.rest {
             Rest::Length(left) => {
                 let most = (*left).min(out.len() as u64) as usize;
-                socket::try_read(&self.connection.stream, &mut out[..most])
+                self.connection.line.try_read(&mut out[..most])
             }
             _ => self.connection.fill(),
         };
@@ -488,8 +507,8 @@ impl BodyReader<'_, '_> {
             if std::mem::take(&mut self.state.awaits_continue) {
                 self.link.push(b"HTTP/1.1 100 Continue\r\n\r\n");
             }
-            let stream = Arc::clone(&self.connection.stream);
-            match self.link.wait_client(&stream, self.idle_timeout)? {
+            let line = Arc::clone(&self.connection.line);
+            match self.link.wait_client(&line, self.idle_timeout)? {
                 Woken::Ready => {}
                 Woken::TimedOut => return Err(self.fail(BodyFault::TooSlow)),
                 Woken::Answered => return Ok(0),

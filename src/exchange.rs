@@ -30,7 +30,8 @@ use crate::downstream::{BodyFault, BodyReader, BodyState, Budget, Downstream};
 use crate::guard::HostRule;
 use crate::head::{Framing, Head};
 use crate::headers::{self, ERROR_FIELD, SERVER_FIELD, UNREACHED, UPSTREAM};
-use crate::link::{Fault, Link};
+use crate::keyring::Keyring;
+use crate::link::{Attempt, Fault, Link};
 use crate::manager::{Lease, Mailbox, Presence, Refused};
 use crate::pool::{BackendId, Outcome, Task, Wanted};
 use crate::registry::Registry;
@@ -82,6 +83,8 @@ pub struct Context {
     pub limits: Limits,
     /// Memory for kept bodies.
     pub budget: Budget,
+    /// With whom requests are encrypted.
+    pub keyring: Arc<Keyring>,
     /// All connections.
     pub registry: Arc<Registry>,
 }
@@ -146,6 +149,11 @@ impl Exchange<'_> {
                            if it is, start ollana with --host NAME";
             return self.refuse(connection, 403, message, "host");
         }
+        if !self.may_ask(connection) {
+            let message = "this machine answers only machines that are paired with it: \
+                           run ollana pair on both, or start it with --unpaired on";
+            return self.refuse(connection, 403, message, "unpaired");
+        }
         if headers::is_loop(fields, &self.context.via) {
             let message = "this request has been here before: ollana proxies point at each other";
             return self.refuse(connection, 508, message, "loop");
@@ -163,8 +171,8 @@ impl Exchange<'_> {
                 return self.answer_own_fault(connection, &body).unwrap_or(End::Cut);
             }
         };
-        let stream = Arc::clone(connection.stream());
-        let is_wanted = || !socket::is_gone(&stream);
+        let line = Arc::clone(connection.line());
+        let is_wanted = || !socket::is_gone(line.socket());
         let lease = |tried: &[BackendId]| self.context.mailbox.lease(tried, &wanted, &is_wanted);
         let mut attempts = Attempts::new(repeatable);
         let mut failure: Option<(String, &'static str)> = None;
@@ -226,6 +234,13 @@ impl Exchange<'_> {
         }
     }
 
+    /// Paired machines, this machine's own programs, and others as long as they may.
+    fn may_ask(&self, connection: &Downstream) -> bool {
+        connection.line().key().is_some()
+            || connection.peer().ip().to_canonical().is_loopback()
+            || self.context.keyring.takes_unpaired()
+    }
+
     fn is_client(&self) -> bool {
         self.context.side == Side::Client
     }
@@ -252,7 +267,7 @@ impl Exchange<'_> {
         let mut subject = Subject::default();
         if has_choice && self.route.names_model && is_plain && self.framing != Framing::Empty {
             let link = Arc::clone(self.upstream.link());
-            link.begin(Some(Arc::clone(connection.stream())), false, false);
+            link.begin(Some(Arc::clone(connection.line())), Attempt::default());
             let mut reader = self.reader(connection, body, &link);
             // Of a create the rest matters too, and a pull's body may have to be rewritten.
             let takes_all = matches!(self.route.task, Task::Pull | Task::Build);
@@ -293,7 +308,9 @@ impl Exchange<'_> {
         let link = Arc::clone(self.upstream.link());
         let has_body = self.framing != Framing::Empty;
         let holds_head = has_body && body.is_at_hand(connection);
-        link.begin(Some(Arc::clone(connection.stream())), holds_head, self.is_large());
+        let is_lan = !lease.pick.is_local;
+        let attempt = Attempt { holds_head, is_large: self.is_large(), is_lan };
+        link.begin(Some(Arc::clone(connection.line())), attempt);
         let sent = self.request(lease).and_then(|request| {
             if has_body {
                 let mut reader = self.reader(connection, body, &link);

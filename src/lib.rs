@@ -30,9 +30,10 @@
 //!
 //! Pure, without sockets, threads or clock: [`config`], [`wire`], [`model`], [`catalog`], [`pool`],
 //! [`dispatch`], [`probing`], [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`attempts`],
-//! [`tail`], [`dialect`], [`guard`].
-//! Edges, one kind of input and output each: [`socket`], [`interfaces`], [`state`], [`wake`],
-//! [`registry`], [`link`], [`upstream`] (ureq), [`downstream`], [`intake`] (tiny_http), [`offer`], [`manager`],
+//! [`tail`], [`dialect`], [`guard`], [`noise`] (snow), [`peers`].
+//! Edges, one kind of input and output each: [`socket`], [`line`], [`interfaces`], [`state`],
+//! [`wake`], [`keyring`], [`hop`], [`registry`], [`link`], [`upstream`] (ureq), [`downstream`],
+//! [`intake`] (tiny_http), [`offer`], [`manager`],
 //! [`exchange`], [`proxy`], [`liveness`], [`discovery`].
 //! Wiring: [`cli`], [`journal`], [`serve`], [`tools`].
 //!
@@ -45,6 +46,7 @@
 //! - A request ends with a whole answer, an explicit error, or a connection that is cut; never
 //!   with a short answer that looks whole.
 //! - A lease is always given back, with its outcome.
+//! - A machine that we have a key of is never talked to in clear.
 //! - Only a health check of the source address makes an announced server usable.
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -62,14 +64,19 @@ pub mod exchange;
 pub mod guard;
 pub mod head;
 pub mod headers;
+pub mod hop;
 pub mod intake;
 pub mod interfaces;
 pub mod journal;
+pub mod keyring;
+pub mod line;
 pub mod link;
 pub mod liveness;
 pub mod manager;
 pub mod model;
+pub mod noise;
 pub mod offer;
+pub mod peers;
 pub mod pool;
 pub mod probing;
 pub mod proxy;

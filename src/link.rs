@@ -11,12 +11,12 @@
 //! `Sync`.
 
 use std::io::{self, ErrorKind};
-use std::net::TcpStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::event::PollFlags;
 
+use crate::line::{self, Line};
 use crate::socket::{self, HANGUP, UNACKNOWLEDGED};
 
 /// A client may pause for the whole stall time-out once its answer is longer than this, which
@@ -50,16 +50,27 @@ pub struct Progress {
     pub fault: Option<Fault>,
 }
 
+/// What is known of an attempt before it starts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Attempt {
+    /// Keep the request's head until its body's first bytes, which are at hand, so that both leave
+    /// in one packet.
+    pub holds_head: bool,
+    /// The body is worth larger buffers.
+    pub is_large: bool,
+    /// The upstream is another machine's proxy, not this machine's Ollama: keys count.
+    pub is_lan: bool,
+}
+
 #[derive(Debug, Default)]
 struct State {
-    client: Option<Arc<TcpStream>>,
-    upstream: Option<Arc<TcpStream>>,
+    client: Option<Arc<Line>>,
+    upstream: Option<Arc<Line>>,
     outbox: Vec<u8>,
     /// Bytes that the client got in this attempt, up to [`PROMPT_BYTES`].
     answered: usize,
     progress: Progress,
-    holds_head: bool,
-    is_large: bool,
+    attempt: Attempt,
     /// What the upstream sent while the body was on its way turned out to be no answer.
     ignores_input: bool,
 }
@@ -98,13 +109,10 @@ impl Link {
     }
 
     /// Starts an attempt for this client (none for health checks).
-    ///
-    /// `holds_head` keeps the request's head until its body's first bytes, which are at hand, so
-    /// that both leave in one packet. `is_large` tells of a body worth larger buffers.
-    pub fn begin(&self, client: Option<Arc<TcpStream>>, holds_head: bool, is_large: bool) {
+    pub fn begin(&self, client: Option<Arc<Line>>, attempt: Attempt) {
         let mut state = self.state();
         let outbox = std::mem::take(&mut state.outbox);
-        *state = State { client, outbox, holds_head, is_large, ..State::default() };
+        *state = State { client, outbox, attempt, ..State::default() };
         state.outbox.clear();
     }
 
@@ -113,7 +121,7 @@ impl Link {
         let mut state = self.state();
         if let Some(client) = state.client.take().filter(|_| state.answered >= PROMPT_BYTES) {
             // The next answer starts short again. Without it the longer limit holds.
-            let _ = socket::limit_unacknowledged(&client, UNACKNOWLEDGED);
+            let _ = socket::limit_unacknowledged(client.socket(), UNACKNOWLEDGED);
         }
         state.upstream = None;
     }
@@ -126,12 +134,17 @@ impl Link {
 
     /// Whether the body is worth larger buffers and more patience.
     pub(crate) fn is_large(&self) -> bool {
-        self.state().is_large
+        self.state().attempt.is_large
+    }
+
+    /// Whether the upstream is another machine's proxy.
+    pub(crate) fn is_lan(&self) -> bool {
+        self.state().attempt.is_lan
     }
 
     /// Whether to keep these bytes back; true at most once per attempt.
     pub(crate) fn take_holds_head(&self) -> bool {
-        std::mem::take(&mut self.state().holds_head)
+        std::mem::take(&mut self.state().attempt.holds_head)
     }
 
     /// Whether the rest of the request is to be dropped.
@@ -140,7 +153,7 @@ impl Link {
     }
 
     /// The transport is about to send on this socket.
-    pub(crate) fn sending(&self, upstream: &Arc<TcpStream>, reused: bool) {
+    pub(crate) fn sending(&self, upstream: &Arc<Line>, reused: bool) {
         let mut state = self.state();
         state.progress.sent = true;
         state.progress.reused = reused;
@@ -154,7 +167,7 @@ impl Link {
         self.state().progress.received = true;
     }
 
-    pub(crate) fn client(&self) -> Option<Arc<TcpStream>> {
+    pub(crate) fn client(&self) -> Option<Arc<Line>> {
         self.state().client.clone()
     }
 
@@ -168,7 +181,7 @@ impl Link {
     /// Waits for an event of the upstream while watching the client, after the outbox is flushed.
     pub(crate) fn wait_upstream(
         &self,
-        upstream: &TcpStream,
+        upstream: &Line,
         events: PollFlags,
         timeout: Option<Duration>,
     ) -> io::Result<Woken> {
@@ -176,9 +189,9 @@ impl Link {
         let client = self.client();
         let mut watched = client.as_deref().map(|client| (client, HANGUP));
         loop {
-            let (own, other) = socket::wait((upstream, events), watched, timeout)?;
+            let (own, other) = line::wait((upstream, events), watched, timeout)?;
             if let Some((client, _)) = watched.filter(|_| !other.is_empty()) {
-                if socket::has_left(client, other) {
+                if socket::has_left(client.socket(), other) {
                     return Err(self.fail(Fault::ClientLeft));
                 }
                 if own.is_empty() {
@@ -201,14 +214,14 @@ impl Link {
     ///
     /// # Errors
     /// Those of poll(2), and when the upstream closes its connection.
-    pub fn wait_client(&self, client: &TcpStream, timeout: Duration) -> io::Result<Woken> {
+    pub fn wait_client(&self, client: &Line, timeout: Duration) -> io::Result<Woken> {
         self.flush()?;
         let upstream = {
             let state = self.state();
             state.upstream.clone().filter(|_| !state.ignores_input)
         };
         let watched = upstream.as_deref().map(|upstream| (upstream, PollFlags::IN));
-        let (own, other) = socket::wait((client, PollFlags::IN), watched, Some(timeout))?;
+        let (own, other) = line::wait((client, PollFlags::IN), watched, Some(timeout))?;
         if let Some(upstream) = upstream.as_deref().filter(|_| !other.is_empty())
             && self.note_answer(upstream)?
         {
@@ -222,7 +235,7 @@ impl Link {
     ///
     /// # Errors
     /// When it closed the connection instead. What was kept of the body can be sent elsewhere.
-    pub(crate) fn note_answer(&self, upstream: &TcpStream) -> io::Result<bool> {
+    pub(crate) fn note_answer(&self, upstream: &Line) -> io::Result<bool> {
         let mut start = [0; 10];
         let is_interim = match upstream.peek(&mut start) {
             // Not one of the kinds that ureq takes for the end of a body.
@@ -273,11 +286,11 @@ impl Link {
         };
         let Some(client) = client else { return Ok(()) };
         if grown {
-            let _ = socket::limit_unacknowledged(&client, self.stall.max(UNACKNOWLEDGED));
+            let _ = socket::limit_unacknowledged(client.socket(), self.stall.max(UNACKNOWLEDGED));
         }
-        let mut result = socket::write_all(&client, &outbox, self.stall);
+        let mut result = client.write_all(&outbox, self.stall);
         if result.is_ok() {
-            result = socket::write_all(&client, bytes, self.stall);
+            result = client.write_all(bytes, self.stall);
         }
         outbox.clear();
         self.state().outbox = outbox; // Its memory serves the next answer.

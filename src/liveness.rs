@@ -5,12 +5,14 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::config::{OllamaUrl, THREAD_STACK, Timing};
+use crate::keyring::Keyring;
 use crate::manager::{Job, Mailbox};
 use crate::pool::{Input, Target};
 use crate::state;
@@ -19,6 +21,8 @@ use crate::wake::Wake;
 
 /// How often the Manager hears that time has passed.
 const TICK: Duration = Duration::from_millis(200);
+/// Ticks from one look at the files of keys to the next.
+const KEY_LOOK: u32 = 5;
 /// Checks that run at once; a silent backend holds one for the check's time-out.
 /// More than the pool spends on strangers, so that the known ones don't wait for those.
 const CHECKERS: usize = 8;
@@ -41,14 +45,19 @@ impl Ticker {
     ///
     /// # Errors
     /// When the thread can't be started.
-    pub fn start(mailbox: Mailbox) -> io::Result<Self> {
+    pub fn start(mailbox: Mailbox, keyring: Arc<Keyring>) -> io::Result<Self> {
         let (stop, stopped) = bounded::<()>(0);
         let thread = thread::Builder::new()
             .name("ticker".to_owned())
             .stack_size(THREAD_STACK)
             .spawn(move || {
+                let mut ticks = 0u32;
                 while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
                     mailbox.offer(Input::Tick);
+                    ticks = ticks.wrapping_add(1);
+                    if ticks.is_multiple_of(KEY_LOOK) {
+                        keyring.refresh();
+                    }
                 }
             })?;
         Ok(Ticker { stop: Some(stop), thread: Some(thread) })
@@ -78,6 +87,7 @@ impl Checkers {
         jobs: &Receiver<Job>,
         mailbox: &Mailbox,
         timing: &Timing,
+        keyring: &Arc<Keyring>,
         local: Option<&OllamaUrl>,
         memory: Option<&Path>,
         wake: Option<&Wake>,
@@ -87,7 +97,7 @@ impl Checkers {
             let jobs = jobs.clone();
             let mailbox = mailbox.clone();
             let timeout = timing.health_timeout;
-            let upstream = Upstream::new(timing);
+            let upstream = Upstream::new(timing, keyring);
             let local = local.cloned();
             let memory = memory.map(Path::to_owned);
             let wake = wake.cloned();

@@ -26,8 +26,10 @@ use crate::config::THREAD_STACK;
 use crate::downstream::{Downstream, Next, error_answer};
 use crate::exchange::{self, Context, End};
 use crate::guard;
+use crate::hop::{self, Opening};
 use crate::intake::{Arrival, Intake};
 use crate::interfaces::Links;
+use crate::line::Line;
 use crate::registry::Full;
 use crate::socket::{self, Waker};
 use crate::upstream::Upstream;
@@ -146,7 +148,7 @@ struct Acceptor {
     listener: TcpListener,
     shared: Arc<Shared>,
     waker: Arc<Waker>,
-    turned_away: Sender<(Arc<TcpStream>, u16)>,
+    turned_away: Sender<(Arc<Line>, u16)>,
     /// Whether the shortage under way was logged.
     is_short: bool,
 }
@@ -187,7 +189,7 @@ impl Acceptor {
                             if !std::mem::replace(&mut self.is_short, true) {
                                 log::error!("cannot accept connections: {error}; answering 503");
                             }
-                            self.turn_away(Arc::new(stream), 503);
+                            self.turn_away(Arc::new(Line::new(stream)), 503);
                             false
                         }
                         Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait(),
@@ -226,20 +228,20 @@ impl Acceptor {
         if socket::prepare(&stream, socket::UNACKNOWLEDGED).is_err() {
             return; // It is gone already.
         }
-        let stream = Arc::new(stream);
-        let entry = match context.registry.enter(&stream, peer.ip()) {
+        let line = Arc::new(Line::new(stream));
+        let entry = match context.registry.enter(&line, peer.ip()) {
             Ok(entry) => entry,
             Err(full) => {
                 log::debug!("turned away addr={peer} reason={full:?}");
-                return self.turn_away(stream, if full == Full::Source { 429 } else { 503 });
+                return self.turn_away(line, if full == Full::Source { 429 } else { 503 });
             }
         };
-        let connection = Box::new(Downstream::new(Arc::clone(&stream), peer, entry));
+        let connection = Box::new(Downstream::new(Arc::clone(&line), peer, entry));
         let Err(connection) = self.shared.workers.hand_over(connection) else { return };
         if self.shared.is_memory_limited && !has_headroom() {
             log::debug!("turned away addr={peer} reason=\"no memory for another worker\"");
             drop(connection);
-            return self.turn_away(stream, 503);
+            return self.turn_away(line, 503);
         }
         // In a slot, to have it back when no thread can be started for it.
         let slot = Arc::new(Mutex::new(Some(connection)));
@@ -253,13 +255,13 @@ impl Acceptor {
         if let Err(error) = spawned {
             self.shared.workers.left();
             log::error!("cannot start a worker: {error}; answering 503");
-            self.turn_away(stream, 503);
+            self.turn_away(line, 503);
         }
     }
 
-    fn turn_away(&self, stream: Arc<TcpStream>, status: u16) {
+    fn turn_away(&self, line: Arc<Line>, status: u16) {
         // A full queue closes the connection, which is an answer too.
-        let _ = self.turned_away.try_send((stream, status));
+        let _ = self.turned_away.try_send((line, status));
     }
 }
 
@@ -279,8 +281,8 @@ fn is_welcome(peer: IpAddr) -> bool {
 
 /// Answers those who can't come in, and waits a moment for them to leave: unread bytes would turn
 /// the close into a reset that overtakes the answer. Whoever keeps sending holds up nobody.
-fn usher(queue: &Receiver<(Arc<TcpStream>, u16)>) {
-    let mut leaving: Vec<(Arc<TcpStream>, Instant)> = Vec::new();
+fn usher(queue: &Receiver<(Arc<Line>, u16)>) {
+    let mut leaving: Vec<(Arc<Line>, Instant)> = Vec::new();
     loop {
         let next = if leaving.is_empty() {
             queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
@@ -289,7 +291,8 @@ fn usher(queue: &Receiver<(Arc<TcpStream>, u16)>) {
         };
         let now = Instant::now();
         match next {
-            Ok((stream, status)) => {
+            Ok((line, status)) => {
+                let stream = line.socket();
                 let message = match status {
                     429 => "too many connections from your address",
                     _ => "too many connections",
@@ -297,17 +300,17 @@ fn usher(queue: &Receiver<(Arc<TcpStream>, u16)>) {
                 let answer = error_answer(status, message, "full");
                 // A new connection takes this little at once, or it is gone.
                 if stream.set_nonblocking(true).is_ok()
-                    && matches!(socket::try_write(&stream, &answer), Ok(n) if n == answer.len())
+                    && matches!(line.try_write(&answer), Ok(n) if n == answer.len())
                     && stream.shutdown(Shutdown::Write).is_ok()
                 {
-                    leaving.push((stream, now + USHER_TIME));
+                    leaving.push((line, now + USHER_TIME));
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        leaving.retain(|(stream, deadline)| {
-            let read = socket::try_read(stream, &mut [0; 4096]);
+        leaving.retain(|(line, deadline)| {
+            let read = line.try_read(&mut [0; 4096]);
             now < *deadline && matches!(read, Ok(None) | Ok(Some(1..)))
         });
     }
@@ -391,7 +394,7 @@ struct Worker {
 
 impl Worker {
     fn new(shared: Arc<Shared>) -> Self {
-        let upstream = Upstream::new(&shared.context.timing);
+        let upstream = Upstream::new(&shared.context.timing, &shared.context.keyring);
         Worker { shared, upstream }
     }
 
@@ -418,6 +421,14 @@ impl Worker {
     /// Serves a connection, request after request. The intake may swap it for another.
     fn tend(&self, mut connection: Box<Downstream>) {
         let context = &self.shared.context;
+        let timing = &context.timing;
+        let line = Arc::clone(connection.line());
+        match hop::answer(&context.keyring, &line, timing.idle_timeout, timing.head_timeout) {
+            Opening::Plain => {}
+            Opening::Paired => connection.expect_at_once(),
+            Opening::Refused => return,
+        }
+        drop(line);
         loop {
             let head = match connection.next_head(&context.timing, &context.limits) {
                 Next::Closed => return,
@@ -429,7 +440,7 @@ impl Worker {
                     );
                     let answer = error_answer(refusal.status, refusal.reason, "request");
                     let stall = context.timing.head_timeout;
-                    if socket::write_all(connection.stream(), &answer, stall).is_ok() {
+                    if connection.line().write_all(&answer, stall).is_ok() {
                         connection.close_gently();
                     }
                     return;

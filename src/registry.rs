@@ -1,11 +1,12 @@
 //! Which connections exist: limits in all and per source, and how they are told to end.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Shutdown, TcpStream};
+use std::net::{IpAddr, Shutdown};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::line::Line;
 use crate::socket;
 
 /// Why a connection isn't let in.
@@ -36,7 +37,7 @@ struct Table {
 
 #[derive(Debug)]
 struct Connection {
-    stream: Arc<TcpStream>,
+    line: Arc<Line>,
     is_busy: Arc<AtomicBool>,
 }
 
@@ -68,7 +69,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`Full`] says which limit is reached.
-    pub fn enter(self: &Arc<Self>, stream: &Arc<TcpStream>, source: IpAddr) -> Result<Entry, Full> {
+    pub fn enter(self: &Arc<Self>, line: &Arc<Line>, source: IpAddr) -> Result<Entry, Full> {
         let mut table = self.table();
         if table.connections.len() >= self.max_total || table.is_draining {
             return Err(Full::Total);
@@ -82,7 +83,7 @@ impl Registry {
         let number = table.next;
         table.next += 1;
         let is_busy = Arc::new(AtomicBool::new(false));
-        let connection = Connection { stream: Arc::clone(stream), is_busy: Arc::clone(&is_busy) };
+        let connection = Connection { line: Arc::clone(line), is_busy: Arc::clone(&is_busy) };
         table.connections.insert(number, connection);
         Ok(Entry { registry: Arc::clone(self), number, source, is_busy })
     }
@@ -108,7 +109,7 @@ impl Registry {
         table.is_draining = true;
         for connection in table.connections.values() {
             if !connection.is_busy.load(SeqCst) {
-                let _ = connection.stream.shutdown(Shutdown::Both);
+                let _ = connection.line.socket().shutdown(Shutdown::Both);
             }
         }
     }
@@ -116,10 +117,10 @@ impl Registry {
     /// Cuts every connection so that no client takes its answer for whole.
     pub fn cut(&self) {
         for connection in self.table().connections.values() {
-            socket::reset_on_close(&connection.stream);
+            socket::reset_on_close(connection.line.socket());
             // Its worker takes that for the client's leaving and closes. Shutting down our own side
             // would send a FIN, which is how an answer without framing ends.
-            let _ = connection.stream.shutdown(Shutdown::Read);
+            let _ = connection.line.socket().shutdown(Shutdown::Read);
         }
     }
 
@@ -156,7 +157,7 @@ impl Entry {
         self.is_busy.store(false, SeqCst);
         if let Some(connection) = table.connections.get(&self.number).filter(|_| table.is_draining)
         {
-            let _ = connection.stream.shutdown(Shutdown::Both);
+            let _ = connection.line.socket().shutdown(Shutdown::Both);
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::downstream::Budget;
 use crate::exchange::{Context, Side};
 use crate::guard::HostRule;
 use crate::headers;
+use crate::keyring::{Keyring, KeysError};
 use crate::liveness::{Checkers, Ticker, job_queue};
 use crate::manager::{self, Mailbox, Presence};
 use crate::pool::{Input, Pool, Rules};
@@ -58,6 +59,8 @@ pub enum StartError {
         /// Why.
         error: io::Error,
     },
+    /// The keys can't be used.
+    Keys(KeysError),
     /// Something else of the system.
     System {
         /// What was being done.
@@ -79,6 +82,7 @@ impl fmt::Display for StartError {
                  try --discovery-port N)",
                 plain(error)
             ),
+            StartError::Keys(error) => write!(f, "{error}"),
             StartError::System { what, error } => write!(f, "cannot {what}: {error}"),
         }
     }
@@ -120,6 +124,7 @@ struct Common<'a> {
     hostname: String,
     mailbox: Mailbox,
     presence: Arc<Presence>,
+    keyring: Arc<Keyring>,
 }
 
 impl Daemon {
@@ -148,6 +153,11 @@ impl Daemon {
         let dir = settings.state_dir.as_deref();
         let identity = identity(&server_listeners, dir).map_err(system("get random bytes"))?;
 
+        let key_file = settings.key_file.as_deref();
+        let keyring =
+            Keyring::open(identity, dir, key_file, settings.unpaired).map_err(StartError::Keys)?;
+        let keyring = Arc::new(keyring);
+
         let (jobs, job_receiver) = job_queue();
         let patience = manager::Patience {
             expected: settings.timing.wait_timeout,
@@ -170,16 +180,25 @@ impl Daemon {
             hostname: host_name(),
             mailbox: manager.mailbox(),
             presence: manager.presence(),
+            keyring,
             ollama,
         };
         let mailbox = &common.mailbox;
         let local = mode.is_server().then_some(&common.ollama);
         let memory = dir.filter(|_| mode.is_client() && settings.discovery_port != 0);
-        let checkers =
-            Checkers::start(&job_receiver, mailbox, &settings.timing, local, memory, wake.as_ref())
-                .map_err(system("start the checkers"))?;
+        let checkers = Checkers::start(
+            &job_receiver,
+            mailbox,
+            &settings.timing,
+            &common.keyring,
+            local,
+            memory,
+            wake.as_ref(),
+        )
+        .map_err(system("start the checkers"))?;
         mailbox.offer(Input::Tick);
-        let ticker = Ticker::start(mailbox.clone()).map_err(system("start the ticker"))?;
+        let ticker = Ticker::start(mailbox.clone(), Arc::clone(&common.keyring))
+            .map_err(system("start the ticker"))?;
         let mut proxies = Vec::new();
         for (side, listeners) in
             [(Side::Client, client_listeners), (Side::Server, server_listeners)]
@@ -340,6 +359,7 @@ impl Common<'_> {
             timing: settings.timing.clone(),
             limits: limits.clone(),
             budget: Budget::new(limits.replay_budget),
+            keyring: Arc::clone(&self.keyring),
             registry,
         };
         let places = state::private_places(settings.state_dir.as_deref());

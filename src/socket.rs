@@ -112,32 +112,6 @@ pub fn try_write(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// Writes all of it; a peer that takes nothing for `stall`, or leaves, is given up.
-///
-/// # Errors
-/// `TimedOut` for a stalled peer, `BrokenPipe` for one that left, otherwise those of write(2).
-pub fn write_all(stream: &TcpStream, mut bytes: &[u8], stall: Duration) -> io::Result<()> {
-    let mut watched = HANGUP;
-    while !bytes.is_empty() {
-        match try_write(stream, bytes)? {
-            0 => {
-                let (events, _) = wait((stream, PollFlags::OUT | watched), None, Some(stall))?;
-                if events.is_empty() {
-                    return Err(ErrorKind::TimedOut.into());
-                }
-                if has_left(stream, events) {
-                    return Err(ErrorKind::BrokenPipe.into());
-                }
-                if !events.contains(PollFlags::OUT) {
-                    watched = PollFlags::empty(); // The next request is waiting there.
-                }
-            }
-            n => bytes = &bytes[n..],
-        }
-    }
-    Ok(())
-}
-
 /// Unacknowledged bytes are given up after this: a vanished peer shows within about 11 s.
 pub const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
@@ -270,7 +244,7 @@ mod tests {
         let (a, _a_far) = pair();
         let (b, b_far) = pair();
         let long = Some(Duration::from_secs(10));
-        write_all(&b_far, b"pipelined", Duration::from_secs(1)).unwrap();
+        (&b_far).write_all(b"pipelined").unwrap();
         let none = wait((&a, PollFlags::IN), Some((&b, HANGUP)), Some(Duration::ZERO)).unwrap();
         assert!(!has_left(&b, none.1), "{none:?}");
         drop(b_far);
@@ -279,14 +253,6 @@ mod tests {
         if cfg!(target_os = "linux") {
             assert!(has_left(&b, other), "{other:?}");
         }
-    }
-
-    #[test]
-    fn a_stalled_reader_is_given_up() {
-        let (a, _far) = pair();
-        let big = vec![0; 64 << 20];
-        let error = write_all(&a, &big, Duration::from_millis(50)).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::TimedOut);
     }
 
     #[test]

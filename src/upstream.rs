@@ -5,7 +5,7 @@
 //! and writes.
 
 use std::io::{self, ErrorKind, Read};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,10 @@ use ureq::{Agent, Body, SendBody, Timeout};
 use crate::catalog::{Inventory, List};
 use crate::config::{MAX_FIELD_LINE, OllamaUrl, Timing};
 use crate::headers::{self, ROOM_FIELD, SERVER_FIELD};
-use crate::link::{Fault, Link, Woken};
+use crate::hop::{self, HopError, Patience};
+use crate::keyring::Keyring;
+use crate::line::Line;
+use crate::link::{Attempt, Fault, Link, Woken};
 use crate::pool::{CheckResult, Target};
 use crate::socket::{self, UNACKNOWLEDGED};
 use crate::wire::MAX_NAME;
@@ -52,7 +55,7 @@ pub struct Upstream {
 
 impl Upstream {
     /// For one worker thread.
-    pub fn new(timing: &Timing) -> Self {
+    pub fn new(timing: &Timing, keyring: &Arc<Keyring>) -> Self {
         let link = Arc::new(Link::new(timing.stall_timeout));
         let agent = |max_idle| {
             let config = Agent::config_builder()
@@ -69,7 +72,11 @@ impl Upstream {
                 .max_idle_age(IDLE_AGE)
                 .timeout_connect(Some(timing.connect_timeout))
                 .build();
-            Agent::with_parts(config, LinkConnector { link: Arc::clone(&link) }, Literal)
+            Agent::with_parts(
+                config,
+                LinkConnector { link: Arc::clone(&link), keyring: Arc::clone(keyring) },
+                Literal,
+            )
         };
         Upstream { pooled: agent(MAX_IDLE), fresh: agent(0), link }
     }
@@ -240,7 +247,8 @@ impl Check<'_> {
     ) -> Result<(u16, http::HeaderMap, String), ureq::Error> {
         let prefix = self.local.map_or("", |url| url.prefix.as_str());
         let uri = build_uri(address, prefix, path).map_err(ureq::Error::BadUri)?;
-        upstream.link.begin(None, false, false);
+        let is_lan = self.local.is_none();
+        upstream.link.begin(None, Attempt { is_lan, ..Attempt::default() });
         let mut request = Request::new(());
         *request.uri_mut() = uri;
         let request = agent.configure_request(request).timeout_global(Some(self.timeout)).build();
@@ -286,6 +294,7 @@ impl Resolver for Literal {
 #[derive(Debug)]
 struct LinkConnector {
     link: Arc<Link>,
+    keyring: Arc<Keyring>,
 }
 
 impl Connector for LinkConnector {
@@ -299,9 +308,13 @@ impl Connector for LinkConnector {
         let address = details.addrs.first().copied().ok_or(ureq::Error::HostNotFound)?;
         let client = self.link.client();
         let timeout = details.timeout.not_zero().map_or(UNACKNOWLEDGED, |timeout| *timeout);
-        let stream = socket::connect(address, client.as_deref(), timeout)
-            .and_then(|stream| socket::prepare(&stream, UNACKNOWLEDGED).map(|()| stream))
-            .map_err(|error| match error.kind() {
+        let patience = Patience { timeout, watched: client.as_deref() };
+        let line = match self.link.is_lan() {
+            true => hop::call(&self.keyring, address, patience),
+            false => hop::connect(address, patience).map(|stream| Arc::new(Line::new(stream))),
+        };
+        let line = line.map_err(|error| match error {
+            HopError::Connect(error) => match error.kind() {
                 ErrorKind::TimedOut => ureq::Error::Timeout(Timeout::Connect),
                 ErrorKind::ConnectionAborted => self.link.fail(Fault::ClientLeft).into(),
                 _ if is_shortage(&error) => {
@@ -309,9 +322,13 @@ impl Connector for LinkConnector {
                     error.into()
                 }
                 _ => error.into(),
-            })?;
+            },
+            error => io::Error::new(ErrorKind::PermissionDenied, error.to_string()).into(),
+        })?;
         Ok(Some(LinkTransport {
-            stream: Arc::new(stream),
+            line,
+            address,
+            keyring: Arc::clone(&self.keyring),
             buffers: GrowingBuffers::default(),
             link: Arc::clone(&self.link),
             held: Vec::new(),
@@ -347,7 +364,9 @@ enum Proof {
 /// One connection to an upstream.
 #[derive(Debug)]
 struct LinkTransport {
-    stream: Arc<TcpStream>,
+    line: Arc<Line>,
+    address: SocketAddr,
+    keyring: Arc<Keyring>,
     buffers: GrowingBuffers,
     link: Arc<Link>,
     /// The head of a request, until the first bytes of its body.
@@ -371,16 +390,16 @@ impl LinkTransport {
         let mut at = start;
         while at < end {
             let bytes = if from_held { &self.held[at..end] } else { &self.buffers.output[at..end] };
-            match socket::try_write(&self.stream, bytes) {
+            match self.line.try_write(bytes) {
                 Ok(0) => {
                     let heeded =
                         if self.link.heeds_input() { PollFlags::IN } else { PollFlags::empty() };
                     let events = PollFlags::OUT | heeded;
-                    match self.link.wait_upstream(&self.stream, events, Some(self.link.stall()))? {
+                    match self.link.wait_upstream(&self.line, events, Some(self.link.stall()))? {
                         Woken::Ready => {}
                         Woken::TimedOut => return Err(ErrorKind::TimedOut.into()),
                         Woken::Answered => {
-                            if self.link.note_answer(&self.stream)? {
+                            if self.link.note_answer(&self.line)? {
                                 self.is_spoilt = true;
                                 return Ok(());
                             }
@@ -391,7 +410,7 @@ impl LinkTransport {
                 // It closed while we were sending: an answer may be there to read nevertheless.
                 Err(e)
                     if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
-                        && self.link.note_answer(&self.stream).unwrap_or(false) =>
+                        && self.link.note_answer(&self.line).unwrap_or(false) =>
                 {
                     self.is_spoilt = true;
                     return Ok(());
@@ -414,7 +433,7 @@ impl LinkTransport {
         if self.is_patient != patient {
             let limit = if patient { self.link.stall() } else { UNACKNOWLEDGED };
             // Without it the system's own limits hold; nothing is lost.
-            let _ = socket::limit_unacknowledged(&self.stream, limit.max(UNACKNOWLEDGED));
+            let _ = socket::limit_unacknowledged(self.line.socket(), limit.max(UNACKNOWLEDGED));
             self.is_patient = patient;
         }
     }
@@ -423,7 +442,7 @@ impl LinkTransport {
         let demanded = |proof| proof == Proof::Demanded;
         if demanded(self.proof) != demanded(proof) {
             let limit = if demanded(proof) { PROOF } else { UNACKNOWLEDGED };
-            let _ = socket::limit_unacknowledged(&self.stream, limit);
+            let _ = socket::limit_unacknowledged(self.line.socket(), limit);
         }
         self.proof = proof;
     }
@@ -434,7 +453,7 @@ impl Drop for LinkTransport {
     /// front of the FIN, and an Ollama that doesn't read would never hear of it.
     fn drop(&mut self) {
         if self.is_sending {
-            socket::reset_on_close(&self.stream);
+            socket::reset_on_close(self.line.socket());
         }
     }
 }
@@ -452,7 +471,7 @@ impl Transport for LinkTransport {
             self.is_sending = true;
             self.requests += 1;
             self.has_received = false;
-            self.link.sending(&self.stream, self.requests > 1);
+            self.link.sending(&self.line, self.requests > 1);
             self.set_patience(self.link.is_large());
         }
         if self.link.answered_early() {
@@ -493,7 +512,7 @@ impl Transport for LinkTransport {
             if is_likely {
                 let space = self.buffers.input_append_buf();
                 let len = space.len();
-                match socket::try_read(&self.stream, space) {
+                match self.line.try_read(space) {
                     Ok(Some(n)) => {
                         self.buffers.was_filled = n == len;
                         self.buffers.input_appended(n);
@@ -516,7 +535,7 @@ impl Transport for LinkTransport {
                 // Without an error by then, it was acknowledged; the answer may take minutes.
                 Proof::Demanded => (Some(PROOF * 2), Proof::Given),
             };
-            match self.link.wait_upstream(&self.stream, PollFlags::IN, wait)? {
+            match self.link.wait_upstream(&self.line, PollFlags::IN, wait)? {
                 Woken::TimedOut if self.proof != Proof::Given => self.set_proof(next),
                 Woken::TimedOut => return Err(ureq::Error::Timeout(limit.reason)),
                 Woken::Ready | Woken::Answered => is_likely = true,
@@ -530,8 +549,14 @@ impl Transport for LinkTransport {
         if std::mem::take(&mut self.was_just_read) {
             return !self.is_spoilt;
         }
+        // The machine may have been paired since this connection was made.
+        let is_plain = self.line.key().is_none() && self.link.is_lan();
+        if is_plain && !self.keyring.allows_plain(self.address) {
+            return false;
+        }
         !self.is_spoilt
-            && matches!(self.stream.peek(&mut [0]), Err(e) if e.kind() == ErrorKind::WouldBlock)
+            && self.line.is_drained()
+            && matches!(self.line.socket().peek(&mut [0]), Err(e) if e.kind() == ErrorKind::WouldBlock)
     }
 }
 

@@ -6,10 +6,15 @@ use std::path::Path;
 /// The layers, lowest first. A file may import from its own layer and from those below.
 const LAYERS: &[&[&str]] = &[
     &["model", "wire", "headers", "body", "sniff", "tail", "guard"],
+    &["noise"],
+    &["peers"],
     &["config", "catalog", "dialect"],
     &["head", "pool"],
     &["route", "attempts", "dispatch", "probing"],
     &["socket", "interfaces", "state"],
+    &["line"],
+    &["keyring"],
+    &["hop"],
     &["registry", "link", "offer", "wake"],
     &["manager"],
     &["upstream", "downstream"],
@@ -29,12 +34,14 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("signal_hook", &["serve"]),
     ("if_addrs", &["interfaces"]),
     ("httparse", &["head"]),
+    ("snow", &["noise"]),
+    ("blake2", &["noise"]),
 ];
 
 /// Files that must not know of sockets, threads, clocks or the log.
 const PURE: &[&str] = &[
     "config", "wire", "model", "catalog", "pool", "dispatch", "probing", "attempts", "head",
-    "headers", "body", "sniff", "route", "tail", "dialect", "guard",
+    "headers", "body", "sniff", "route", "tail", "dialect", "guard", "noise", "peers",
 ];
 
 struct Source {

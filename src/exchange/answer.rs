@@ -8,7 +8,6 @@ use crate::catalog::{self, List};
 use crate::downstream::{Downstream, error_fields, json_answer};
 use crate::head::Framing;
 use crate::headers::SERVER_FIELD;
-use crate::socket;
 
 impl Exchange<'_> {
     /// Answers from what is known of several servers; a single one answers for itself.
@@ -76,7 +75,7 @@ impl Exchange<'_> {
         let answer = json_answer(status, fields, body, is_head, close);
         self.log(status.as_u16(), "-", body.len() as u64, None);
         let stall = self.context.timing.stall_timeout;
-        match socket::write_all(connection.stream(), &answer, stall) {
+        match connection.line().write_all(&answer, stall) {
             Ok(()) if !close => End::Keep,
             Ok(()) => End::Close,
             Err(_) => End::Cut,

@@ -192,7 +192,7 @@ impl Exchange<'_> {
         let _ = link.flush();
         if copy.framing == AnswerFraming::Close {
             // Here an ordinary close would look like the end of the answer.
-            socket::reset_on_close(connection.stream());
+            socket::reset_on_close(connection.line().socket());
         }
     }
 }

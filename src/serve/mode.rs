@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::{ModeChoice, OllamaUrl, Settings};
+use crate::keyring::Keyring;
 use crate::pool::{CheckResult, Target};
 use crate::upstream::{Check, Upstream};
 
@@ -112,5 +114,5 @@ pub(crate) fn ask(settings: &Settings, ollama: &OllamaUrl, timeout: Duration) ->
         wants_inventory: false,
         timeout,
     };
-    check.run(&Upstream::new(&settings.timing))
+    check.run(&Upstream::new(&settings.timing, &Arc::new(Keyring::none())))
 }

@@ -1,7 +1,11 @@
 //! Daemons in this process, one hop or both, in front of fakes.
 
+use std::fs;
+use std::io::Write;
 use std::net::SocketAddr;
-use std::sync::{Mutex, Once};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, Once, OnceLock};
 
 use ollana::config::{ModeChoice, OllamaUrl, ServerName, Settings};
 use ollana::serve::Daemon;
@@ -15,16 +19,22 @@ pub enum Way {
     OneHop,
     /// client → client proxy → server proxy → Ollama
     TwoHops,
+    /// the same, the proxies paired by a key file: what is between them is encrypted
+    Paired,
 }
 
 impl Way {
-    pub const ALL: [Way; 2] = [Way::OneHop, Way::TwoHops];
+    pub const ALL: [Way; 3] = [Way::OneHop, Way::TwoHops, Way::Paired];
 
     pub fn hops(self) -> usize {
         match self {
             Way::OneHop => 1,
-            Way::TwoHops => 2,
+            Way::TwoHops | Way::Paired => 2,
         }
+    }
+
+    fn key_file(self) -> Option<PathBuf> {
+        (self == Way::Paired).then(key_file)
     }
 
     /// Daemons with default settings in front of this fake.
@@ -36,6 +46,20 @@ impl Way {
     pub fn with(self, fake: &Fake, tweak: impl Fn(&mut Settings)) -> Chain {
         Chain::start(self, &[fake], tweak)
     }
+}
+
+/// A file with a secret, the same for all daemons of this process.
+pub fn key_file() -> PathBuf {
+    static FILE: OnceLock<PathBuf> = OnceLock::new();
+    let make = || {
+        let path =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("secret-{}", std::process::id()));
+        let mut options = fs::OpenOptions::new();
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(&path);
+        writeln!(file.expect("a key file"), "{}", "5eed".repeat(16)).expect("a key file");
+        path
+    };
+    FILE.get_or_init(make).clone()
 }
 
 /// Daemons that are up.
@@ -52,13 +76,15 @@ impl Chain {
             .iter()
             .map(|fake| {
                 let mut settings = server_settings(fake.address);
+                settings.key_file = way.key_file();
                 tweak(&mut settings);
                 start(&settings)
             })
             .collect();
-        let client = (way == Way::TwoHops).then(|| {
+        let client = (way != Way::OneHop).then(|| {
             let addresses: Vec<SocketAddr> = servers.iter().map(|s| s.addresses()[0]).collect();
             let mut settings = client_settings(&addresses);
+            settings.key_file = way.key_file();
             tweak(&mut settings);
             start(&settings)
         });

@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use call::Call;
-pub use chain::{Chain, Way, client_settings, server_settings, start};
+pub use chain::{Chain, Way, client_settings, key_file, server_settings, start};
 pub use client::{
     Answer, Client, End, INFERENCE, NEVER_TWICE, post, queues, queues_to_client, request,
 };

@@ -1,0 +1,393 @@
+//! What makes a hop private: keys, the handshake and the records. Pure: bytes in, bytes out.
+//!
+//! The only importer of snow and blake2. A connection between two paired machines starts with
+//! `Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s`, one message each way, and goes on in records:
+//!
+//! ```text
+//!  caller ──► F5 'L' 'N' purpose │ key id, 8 │ e, 32 │ sealed: identity or introduction, tag 16
+//!  caller ◄── e, 32 │ sealed: identity or introduction, tag 16
+//!  both   ──► length, 2, big-endian │ sealed bytes, tag 16       an empty record is the end
+//! ```
+//!
+//! The twelve bytes in clear are the handshake's prologue. The first message proves that the
+//! caller has the key before the answerer computes or sends anything (psk0), and carries nothing
+//! that does harm when it is replayed: whoever replays it can't read the answer nor go on. Both
+//! sides add fresh keys, so a key that is stolen later opens no recorded connection. Identities
+//! are exchanged so that nobody can be made to talk to himself.
+//!
+//! Records carry no number; both sides count. A record that is changed, left out, repeated or out
+//! of turn doesn't open, and then the connection is over.
+
+use std::fmt;
+
+use blake2::digest::consts::{U16, U32};
+use blake2::digest::{FixedOutput, KeyInit, Mac, Update};
+use snow::{Builder, HandshakeState, TransportState};
+
+use crate::wire::{Identity, MAX_NAME};
+
+/// First byte of a handshake. No HTTP request starts with it.
+pub const FIRST_BYTE: u8 = 0xF5;
+/// Bytes of the first message that are not sealed.
+const CLEAR: usize = 12;
+const EPHEMERAL: usize = 32;
+const TAG: usize = 16;
+/// What sealing adds to a record.
+pub const OVERHEAD: usize = 2 + TAG;
+/// Most bytes in one record: Noise's own limit.
+pub const MAX_RECORD: usize = 65535 - TAG;
+/// Records after which the sender's key is replaced by one that doesn't lead back to it.
+const REKEY_AFTER: u64 = 1 << 16;
+/// Rounds of hashing that a pairing code goes through: some milliseconds on a small ARM.
+const STRETCH: u32 = 1 << 15;
+
+/// A secret that two machines share.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key([u8; 32]);
+
+/// Tells which key is meant without telling the key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyId(pub [u8; 8]);
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({})", self.id())
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Key {
+    /// A key of these bytes, which must be random.
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Key(bytes)
+    }
+
+    /// The secret itself, for the file that keeps it.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The key that a short code stands for while two machines pair.
+    pub fn of_code(code: &str) -> Self {
+        let mut key = derive(&[0; 32], b"ollana code", code.as_bytes());
+        for _ in 0..STRETCH {
+            key = derive(&key, b"ollana stretch", code.as_bytes());
+        }
+        Key(key)
+    }
+
+    /// The key of two halves, of which each machine made one.
+    pub fn of_halves(first: &[u8; 32], second: &[u8; 32]) -> Self {
+        Key(derive(first, b"ollana pair", second))
+    }
+
+    /// Its public name.
+    pub fn id(&self) -> KeyId {
+        let mut id = [0; 8];
+        id.copy_from_slice(&derive(&self.0, b"ollana key id", b"")[..8]);
+        KeyId(id)
+    }
+
+    fn psk(&self) -> [u8; 32] {
+        derive(&self.0, b"ollana hop", b"")
+    }
+
+    fn mac(&self, bytes: &[u8]) -> Option<blake2::Blake2sMac<U16>> {
+        let key = derive(&self.0, b"ollana discovery", b"");
+        Some(<blake2::Blake2sMac<U16> as KeyInit>::new_from_slice(&key).ok()?.chain(bytes))
+    }
+
+    /// The code that proves that a datagram comes from somebody with this key.
+    pub fn authenticate(&self, bytes: &[u8]) -> [u8; 16] {
+        // Keys of 32 bytes are always taken.
+        self.mac(bytes).map(|mac| mac.finalize_fixed().into()).unwrap_or_default()
+    }
+
+    /// Whether that code is right; takes as long for every wrong one.
+    pub fn verifies(&self, bytes: &[u8], code: &[u8; 16]) -> bool {
+        self.mac(bytes).is_some_and(|mac| mac.verify(code.into()).is_ok())
+    }
+}
+
+/// One of the keys that come from a key, each for one use.
+fn derive(key: &[u8; 32], label: &[u8], data: &[u8]) -> [u8; 32] {
+    // Keys of 32 bytes are always taken.
+    let Ok(mac) = <blake2::Blake2sMac<U32> as KeyInit>::new_from_slice(key) else { return [0; 32] };
+    mac.chain([label.len() as u8]).chain(label).chain(data).finalize_fixed().into()
+}
+
+/// Why a peer isn't talked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// It isn't the beginning of a handshake of this version.
+    Form,
+    /// The key is another, or the bytes were changed on the way.
+    Key,
+    /// It is ourselves.
+    Mirror,
+    /// A record was changed, left out, repeated, or is longer than allowed.
+    Record,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Broken::Form => "not a handshake of this version",
+            Broken::Key => "the keys differ (pair the machines again: ollana pair)",
+            Broken::Mirror => "that is this machine itself",
+            Broken::Record => "encrypted bytes were changed on the way",
+        })
+    }
+}
+
+/// What a handshake is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Requests between paired machines.
+    Hop,
+    /// Becoming a pair: the key is a code that was typed.
+    Pairing,
+}
+
+/// Who somebody is: an identity, and while pairing a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Introduction {
+    /// Kept by a server, new for each process of a client.
+    pub identity: Identity,
+    /// For people; only while pairing.
+    pub name: String,
+}
+
+impl Introduction {
+    /// One without a name.
+    pub fn of(identity: Identity) -> Self {
+        Introduction { identity, name: String::new() }
+    }
+
+    /// Always as long, so that it doesn't tell how long the name is.
+    fn encode(&self, purpose: Purpose) -> Vec<u8> {
+        let mut out = self.identity.0.to_vec();
+        if purpose == Purpose::Pairing {
+            let end = (0..=MAX_NAME.min(self.name.len()))
+                .rev()
+                .find(|end| self.name.is_char_boundary(*end));
+            let name = &self.name.as_bytes()[..end.unwrap_or(0)];
+            out.push(name.len() as u8);
+            out.extend_from_slice(name);
+        }
+        out.resize(purpose.introduction_len(), 0);
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (identity, rest) = bytes.split_first_chunk()?;
+        let name = match rest.split_first() {
+            Some((len, name)) => std::str::from_utf8(name.get(..usize::from(*len))?).ok()?,
+            None => "",
+        };
+        let name = name.chars().filter(|c| !c.is_control()).collect();
+        Some(Introduction { identity: Identity(*identity), name })
+    }
+}
+
+impl Purpose {
+    fn clear(self, id: KeyId) -> [u8; CLEAR] {
+        let mut clear = [0; CLEAR];
+        let number = match self {
+            Purpose::Hop => 1,
+            Purpose::Pairing => 2,
+        };
+        clear[..4].copy_from_slice(&[FIRST_BYTE, b'L', b'N', number]);
+        clear[4..].copy_from_slice(&id.0);
+        clear
+    }
+
+    /// A code's name would help to find the code.
+    fn key_id(self, key: &Key) -> KeyId {
+        match self {
+            Purpose::Hop => key.id(),
+            Purpose::Pairing => KeyId([0; 8]),
+        }
+    }
+
+    const fn introduction_len(self) -> usize {
+        match self {
+            Purpose::Hop => 16,
+            Purpose::Pairing => 16 + 1 + MAX_NAME,
+        }
+    }
+
+    /// Length of the first message.
+    pub const fn hello_len(self) -> usize {
+        CLEAR + self.reply_len()
+    }
+
+    /// Length of the second message.
+    pub const fn reply_len(self) -> usize {
+        EPHEMERAL + self.introduction_len() + TAG
+    }
+
+    /// Which key a first message means; `None` if it is none, or of another version.
+    pub fn read_id(self, hello: &[u8]) -> Option<KeyId> {
+        let id = KeyId(*hello.get(4..CLEAR)?.first_chunk()?);
+        (hello.len() == self.hello_len() && hello[..CLEAR] == self.clear(id)).then_some(id)
+    }
+}
+
+fn builder<'a>(psk: &'a [u8; 32], clear: &'a [u8]) -> Result<Builder<'a>, snow::Error> {
+    let pattern = "Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s".parse()?;
+    Builder::new(pattern).prologue(clear)?.psk(0, psk)
+}
+
+/// A caller that awaits the second message.
+pub struct Caller {
+    state: HandshakeState,
+    purpose: Purpose,
+    own: Identity,
+}
+
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Caller({:?})", self.purpose)
+    }
+}
+
+/// A handshake that is done.
+#[derive(Debug)]
+pub struct Greeted {
+    /// What the connection goes on with.
+    pub session: Session,
+    /// Who the other is; it has the key.
+    pub peer: Introduction,
+}
+
+/// Starts a handshake: the caller and the first message.
+///
+/// # Errors
+/// Only when the system has no random bytes.
+pub fn call(purpose: Purpose, key: &Key, own: &Introduction) -> Result<(Caller, Vec<u8>), Broken> {
+    let clear = purpose.clear(purpose.key_id(key));
+    let started = (|| {
+        let mut state = builder(&key.psk(), &clear)?.build_initiator()?;
+        let mut hello = vec![0; purpose.hello_len()];
+        hello[..CLEAR].copy_from_slice(&clear);
+        state.write_message(&own.encode(purpose), &mut hello[CLEAR..])?;
+        Ok::<_, snow::Error>((Caller { state, purpose, own: own.identity }, hello))
+    })();
+    started.map_err(|_| Broken::Form)
+}
+
+impl Caller {
+    /// Takes the second message.
+    ///
+    /// # Errors
+    /// [`Broken`] when it doesn't come from somebody with the key, or from ourselves.
+    pub fn finish(mut self, reply: &[u8]) -> Result<Greeted, Broken> {
+        if reply.len() != self.purpose.reply_len() {
+            return Err(Broken::Form);
+        }
+        let mut sealed = vec![0; self.purpose.introduction_len()];
+        self.state.read_message(reply, &mut sealed).map_err(|_| Broken::Key)?;
+        greeted(self.state, &sealed, self.own)
+    }
+}
+
+/// Answers a first message: the second one, and the session.
+///
+/// # Errors
+/// [`Broken`] when it doesn't come from somebody with the key, or from ourselves. Nothing is to be
+/// sent then.
+pub fn answer(
+    purpose: Purpose,
+    key: &Key,
+    own: &Introduction,
+    hello: &[u8],
+) -> Result<(Vec<u8>, Greeted), Broken> {
+    if purpose.read_id(hello) != Some(purpose.key_id(key)) {
+        return Err(Broken::Form);
+    }
+    let (clear, message) = hello.split_at(CLEAR);
+    let psk = key.psk();
+    let mut state = builder(&psk, clear)
+        .and_then(|builder| builder.build_responder())
+        .map_err(|_| Broken::Form)?;
+    let mut sealed = vec![0; purpose.introduction_len()];
+    state.read_message(message, &mut sealed).map_err(|_| Broken::Key)?;
+    let mut reply = vec![0; purpose.reply_len()];
+    state.write_message(&own.encode(purpose), &mut reply).map_err(|_| Broken::Form)?;
+    Ok((reply, greeted(state, &sealed, own.identity)?))
+}
+
+fn greeted(state: HandshakeState, sealed: &[u8], own: Identity) -> Result<Greeted, Broken> {
+    let peer = Introduction::decode(sealed).ok_or(Broken::Form)?;
+    if peer.identity == own {
+        return Err(Broken::Mirror);
+    }
+    let state = state.into_transport_mode().map_err(|_| Broken::Key)?;
+    Ok(Greeted { session: Session { state, sealed: 0, opened: 0 }, peer })
+}
+
+/// The two keys of one connection, one for each direction, and how far each has come.
+pub struct Session {
+    state: TransportState,
+    sealed: u64,
+    opened: u64,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Session(sealed {}, opened {})", self.sealed, self.opened)
+    }
+}
+
+impl Session {
+    /// Puts these bytes, at most [`MAX_RECORD`], into a record at the start of `out`, which must
+    /// have room for [`OVERHEAD`] more; its length.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn seal(&mut self, plain: &[u8], out: &mut [u8]) -> Result<usize, Broken> {
+        let (length, record) = out.split_first_chunk_mut().ok_or(Broken::Record)?;
+        let n = self.state.write_message(plain, record).map_err(|_| Broken::Record)?;
+        *length = u16::try_from(n).map_err(|_| Broken::Record)?.to_be_bytes();
+        self.sealed += 1;
+        if self.sealed.is_multiple_of(REKEY_AFTER) {
+            self.state.rekey_outgoing();
+        }
+        Ok(n + 2)
+    }
+
+    /// Length of the record, its two bytes of length included, that starts with these bytes.
+    pub fn record_len(bytes: &[u8]) -> Option<usize> {
+        Some(usize::from(u16::from_be_bytes(*bytes.first_chunk()?)) + 2)
+    }
+
+    /// Opens a whole record into `out`, which must have room for all but its [`OVERHEAD`].
+    /// 0 is the peer's clean end.
+    ///
+    /// # Errors
+    /// When it isn't the next record of this peer. Nothing may be read after that.
+    pub fn open(&mut self, record: &[u8], out: &mut [u8]) -> Result<usize, Broken> {
+        let sealed = record.get(2..).ok_or(Broken::Record)?;
+        let n = self.state.read_message(sealed, out).map_err(|_| Broken::Record)?;
+        self.opened += 1;
+        if self.opened.is_multiple_of(REKEY_AFTER) {
+            self.state.rekey_incoming();
+        }
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+use super::*;
+
+fn key(n: u8) -> Key {
+    Key::new([n; 32])
+}
+
+fn who(n: u8) -> Introduction {
+    Introduction { identity: Identity([n; 16]), name: format!("machine {n}") }
+}
+
+const BOTH: [Purpose; 2] = [Purpose::Hop, Purpose::Pairing];
+
+fn greet(purpose: Purpose) -> (Greeted, Greeted) {
+    let (caller, hello) = call(purpose, &key(1), &who(1)).unwrap();
+    let (reply, server) = answer(purpose, &key(1), &who(2), &hello).unwrap();
+    (caller.finish(&reply).unwrap(), server)
+}
+
+fn seal(session: &mut Session, plain: &[u8]) -> Vec<u8> {
+    let mut out = vec![0; plain.len() + OVERHEAD];
+    let n = session.seal(plain, &mut out).unwrap();
+    assert_eq!((n, Session::record_len(&out)), (out.len(), Some(out.len())));
+    out
+}
+
+fn open(session: &mut Session, record: &[u8]) -> Result<Vec<u8>, Broken> {
+    let mut out = vec![0; record.len()];
+    let n = session.open(record, &mut out)?;
+    out.truncate(n);
+    Ok(out)
+}
+
+#[test]
+fn who_has_the_key_is_known_and_heard() {
+    for purpose in BOTH {
+        let (mut client, mut server) = greet(purpose);
+        assert_eq!(client.peer.identity, who(2).identity);
+        assert_eq!(server.peer.identity, who(1).identity);
+        let name = if purpose == Purpose::Pairing { "machine 1" } else { "" };
+        assert_eq!(server.peer.name, name);
+        for text in [&b"GET /"[..], b"", &[7; MAX_RECORD]] {
+            let record = seal(&mut client.session, text);
+            assert!(text.len() < 5 || !record.windows(text.len()).any(|w| w == text));
+            assert_eq!(open(&mut server.session, &record).unwrap(), text);
+            let record = seal(&mut server.session, text);
+            assert_eq!(open(&mut client.session, &record).unwrap(), text);
+        }
+    }
+}
+
+#[test]
+fn the_first_message_has_the_documented_bytes() {
+    let (_, hello) = call(Purpose::Hop, &key(1), &who(1)).unwrap();
+    assert_eq!(hello.len(), 76);
+    assert_eq!(hello[..4], [0xF5, b'L', b'N', 1]);
+    assert_eq!(hello[4..12], key(1).id().0);
+    assert_eq!(Purpose::Hop.read_id(&hello), Some(key(1).id()));
+    assert_eq!(Purpose::Hop.reply_len(), 64);
+    let (_, hello) = call(Purpose::Pairing, &key(1), &who(1)).unwrap();
+    assert_eq!(hello[..12], [0xF5, b'L', b'N', 2, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(Purpose::Hop.read_id(&hello), None);
+}
+
+#[test]
+fn every_flipped_bit_of_a_handshake_is_refused() {
+    for purpose in BOTH {
+        let (_, hello) = call(purpose, &key(1), &who(1)).unwrap();
+        for bit in 0..hello.len() * 8 {
+            let mut changed = hello.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(answer(purpose, &key(1), &who(2), &changed).is_err(), "bit {bit}");
+        }
+        for bit in 0..purpose.reply_len() * 8 {
+            let (caller, hello) = call(purpose, &key(1), &who(1)).unwrap();
+            let (mut reply, _) = answer(purpose, &key(1), &who(2), &hello).unwrap();
+            reply[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(caller.finish(&reply).unwrap_err(), Broken::Key, "bit {bit}");
+        }
+    }
+}
+
+#[test]
+fn every_truncation_of_a_handshake_is_refused() {
+    for purpose in BOTH {
+        let (_, hello) = call(purpose, &key(1), &who(1)).unwrap();
+        for len in 0..hello.len() {
+            assert!(answer(purpose, &key(1), &who(2), &hello[..len]).is_err(), "{len} bytes");
+        }
+        let long = [&hello[..], &[0]].concat();
+        assert!(answer(purpose, &key(1), &who(2), &long).is_err());
+        for len in (0..purpose.reply_len()).chain([purpose.reply_len() + 1]) {
+            let (caller, hello) = call(purpose, &key(1), &who(1)).unwrap();
+            let (mut reply, _) = answer(purpose, &key(1), &who(2), &hello).unwrap();
+            reply.resize(len, 0);
+            assert!(caller.finish(&reply).is_err(), "{len} bytes");
+        }
+    }
+}
+
+#[test]
+fn another_key_another_purpose_and_ourselves_are_refused() {
+    let (caller, hello) = call(Purpose::Hop, &key(1), &who(1)).unwrap();
+    assert!(answer(Purpose::Hop, &key(2), &who(2), &hello).is_err());
+    assert!(answer(Purpose::Pairing, &key(1), &who(2), &hello).is_err());
+    // With the right key's name and another key.
+    let mut forged = call(Purpose::Hop, &key(2), &who(1)).unwrap().1;
+    forged[..CLEAR].copy_from_slice(&hello[..CLEAR]);
+    let refused = answer(Purpose::Hop, &key(1), &who(2), &forged).unwrap_err();
+    assert_eq!(refused, Broken::Key);
+    // Sent back to its sender, as a call and as an answer.
+    let refused = answer(Purpose::Hop, &key(1), &who(1), &hello).unwrap_err();
+    assert_eq!(refused, Broken::Mirror);
+    assert_eq!(caller.finish(&hello[CLEAR..]).unwrap_err(), Broken::Key);
+}
+
+#[test]
+fn a_replayed_handshake_leads_nowhere() {
+    let (caller, hello) = call(Purpose::Hop, &key(1), &who(1)).unwrap();
+    let (reply, _) = answer(Purpose::Hop, &key(1), &who(2), &hello).unwrap();
+    let mut client = caller.finish(&reply).unwrap();
+    let recorded = seal(&mut client.session, b"POST /api/chat");
+    // To the same server again: it answers, with another key of its own …
+    let (second, mut server) = answer(Purpose::Hop, &key(1), &who(2), &hello).unwrap();
+    assert_ne!(second, reply);
+    // … under which the recorded request doesn't open.
+    assert_eq!(open(&mut server.session, &recorded).unwrap_err(), Broken::Record);
+    // A recorded answer fits no other call.
+    let (caller, _) = call(Purpose::Hop, &key(1), &who(1)).unwrap();
+    assert_eq!(caller.finish(&reply).unwrap_err(), Broken::Key);
+}
+
+#[test]
+fn records_open_once_in_order_and_unchanged() {
+    let (mut client, mut server) = greet(Purpose::Hop);
+    let records: Vec<_> = (0..3).map(|n| seal(&mut client.session, &[n; 20])).collect();
+    assert!(open(&mut server.session, &records[1]).is_err(), "out of turn");
+    assert_eq!(open(&mut server.session, &records[0]).unwrap(), [0; 20]);
+    assert!(open(&mut server.session, &records[0]).is_err(), "twice");
+    for bit in 16..records[1].len() * 8 {
+        let mut changed = records[1].clone();
+        changed[bit / 8] ^= 1 << (bit % 8);
+        assert!(open(&mut server.session, &changed).is_err(), "bit {bit}");
+    }
+    for len in 0..records[1].len() {
+        assert!(open(&mut server.session, &records[1][..len]).is_err(), "{len} bytes");
+    }
+    assert!(open(&mut client.session, &records[1]).is_err(), "sent back to its sender");
+    assert_eq!(open(&mut server.session, &records[1]).unwrap(), [1; 20]);
+}
+
+#[test]
+fn keys_are_replaced_on_both_sides_at_once() {
+    let (mut client, mut server) = greet(Purpose::Hop);
+    let (mut record, mut plain) = ([0; 1 + OVERHEAD], [0; 1]);
+    for n in 0..REKEY_AFTER * 2 + 3 {
+        client.session.seal(&[n as u8], &mut record).unwrap();
+        assert_eq!(server.session.open(&record, &mut plain), Ok(1), "record {n}");
+        assert_eq!(plain, [n as u8]);
+    }
+}
+
+#[test]
+fn datagrams_are_authenticated() {
+    let code = key(1).authenticate(b"datagram");
+    assert!(key(1).verifies(b"datagram", &code));
+    assert!(!key(2).verifies(b"datagram", &code));
+    assert!(!key(1).verifies(b"datagrax", &code));
+    for bit in 0..128 {
+        let mut changed = code;
+        changed[bit / 8] ^= 1 << (bit % 8);
+        assert!(!key(1).verifies(b"datagram", &changed), "bit {bit}");
+    }
+}
+
+#[test]
+fn each_use_has_a_key_of_its_own() {
+    let key = key(1);
+    assert_ne!(key.psk(), *key.bytes());
+    assert_ne!(key.psk()[..8], key.id().0);
+    assert_ne!(Key::of_code("k7pm2xvd9q"), Key::of_code("k7pm2xvd9r"));
+    assert_ne!(Key::of_halves(&[1; 32], &[2; 32]), Key::of_halves(&[2; 32], &[1; 32]));
+    assert_eq!(format!("{key:?}"), format!("Key({})", key.id()), "the log never has a secret");
+}
