@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::line::Line;
-use crate::noise::{Introduction, Key, KeyId};
+use crate::noise::{Introduction, Key};
 use crate::peers::{self, Peer, Unreadable};
-use crate::wire::Identity;
+use crate::wire::{Identity, KeyId};
 
 /// Keys that are tried on a server of which it isn't known which one it has.
 const MAX_TRIES: usize = 16;
@@ -338,14 +338,17 @@ impl Keyring {
             || has_key(state.ways.get(&address).copied())
     }
 
-    /// The server at this address has shown how it is reached.
+    /// The server at this address has shown how it is reached. Who once had a key stays with it.
     pub fn note(&self, address: SocketAddr, way: Way) {
         let mut state = self.state();
         // What many machines announce can't fill our memory.
         if state.ways.len() >= 1024 {
             state.ways.clear();
         }
-        state.ways.insert(address, way);
+        let known = state.ways.entry(address).or_insert(way);
+        if way != Way::Plain {
+            *known = way;
+        }
     }
 
     /// How to reach the server at this address. One that is known to have a key is never talked
@@ -477,6 +480,7 @@ mod tests {
             let keyring = open(&dir, unpaired);
             let ways = keyring.ways(address);
             assert_eq!((ways.keys.len(), ways.plain), (2, unpaired == Some(true)));
+            assert_eq!(keyring.allows_plain(address), unpaired == Some(true));
             keyring.note(address, Way::Key(machine(2).id()));
             let ways = keyring.ways(address);
             assert_eq!(ways.keys, [machine(2).key, machine(1).key], "the likely one first");
@@ -486,6 +490,11 @@ mod tests {
             assert!(!keyring.is_paired(Identity([9; 16]), "10.0.0.8:1".parse().unwrap()));
             keyring.note(address, Way::Plain);
             let ways = keyring.ways(address);
+            assert_eq!((ways.keys.len(), ways.plain), (2, false), "there is no way back");
+            assert!(!keyring.allows_plain(address));
+            let other = "10.0.0.9:11435".parse().unwrap();
+            keyring.note(other, Way::Plain);
+            let ways = keyring.ways(other);
             assert_eq!(ways.plain, unpaired == Some(true));
             assert_eq!(ways.keys.len(), if ways.plain { 0 } else { 2 });
         }

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use rustix::event::PollFlags;
 
-use crate::noise::{Broken, KeyId, MAX_RECORD, OVERHEAD, Session};
+use crate::noise::{Broken, MAX_RECORD, OVERHEAD, Session};
 use crate::socket::{self, HANGUP};
+use crate::wire::KeyId;
 
 /// What an encrypted line starts with for received records; enough for tokens …
 const SMALL: usize = 2 * 1024;

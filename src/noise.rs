@@ -24,7 +24,7 @@ use blake2::digest::consts::{U16, U32};
 use blake2::digest::{FixedOutput, KeyInit, Mac, Update};
 use snow::{Builder, HandshakeState, TransportState};
 
-use crate::wire::{Identity, MAX_NAME};
+use crate::wire::{Identity, KeyId, MAX_NAME};
 
 /// First byte of a handshake. No HTTP request starts with it.
 pub const FIRST_BYTE: u8 = 0xF5;
@@ -45,25 +45,9 @@ const STRETCH: u32 = 1 << 15;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key([u8; 32]);
 
-/// Tells which key is meant without telling the key.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct KeyId(pub [u8; 8]);
-
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key({})", self.id())
-    }
-}
-
-impl fmt::Display for KeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for KeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
     }
 }
 

@@ -10,8 +10,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD as STANDARD_NO_PAD;
 use serde_json::{Value, json};
 
-use crate::noise::{Key, KeyId};
-use crate::wire::{Identity, MAX_NAME};
+use crate::noise::Key;
+use crate::wire::{Identity, KeyId, MAX_NAME};
 
 /// Machines that one machine may be paired with.
 pub const MAX_PEERS: usize = 64;

@@ -380,6 +380,7 @@ impl Common<'_> {
             name: self.hostname.clone(),
             legacy: self.settings.legacy,
             presence: Arc::clone(&self.presence),
+            keyring: Arc::clone(&self.keyring),
         })
         .map(Some)
         .map_err(|error| StartError::Discovery { port, error })
@@ -396,6 +397,7 @@ impl Common<'_> {
             interfaces: self.settings.interfaces.clone(),
             identity: self.identity,
             mailbox: self.mailbox.clone(),
+            keyring: Arc::clone(&self.keyring),
         })
         .map(Some)
         .map_err(system("start the discovery"))

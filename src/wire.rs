@@ -10,11 +10,13 @@
 //!  8 16  nonce, echoed in the answer  50  2  requests in flight
 //! 24 16  sender's identity            52  4  instance, new at each start
 //! 64 16  authentication code, or 0    56  8  zero
-//! 80  …  records: type u8, length u8, value
+//! 80  …  records: type u8, length u8, value; 1 name, 2 key id
 //! ```
 //!
 //! A probe is as long as an answer without records may be, so an answer to a probe is never
-//! longer than the probe (no amplification). A bare four-byte magic is a probe, or an answer,
+//! longer than the probe (no amplification). Between paired machines the authentication code covers
+//! the whole datagram (with zeros in its own place), so that nobody without the key can ask or
+//! answer; the nonce keeps old answers from counting. A bare four-byte magic is a probe, or an answer,
 //! of older versions.
 
 use std::fmt;
@@ -33,6 +35,9 @@ pub const MAX_NAME: usize = PROBE_LEN - FIXED_LEN - 2;
 const VERSION: u8 = 1;
 const RECORD_PADDING: u8 = 0;
 const RECORD_NAME: u8 = 1;
+const RECORD_KEY: u8 = 2;
+/// Where the authentication code is.
+const CODE: std::ops::Range<usize> = 64..80;
 
 /// Persistent for a server, per process for a client.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,6 +50,22 @@ impl fmt::Display for Identity {
 }
 
 impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Tells which key is meant without telling the key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyId(pub [u8; 8]);
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -139,6 +160,8 @@ pub struct Datagram {
     pub instance: u32,
     /// The sender's name; empty when unknown. At most [`MAX_NAME`] bytes are sent.
     pub name: String,
+    /// Which key a probe asks with; the answer is authenticated with the same.
+    pub key: Option<KeyId>,
 }
 
 /// What a received datagram is.
@@ -216,7 +239,11 @@ impl Datagram {
         out.extend_from_slice(&self.in_flight.to_be_bytes());
         out.extend_from_slice(&self.instance.to_be_bytes());
         out.resize(FIXED_LEN, 0);
-        let name = truncate(&self.name, room.saturating_sub(FIXED_LEN + 2));
+        if let Some(key) = self.key.filter(|_| room >= FIXED_LEN + 10) {
+            out.extend_from_slice(&[RECORD_KEY, 8]);
+            out.extend_from_slice(&key.0);
+        }
+        let name = truncate(&self.name, room.saturating_sub(out.len() + 2));
         if !name.is_empty() {
             // The name has at most MAX_NAME (46) bytes, so its length fits a byte.
             out.extend_from_slice(&[RECORD_NAME, name.len() as u8]);
@@ -230,6 +257,22 @@ impl Datagram {
         out[6..8].copy_from_slice(&length);
         out
     }
+}
+
+/// Puts the authentication code into a datagram: what `code` makes of its bytes.
+pub fn authenticate(datagram: &mut [u8], code: impl FnOnce(&[u8]) -> [u8; 16]) {
+    let code = code(datagram);
+    if let Some(place) = datagram.get_mut(CODE) {
+        place.copy_from_slice(&code);
+    }
+}
+
+/// Takes the authentication code out of a datagram: the bytes that it covers, and the code.
+pub fn split_code(datagram: &[u8]) -> Option<(Vec<u8>, [u8; 16])> {
+    let code = *datagram.get(CODE)?.first_chunk()?;
+    let mut covered = datagram.to_vec();
+    covered[CODE].fill(0);
+    Some((covered, code))
 }
 
 /// Reads a datagram as it came from the socket.
@@ -274,6 +317,7 @@ pub fn decode(bytes: &[u8]) -> Result<Packet, DecodeError> {
         in_flight: u16::from_be_bytes(fields.take().ok_or(size)?),
         instance: u32::from_be_bytes(fields.take().ok_or(size)?),
         name: String::new(),
+        key: None,
     };
     let reserved: [u8; 8] = fields.take().ok_or(size)?;
     if reserved != [0; 8] {
@@ -288,6 +332,10 @@ pub fn decode(bytes: &[u8]) -> Result<Packet, DecodeError> {
         let value = fields.take_slice(usize::from(len)).ok_or(DecodeError::Record)?;
         if record == RECORD_NAME {
             datagram.name = printable_name(value).ok_or(DecodeError::Name)?;
+        }
+        if record == RECORD_KEY {
+            let id = value.try_into().map_err(|_| DecodeError::Record)?;
+            datagram.key = Some(KeyId(id));
         }
     }
     Ok(Packet::V1(datagram))
@@ -337,6 +385,7 @@ mod tests {
             in_flight: 7,
             instance: 0xDEAD_BEEF,
             name: "pi".to_owned(),
+            key: None,
         }
     }
 
@@ -367,6 +416,8 @@ mod tests {
             let Ok(Packet::V1(back)) = decode(&bytes) else { panic!("{bytes:?}") };
             assert_eq!(back.name, "ä".repeat(23));
         }
+        let keyed = Datagram { key: Some(KeyId(*b"keykeyid")), ..sample(Kind::Probe) };
+        assert_eq!(decode(&keyed.encode(PROBE_LEN)), Ok(Packet::V1(keyed)));
         assert_eq!(sample(Kind::Probe).encode(PROBE_LEN).len(), PROBE_LEN);
         assert_eq!(decode(&encode_legacy()), Ok(Packet::Legacy));
     }

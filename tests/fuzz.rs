@@ -97,6 +97,7 @@ fn datagrams() -> Vec<Vec<u8>> {
         in_flight: 7,
         instance: 0xDEAD_BEEF,
         name: name.to_owned(),
+        key: None,
     };
     vec![
         encode_legacy().to_vec(),

@@ -12,15 +12,21 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::{BATCH, Counters, RecentLinks, bind_udp, spawn};
 use crate::interfaces::{Interface, broadcast_interfaces};
+use crate::keyring::{Keyring, Way};
 use crate::manager::Mailbox;
-use crate::probing::{Expected, Schedule};
+use crate::noise::Key;
+use crate::pool::Input;
+use crate::probing::{Expected, Received, Schedule};
 use crate::state;
-use crate::wire::{self, Datagram, Identity, Kind, OllamaVersion};
+use crate::wire::{self, Datagram, Identity, Kind, Nonce, OllamaVersion};
 
 /// How often interfaces and the clock of sleep are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// More sleep than this between two looks means that the network may be another.
 const SLEPT: Duration = Duration::from_secs(5);
+
+/// Keys that are asked with in one round; with more, they take turns.
+const KEYS: usize = 16;
 
 /// What the asking side needs.
 #[derive(Debug)]
@@ -35,6 +41,8 @@ pub struct ClientSetup {
     pub identity: Identity,
     /// Where sightings go.
     pub mailbox: Mailbox,
+    /// Whom to ask.
+    pub keyring: Arc<Keyring>,
 }
 
 /// The announcer's and the listener's threads; dropping it stops and joins both.
@@ -51,6 +59,7 @@ struct Shared {
     /// Written when the lanes changed, closed when we are stopping.
     bell: UnixStream,
     counters: Counters,
+    keyring: Arc<Keyring>,
 }
 
 #[derive(Debug)]
@@ -85,14 +94,18 @@ impl Client {
             state: Mutex::new(State { lanes: Vec::new(), expected: Expected::new(setup.identity) }),
             bell,
             counters: Counters::default(),
+            keyring: Arc::clone(&setup.keyring),
         });
         let (stop, stopped) = bounded(0);
         let mailbox = setup.mailbox.clone();
+        let keys = setup.keyring.keys();
         let mut announcer = Announcer {
             setup,
             shared: Arc::clone(&shared),
             instance: u32::from_ne_bytes(state::random()?),
             interfaces: Vec::new(),
+            keys,
+            first_key: 0,
             complained: None,
         };
         // Before any thread runs, so that the first answer finds its lane.
@@ -121,6 +134,9 @@ struct Announcer {
     shared: Arc<Shared>,
     instance: u32,
     interfaces: Vec<Interface>,
+    keys: Vec<Key>,
+    /// Whose turn it is.
+    first_key: usize,
     /// The last send error that was logged.
     complained: Option<ErrorKind>,
 }
@@ -138,8 +154,14 @@ impl Announcer {
                 let slept_now = time_slept();
                 let woke = slept_now.saturating_sub(slept) >= SLEPT;
                 slept = slept_now;
-                if self.refresh_lanes() || woke {
+                let keys = self.setup.keyring.keys();
+                let has_new_keys = self.keys != keys;
+                self.keys = keys;
+                let has_moved = self.refresh_lanes() || woke;
+                if has_moved {
                     log::info!("network changed, looking for servers at once");
+                }
+                if has_moved || has_new_keys {
                     schedule.restart(now);
                 }
             }
@@ -190,9 +212,8 @@ impl Announcer {
         !first
     }
 
-    fn probe(&mut self) {
-        let Ok(nonce) = state::random() else { return };
-        let bytes = Datagram {
+    fn datagram(&self, nonce: Nonce, key: Option<&Key>) -> Vec<u8> {
+        let mut bytes = Datagram {
             kind: Kind::Probe,
             nonce,
             sender: self.setup.identity,
@@ -203,18 +224,40 @@ impl Announcer {
             in_flight: 0,
             instance: self.instance,
             name: String::new(),
+            key: key.map(Key::id),
         }
         .encode(wire::PROBE_LEN);
+        if let Some(key) = key {
+            wire::authenticate(&mut bytes, |bytes| key.authenticate(bytes));
+        }
+        bytes
+    }
+
+    /// One probe per key, and one without, if machines without a key are talked to.
+    fn probe(&mut self) {
+        let takes_unpaired = self.setup.keyring.takes_unpaired();
+        let turn = self.keys.iter().cycle().skip(self.first_key).take(self.keys.len().min(KEYS));
+        let keys = turn.cloned().map(Some).chain(takes_unpaired.then_some(None));
+        let mut round = Vec::new();
+        for key in keys {
+            let Ok(nonce) = state::random() else { return };
+            round.push((nonce, key));
+        }
+        self.first_key = (self.first_key + KEYS) % self.keys.len().max(1);
+        let probes: Vec<Vec<u8>> =
+            round.iter().map(|(nonce, key)| self.datagram(*nonce, key.as_ref())).collect();
         let lanes = {
             let mut state = self.shared.state();
-            state.expected.asked(nonce);
+            state.expected.asked(round);
             state.lanes.clone()
         };
         let mut failed = None;
         for lane in lanes {
-            if let Err(error) = lane.socket.send_to(&bytes, lane.target) {
-                log::debug!("probe not sent through name={} reason={error}", lane.name);
-                failed = Some(error);
+            for bytes in &probes {
+                if let Err(error) = lane.socket.send_to(bytes, lane.target) {
+                    log::debug!("probe not sent through name={} reason={error}", lane.name);
+                    failed = Some(error);
+                }
             }
         }
         // Never permanent: the next probe tries again. One line per change.
@@ -301,9 +344,18 @@ fn receive(
         }
     };
     let is_on_link = || links.contain(now, source.ip());
-    let accepted = shared.state().expected.accept(packet, source, is_on_link);
+    let keyring = &shared.keyring;
+    let is_open = |about: Option<(Identity, SocketAddr)>| {
+        let is_paired = about.is_some_and(|(who, address)| keyring.is_paired(who, address));
+        keyring.takes_unpaired() && !is_paired
+    };
+    let received = Received { packet, bytes, source };
+    let accepted = shared.state().expected.accept(received, is_open, is_on_link);
     match accepted {
-        Some(input) => {
+        Some((input, key)) => {
+            if let (Input::Sighted(sighting), Some(key)) = (&input, key) {
+                keyring.note(sighting.address, Way::Key(key.id()));
+            }
             Counters::count(&counters.good);
             mailbox.offer(input);
         }

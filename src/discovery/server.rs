@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{BATCH, Counters, RecentLinks, bind_udp, spawn};
+use crate::keyring::Keyring;
 use crate::manager::Presence;
+use crate::noise::Key;
 use crate::socket::Waker;
 use crate::wire::{self, Datagram, Identity, Kind, Nonce, Packet, flags};
 
@@ -41,6 +43,8 @@ pub struct ServerSetup {
     pub legacy: bool,
     /// What there is to announce.
     pub presence: Arc<Presence>,
+    /// Who may ask.
+    pub keyring: Arc<Keyring>,
 }
 
 /// The responder's thread; dropping it says goodbye, stops and joins it.
@@ -111,6 +115,13 @@ impl Drop for Responder {
     }
 }
 
+/// A client that is told when we leave.
+struct Farewell {
+    client: SocketAddr,
+    nonce: Nonce,
+    key: Option<Key>,
+}
+
 struct Answerer {
     setup: ServerSetup,
     socket: UdpSocket,
@@ -118,7 +129,7 @@ struct Answerer {
     counters: Counters,
     limiter: Limiter,
     links: RecentLinks,
-    farewells: VecDeque<(SocketAddr, Nonce)>,
+    farewells: VecDeque<Farewell>,
     /// Sends what the proper socket doesn't take.
     spare: Option<UdpSocket>,
 }
@@ -155,8 +166,8 @@ impl Answerer {
                 }
             }
         }
-        for (client, nonce) in std::mem::take(&mut self.farewells) {
-            self.send(Kind::Goodbye, nonce, client, wire::FIXED_LEN);
+        for Farewell { client, nonce, key } in std::mem::take(&mut self.farewells) {
+            self.send(Kind::Goodbye, nonce, client, wire::FIXED_LEN, key.as_ref());
         }
         self.counters.log("responder");
     }
@@ -176,27 +187,51 @@ impl Answerer {
         let answered = match packet {
             Packet::Legacy => {
                 self.setup.legacy
+                    && self.setup.keyring.takes_unpaired()
                     && self.limiter.allows(now, source.ip())
                     && self.send_bytes(&wire::encode_legacy(), source)
             }
             Packet::V1(datagram) => {
                 datagram.kind == Kind::Probe
                     && datagram.sender != self.setup.identity
-                    && self.limiter.allows(now, source.ip())
-                    && self.announce(&datagram, source, bytes.len())
+                    && self.announce(now, &datagram, source, bytes)
             }
         };
         let counters = &self.counters;
         Counters::count(if answered { &counters.good } else { &counters.ignored });
     }
 
-    fn announce(&mut self, probe: &Datagram, source: SocketAddr, room: usize) -> bool {
-        self.farewells.retain(|(client, _)| *client != source);
+    /// Answers a probe, unless it is one too many, or has no key where one is needed, or a key that
+    /// isn't ours. Only what the limiter lets through is verified.
+    fn announce(
+        &mut self,
+        now: Instant,
+        probe: &Datagram,
+        source: SocketAddr,
+        bytes: &[u8],
+    ) -> bool {
+        let keyring = &self.setup.keyring;
+        let key = match probe.key {
+            Some(id) => keyring.key(id),
+            None => None,
+        };
+        let is_known = if probe.key.is_some() { key.is_some() } else { keyring.takes_unpaired() };
+        if !is_known || !self.limiter.allows(now, source.ip()) {
+            return false;
+        }
+        if let Some(key) = &key
+            && !wire::split_code(bytes).is_some_and(|(covered, code)| key.verifies(&covered, &code))
+        {
+            return false;
+        }
+        let room = bytes.len();
+        self.farewells.retain(|old| old.client != source || old.key.is_some() != key.is_some());
         if self.farewells.len() >= MAX_FAREWELLS {
             self.farewells.pop_front();
         }
-        self.farewells.push_back((source, probe.nonce));
-        self.send(Kind::Announce, probe.nonce, source, room)
+        let sent = self.send(Kind::Announce, probe.nonce, source, room, key.as_ref());
+        self.farewells.push_back(Farewell { client: source, nonce: probe.nonce, key });
+        sent
     }
 
     /// The door that a client can use: loopback ones are for this machine.
@@ -205,22 +240,40 @@ impl Answerer {
         self.doors.iter().find(fits)
     }
 
-    fn send(&mut self, kind: Kind, nonce: Nonce, client: SocketAddr, room: usize) -> bool {
+    fn send(
+        &mut self,
+        kind: Kind,
+        nonce: Nonce,
+        client: SocketAddr,
+        room: usize,
+        key: Option<&Key>,
+    ) -> bool {
         let Some(door) = self.door(client) else { return false };
         let presence = &self.setup.presence;
-        let bytes = Datagram {
+        let mut flags = if presence.is_local_up() { flags::OLLAMA_UP } else { 0 };
+        if key.is_some() {
+            flags |= flags::ENCRYPTED;
+        }
+        if !self.setup.keyring.takes_unpaired() {
+            flags |= flags::KEY_REQUIRED;
+        }
+        let mut bytes = Datagram {
             kind,
             nonce,
             sender: self.setup.identity,
             http_port: door.http.port(),
-            flags: if presence.is_local_up() { flags::OLLAMA_UP } else { 0 },
+            flags,
             capabilities: 0,
             version: presence.version(),
             in_flight: u16::try_from(presence.in_flight()).unwrap_or(u16::MAX),
             instance: self.setup.instance,
             name: self.setup.name.clone(),
+            key: None,
         }
         .encode(room);
+        if let Some(key) = key {
+            wire::authenticate(&mut bytes, |bytes| key.authenticate(bytes));
+        }
         self.send_bytes(&bytes, client)
     }
 

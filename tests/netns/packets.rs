@@ -51,6 +51,7 @@ fn datagram(kind: Kind, nonce: Nonce, sender: [u8; 16], http_port: u16) -> Vec<u
         in_flight: 0,
         instance: u32::from_be_bytes([sender[0], sender[1], sender[2], sender[3]]),
         name: String::new(),
+        key: None,
     }
     .encode(PROBE_LEN)
 }

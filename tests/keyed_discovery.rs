@@ -1,0 +1,197 @@
+//! Discovery among paired machines: who has no key gets silence, and is not believed.
+
+mod support;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use ollana::config::Settings;
+use ollana::noise::Key;
+use ollana::serve::Daemon;
+use ollana::wire::{
+    self, Datagram, Identity, Kind, MAX_LEN, OllamaVersion, PROBE_LEN, Packet, flags,
+};
+use support::{
+    Client, Fake, PATIENCE, client_settings, eventually, free_udp_port, key_file, server_settings,
+    start,
+};
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+/// Nothing that was going to be answered takes so long.
+const SILENCE: Duration = Duration::from_millis(400);
+
+fn secret() -> Key {
+    Key::new([0x5e, 0xed].repeat(16).try_into().expect("32 bytes"))
+}
+
+fn probe(nonce: [u8; 16]) -> Datagram {
+    Datagram {
+        kind: Kind::Probe,
+        nonce,
+        sender: Identity(*b"a test's own id!"),
+        http_port: 0,
+        flags: 0,
+        capabilities: 0,
+        version: OllamaVersion::default(),
+        in_flight: 0,
+        instance: 7,
+        name: String::new(),
+        key: None,
+    }
+}
+
+fn sealed(datagram: &Datagram, key: &Key) -> Vec<u8> {
+    let mut bytes = datagram.encode(PROBE_LEN);
+    wire::authenticate(&mut bytes, |bytes| key.authenticate(bytes));
+    bytes
+}
+
+fn server(fake: &Fake, unpaired: Option<bool>) -> (Daemon, SocketAddr) {
+    let mut settings = server_settings(fake.address);
+    settings.discovery_port = free_udp_port();
+    settings.key_file = Some(key_file());
+    settings.unpaired = unpaired;
+    let daemon = start(&settings);
+    let address = daemon.discovery_address().expect("it answers probes");
+    (daemon, address)
+}
+
+fn seeking(port: u16, unpaired: Option<bool>) -> Settings {
+    let mut settings = client_settings(&[]);
+    settings.discovery_port = port;
+    settings.interfaces = vec!["lo".to_owned()];
+    settings.timing.probe_interval = Duration::from_millis(200);
+    settings.key_file = Some(key_file());
+    settings.unpaired = unpaired;
+    settings
+}
+
+fn socket(patience: Duration) -> UdpSocket {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a UDP socket");
+    socket.set_read_timeout(Some(patience)).expect("a time-out");
+    socket
+}
+
+fn answer(socket: &UdpSocket) -> Option<Vec<u8>> {
+    let mut buffer = [0; MAX_LEN];
+    let (n, _) = socket.recv_from(&mut buffer).ok()?;
+    Some(buffer[..n].to_vec())
+}
+
+#[test]
+fn paired_machines_find_each_other() {
+    let fake = Fake::answering(OK);
+    let (_server, address) = server(&fake, None);
+    let client = Daemon::start(&seeking(address.port(), None)).unwrap();
+    eventually("the server to be found", || client.presence().is_up().then_some(()));
+    assert_eq!(Client::connect(client.addresses()[0]).get("/x").text(), "ok");
+}
+
+#[test]
+fn only_who_has_the_key_gets_an_answer() {
+    let fake = Fake::answering(OK);
+    for unpaired in [None, Some(true)] {
+        let (_server, address) = server(&fake, unpaired);
+        let key = secret();
+        let keyed = |nonce| Datagram { key: Some(key.id()), ..probe(nonce) };
+        let good = sealed(&keyed([1; 16]), &key);
+        let asking = socket(PATIENCE);
+        asking.send_to(&good, address).unwrap();
+        let bytes = answer(&asking).expect("an answer");
+        let (covered, code) = wire::split_code(&bytes).expect("long enough");
+        assert!(key.verifies(&covered, &code), "authenticated with the same key");
+        let Ok(Packet::V1(datagram)) = wire::decode(&bytes) else { panic!("{bytes:?}") };
+        assert_eq!((datagram.kind, datagram.nonce), (Kind::Announce, [1; 16]));
+        assert_ne!(datagram.flags & flags::ENCRYPTED, 0);
+        assert_eq!(datagram.flags & flags::KEY_REQUIRED == 0, unpaired == Some(true));
+        assert!(bytes.len() <= good.len());
+        // The code covers every byte: none can be changed.
+        let stranger = socket(SILENCE);
+        let mut forged = vec![
+            sealed(&keyed([2; 16]), &Key::new([1; 32])),
+            keyed([3; 16]).encode(PROBE_LEN),
+            sealed(&probe([4; 16]), &key),
+        ];
+        for at in [8, 24, 40, 64, 79, 82, 100] {
+            let mut changed = good.clone();
+            changed[at] ^= 1;
+            forged.push(changed);
+        }
+        if unpaired.is_none() {
+            forged.push(probe([5; 16]).encode(PROBE_LEN));
+            forged.push(wire::encode_legacy().to_vec());
+        } else {
+            // Without a key record it is a machine without a key, which may ask here.
+            forged.remove(2);
+        }
+        for (number, bytes) in forged.iter().enumerate() {
+            stranger.send_to(bytes, address).unwrap();
+            // So that silence isn't the limiter's.
+            if number % 3 == 2 {
+                std::thread::sleep(SILENCE);
+            }
+        }
+        assert_eq!(answer(&stranger), None, "unpaired: {unpaired:?}");
+        let open = socket(if unpaired == Some(true) { PATIENCE } else { SILENCE });
+        open.send_to(&probe([6; 16]).encode(PROBE_LEN), address).unwrap();
+        assert_eq!(answer(&open).is_some(), unpaired == Some(true));
+    }
+}
+
+#[test]
+fn only_answers_with_the_key_are_believed() {
+    let fake = Fake::answering(OK);
+    let key = secret();
+    let ear = UdpSocket::bind("127.0.0.1:0").expect("a UDP socket");
+    ear.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    let port = ear.local_addr().expect("its port").port();
+    let (server, _) = server(&fake, None);
+    let client = Daemon::start(&seeking(port, None)).unwrap();
+    let mut buffer = [0; MAX_LEN];
+    let mut next_probe = || {
+        let (n, from) = ear.recv_from(&mut buffer).expect("a probe");
+        let Ok(Packet::V1(datagram)) = wire::decode(&buffer[..n]) else { panic!("not a probe") };
+        assert_eq!(datagram.key, Some(key.id()), "it asks with its key only");
+        (datagram, from)
+    };
+    let announcement = |nonce| Datagram {
+        kind: Kind::Announce,
+        http_port: server.addresses()[0].port(),
+        flags: flags::OLLAMA_UP,
+        ..probe(nonce)
+    };
+    for round in 0..3 {
+        let (asked, from) = next_probe();
+        let mut forged = vec![
+            announcement(asked.nonce).encode(PROBE_LEN),
+            sealed(&announcement(asked.nonce), &Key::new([1; 32])),
+            sealed(&announcement([round; 16]), &key),
+            wire::encode_legacy().to_vec(),
+            // The probe itself, sent back.
+            sealed(&Datagram { http_port: 0, ..asked.clone() }, &key),
+        ];
+        let mut changed = sealed(&announcement(asked.nonce), &key);
+        changed[41] ^= 1;
+        forged.push(changed);
+        for bytes in forged {
+            ear.send_to(&bytes, from).unwrap();
+        }
+    }
+    std::thread::sleep(SILENCE);
+    assert_eq!(client.presence().backends(), 0, "none of it is even looked at");
+    let (asked, from) = next_probe();
+    let fresh = (0..20).map(|_| next_probe()).last().unwrap_or((asked, from));
+    ear.send_to(&sealed(&announcement(fresh.0.nonce), &key), fresh.1).unwrap();
+    eventually("the genuine one to count", || client.presence().is_up().then_some(()));
+}
+
+#[test]
+fn mixed_homes_use_both_kinds() {
+    let fake = Fake::answering(OK);
+    let mut settings = server_settings(fake.address);
+    settings.discovery_port = free_udp_port();
+    let _open = start(&settings);
+    let client = Daemon::start(&seeking(settings.discovery_port, Some(true))).unwrap();
+    eventually("the server to be found", || client.presence().is_up().then_some(()));
+    assert_eq!(Client::connect(client.addresses()[0]).get("/x").text(), "ok");
+}
