@@ -38,7 +38,7 @@ use crate::registry::Registry;
 use crate::route::{self, Route};
 use crate::sniff::{self, Subject};
 use crate::socket;
-use crate::upstream::{self, Upstream};
+use crate::upstream::{self, IDLE_AGE, Upstream};
 
 /// Bytes of a body that are looked at for the model's name.
 const SUBJECT_LIMIT: usize = 64 * 1024;
@@ -176,7 +176,8 @@ impl Exchange<'_> {
         let lease = |tried: &[BackendId]| self.context.mailbox.lease(tried, &wanted, &is_wanted);
         let mut attempts = Attempts::new(repeatable);
         let mut failure: Option<(String, &'static str)> = None;
-        let mut fresh = !repeatable;
+        let needs_fresh = !repeatable || self.context.presence.is_network_new(IDLE_AGE);
+        let mut fresh = needs_fresh;
         let mut next_lease: Option<Lease> = None;
         loop {
             let leased = next_lease.take().map_or_else(|| lease(attempts.tried()), Ok);
@@ -203,7 +204,7 @@ impl Exchange<'_> {
                     {
                         leased.report.outcome = outcome;
                         next_lease = Some(other);
-                        fresh = !repeatable;
+                        fresh = needs_fresh;
                         continue;
                     }
                     body.let_go();
@@ -230,7 +231,7 @@ impl Exchange<'_> {
                 return self.refuse(connection, 502, &message, cause);
             }
             failure = Some((message, cause));
-            fresh = !repeatable;
+            fresh = needs_fresh;
         }
     }
 

@@ -11,7 +11,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -127,8 +127,11 @@ pub struct Inventories {
 }
 
 /// What other threads may know without asking: updated after every event.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Presence {
+    start: Instant,
+    /// Milliseconds from `start` to the last change of the network, plus one.
+    network_changed: AtomicU64,
     up: AtomicBool,
     local_up: AtomicBool,
     version: AtomicU32,
@@ -140,7 +143,35 @@ pub struct Presence {
     lan_board: Board,
 }
 
+impl Default for Presence {
+    fn default() -> Self {
+        Presence {
+            start: Instant::now(),
+            network_changed: AtomicU64::default(),
+            up: AtomicBool::default(),
+            local_up: AtomicBool::default(),
+            version: AtomicU32::default(),
+            in_flight: AtomicU32::default(),
+            backends: AtomicU32::default(),
+            own_board: Board::default(),
+            lan_board: Board::default(),
+        }
+    }
+}
+
 impl Presence {
+    /// Whether the network has changed within this time, or the machine has slept: connections
+    /// from before may lead nowhere.
+    pub fn is_network_new(&self, time: Duration) -> bool {
+        let changed = self.network_changed.load(Relaxed);
+        let since = || self.millis().saturating_sub(changed);
+        changed > 0 && u128::from(since()) <= time.as_millis()
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn board(&self, local_only: bool) -> &Board {
         if local_only { &self.lan_board } else { &self.own_board }
     }
@@ -225,6 +256,11 @@ impl Mailbox {
         if let Err(TrySendError::Full(_)) = self.events.try_send(Event::Pool(input)) {
             log::debug!("mailbox full, event dropped");
         }
+    }
+
+    /// The network has changed, or the machine has slept.
+    pub fn network_changed(&self) {
+        self.presence.network_changed.store(self.presence.millis() + 1, Relaxed);
     }
 
     /// Asks for a backend, passing over the `tried` ones. While it waits, `is_wanted` is asked

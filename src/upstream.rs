@@ -41,7 +41,7 @@ const LARGE: usize = 32 * 1024;
 /// Idle connections kept per worker; it rarely talks to more than one server.
 const MAX_IDLE: usize = 2;
 /// Idle connections are closed after this, well before the next proxy's idle limit.
-const IDLE_AGE: Duration = Duration::from_secs(30);
+pub const IDLE_AGE: Duration = Duration::from_secs(30);
 /// Longest answer to a check that is read: lists of some thousand models.
 const MAX_CHECK_ANSWER: u64 = 1 << 20;
 

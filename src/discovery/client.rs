@@ -162,6 +162,7 @@ impl Announcer {
                     log::info!("network changed, looking for servers at once");
                 }
                 if has_moved || has_new_keys {
+                    self.setup.mailbox.network_changed();
                     schedule.restart(now);
                 }
             }

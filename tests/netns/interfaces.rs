@@ -1,7 +1,7 @@
 //! Addresses and interfaces: several, none yet, changing, or not meant for a LAN.
 
 use std::net::UdpSocket;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::basics::{is_without_server, works};
 use super::daemon::Daemon;
@@ -9,7 +9,7 @@ use super::http::{get, send};
 use super::lan::{Host, Lan};
 use super::ollama::{Ollama, TOKENS, token_line};
 use super::outages::entries;
-use super::watch::{limits, takes, throughout};
+use super::watch::{judge, limits, takes, throughout};
 
 /// A server with an Ollama of this name.
 fn server(host: &Host, name: &str) -> (Ollama, Daemon) {
@@ -44,10 +44,16 @@ fn a_clients_new_address_does_no_harm() {
     let Some(mut lan) = Lan::new(1) else { return };
     let (host, client) = (lan.host(&[("eth0", 0)]), lan.host(&[("eth0", 0)]));
     let (_ollama, _daemon) = server(&host, "gpu");
-    let _client_daemon = Daemon::start(&client, &[]);
+    let client_daemon = Daemon::start(&client, &[]);
     takes("found", limits::FOUND, || works(&client));
+    let asked = || send(&client, "POST", "/api/show", "{}").expect("sent").answer();
+    assert_eq!(asked().expect("an answer").status, 200, "now there is a connection to keep");
     client.ip(&["address", "delete", "10.80.0.2/24", "dev", "eth0"]);
     client.ip(&["address", "add", "10.80.0.99/24", "broadcast", "+", "dev", "eth0"]);
+    client_daemon.wait_for("network changed");
+    let start = Instant::now();
+    assert_eq!(asked().expect("an answer").status, 200);
+    judge("a request after a change of address", start.elapsed(), limits::RETRIED);
     takes("own new address to first answer", limits::BACK, || works(&client));
 }
 
