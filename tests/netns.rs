@@ -31,5 +31,6 @@ mod netns {
     mod roles;
     mod sharing;
     mod skipping;
+    mod takeover;
     mod waking;
 }

@@ -1,0 +1,155 @@
+//! `ollana takeover`, with a stand-in for systemd that keeps units as it would.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+use super::daemon::Daemon;
+use super::http::get;
+use super::lan::{Host, Lan};
+use super::ollama::Ollama;
+use super::watch::until;
+
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Runs `ollana` as systemd would; of Ollama it only says where it has to be. With a file `broken`
+/// Ollama doesn't start.
+const SYSTEMCTL: &str = r#"#!/bin/sh
+echo "$*" >> "$DIR/calls"
+setting() { sed -n "s/^Environment=//p" "/etc/systemd/system/$1.d/"*.conf 2>/dev/null; }
+stop_ollana() {
+    [ -e "$DIR/pid" ] || return 0
+    kill "$(cat "$DIR/pid")"; wait_gone "$(cat "$DIR/pid")"; rm "$DIR/pid"
+}
+wait_gone() { while kill -0 "$1" 2>/dev/null; do sleep 0.02; done; }
+start_ollana() {
+    env $(setting ollana.service) "$OLLANA" >/dev/null 2>&1 &
+    echo $! > "$DIR/pid"
+}
+case "$1 $2" in
+"show "*) echo loaded ;;
+"restart ollama.service")
+    if [ -e "$DIR/broken" ] && [ -n "$(setting ollama.service)" ]; then
+        echo "Job for ollama.service failed." >&2; exit 1
+    fi
+    at=$(setting ollama.service); at=${at#OLLAMA_HOST=}
+    echo "${at:-127.0.0.1:11434}" > "$DIR/at.new"; mv "$DIR/at.new" "$DIR/at" ;;
+"restart ollana.service") stop_ollana; start_ollana ;;
+"start ollana.service") start_ollana ;;
+"stop ollana.service") stop_ollana ;;
+esac
+"#;
+
+/// In a mount namespace of its own, where /etc is empty.
+const STORY: &str = r#"
+mount -t tmpfs none /etc && cd "$DIR" || exit 1
+step() { name=$1; shift; "$@" </dev/null >"$name.out" 2>&1; echo $? >"$name.code"; }
+systemctl restart ollama.service
+systemctl start ollana.service
+step ask "$OLLANA" takeover
+step none "$OLLANA" takeover --undo --yes
+touch broken
+step broken "$OLLANA" takeover --yes
+ls -R /etc/systemd > left.out 2>/dev/null
+rm broken
+step take "$OLLANA" takeover --yes
+touch taken
+n=0; while [ ! -e go ] && [ $n -lt 2000 ]; do sleep 0.02; n=$((n+1)); done
+step again "$OLLANA" takeover --yes
+step undo "$OLLANA" takeover --undo --yes
+systemctl stop ollana.service
+ls -R /etc/systemd >> left.out 2>/dev/null
+exit 0
+"#;
+
+struct Story<'a>(&'a Path);
+
+impl Story<'_> {
+    fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.0.join(name)).unwrap_or_default()
+    }
+
+    fn ended(&self, name: &str, code: &str, with: &str) {
+        let text = self.text(&format!("{name}.out"));
+        assert_eq!(self.text(&format!("{name}.code")).trim(), code, "{name}: {text}");
+        assert!(text.contains(with), "{name}: {text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 200), "{name}: {text}");
+    }
+}
+
+/// Puts the stand-in for Ollama where the stand-in for systemd says.
+fn follow(host: &Host, dir: &Path, is_over: &AtomicBool) {
+    let mut present: Option<(String, Ollama)> = None;
+    while !is_over.load(SeqCst) {
+        let at = fs::read_to_string(dir.join("at")).unwrap_or_default();
+        let at = at.trim();
+        if !at.is_empty() && present.as_ref().is_none_or(|(old, _)| old != at) {
+            drop(present.take());
+            let is_free = || host.run(|| std::net::TcpListener::bind(at).is_ok());
+            until("Ollama's port to be free", PATIENCE, || is_free().then_some(()));
+            present = Some((at.to_owned(), Ollama::listen(host, at, "own")));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Ends the follower, whatever becomes of the test.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+#[test]
+fn ollama_makes_room_for_the_pooled_view_and_comes_back() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let [far, here] = [1, 2].map(|_| lan.host(&[("eth0", 0)]));
+    let _far_ollama = Ollama::start(&far, "far");
+    let _far_daemon = Daemon::start(&far, &[]);
+    let dir = here.dir();
+    let systemctl = dir.join("systemctl");
+    fs::write(&systemctl, SYSTEMCTL).expect("written");
+    fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).expect("executable");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", STORY])
+        .env("PATH", format!("{}:{path}", dir.display()))
+        .env("DIR", dir)
+        .env("OLLANA", env!("CARGO_BIN_EXE_ollana"))
+        .env("OLLANA_STATE_DIR", dir.join("state"))
+        .stdin(Stdio::null());
+    let mut shell = here.run(|| command.spawn()).expect("unshare runs");
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| follow(&here, dir, &is_over));
+        let _over = Over(&is_over);
+        let story = Story(dir);
+        until("the takeover", PATIENCE, || dir.join("taken").exists().then_some(()));
+        story.ended("ask", "1", "--yes goes ahead");
+        assert!(story.text("ask.out").contains("restart  ollama.service"));
+        story.ended("none", "1", "nothing to undo");
+        story.ended("broken", "1", "back as it was");
+        assert_eq!(story.text("left.out"), "/etc/systemd:\nsystem\n\n/etc/systemd/system:\n");
+        story.ended("take", "0", "done");
+        println!("{}", story.text("take.out"));
+        until("both models at Ollama's port", PATIENCE, || {
+            let body = get(&here, "/api/tags").map(|answer| answer.body).unwrap_or_default();
+            (body.contains("own") && body.contains("far")).then_some(())
+        });
+        fs::write(dir.join("go"), "").expect("written");
+        let ended = until("the end", PATIENCE, || shell.try_wait().expect("its state"));
+        assert!(ended.0.success());
+        story.ended("again", "1", "done already");
+        story.ended("undo", "0", "done");
+        assert!(!story.text("left.out").contains(".conf"), "{}", story.text("left.out"));
+        let body = get(&here, "/api/tags").expect("Ollama itself").body;
+        assert!(body.contains("own") && !body.contains("far"), "{body}");
+    });
+}
