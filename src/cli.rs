@@ -8,7 +8,9 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use crate::config::{self, ModeChoice, Settings};
+use log::LevelFilter;
+
+use crate::config::{self, LogFormat, ModeChoice, Settings};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -93,7 +95,8 @@ Elsewhere it finds the servers and answers on Ollama's own port (client mode).
   --pin MODEL=SERVER    this model goes to this server; --ban: never; repeatable
   --host NAME           accept this name in a request's Host; repeatable
   --state-dir DIR       where the server's identity is kept
-  --log-level LEVEL     off, error, warn, info, debug or trace [info]
+  --log-level LEVEL     off, error, warn, info or debug [info]
+  --log-file FILE       log there, SIGHUP reopens it; --log-format text or json
   --help, --version     this text, the version
   help commands         what else it can do
   help limits           the other options: intervals, time-outs and limits
@@ -154,6 +157,8 @@ const OPTIONS: &[&str] = &[
     "key-file",
     "unpaired",
     "log-level",
+    "log-file",
+    "log-format",
     "probe-interval",
     "health-interval",
     "health-timeout",
@@ -332,9 +337,21 @@ fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), String> {
             settings.legacy = parse_switch(value)?;
         }
         "log-level" => {
-            settings.log_level = value
-                .parse()
-                .map_err(|_| format!("{value}: expected off, error, warn, info, debug or trace"))?;
+            // Nothing is more than debug: finer lines aren't compiled in (see Cargo.toml).
+            let level = value.parse().ok().filter(|level| *level <= LevelFilter::Debug);
+            settings.log_level =
+                level.ok_or(format!("{value}: expected off, error, warn, info or debug"))?;
+        }
+        "log-file" => {
+            let path = std::path::absolute(value).map_err(|error| format!("{value}: {error}"))?;
+            settings.log_file = Some(path);
+        }
+        "log-format" => {
+            settings.log_format = match value {
+                "text" => LogFormat::Text,
+                "json" => LogFormat::Json,
+                _ => return Err(format!("{value}: expected text or json")),
+            }
         }
         "probe-interval" => timing.probe_interval = config::parse_duration(value)?,
         "health-interval" => timing.health_interval = config::parse_duration(value)?,

@@ -41,6 +41,15 @@ pub enum ModeChoice {
     Both,
 }
 
+/// How lines of the log are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// A JSON object per line.
+    Json,
+}
+
 /// Where the local Ollama answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OllamaUrl {
@@ -221,6 +230,10 @@ pub struct Settings {
     pub wake: Vec<Sleeper>,
     /// Least severe level that is logged.
     pub log_level: LevelFilter,
+    /// Where the log goes; `None` means stderr.
+    pub log_file: Option<PathBuf>,
+    /// How its lines are written.
+    pub log_format: LogFormat,
     /// Where the identity is kept; `None` when no place is known.
     pub state_dir: Option<PathBuf>,
     /// A secret that several machines have from whoever set them up.
@@ -251,6 +264,8 @@ impl Default for Settings {
             preferred: Vec::new(),
             wake: Vec::new(),
             log_level: LevelFilter::Info,
+            log_file: None,
+            log_format: LogFormat::Text,
             state_dir: None,
             key_file: None,
             unpaired: None,

@@ -43,6 +43,7 @@ pub struct Downstream {
     read_size: usize,
     /// The first request is due as soon as the rest of a head.
     is_unproven: bool,
+    body_bytes: u64,
     entry: Entry,
 }
 
@@ -69,6 +70,7 @@ impl Downstream {
             end: 0,
             read_size: READ_SIZE,
             is_unproven: false,
+            body_bytes: 0,
             entry,
         }
     }
@@ -87,6 +89,11 @@ impl Downstream {
     /// that he has the key. It is due soon.
     pub fn expect_at_once(&mut self) {
         self.is_unproven = true;
+    }
+
+    /// Bytes of the present request's body that were taken from the connection.
+    pub fn body_bytes(&self) -> u64 {
+        self.body_bytes
     }
 
     fn received(&self) -> &[u8] {
@@ -135,6 +142,7 @@ impl Downstream {
         let idle = if is_unproven { timing.head_timeout } else { timing.idle_timeout };
         let mut deadline = Instant::now() + idle;
         let mut has_begun = false;
+        self.body_bytes = 0;
         loop {
             if !self.received().is_empty() && !has_begun {
                 has_begun = true;
@@ -494,6 +502,12 @@ impl BodyReader<'_, '_> {
     }
 
     fn next_bytes(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let n = self.await_bytes(out)?;
+        self.connection.body_bytes += n as u64;
+        Ok(n)
+    }
+
+    fn await_bytes(&mut self, out: &mut [u8]) -> io::Result<usize> {
         loop {
             let n = self.take_received(out)?;
             if n > 0 || matches!(self.state.rest, Rest::Done) {

@@ -47,6 +47,10 @@ const LARGE_BODY: u64 = 16 * 1024;
 /// Lines of the head longer than this need the larger buffer too.
 const LONG_LINE: usize = 3 * 1024;
 
+/// Characters of a method and of a path that are logged.
+const LOGGED_METHOD: usize = 20;
+const LOGGED_PATH: usize = 200;
+
 /// Which of the two proxies this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -186,7 +190,9 @@ impl Exchange<'_> {
                 (Err(_), Some((message, cause))) => {
                     return self.refuse(connection, 502, &message, cause);
                 }
-                (Err(Refused::NoServer(_)), None) if !is_wanted() => return self.client_left(),
+                (Err(Refused::NoServer(_)), None) if !is_wanted() => {
+                    return self.client_left(connection);
+                }
                 (Err(Refused::NoServer(why)), None) => {
                     return self.refuse(connection, 503, &why, UNREACHED);
                 }
@@ -373,7 +379,7 @@ impl Exchange<'_> {
     /// Answers a failure that isn't the upstream's.
     fn answer_own_fault(&self, connection: &mut Downstream, body: &BodyState<'_>) -> Option<End> {
         match body.fault {
-            Some(BodyFault::ClientLeft) => return Some(self.client_left()),
+            Some(BodyFault::ClientLeft) => return Some(self.client_left(connection)),
             Some(BodyFault::Malformed(reason)) => {
                 return Some(self.refuse(connection, 400, reason, "body"));
             }
@@ -386,7 +392,7 @@ impl Exchange<'_> {
             None => {}
         }
         match self.upstream.link().progress().fault {
-            Some(Fault::ClientLeft | Fault::ClientStalled) => Some(self.client_left()),
+            Some(Fault::ClientLeft | Fault::ClientStalled) => Some(self.client_left(connection)),
             Some(Fault::OutOfResources) => {
                 let message = "this machine is out of file descriptors or memory";
                 log::warn!("{message}");
@@ -396,24 +402,38 @@ impl Exchange<'_> {
         }
     }
 
-    fn client_left(&self) -> End {
-        self.log(499, "-", 0, None);
+    fn client_left(&self, connection: &Downstream) -> End {
+        self.log(connection, 499, "-", 0, None);
         End::Cut
     }
 
-    /// The access line; 499 stands for a client that left.
-    fn log(&self, status: u16, backend: &str, bytes: u64, first_byte: Option<Duration>) {
+    /// The access line; 499 stands for a client that left. Nothing that could be a prompt is in
+    /// it: no body, and of the target only the path.
+    fn log(
+        &self,
+        connection: &Downstream,
+        status: u16,
+        backend: &str,
+        down: u64,
+        first_byte: Option<Duration>,
+    ) {
         if log::log_enabled!(log::Level::Debug) {
-            let target: String = self.head.target.chars().take(200).collect();
+            let first_byte = first_byte.map(|time| format!(" ttfb_ms={}", time.as_millis()));
             log::debug!(
-                "request method={} target={target:?} status={status} backend={backend:?} \
-                 bytes={bytes} ttfb_ms={} ms={}",
-                self.head.method,
-                first_byte.map_or(-1, |time| time.as_millis() as i64),
+                "request method={:?} path={:?} status={status} backend={backend:?} up={} \
+                 down={down}{} duration_ms={}",
+                start_of(self.head.method.as_str(), LOGGED_METHOD),
+                start_of(self.head.target.split('?').next().unwrap_or_default(), LOGGED_PATH),
+                connection.body_bytes(),
+                first_byte.unwrap_or_default(),
                 self.started.elapsed().as_millis()
             );
         }
     }
+}
+
+fn start_of(text: &str, most: usize) -> &str {
+    text.char_indices().nth(most).map_or(text, |(end, _)| &text[..end])
 }
 
 /// An answer that another server might better: overloaded, or a proxy of ours whose Ollama died

@@ -131,7 +131,6 @@ impl Checkers {
                             timeout,
                         };
                         let result = check.run(&upstream);
-                        log::trace!("checked target={:?}", job.target);
                         mailbox.send(Input::Checked(job.id, result));
                     }
                 })?;

@@ -5,8 +5,10 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use log::LevelFilter;
 use ollana::cli::{self, Command};
-use ollana::journal::Journal;
+use ollana::config::LogFormat;
+use ollana::journal::{self, Journal, JsonLogger, Lines};
 use ollana::{serve, tools};
 
 fn main() -> ExitCode {
@@ -23,20 +25,23 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let format = simplelog::ConfigBuilder::new()
-        .set_time_format_custom(simplelog::format_description!(
-            "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z"
-        ))
-        .set_thread_level(simplelog::LevelFilter::Debug)
-        .set_thread_mode(simplelog::ThreadLogMode::Names)
-        .set_target_level(simplelog::LevelFilter::Off)
-        .set_location_level(simplelog::LevelFilter::Off)
-        .add_filter_allow_str("ollana")
-        .build();
-    let (journal, lines) = Journal::start();
-    // It fails only if a logger is set already, and there is none.
-    let _ = simplelog::WriteLogger::init(settings.log_level, format, lines);
-    let code = match serve::run(&settings) {
+    let (journal, lines) = match Journal::start(settings.log_file.as_deref(), settings.log_format) {
+        Ok(journal) => journal,
+        Err(error) => {
+            let file = settings.log_file.unwrap_or_default();
+            eprintln!("ollana: cannot open the log file {}: {error}", file.display());
+            return ExitCode::FAILURE;
+        }
+    };
+    // Either fails only if a logger is set already, and there is none.
+    match settings.log_format {
+        LogFormat::Text => log_text(settings.log_level, lines),
+        LogFormat::Json => {
+            let _ = log::set_boxed_logger(Box::new(JsonLogger::new(settings.log_level, lines)));
+            log::set_max_level(settings.log_level);
+        }
+    }
+    let code = match serve::run(&settings, &journal) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ollana: {error}");
@@ -45,4 +50,16 @@ fn main() -> ExitCode {
     };
     journal.finish();
     code
+}
+
+fn log_text(level: LevelFilter, lines: Lines) {
+    let format = simplelog::ConfigBuilder::new()
+        .set_time_format_custom(journal::TIME)
+        .set_thread_level(simplelog::LevelFilter::Debug)
+        .set_thread_mode(simplelog::ThreadLogMode::Names)
+        .set_target_level(simplelog::LevelFilter::Off)
+        .set_location_level(simplelog::LevelFilter::Off)
+        .add_filter_allow_str("ollana")
+        .build();
+    let _ = simplelog::WriteLogger::init(level, format, lines);
 }

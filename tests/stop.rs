@@ -191,7 +191,7 @@ fn a_request_under_way_is_answered() {
 #[test]
 fn nobody_reads_its_log() {
     let fake = fake(&Gate::new());
-    let mut process = start(&fake, "--log-level trace");
+    let mut process = start(&fake, "--log-level debug");
     let mut client = process.connect_ready();
     process.close_log();
     for _ in 0..50 {
@@ -207,7 +207,7 @@ fn nobody_reads_its_log() {
 #[test]
 fn a_log_that_nobody_reads_stalls_no_request() {
     let fake = fake(&Gate::new());
-    let process = start(&fake, "--log-level trace");
+    let process = start(&fake, "--log-level debug");
     let mut client = process.connect_ready();
     process.stall_log();
     // More than a pipe holds, and more than a queue in front of it should.

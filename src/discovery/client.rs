@@ -340,7 +340,7 @@ fn receive(
     let packet = match wire::decode(bytes) {
         Ok(packet) => packet,
         Err(error) => {
-            log::trace!("bad packet addr={source} reason={error}");
+            log::debug!("bad packet addr={source} reason={error}");
             return Counters::count(&counters.bad);
         }
     };

@@ -176,7 +176,7 @@ impl Answerer {
         let packet = match wire::decode(bytes) {
             Ok(packet) => packet,
             Err(error) => {
-                log::trace!("bad packet addr={source} reason={error}");
+                log::debug!("bad packet addr={source} reason={error}");
                 return Counters::count(&self.counters.bad);
             }
         };

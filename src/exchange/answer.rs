@@ -73,9 +73,10 @@ impl Exchange<'_> {
         let close = !whole || !self.head.keep_alive || self.context.registry.is_draining();
         let is_head = self.head.method == Method::HEAD;
         let answer = json_answer(status, fields, body, is_head, close);
-        self.log(status.as_u16(), "-", body.len() as u64, None);
         let stall = self.context.timing.stall_timeout;
-        match connection.line().write_all(&answer, stall) {
+        let written = connection.line().write_all(&answer, stall);
+        self.log(connection, status.as_u16(), "-", body.len() as u64, None);
+        match written {
             Ok(()) if !close => End::Keep,
             Ok(()) => End::Close,
             Err(_) => End::Cut,

@@ -113,7 +113,7 @@ impl Exchange<'_> {
             lease.report.loaded = model.map(|model| (model, is_loaded));
         }
         lease.report.speed = wanted.model.clone().zip(copy.speed());
-        self.log(status.as_u16(), &lease.pick.name, copy.total, Some(first_byte));
+        self.log(connection, status.as_u16(), &lease.pick.name, copy.total, Some(first_byte));
         match result {
             Ok(()) if !close => End::Keep,
             Ok(()) => End::Close,

@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::arrival::Arrivals;
 use super::mode::ask;
 use super::role::{Role, Sight, Step};
 use super::{Daemon, Mode, StartError, system};
 use crate::config::{ModeChoice, Settings};
+use crate::journal::Journal;
 use crate::pool::CheckResult;
 
 /// Signals this close together are one.
@@ -28,11 +29,12 @@ const CLOSE_LOOK: Duration = Duration::from_millis(100);
 /// How long it may take to answer then.
 const ANSWER_TIME: Duration = Duration::from_millis(500);
 
-/// Runs a daemon until SIGINT or SIGTERM; a second signal exits at once.
+/// Runs a daemon until SIGINT or SIGTERM; a second signal exits at once. With a log file, SIGHUP
+/// opens it anew.
 ///
 /// # Errors
 /// When it can't be started.
-pub fn run(settings: &Settings) -> Result<(), StartError> {
+pub fn run(settings: &Settings, journal: &Journal) -> Result<(), StartError> {
     let asked = Arc::new(AtomicBool::new(false));
     let stopping = Arc::new(AtomicBool::new(false));
     let (mut bell, handler) = UnixStream::pair().map_err(system("handle signals"))?;
@@ -45,6 +47,13 @@ pub fn run(settings: &Settings) -> Result<(), StartError> {
         let bell = handler.try_clone().map_err(system("handle signals"))?;
         signal_hook::low_level::pipe::register(signal, bell).map_err(system("handle signals"))?;
     }
+    let rotated = Arc::new(AtomicBool::new(false));
+    if settings.log_file.is_some() {
+        let flag = Arc::clone(&rotated);
+        signal_hook::flag::register(SIGHUP, flag).map_err(system("handle signals"))?;
+        signal_hook::low_level::pipe::register(SIGHUP, handler)
+            .map_err(system("handle signals"))?;
+    }
     // Before the daemon has Ollama's port, so that no arrival is missed. Where arrivals can't be
     // seen, Ollama's port isn't taken from it.
     let is_auto = settings.mode == ModeChoice::Auto;
@@ -53,7 +62,10 @@ pub fn run(settings: &Settings) -> Result<(), StartError> {
     let role = arrivals.is_some().then(|| Role::new(daemon.mode()));
     let present = Some(daemon);
     let mut daemons = Daemons { settings, present, retired: Vec::new(), role, arrivals };
-    while !daemons.wait(&mut bell) {
+    while !(daemons.wait(&mut bell) && asked.load(SeqCst)) {
+        if rotated.swap(false, SeqCst) {
+            journal.reopen();
+        }
         daemons.follow();
     }
     // timeout(1) signals its child and then its child's group, which is one wish, not two.

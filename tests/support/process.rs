@@ -57,6 +57,13 @@ impl Process {
         Process::run(command, arguments, &[])
     }
 
+    /// The same by way of another program, which gets its path and arguments behind its own.
+    pub fn within(program: &[&str], arguments: &str) -> Self {
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).arg(env!("CARGO_BIN_EXE_ollana"));
+        Process::run(command, arguments, &[])
+    }
+
     fn run(mut command: Command, arguments: &str, variables: &[(&str, &str)]) -> Self {
         let path = std::env::var_os("PATH").unwrap_or_default();
         command.args(arguments.split_whitespace()).env_clear().env("PATH", path);
@@ -143,9 +150,14 @@ impl Process {
         self.child.try_wait().expect("its status").is_none()
     }
 
+    /// A file of /proc/PID.
+    pub fn path(&self, name: &str) -> String {
+        format!("/proc/{}/{name}", self.child.id())
+    }
+
     /// What the kernel tells of it in this file of /proc/PID.
     pub fn file(&self, name: &str) -> String {
-        let path = format!("/proc/{}/{name}", self.child.id());
+        let path = self.path(name);
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 

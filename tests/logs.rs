@@ -1,0 +1,250 @@
+//! The real binary's log: to a file that is rotated, to a disk that is full, as JSON, and what a
+//! request leaves in it.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use rustix::process::Signal;
+use support::{Client, Fake, Process, eventually, post};
+
+/// A folder of this test's own.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("ollana-logs-{}-{name}", std::process::id()));
+        fs::create_dir_all(&path).expect("a folder");
+        Folder(path)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn fake() -> Fake {
+    Fake::start(|call| {
+        call.read_body();
+        call.answer("200 OK", "text/plain", "hello");
+    })
+}
+
+fn start(fake: &Fake, address: &str, more: &str) -> Process {
+    let process = Process::start(&format!(
+        "--mode server --listen {address} --discovery-port 0 --ollama {} {more}",
+        fake.address
+    ));
+    // Its log may be elsewhere, so that it can't say when it is ready.
+    eventually("it to listen", || std::net::TcpStream::connect(address).ok());
+    process
+}
+
+/// An address that nobody has; a log that goes elsewhere can't tell which one it got.
+fn free() -> String {
+    support::free_tcp_port().to_string()
+}
+
+fn text(path: &std::path::Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+#[test]
+fn a_rotated_file_is_opened_anew() {
+    let folder = Folder::new("rotated");
+    let (log, old) = (folder.file("ollana.log"), folder.file("ollana.log.1"));
+    let fake = fake();
+    let address = free();
+    let mut process =
+        start(&fake, &address, &format!("--log-level debug --log-file {}", log.display()));
+    let mut client = Client::connect(address.parse().expect("an address"));
+    eventually("an answer", || (client.get("/before").status() == 200).then_some(()));
+    eventually("its line", || text(&log).contains("\"/before\"").then_some(()));
+    fs::rename(&log, &old).expect("rotated");
+    // Until it is told, it goes on with the old file.
+    client.get("/between");
+    eventually("its line", || text(&old).contains("\"/between\"").then_some(()));
+    assert!(!log.exists());
+    process.signal(Signal::HUP);
+    eventually("the new file", || log.exists().then_some(()));
+    let size = text(&old).len();
+    client.get("/after");
+    eventually("its line", || text(&log).contains("\"/after\"").then_some(()));
+    assert_eq!(text(&old).len(), size, "nothing more in the old one");
+    // A place that can't be had: the present file is kept, and says so.
+    fs::rename(&log, &old).expect("rotated");
+    fs::create_dir(&log).expect("a folder in its place");
+    process.signal(Signal::HUP);
+    eventually("the complaint", || text(&old).contains("cannot reopen the log file").then_some(()));
+    assert_eq!(process.log(), "", "nothing of it goes to stderr");
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit().code(), Some(0));
+    assert!(text(&old).contains("stopped cut=false"));
+}
+
+#[test]
+fn a_full_disk_costs_lines_and_no_request() {
+    let folder = Folder::new("full");
+    let (log, place) = (folder.file("ollana.log"), folder.file("place.log"));
+    symlink("/dev/full", &log).expect("a link");
+    let fake = fake();
+    let address = free();
+    let process =
+        start(&fake, &address, &format!("--log-level debug --log-file {}", log.display()));
+    let mut client = Client::connect(address.parse().expect("an address"));
+    eventually("an answer", || (client.get("/").status() == 200).then_some(()));
+    for _ in 0..100 {
+        assert_eq!(client.get("/full").text(), "hello");
+    }
+    fs::remove_file(&log).expect("removed");
+    symlink(&place, &log).expect("a link");
+    process.signal(Signal::HUP);
+    eventually("the new file", || place.exists().then_some(()));
+    client.get("/room");
+    let line = eventually("the number of lost lines", || {
+        let text = text(&place);
+        text.lines().find(|line| line.contains("log lines lost")).map(str::to_owned)
+    });
+    let lost = line.split("lines=").nth(1).and_then(|n| n.trim().parse::<u32>().ok());
+    assert!(lost.is_some_and(|lost| lost >= 100), "{line}");
+    client.get("/later");
+    eventually("the next lines", || text(&place).contains("\"/later\"").then_some(()));
+    assert_eq!(text(&place).matches("log lines lost").count(), 1);
+}
+
+/// A disk that gets full in the middle of a line, and has room again later.
+#[test]
+fn every_line_is_whole_on_a_disk_that_was_full() {
+    if !rustix::process::getuid().is_root() {
+        return println!("skipped: a small disk takes root");
+    }
+    let folder = Folder::new("small");
+    let mount = format!(
+        "mount -t tmpfs -o size=64k none {0} && head -c 57344 /dev/zero >{0}/filler && exec \"$0\" \"$@\"",
+        folder.0.display()
+    );
+    let fake = fake();
+    let address = free();
+    let process = Process::within(
+        &["unshare", "-m", "sh", "-c", &mount],
+        &format!(
+            "--mode server --listen {address} --discovery-port 0 --ollama {} --log-level debug \
+             --log-format json --log-file {}",
+            fake.address,
+            folder.file("ollana.log").display()
+        ),
+    );
+    eventually("it to listen", || {
+        assert!(!process.log().contains("denied"), "{}", process.log());
+        std::net::TcpStream::connect(&address).ok()
+    });
+    let mut client = Client::connect(address.parse().expect("an address"));
+    for _ in 0..200 {
+        client.get(&format!("/{}", "x".repeat(150)));
+    }
+    let inside = |name: &str| {
+        PathBuf::from(process.path("root"))
+            .join(folder.file(name).strip_prefix("/").expect("absolute"))
+    };
+    assert_eq!(fs::metadata(inside("filler")).expect("the filler").len(), 57344);
+    eventually("the disk to be full", || {
+        fs::OpenOptions::new()
+            .append(true)
+            .open(inside("filler"))
+            .and_then(|mut file| std::io::Write::write(&mut file, &[0; 4096]))
+            .is_err()
+            .then_some(())
+    });
+    fs::remove_file(inside("filler")).expect("room again");
+    let told = eventually("the number of lost lines", || {
+        client.get("/room");
+        let text = text(&inside("ollana.log"));
+        text.contains("log lines lost").then_some(text)
+    });
+    for line in told.lines() {
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
+    }
+}
+
+#[test]
+fn json_lines_hold_whatever_was_sent() {
+    let fake = fake();
+    let process = Process::start(&format!(
+        "--mode server --listen 127.0.0.1:0 --discovery-port 0 --ollama {} --log-level debug \
+         --log-format json",
+        fake.address
+    ));
+    let ready = process.line("\"message\":\"ready\"");
+    let ready: serde_json::Value = serde_json::from_str(&ready).expect("JSON");
+    assert_eq!((&ready["level"], &ready["mode"]), (&"info".into(), &"server".into()));
+    let address = ready["listen"].as_str().and_then(|text| text.parse().ok()).expect("an address");
+    let mut client = Client::connect(address);
+    eventually("an answer", || (client.get("/").status() == 200).then_some(()));
+    let path = "/a\\\"b'%0a{}";
+    let body = "x".repeat(1234);
+    client.send(post(&format!("{path}?prompt=secret"), &body));
+    assert_eq!(client.answer_to("POST").status(), 200);
+    let line = process.line("\"up\":1234");
+    let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    for (key, value) in [
+        ("message", "request".into()),
+        ("level", "debug".into()),
+        ("method", "POST".into()),
+        ("path", path.into()),
+        ("status", 200.into()),
+        ("down", 5.into()),
+    ] as [(&str, serde_json::Value); 6]
+    {
+        assert_eq!(line[key], value, "{line}");
+    }
+    for key in ["ttfb_ms", "duration_ms"] {
+        assert!(line[key].is_u64(), "{line}");
+    }
+    assert!(line["backend"].is_string(), "{line}");
+    for line in process.log().lines() {
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
+    }
+    assert!(!process.log().contains("secret"));
+}
+
+#[test]
+fn prompts_and_long_values_stay_out_of_the_log() {
+    let fake = fake();
+    let process = Process::start(&format!(
+        "--mode server --listen 127.0.0.1:0 --discovery-port 0 --ollama {} --log-level debug",
+        fake.address
+    ));
+    let mut client = process.connect_ready();
+    client.send(post("/api/generate?q=secret1", "{\"model\":\"m\",\"prompt\":\"secret2\"}"));
+    client.answer_to("POST");
+    client.get(&format!("/{}", "y".repeat(3000)));
+    let line = process.line("\"/yyy");
+    assert!(line.len() < 400, "{} bytes: {line}", line.len());
+    let line = process.line("\"/api/generate\"");
+    assert!(line.contains("request method=\"POST\" path=\"/api/generate\" status=200"), "{line}");
+    assert!(line.contains(" up=32 down=5 ttfb_ms="), "{line}");
+    assert!(!process.log().contains("secret"), "{}", process.log());
+}
+
+#[test]
+fn a_log_file_that_cannot_be_had_ends_it_with_a_reason() {
+    for (options, want) in [
+        ("--log-file /nowhere/at/all.log", "cannot open the log file /nowhere/at/all.log"),
+        ("--log-file /", "cannot open the log file /"),
+    ] {
+        let mut process = Process::start(&format!("--listen 127.0.0.1:0 {options}"));
+        assert_eq!(process.exit().code(), Some(1));
+        process.line(want);
+    }
+    let mut process = Process::start("--log-level trace");
+    assert_eq!(process.exit().code(), Some(2));
+    process.line("trace: expected off, error, warn, info or debug");
+}
