@@ -31,7 +31,7 @@ test:
 lint:
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --all-targets -- -D warnings
-	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh; \
+	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh scripts/service/ollana.init scripts/service/ollana.openrc; \
 	else echo "shellcheck is not installed, scripts not linted"; fi
 
 doc:
@@ -56,11 +56,27 @@ bench:
 static:
 	scripts/static.sh $(TARGET)
 
+# Files only. scripts/install.sh also starts the service, whichever init system is there.
+TO = $(DESTDIR)$(PREFIX)
+SHARE = $(TO)/share
+OLLANA = target/release/ollana
+UNIT = $(TO)/lib/systemd/system/ollana.service
+
 install: build
-	install -D -m 755 target/release/ollana $(DESTDIR)$(PREFIX)/bin/ollana
+	install -D -m 755 $(OLLANA) $(TO)/bin/ollana
+	install -d $(SHARE)/man/man1 $(SHARE)/bash-completion/completions $(dir $(UNIT)) \
+	    $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	$(OLLANA) man > $(SHARE)/man/man1/ollana.1
+	$(OLLANA) completions bash > $(SHARE)/bash-completion/completions/ollana
+	$(OLLANA) completions zsh > $(SHARE)/zsh/site-functions/_ollana
+	$(OLLANA) completions fish > $(SHARE)/fish/vendor_completions.d/ollana.fish
+	sed 's|@PREFIX@|$(PREFIX)|g' scripts/service/ollana.service > $(UNIT)
+	@[ -n "$(DESTDIR)" ] || echo "at every boot: systemctl daemon-reload && systemctl enable --now ollana"
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/ollana
+	rm -f $(TO)/bin/ollana $(SHARE)/man/man1/ollana.1 $(UNIT) \
+	    $(SHARE)/bash-completion/completions/ollana \
+	    $(SHARE)/zsh/site-functions/_ollana $(SHARE)/fish/vendor_completions.d/ollana.fish
 
 clean:
 	$(CARGO) clean

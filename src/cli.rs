@@ -3,6 +3,8 @@
 //! One function, `set`, gives each option its meaning, so a flag and its variable can't
 //! drift apart. Flags win over variables.
 
+pub mod describe;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -26,6 +28,10 @@ pub enum Command {
 /// What a [`Tool`] does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
+    /// Writes what a shell needs to complete our command line.
+    Completions,
+    /// Writes the man page.
+    Man,
     /// Gives Ollama's port to the pooled view, or back to Ollama.
     Takeover,
 }
@@ -58,11 +64,31 @@ struct Grammar {
     switches: &'static [&'static str],
     /// How many operands it takes at most.
     operands: usize,
+    /// What they may be, if there is a list.
+    words: &'static [&'static str],
 }
 
 /// Every command besides `serve` and `help`.
-const VERBS: &[Grammar] =
-    &[Grammar { name: "takeover", verb: Verb::Takeover, switches: &["undo", "yes"], operands: 0 }];
+const VERBS: &[Grammar] = &[
+    Grammar {
+        name: "completions",
+        verb: Verb::Completions,
+        switches: &[],
+        operands: 1,
+        words: &["bash", "zsh", "fish"],
+    },
+    Grammar { name: "man", verb: Verb::Man, switches: &[], operands: 0, words: &[] },
+    Grammar {
+        name: "takeover",
+        verb: Verb::Takeover,
+        switches: &["undo", "yes"],
+        operands: 0,
+        words: &[],
+    },
+];
+
+/// Options of `serve` without a value.
+const SERVE_SWITCHES: &[&str] = &["daemon"];
 
 /// A command line that can't be followed; exit code 2.
 #[derive(Debug)]
@@ -94,11 +120,10 @@ Elsewhere it finds the servers and answers on Ollama's own port (client mode).
   --wake SERVER|MAC     wake this machine when nobody else can; repeatable
   --pin MODEL=SERVER    this model goes to this server; --ban: never; repeatable
   --host NAME           accept this name in a request's Host; repeatable
-  --state-dir DIR       where the server's identity is kept
   --log-level LEVEL     off, error, warn, info or debug [info]
-  --log-file FILE       log there, SIGHUP reopens it; --log-format text or json
   --help, --version     this text, the version
   help commands         what else it can do
+  help service          as a service, in the background, log file, keys
   help limits           the other options: intervals, time-outs and limits
 
 Every option is a variable too: OLLANA_LOG_LEVEL=debug (lists take commas).
@@ -106,15 +131,30 @@ Every option is a variable too: OLLANA_LOG_LEVEL=debug (lists take commas).
 
 const HELP_COMMANDS: &str = "\
 Commands: ollana COMMAND [OPTION ...]
-  serve                 what it does when no command is given
+  serve                 what it does when no command is given; --daemon: in the
+                        background, once it is ready
   takeover              move an Ollama that systemd runs to port 11438, so that
                         port 11434 shows all models of the LAN; says what it
                         will do and asks first, --yes doesn't; --undo: move back
-  --key-file FILE       for serve: a secret of 32 bytes in hexadecimal or
-                        base64; machines that have the same are paired
-  --unpaired on|off     for serve: talk to machines without a key, unencrypted
+  completions SHELL     print completions for bash, zsh or fish
+  man                   print the man page: ollana man | man -l -
+  help [PAGE]           options; commands, service or limits
+";
+
+const HELP_SERVICE: &str = "\
+As a service. scripts/install.sh sets it up (systemd, OpenRC, launchd, SysV);
+systemd is told when it is ready, and that it is alive.
+  --log-file FILE       log there instead of to stderr; SIGHUP reopens it
+  --log-format FORMAT   text, or json: an object per line [text]
+  --pid-file FILE       write the process number there
+  --state-dir DIR       where the identity and the servers of the last run are
+                        [$STATE_DIRECTORY or ~/.local/state/ollana]
+  --daemon              go to the background once it is ready; exit code 0 says
+                        that it is
+  --key-file FILE       a secret of 32 bytes in hexadecimal or base64; machines
+                        that have the same are paired
+  --unpaired on|off     talk to machines without a key, unencrypted
                         [on without keys, off with keys]
-  help [limits]         options, limits
 ";
 
 const HELP_LIMITS: &str = "\
@@ -159,6 +199,7 @@ const OPTIONS: &[&str] = &[
     "log-level",
     "log-file",
     "log-format",
+    "pid-file",
     "probe-interval",
     "health-interval",
     "health-timeout",
@@ -233,7 +274,7 @@ fn parse_flags(
             Short('h') | Long("help") => return Ok(Command::Print(HELP)),
             Short('V') | Long("version") => return Ok(Command::Print(VERSION)),
             Long(name) => {
-                let known = VERBS.iter().flat_map(|verb| verb.switches);
+                let known = VERBS.iter().flat_map(|verb| verb.switches).chain(SERVE_SWITCHES);
                 if let Some(switch) = known.into_iter().find(|switch| **switch == name) {
                     switches.push(*switch);
                     continue;
@@ -272,7 +313,11 @@ fn parse_flags(
     if let Some(operand) = operands.get(most) {
         return Err(UsageError(format!("{word} does not take {operand:?}")));
     }
-    let own = verb.map(|verb| verb.switches).unwrap_or_default();
+    let own = match (verb, word.as_str()) {
+        (Some(verb), _) => verb.switches,
+        (None, "serve") => SERVE_SWITCHES,
+        _ => &[],
+    };
     if let Some(switch) = switches.iter().find(|switch| !own.contains(switch)) {
         return Err(UsageError(format!("{word} does not take --{switch}")));
     }
@@ -282,9 +327,13 @@ fn parse_flags(
         }
         (None, "help", None) => Ok(Command::Print(HELP)),
         (None, "help", Some("commands")) => Ok(Command::Print(HELP_COMMANDS)),
+        (None, "help", Some("service")) => Ok(Command::Print(HELP_SERVICE)),
         (None, "help", Some("limits")) => Ok(Command::Print(HELP_LIMITS)),
         (None, "help", Some(other)) => Err(UsageError(format!("no help about {other:?}"))),
-        _ => Ok(Command::Serve(Box::new(settings))),
+        _ => {
+            settings.daemon = switches.contains(&"daemon");
+            Ok(Command::Serve(Box::new(settings)))
+        }
     }
 }
 
@@ -342,10 +391,8 @@ fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), String> {
             settings.log_level =
                 level.ok_or(format!("{value}: expected off, error, warn, info or debug"))?;
         }
-        "log-file" => {
-            let path = std::path::absolute(value).map_err(|error| format!("{value}: {error}"))?;
-            settings.log_file = Some(path);
-        }
+        "log-file" => settings.log_file = Some(absolute(value)?),
+        "pid-file" => settings.pid_file = Some(absolute(value)?),
         "log-format" => {
             settings.log_format = match value {
                 "text" => LogFormat::Text,
@@ -387,6 +434,10 @@ fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), String> {
         _ => return Err("unknown option".to_owned()),
     }
     Ok(())
+}
+
+fn absolute(value: &str) -> Result<PathBuf, String> {
+    std::path::absolute(value).map_err(|error| format!("{value}: {error}"))
 }
 
 fn parse_number<T>(text: &str, least: T, most: T) -> Result<T, String>
@@ -462,13 +513,14 @@ mod tests {
             assert_ne!(error.as_deref(), Some("unknown option"), "{name}");
             let flag = [format!("--{name} "), format!("--{name}:")];
             let told = |text: &str| flag.iter().any(|flag| text.contains(flag));
-            assert!([HELP, HELP_LIMITS, HELP_COMMANDS].into_iter().any(told), "{name}");
+            let texts = [HELP, HELP_LIMITS, HELP_COMMANDS, HELP_SERVICE];
+            assert!(texts.into_iter().any(told), "{name}");
         }
     }
 
     #[test]
     fn help_fits_a_screen() {
-        for text in [HELP, HELP_COMMANDS, HELP_LIMITS] {
+        for text in [HELP, HELP_COMMANDS, HELP_SERVICE, HELP_LIMITS] {
             assert!(text.lines().count() <= 24, "{} lines", text.lines().count());
             for line in text.lines() {
                 assert!(line.chars().count() <= 80, "{line}");

@@ -234,6 +234,10 @@ pub struct Settings {
     pub log_file: Option<PathBuf>,
     /// How its lines are written.
     pub log_format: LogFormat,
+    /// Whether to go to the background once it serves.
+    pub daemon: bool,
+    /// Where to write the process number.
+    pub pid_file: Option<PathBuf>,
     /// Where the identity is kept; `None` when no place is known.
     pub state_dir: Option<PathBuf>,
     /// A secret that several machines have from whoever set them up.
@@ -266,6 +270,8 @@ impl Default for Settings {
             log_level: LevelFilter::Info,
             log_file: None,
             log_format: LogFormat::Text,
+            daemon: false,
+            pid_file: None,
             state_dir: None,
             key_file: None,
             unpaired: None,

@@ -31,11 +31,11 @@
 //! Pure, without sockets, threads or clock: [`config`], [`wire`], [`model`], [`catalog`], [`pool`],
 //! [`dispatch`], [`probing`], [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`attempts`],
 //! [`tail`], [`dialect`], [`guard`], [`noise`] (snow), [`peers`].
-//! Edges, one kind of input and output each: [`socket`], [`line`], [`interfaces`], [`state`],
+//! Edges, one kind of input and output each: [`socket`], [`line`], [`interfaces`], [`state`], [`notify`],
 //! [`wake`], [`keyring`], [`hop`], [`registry`], [`link`], [`upstream`] (ureq), [`downstream`],
 //! [`intake`] (tiny_http), [`offer`], [`manager`],
 //! [`exchange`], [`proxy`], [`liveness`], [`discovery`].
-//! Wiring: [`cli`], [`journal`], [`serve`], [`tools`].
+//! Wiring: [`cli`], [`journal`], [`background`], [`serve`], [`tools`].
 //!
 //! # Invariants
 //!
@@ -52,6 +52,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod attempts;
+pub mod background;
 pub mod body;
 pub mod catalog;
 pub mod cli;
@@ -75,6 +76,7 @@ pub mod liveness;
 pub mod manager;
 pub mod model;
 pub mod noise;
+pub mod notify;
 pub mod offer;
 pub mod peers;
 pub mod pool;

@@ -9,7 +9,7 @@ use log::LevelFilter;
 use ollana::cli::{self, Command};
 use ollana::config::LogFormat;
 use ollana::journal::{self, Journal, JsonLogger, Lines};
-use ollana::{serve, tools};
+use ollana::{background, serve, tools};
 
 fn main() -> ExitCode {
     let settings = match cli::parse(std::env::args_os(), &|name| std::env::var_os(name)) {
@@ -25,6 +25,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(code) = background::launch(&settings) {
+        return code;
+    }
+    background::leave_session();
     let (journal, lines) = match Journal::start(settings.log_file.as_deref(), settings.log_format) {
         Ok(journal) => journal,
         Err(error) => {

@@ -137,6 +137,8 @@ pub struct Presence {
     version: AtomicU32,
     in_flight: AtomicU32,
     backends: AtomicU32,
+    /// Events handled, which tells that the Manager is alive.
+    beats: AtomicU32,
     /// For this machine's programs.
     own_board: Board,
     /// For the LAN: only ever the local Ollama.
@@ -148,6 +150,7 @@ impl Default for Presence {
         Presence {
             start: Instant::now(),
             network_changed: AtomicU64::default(),
+            beats: AtomicU32::default(),
             up: AtomicBool::default(),
             local_up: AtomicBool::default(),
             version: AtomicU32::default(),
@@ -196,6 +199,15 @@ impl Presence {
         let offers = [&self.own_board, &self.lan_board].map(Board::look);
         let taken: u32 = offers.iter().flatten().map(|offer| offer.count()).sum();
         self.in_flight.load(Relaxed) + taken
+    }
+
+    /// Changes whenever the Manager has handled an event.
+    pub fn beats(&self) -> u32 {
+        self.beats.load(Relaxed)
+    }
+
+    pub(crate) fn beat(&self) {
+        self.beats.fetch_add(1, Relaxed);
     }
 
     /// Backends, ready or not.
@@ -405,6 +417,7 @@ impl Manager {
             self.presence.version.store(pool.announced_version().to_bits(), Relaxed);
             self.presence.in_flight.store(pool.in_flight(), Relaxed);
             self.presence.backends.store(pool.len() as u32, Relaxed);
+            self.presence.beat();
         }
         // Replies that are still waiting are dropped with us, which their askers see.
     }

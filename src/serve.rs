@@ -8,6 +8,7 @@
 mod arrival;
 mod listeners;
 mod mode;
+mod pulse;
 mod role;
 mod supervise;
 

@@ -11,7 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["config", "catalog", "dialect"],
     &["head", "pool"],
     &["route", "attempts", "dispatch", "probing"],
-    &["socket", "interfaces", "state"],
+    &["socket", "interfaces", "state", "notify"],
     &["line"],
     &["keyring"],
     &["hop"],
@@ -20,7 +20,7 @@ const LAYERS: &[&[&str]] = &[
     &["upstream", "downstream"],
     &["intake", "exchange", "liveness", "discovery"],
     &["proxy"],
-    &["cli", "journal", "serve"],
+    &["cli", "journal", "background", "serve"],
     &["tools"],
     &["main", "lib"],
 ];

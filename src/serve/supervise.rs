@@ -15,10 +15,13 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::arrival::Arrivals;
 use super::mode::ask;
+use super::pulse::Pulse;
 use super::role::{Role, Sight, Step};
 use super::{Daemon, Mode, StartError, system};
+use crate::background::{self, PidFile};
 use crate::config::{ModeChoice, Settings};
 use crate::journal::Journal;
+use crate::notify::Notifier;
 use crate::pool::CheckResult;
 
 /// Signals this close together are one.
@@ -59,15 +62,22 @@ pub fn run(settings: &Settings, journal: &Journal) -> Result<(), StartError> {
     let is_auto = settings.mode == ModeChoice::Auto;
     let arrivals = if is_auto { Arrivals::new() } else { None };
     let daemon = Daemon::start_unless(settings, &asked)?;
+    let pid_file = settings.pid_file.as_deref().map(PidFile::write).transpose();
+    let _pid_file = pid_file.map_err(system("write the pid file"))?;
+    let notifier = Notifier::from_env(&|name| std::env::var_os(name));
+    notifier.ready();
+    background::let_go(journal).map_err(system("leave the terminal"))?;
+    let pulse = Pulse::new(notifier.clone());
     let role = arrivals.is_some().then(|| Role::new(daemon.mode()));
     let present = Some(daemon);
-    let mut daemons = Daemons { settings, present, retired: Vec::new(), role, arrivals };
+    let mut daemons = Daemons { settings, present, retired: Vec::new(), role, arrivals, pulse };
     while !(daemons.wait(&mut bell) && asked.load(SeqCst)) {
         if rotated.swap(false, SeqCst) {
             journal.reopen();
         }
         daemons.follow();
     }
+    notifier.stopping();
     // timeout(1) signals its child and then its child's group, which is one wish, not two.
     std::thread::sleep(SAME_SIGNAL);
     stopping.store(true, SeqCst);
@@ -92,6 +102,7 @@ struct Daemons<'a> {
     /// Where the mode was chosen by what was there.
     role: Option<Role>,
     arrivals: Option<Arrivals>,
+    pulse: Pulse,
 }
 
 impl Daemons<'_> {
@@ -111,7 +122,8 @@ impl Daemons<'_> {
     fn wait(&self, bell: &mut UnixStream) -> bool {
         let is_close = self.present.is_none();
         let look = if is_close { CLOSE_LOOK } else { LOOK };
-        let look = self.role.as_ref().and_then(|_| Timespec::try_from(look).ok());
+        let look = self.role.as_ref().map(|_| look).into_iter().chain(self.pulse.interval()).min();
+        let look = look.and_then(|look| Timespec::try_from(look).ok());
         let rings = {
             let mut fds = vec![PollFd::new(bell, PollFlags::IN)];
             fds.extend(
@@ -125,6 +137,7 @@ impl Daemons<'_> {
 
     /// Fits the role to what this machine shows.
     fn follow(&mut self) {
+        self.pulse.tell(Instant::now(), self.present.as_ref().map(Daemon::presence));
         self.retired.retain(|daemon| daemon.connections() > 0);
         let Some(mut role) = self.role.take() else { return };
         let step = if self.watch().is_some_and(Arrivals::is_starting) {

@@ -1,0 +1,209 @@
+#!/bin/sh
+# Installs ollana and its service: from a release folder (ollana beside this script), or from a
+# built tree (target/release/ollana). Says what it will do, asks, then does it.
+#
+#   sudo scripts/install.sh                 install, start now and at every boot
+#   sudo scripts/install.sh --uninstall     remove all of it but the state
+#
+# --yes: don't ask. --no-service: only files. PREFIX=/usr/local, DESTDIR= (then only files).
+set -eu
+
+prefix=${PREFIX:-/usr/local}
+root=${DESTDIR:-}
+action=install
+ask=true
+service=true
+for argument in "$@"; do
+    case $argument in
+    --uninstall) action=uninstall ;;
+    --yes) ask=false ;;
+    --no-service) service=false ;;
+    --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) echo "install.sh: unknown option $argument; --help lists them" >&2; exit 2 ;;
+    esac
+done
+
+fail() {
+    echo "install.sh: $*" >&2
+    exit 1
+}
+
+here=$(cd "$(dirname "$0")" && pwd)
+files=$here/service
+binary=
+for place in "${OLLANA:-}" "$here/ollana" "$here/../target/release/ollana"; do
+    if [ -n "$place" ] && [ -f "$place" ]; then
+        binary=$place
+        break
+    fi
+done
+
+# Which program starts services here.
+init=none
+if [ "$service" = true ] && [ -z "$root" ]; then
+    if [ -d /run/systemd/system ]; then
+        init=systemd
+    elif [ "$(uname -s)" = Darwin ]; then
+        init=launchd
+    elif [ -x /sbin/openrc-run ]; then
+        init=openrc
+    elif [ -d /etc/init.d ]; then
+        init=sysv
+    fi
+fi
+case $init in
+systemd) unit=/etc/systemd/system/ollana.service source=ollana.service mode=644 ;;
+launchd) unit=/Library/LaunchDaemons/org.ollana.ollana.plist source=org.ollana.ollana.plist mode=644 ;;
+openrc) unit=/etc/init.d/ollana source=ollana.openrc mode=755 ;;
+sysv) unit=/etc/init.d/ollana source=ollana.init mode=755 ;;
+*) unit='' source='' mode='' ;;
+esac
+
+# Relative to the prefix.
+program=bin/ollana
+page=share/man/man1/ollana.1
+bash=share/bash-completion/completions/ollana
+zsh=share/zsh/site-functions/_ollana
+fish=share/fish/vendor_completions.d/ollana.fish
+
+confirm() {
+    if [ "$ask" = true ]; then
+        if [ ! -t 0 ]; then
+            fail "nobody to ask here; --yes does it without asking"
+        fi
+        printf 'Go on? [y/N] '
+        read -r answer
+        case $answer in y | Y | yes) ;; *) fail "nothing was changed" ;; esac
+    fi
+}
+
+# Puts a file in its place by a rename, which a running program doesn't mind.
+put() { # put MODE FROM TO
+    mkdir -p "$(dirname "$3")"
+    cp "$2" "$3.new"
+    chmod "$1" "$3.new"
+    mv -f "$3.new" "$3"
+}
+
+make_user() {
+    id ollana >/dev/null 2>&1 && return 0
+    if command -v useradd >/dev/null; then
+        useradd --system --user-group --no-create-home --home-dir /var/lib/ollana \
+            --shell /bin/false ollana
+    else
+        addgroup -S ollana 2>/dev/null || true
+        adduser -S -D -H -h /var/lib/ollana -s /bin/false -G ollana ollana
+    fi
+}
+
+start_service() {
+    case $init in
+    systemd)
+        systemctl daemon-reload
+        systemctl enable --quiet ollana.service
+        systemctl restart ollana.service
+        ;;
+    launchd)
+        launchctl bootout system "$unit" 2>/dev/null || true
+        launchctl bootstrap system "$unit"
+        ;;
+    openrc)
+        rc-update add ollana default
+        rc-service ollana restart
+        ;;
+    sysv)
+        if command -v update-rc.d >/dev/null; then
+            update-rc.d ollana defaults
+        elif command -v chkconfig >/dev/null; then
+            chkconfig --add ollana
+        fi
+        "$unit" restart
+        ;;
+    esac
+}
+
+stop_service() {
+    case $init in
+    systemd) systemctl disable --now --quiet ollana.service 2>/dev/null || true ;;
+    launchd) launchctl bootout system "$unit" 2>/dev/null || true ;;
+    openrc)
+        rc-service ollana stop 2>/dev/null || true
+        rc-update del ollana 2>/dev/null || true
+        ;;
+    sysv)
+        "$unit" stop 2>/dev/null || true
+        ;;
+    esac
+}
+
+install_all() {
+    [ -n "$binary" ] || fail "no ollana here: run 'make build' first, or set OLLANA=FILE"
+    echo "This will"
+    echo "  install $root$prefix/$program, its man page and completions"
+    if [ -n "$unit" ]; then
+        echo "  write $unit and /etc/default/ollana (kept if it is there)"
+        case $init in openrc | sysv) echo "  make a system user 'ollana'" ;; esac
+        echo "  start ollana now and at every boot ($init)"
+    elif [ "$service" = true ] && [ -z "$root" ]; then
+        echo "  start no service: no init system that it knows runs here"
+    fi
+    confirm
+    put 755 "$binary" "$root$prefix/$program"
+    new=$(mktemp -d)
+    trap 'rm -rf "$new"' EXIT
+    # A binary for another machine can't write its own pages.
+    if "$binary" man >"$new/man" 2>/dev/null; then
+        put 644 "$new/man" "$root$prefix/$page"
+        for shell in bash zsh fish; do
+            "$binary" completions $shell >"$new/$shell"
+        done
+        put 644 "$new/bash" "$root$prefix/$bash"
+        put 644 "$new/zsh" "$root$prefix/$zsh"
+        put 644 "$new/fish" "$root$prefix/$fish"
+    else
+        echo "install.sh: $binary doesn't run here, so there is no man page" >&2
+    fi
+    if [ -n "$unit" ]; then
+        sed "s|@PREFIX@|$prefix|g" "$files/$source" >"$new/unit"
+        put "$mode" "$new/unit" "$unit"
+        if [ ! -e /etc/default/ollana ] && [ "$init" != launchd ]; then
+            put 644 "$files/ollana.default" /etc/default/ollana
+        fi
+        case $init in
+        openrc | sysv) make_user ;;
+        launchd)
+            mkdir -p /var/db/ollana /var/log/ollana
+            chown nobody /var/db/ollana /var/log/ollana
+            ;;
+        esac
+        start_service
+        echo "ollana runs. If something doesn't work: ollana doctor"
+    else
+        echo "installed; start it with: ollana"
+    fi
+}
+
+uninstall_all() {
+    echo "This will"
+    [ -z "$unit" ] || echo "  stop ollana ($init) and remove $unit"
+    echo "  remove $root$prefix/$program, its man page and completions"
+    echo "  leave /etc/default/ollana and the state (/var/lib/ollana)"
+    confirm
+    if [ -n "$unit" ] && [ -e "$unit" ]; then
+        stop_service
+        rm -f "$unit"
+        case $init in
+        systemd) systemctl daemon-reload ;;
+        sysv) if command -v update-rc.d >/dev/null; then update-rc.d ollana remove; fi ;;
+        esac
+    fi
+    for file in "$program" "$page" "$bash" "$zsh" "$fish"; do
+        rm -f "$root$prefix/$file"
+    done
+    echo "removed"
+}
+
+if [ -n "$unit" ] && [ "$(id -u)" != 0 ]; then
+    fail "services are root's: use sudo, or --no-service"
+fi
+"${action}_all"

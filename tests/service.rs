@@ -1,0 +1,213 @@
+//! The real binary as a service: what it tells its manager, and how it goes to the background.
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::fs;
+use std::net::TcpStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, getsid, kill_process, test_kill_process};
+use support::{Fake, PATIENCE, Process, eventually};
+
+/// What a service manager hears.
+struct Manager(UnixDatagram);
+
+impl Manager {
+    fn at(address: &SocketAddr) -> Self {
+        let socket = UnixDatagram::bind_addr(address).expect("a socket");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        Manager(socket)
+    }
+
+    fn hear(&self) -> String {
+        let mut bytes = [0; 1024];
+        let n = self.0.recv(&mut bytes).expect("a word from ollana");
+        String::from_utf8_lossy(&bytes[..n]).into_owned()
+    }
+
+    /// The first of what it hears that begins like this, and what it heard before.
+    fn hear_until(&self, start: &str) -> (String, Vec<String>) {
+        let mut before = Vec::new();
+        loop {
+            let heard = self.hear();
+            if heard.starts_with(start) {
+                return (heard, before);
+            }
+            before.push(heard);
+        }
+    }
+}
+
+fn folder(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("ollana-service-{}-{name}", std::process::id()));
+    fs::create_dir_all(&path).expect("a folder");
+    path
+}
+
+fn arguments(fake: &Fake) -> String {
+    format!(
+        "--mode server --listen 127.0.0.1:0 --discovery-port 0 --ollama {} --health-interval 100ms",
+        fake.address
+    )
+}
+
+fn fake() -> Fake {
+    Fake::start(|call| {
+        call.read_body();
+        call.answer("200 OK", "text/plain", "ok");
+    })
+}
+
+#[test]
+fn a_service_manager_hears_of_start_and_end() {
+    let dir = folder("notify");
+    let path = dir.join("notify.sock");
+    let name = format!("ollana-service-{}", std::process::id());
+    for (address, variable) in [
+        (SocketAddr::from_pathname(&path), path.display().to_string()),
+        (SocketAddr::from_abstract_name(&name), format!("@{name}")),
+    ] {
+        let manager = Manager::at(&address.expect("an address"));
+        let fake = fake();
+        let mut process =
+            Process::with_env(&arguments(&fake), &[("NOTIFY_SOCKET", variable.as_str())]);
+        let (_, before) = manager.hear_until("READY=1");
+        assert!(before.iter().all(|heard| heard.starts_with("STATUS=")), "{before:?}");
+        // Whoever was told so may connect at once.
+        TcpStream::connect(process.address()).expect("it listens");
+        manager.hear_until("STATUS=1 server known, Ollama answers");
+        process.signal(Signal::TERM);
+        let (_, before) = manager.hear_until("STOPPING=1");
+        assert!(!before.iter().any(|heard| heard == "WATCHDOG=1"), "no watchdog was asked for");
+        assert_eq!(process.exit().code(), Some(0));
+    }
+    let _ = fs::remove_dir_all(dir);
+}
+
+#[test]
+fn the_watchdog_is_fed_while_it_works() {
+    let name = format!("ollana-watchdog-{}", std::process::id());
+    let manager = Manager::at(&SocketAddr::from_abstract_name(&name).expect("an address"));
+    let fake = fake();
+    let process = Process::with_env(
+        &arguments(&fake),
+        &[("NOTIFY_SOCKET", &format!("@{name}")), ("WATCHDOG_USEC", "1000000")],
+    );
+    manager.hear_until("READY=1");
+    let start = Instant::now();
+    for _ in 0..6 {
+        let last = Instant::now();
+        manager.hear_until("WATCHDOG=1");
+        assert!(last.elapsed() < Duration::from_secs(1), "too late: {:?}", last.elapsed());
+    }
+    assert!(start.elapsed() > Duration::from_secs(1), "no more often than is sensible");
+    // Frozen, it doesn't.
+    process.signal(Signal::STOP);
+    manager.0.set_read_timeout(Some(Duration::from_secs(1))).expect("a time-out");
+    while manager.0.recv(&mut [0; 1024]).is_ok() {
+        assert!(start.elapsed() < PATIENCE, "it goes on and on");
+    }
+    process.signal(Signal::CONT);
+    manager.hear_until("WATCHDOG=1");
+}
+
+#[test]
+fn a_manager_that_does_not_listen_is_no_reason_to_fail() {
+    let fake = fake();
+    for socket in ["/nowhere/notify.sock", "@ollana-nobody", "vsock:2:1"] {
+        let mut process = Process::with_env(&arguments(&fake), &[("NOTIFY_SOCKET", socket)]);
+        process.connect_ready();
+        process.signal(Signal::TERM);
+        assert_eq!(process.exit().code(), Some(0));
+    }
+}
+
+/// A daemon that a failed test must not leave behind.
+struct Left(Pid);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        let _ = kill_process(self.0, Signal::KILL);
+    }
+}
+
+/// Runs `ollana --daemon` to its end: its code, and what it wrote.
+fn launch(arguments: &str, dir: &Path) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_ollana"))
+        .arg("--daemon")
+        .args(arguments.split_whitespace())
+        .env_clear()
+        .env("OLLANA_STATE_DIR", dir)
+        .stdin(Stdio::null())
+        .output()
+        .expect("run ollana");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_daemon_is_ready_when_its_first_process_ends() {
+    let dir = folder("daemon");
+    let (pid_file, log) = (dir.join("ollana.pid"), dir.join("ollana.log"));
+    let fake = fake();
+    let address = support::free_tcp_port();
+    // `output()` reads stderr to its end, so this also says that the daemon has let go of it.
+    let (code, text) = launch(
+        &format!(
+            "--mode server --listen {address} --discovery-port 0 --ollama {} --pid-file {} \
+             --log-file {}",
+            fake.address,
+            pid_file.display(),
+            log.display()
+        ),
+        &dir,
+    );
+    assert_eq!(code, Some(0), "{text}");
+    TcpStream::connect(address).expect("it listens");
+    let number = fs::read_to_string(&pid_file).expect("its number");
+    assert!(text.contains(&format!("pid {}", number.trim())), "{text}");
+    assert!(text.contains(&format!("log: {}", log.display())), "{text}");
+    let pid = number.trim().parse().ok().and_then(Pid::from_raw).expect("a number");
+    let left = Left(pid);
+    assert_eq!(getsid(Some(pid)).expect("its session"), pid, "it leads a session of its own");
+    for (fd, want) in [(0, "/dev/null"), (1, "/dev/null"), (2, "/dev/null")] {
+        let link = fs::read_link(format!("/proc/{}/fd/{fd}", number.trim())).expect("a link");
+        assert_eq!(link, Path::new(want), "descriptor {fd}");
+    }
+    // A second one finds the port taken, and says so where people read it.
+    let (code, text) = launch(
+        &format!("--mode server --listen {address} --discovery-port 0 --ollama {}", fake.address),
+        &dir,
+    );
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains(&format!("cannot listen on {address}: address in use")), "{text}");
+    kill_process(pid, Signal::TERM).expect("signalled");
+    eventually("it to end", || test_kill_process(pid).is_err().then_some(()));
+    std::mem::forget(left);
+    assert!(!pid_file.exists(), "its number is gone with it");
+    assert!(fs::read_to_string(&log).expect("its log").contains("stopped cut=false"));
+    let _ = fs::remove_dir_all(dir);
+}
+
+#[test]
+fn a_daemon_that_cannot_start_says_so() {
+    let dir = folder("failing");
+    let fake = fake();
+    let common = arguments(&fake);
+    for (more, code, want) in [
+        ("--listen nonsense", 2, "nonsense: expected ADDR:PORT"),
+        ("--listen 203.0.113.9:1", 1, "cannot listen on 203.0.113.9:1"),
+        ("--pid-file /nowhere/at/all.pid", 1, "cannot write the pid file: /nowhere/at/all.pid"),
+        ("--log-file /nowhere/at/all.log", 1, "cannot open the log file /nowhere/at/all.log"),
+    ] {
+        let (got, text) = launch(&format!("{common} {more}"), &dir);
+        assert_eq!(got, Some(code), "{more}: {text}");
+        assert!(text.contains(want), "{more}: {text}");
+        assert!(!text.contains("in the background, pid"), "{more}: {text}");
+    }
+    let _ = fs::remove_dir_all(dir);
+}
