@@ -42,5 +42,6 @@ check_program python "$python" "$here/clients.py" "${url[b]}" "$model"
 check_program node node "$node_dir/client.mjs" "${url[b]}" "$model"
 check_hang_up
 check_restart
+check_roles
 check_stop
 close

@@ -86,6 +86,23 @@ check_restart() {
         ask b /api/generate -d "{\"model\":\"$model\",\"prompt\":\"hi\",\"stream\":false}"
 }
 
+# An Ollama that is started on B while ollana has its port there, and stopped again. `start` and
+# `stop` must run in this shell.
+check_roles() {
+    ((${#namespaces[@]})) || return 0
+    start_ollama b
+    check "Ollama started on B: it gets its port at the first try" within 10 ollama_itself
+    check "Ollama started on B: ollana shares it" \
+        within 10 grep -q 'ready mode=server why="Ollama answers' "$work/ollana-b.log"
+    expect "Ollama started on B: its own models" '^{"models":\[\]}' ask b /api/tags
+    stop ollama-b >/dev/null || true
+    check "Ollama stopped on B: A's models again" within 25 models_of_a
+}
+ollama_itself() {
+    kill -0 "${pids[ollama-b]}" && ask b /api/version --fail -D "$work/head" && not grep -qi x-ollana "$work/head"
+}
+models_of_a() { ask b /api/tags --fail | grep -q "$model"; }
+
 # `stop` must run in this shell, whose children they are.
 check_stop() {
     local host

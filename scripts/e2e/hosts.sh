@@ -77,7 +77,7 @@ remove_namespaces() {
 enter() {
     entry=()
     ((${#namespaces[@]} == 0)) || entry=(ip netns exec "$net-$1")
-    entry+=(env -i PATH="$PATH" LANG=C.UTF-8 HOME="$work/$1" XDG_STATE_HOME="$work/$1/state")
+    entry+=(env -i PATH="${ollama:+${ollama%/*}:}$PATH" LANG=C.UTF-8 HOME="$work/$1" XDG_STATE_HOME="$work/$1/state")
 }
 
 # on HOST COMMAND…
