@@ -7,13 +7,15 @@
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
 
 /// The file is opened this long before the process has its new name, at most.
 const EXEC_TIME: Duration = Duration::from_millis(500);
+/// However many signs there are, the rest has to go on.
+const LONGEST: Duration = Duration::from_secs(2);
 /// How often the processes are looked at: at once often, then less.
 const LOOKS_MS: [u64; 3] = [1, 2, 10];
 
@@ -75,18 +77,28 @@ impl Arrivals {
             return false;
         }
         self.refresh();
+        let mut seen = self.known.clone();
         let start = Instant::now();
-        for looks in 0.. {
-            let new = processes().into_iter().find(|process| !self.known.contains(process));
-            // The words come a moment after the name.
-            if let Some(is_server) = new.and_then(|process| is_server(&process)) {
-                return is_server;
+        let (mut last_sign, mut looks) = (start, 0);
+        while last_sign.elapsed() < EXEC_TIME && start.elapsed() < LONGEST {
+            for process in processes() {
+                if seen.contains(&process) {
+                    continue;
+                }
+                // The words come a moment after the name.
+                match is_server(&process) {
+                    Some(true) => return true,
+                    Some(false) => seen.push(process),
+                    None => {}
+                }
             }
-            if start.elapsed() >= EXEC_TIME {
-                break;
+            let pause = Duration::from_millis(LOOKS_MS[looks / 8]);
+            looks = (looks + 1).min(LOOKS_MS.len() * 8 - 1);
+            let pause = Timespec::try_from(pause).ok();
+            let _ = poll(&mut [PollFd::new(&self.watch, PollFlags::IN)], pause.as_ref());
+            if self.take_signs() {
+                (last_sign, looks) = (Instant::now(), 0);
             }
-            let pause = LOOKS_MS[(looks / 8).min(LOOKS_MS.len() - 1)];
-            thread::sleep(Duration::from_millis(pause));
         }
         false
     }
