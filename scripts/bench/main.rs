@@ -14,7 +14,8 @@
 //!
 //! Four minutes on an idle machine. Options, behind `cargo bench --bench bench --`: `--quick` (one
 //! minute), `--full` (1 GiB each way, an upload of 4 GiB, instructions per request), `--rounds N`,
-//! `--only PART,…` (of those in `run.rs`), `--without nginx,haproxy`, `--times`. Variables:
+//! `--only PART,…` (of those in `run.rs`), `--without nginx,haproxy`, `--paired` (also two
+//! hops with a key between them), `--times`. Variables:
 //! `OLLANA_BENCH_BIN`, another ollana to measure; `OLLANA_BENCH_OTHER`, one to compare it with.
 
 #[cfg(target_os = "linux")]

@@ -1,7 +1,9 @@
 //! The proxies under test: how each is started, alone and as two in a row.
 
 use std::fs;
+use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
@@ -19,6 +21,8 @@ pub(crate) struct Family {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Ollana,
+    /// With a key: the hop between client and server is encrypted.
+    Paired,
     Nginx,
     Haproxy,
 }
@@ -43,10 +47,14 @@ pub(crate) struct Route {
 }
 
 /// Every family that is here, Ollana first; `skipped` ones are left out.
-pub(crate) fn families(skipped: &[String]) -> Vec<Family> {
+pub(crate) fn families(skipped: &[String], with_paired: bool) -> Vec<Family> {
     let own = std::env::var_os("OLLANA_BENCH_BIN")
         .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_ollana")), PathBuf::from);
-    let mut found = vec![Family { name: "ollana".to_owned(), program: own, kind: Kind::Ollana }];
+    let of_own = |name: &str, kind| Family { name: name.to_owned(), program: own.clone(), kind };
+    let mut found = vec![of_own("ollana", Kind::Ollana)];
+    if with_paired {
+        found.push(of_own("paired", Kind::Paired));
+    }
     if let Some(other) = std::env::var_os("OLLANA_BENCH_OTHER") {
         let program = PathBuf::from(other);
         found.push(Family { name: "other".to_owned(), program, kind: Kind::Ollana });
@@ -71,7 +79,7 @@ fn find(name: &str) -> Option<PathBuf> {
 
 impl Family {
     pub(crate) fn is_ollana(&self) -> bool {
-        self.kind == Kind::Ollana
+        matches!(self.kind, Kind::Ollana | Kind::Paired)
     }
 
     /// The arguments that make it a proxy from `listen` to `target`; its files go to `dir`.
@@ -85,6 +93,11 @@ impl Family {
         let cores = available_parallelism().map_or(2, usize::from);
         let text = match self.kind {
             Kind::Ollana => return Ok(ollana_arguments(dir, role, listen, target)),
+            Kind::Paired => {
+                let mut words = ollana_arguments(dir, role, listen, target);
+                words.extend(["--key-file".to_owned(), key_file(dir)?.display().to_string()]);
+                return Ok(words);
+            }
             Kind::Nginx => nginx_config(dir, cores, listen, target),
             Kind::Haproxy => haproxy_config(cores, listen, target),
         };
@@ -134,6 +147,15 @@ pub(crate) fn start_all(
     }
     routes.extend(chains);
     Ok((children, routes))
+}
+
+/// A secret that the paired ones share.
+fn key_file(dir: &Path) -> Failable<PathBuf> {
+    let path = dir.join("secret");
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+    writeln!(file, "{}", "5eed".repeat(16))?;
+    Ok(path)
 }
 
 fn ollana_arguments(dir: &Path, role: Role, listen: SocketAddr, target: SocketAddr) -> Vec<String> {

@@ -88,6 +88,7 @@ struct Options {
     scale: Scale,
     only: Vec<String>,
     without: Vec<String>,
+    with_paired: bool,
     counts_instructions: bool,
     shows_times: bool,
 }
@@ -118,6 +119,7 @@ fn options() -> Failable<Options> {
         scale: DEFAULT,
         only: Vec::new(),
         without: Vec::new(),
+        with_paired: false,
         counts_instructions: false,
         shows_times: false,
     };
@@ -134,6 +136,7 @@ fn options() -> Failable<Options> {
             Long("times") => options.shows_times = true,
             Long("rounds") => rounds = Some(parser.value()?.parse()?),
             Long("only") => options.only = list(parser.value()?.string()?),
+            Long("paired") => options.with_paired = true,
             Long("without") => options.without = list(parser.value()?.string()?),
             other => return Err(other.unexpected().into()),
         }
@@ -168,7 +171,7 @@ fn run(options: &Options) -> Failable<()> {
     let start = Instant::now();
     raise_descriptor_limit();
     let scratch = Scratch::new()?;
-    let families = proxies::families(&options.without);
+    let families = proxies::families(&options.without, options.with_paired);
     let machine = machine();
     println!("{machine}");
     for family in &families {
