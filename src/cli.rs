@@ -32,6 +32,12 @@ pub enum Verb {
     Completions,
     /// Writes the man page.
     Man,
+    /// Shows a code, or takes one: two machines get a key.
+    Pair,
+    /// Shows the paired machines.
+    Peers,
+    /// Forgets one of them.
+    Unpair,
     /// Gives Ollama's port to the pooled view, or back to Ollama.
     Takeover,
 }
@@ -77,6 +83,9 @@ const VERBS: &[Grammar] = &[
         operands: 1,
         words: &["bash", "zsh", "fish"],
     },
+    Grammar { name: "pair", verb: Verb::Pair, switches: &[], operands: 2, words: &[] },
+    Grammar { name: "peers", verb: Verb::Peers, switches: &[], operands: 0, words: &[] },
+    Grammar { name: "unpair", verb: Verb::Unpair, switches: &[], operands: 1, words: &[] },
     Grammar { name: "man", verb: Verb::Man, switches: &[], operands: 0, words: &[] },
     Grammar {
         name: "takeover",
@@ -133,6 +142,11 @@ const HELP_COMMANDS: &str = "\
 Commands: ollana COMMAND [OPTION ...]
   serve                 what it does when no command is given; --daemon: in the
                         background, once it is ready
+  pair                  show a code that pairs this machine with another:
+                        between the two everything is encrypted from then on
+  pair CODE [ADDRESS]   take the code that the other one shows; - asks for it
+  peers                 show the paired machines
+  unpair NAME           forget one: its key is worth nothing here any more
   takeover              move an Ollama that systemd runs to port 11438, so that
                         port 11434 shows all models of the LAN; says what it
                         will do and asks first, --yes doesn't; --undo: move back
@@ -467,7 +481,7 @@ fn is_loopback(host: &str) -> bool {
 }
 
 /// systemd's directory, else the XDG place, else the system's for a daemon without a home.
-fn default_state_dir(env: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+pub(crate) fn default_state_dir(env: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let dir = |name: &str| env(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
     dir("STATE_DIRECTORY")
         .or_else(|| dir("XDG_STATE_HOME").map(|dir| dir.join("ollana")))

@@ -30,9 +30,9 @@
 //!
 //! Pure, without sockets, threads or clock: [`config`], [`wire`], [`model`], [`catalog`], [`pool`],
 //! [`dispatch`], [`probing`], [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`attempts`],
-//! [`tail`], [`dialect`], [`guard`], [`noise`] (snow), [`peers`].
-//! Edges, one kind of input and output each: [`socket`], [`line`], [`interfaces`], [`state`], [`notify`],
-//! [`wake`], [`keyring`], [`hop`], [`registry`], [`link`], [`upstream`] (ureq), [`downstream`],
+//! [`tail`], [`dialect`], [`guard`], [`noise`] (snow), [`peers`], [`code`].
+//! Edges, one kind of input and output each: [`socket`], [`line`], [`interfaces`], [`state`],
+//! [`notify`], [`wake`], [`keyring`], [`hop`], [`registry`], [`link`], [`upstream`] (ureq), [`downstream`],
 //! [`intake`] (tiny_http), [`offer`], [`manager`],
 //! [`exchange`], [`proxy`], [`liveness`], [`discovery`].
 //! Wiring: [`cli`], [`journal`], [`background`], [`serve`], [`tools`].
@@ -56,6 +56,7 @@ pub mod background;
 pub mod body;
 pub mod catalog;
 pub mod cli;
+pub mod code;
 pub mod config;
 pub mod dialect;
 pub mod discovery;

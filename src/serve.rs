@@ -405,7 +405,8 @@ impl Common<'_> {
     }
 }
 
-fn host_name() -> String {
+/// What this machine calls itself, as far as it can be printed.
+pub(crate) fn host_name() -> String {
     let name = rustix::system::uname();
     let name = name.nodename().to_string_lossy();
     name.chars().filter(|c| c.is_ascii_graphic()).take(46).collect()

@@ -7,7 +7,7 @@ use std::path::Path;
 const LAYERS: &[&[&str]] = &[
     &["model", "wire", "headers", "body", "sniff", "tail", "guard"],
     &["noise"],
-    &["peers"],
+    &["peers", "code"],
     &["config", "catalog", "dialect"],
     &["head", "pool"],
     &["route", "attempts", "dispatch", "probing"],
@@ -41,7 +41,7 @@ const OWNERS: &[(&str, &[&str])] = &[
 /// Files that must not know of sockets, threads, clocks or the log.
 const PURE: &[&str] = &[
     "config", "wire", "model", "catalog", "pool", "dispatch", "probing", "attempts", "head",
-    "headers", "body", "sniff", "route", "tail", "dialect", "guard", "noise", "peers",
+    "headers", "body", "sniff", "route", "tail", "dialect", "guard", "noise", "peers", "code",
 ];
 
 struct Source {

@@ -1,0 +1,95 @@
+//! `ollana peers` and `ollana unpair NAME`: who this machine is paired with.
+
+use std::fs;
+
+use super::state_dir;
+use crate::cli::Tool;
+use crate::keyring;
+use crate::peers::{self, Peer};
+
+/// Shows the paired machines.
+///
+/// # Errors
+/// A sentence.
+pub(super) fn list(tool: &Tool) -> Result<(), String> {
+    let mut peers = keyring::load(&state_dir(&tool.settings)?).map_err(|e| e.to_string())?;
+    if let Some(path) = &tool.settings.key_file {
+        let text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let key = peers::parse_secret(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+        peers.push(Peer::of_key_file(key));
+    }
+    print!("{}", table(&peers));
+    Ok(())
+}
+
+/// Forgets a machine.
+///
+/// # Errors
+/// A sentence.
+pub(super) fn remove(tool: &Tool) -> Result<(), String> {
+    let Some(name) = tool.operands.first() else {
+        return Err("unpair takes a name; 'ollana peers' shows them".to_owned());
+    };
+    let dir = state_dir(&tool.settings)?;
+    let is_meant = |peer: &Peer| peer.name == *name;
+    if !keyring::load(&dir).map_err(|e| e.to_string())?.iter().any(is_meant) {
+        return Err(format!("no peer is called {name:?}; 'ollana peers' shows them"));
+    }
+    let rest = keyring::update(&dir, |peers| {
+        peers.retain(|peer| !is_meant(peer));
+        Ok(peers.len())
+    });
+    let rest = rest.map_err(|e| e.to_string())?;
+    println!("{name} is not a peer any more; a running ollana cuts its connections by itself");
+    if rest == 0 {
+        println!(
+            "No peer is left: ollana talks unencrypted to the LAN again. To stop that,\n\
+             start it with --unpaired off."
+        );
+    }
+    Ok(())
+}
+
+/// At most 80 columns wide.
+fn table(peers: &[Peer]) -> String {
+    if peers.is_empty() {
+        return "no peers; 'ollana pair' on two machines makes them so\n".to_owned();
+    }
+    let mut out = format!("{:<46}  {:<10}  {}\n", "NAME", "ADDED", "KEY");
+    for peer in peers {
+        let added = date(peer.added);
+        out.push_str(&format!("{:<46}  {added:<10}  {}\n", peer.name, peer.id()));
+    }
+    out
+}
+
+fn date(seconds: u64) -> String {
+    let time = i64::try_from(seconds).ok().filter(|seconds| *seconds > 0);
+    match time.map(time::OffsetDateTime::from_unix_timestamp) {
+        Some(Ok(time)) => {
+            format!("{:04}-{:02}-{:02}", time.year(), u8::from(time.month()), time.day())
+        }
+        _ => "-".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noise::Key;
+
+    #[test]
+    fn the_table_fits_80_columns() {
+        let peer = |name: &str| Peer {
+            name: name.to_owned(),
+            identity: None,
+            key: Key::new([7; 32]),
+            added: 1_795_392_000,
+        };
+        let text = table(&[peer("desktop"), peer(&"x".repeat(46)), peer(&"ä".repeat(23))]);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(text.contains("2026-11-23  "), "{text}");
+        assert_eq!(date(0), "-");
+        assert_eq!(date(u64::MAX), "-");
+    }
+}

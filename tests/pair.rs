@@ -1,0 +1,313 @@
+//! `ollana pair`, `peers` and `unpair`: the real binary, two machines' state on one machine.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use ollana::config::{ModeChoice, Settings};
+use ollana::keyring;
+use ollana::serve::Daemon;
+use support::{Client, End, Fake, Gate, eventually, ndjson, post, server_settings, start};
+
+/// A machine: a folder for its state. It goes when this is dropped.
+struct Machine {
+    dir: PathBuf,
+    /// The pairing's is three above it.
+    discovery_port: u16,
+}
+
+/// Machines that can find each other, and nobody else.
+fn machines<const N: usize>() -> [Machine; N] {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    // One whose third neighbour is free as well, for UDP and TCP.
+    let discovery_port = eventually("free ports", || {
+        let port = support::free_udp_port().checked_sub(3)?;
+        let is_free = TcpListener::bind(("127.0.0.1", port + 3)).is_ok()
+            && UdpSocket::bind(("127.0.0.1", port)).is_ok();
+        is_free.then_some(port)
+    });
+    std::array::from_fn(|_| {
+        let number = MADE.fetch_add(1, Relaxed);
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("machine-{}-{number}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a folder");
+        Machine { dir, discovery_port }
+    })
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Machine {
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
+        let port = self.discovery_port.to_string();
+        command
+            .args(arguments.split_whitespace())
+            .args(["--interface", "lo", "--discovery-port", &port, "--state-dir"])
+            .arg(&self.dir)
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs a command to its end.
+    fn run(&self, arguments: &str) -> Said {
+        Said::of(self.command(arguments).stdin(Stdio::null()).output().expect("ollana runs"))
+    }
+
+    /// Starts `ollana pair` and waits for the code that it shows.
+    fn show(&self) -> (Shown, String) {
+        let mut child = self.command("pair").spawn().expect("ollana runs");
+        let mut lines = BufReader::new(child.stdout.take().expect("its output"));
+        let mut line = String::new();
+        while !line.contains("ollana pair") {
+            line.clear();
+            assert!(lines.read_line(&mut line).is_ok_and(|n| n > 0), "it shows a code");
+        }
+        let code = line.split_whitespace().last().expect("a code").to_owned();
+        (Shown { child, lines }, code)
+    }
+
+    fn pair_address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.discovery_port + 3))
+    }
+
+    fn keys(&self) -> Vec<ollana::wire::KeyId> {
+        keyring::load(&self.dir).expect("keys").iter().map(|peer| peer.id()).collect()
+    }
+
+    /// A daemon with this machine's state, which doesn't look for others.
+    fn settings(&self, settings: Settings) -> Settings {
+        Settings { state_dir: Some(self.dir.clone()), ..settings }
+    }
+}
+
+/// What a command said, and how it ended.
+#[derive(Debug)]
+struct Said {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Said {
+    fn of(output: Output) -> Said {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let said = Said {
+            code: output.status.code(),
+            out: text(&output.stdout),
+            err: text(&output.stderr),
+        };
+        let lines = said.out.lines().chain(said.err.lines());
+        for line in lines.filter(|line| !line.contains(env!("CARGO_TARGET_TMPDIR"))) {
+            assert!(line.chars().count() <= 80, "too wide: {line}");
+        }
+        said
+    }
+}
+
+/// An `ollana pair` that waits; killed when this is dropped.
+struct Shown {
+    child: Child,
+    lines: BufReader<std::process::ChildStdout>,
+}
+
+impl Shown {
+    fn end(mut self) -> Said {
+        let mut out = String::new();
+        self.lines.read_to_string(&mut out).expect("its output");
+        let mut err = String::new();
+        let mut stderr = self.child.stderr.take().expect("its errors");
+        stderr.read_to_string(&mut err).expect("its errors");
+        Said { code: self.child.wait().expect("its end").code(), out, err }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Pairs two machines with two commands.
+fn pair(one: &Machine, other: &Machine) {
+    let (shown, code) = one.show();
+    let said = other.run(&format!("pair {code}"));
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let shown = shown.end();
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    let key = |said: &Said| said.out.split("key ").nth(1).map(|rest| rest[..16].to_owned());
+    assert!(key(&said).is_some() && key(&said) == key(&shown), "{said:?} {shown:?}");
+}
+
+#[test]
+fn two_commands_make_a_pair() {
+    let [one, other] = machines();
+    let start = Instant::now();
+    pair(&one, &other);
+    println!("paired in {} ms", start.elapsed().as_millis());
+    assert!(start.elapsed() < Duration::from_secs(60));
+    assert_eq!(one.keys(), other.keys());
+    assert_eq!(one.keys().len(), 1);
+    for machine in [&one, &other] {
+        let said = machine.run("peers");
+        assert!(said.out.contains(&machine.keys()[0].to_string()), "{said:?}");
+    }
+    // Again, the other way round: another key in the place of the first.
+    let before = one.keys();
+    pair(&other, &one);
+    assert_eq!(one.keys(), other.keys());
+    assert_eq!(one.keys().len(), 1, "the old key is gone");
+    assert_ne!(one.keys(), before);
+}
+
+#[test]
+fn the_code_is_asked_for_and_addresses_can_be_named() {
+    let [one, other] = machines();
+    let (shown, code) = one.show();
+    let address = one.pair_address();
+    let mut asking = other.command(&format!("pair - {address}")).spawn().expect("ollana runs");
+    let mut stdin = asking.stdin.take().expect("its input");
+    // As people type.
+    writeln!(stdin, " {} ", code.to_uppercase().replace('-', " ")).expect("typed");
+    drop(stdin);
+    let said = Said::of(asking.wait_with_output().expect("its end"));
+    assert_eq!((said.code, shown.end().code), (Some(0), Some(0)), "{said:?}");
+    assert_eq!(one.keys(), other.keys());
+}
+
+#[test]
+fn wrong_codes_are_counted() {
+    let [one, other] = machines();
+    let (shown, code) = one.show();
+    let wrong =
+        if code.starts_with('0') { code.replacen('0', "1", 1) } else { format!("0{}", &code[1..]) };
+    for _ in 0..5 {
+        let said = other.run(&format!("pair {wrong}"));
+        assert_eq!(said.code, Some(1), "{said:?}");
+        assert!(said.err.contains("does not take this code"), "{said:?}");
+    }
+    let shown = shown.end();
+    assert_eq!(shown.code, Some(1));
+    assert!(shown.err.contains("wrong 5 times"), "{shown:?}");
+    // Even the right one is worth nothing now.
+    let said = other.run(&format!("pair {code} {}", one.pair_address()));
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(one.keys().is_empty() && other.keys().is_empty());
+}
+
+#[test]
+fn noise_on_the_port_is_no_guess() {
+    let [one, other] = machines();
+    let (shown, code) = one.show();
+    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"", &[0xF5; 139], &[0; 500]] {
+        for _ in 0..3 {
+            let mut stranger = TcpStream::connect(one.pair_address()).expect("connect");
+            stranger.write_all(bytes).expect("sent");
+            let _ = stranger.shutdown(std::net::Shutdown::Write);
+            let mut got = Vec::new();
+            let _ = stranger.read_to_end(&mut got);
+            assert_eq!(got, b"");
+        }
+    }
+    let said = other.run(&format!("pair {code}"));
+    assert_eq!((said.code, shown.end().code), (Some(0), Some(0)), "{said:?}");
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    let [one, other, third] = machines();
+    for (arguments, says) in [
+        ("pair k7pm2-xvd9u", "not a code"),
+        ("pair 192.168.1.20", "not a code"),
+        ("pair k7pm2-xvd9q", "run 'ollana pair' on the other one first"),
+        ("unpair nobody", "no peer is called \"nobody\""),
+        ("unpair", "takes a name"),
+    ] {
+        let said = other.run(arguments);
+        assert_eq!(said.code, Some(1), "{arguments}: {said:?}");
+        assert!(said.err.contains(says), "{arguments}: {said:?}");
+    }
+    assert!(other.run("peers").out.contains("no peers"));
+    let (_shown, code) = one.show();
+    let said = third.run("pair");
+    assert!(said.code == Some(1) && said.err.contains("another 'ollana pair'"), "{said:?}");
+    // With itself.
+    let said = one.run(&format!("pair {code} {}", one.pair_address()));
+    assert_eq!(said.code, Some(1), "{said:?}");
+    // Where keys can't be kept safely, nothing is paired.
+    fs::create_dir(other.dir.join("keys"))
+        .or_else(|_| fs::metadata(other.dir.join("keys")).map(drop))
+        .expect("a folder");
+    fs::set_permissions(other.dir.join("keys"), fs::Permissions::from_mode(0o755)).expect("loose");
+    let said = other.run(&format!("pair {code}"));
+    assert!(said.code == Some(1) && said.err.contains("chmod 700"), "{said:?}");
+    let mut daemon = other.command("serve --mode client --listen 127.0.0.1:0");
+    let said = Said::of(daemon.output().expect("ollana runs"));
+    assert!(said.code == Some(1) && said.err.contains("chmod 700"), "{said:?}");
+}
+
+#[test]
+fn running_daemons_take_keys_up_and_lose_them() {
+    let [here, there] = machines();
+    let gate = Gate::new();
+    let held = gate.clone();
+    let fake = Fake::start(move |call| {
+        call.read_body();
+        if call.target() != "/api/chat" {
+            return call.answer("200 OK", "text/plain", "ok");
+        }
+        call.send(ndjson());
+        call.send_chunk("{\"a\":1}\n");
+        let _ = held.wait();
+        call.send_chunk("{\"a\":2}\n");
+        call.send("0\r\n\r\n");
+    });
+    let mut settings = here.settings(server_settings(fake.address));
+    settings.discovery_port = here.discovery_port;
+    let _server = start(&settings);
+    let mut settings = there.settings(support::client_settings(&[]));
+    settings.mode = ModeChoice::Client;
+    settings.discovery_port = there.discovery_port;
+    settings.interfaces = vec!["lo".to_owned()];
+    settings.timing.probe_interval = Duration::from_millis(200);
+    settings.unpaired = Some(false);
+    let client = Daemon::start(&settings).expect("a client");
+    let mut program = Client::connect(client.addresses()[0]);
+    assert_eq!(program.get("/x").status(), 503, "nobody is paired yet");
+    pair(&here, &there);
+    let start = Instant::now();
+    eventually("the key to be taken up", || client.presence().is_up().then_some(()));
+    println!("taken up within {} ms", start.elapsed().as_millis());
+    assert_eq!(program.get("/x").text(), "ok");
+    // A stream that is under way when the server forgets the client.
+    let mut stream = Client::connect(client.addresses()[0]);
+    stream.send(post("/api/chat", "{}"));
+    assert_eq!(stream.head_of("POST").status(), 200);
+    stream.read_until(b"\n");
+    let name = keyring::load(&here.dir).expect("keys")[0].name.clone();
+    let said = here.run(&format!("unpair {name}"));
+    assert!(said.code == Some(0) && said.out.contains("--unpaired off"), "{said:?}");
+    let start = Instant::now();
+    let (rest, end) = stream.rest();
+    assert_ne!(end, End::Whole, "{}", String::from_utf8_lossy(&rest));
+    println!("cut after {} ms", start.elapsed().as_millis());
+    assert!(start.elapsed() < Duration::from_secs(4), "cut after {:?}", start.elapsed());
+    eventually("the server to be out", || (!client.presence().is_up()).then_some(()));
+    gate.open();
+    assert_eq!(program.get("/x").status(), 503);
+}
