@@ -276,11 +276,15 @@ struct Backend {
     name: String,
     /// The first is in use; the others are tried when it fails.
     addresses: Vec<SocketAddr>,
+    /// Whether the first one is there because another failed, and no check has confirmed it yet.
+    in_doubt: bool,
     /// An announced further address of a backend that is up; kept as an alternative once a check
     /// has passed.
     candidate: Option<SocketAddr>,
     /// Whether the check under way is the candidate's.
     checking_candidate: bool,
+    /// Where the check under way goes, if that isn't told by a name.
+    checking_address: Option<SocketAddr>,
     health: Health,
     /// Checks in a row that contradict the present health.
     streak: u32,
@@ -288,6 +292,8 @@ struct Backend {
     failures: u32,
     next_check: Instant,
     checking_since: Option<Instant>,
+    /// When the last check began.
+    checked_at: Option<Instant>,
     round_trip: Option<Duration>,
     version: String,
     in_flight: u32,
@@ -329,13 +335,18 @@ impl Backend {
     }
 
     fn next_target(&mut self) -> Option<Target> {
+        // What is left of a check that never reported is over.
+        self.checking_address = None;
+        self.checking_candidate = self.candidate.is_some();
         if let Some(candidate) = self.candidate.take() {
-            self.checking_candidate = true;
             return Some(Target::Address(candidate));
         }
         match &self.origin {
             Origin::Local(server) | Origin::Named(server) => Some(Target::Name(server.clone())),
-            _ => self.addresses.first().copied().map(Target::Address),
+            _ => {
+                self.checking_address = self.addresses.first().copied();
+                self.checking_address.map(Target::Address)
+            }
         }
     }
 
@@ -350,6 +361,11 @@ impl Backend {
         self.addresses.truncate(MAX_ADDRESSES);
     }
 
+    /// Whether it may get work: it is up, at an address that a check has confirmed.
+    fn is_usable(&self) -> bool {
+        self.health == Health::Ready && !self.in_doubt
+    }
+
     /// Whether it is known from announcements, not from the user.
     fn is_discovered(&self) -> bool {
         matches!(self.origin, Origin::Discovered | Origin::Legacy)
@@ -362,8 +378,7 @@ impl Backend {
 
     /// Whether it is a stranger that was asked and had its chance.
     fn has_failed_first(&self) -> bool {
-        let asked = self.failures > 0 && self.checking_since.is_none();
-        self.is_stranger() && asked && self.in_flight == 0
+        self.is_stranger() && self.failures > 0 && self.in_flight == 0
     }
 
     fn is_forgettable(&self, now: Instant) -> bool {
@@ -390,6 +405,8 @@ pub struct Pool {
     conversations: VecDeque<(u64, BackendId)>,
     /// Clients that upload parts of a model, and where to.
     builds: VecDeque<(IpAddr, BackendId)>,
+    /// Strangers that gave way while they were being checked, and since when they were.
+    abandoned: Vec<(BackendId, Instant)>,
 }
 
 impl Pool {
@@ -402,6 +419,7 @@ impl Pool {
             random: seed | 1,
             conversations: VecDeque::new(),
             builds: VecDeque::new(),
+            abandoned: Vec::new(),
         }
     }
 
@@ -483,7 +501,7 @@ impl Pool {
     pub fn expects_backend(&self, now: Instant) -> bool {
         self.backends.iter().any(|b| match &b.health {
             Health::New => b.failures == 0,
-            Health::Ready => false,
+            Health::Ready => b.in_doubt,
             Health::Down { since, .. } => {
                 let is_fresh = now.saturating_duration_since(*since) < FRESHLY_DOWN;
                 is_fresh && b.round_trip.is_some()
@@ -545,6 +563,7 @@ impl Pool {
         let state = |b: &Backend| match &b.health {
             Health::Down { reason, .. } => format!("{}: {reason}", b.label()),
             Health::New => format!("{}: not checked yet", b.label()),
+            Health::Ready if b.in_doubt => format!("{}: being checked", b.label()),
             Health::Ready => format!("{}: tried", b.label()),
         };
         let is_local = |b: &&Backend| matches!(b.origin, Origin::Local(_));
@@ -568,13 +587,16 @@ impl Pool {
             instance: 0,
             name: String::new(),
             addresses,
+            in_doubt: false,
             candidate: None,
             checking_candidate: false,
+            checking_address: None,
             health: Health::New,
             streak: 0,
             failures: 0,
             next_check: now,
             checking_since: None,
+            checked_at: None,
             round_trip: None,
             version: String::new(),
             in_flight: 0,
@@ -620,12 +642,11 @@ impl Pool {
         };
         let is_new_run = backend.instance != instance;
         let is_new_address = !backend.addresses.contains(&address);
-        if is_new_address {
-            if backend.health == Health::Ready {
-                backend.candidate = Some(address);
-            } else {
-                backend.use_address(address);
-            }
+        if backend.health != Health::Ready {
+            // Of all its places this is the likeliest.
+            backend.use_address(address);
+        } else if is_new_address {
+            backend.candidate = Some(address);
         }
         backend.identity = Some(identity);
         backend.instance = instance;
@@ -667,15 +688,12 @@ impl Pool {
             .iter()
             .enumerate()
             .filter(|(_, b)| b.has_failed_first() || b.is_forgettable(now))
-            .min_by_key(|(_, b)| (!b.has_failed_first(), b.last_seen))
+            .min_by_key(|(_, b)| (!b.has_failed_first(), b.checking_since.is_some(), b.last_seen))
             .map(|(at, _)| at);
-        match weakest {
-            Some(at) => {
-                self.backends.swap_remove(at);
-                true
-            }
-            None => false,
-        }
+        let Some(at) = weakest else { return false };
+        let gone = self.backends.swap_remove(at);
+        self.abandoned.extend(gone.checking_since.map(|since| (gone.id, since)));
+        true
     }
 
     fn finished(&mut self, now: Instant, id: BackendId, report: Report, actions: &mut Vec<Action>) {
@@ -750,6 +768,9 @@ impl Pool {
     }
 
     fn forget(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let is_recent =
+            |since: Instant| now.saturating_duration_since(since) <= self.rules.health_timeout * 4;
+        self.abandoned.retain(|(_, since)| is_recent(*since));
         for backend in &mut self.backends {
             let overdue = |since: Instant| {
                 now.saturating_duration_since(since) > self.rules.health_timeout * 4

@@ -1,5 +1,6 @@
 //! Health checks: when they are due, and what their results change.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::{
@@ -10,6 +11,35 @@ use super::{
 
 impl Pool {
     pub(super) fn checked(
+        &mut self,
+        now: Instant,
+        id: BackendId,
+        result: CheckResult,
+        actions: &mut Vec<Action>,
+    ) {
+        self.abandoned.retain(|(abandoned, _)| *abandoned != id);
+        let found_at = match &result {
+            CheckResult::Healthy { address, .. } => Some(*address),
+            _ => None,
+        };
+        self.note_check(now, id, result, actions);
+        if let Some(address) = found_at {
+            self.drop_twins(id, address);
+        }
+    }
+
+    /// A server that the user named is one backend, even if it was announced, or remembered, before
+    /// its name was resolved. The other one goes when nobody uses it.
+    fn drop_twins(&mut self, id: BackendId, address: SocketAddr) {
+        if self.backends.iter().any(|b| b.id == id && matches!(b.origin, Origin::Named(_))) {
+            let is_twin = |b: &Backend| {
+                b.is_discovered() && b.in_flight == 0 && b.addresses.contains(&address)
+            };
+            self.backends.retain(|b| b.id == id || !is_twin(b));
+        }
+    }
+
+    fn note_check(
         &mut self,
         now: Instant,
         id: BackendId,
@@ -36,6 +66,15 @@ impl Pool {
             {
                 backend.addresses.push(address);
             }
+            // The address in use comes next, however many others were announced meanwhile.
+            backend.candidate = None;
+            backend.next_check = now;
+            return;
+        }
+        let asked = backend.checking_address.take();
+        let is_well = matches!(result, CheckResult::Healthy { .. });
+        if !is_well && asked.is_some_and(|asked| backend.addresses.first() != Some(&asked)) {
+            // It was announced elsewhere meanwhile, and this says nothing about there.
             backend.next_check = now;
             return;
         }
@@ -70,6 +109,7 @@ impl Pool {
                     None => round_trip,
                 });
                 backend.use_address(address);
+                backend.in_doubt = false;
                 backend.next_check = now + jitter.spread(health_interval);
                 if let Some(since) = backend.inventory_stale {
                     let again = since.max(now);
@@ -126,6 +166,8 @@ impl Pool {
         if backend.addresses.len() > 1 {
             // Another of its addresses may do; health changes once all have failed.
             backend.addresses.rotate_left(1);
+            // Anyone can have announced the other one, so it gets no work before its own check.
+            backend.in_doubt = true;
             if !(backend.failures as usize).is_multiple_of(backend.addresses.len()) {
                 backend.next_check = now;
                 return;
@@ -159,16 +201,16 @@ impl Pool {
     /// anyone can announce many, don't delay the checks of the others.
     pub(super) fn start_checks(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let is_running = |b: &&Backend| b.is_stranger() && b.checking_since.is_some();
-        let running = self.backends.iter().filter(is_running).count();
+        let running = self.backends.iter().filter(is_running).count() + self.abandoned.len();
         let mut places = MAX_VERIFICATIONS.saturating_sub(running);
         let mut due: Vec<&mut Backend> = self
             .backends
             .iter_mut()
             .filter(|b| b.checking_since.is_none() && b.next_check <= now)
             .collect();
-        // Those never asked before, then whoever was seen well or has failed least: strangers that
-        // are announced again and again come last.
-        due.sort_by_key(|b| (b.is_stranger() && b.failures > 0, b.failures, b.next_check));
+        // Strangers that have failed come last. Among equals whoever was asked longest ago, so that
+        // none waits for ever, however many are announced.
+        due.sort_by_key(|b| (b.is_stranger() && b.failures > 0, b.checked_at, b.next_check));
         for backend in due {
             let is_stranger = backend.is_stranger();
             if is_stranger && places == 0 {
@@ -178,6 +220,7 @@ impl Pool {
             if let Some(target) = backend.next_target() {
                 places -= usize::from(is_stranger);
                 backend.checking_since = Some(now);
+                backend.checked_at = Some(now);
                 actions.push(Action::Check(backend.id, target, wants_inventory));
             }
         }

@@ -183,7 +183,7 @@ impl Pool {
         let sole = match (local_only, &self.backends[..]) {
             (true, all) => all.iter().find(is_local)?,
             // A server that is away may be the only one with a model, so it counts too.
-            (false, [one]) if self.rules.bans.is_empty() && one.health == Health::Ready => one,
+            (false, [one]) if self.rules.bans.is_empty() && one.is_usable() => one,
             (false, _) => return None,
         };
         let troubled =
@@ -197,8 +197,8 @@ impl Pool {
     fn eligible(&self, tried: &[BackendId], wanted: &Wanted) -> Result<Vec<usize>, NoPick> {
         let usable = |backend: &Backend| {
             let up = match backend.origin {
-                Origin::Local(_) => wanted.local_only || backend.health == Health::Ready,
-                _ => !wanted.local_only && backend.health == Health::Ready,
+                Origin::Local(_) => wanted.local_only || backend.is_usable(),
+                _ => !wanted.local_only && backend.is_usable(),
             };
             up && !backend.addresses.is_empty() && !tried.contains(&backend.id)
         };

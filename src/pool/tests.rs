@@ -390,7 +390,7 @@ fn random_events_keep_the_invariants() {
                     w.input(Input::Checked(id, result));
                 }
                 3 | 4 => {
-                    let ready = w.pool.ready() > 0;
+                    let ready = w.pool.backends.iter().any(Backend::is_usable);
                     match w.pick() {
                         Some(id) => *flying.entry(id).or_default() += 1,
                         None => assert!(!ready, "seed {seed}: a ready server wasn't picked"),
@@ -786,4 +786,117 @@ fn a_conversation_stays_where_the_news_of_its_first_turn_is_not_in_yet() {
         w.input(Input::Finished(ids[1], Report { loaded, ..Outcome::Answered.into() }));
     }
     assert_eq!(w.choose(&turn), Ok(ids[1]), "its inventory is not in yet");
+}
+
+#[test]
+fn an_address_that_was_only_announced_gets_no_request() {
+    let mut w = World::new();
+    let id = w.server(1);
+    w.pass(ms(1300));
+    w.checks();
+    w.input(Input::Checked(id, CheckResult::Refused("restarting".to_owned())));
+    // Somebody who has heard its announcements repeats one while it is down.
+    w.input(sighting(9, 1, 1));
+    assert_eq!(w.checks(), [(id, Target::Address(address(9)))]);
+    w.input(Input::Checked(id, CheckResult::Refused("refused".to_owned())));
+    w.pass(ms(2000));
+    assert_eq!(w.checks(), [(id, Target::Address(address(1)))]);
+    w.input(Input::Checked(id, healthy(address(1), 1)));
+    let in_use = |w: &mut World| w.pool.pick(w.now, &[], &Wanted::default()).map(|p| p.address);
+    assert_eq!(in_use(&mut w), Ok(address(1)));
+    // Its own address has a hiccup: the other one may be tried, but by a check only.
+    w.pass(ms(1300));
+    w.checks();
+    w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
+    assert_eq!(w.checks(), [(id, Target::Address(address(9)))]);
+    assert!(in_use(&mut w).is_err(), "nobody knows who is at {}", address(9));
+    assert_eq!(w.pool.sole(w.now, false), None);
+    assert!(w.pool.expects_backend(w.now), "requests wait for the check");
+    w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
+    assert_eq!(w.checks(), [(id, Target::Address(address(1)))]);
+    w.input(Input::Checked(id, healthy(address(1), 1)));
+    assert_eq!(in_use(&mut w), Ok(address(1)));
+}
+
+#[test]
+fn a_check_of_the_old_address_says_nothing_about_the_new_one() {
+    let mut w = World::new();
+    let id = w.server(1);
+    w.pass(ms(1300));
+    w.checks();
+    w.input(Input::Checked(id, CheckResult::Refused("refused".to_owned())));
+    w.pass(ms(700));
+    assert_eq!(w.checks(), [(id, Target::Address(address(1)))]);
+    // While that is under way, it is announced where it is now.
+    w.input(sighting(2, 1, 1));
+    w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
+    assert_eq!(w.checks(), [(id, Target::Address(address(2)))], "at once");
+    w.input(Input::Checked(id, healthy(address(2), 1)));
+    assert_eq!(w.pick(), Some(id));
+}
+
+#[test]
+fn a_named_server_that_was_announced_first_is_one_entry() {
+    let mut w = World::new();
+    let name = ServerName { host: "desk".to_owned(), port: 11435 };
+    w.pool.add_named(w.now, name.clone());
+    // Its announcement comes before its name is resolved.
+    w.input(sighting(1, 1, 1));
+    let [(named, target), (announced, _)] = &w.checks()[..] else { panic!("two checks") };
+    assert_eq!(*target, Target::Name(name));
+    w.input(Input::Checked(*announced, healthy(address(1), 1)));
+    assert_eq!(w.pick(), Some(*announced));
+    w.input(Input::Checked(*named, healthy(address(1), 1)));
+    assert_eq!(w.pool.len(), 2, "somebody uses it");
+    w.done(*announced);
+    w.pass(ms(1300));
+    for (id, _) in w.checks() {
+        w.input(Input::Checked(id, healthy(address(1), 1)));
+    }
+    assert_eq!(w.pool.len(), 1);
+    assert_eq!(w.pick(), Some(*named));
+    w.input(sighting(1, 1, 1));
+    assert_eq!(w.pool.len(), 1);
+}
+
+#[test]
+fn silent_strangers_give_way_to_a_newcomer_and_do_not_hold_up_checks() {
+    let mut w = World::new();
+    for host in 1..=4 {
+        w.input(sighting(host, host, 1));
+    }
+    let mut running = w.checks();
+    assert_eq!((w.pool.len(), running.len()), (4, MAX_VERIFICATIONS), "the pool is full");
+    // All of them stay silent, and each is being asked again.
+    for _ in 0..12 {
+        let (id, _) = running.remove(0);
+        w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
+        w.pass(ms(2000));
+        running.extend(w.checks());
+        assert_eq!(running.len(), MAX_VERIFICATIONS);
+    }
+    // A newcomer is let in nevertheless, and asked as soon as one of them has reported.
+    w.input(sighting(5, 5, 1));
+    assert!(w.pool.backends.iter().any(|b| b.addresses == [address(5)]));
+    assert_eq!(w.checks(), [], "three are under way, one of them for nobody");
+    let (id, _) = running.remove(0);
+    w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
+    let [(id, target)] = &w.checks()[..] else { panic!("one check") };
+    assert_eq!(*target, Target::Address(address(5)));
+    w.input(Input::Checked(*id, healthy(address(5), 1)));
+    assert_eq!(w.pick(), Some(*id));
+}
+
+#[test]
+fn a_check_that_got_lost_is_not_mixed_up_with_the_next_one() {
+    let mut w = World::new();
+    let id = w.server(1);
+    w.input(sighting(2, 1, 1));
+    assert_eq!(w.checks(), [(id, Target::Address(address(2)))], "and that job is dropped");
+    w.pass(ms(6100));
+    for left in [1, 0] {
+        assert_eq!(w.checks(), [(id, Target::Address(address(1)))]);
+        w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
+        assert_eq!(w.pool.ready(), left, "the second silence counts");
+    }
 }
