@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::config::{OllamaUrl, THREAD_STACK, Timing};
 use crate::keyring::Keyring;
 use crate::manager::{Job, Mailbox};
-use crate::pool::{Input, Target};
+use crate::pool::{Input, MAX_CHECKS, Target};
 use crate::state;
 use crate::upstream::{Check, Upstream};
 use crate::wake::Wake;
@@ -23,9 +23,6 @@ use crate::wake::Wake;
 const TICK: Duration = Duration::from_millis(200);
 /// Ticks from one look at the files of keys to the next.
 const KEY_LOOK: u32 = 5;
-/// Checks that run at once; a silent backend holds one for the check's time-out.
-/// More than the pool spends on strangers, so that the known ones don't wait for those.
-const CHECKERS: usize = 8;
 
 /// Where the Manager puts its jobs, and where the checkers take them from.
 pub fn job_queue() -> (Sender<Job>, Receiver<Job>) {
@@ -92,8 +89,8 @@ impl Checkers {
         memory: Option<&Path>,
         wake: Option<&Wake>,
     ) -> io::Result<Self> {
-        let mut threads = Vec::with_capacity(CHECKERS);
-        for _ in 0..CHECKERS {
+        let mut threads = Vec::with_capacity(MAX_CHECKS);
+        for _ in 0..MAX_CHECKS {
             let jobs = jobs.clone();
             let mailbox = mailbox.clone();
             let timeout = timing.health_timeout;

@@ -22,7 +22,7 @@ use crate::catalog::Inventory;
 use crate::dispatch::{Answers, Asker, Dispatch, Request};
 use crate::offer::{Board, Offer};
 use crate::pool::{
-    Action, BackendId, Input, Outcome, Pick, Pool, Report, Target, Transition, Wanted,
+    Action, BackendId, CheckResult, Input, Outcome, Pick, Pool, Report, Target, Transition, Wanted,
 };
 use crate::wire::OllamaVersion;
 
@@ -395,15 +395,13 @@ impl Manager {
                         self.take_down(false);
                     }
                     self.dispatch.handle(now, input, &mut self.actions, &mut self.answers);
-                    self.deliver(now);
-                    self.act();
+                    self.carry_out(now);
                     self.update_offer(now, true);
                     self.update_offer(now, false);
                 }
                 Event::Lease(caller, request) => {
                     self.dispatch.ask(now, caller, request, &mut self.answers);
-                    self.deliver(now);
-                    self.act();
+                    self.carry_out(now);
                 }
                 Event::Inventories(reply) => self.lists.push((now, reply)),
             }
@@ -424,11 +422,9 @@ impl Manager {
 
     /// Hands out the answers. What nobody takes any more goes to the next who waits.
     fn deliver(&mut self, now: Instant) {
-        while !self.answers.is_empty() {
-            for (caller, answer) in std::mem::take(&mut self.answers) {
-                if let Some(pick) = caller.answer(answer) {
-                    self.dispatch.untaken(now, &pick, &mut self.actions, &mut self.answers);
-                }
+        for (caller, answer) in std::mem::take(&mut self.answers) {
+            if let Some(pick) = caller.answer(answer) {
+                self.dispatch.untaken(now, &pick, &mut self.actions, &mut self.answers);
             }
         }
     }
@@ -468,17 +464,24 @@ impl Manager {
         }
     }
 
-    fn hand_out(&self, job: Job) {
-        if self.jobs.try_send(job).is_err() {
+    /// False when the queue is full.
+    fn hand_out(&self, job: Job) -> bool {
+        let is_taken = self.jobs.try_send(job).is_ok();
+        if !is_taken {
             log::debug!("job queue full, job dropped");
         }
+        is_taken
     }
 
-    fn act(&mut self) {
+    fn act(&mut self, now: Instant) {
         for action in std::mem::take(&mut self.actions) {
             match action {
                 Action::Check(id, target, wants_inventory) => {
-                    self.hand_out(Job::Check(CheckJob { id, target, wants_inventory }));
+                    if !self.hand_out(Job::Check(CheckJob { id, target, wants_inventory })) {
+                        // It is asked for again soon.
+                        let void = Input::Checked(id, CheckResult::Void);
+                        self.dispatch.handle(now, void, &mut self.actions, &mut self.answers);
+                    }
                 }
                 Action::Report(transition) => {
                     report(&transition);
@@ -490,6 +493,14 @@ impl Manager {
                     }
                 }
             }
+        }
+    }
+
+    /// Hands out what was decided.
+    fn carry_out(&mut self, now: Instant) {
+        while !self.answers.is_empty() || !self.actions.is_empty() {
+            self.deliver(now);
+            self.act(now);
         }
     }
 }

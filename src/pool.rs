@@ -29,8 +29,13 @@ use crate::wire::{Identity, OllamaVersion};
 
 pub use choice::{NoPick, Pick, Task, Wanted};
 
-/// Health checks of announced servers that were never well that may run at once: fewer than there
-/// are checkers, so that strangers which don't answer can't hold up the checks of the others.
+/// Health checks that may run at once. More would only wait, and those that wait can't be put in
+/// another order.
+pub const MAX_CHECKS: usize = 8;
+/// Of these, checks of servers whose last one failed: whoever stays silent takes his time, and must
+/// not hold up the checks of the others.
+const MAX_DOUBTFUL: usize = 5;
+/// Of these in turn, checks of announced servers that were never well.
 const MAX_VERIFICATIONS: usize = 3;
 /// Servers that one address may announce, loopback apart: one machine runs few, and whoever
 /// announces more must not fill the pool.
@@ -376,6 +381,11 @@ impl Backend {
         self.is_discovered() && self.round_trip.is_none()
     }
 
+    /// Whether it has announced itself since it was asked last.
+    fn is_heard(&self) -> bool {
+        self.checked_at.is_none_or(|at| self.last_seen > at)
+    }
+
     /// Whether it is a stranger that was asked and had its chance.
     fn has_failed_first(&self) -> bool {
         self.is_stranger() && self.failures > 0 && self.in_flight == 0
@@ -642,9 +652,10 @@ impl Pool {
         };
         let is_new_run = backend.instance != instance;
         let is_new_address = !backend.addresses.contains(&address);
-        if backend.health != Health::Ready {
-            // Of all its places this is the likeliest.
+        if !backend.is_usable() {
+            // Of all its places this is the likeliest, which a check has to show.
             backend.use_address(address);
+            backend.in_doubt = true;
         } else if is_new_address {
             backend.candidate = Some(address);
         }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::{
     Action, Backend, BackendId, CheckResult, FIRST_RETRY, FORGET_AFTER, Health, INVENTORY_AGE,
-    LEGACY_RETRY, LONG_RETRY, MAX_ADDRESSES, MAX_VERIFICATIONS, Origin, Pool, Rules, SHORT_RETRY,
-    Transition,
+    LEGACY_RETRY, LONG_RETRY, MAX_ADDRESSES, MAX_CHECKS, MAX_DOUBTFUL, MAX_VERIFICATIONS, Origin,
+    Pool, Rules, SHORT_RETRY, Transition,
 };
 
 impl Pool {
@@ -57,7 +57,8 @@ impl Pool {
             backend.next_check = now + FIRST_RETRY;
             return;
         }
-        if was_candidate {
+        let is_well = matches!(result, CheckResult::Healthy { .. });
+        if was_candidate && !(is_well && backend.in_doubt) {
             // Whoever hears an announcement can repeat its identity, so a backend that is well
             // never moves: the new address is used once the old one has failed.
             if let CheckResult::Healthy { address, .. } = result
@@ -72,7 +73,6 @@ impl Pool {
             return;
         }
         let asked = backend.checking_address.take();
-        let is_well = matches!(result, CheckResult::Healthy { .. });
         if !is_well && asked.is_some_and(|asked| backend.addresses.first() != Some(&asked)) {
             // It was announced elsewhere meanwhile, and this says nothing about there.
             backend.next_check = now;
@@ -197,28 +197,36 @@ impl Pool {
         }
     }
 
-    /// Starts the checks that are due. Strangers share a few places, so that silent ones, of which
-    /// anyone can announce many, don't delay the checks of the others.
+    /// Starts the checks that are due, as many as may run. Silent servers, of which anyone can
+    /// announce many, leave places for the others.
     pub(super) fn start_checks(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let is_running = |b: &&Backend| b.is_stranger() && b.checking_since.is_some();
-        let running = self.backends.iter().filter(is_running).count() + self.abandoned.len();
-        let mut places = MAX_VERIFICATIONS.saturating_sub(running);
+        let running = |kind: &dyn Fn(&Backend) -> bool| {
+            let checked = self.backends.iter().filter(|b| b.checking_since.is_some());
+            checked.filter(|b| kind(b)).count() + self.abandoned.len()
+        };
+        let mut places = MAX_CHECKS.saturating_sub(running(&|_| true));
+        let mut doubtful = MAX_DOUBTFUL.saturating_sub(running(&|b| b.failures > 0));
+        let mut strange = MAX_VERIFICATIONS.saturating_sub(running(&Backend::is_stranger));
         let mut due: Vec<&mut Backend> = self
             .backends
             .iter_mut()
             .filter(|b| b.checking_since.is_none() && b.next_check <= now)
             .collect();
-        // Strangers that have failed come last. Among equals whoever was asked longest ago, so that
-        // none waits for ever, however many are announced.
-        due.sort_by_key(|b| (b.is_stranger() && b.failures > 0, b.checked_at, b.next_check));
+        // Strangers that have failed come last. Among equals those that were heard of since, then
+        // whoever was asked longest ago, so that none waits for ever.
+        due.sort_by_key(|b| {
+            (b.is_stranger() && b.failures > 0, !b.is_heard(), b.checked_at, b.next_check)
+        });
         for backend in due {
-            let is_stranger = backend.is_stranger();
-            if is_stranger && places == 0 {
+            let (is_stranger, is_doubtful) = (backend.is_stranger(), backend.failures > 0);
+            if places == 0 || (is_stranger && strange == 0) || (is_doubtful && doubtful == 0) {
                 continue;
             }
             let wants_inventory = self.rules.inventories && backend.inventory_due <= now;
             if let Some(target) = backend.next_target() {
-                places -= usize::from(is_stranger);
+                places -= 1;
+                strange -= usize::from(is_stranger);
+                doubtful -= usize::from(is_doubtful);
                 backend.checking_since = Some(now);
                 backend.checked_at = Some(now);
                 actions.push(Action::Check(backend.id, target, wants_inventory));

@@ -900,3 +900,63 @@ fn a_check_that_got_lost_is_not_mixed_up_with_the_next_one() {
         assert_eq!(w.pool.ready(), left, "the second silence counts");
     }
 }
+
+#[test]
+fn an_address_that_is_well_is_used_at_once_when_the_old_ones_fail() {
+    let mut w = World::new();
+    let id = w.server(1);
+    for host in [2, 3] {
+        w.input(sighting(host, 1, 1));
+        w.checks();
+        w.input(Input::Checked(id, healthy(address(host), 1)));
+        w.checks();
+        w.input(Input::Checked(id, healthy(address(1), 1)));
+    }
+    w.pass(ms(1300));
+    assert_eq!(w.checks(), [(id, Target::Address(address(1)))]);
+    w.input(sighting(4, 1, 1));
+    w.input(Input::Checked(id, CheckResult::Refused("gone".to_owned())));
+    // It has three places left; the one just announced is asked first and used if it is well.
+    assert_eq!(w.checks(), [(id, Target::Address(address(4)))]);
+    w.input(Input::Checked(id, healthy(address(4), 1)));
+    let in_use = w.pool.pick(w.now, &[], &Wanted::default()).map(|pick| pick.address);
+    assert_eq!(in_use, Ok(address(4)));
+}
+
+#[test]
+fn many_silent_servers_are_noticed_and_do_not_hold_up_one_that_comes_back() {
+    let mut w = World::new();
+    w.pool.rules.max_servers = 64;
+    let ids: Vec<BackendId> = (1..=40).map(|host| w.server(host)).collect();
+    // All vanish at once. Each check takes its whole time-out, and only so many run at once.
+    let mut running: Vec<(Instant, BackendId, Target)> = Vec::new();
+    let start = w.now;
+    while w.now - start < Duration::from_secs(30) {
+        w.pass(ms(100));
+        running.extend(w.checks().into_iter().map(|(id, target)| (w.now, id, target)));
+        assert!(running.len() <= MAX_CHECKS);
+        while let Some(at) = running.iter().position(|(since, ..)| w.now - *since >= ms(1500)) {
+            let (since, id, target) = running.remove(at);
+            // The last one comes back after 25 s and says so.
+            let is_back = Target::Address(address(40)) == target;
+            let result = match is_back && since - start > Duration::from_secs(25) {
+                true => healthy(address(40), 1),
+                false => CheckResult::Silent("timed out".to_owned()),
+            };
+            w.input(Input::Checked(id, result));
+            running.extend(w.checks().into_iter().map(|(id, target)| (w.now, id, target)));
+        }
+        w.actions.clear();
+        if w.now - start == Duration::from_secs(24) {
+            assert_eq!(w.pool.ready(), 0, "all were noticed");
+        }
+        if w.now - start == ms(25_100) {
+            w.input(sighting(40, 40, 1));
+            running.extend(w.checks().into_iter().map(|(id, target)| (w.now, id, target)));
+        }
+        if w.now - start > ms(28_500) {
+            assert_eq!(w.pick(), Some(ids[39]), "asked before the silent ones");
+            w.done(ids[39]);
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The daemon under test: everything that decides, put together as the threads do it, without
+//! threads. What the real ones do besides is carrying messages.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use ollana::dispatch::{Answers, Asker, Dispatch, Patience, Refused, Request};
+use ollana::pool::{Action, BackendId, CheckResult, Input, Outcome, Pick, Pool, Report, Target};
+use ollana::probing::{Expected, Schedule};
+use ollana::wire::Identity;
+
+/// Jobs that may wait for a checker.
+const JOBS: usize = 128;
+
+/// A worker that waits for a lease.
+#[derive(Debug)]
+pub(crate) struct Token {
+    pub(crate) request: usize,
+    pub(crate) is_present: Rc<Cell<bool>>,
+}
+
+impl Asker for Token {
+    fn is_present(&self) -> bool {
+        self.is_present.get()
+    }
+}
+
+/// What comes by the Manager's mailbox.
+#[derive(Debug)]
+pub(crate) enum Mail {
+    Input(Input),
+    /// With the address that was checked.
+    Checked(Input, SocketAddr),
+    Ask(Token, Request),
+}
+
+/// A health check to run.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) id: BackendId,
+    pub(crate) address: SocketAddr,
+    pub(crate) wants_inventory: bool,
+}
+
+/// A lease, and which offer it was taken from without asking.
+#[derive(Clone, Debug)]
+pub(crate) struct Lease {
+    pub(crate) pick: Pick,
+    offer: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Offer {
+    number: u64,
+    pick: Pick,
+    taken: u32,
+}
+
+/// The client daemon.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) dispatch: Dispatch<Token>,
+    pub(crate) schedule: Schedule,
+    pub(crate) expected: Expected,
+    pub(crate) jobs: VecDeque<Job>,
+    offer: Option<Offer>,
+    offers: u64,
+    actions: Vec<Action>,
+    answers: Answers<Token>,
+    /// Whether the queue of jobs is full, whoever filled it.
+    pub(crate) loses_jobs: bool,
+}
+
+/// Who we are.
+pub(crate) const OWN: Identity = Identity([0xEE; 16]);
+
+impl Client {
+    pub(crate) fn new(now: Instant, pool: Pool) -> Client {
+        let patience = Patience {
+            expected: Duration::from_millis(1500),
+            busy: Duration::from_secs(60),
+            wake: None,
+        };
+        Client {
+            dispatch: Dispatch::new(pool, patience),
+            schedule: Schedule::new(now, Duration::from_secs(5)),
+            expected: Expected::new(OWN),
+            jobs: VecDeque::new(),
+            offer: None,
+            offers: 0,
+            actions: Vec::new(),
+            answers: Vec::new(),
+            loses_jobs: false,
+        }
+    }
+
+    /// One turn of the Manager's loop; what its askers get to hear.
+    pub(crate) fn turn(
+        &mut self,
+        now: Instant,
+        mail: Mail,
+    ) -> Vec<(usize, Result<Lease, Refused>)> {
+        let mut heard = Vec::new();
+        match mail {
+            Mail::Ask(token, request) => {
+                self.dispatch.ask(now, token, request, &mut self.answers);
+                self.carry_out(now, &mut heard);
+            }
+            Mail::Input(input) | Mail::Checked(input, _) => {
+                if matches!(&input, Input::Noted(_, report) if report.is_trouble()) {
+                    self.take_down();
+                }
+                self.dispatch.handle(now, input, &mut self.actions, &mut self.answers);
+                self.carry_out(now, &mut heard);
+                let sole = self.dispatch.sole(now, false);
+                if self.offer.as_ref().map(|offer| &offer.pick) != sole.as_ref() {
+                    self.take_down();
+                    self.offers += 1;
+                    let number = self.offers;
+                    self.offer = sole.map(|pick| Offer { number, pick, taken: 0 });
+                }
+            }
+        }
+        heard
+    }
+
+    fn carry_out(&mut self, now: Instant, heard: &mut Vec<(usize, Result<Lease, Refused>)>) {
+        while !self.answers.is_empty() || !self.actions.is_empty() {
+            for (token, answer) in std::mem::take(&mut self.answers) {
+                match answer {
+                    Ok(pick) if !token.is_present() => {
+                        self.dispatch.untaken(now, &pick, &mut self.actions, &mut self.answers);
+                    }
+                    Ok(pick) => heard.push((token.request, Ok(Lease { pick, offer: None }))),
+                    Err(refused) => heard.push((token.request, Err(refused))),
+                }
+            }
+            for action in std::mem::take(&mut self.actions) {
+                self.act(now, action);
+            }
+        }
+    }
+
+    fn act(&mut self, now: Instant, action: Action) {
+        let Action::Check(id, target, wants_inventory) = action else { return };
+        let address = match target {
+            Target::Address(address) => address,
+            Target::Name(name) => name.to_string().parse().expect("a name that is an address"),
+        };
+        if self.loses_jobs || self.jobs.len() >= JOBS {
+            let void = Input::Checked(id, CheckResult::Void);
+            self.dispatch.handle(now, void, &mut self.actions, &mut self.answers);
+        } else {
+            self.jobs.push_back(Job { id, address, wants_inventory });
+        }
+    }
+
+    fn take_down(&mut self) {
+        if let Some(offer) = self.offer.take() {
+            self.dispatch.adopt(offer.pick.id, offer.taken);
+        }
+    }
+
+    /// What hangs out for everybody.
+    pub(crate) fn take_offer(&mut self) -> Option<Lease> {
+        let offer = self.offer.as_mut()?;
+        offer.taken += 1;
+        Some(Lease { pick: offer.pick.clone(), offer: Some(offer.number) })
+    }
+
+    /// What has to be told when a lease ends.
+    pub(crate) fn give_back(&mut self, lease: &Lease, report: Report) -> Option<Input> {
+        if let (Some(number), Some(offer)) = (lease.offer, &mut self.offer)
+            && number == offer.number
+        {
+            offer.taken -= 1;
+            return report.is_news().then_some(Input::Noted(lease.pick.id, report));
+        }
+        Some(Input::Finished(lease.pick.id, report))
+    }
+
+    /// Leases that are out, as it knows.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.dispatch.pool().in_flight() + self.offer.as_ref().map_or(0, |offer| offer.taken)
+    }
+}
+
+/// A lease that ends without more to tell.
+pub(crate) fn plain(outcome: Outcome) -> Report {
+    outcome.into()
+}
