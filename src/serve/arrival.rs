@@ -108,7 +108,9 @@ impl Arrivals {
 fn processes() -> Vec<PathBuf> {
     let own = fs::read_link("/proc/self/ns/net").ok();
     let is_ours = |process: &PathBuf| {
-        let is_ollama = fs::read(process.join("comm")).is_ok_and(|name| name == b"ollama\n");
+        // Such as `ollama`, or `.ollama-wrapped` where a script starts it.
+        let is_named = |name: Vec<u8>| name.windows(6).any(|part| part == b"ollama");
+        let is_ollama = fs::read(process.join("comm")).is_ok_and(is_named);
         // A container's network isn't ours; where that can't be told, it is taken for ours.
         let net = || fs::read_link(process.join("ns/net"));
         is_ollama && net().map_or(true, |net| own.as_ref() == Some(&net))
