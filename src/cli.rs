@@ -28,6 +28,8 @@ pub enum Command {
 /// What a [`Tool`] does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
+    /// Finds out what is wrong.
+    Doctor,
     /// Writes what a shell needs to complete our command line.
     Completions,
     /// Writes the man page.
@@ -76,6 +78,7 @@ struct Grammar {
 
 /// Every command besides `serve` and `help`.
 const VERBS: &[Grammar] = &[
+    Grammar { name: "doctor", verb: Verb::Doctor, switches: &["json"], operands: 0, words: &[] },
     Grammar {
         name: "completions",
         verb: Verb::Completions,
@@ -150,6 +153,8 @@ Commands: ollana COMMAND [OPTION ...]
   takeover              move an Ollama that systemd runs to port 11438, so that
                         port 11434 shows all models of the LAN; says what it
                         will do and asks first, --yes doesn't; --undo: move back
+  doctor                look at ports, interfaces, firewall, Ollama and servers,
+                        say what is wrong and what to do about it; --json
   completions SHELL     print completions for bash, zsh or fish
   man                   print the man page: ollana man | man -l -
   help [PAGE]           options; commands, service or limits

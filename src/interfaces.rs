@@ -36,6 +36,28 @@ pub fn broadcast_interfaces(wanted: &[String]) -> Vec<Interface> {
     choose(all, wanted)
 }
 
+/// The interfaces with an IPv4 address that [`broadcast_interfaces`] leaves out, and why.
+pub fn other_interfaces(wanted: &[String]) -> Vec<(String, Ipv4Addr, &'static str)> {
+    let used: Vec<Ipv4Addr> = broadcast_interfaces(wanted).iter().map(|i| i.address).collect();
+    let is_virtual = |name: &str| VIRTUAL.iter().any(|prefix| name.starts_with(prefix));
+    let all = if_addrs::get_if_addrs().unwrap_or_default();
+    let others = all.into_iter().filter(|interface| !interface.is_loopback());
+    others
+        .filter_map(|interface| {
+            let IpAddr::V4(ip) = interface.ip() else { return None };
+            let why = match &interface.oper_status {
+                _ if used.contains(&ip) => return None,
+                if_addrs::IfOperStatus::Down => "is down",
+                _ if interface.is_p2p() => "is a tunnel, such as a VPN's, without broadcasts",
+                _ if is_virtual(&interface.name) => "is of containers or virtual machines",
+                _ if !wanted.is_empty() => "is not named by --interface",
+                _ => "has no broadcast address",
+            };
+            Some((interface.name, ip, why))
+        })
+        .collect()
+}
+
 fn choose(all: Vec<Interface>, wanted: &[String]) -> Vec<Interface> {
     if !wanted.is_empty() {
         return all.into_iter().filter(|i| wanted.contains(&i.name)).collect();

@@ -1,6 +1,7 @@
 //! The commands besides `serve`: each does one thing, prints, and exits.
 
 mod completions;
+mod doctor;
 mod man;
 mod pair;
 mod peers;
@@ -22,6 +23,7 @@ pub fn run(tool: &Tool) -> ExitCode {
         Verb::Completions => {
             completions::script(tool.operands.first().map(String::as_str)).map(print)
         }
+        Verb::Doctor => return doctor::run(tool),
         Verb::Man => {
             print(man::page());
             Ok(())

@@ -22,6 +22,7 @@ mod netns {
     mod watch;
 
     mod basics;
+    mod doctor;
     mod failover;
     mod hangup;
     mod hostile;

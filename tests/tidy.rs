@@ -21,7 +21,7 @@ const LAYERS: &[&[&str]] = &[
     &["intake", "exchange", "liveness", "discovery"],
     &["proxy"],
     &["cli", "journal", "background", "serve"],
-    &["tools"],
+    &["tools", "doctor"],
     &["main", "lib"],
 ];
 

@@ -141,7 +141,11 @@ fn serve(mut stream: &TcpStream, shared: &Shared) -> io::Result<bool> {
         shared.state().requests.push(target.to_owned());
     }
     let answer = body(stream, length.and_then(|text| text.parse().ok()).unwrap_or(0), shared)
-        .and_then(|()| answer(stream, target, shared));
+        .and_then(|()| match head.contains("\r\nhost: rebinding.example\r\n") {
+            // As Ollama does to a name that it doesn't know.
+            true => stream.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"),
+            false => answer(stream, target, shared),
+        });
     if answer.is_err() {
         shared.state().left = Some(Instant::now());
         let _ = stream.shutdown(Shutdown::Both);

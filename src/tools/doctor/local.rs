@@ -1,0 +1,299 @@
+//! This machine: its ports and who has them, its Ollama, what it runs in.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use super::ask::{self, Answer};
+use super::holders::{Holder, holders};
+use super::report::Report;
+use crate::config::{ModeChoice, OLLAMA_PORT, POOLED_PORT, SERVER_PORT, Settings};
+use crate::interfaces;
+use crate::upstream::describe_io;
+
+/// A clock before this was never set; seconds since 1970.
+const LEAST_TIME: u64 = 1_767_225_600; // 2026-01-01
+
+/// Who answers at an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Who {
+    Nobody,
+    Ollama(String),
+    Ollana,
+    /// It holds the port and is neither.
+    Other,
+}
+
+/// An address of this machine that ollana or Ollama should have.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) address: SocketAddr,
+    pub(super) is_servers: bool,
+    pub(super) who: Who,
+}
+
+/// What was seen of this machine.
+#[derive(Debug)]
+pub(super) struct Here {
+    /// The local Ollama's version, or why there is none.
+    pub(super) ollama: Result<String, String>,
+    pub(super) is_client: bool,
+    pub(super) is_server: bool,
+    pub(super) places: Vec<Place>,
+    holders: Vec<Holder>,
+}
+
+impl Here {
+    /// Whether an ollana of ours shares its Ollama.
+    pub(super) fn shares(&self) -> bool {
+        self.places.iter().any(|place| place.is_servers && place.who == Who::Ollana)
+    }
+
+    /// Whoever has a UDP port, as text.
+    pub(super) fn udp_holder(&self, port: u16) -> Option<String> {
+        let mut found = self.holders.iter().filter(|h| h.is_udp && h.address.port() == port);
+        found.next().map(|holder| named(holder.program.as_ref()))
+    }
+
+    fn holder(&self, address: SocketAddr) -> Option<&Holder> {
+        let is_same = |holder: &&Holder| {
+            let (own, other) = (holder.address.ip(), address.ip());
+            !holder.is_udp
+                && holder.address.port() == address.port()
+                && (own == other || own.is_unspecified() || other.is_unspecified())
+        };
+        self.holders.iter().find(is_same)
+    }
+}
+
+fn named(program: Option<&(String, u32)>) -> String {
+    match program {
+        Some((name, pid)) => format!("{name} (process {pid})"),
+        None => "another user's program (root sees which)".to_owned(),
+    }
+}
+
+/// Looks at ports and asks whoever answers.
+pub(super) fn look(settings: &Settings) -> Here {
+    let url = settings.ollama_url();
+    let address = (url.host.as_str(), url.port).to_socket_addrs();
+    let address = address.ok().and_then(|mut all| all.next());
+    let ollama = match address.map(|address| ask::get(address, "Host: localhost")) {
+        None => Err(format!("{}: no such host", url.host)),
+        Some(Err(error)) => Err(describe_io(&error)),
+        Some(Ok(answer)) => match (answer.is_from_ollana(), answer.version()) {
+            (true, _) => Err("an ollana answers there".to_owned()),
+            (false, Some(version)) => Ok(version),
+            (false, None) => Err(format!("status {}, which is not Ollama's", answer.status)),
+        },
+    };
+    let server = |ip| SocketAddr::new(ip, SERVER_PORT);
+    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let is_shared = who(server(any)) == Who::Ollana;
+    let (is_client, is_server) = match settings.mode {
+        ModeChoice::Client => (true, false),
+        ModeChoice::Server => (false, true),
+        ModeChoice::Both => (true, true),
+        ModeChoice::Auto => {
+            let is_server = ollama.is_ok() || is_shared;
+            (!is_server, is_server)
+        }
+    };
+    let both = settings.mode == ModeChoice::Both;
+    let port = if both && url.port == OLLAMA_PORT { POOLED_PORT } else { OLLAMA_PORT };
+    let given = &settings.listen;
+    let mut wanted: Vec<(SocketAddr, bool)> = Vec::new();
+    if is_client && !given.is_empty() {
+        wanted.extend(given.iter().map(|address| (*address, false)));
+    } else {
+        let own = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        wanted.extend(own.map(|ip| (SocketAddr::new(ip, port), false)));
+    }
+    let given = if both { &settings.share } else { &settings.listen };
+    if is_server && !given.is_empty() {
+        wanted.extend(given.iter().map(|address| (*address, true)));
+    } else {
+        wanted.push((server(any), true));
+    }
+    let places: Vec<Place> = wanted
+        .into_iter()
+        .map(|(address, is_servers)| Place { address, is_servers, who: who(address) })
+        .collect();
+    let mut ports: Vec<u16> = places.iter().map(|place| place.address.port()).collect();
+    ports.extend([settings.discovery_port, url.port]);
+    Here { ollama, is_client, is_server, places, holders: holders(&ports) }
+}
+
+fn who(address: SocketAddr) -> Who {
+    match ask::get(reached(address), "Host: localhost") {
+        Ok(answer) if answer.is_from_ollana() => Who::Ollana,
+        Ok(answer) => answer.version().map_or(Who::Other, Who::Ollama),
+        Err(error) => match error.kind() {
+            std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::AddrNotAvailable => {
+                Who::Nobody
+            }
+            // No IPv6 here at all.
+            _ if address.is_ipv6() && error.kind() != std::io::ErrorKind::TimedOut => Who::Nobody,
+            _ => Who::Other,
+        },
+    }
+}
+
+/// Where an address that one listens on is reached.
+fn reached(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, address.port()).into(),
+        _ => address,
+    }
+}
+
+/// Ports and who has them.
+pub(super) fn ports(report: &mut Report, settings: &Settings, here: &Here) {
+    let is_running = here.places.iter().any(|place| place.who == Who::Ollana);
+    for place in &here.places {
+        let address = place.address;
+        let is_wanted = if place.is_servers { here.is_server } else { here.is_client };
+        let option = match (place.is_servers, settings.mode) {
+            (true, ModeChoice::Both) => "--share",
+            _ => "--listen",
+        };
+        let program = here.holder(address).and_then(|holder| holder.program.as_ref());
+        let by = program.map_or(String::new(), |(name, pid)| format!(", {name} (process {pid})"));
+        match &place.who {
+            Who::Ollama(version) if place.is_servers || here.ollama.is_err() => report.wrong(
+                format!("{address}: an Ollama {version}{by} has it"),
+                format!("share it: --ollama http://{}", reached(address)),
+            ),
+            Who::Ollama(version) => report.well(format!("{address}: Ollama {version}{by}")),
+            Who::Ollana => report.well(format!("{address}: ollana{by}")),
+            Who::Nobody if is_wanted && address.is_ipv4() && !is_running => report.hint(
+                format!("{address} is free: no ollana runs here"),
+                "start it: ollana, or systemctl start ollana",
+            ),
+            Who::Nobody if is_wanted && address.is_ipv4() => {
+                report.hint(format!("{address} is free"), "restart ollana, if it should have it");
+            }
+            Who::Nobody => {}
+            Who::Other => {
+                let text = format!(
+                    "{address} is held by {}, which is neither Ollama nor ollana",
+                    named(program)
+                );
+                if is_wanted {
+                    let fix =
+                        format!("stop it, or give ollana another address: {option} ADDR:PORT");
+                    report.wrong(text, fix);
+                } else {
+                    report.note(text);
+                }
+            }
+        }
+    }
+    for place in &here.places {
+        if matches!(place.who, Who::Ollama(_) | Who::Ollana) {
+            checks(report, reached(place.address), &place.who);
+        }
+    }
+}
+
+/// Whether pages of other sites are kept out.
+fn checks(report: &mut Report, address: SocketAddr, who: &Who) {
+    let name = if *who == Who::Ollana { "ollana" } else { "Ollama" };
+    let host = ask::get(address, "Host: rebinding.example");
+    if host.as_ref().is_ok_and(|answer| answer.status == 200) {
+        report.warn(
+            format!("{name} at {address} answers to any Host: a web page can reach it"),
+            "update it; a proxy in front of it must keep the Host it was called by",
+        );
+    }
+    let origin = "https://page.example";
+    let allowed = ask::get(address, &format!("Host: localhost\r\nOrigin: {origin}"));
+    let allows = |answer: &Answer| {
+        let field = answer.field("access-control-allow-origin");
+        field.is_some_and(|allowed| allowed == "*" || allowed == origin)
+    };
+    if allowed.as_ref().is_ok_and(allows) {
+        report.warn(
+            format!("{name} at {address} lets the pages of every web site use it"),
+            "narrow OLLAMA_ORIGINS of Ollama, and restart it",
+        );
+    }
+    let is_closed =
+        |answer: &std::io::Result<Answer>| answer.as_ref().is_ok_and(|answer| answer.status == 403);
+    if is_closed(&host) && !allowed.as_ref().is_ok_and(allows) {
+        report.well(format!("{name} at {address} refuses a foreign Host and other sites' pages"));
+    }
+}
+
+/// The Ollama of this machine.
+pub(super) fn ollama(report: &mut Report, settings: &Settings, here: &Here) {
+    let url = settings.ollama_url();
+    match &here.ollama {
+        Ok(version) => report.well(format!("Ollama {version} answers at {url}")),
+        Err(reason) if here.is_server => report.wrong(
+            format!("no Ollama to share at {url}: {reason}"),
+            "start it: ollama serve, or systemctl start ollama; if it is elsewhere: --ollama URL",
+        ),
+        Err(_) => report.note("none: this machine uses the LAN's"),
+    }
+    let Ok(version) = &here.ollama else { return };
+    let host = url.host.parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let holder = here.holder(SocketAddr::new(host, url.port));
+    let variable = holder.and_then(|holder| variable(holder.program.as_ref()?.1, "OLLAMA_HOST"));
+    for interface in interfaces::broadcast_interfaces(&[]) {
+        let address = SocketAddr::new(interface.address.into(), url.port);
+        let field = format!("Host: {address}");
+        let answer = ask::get(address, &field).ok().filter(|answer| !answer.is_from_ollana());
+        if answer.and_then(|answer| answer.version()).is_some_and(|other| other == *version) {
+            let set = variable.as_ref().map_or(String::new(), |v| format!(" (OLLAMA_HOST={v})"));
+            report.warn(
+                format!(
+                    "Ollama itself answers the network at {address}{set}, past ollana's checks"
+                ),
+                "set OLLAMA_HOST=127.0.0.1 for it (systemctl edit ollama), and restart it",
+            );
+        }
+    }
+}
+
+/// A variable of a process, where that may be seen.
+fn variable(pid: u32, name: &str) -> Option<String> {
+    let bytes = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let mut variables = bytes.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+    variables.find_map(|one| Some(one.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
+}
+
+/// What this machine is, and its clock.
+pub(super) fn surroundings(report: &mut Report) {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    if now.as_secs() < LEAST_TIME {
+        report.warn(
+            "the clock was never set: ollana doesn't mind, but Ollama can't pull models",
+            "timedatectl set-ntp true, or wait for the network's time",
+        );
+    }
+    let kernel = fs::read_to_string("/proc/version").unwrap_or_default().to_lowercase();
+    if kernel.contains("microsoft") {
+        report.hint(
+            "this is WSL2: behind its NAT, broadcasts don't reach the LAN",
+            "networkingMode=mirrored in .wslconfig, or name a server: --server HOST",
+        );
+    }
+    let is_container = ["/.dockerenv", "/run/.containerenv"].iter().any(|p| Path::new(p).exists())
+        || std::env::var_os("container").is_some();
+    if is_container {
+        report.hint(
+            "this is a container: on a bridge of its own, broadcasts don't leave the machine",
+            "run it with --network host, or name a server: --server HOST",
+        );
+    }
+    if cfg!(target_os = "macos") {
+        report.hint(
+            "macOS asks once whether ollana may see the local network",
+            "System Settings > Privacy & Security > Local Network: allow ollana",
+        );
+    }
+    report.well(format!("ollana {}, {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS));
+}

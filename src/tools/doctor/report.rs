@@ -1,0 +1,202 @@
+//! What was found, and how it is shown. Pure.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Level {
+    /// As it should be.
+    Well,
+    /// Worth knowing.
+    Note,
+    /// It works, but not for everybody or not safely.
+    Warning,
+    /// It can't work.
+    Wrong,
+}
+
+impl Level {
+    fn word(self) -> &'static str {
+        match self {
+            Level::Well => "ok",
+            Level::Note => "note",
+            Level::Warning => "warn",
+            Level::Wrong => "WRONG",
+        }
+    }
+
+    fn colour(self) -> &'static str {
+        match self {
+            Level::Well => "32",
+            Level::Note => "36",
+            Level::Warning => "33",
+            Level::Wrong => "31",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Finding {
+    pub(super) level: Level,
+    /// Which part it is about.
+    pub(super) area: &'static str,
+    pub(super) text: String,
+    /// What to do about it.
+    pub(super) fix: Option<String>,
+}
+
+/// Everything that was found, in the order in which it was looked at.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Report {
+    pub(super) findings: Vec<Finding>,
+    area: &'static str,
+}
+
+impl Report {
+    /// What follows is about this.
+    pub(super) fn about(&mut self, area: &'static str) {
+        self.area = area;
+    }
+
+    fn add(&mut self, level: Level, text: String, fix: Option<String>) {
+        // Names come from the network.
+        let clean =
+            |text: String| text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        let (area, text, fix) = (self.area, clean(text), fix.map(clean));
+        self.findings.push(Finding { level, area, text, fix });
+    }
+
+    pub(super) fn well(&mut self, text: impl Into<String>) {
+        self.add(Level::Well, text.into(), None);
+    }
+
+    pub(super) fn note(&mut self, text: impl Into<String>) {
+        self.add(Level::Note, text.into(), None);
+    }
+
+    pub(super) fn hint(&mut self, text: impl Into<String>, fix: impl Into<String>) {
+        self.add(Level::Note, text.into(), Some(fix.into()));
+    }
+
+    pub(super) fn warn(&mut self, text: impl Into<String>, fix: impl Into<String>) {
+        self.add(Level::Warning, text.into(), Some(fix.into()));
+    }
+
+    pub(super) fn wrong(&mut self, text: impl Into<String>, fix: impl Into<String>) {
+        self.add(Level::Wrong, text.into(), Some(fix.into()));
+    }
+
+    /// Whether nothing has to be done.
+    pub(super) fn is_well(&self) -> bool {
+        self.findings.iter().all(|finding| finding.level < Level::Warning)
+    }
+
+    /// For people.
+    pub(super) fn text(&self, has_colours: bool) -> String {
+        let mut out = String::new();
+        let mut area = "";
+        for finding in &self.findings {
+            if finding.area != area {
+                area = finding.area;
+                let _ = writeln!(out, "{area}");
+            }
+            let word = format!("{:5}", finding.level.word());
+            let word = match has_colours {
+                true => format!("\u{1b}[{}m{word}\u{1b}[0m", finding.level.colour()),
+                false => word,
+            };
+            for (n, line) in wrapped(&finding.text, 72).iter().enumerate() {
+                let start = if n == 0 { word.as_str() } else { "     " };
+                let _ = writeln!(out, "  {start} {line}");
+            }
+            let fix = finding.fix.as_deref().unwrap_or_default();
+            for (n, line) in
+                wrapped(fix, 67).iter().enumerate().filter(|(_, line)| !line.is_empty())
+            {
+                let _ = writeln!(out, "        {} {line}", if n == 0 { "fix:" } else { "    " });
+            }
+        }
+        let count = |level| self.findings.iter().filter(|finding| finding.level == level).count();
+        let (wrong, warnings) = (count(Level::Wrong), count(Level::Warning));
+        let _ = match (wrong, warnings) {
+            (0, 0) => writeln!(out, "all is well"),
+            _ => writeln!(out, "wrong: {wrong}, warnings: {warnings}"),
+        };
+        out
+    }
+
+    /// For programs.
+    pub(super) fn json(&self) -> String {
+        let findings: Vec<Value> = self
+            .findings
+            .iter()
+            .map(|finding| {
+                json!({
+                    "level": finding.level.word().to_ascii_lowercase(),
+                    "area": finding.area,
+                    "text": finding.text,
+                    "fix": finding.fix,
+                })
+            })
+            .collect();
+        format!("{}\n", json!({ "version": 1, "ok": self.is_well(), "findings": findings }))
+    }
+}
+
+/// Lines of at most so many characters, broken at blanks.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last().map_or(0, |line| line.chars().count());
+        if line > 0 && line + 1 + word.chars().count() > width {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let mut report = Report::default();
+        report.about("ports");
+        report.well("free");
+        report.wrong("a very long line ".repeat(12), "a very long fix ".repeat(12));
+        report.about("servers");
+        report.hint("esc \u{1b}[31m", "nothing");
+        report
+    }
+
+    #[test]
+    fn lines_fit_a_terminal_and_names_cannot_colour_it() {
+        let text = report().text(false);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(!text.contains('\u{1b}'));
+        assert!(text.starts_with("ports\n  ok    free\n  WRONG a very long"), "{text}");
+        assert!(text.contains("\n        fix: a very"), "{text}");
+        assert!(text.ends_with("wrong: 1, warnings: 0\n"), "{text}");
+        assert!(report().text(true).contains("\u{1b}[31mWRONG\u{1b}[0m"));
+    }
+
+    #[test]
+    fn only_what_has_to_be_done_counts() {
+        let mut report = report();
+        assert!(!report.is_well());
+        report.findings.remove(1);
+        assert!(report.is_well());
+        assert!(report.text(false).ends_with("all is well\n"));
+        let json: Value = serde_json::from_str(&report.json()).unwrap();
+        assert_eq!((&json["ok"], &json["findings"][1]["fix"]), (&true.into(), &"nothing".into()));
+    }
+}

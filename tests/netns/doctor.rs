@@ -1,0 +1,196 @@
+//! Broken networks, and what `ollana doctor` says about them: the right line, and its exit code.
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use super::basics::works;
+use super::daemon::Daemon;
+use super::lan::{Host, Lan, can_filter};
+use super::ollama::Ollama;
+use super::watch::{limits, takes};
+
+/// What the doctor says on a host: its exit code, and its findings as `level area: text`.
+fn doctor(host: &Host, args: &[&str]) -> (i32, Vec<String>) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    command.args(["doctor", "--json"]).args(args);
+    command.env_clear().env("PATH", path).env("XDG_STATE_HOME", host.dir());
+    let output = host.run(|| command.output()).expect("ollana runs");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let text = |finding: &serde_json::Value, key: &str| finding[key].as_str().map(str::to_owned);
+    let findings = report["findings"].as_array().expect("findings").iter().map(|finding| {
+        let part = |key| text(finding, key).expect("text");
+        if finding["level"] == "warn" || finding["level"] == "wrong" {
+            assert!(text(finding, "fix").is_some(), "without a fix: {finding}");
+        }
+        format!("{} {}: {}", part("level"), part("area"), part("text"))
+    });
+    (output.status.code().expect("an exit code"), findings.collect())
+}
+
+#[track_caller]
+fn assert_says(findings: &[String], start: &str, words: &str) {
+    let is_it = |finding: &&String| finding.starts_with(start) && finding.contains(words);
+    assert!(findings.iter().any(|f| is_it(&f)), "{start}… {words:?} in {findings:#?}");
+}
+
+/// How many findings ask for something to be done.
+fn complaints(findings: &[String]) -> usize {
+    let is_one = |finding: &&String| finding.starts_with("wrong ") || finding.starts_with("warn ");
+    findings.iter().filter(is_one).count()
+}
+
+#[test]
+fn a_network_that_works_is_well() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let (server, client) = (lan.host(&[("eth0", 0)]), lan.host(&[("eth0", 0)]));
+    let _ollama = Ollama::start(&server, "gpu");
+    let _server = Daemon::start(&server, &[]);
+    let daemon = Daemon::start(&client, &[]);
+    takes("found", limits::FOUND, || works(&client));
+    let found = format!("{}:11435", server.address(0));
+    for round in ["with a daemon", "without one"] {
+        let (code, findings) = doctor(&client, &[]);
+        assert_eq!((code, complaints(&findings)), (0, 0), "{round}: {findings:#?}");
+        assert_says(&findings, "ok servers", &found);
+        assert_says(&findings, "ok servers", "found through eth0");
+        assert_says(&findings, "ok interfaces", "broadcasts go to 10.80.0.255");
+        if round == "with a daemon" {
+            assert_says(&findings, "ok ports", "127.0.0.1:11434: ollana");
+            daemon.signal(rustix::process::Signal::KILL);
+            takes("gone", limits::REFUSING, || super::http::get(&client, "/").err().map(|_| ()));
+        } else {
+            assert_says(&findings, "note ports", "127.0.0.1:11434 is free");
+        }
+    }
+    let (code, findings) = doctor(&server, &[]);
+    assert_eq!((code, complaints(&findings)), (0, 0), "{findings:#?}");
+    assert_says(&findings, "ok Ollama here", "answers at http://127.0.0.1:11434");
+    assert_says(&findings, "ok ports", "0.0.0.0:11435: ollana");
+    assert_says(&findings, "ok servers", "own server answers UDP 11436");
+}
+
+#[test]
+fn a_firewall_on_the_server() {
+    if !can_filter() {
+        return;
+    }
+    let Some(mut lan) = Lan::new(1) else { return };
+    let (server, client) = (lan.host(&[("eth0", 0)]), lan.host(&[("eth0", 0)]));
+    let _ollama = Ollama::start(&server, "gpu");
+    let _server = Daemon::start(&server, &[]);
+    server.nft("input", "iifname eth0 udp dport 11436 drop");
+    let address = server.address(0).to_string();
+    let (code, findings) = doctor(&client, &[]);
+    assert_eq!(code, 1, "{findings:#?}");
+    assert_says(&findings, "wrong servers", "no server of the LAN answered a broadcast on eth0");
+    let (code, findings) = doctor(&client, &["--server", &address]);
+    assert_eq!((code, complaints(&findings)), (1, 1), "{findings:#?}");
+    assert_says(&findings, "warn servers", "answers HTTP, but not UDP 11436");
+    let (code, findings) = doctor(&server, &[]);
+    assert_eq!(code, 1, "{findings:#?}");
+    assert_says(&findings, "wrong firewall", "drops UDP 11436");
+}
+
+#[test]
+fn a_firewall_in_front_of_http() {
+    if !can_filter() {
+        return;
+    }
+    let Some(mut lan) = Lan::new(1) else { return };
+    let (server, client) = (lan.host(&[("eth0", 0)]), lan.host(&[("eth0", 0)]));
+    let _ollama = Ollama::start(&server, "gpu");
+    let _server = Daemon::start(&server, &[]);
+    server.nft("input", "iifname eth0 tcp dport 11435 drop");
+    let (code, findings) = doctor(&client, &[]);
+    assert_eq!((code, complaints(&findings)), (1, 1), "{findings:#?}");
+    assert_says(&findings, "wrong servers", "answers UDP 11436, but TCP 11435 doesn't");
+}
+
+#[test]
+fn a_firewall_on_the_client() {
+    if !can_filter() {
+        return;
+    }
+    let Some(mut lan) = Lan::new(1) else { return };
+    let (server, client) = (lan.host(&[("eth0", 0)]), lan.host(&[("eth0", 0)]));
+    let _ollama = Ollama::start(&server, "gpu");
+    let _server = Daemon::start(&server, &[]);
+    // As most firewalls do: an answer comes in only from where the question went.
+    client.nft("input", "iifname eth0 ct state new drop");
+    let address = server.address(0).to_string();
+    let (code, findings) = doctor(&client, &["--server", &address]);
+    assert_eq!((code, complaints(&findings)), (1, 1), "{findings:#?}");
+    assert_says(&findings, "warn servers", "answers UDP sent to it, but no broadcast of ours");
+}
+
+#[test]
+fn a_server_without_ollama() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let (server, client) = (lan.host(&[("eth0", 0)]), lan.host(&[("eth0", 0)]));
+    let _server = Daemon::start(&server, &["--mode", "server"]);
+    let (code, findings) = doctor(&server, &[]);
+    assert_eq!((code, complaints(&findings)), (1, 1), "{findings:#?}");
+    assert_says(&findings, "wrong Ollama here", "no Ollama to share at http://127.0.0.1:11434");
+    let (code, findings) = doctor(&client, &[]);
+    assert_eq!(code, 1, "{findings:#?}");
+    assert_says(&findings, "wrong servers", "is there, but can't be used: answers with status 503");
+}
+
+#[test]
+fn a_port_that_another_program_has() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let host = lan.host(&[("eth0", 0)]);
+    let taken = host.run(|| TcpListener::bind("127.0.0.1:11434")).expect("the port");
+    let (code, findings) = doctor(&host, &[]);
+    assert_eq!(code, 1, "{findings:#?}");
+    let holder = format!("(process {}), which is neither Ollama nor ollana", std::process::id());
+    assert_says(&findings, "wrong ports: 127.0.0.1:11434 is held by", &holder);
+    drop(taken);
+    let taken = host.run(|| std::net::UdpSocket::bind("0.0.0.0:11436")).expect("the port");
+    let _ollama = Ollama::start(&host, "gpu");
+    let (code, findings) = doctor(&host, &[]);
+    assert_eq!((code, complaints(&findings)), (1, 1), "{findings:#?}");
+    assert_says(&findings, "wrong servers: UDP 11436 is held by", "no ollana answers there");
+    drop(taken);
+}
+
+#[test]
+fn a_server_on_another_subnet() {
+    let Some(mut lan) = Lan::new(2) else { return };
+    let server = lan.host(&[("eth0", 0)]);
+    let client = lan.host(&[("eth0", 1)]);
+    let router = lan.host(&[("eth0", 0), ("eth1", 1)]);
+    router.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")).expect("a router");
+    for (host, bridge) in [(&server, 0), (&client, 1)] {
+        host.ip(&["route", "add", "default", "via", &router.address(bridge).to_string()]);
+    }
+    let _ollama = Ollama::start(&server, "gpu");
+    let _server = Daemon::start(&server, &[]);
+    let address = server.address(0).to_string();
+    let (code, findings) = doctor(&client, &[]);
+    assert_eq!((code, complaints(&findings)), (1, 1), "{findings:#?}");
+    assert_says(&findings, "wrong servers", "no server of the LAN answered a broadcast on eth0");
+    let (code, findings) = doctor(&client, &["--server", &address]);
+    assert_eq!((code, complaints(&findings)), (0, 0), "{findings:#?}");
+    assert_says(&findings, "note servers", "on another subnet, which broadcasts don't reach");
+}
+
+#[test]
+fn an_ollama_that_the_network_can_use() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let host = lan.host(&[("eth0", 0)]);
+    let _ollama = Ollama::listen(&host, "0.0.0.0:11434", "gpu");
+    let (code, findings) = doctor(&host, &[]);
+    assert_eq!(code, 1, "{findings:#?}");
+    assert_says(&findings, "warn Ollama here", "Ollama itself answers the network at 10.80.0.");
+}
+
+#[test]
+fn no_network_at_all() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let host = lan.host(&[]);
+    let (code, findings) = doctor(&host, &[]);
+    assert_eq!((code, complaints(&findings)), (1, 1), "{findings:#?}");
+    assert_says(&findings, "wrong interfaces", "no interface to broadcast on");
+}
