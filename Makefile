@@ -4,7 +4,7 @@ CARGO  ?= cargo
 PREFIX ?= /usr/local
 TARGET ?= $(shell uname -m)-unknown-linux-musl
 
-.PHONY: help run build test check lint doc netns e2e desync bench static install uninstall clean
+.PHONY: help run build test check lint doc netns e2e desync bench static deb install uninstall clean
 
 help:
 	@echo "make run      build and show it: a fake Ollama, a server, a client, one chat"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench    beside nginx and HAProxy (some minutes)"
 	@echo "make build    target/release/ollana"
 	@echo "make static   a static binary for TARGET=$(TARGET)"
+	@echo "make deb      a Debian package of that"
 	@echo "make install  into DESTDIR=$(DESTDIR) PREFIX=$(PREFIX); make uninstall"
 
 run: build
@@ -55,6 +56,13 @@ bench:
 # With the target's standard library from rustup, plain cargo; else see scripts/static.sh.
 static:
 	scripts/static.sh $(TARGET)
+
+# A Debian package of it.
+DEB_x86_64 = amd64
+DEB_aarch64 = arm64
+DEB_armv7 = armhf
+deb: build static
+	scripts/deb.sh target/$(TARGET)/release/ollana $(DEB_$(firstword $(subst -, ,$(TARGET))))
 
 # Files only. scripts/install.sh also starts the service, whichever init system is there.
 TO = $(DESTDIR)$(PREFIX)
