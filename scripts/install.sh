@@ -141,7 +141,8 @@ install_all() {
     echo "This will"
     echo "  install $root$prefix/$program, its man page and completions"
     if [ -n "$unit" ]; then
-        echo "  write $unit and /etc/default/ollana (kept if it is there)"
+        echo "  write $unit"
+        echo "  write /etc/default/ollana, unless it is there"
         case $init in openrc | sysv) echo "  make a system user 'ollana'" ;; esac
         echo "  start ollana now and at every boot ($init)"
     elif [ "$service" = true ] && [ -z "$root" ]; then

@@ -193,4 +193,8 @@ fn no_network_at_all() {
     let (code, findings) = doctor(&host, &[]);
     assert_eq!((code, complaints(&findings)), (1, 1), "{findings:#?}");
     assert_says(&findings, "wrong interfaces", "no interface to broadcast on");
+    host.ip(&["link", "set", "lo", "down"]);
+    let (code, findings) = doctor(&host, &[]);
+    assert_eq!(code, 1, "{findings:#?}");
+    assert_says(&findings, "wrong this machine", "the loopback interface is down");
 }

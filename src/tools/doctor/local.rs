@@ -1,6 +1,7 @@
 //! This machine: its ports and who has them, its Ollama, what it runs in.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -122,7 +123,16 @@ pub(super) fn look(settings: &Settings) -> Here {
         .collect();
     let mut ports: Vec<u16> = places.iter().map(|place| place.address.port()).collect();
     ports.extend([settings.discovery_port, url.port]);
-    Here { ollama, is_client, is_server, places, holders: holders(&ports) }
+    let mut here = Here { ollama, is_client, is_server, places, holders: holders(&ports) };
+    // Where Linux knows nobody, silence is the network's.
+    let is_held = |place: &Place| here.holder(place.address).is_some();
+    let held: Vec<bool> = here.places.iter().map(is_held).collect();
+    for (place, is_held) in here.places.iter_mut().zip(held) {
+        if cfg!(target_os = "linux") && place.who == Who::Other && !is_held {
+            place.who = Who::Nobody;
+        }
+    }
+    here
 }
 
 fn who(address: SocketAddr) -> Who {
@@ -130,11 +140,11 @@ fn who(address: SocketAddr) -> Who {
         Ok(answer) if answer.is_from_ollana() => Who::Ollana,
         Ok(answer) => answer.version().map_or(Who::Other, Who::Ollama),
         Err(error) => match error.kind() {
-            std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::AddrNotAvailable => {
-                Who::Nobody
-            }
+            ErrorKind::ConnectionRefused
+            | ErrorKind::AddrNotAvailable
+            | ErrorKind::NetworkUnreachable => Who::Nobody,
             // No IPv6 here at all.
-            _ if address.is_ipv6() && error.kind() != std::io::ErrorKind::TimedOut => Who::Nobody,
+            kind if address.is_ipv6() && kind != ErrorKind::TimedOut => Who::Nobody,
             _ => Who::Other,
         },
     }
@@ -176,6 +186,10 @@ pub(super) fn ports(report: &mut Report, settings: &Settings, here: &Here) {
                 report.hint(format!("{address} is free"), "restart ollana, if it should have it");
             }
             Who::Nobody => {}
+            Who::Other if program.is_some_and(|(name, _)| name == "ollana") => report.wrong(
+                format!("{address}: ollana has it{by}, but doesn't answer"),
+                "restart it; its log says more",
+            ),
             Who::Other => {
                 let text = format!(
                     "{address} is held by {}, which is neither Ollama nor ollana",
@@ -272,6 +286,16 @@ pub(super) fn surroundings(report: &mut Report) {
         report.warn(
             "the clock was never set: ollana doesn't mind, but Ollama can't pull models",
             "timedatectl set-ntp true, or wait for the network's time",
+        );
+    }
+    let loopback = ask::get((Ipv4Addr::LOCALHOST, 9).into(), "Host: localhost");
+    let is_down = |kind| {
+        matches!(kind, ErrorKind::NetworkUnreachable | ErrorKind::TimedOut | ErrorKind::WouldBlock)
+    };
+    if loopback.is_err_and(|error| is_down(error.kind())) {
+        report.wrong(
+            "the loopback interface is down: no program reaches Ollama or ollana",
+            "ip link set lo up",
         );
     }
     let kernel = fs::read_to_string("/proc/version").unwrap_or_default().to_lowercase();
