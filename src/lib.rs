@@ -21,7 +21,7 @@
 //! | `usher` | connections that can't come in | its queue |
 //! | `manager` | the pool | its mailbox |
 //! | `ticker` | nothing | its clock |
-//! | `log` | stderr | its queue; stderr |
+//! | `log` | stderr or the log file | its queue; what it writes to |
 //! | `checker` × 8 | a connection to the backend being checked | its queue |
 //! | `announcer`, `listener` (client) | UDP sockets, one per interface | its clock; `poll` |
 //! | `responder` (server) | the UDP port | `poll` |
