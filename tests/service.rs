@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::io::Read;
 use std::net::TcpStream;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -136,17 +137,35 @@ impl Drop for Left {
     }
 }
 
+fn pid_in(file: &Path) -> Option<Pid> {
+    Pid::from_raw(fs::read_to_string(file).ok()?.trim().parse().ok()?)
+}
+
 /// Runs `ollana --daemon` to its end: its code, and what it wrote.
 fn launch(arguments: &str, dir: &Path) -> (Option<i32>, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_ollana"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
+    command
         .arg("--daemon")
         .args(arguments.split_whitespace())
         .env_clear()
         .env("OLLANA_STATE_DIR", dir)
         .stdin(Stdio::null())
-        .output()
-        .expect("run ollana");
-    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().expect("run ollana");
+    let mut stderr = child.stderr.take().expect("its standard error");
+    let (done, text) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        let _ = stderr.read_to_string(&mut text);
+        let _ = done.send(text);
+    });
+    let code = child.wait().expect("its end").code();
+    let text = text.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+        let _left = pid_in(&dir.join("ollana.pid")).map(Left);
+        panic!("the daemon holds on to the standard error of who started it");
+    });
+    (code, text)
 }
 
 #[test]
@@ -155,7 +174,7 @@ fn a_daemon_is_ready_when_its_first_process_ends() {
     let (pid_file, log) = (dir.join("ollana.pid"), dir.join("ollana.log"));
     let fake = fake();
     let address = support::free_tcp_port();
-    // `output()` reads stderr to its end, so this also says that the daemon has let go of it.
+    // This reads stderr to its end, so it also says that the daemon has let go of it.
     let (code, text) = launch(
         &format!(
             "--mode server --listen {address} --discovery-port 0 --ollama {} --pid-file {} \
@@ -171,7 +190,7 @@ fn a_daemon_is_ready_when_its_first_process_ends() {
     let number = fs::read_to_string(&pid_file).expect("its number");
     assert!(text.contains(&format!("pid {}", number.trim())), "{text}");
     assert!(text.contains(&format!("log: {}", log.display())), "{text}");
-    let pid = number.trim().parse().ok().and_then(Pid::from_raw).expect("a number");
+    let pid = pid_in(&pid_file).expect("a number");
     let left = Left(pid);
     assert_eq!(getsid(Some(pid)).expect("its session"), pid, "it leads a session of its own");
     for (fd, want) in [(0, "/dev/null"), (1, "/dev/null"), (2, "/dev/null")] {
