@@ -156,7 +156,7 @@ mod tests {
             "",
             "plain words",
             "a=1",
-            "stopping connections=3 drain_s=30 (a second signal exits at once)",
+            "stopping connections=3 drain_s=30 (and a word)",
             "x a=\"open",
             "x a=\"bad \\q\"",
             "x a=1 a=2",

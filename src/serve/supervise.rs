@@ -83,7 +83,7 @@ pub fn run(settings: &Settings, journal: &Journal) -> Result<(), StartError> {
     stopping.store(true, SeqCst);
     let drain = settings.timing.drain_timeout;
     log::info!(
-        "stopping connections={} drain_s={} (a second signal exits at once)",
+        "stopping, a second signal exits at once connections={} drain_s={}",
         daemons.connections(),
         drain.as_secs()
     );
