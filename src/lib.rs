@@ -31,10 +31,10 @@
 //! Pure, without sockets, threads or clock: [`config`], [`wire`], [`model`], [`catalog`], [`pool`],
 //! [`dispatch`], [`probing`], [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`attempts`],
 //! [`tail`], [`dialect`], [`guard`], [`noise`] (snow), [`peers`], [`code`].
-//! Edges, one kind of input and output each: [`socket`], [`line`], [`interfaces`], [`state`],
-//! [`notify`], [`wake`], [`keyring`], [`hop`], [`registry`], [`link`], [`upstream`] (ureq), [`downstream`],
-//! [`intake`] (tiny_http), [`offer`], [`manager`],
-//! [`exchange`], [`proxy`], [`liveness`], [`discovery`].
+//! Edges, one kind of input and output each: [`socket`], [`line`](mod@line), [`interfaces`],
+//! [`state`], [`notify`], [`wake`], [`keyring`], [`hop`], [`registry`], [`link`], [`upstream`]
+//! (ureq), [`downstream`], [`intake`] (tiny_http), [`offer`], [`manager`], [`exchange`],
+//! [`proxy`], [`liveness`], [`discovery`].
 //! Wiring: [`cli`], [`journal`], [`background`], [`serve`], [`tools`].
 //!
 //! # Invariants
