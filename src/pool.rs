@@ -659,6 +659,9 @@ impl Pool {
         } else if is_new_address {
             backend.candidate = Some(address);
         }
+        if backend.origin == Origin::Legacy {
+            backend.origin = Origin::Discovered; // It has been updated.
+        }
         backend.identity = Some(identity);
         backend.instance = instance;
         if !name.is_empty() {
