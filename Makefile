@@ -4,7 +4,7 @@ CARGO  ?= cargo
 PREFIX ?= /usr/local
 TARGET ?= $(shell uname -m)-unknown-linux-musl
 
-.PHONY: help run build test check lint doc netns e2e desync bench static deb install uninstall clean
+.PHONY: help run build test check lint doc netns e2e desync faults soak coverage bench static deb install uninstall clean
 
 help:
 	@echo "make run      build and show it: a fake Ollama, a server, a client, one chat"
@@ -13,6 +13,9 @@ help:
 	@echo "make netns    only the tests on several hosts in network namespaces (root)"
 	@echo "make e2e      a real Ollama with a real model and the official clients"
 	@echo "make desync   request smuggling vectors against both proxies"
+	@echo "make faults   the fault matrix: injected, seen, within what time (root)"
+	@echo "make soak     a million requests and failures mixed in; SOAK=1h for longer"
+	@echo "make coverage lines that no test reaches"
 	@echo "make bench    beside nginx and HAProxy (some minutes)"
 	@echo "make build    target/release/ollana"
 	@echo "make static   a static binary for TARGET=$(TARGET)"
@@ -49,6 +52,16 @@ e2e:
 
 desync: build
 	OLLANA_BIN=target/release/ollana scripts/desync.sh
+
+faults:
+	@scripts/faults.sh
+
+# How long: make soak SOAK=2h
+soak:
+	SOAK="$(SOAK)" $(CARGO) test --test soak -- --ignored --nocapture
+
+coverage:
+	@scripts/coverage.sh
 
 bench:
 	$(CARGO) bench --bench bench

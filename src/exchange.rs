@@ -206,12 +206,15 @@ impl Exchange<'_> {
                     // Another server may do better, if the request can be sent again.
                     if let Some(outcome) = poor_answer(&answer)
                         && attempts.may_go_on(leased.pick.id, outcome, body.is_replayable())
-                        && let Ok(other) = lease(attempts.tried())
                     {
+                        // Two that hold what the other waits for would wait for ever.
                         leased.report.outcome = outcome;
-                        next_lease = Some(other);
-                        fresh = needs_fresh;
-                        continue;
+                        leased.give_back();
+                        if let Ok(other) = lease(attempts.tried()) {
+                            next_lease = Some(other);
+                            fresh = needs_fresh;
+                            continue;
+                        }
                     }
                     body.let_go();
                     return self.relay(connection, &mut leased, &body, &wanted, answer);

@@ -241,10 +241,22 @@ pub struct Lease {
     mailbox: Mailbox,
     /// Whether it was had without asking.
     offer: Option<Arc<Offer>>,
+    is_given_back: bool,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+impl Lease {
+    /// Reports the outcome, so that others may have the backend. What the report says later comes
+    /// too late.
+    pub fn give_back(&mut self) {
+        if std::mem::replace(&mut self.is_given_back, true) {
+            return;
+        }
         let void = Report::from(Outcome::Void);
         let report = std::mem::replace(&mut self.report, void);
         let is_counted = self.offer.as_ref().is_none_or(|offer| !offer.give_back());
@@ -293,7 +305,9 @@ impl Mailbox {
             && wanted.server.is_none()
             && let Some(offer) = self.presence.board(wanted.local_only).take()
         {
-            return Ok(Lease { pick: offer.pick.clone(), report, mailbox, offer: Some(offer) });
+            let pick = offer.pick.clone();
+            let offer = Some(offer);
+            return Ok(Lease { pick, report, mailbox, offer, is_given_back: false });
         }
         let (reply, answer) = bounded(1);
         let present = Arc::new(());
@@ -305,7 +319,7 @@ impl Mailbox {
             match answer.recv_timeout(LOOK) {
                 Ok(handed) => {
                     let pick = handed?.take().ok_or_else(stopping)?;
-                    return Ok(Lease { pick, report, mailbox, offer: None });
+                    return Ok(Lease { pick, report, mailbox, offer: None, is_given_back: false });
                 }
                 Err(RecvTimeoutError::Disconnected) => return Err(stopping()),
                 Err(RecvTimeoutError::Timeout) if is_wanted() => {}

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use ollana::config::{Limits, ServerName, Settings};
 use ollana::manager::{Handle, Job, Patience};
 use ollana::pool::{CheckResult, Input, Pool, Rules, Wanted};
-use support::{Client, Fake, Gate, Way, eventually, request};
+use support::{Chain, Client, Fake, Gate, Way, eventually, request};
 
 const SOON: Duration = Duration::from_secs(1);
 
@@ -167,4 +167,39 @@ fn a_server_that_comes_as_its_client_leaves_is_given_back() {
     drop(refused);
     eventually("the server to be free", || (handle.presence().in_flight() == 0).then_some(()));
     drop(lease());
+}
+
+/// Each of two requests has a server that refuses it and would like to have the other's.
+#[test]
+fn who_was_refused_by_one_server_does_not_hold_it_while_waiting_for_another() {
+    let gate = Gate::new();
+    let busy = |gate: &Gate| {
+        let both = gate.clone();
+        Fake::start(move |call| {
+            call.read_body();
+            if call.target() != "/api/chat" {
+                return call.answer("200 OK", "application/json", "{\"version\":\"0.13.1\"}");
+            }
+            call.wait(&both, "both to have a server");
+            call.answer("503 Busy", "text/plain", "busy");
+        })
+    };
+    let fakes = [busy(&gate), busy(&gate)];
+    let chain = Chain::direct(&[&fakes[0], &fakes[1]], one_at_a_time);
+    eventually("both servers to be up", || {
+        (chain.front().presence().backends() == 2).then_some(())
+    });
+    let mut clients = [chain.connect(), chain.connect()];
+    for client in &mut clients {
+        client.send(support::post("/api/chat", "{}"));
+    }
+    eventually("both requests to have a server", || {
+        fakes.iter().all(|fake| fake.count() == 1).then_some(())
+    });
+    let start = Instant::now();
+    gate.open();
+    for client in &mut clients {
+        assert_eq!(client.answer_to("POST").status(), 503);
+    }
+    assert!(start.elapsed() < 5 * SOON, "after {:?}", start.elapsed());
 }

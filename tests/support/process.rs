@@ -169,6 +169,25 @@ impl Process {
         figure.unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
+    /// Changes one of its limits while it runs.
+    #[cfg(target_os = "linux")]
+    pub fn limit(&self, resource: rustix::process::Resource, current: Option<u64>) {
+        let maximum = rustix::process::getrlimit(resource).maximum;
+        let limit = rustix::process::Rlimit { current: current.or(maximum), maximum };
+        rustix::process::prlimit(Some(Pid::from_child(&self.child)), resource, limit)
+            .expect("a limit");
+    }
+
+    /// CPU time that it has used, in hundredths of a second.
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = self.file("stat");
+        let (_, fields) = stat.rsplit_once(')').expect("its name");
+        let field = |at: usize| -> u64 {
+            fields.split_whitespace().nth(at).and_then(|text| text.parse().ok()).expect("a number")
+        };
+        field(11) + field(12)
+    }
+
     /// Its open descriptors.
     pub fn descriptors(&self) -> usize {
         let path = format!("/proc/{}/fd", self.child.id());

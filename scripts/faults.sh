@@ -1,0 +1,99 @@
+#!/bin/sh
+# The fault matrix: what is injected, what must be seen and within what time, what was measured.
+# Runs the tests that inject each fault and puts their figures into one table; fails if one of
+# them did. `make faults` runs it; those in network namespaces need root, ip and nft.
+set -eu
+cd "$(dirname "$0")/.."
+cargo=${CARGO:-cargo}
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# fault | tests, all of which must pass | text of the lines whose largest figure is shown
+rows='
+server killed in mid-stream: an explicit error|a_stream_that_breaks_off_is_an_error|killed while streaming|broke
+killed before the first byte: inference elsewhere|an_answer_that_has_not_begun_comes_from_another_server|killed before the first byte
+the same for what must not be repeated: 502, once|what_must_not_be_repeated_fails_once|killed while uploading
+connect refused: next server|requests_move_to_the_other_server|killed, next request answered
+SYN swallowed: next server|a_server_that_swallows_connections_is_passed_over|swallow
+stale pooled connection: invisible|a_connection_that_goes_stale_as_it_is_used,an_ollama_that_restarts_between_two_requests|
+old connection to a vanished server: rescued|a_request_on_an_old_connection_to_a_vanished_server_is_rescued|vanished
+an Ollama that stays silent: no limit|a_long_silence_of_the_ollama_is_no_matter|
+power cut in mid-stream: an error|a_power_cut_ends_requests_in_an_error|power cut to the
+a client loses power: Ollama is freed|a_client_that_loses_power_frees_ollama|power cut to Ollama
+SIGSTOP: out of rotation, its stream kept|a_frozen_server_loses_new_requests_and_keeps_its_stream|out of rotation
+partition and heal: back in use|a_partition_heals|healed to first answer
+the server has a new address: used, one entry|a_servers_new_address_is_used|address
+Ollama stops and starts behind its server|ollama_stops_and_starts_behind_its_server|Ollama
+hang-up while waiting: Ollama closed|while_waiting_for_the_first_token|
+hang-up while streaming: Ollama closed|while_streaming|
+hang-up while uploading: Ollama closed|netns::hangup::while_uploading|
+1,000 streams: every byte there|a_thousand_streams_at_once|
+EMFILE for 10 s: serving at once afterwards|no_descriptors_for_ten_seconds|EMFILE over
+no thread can be started: 503, then serving|no_thread_can_be_started|RLIMIT_NPROC 30, all gone
+no address space for a thread: the same|no_address_space_for_a_thread|address space over
+RLIMIT_AS 256 MB, 500 connections: 503, serving|a_quarter_of_a_gigabyte_for_500_connections|RLIMIT_AS 256 MB, all gone
+500 slow heads, bodies and readers: new request|five_hundred_slow_heads_bodies_and_readers|slowest new request
+10,000 forged announcements: known one kept|forged_announcements_reach_nobody|
+announced servers refuse or stay silent: kept|servers_that_refuse_do_not_displace_the_known_one,servers_that_stay_silent_do_not_displace_the_known_one|in rotation
+spoofed probes: an honest one answered|a_flood_of_probes_does_not_hide_an_honest_one|honest probe
+SIGTERM with 100 streams: none lost|sigterm_with_a_hundred_streams,streams_finish_and_nobody_new_comes_in|SIGTERM,
+drain over: cut, unclean; second signal at once|a_stream_that_takes_too_long_is_cut,a_second_signal_ends_it_at_once|
+goodbye: out of rotation|a_server_that_stops_says_goodbye_and_finishes_its_streams|SIGTERM to out of rotation
+clock +10 and -10 years: nothing changes|the_clock_jumps|clock
+log disk full, stderr closed: no request waits|a_log_that_cannot_be_written|slowest of 200
+log reader stalled or gone: no request waits|a_log_that_nobody_reads_stalls_no_request,nobody_reads_its_log|
+port taken: exit, names port and holder|the_port_is_taken,a_port_that_is_taken_is_named_with_a_way_out|port taken
+self-loop: 508, never ready|a_request_that_comes_back_is_refused_at_once,proxies_that_lead_to_themselves_are_never_ready|
+two NICs: one entry|two_ways_to_one_server_are_one_entry|
+flapping at 1 Hz: one line per edge, then back|a_flapping_server_is_one_entry_and_one_line_per_edge|flapping ended
+RST storm of 8,000: serving|a_storm_of_resets|slowest request
+misbehaviour at random on both sides: none lost|whatever_both_sides_do,whatever_two_servers_do|
+'
+# What loads this machine runs alone.
+$cargo test --no-fail-fast --test faults -- --nocapture --test-threads 1 >"$log" 2>&1 || true
+$cargo test --no-fail-fast --test netns --test stop --test start --test stale --test bounds \
+    --test load --test chaos -- --nocapture --test-threads 2 >>"$log" 2>&1 || true
+
+printf '%-49s%12s%12s  %s\n' "fault: what must be seen" "measured ms" "limit ms" verdict
+echo "$rows" | awk -F'|' -v log_file="$log" '
+    BEGIN {
+        while ((getline line < log_file) > 0) {
+            if (match(line, /test [a-z_:0-9]+ \.\.\. (ok|FAILED|ignored)/)) {
+                split(substr(line, RSTART, RLENGTH), word, " ")
+                name = word[2]
+                verdict[name] = word[4]
+                sub(/.*::/, "", name)
+                verdict[name] = word[4]
+            }
+            if (match(line, /[0-9]+ ms \(limit [0-9]+ ms\)/)) {
+                count++
+                split(substr(line, RSTART, RLENGTH), word, " ")
+                said[count] = line; took[count] = word[1]; limit[count] = word[4]
+                whose[count] = substr(line, 1, index(line, ": ") - 1)
+            }
+        }
+    }
+    NF < 3 { next }
+    {
+        rows++
+        number = split($2, tests, ",")
+        result = "ok"; worst = -1; bound = ""
+        for (t = 1; t <= number; t++) {
+            if (verdict[tests[t]] != "ok") result = tests[t] " " (verdict[tests[t]] ? verdict[tests[t]] : "did not run")
+            for (n = 1; n <= count; n++) {
+                hit = 0
+                for (p = 3; p <= NF; p++) if ($p != "" && index(said[n], $p)) hit = 1
+                mine = index(whose[n], tests[t]) || whose[n] == "fault"
+                if ($3 == "" && whose[n] != "fault") hit = 1
+                if (hit && mine && took[n] + 0 > worst) { worst = took[n] + 0; bound = limit[n] }
+            }
+        }
+        # A busy machine may take twice as long.
+        if (result == "ok" && worst > 2 * bound) result = "too slow"
+        if (result != "ok") bad++
+        printf "%-49s%12s%12s  %s\n", $1, (worst < 0 ? "-" : worst), bound, result
+    }
+    END { printf "%d rows, %d bad; a request that is lost fails its test\n", rows, bad; exit bad > 0 }
+' && status=0 || status=$?
+grep -E "^fault: skipped|panicked" "$log" | sort -u || true
+exit "$status"

@@ -1,0 +1,314 @@
+//! Hours in minutes: as many small requests as the machine can do, one in a hundred of them a
+//! failure, through the real binaries. Every body is compared, and when it is over nothing is left
+//! behind: `make soak`, with `SOAK=90s`, `20m` or `2h` for how long (two minutes if not said).
+//!
+//! ```text
+//!  8 clients ──► ollana client ──► two ollana servers ──► two Ollamas of ours
+//! ```
+//!
+//! Flat means: resident memory at the end is at most 1 MB or a tenth above that after a fifth of
+//! the run, in each process; descriptors and threads are at most what they were after one request.
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use support::{Client, End, Process, Random, Sum, eventually};
+
+const CLIENTS: u64 = 8;
+/// One request in so many fails on purpose.
+const FAILURES: usize = 100;
+
+/// What becomes of a request; all that see it know it from its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deed {
+    Answer,
+    Stream,
+    /// Ollama dies before its answer, or within it.
+    DieBefore,
+    DieWithin,
+    Overloaded,
+    /// The client leaves before the answer.
+    Leave,
+    Malformed,
+}
+
+fn deed(number: u64) -> Deed {
+    let mut random = Random::new(number);
+    if random.is_one_in(FAILURES) {
+        let failures =
+            [Deed::DieBefore, Deed::DieWithin, Deed::Overloaded, Deed::Leave, Deed::Malformed];
+        return *random.pick(&failures);
+    }
+    if random.is_one_in(3) { Deed::Stream } else { Deed::Answer }
+}
+
+/// What the client sends, and what it gets for it.
+fn bodies(number: u64) -> [Vec<u8>; 2] {
+    let mut random = Random::new(number ^ 0x50AC);
+    let sizes = [random.below(600), 1 + random.below(1500)];
+    sizes.map(|size| random.bytes(size))
+}
+
+/// An Ollama without memory: thousands of requests a second leave no trace in it.
+fn ollama() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address");
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let serve = move || while serve(&stream).unwrap_or(false) {};
+            let thread = thread::Builder::new().stack_size(128 * 1024);
+            thread.spawn(serve).expect("a thread");
+        }
+    });
+    address
+}
+
+/// Serves one request; whether another may follow.
+fn serve(mut stream: &TcpStream) -> std::io::Result<bool> {
+    stream.set_nodelay(true)?;
+    let mut input = Vec::new();
+    let mut buffer = [0; 4096];
+    let end = loop {
+        if let Some(at) = input.windows(4).position(|four| four == b"\r\n\r\n") {
+            break at + 4;
+        }
+        match stream.read(&mut buffer)? {
+            0 => return Ok(false),
+            n => input.extend_from_slice(&buffer[..n]),
+        }
+    };
+    let head = String::from_utf8_lossy(&input[..end]).to_ascii_lowercase();
+    let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.parse().ok());
+    let length: u64 = field("content-length: ").unwrap_or(0);
+    while ((input.len() - end) as u64) < length {
+        match stream.read(&mut buffer)? {
+            0 => return Ok(false),
+            n => input.extend_from_slice(&buffer[..n]),
+        }
+    }
+    let Some(number) = field("number: ") else {
+        let version = "{\"version\":\"0.13.1\",\"models\":[]}";
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{version}", version.len())?;
+        return Ok(true);
+    };
+    let [sent, answer] = bodies(number);
+    if Sum::of(&input[end..]) != Sum::of(&sent) {
+        stream.write_all(b"HTTP/1.1 400 Bad\r\nContent-Length: 5\r\n\r\nwrong")?;
+        return Ok(true);
+    }
+    match deed(number) {
+        Deed::DieBefore => return die(stream, number),
+        Deed::Overloaded => {
+            stream.write_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy")?;
+        }
+        Deed::Stream | Deed::DieWithin => {
+            let mut out = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+            for piece in answer.chunks(300) {
+                out.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+                out.extend_from_slice(piece);
+                out.extend_from_slice(b"\r\n");
+                stream.write_all(&out)?;
+                out.clear();
+                if deed(number) == Deed::DieWithin {
+                    return die(stream, number);
+                }
+            }
+            stream.write_all(b"0\r\n\r\n")?;
+        }
+        _ => {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", answer.len());
+            stream.write_all(&[head.as_bytes(), &answer].concat())?;
+        }
+    }
+    Ok(true)
+}
+
+fn die(stream: &TcpStream, number: u64) -> std::io::Result<bool> {
+    if number.is_multiple_of(2) {
+        SockRef::from(stream).set_linger(Some(Duration::ZERO))?;
+    }
+    Ok(false)
+}
+
+/// One request; whether its connection can have the next.
+fn ask(client: &mut Client, number: u64) -> bool {
+    let [body, want] = bodies(number);
+    let deed = deed(number);
+    let extra = if deed == Deed::Malformed { "Content-Length: 7\r\n" } else { "" };
+    let head = format!(
+        "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nNumber: {number}\r\n{extra}\
+         Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    client.try_send([head.as_bytes(), &body].concat());
+    if deed == Deed::Leave {
+        return false;
+    }
+    let answer = client.answer_to("POST");
+    let is_whole = answer.end == End::Whole;
+    match (deed, answer.status()) {
+        (Deed::Answer | Deed::Stream, 200) => {
+            assert!(is_whole, "request {number} was cut");
+            assert_eq!(Sum::of(&answer.body), Sum::of(&want), "request {number} {deed:?}");
+        }
+        (Deed::DieWithin, 200) => assert!(!is_whole, "request {number} looks whole"),
+        (Deed::DieBefore | Deed::DieWithin, 502) | (Deed::Malformed, 400) => assert!(is_whole),
+        (Deed::Overloaded, 503) => assert!(is_whole),
+        // While both servers rest after failures of this kind in a row.
+        (_, 502 | 503) => panic!("request {number} {deed:?}: {}", answer.text()),
+        (_, other) => panic!("request {number} {deed:?}: {other} {}", answer.text()),
+    }
+    is_whole && answer.head.one("connection").is_none()
+}
+
+#[derive(Debug)]
+struct Figures {
+    descriptors: usize,
+    threads: usize,
+    resident: usize,
+}
+
+impl Figures {
+    fn of(process: &Process) -> Figures {
+        Figures {
+            descriptors: process.descriptors(),
+            threads: process.status("Threads"),
+            resident: process.status("VmRSS"),
+        }
+    }
+}
+
+fn length() -> Duration {
+    let text = std::env::var("SOAK").unwrap_or_default();
+    let number = |digits: &str| digits.parse::<u64>().ok();
+    let seconds = match text.trim() {
+        "" => Some(120),
+        text => match (text.strip_suffix('h'), text.strip_suffix('m'), text.strip_suffix('s')) {
+            (Some(hours), ..) => number(hours).map(|n| n * 3600),
+            (_, Some(minutes), _) => number(minutes).map(|n| n * 60),
+            (_, _, Some(seconds)) => number(seconds),
+            _ => number(text),
+        },
+    };
+    Duration::from_secs(seconds.unwrap_or_else(|| panic!("SOAK={text}: 90s, 20m or 2h")))
+}
+
+#[test]
+#[ignore = "takes minutes: make soak"]
+fn nothing_is_lost_and_nothing_is_left() {
+    let length = length();
+    let servers: Vec<Process> = (0..2)
+        .map(|_| {
+            let ollama = ollama();
+            Process::start(&format!(
+                "--mode server --listen 127.0.0.1:0 --discovery-port 0 --log-level error \
+                 --ollama {ollama}"
+            ))
+        })
+        .collect();
+    // Without its start-up line the log doesn't tell the port, so it is looked up.
+    let addresses: Vec<SocketAddr> = servers.iter().map(listening).collect();
+    let front = Process::start(&format!(
+        "--mode client --listen 127.0.0.1:0 --discovery-port 0 --log-level error \
+         --server {} --server {}",
+        addresses[0], addresses[1]
+    ));
+    let address = listening(&front);
+    eventually("a request to get through", || {
+        (Client::connect(address).get("/api/version").status() == 200).then_some(())
+    });
+    let processes: Vec<&Process> = servers.iter().chain([&front]).collect();
+    let look =
+        || -> Vec<Figures> { processes.iter().map(|process| Figures::of(process)).collect() };
+    let before = look();
+    let (next, over, failures) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicUsize::new(0));
+    let start = Instant::now();
+    let mut early = Vec::new();
+    thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                let mut client = None;
+                while !over.load(Relaxed) {
+                    let number = next.fetch_add(1, Relaxed) as u64;
+                    let fails = !matches!(deed(number), Deed::Answer | Deed::Stream);
+                    failures.fetch_add(usize::from(fails), Relaxed);
+                    let mut used = client.take().unwrap_or_else(|| Client::connect(address));
+                    let asked = catch_unwind(AssertUnwindSafe(|| ask(&mut used, number)));
+                    let Ok(may_go_on) = asked else {
+                        over.store(true, Relaxed);
+                        panic!("request {number}: {:?}", deed(number));
+                    };
+                    client = may_go_on.then_some(used);
+                }
+            });
+        }
+        while start.elapsed() < length && !over.load(Relaxed) {
+            thread::sleep(Duration::from_millis(100).min(length));
+            if early.is_empty() && start.elapsed() > length / 5 {
+                early = look();
+            }
+        }
+        over.store(true, Relaxed);
+    });
+    let end = look();
+    let (requests, failures) = (next.load(Relaxed), failures.load(Relaxed));
+    println!(
+        "{requests} requests, {failures} failures on purpose, in {:.0} s; every body compared",
+        start.elapsed().as_secs_f64()
+    );
+    let names = ["server 1", "server 2", "client"];
+    for (at, name) in names.iter().enumerate() {
+        let (early, end) = (early[at].resident, end[at].resident);
+        println!("{name}: {early} KB resident after a fifth of it, {end} KB at the end");
+        assert!(end <= (early + early / 10).max(early + 1024), "{name} grows");
+    }
+    // Idle workers go home after 20 s, idle connections to Ollama a little later.
+    let deadline = Instant::now() + Duration::from_secs(150);
+    loop {
+        let now = look();
+        let is_back = now.iter().zip(&before).all(|(now, before)| {
+            now.descriptors <= before.descriptors + 2 && now.threads <= before.threads
+        });
+        if is_back || Instant::now() > deadline {
+            for (name, (now, before)) in names.iter().zip(now.iter().zip(&before)) {
+                println!(
+                    "{name}: descriptors {} -> {}, threads {} -> {}, {} KB",
+                    before.descriptors, now.descriptors, before.threads, now.threads, now.resident
+                );
+            }
+            assert!(is_back, "something is left");
+            return;
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Where a process listens, from the kernel's table.
+fn listening(process: &Process) -> SocketAddr {
+    eventually("a listening socket", || {
+        let links = std::fs::read_dir(process.path("fd")).ok()?;
+        let sockets: Vec<String> = links
+            .flatten()
+            .filter_map(|link| std::fs::read_link(link.path()).ok())
+            .filter_map(|name| {
+                let name = name.to_str()?.strip_prefix("socket:[")?;
+                Some(name.strip_suffix(']')?.to_owned())
+            })
+            .collect();
+        let table = process.file("net/tcp");
+        table.lines().skip(1).find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let is_own = fields[3] == "0A" && sockets.iter().any(|socket| socket == fields[9]);
+            let port = u16::from_str_radix(fields[1].rsplit(':').next()?, 16).ok()?;
+            is_own.then(|| SocketAddr::from(([127, 0, 0, 1], port)))
+        })
+    })
+}
