@@ -58,7 +58,7 @@ faults:
 
 # How long: make soak SOAK=2h
 soak:
-	SOAK="$(SOAK)" $(CARGO) test --test soak -- --ignored --nocapture
+	SOAK="$(SOAK)" $(CARGO) test --release --test soak -- --ignored --nocapture
 
 coverage:
 	@scripts/coverage.sh

@@ -2,10 +2,12 @@
 //! doesn't; shared by the fuzz targets and by `tests/fuzz.rs`.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue};
 use ollana::body::{ChunkDecoder, Step};
+use ollana::catalog::{self, Inventory, List};
 use ollana::guard::HostRule;
 use ollana::head::{self, Framing, Head, HeadLimits, Refusal};
 use ollana::headers;
@@ -291,5 +293,29 @@ pub(crate) fn subject(input: &[u8]) {
         && (1..=512).contains(&model.len())
     {
         assert_eq!(subject.model.as_deref(), Some(model));
+    }
+}
+
+/// Whatever a server says of its models, the merged list is JSON, in which every entry is one that
+/// a server told, and none is there twice.
+pub(crate) fn lists(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    let (one, two) = text.split_once('\0').unwrap_or((&text, ""));
+    let inventory = |text: &str| Arc::new(Inventory::new([text, text, text], None));
+    let inventories = [inventory(one), inventory(two)];
+    for (list, member) in List::ALL.into_iter().zip(["models", "models", "data"]) {
+        let merged = catalog::merge(list, &inventories);
+        let parsed: serde_json::Value = serde_json::from_str(&merged).expect("JSON");
+        let entries = parsed[member].as_array().expect("a list");
+        let told: Vec<serde_json::Value> = [one, two]
+            .iter()
+            .filter_map(|text| serde_json::from_str::<serde_json::Value>(text).ok())
+            .filter_map(|answer| answer.get(member)?.as_array().cloned())
+            .flatten()
+            .collect();
+        assert!(entries.len() <= told.len() && entries.iter().all(|entry| told.contains(entry)));
+        // Alone and beside itself, a server has the same.
+        let twice = [Arc::clone(&inventories[0]), Arc::clone(&inventories[0])];
+        assert_eq!(catalog::merge(list, &twice), catalog::merge(list, &twice[..1]));
     }
 }

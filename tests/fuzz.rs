@@ -42,6 +42,12 @@ const SUBJECTS: &[&[u8]] = &[
     br#"{"name":"old","keep_alive":"0s","options":{"a":[1,2.5e3,null]},"prompt":"x"}"#,
     br#"{"images":["AAAA"],"model":"m","keep_alive":0,"system":"be nice"}"#,
 ];
+const LISTS: &[&[u8]] = &[
+    b"{\"models\":[{\"name\":\"a:latest\",\"model\":\"a:latest\",\"digest\":\"1\",\"modified_at\":\"2026\"},\
+      {\"name\":\"b\"}]}\0{\"models\":[{\"name\":\"a:latest\",\"digest\":\"1\"}]}",
+    b"{\"object\":\"list\",\"data\":[{\"id\":\"a\",\"created\":5}]}\0{\"data\":[{\"id\":\"a\"},{\"id\":\"b\",\"created\":-1e9}]}",
+    b"{\"models\":[1,null,[],{},{\"name\":{}},{\"model\":\"\\u0000\\ud83d\\ude00\"}]}",
+];
 /// Pieces that mean something to one of the readers.
 const WORDS: &[&[u8]] = &[
     b"\r\n",
@@ -223,6 +229,11 @@ fn bodies_tell_their_model_within_bounds() {
 }
 
 #[test]
+fn merged_lists_are_json_and_say_nothing_new() {
+    fuzz(20_000, &owned(LISTS), properties::lists);
+}
+
+#[test]
 fn seeds() {
     let Some(folder) = std::env::var_os("OLLANA_FUZZ_SEEDS").map(std::path::PathBuf::from) else {
         return;
@@ -233,6 +244,7 @@ fn seeds() {
         ("chunks", owned(BODIES)),
         ("host", owned(HOSTS)),
         ("subject", owned(SUBJECTS)),
+        ("lists", owned(LISTS)),
     ] {
         let folder = folder.join(target);
         std::fs::create_dir_all(&folder).expect("a folder for seeds");
