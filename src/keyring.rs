@@ -20,6 +20,8 @@ use crate::wire::{Identity, KeyId};
 
 /// Keys that are tried on a server of which it isn't known which one it has.
 const MAX_TRIES: usize = 16;
+/// Addresses of which it is remembered how they are reached.
+const MAX_WAYS: usize = 1024;
 /// Longest file of keys that is read.
 const MAX_FILE: u64 = 64 * 1024;
 
@@ -138,7 +140,9 @@ pub fn update<T>(
     let open = |path: &Path| {
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
     };
-    let lock = open(&folder.join("lock")).map_err(&fail)?;
+    let lock_path = folder.join("lock");
+    let lock = open(&lock_path).map_err(&fail)?;
+    own(&lock_path).map_err(&fail)?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
         .map_err(|errno| fail(errno.into()))?;
     let mut peers = load(state_dir)?;
@@ -341,9 +345,12 @@ impl Keyring {
     /// The server at this address has shown how it is reached. Who once had a key stays with it.
     pub fn note(&self, address: SocketAddr, way: Way) {
         let mut state = self.state();
-        // What many machines announce can't fill our memory.
-        if state.ways.len() >= 1024 {
-            state.ways.clear();
+        // What many machines announce can't fill our memory, nor make us forget who has a key.
+        if state.ways.len() >= MAX_WAYS {
+            state.ways.retain(|_, way| *way != Way::Plain);
+        }
+        if state.ways.len() >= MAX_WAYS {
+            return; // An address without an entry is asked for its key each time.
         }
         let known = state.ways.entry(address).or_insert(way);
         if way != Way::Plain {
@@ -497,6 +504,42 @@ mod tests {
             let ways = keyring.ways(other);
             assert_eq!(ways.plain, unpaired == Some(true));
             assert_eq!(ways.keys.len(), if ways.plain { 0 } else { 2 });
+        }
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn no_flood_makes_us_forget_who_has_a_key() {
+        let dir = folder();
+        update(&dir, |peers| peers::add(peers, machine(1))).unwrap();
+        let keyring = open(&dir, Some(true));
+        let address = |n: usize| SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 11435));
+        keyring.note(address(0), Way::Key(machine(1).id()));
+        for n in 1..3 * MAX_WAYS {
+            keyring.note(address(n), Way::Plain);
+        }
+        assert!(!keyring.ways(address(0)).plain && !keyring.allows_plain(address(0)));
+        assert!(keyring.state().ways.len() <= MAX_WAYS);
+        for n in 0..MAX_WAYS {
+            keyring.note(address(n), Way::Key(machine(1).id()));
+        }
+        keyring.note(address(MAX_WAYS), Way::Key(machine(1).id()));
+        assert_eq!(keyring.state().ways.len(), MAX_WAYS);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// `sudo ollana pair` for a daemon that is another user.
+    #[test]
+    fn all_files_belong_to_whom_the_folder_belongs_to() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = folder();
+        fs::create_dir(&dir).unwrap();
+        std::os::unix::fs::chown(&dir, Some(12345), Some(12345)).unwrap();
+        update(&dir, |peers| peers::add(peers, machine(1))).unwrap();
+        for name in ["keys", "keys/peers", "keys/lock"] {
+            assert_eq!(fs::metadata(dir.join(name)).unwrap().uid(), 12345, "{name}");
         }
         fs::remove_dir_all(&dir).unwrap();
     }

@@ -108,7 +108,7 @@ impl Expected {
                 let (_, key) = asked.find(|(nonce, _)| *nonce == datagram.nonce)?;
                 let address = SocketAddr::new(source.ip(), datagram.http_port);
                 let is_genuine = match key {
-                    Some(key) => wire::split_code(bytes)
+                    Some(key) => wire::split_code(bytes, None)
                         .is_some_and(|(covered, code)| key.verifies(&covered, &code)),
                     None => is_open(Some((datagram.sender, address))),
                 };
@@ -205,7 +205,7 @@ mod tests {
             let datagram = announcement(nonce);
             let mut bytes = datagram.encode(wire::PROBE_LEN);
             if let Some(key) = key {
-                wire::authenticate(&mut bytes, |bytes| key.authenticate(bytes));
+                wire::authenticate(&mut bytes, None, |bytes| key.authenticate(bytes));
             }
             let accepted = expected.accept(
                 received(datagram, &bytes, source),

@@ -15,11 +15,13 @@
 //!
 //! A probe is as long as an answer without records may be, so an answer to a probe is never
 //! longer than the probe (no amplification). Between paired machines the authentication code covers
-//! the whole datagram (with zeros in its own place), so that nobody without the key can ask or
-//! answer; the nonce keeps old answers from counting. A bare four-byte magic is a probe, or an answer,
+//! the whole datagram (with zeros in its own place) and the address that a probe comes from (16
+//! bytes, behind it), so that nobody without the key can ask or answer; the nonce keeps old answers
+//! from counting, the address probes that somebody else repeats. A bare four-byte magic is a probe, or an answer,
 //! of older versions.
 
 use std::fmt;
+use std::net::IpAddr;
 
 /// First four bytes of every datagram: "LANA".
 pub const MAGIC: u32 = 0x4C41_4E41;
@@ -259,20 +261,39 @@ impl Datagram {
     }
 }
 
-/// Puts the authentication code into a datagram: what `code` makes of its bytes.
-pub fn authenticate(datagram: &mut [u8], code: impl FnOnce(&[u8]) -> [u8; 16]) {
-    let code = code(datagram);
+/// Puts the authentication code into a datagram: what `code` makes of the bytes that it covers.
+/// `from` is where a probe is sent from: repeated by somebody else, it is worth nothing. Answers
+/// have none; what they repeat is the nonce.
+pub fn authenticate(
+    datagram: &mut [u8],
+    from: Option<IpAddr>,
+    code: impl FnOnce(&[u8]) -> [u8; 16],
+) {
+    let code = code(&covered(datagram, from));
     if let Some(place) = datagram.get_mut(CODE) {
         place.copy_from_slice(&code);
     }
 }
 
 /// Takes the authentication code out of a datagram: the bytes that it covers, and the code.
-pub fn split_code(datagram: &[u8]) -> Option<(Vec<u8>, [u8; 16])> {
+/// `from` as in [`authenticate`].
+pub fn split_code(datagram: &[u8], from: Option<IpAddr>) -> Option<(Vec<u8>, [u8; 16])> {
     let code = *datagram.get(CODE)?.first_chunk()?;
+    Some((covered(datagram, from), code))
+}
+
+/// The datagram with zeros for its code, and a probe's address, as IPv6 has it, behind it.
+fn covered(datagram: &[u8], from: Option<IpAddr>) -> Vec<u8> {
     let mut covered = datagram.to_vec();
-    covered[CODE].fill(0);
-    Some((covered, code))
+    if let Some(place) = covered.get_mut(CODE) {
+        place.fill(0);
+    }
+    match from {
+        Some(IpAddr::V4(ip)) => covered.extend(ip.to_ipv6_mapped().octets()),
+        Some(IpAddr::V6(ip)) => covered.extend(ip.octets()),
+        None => {}
+    }
+    covered
 }
 
 /// Reads a datagram as it came from the socket.

@@ -42,7 +42,8 @@ fn probe(nonce: [u8; 16]) -> Datagram {
 
 fn sealed(datagram: &Datagram, key: &Key) -> Vec<u8> {
     let mut bytes = datagram.encode(PROBE_LEN);
-    wire::authenticate(&mut bytes, |bytes| key.authenticate(bytes));
+    let from = (datagram.kind == Kind::Probe).then_some([127, 0, 0, 1].into());
+    wire::authenticate(&mut bytes, from, |bytes| key.authenticate(bytes));
     bytes
 }
 
@@ -98,7 +99,7 @@ fn only_who_has_the_key_gets_an_answer() {
         let asking = socket(PATIENCE);
         asking.send_to(&good, address).unwrap();
         let bytes = answer(&asking).expect("an answer");
-        let (covered, code) = wire::split_code(&bytes).expect("long enough");
+        let (covered, code) = wire::split_code(&bytes, None).expect("long enough");
         assert!(key.verifies(&covered, &code), "authenticated with the same key");
         let Ok(Packet::V1(datagram)) = wire::decode(&bytes) else { panic!("{bytes:?}") };
         assert_eq!((datagram.kind, datagram.nonce), (Kind::Announce, [1; 16]));
@@ -136,6 +137,25 @@ fn only_who_has_the_key_gets_an_answer() {
         open.send_to(&probe([6; 16]).encode(PROBE_LEN), address).unwrap();
         assert_eq!(answer(&open).is_some(), unpaired == Some(true));
     }
+}
+
+#[test]
+fn a_recorded_probe_is_worth_nothing_elsewhere() {
+    let fake = Fake::answering(OK);
+    let (_server, address) = server(&fake, None);
+    let key = secret();
+    let keyed = Datagram { key: Some(key.id()), ..probe([1; 16]) };
+    let recorded = sealed(&keyed, &key);
+    let thief = UdpSocket::bind("127.0.0.2:0").expect("another address");
+    thief.set_read_timeout(Some(SILENCE)).expect("a time-out");
+    thief.send_to(&recorded, address).unwrap();
+    assert_eq!(answer(&thief), None, "nothing for who only repeats");
+    // There are no other reasons for that silence.
+    let mut own = keyed.encode(PROBE_LEN);
+    wire::authenticate(&mut own, Some([127, 0, 0, 2].into()), |bytes| key.authenticate(bytes));
+    thief.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    thief.send_to(&own, address).unwrap();
+    assert!(answer(&thief).is_some());
 }
 
 #[test]

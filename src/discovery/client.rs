@@ -1,7 +1,7 @@
 //! The asking side: probes out on every interface, announcements in.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -74,6 +74,20 @@ struct Lane {
     socket: UdpSocket,
     target: SocketAddr,
     name: String,
+}
+
+impl Lane {
+    /// Where its packets come from, as far as that can be told.
+    fn source(&self) -> IpAddr {
+        let bound = |socket: &UdpSocket| socket.local_addr().map(|address| address.ip());
+        match bound(&self.socket) {
+            Ok(ip) if !ip.is_unspecified() => ip,
+            // The route decides, and this asks it without sending anything.
+            _ => bind_udp(Ipv4Addr::UNSPECIFIED, 0)
+                .and_then(|socket| socket.connect(self.target).and_then(|()| bound(&socket)))
+                .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        }
+    }
 }
 
 impl Shared {
@@ -213,7 +227,7 @@ impl Announcer {
         !first
     }
 
-    fn datagram(&self, nonce: Nonce, key: Option<&Key>) -> Vec<u8> {
+    fn datagram(&self, nonce: Nonce, key: Option<&Key>, from: IpAddr) -> Vec<u8> {
         let mut bytes = Datagram {
             kind: Kind::Probe,
             nonce,
@@ -229,7 +243,7 @@ impl Announcer {
         }
         .encode(wire::PROBE_LEN);
         if let Some(key) = key {
-            wire::authenticate(&mut bytes, |bytes| key.authenticate(bytes));
+            wire::authenticate(&mut bytes, Some(from), |bytes| key.authenticate(bytes));
         }
         bytes
     }
@@ -245,17 +259,17 @@ impl Announcer {
             round.push((nonce, key));
         }
         self.first_key = (self.first_key + KEYS) % self.keys.len().max(1);
-        let probes: Vec<Vec<u8>> =
-            round.iter().map(|(nonce, key)| self.datagram(*nonce, key.as_ref())).collect();
         let lanes = {
             let mut state = self.shared.state();
-            state.expected.asked(round);
+            state.expected.asked(round.clone());
             state.lanes.clone()
         };
         let mut failed = None;
         for lane in lanes {
-            for bytes in &probes {
-                if let Err(error) = lane.socket.send_to(bytes, lane.target) {
+            let from = lane.source();
+            for (nonce, key) in &round {
+                let bytes = self.datagram(*nonce, key.as_ref(), from);
+                if let Err(error) = lane.socket.send_to(&bytes, lane.target) {
                     log::debug!("probe not sent through name={} reason={error}", lane.name);
                     failed = Some(error);
                 }

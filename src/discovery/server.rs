@@ -220,7 +220,8 @@ impl Answerer {
             return false;
         }
         if let Some(key) = &key
-            && !wire::split_code(bytes).is_some_and(|(covered, code)| key.verifies(&covered, &code))
+            && !wire::split_code(bytes, Some(source.ip()))
+                .is_some_and(|(covered, code)| key.verifies(&covered, &code))
         {
             return false;
         }
@@ -272,7 +273,7 @@ impl Answerer {
         }
         .encode(room);
         if let Some(key) = key {
-            wire::authenticate(&mut bytes, |bytes| key.authenticate(bytes));
+            wire::authenticate(&mut bytes, None, |bytes| key.authenticate(bytes));
         }
         self.send_bytes(&bytes, client)
     }
