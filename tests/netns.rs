@@ -29,6 +29,7 @@ mod netns {
     mod interfaces;
     mod models;
     mod outages;
+    mod paired;
     mod roles;
     mod sharing;
     mod skipping;
