@@ -1,7 +1,7 @@
 //! Questions: HTTP of the plainest kind, and probes of the discovery.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use crate::interfaces::Interface;
@@ -111,6 +111,21 @@ pub(super) struct Way {
     pub(super) name: String,
 }
 
+impl Way {
+    /// Where its packets come from: where the route decides, that is asked without sending.
+    fn source(&self) -> IpAddr {
+        let routed = || {
+            let socket = UdpSocket::bind((self.own, 0))?;
+            socket.connect(self.target)?;
+            socket.local_addr().map(|address| address.ip())
+        };
+        match self.own.is_unspecified() {
+            true => routed().unwrap_or(IpAddr::V4(self.own)),
+            false => IpAddr::V4(self.own),
+        }
+    }
+}
+
 /// The ways of a broadcast.
 pub(super) fn broadcasts(interfaces: &[Interface], port: u16) -> Vec<Way> {
     let way = |interface: &Interface| Way {
@@ -150,7 +165,7 @@ pub(super) fn scan(ways: &[Way], keys: &[Key]) -> (Vec<Heard>, Vec<(String, io::
                 for key in keys.iter().map(Some).chain([None]) {
                     let nonce: Nonce = state::random().unwrap_or_default();
                     asked.push((nonce, Instant::now()));
-                    let result = socket.send_to(&probe(own, nonce, key), way.target);
+                    let result = socket.send_to(&probe(own, nonce, key, way.source()), way.target);
                     if let (1, Err(error)) = (sent, result) {
                         failed.push((way.name.clone(), error));
                         break;
@@ -180,7 +195,7 @@ pub(super) fn scan(ways: &[Way], keys: &[Key]) -> (Vec<Heard>, Vec<(String, io::
     (heard, failed)
 }
 
-fn probe(own: Identity, nonce: Nonce, key: Option<&Key>) -> Vec<u8> {
+fn probe(own: Identity, nonce: Nonce, key: Option<&Key>, from: IpAddr) -> Vec<u8> {
     let mut bytes = Datagram {
         kind: Kind::Probe,
         nonce,
@@ -196,7 +211,7 @@ fn probe(own: Identity, nonce: Nonce, key: Option<&Key>) -> Vec<u8> {
     }
     .encode(wire::PROBE_LEN);
     if let Some(key) = key {
-        wire::authenticate(&mut bytes, |bytes| key.authenticate(bytes));
+        wire::authenticate(&mut bytes, Some(from), |bytes| key.authenticate(bytes));
     }
     bytes
 }
