@@ -9,6 +9,8 @@ use crate::model::ModelName;
 
 /// Models of one server that are looked at; the rest is left out.
 const MAX_MODELS: usize = 2000;
+/// Longest fact about a model that is told, in characters.
+const MAX_FACT: usize = 64;
 
 /// The lists that Ollama has of its models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +60,15 @@ impl List {
     }
 }
 
+fn number(json: &Value, member: &str) -> u64 {
+    json.get(member).and_then(Value::as_u64).unwrap_or_default()
+}
+
+fn text(json: &Value, member: &str) -> String {
+    let text = json.get(member).and_then(Value::as_str).unwrap_or_default();
+    text.chars().take(MAX_FACT).collect()
+}
+
 fn name_of(entry: &Value) -> Option<String> {
     let text = |name: &str| entry.get(name).and_then(Value::as_str);
     text("model").or_else(|| text("name")).map(str::to_owned)
@@ -83,6 +94,34 @@ impl Entry {
             text: entry.to_string(),
         }
     }
+}
+
+/// A model of one server, as far as the server tells.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    /// As the server writes it.
+    pub label: String,
+    /// To compare it with others.
+    pub name: ModelName,
+    /// Bytes on disk; 0 if it isn't there or doesn't say.
+    pub size: u64,
+    /// Such as `8.0B`, and `Q4_K_M`.
+    pub kind: [String; 2],
+    /// What it is like in memory, if it was there when the list was made.
+    pub loaded: Option<Loaded>,
+}
+
+/// A model in memory.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Loaded {
+    /// Bytes of it.
+    pub size: u64,
+    /// Those of them on a graphics card.
+    pub size_vram: u64,
+    /// When it will be unloaded, as Ollama writes it; empty if it doesn't say.
+    pub expires_at: String,
+    /// Tokens that it takes in; 0 if it doesn't say.
+    pub context_length: u64,
 }
 
 /// What one server has, as it said itself.
@@ -132,6 +171,45 @@ impl Inventory {
         rest.loaded.remove(model);
         rest.entries[1].retain(|entry| !is_it(entry));
         rest
+    }
+
+    /// Every model, those on disk in the server's order, then those that are only in memory.
+    pub fn models(&self) -> Vec<Model> {
+        let parse = |entry: &Entry| {
+            let name = ModelName::parse(&entry.key.0)?;
+            Some((name, serde_json::from_str::<Value>(&entry.text).unwrap_or_default()))
+        };
+        let [tags, loaded, _] = &self.entries;
+        let tags = tags.iter().filter_map(|entry| Some((entry, parse(entry)?)));
+        let mut models: Vec<Model> = tags
+            .map(|(entry, (name, json))| Model {
+                label: entry.key.0.clone(),
+                name,
+                size: number(&json, "size"),
+                kind: ["parameter_size", "quantization_level"]
+                    .map(|member| json.get("details").map(|d| text(d, member)).unwrap_or_default()),
+                loaded: None,
+            })
+            .collect();
+        for (entry, (name, json)) in loaded.iter().filter_map(|e| Some((e, parse(e)?))) {
+            let facts = Loaded {
+                size: number(&json, "size"),
+                size_vram: number(&json, "size_vram"),
+                expires_at: text(&json, "expires_at"),
+                context_length: number(&json, "context_length"),
+            };
+            match models.iter_mut().find(|model| model.name == name) {
+                Some(model) => model.loaded = Some(facts),
+                None => models.push(Model {
+                    label: entry.key.0.clone(),
+                    name,
+                    size: 0,
+                    kind: Default::default(),
+                    loaded: Some(facts),
+                }),
+            }
+        }
+        models
     }
 
     /// Models on disk.
@@ -203,6 +281,26 @@ mod tests {
         for junk in ["", "[]", "{\"models\":3}", "{\"models\":[1,{}]}", "<html>"] {
             assert!(Inventory::new([junk, junk, junk], None).is_empty(), "{junk}");
         }
+    }
+
+    #[test]
+    fn models_are_described_from_both_lists() {
+        let disk = json!({"models": [
+            {"model": "A:1b", "size": 7, "details": {"parameter_size": "1B", "quantization_level": "Q8_0"}},
+            {"name": "b"},
+        ]});
+        let memory = json!({"models": [
+            {"model": "a:1b", "size": 9, "size_vram": 8, "expires_at": "2026", "context_length": 4096},
+            {"model": "gone:latest"},
+        ]});
+        let models = Inventory::new([&disk.to_string(), &memory.to_string(), ""], None).models();
+        let loaded = models[0].loaded.as_ref().expect("in memory");
+        assert_eq!((models[0].label.as_str(), models[0].size), ("A:1b", 7));
+        assert_eq!(models[0].kind, ["1B", "Q8_0"]);
+        assert_eq!((loaded.size, loaded.size_vram, loaded.context_length), (9, 8, 4096));
+        assert_eq!(loaded.expires_at, "2026");
+        assert_eq!(models[1].loaded, None);
+        assert_eq!((models[2].label.as_str(), models.len()), ("gone:latest", 3));
     }
 
     #[test]

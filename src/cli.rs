@@ -40,6 +40,12 @@ pub enum Verb {
     Peers,
     /// Forgets one of them.
     Unpair,
+    /// Looks for servers, once.
+    Discover,
+    /// Shows which server has which model.
+    Models,
+    /// Shows what the running daemon does.
+    Status,
     /// Gives Ollama's port to the pooled view, or back to Ollama.
     Takeover,
 }
@@ -78,6 +84,21 @@ struct Grammar {
 
 /// Every command besides `serve` and `help`.
 const VERBS: &[Grammar] = &[
+    Grammar {
+        name: "status",
+        verb: Verb::Status,
+        switches: &["watch", "json"],
+        operands: 0,
+        words: &[],
+    },
+    Grammar { name: "models", verb: Verb::Models, switches: &["json"], operands: 0, words: &[] },
+    Grammar {
+        name: "discover",
+        verb: Verb::Discover,
+        switches: &["json"],
+        operands: 0,
+        words: &[],
+    },
     Grammar { name: "doctor", verb: Verb::Doctor, switches: &["json"], operands: 0, words: &[] },
     Grammar {
         name: "completions",
@@ -150,6 +171,11 @@ Commands: ollana COMMAND [OPTION ...]
   pair CODE [ADDRESS]   take the code that the other one shows; - asks for it
   peers                 show the paired machines
   unpair NAME           forget one: its key is worth nothing here any more
+  status                servers, queue and this machine, as the running ollana
+                        sees them; --watch every second, --json for programs
+  models                which server has which model, and how fast; --json
+  discover              looks around once: who answers, through which interface;
+                        needs no running ollana; --json
   takeover              move an Ollama that systemd runs to port 11438, so that
                         port 11434 shows all models of the LAN; says what it
                         will do and asks first, --yes doesn't; --undo: move back
@@ -199,6 +225,7 @@ Intervals, time-outs and limits. Times: 250ms, 5s, 2m. Sizes: 4096, 64k, 4m.
   --replay-budget SIZE  all kept bodies together [64m]
   --max-servers N       in the pool [64]
   --max-in-flight N     requests on one server; 0: learned when it is busy [0]
+  --status-from NET     who else may see /ollana/, as 192.168.1.0/24; repeatable
   --legacy on|off       answer four-byte probes of older versions [on]
 ";
 
@@ -246,6 +273,7 @@ const OPTIONS: &[&str] = &[
     "wake",
     "wake-timeout",
     "max-in-flight",
+    "status-from",
 ];
 
 /// Reads the command line; `env` looks a variable up.
@@ -367,6 +395,7 @@ fn clear_list(settings: &mut Settings, name: &str) {
         "ban" => settings.bans.clear(),
         "prefer" => settings.preferred.clear(),
         "wake" => settings.wake.clear(),
+        "status-from" => settings.status_from.clear(),
         _ => {}
     }
 }
@@ -447,6 +476,7 @@ fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), String> {
         "prefer" => settings.preferred.push(value.to_owned()),
         "wake" => settings.wake.push(config::Sleeper::parse(value)),
         "wake-timeout" => timing.wake_timeout = config::parse_duration(value)?,
+        "status-from" => settings.status_from.push(config::parse_network(value)?),
         "queue-timeout" => timing.queue_timeout = config::parse_duration(value)?,
         "max-in-flight" => limits.max_in_flight = parse_number(value, 0, 65536)?,
         "max-servers" => limits.max_servers = parse_number(value, 1, 1024)?,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
+use crate::guard::Network;
 use crate::model::ModelName;
 
 /// Ollama's own HTTP port (`envconfig/config.go`).
@@ -228,6 +229,8 @@ pub struct Settings {
     pub preferred: Vec<String>,
     /// Machines to wake when nobody else can do a request.
     pub wake: Vec<Sleeper>,
+    /// Who may ask for the state (`/ollana/`) besides this machine.
+    pub status_from: Vec<Network>,
     /// Least severe level that is logged.
     pub log_level: LevelFilter,
     /// Where the log goes; `None` means stderr.
@@ -267,6 +270,7 @@ impl Default for Settings {
             bans: Vec::new(),
             preferred: Vec::new(),
             wake: Vec::new(),
+            status_from: Vec::new(),
             log_level: LevelFilter::Info,
             log_file: None,
             log_format: LogFormat::Text,
@@ -397,6 +401,15 @@ pub fn parse_route(text: &str) -> Result<(ModelName, String), String> {
     parts
         .filter(|(_, server)| !server.is_empty())
         .ok_or_else(|| format!("{text}: expected MODEL=SERVER, such as llama3.2=desktop"))
+}
+
+/// Reads `ADDRESS` or `ADDRESS/BITS`.
+///
+/// # Errors
+/// A sentence for the user.
+pub fn parse_network(text: &str) -> Result<Network, String> {
+    Network::parse(text)
+        .ok_or_else(|| format!("{text}: expected an address or a network such as 192.168.1.0/24"))
 }
 
 /// Reads `250ms`, `5s`, `2m` or a bare number of seconds.

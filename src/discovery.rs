@@ -10,6 +10,7 @@
 //! counted and dropped.
 
 mod client;
+mod scan;
 mod server;
 
 use std::io;
@@ -24,6 +25,7 @@ use crate::config::THREAD_STACK;
 use crate::interfaces::Links;
 
 pub use client::{Client, ClientSetup};
+pub use scan::{Answer, Way, scan};
 pub use server::{Responder, ServerSetup};
 
 /// Packets taken from one socket at a time, so that a flood can keep us neither from the other

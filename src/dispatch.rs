@@ -79,6 +79,8 @@ pub struct Dispatch<A> {
     /// Whether machines are to be woken, and when that was last said.
     wakes: bool,
     woken: Option<Instant>,
+    /// How long those waited who were answered since the last look.
+    waits: Vec<Duration>,
 }
 
 impl<A: Asker> Dispatch<A> {
@@ -92,6 +94,7 @@ impl<A: Asker> Dispatch<A> {
             turn: 0,
             wakes: false,
             woken: None,
+            waits: Vec::new(),
         }
     }
 
@@ -103,6 +106,16 @@ impl<A: Asker> Dispatch<A> {
     /// Requests that wait.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// How long the first of them has waited.
+    pub fn longest_wait(&self, now: Instant) -> Option<Duration> {
+        self.waiting.first().map(|waiting| now.saturating_duration_since(waiting.since))
+    }
+
+    /// How long those waited who were answered since the last call.
+    pub fn take_waits(&mut self) -> Vec<Duration> {
+        std::mem::take(&mut self.waits)
     }
 
     /// Whether it is time for a wake-up call; true once per call.
@@ -207,7 +220,9 @@ impl<A: Asker> Dispatch<A> {
         }
         served.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
         for (at, answer) in served {
-            answers.push((self.waiting.remove(at).asker, answer));
+            let waiting = self.waiting.remove(at);
+            self.waits.push(now.saturating_duration_since(waiting.since));
+            answers.push((waiting.asker, answer));
         }
     }
 

@@ -13,6 +13,7 @@ use rustix::event::PollFlags;
 
 use crate::body::{ChunkDecoder, Step};
 use crate::config::{Limits, Timing};
+use crate::counters::Transfer;
 use crate::dialect::Dialect;
 use crate::head::{self, Framing, Head, HeadLimits, Refusal};
 use crate::headers::{self, AnswerFraming};
@@ -23,6 +24,8 @@ use crate::registry::Entry;
 /// What is read at a time: little, until a client sends faster than that.
 const READ_SIZE: usize = 4 * 1024;
 const LARGE_READ_SIZE: usize = 32 * 1024;
+/// A connection in the reserve has so long to say what it wants.
+const RESERVE_TIME: Duration = Duration::from_secs(1);
 /// An unread request is drained for so long before the close, so that the client gets to read the
 /// answer instead of a reset. `ollama create` sends a blob of which the server doesn't read a
 /// byte if it has it already; Go's own server lingers as long.
@@ -96,6 +99,11 @@ impl Downstream {
         self.body_bytes
     }
 
+    /// Whether it was let in beyond the limit, to look at the state.
+    pub fn is_reserve(&self) -> bool {
+        self.entry.is_reserve()
+    }
+
     fn received(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
@@ -140,13 +148,14 @@ impl Downstream {
         let mut scanned = 0;
         let is_unproven = std::mem::take(&mut self.is_unproven);
         let idle = if is_unproven { timing.head_timeout } else { timing.idle_timeout };
-        let mut deadline = Instant::now() + idle;
+        let most = if self.is_reserve() { RESERVE_TIME } else { Duration::MAX };
+        let mut deadline = Instant::now() + idle.min(most);
         let mut has_begun = false;
         self.body_bytes = 0;
         loop {
             if !self.received().is_empty() && !has_begun {
                 has_begun = true;
-                deadline = Instant::now() + timing.head_timeout;
+                deadline = Instant::now() + timing.head_timeout.min(most);
                 if !self.entry.set_busy() {
                     return Next::Refused(Refusal { status: 503, reason: "ollana is stopping" });
                 }
@@ -301,6 +310,10 @@ pub struct BodyState<'a> {
     is_abandoned: bool,
     budget: &'a Budget,
     reserved: usize,
+    /// Bytes handed to upstreams, every attempt counted.
+    pub sent: u64,
+    /// Where its progress is shown, if it is an upload.
+    pub transfer: Option<Arc<Transfer>>,
     /// What went wrong, if anything.
     pub fault: Option<BodyFault>,
 }
@@ -328,6 +341,8 @@ impl<'a> BodyState<'a> {
             is_abandoned: false,
             budget,
             reserved: 0,
+            sent: 0,
+            transfer: None,
             fault: None,
         }
     }
@@ -369,6 +384,13 @@ impl<'a> BodyState<'a> {
         self.is_whole = false;
         self.kept = Vec::new();
         self.budget.give_back(std::mem::take(&mut self.reserved));
+    }
+
+    fn count(&mut self, n: usize) {
+        self.sent += n as u64;
+        if let Some(transfer) = &self.transfer {
+            transfer.advance(n as u64);
+        }
     }
 
     fn keep(&mut self, bytes: &[u8]) {
@@ -561,6 +583,7 @@ impl Read for BodyReader<'_, '_> {
             let n = replay.len().min(out.len());
             out[..n].copy_from_slice(&replay[..n]);
             self.replayed += n;
+            self.state.count(n);
             return Ok(n);
         }
         if self.link.answered_early() {
@@ -571,6 +594,7 @@ impl Read for BodyReader<'_, '_> {
             return self.fill_the_gap(out);
         }
         self.state.keep(&out[..n]);
+        self.state.count(n);
         self.replayed += n;
         Ok(n)
     }

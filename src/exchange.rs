@@ -12,6 +12,7 @@
 //! was kept. Pull, push, create, copy, delete and blobs are never sent twice.
 
 mod answer;
+mod own;
 mod relay;
 
 use std::io::Read;
@@ -25,9 +26,10 @@ use ureq::Body;
 
 use crate::attempts::Attempts;
 use crate::config::{Limits, Timing};
+use crate::counters::{Failure as Failed, Kind, Retry, Underway};
 use crate::dialect::Dialect;
 use crate::downstream::{BodyFault, BodyReader, BodyState, Budget, Downstream};
-use crate::guard::HostRule;
+use crate::guard::{HostRule, Network};
 use crate::head::{Framing, Head};
 use crate::headers::{self, ERROR_FIELD, SERVER_FIELD, UNREACHED, UPSTREAM};
 use crate::keyring::Keyring;
@@ -81,6 +83,8 @@ pub struct Context {
     pub wakes: bool,
     /// Which names a `Host` may have.
     pub hosts: HostRule,
+    /// Who may ask for the state besides this machine.
+    pub status_from: Vec<Network>,
     /// Time-outs.
     pub timing: Timing,
     /// Sizes.
@@ -153,6 +157,13 @@ impl Exchange<'_> {
                            if it is, start ollana with --host NAME";
             return self.refuse(connection, 403, message, "host");
         }
+        if let Some(end) = self.answer_about_itself(connection) {
+            return end;
+        }
+        if connection.is_reserve() {
+            self.refuse(connection, 503, "too many connections", "full");
+            return End::Close;
+        }
         if !self.may_ask(connection) {
             let message = "this machine answers only machines that are paired with it: \
                            run ollana pair on both, or start it with --unpaired on";
@@ -175,6 +186,10 @@ impl Exchange<'_> {
                 return self.answer_own_fault(connection, &body).unwrap_or(End::Cut);
             }
         };
+        let underway = self.show_progress(&wanted);
+        if self.is_upload() {
+            body.transfer = underway.as_ref().map(|underway| Arc::clone(underway));
+        }
         let line = Arc::clone(connection.line());
         let is_wanted = || !socket::is_gone(line.socket());
         let lease = |tried: &[BackendId]| self.context.mailbox.lease(tried, &wanted, &is_wanted);
@@ -201,7 +216,13 @@ impl Exchange<'_> {
                     return self.refuse(connection, 503, why, "busy");
                 }
             };
-            let failed = match self.attempt(connection, &mut body, &leased, fresh) {
+            if let Some(underway) = &underway {
+                underway.goes_to(&leased.pick.name);
+            }
+            let before = body.sent;
+            let attempt = self.attempt(connection, &mut body, &leased, fresh);
+            self.count_up(&leased, body.sent - before);
+            let failed = match attempt {
                 Ok(answer) => {
                     // Another server may do better, if the request can be sent again.
                     if let Some(outcome) = poor_answer(&answer)
@@ -211,13 +232,15 @@ impl Exchange<'_> {
                         leased.report.outcome = outcome;
                         leased.give_back();
                         if let Ok(other) = lease(attempts.tried()) {
+                            self.count_retry(outcome);
                             next_lease = Some(other);
                             fresh = needs_fresh;
                             continue;
                         }
                     }
                     body.let_go();
-                    return self.relay(connection, &mut leased, &body, &wanted, answer);
+                    let shown = (&wanted, underway.as_ref());
+                    return self.relay(connection, &mut leased, &body, shown, answer);
                 }
                 Err(failed) => failed,
             };
@@ -228,6 +251,7 @@ impl Exchange<'_> {
                 // Nothing is known against the server; the connection was just old.
                 fresh = true;
                 next_lease = Some(leased);
+                self.context.presence.counters().retried(Retry::Stale);
                 continue;
             }
             let name = leased.pick.label();
@@ -239,6 +263,8 @@ impl Exchange<'_> {
             if !attempts.may_go_on(leased.pick.id, outcome, body.is_replayable()) {
                 return self.refuse(connection, 502, &message, cause);
             }
+            self.count_retry(outcome);
+            self.note(0, cause, &message);
             failure = Some((message, cause));
             fresh = needs_fresh;
         }
@@ -406,8 +432,64 @@ impl Exchange<'_> {
     }
 
     fn client_left(&self, connection: &Downstream) -> End {
+        self.context.presence.counters().failed("left");
         self.log(connection, 499, "-", 0, None);
         End::Cut
+    }
+
+    /// Lets people see how far a pull, a push, a create or an upload has come.
+    fn show_progress(&self, wanted: &Wanted) -> Option<Underway> {
+        if self.route.kind != Kind::Manage || self.head.method != Method::POST {
+            return None;
+        }
+        let path = self.head.target.split('?').next().unwrap_or_default();
+        let (kind, name) = match path {
+            _ if self.is_upload() => ("upload", path.rsplit('/').next().unwrap_or_default()),
+            "/api/pull" => ("pull", ""),
+            "/api/push" => ("push", ""),
+            "/api/create" => ("create", ""),
+            _ => return None,
+        };
+        let total = match self.framing {
+            Framing::Length(length) if kind == "upload" => length,
+            _ => 0,
+        };
+        let model = wanted.model.as_ref().map(|model| model.as_str()).filter(|_| name.is_empty());
+        self.context.presence.counters().begin(kind, model.unwrap_or(name), total)
+    }
+
+    fn is_upload(&self) -> bool {
+        self.route.kind == Kind::Manage
+            && self.head.method == Method::POST
+            && self.head.target.starts_with("/api/blobs/")
+    }
+
+    fn count_up(&self, lease: &Lease, bytes: u64) {
+        if bytes > 0 {
+            lease.pick.tally.bytes_up.add(bytes);
+            self.context.presence.counters().all.bytes_up.add(bytes);
+        }
+    }
+
+    fn count_retry(&self, outcome: Outcome) {
+        let why = match outcome {
+            Outcome::Unreachable => Retry::Unreached,
+            Outcome::Overloaded => Retry::Busy,
+            Outcome::Failed | Outcome::Answered | Outcome::Void => Retry::Failed,
+        };
+        self.context.presence.counters().retried(why);
+    }
+
+    /// Remembers a failure for those who look at the state.
+    fn note(&self, status: u16, cause: &'static str, reason: &str) {
+        self.context.presence.counters().note(Failed {
+            at: Instant::now(),
+            status,
+            cause,
+            method: self.head.method.to_string(),
+            path: self.head.target.clone(),
+            reason: reason.to_owned(),
+        });
     }
 
     /// The access line; 499 stands for a client that left. Nothing that could be a prompt is in
@@ -420,6 +502,7 @@ impl Exchange<'_> {
         down: u64,
         first_byte: Option<Duration>,
     ) {
+        self.context.presence.counters().request(self.route.kind, status, first_byte);
         if log::log_enabled!(log::Level::Debug) {
             let first_byte = first_byte.map(|time| format!(" ttfb_ms={}", time.as_millis()));
             log::debug!(

@@ -52,6 +52,42 @@ fn strip_port(host: &str) -> Option<&str> {
     (port_fits && named && !name.is_empty()).then_some(name)
 }
 
+/// Addresses that begin with the same bits, such as `192.168.1.0/24`; a single one has all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    ip: IpAddr,
+    bits: u32,
+}
+
+impl Network {
+    /// Reads `ADDRESS` or `ADDRESS/BITS`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (ip, bits) = match text.split_once('/') {
+            Some((ip, bits)) => (ip, Some(bits.parse().ok()?)),
+            None => (text, None),
+        };
+        let ip: IpAddr = ip.parse().ok()?;
+        let most = if ip.is_ipv4() { 32 } else { 128 };
+        let bits = bits.unwrap_or(most);
+        (bits <= most).then_some(Network { ip, bits })
+    }
+
+    /// Whether an address is one of them.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        match (self.ip, ip.to_canonical()) {
+            (IpAddr::V4(own), IpAddr::V4(ip)) => {
+                let differ = u32::from(own) ^ u32::from(ip);
+                differ.leading_zeros() >= self.bits
+            }
+            (IpAddr::V6(own), IpAddr::V6(ip)) => {
+                let differ = u128::from(own) ^ u128::from(ip);
+                differ.leading_zeros() >= self.bits
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Whether an address is one that only a local network or this machine uses: loopback,
 /// private (RFC 1918, RFC 4193), link-local, or shared (RFC 6598, used by overlay networks).
 pub fn is_local_address(ip: IpAddr) -> bool {
@@ -115,6 +151,25 @@ mod tests {
             "\u{e9}.local",
         ] {
             assert!(!rule.allows(Some(host.as_bytes())), "{host}");
+        }
+    }
+
+    #[test]
+    fn networks_hold_what_begins_like_them() {
+        for (network, inside, outside) in [
+            ("192.168.1.0/24", "192.168.1.255", "192.168.2.0"),
+            ("192.168.1.7", "::ffff:192.168.1.7", "192.168.1.6"),
+            ("10.0.0.0/8", "10.255.0.1", "11.0.0.1"),
+            ("0.0.0.0/0", "8.8.8.8", "::1"),
+            ("fd00::/8", "fdff::1", "fe00::1"),
+            ("::1", "::1", "::2"),
+        ] {
+            let network = Network::parse(network).expect(network);
+            assert!(network.contains(inside.parse().unwrap()), "{inside}");
+            assert!(!network.contains(outside.parse().unwrap()), "{outside}");
+        }
+        for bad in ["", "x", "1.2.3.4/33", "::1/129", "1.2.3.4/", "1.2.3.4/-1", "1.2.3/8"] {
+            assert_eq!(Network::parse(bad), None, "{bad}");
         }
     }
 

@@ -31,10 +31,10 @@
 //! Pure, without sockets, threads or clock: [`config`], [`wire`], [`model`], [`catalog`], [`pool`],
 //! [`dispatch`], [`probing`], [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`attempts`],
 //! [`tail`], [`dialect`], [`guard`], [`noise`] (snow), [`peers`], [`code`].
-//! Edges, one kind of input and output each: [`socket`], [`line`](mod@line), [`interfaces`],
-//! [`state`], [`notify`], [`wake`], [`keyring`], [`hop`], [`registry`], [`link`], [`upstream`]
-//! (ureq), [`downstream`], [`intake`] (tiny_http), [`offer`], [`manager`], [`exchange`],
-//! [`proxy`], [`liveness`], [`discovery`].
+//! Edges, one kind of input and output each: [`counters`], [`socket`], [`line`](mod@line),
+//! [`interfaces`], [`state`], [`notify`], [`wake`], [`keyring`], [`hop`], [`registry`], [`link`],
+//! [`upstream`] (ureq), [`downstream`], [`intake`] (tiny_http), [`offer`], [`manager`],
+//! [`status`], [`exchange`], [`proxy`], [`liveness`], [`discovery`].
 //! Wiring: [`cli`], [`journal`], [`background`], [`serve`], [`tools`].
 //!
 //! # Invariants
@@ -58,6 +58,7 @@ pub mod catalog;
 pub mod cli;
 pub mod code;
 pub mod config;
+pub mod counters;
 pub mod dialect;
 pub mod discovery;
 pub mod dispatch;
@@ -89,6 +90,7 @@ pub mod serve;
 pub mod sniff;
 pub mod socket;
 pub mod state;
+pub mod status;
 pub mod tail;
 pub mod tools;
 pub mod upstream;

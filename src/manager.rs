@@ -9,20 +9,23 @@
 //! It decides and never does I/O: it blocks only on its mailbox. Sending an event never waits
 //! for an answer; asking for a lease does, on a reply channel of its own.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, TrySendError, bounded};
 
 use crate::catalog::Inventory;
+use crate::counters::Counters;
 use crate::dispatch::{Answers, Asker, Dispatch, Request};
 use crate::offer::{Board, Offer};
 use crate::pool::{
-    Action, BackendId, CheckResult, Input, Outcome, Pick, Pool, Report, Target, Transition, Wanted,
+    Action, BackendId, CheckResult, History, Input, Outcome, Pick, Pool, Report, ServerNow, Target,
+    Transition, Wanted,
 };
 use crate::wire::OllamaVersion;
 
@@ -33,6 +36,12 @@ const MAILBOX: usize = 512;
 
 /// How long a list waits for a change to be known; a slow server delays it no longer.
 const LIST_PATIENCE: Duration = Duration::from_millis(500);
+/// How long somebody who looks at the state waits for models that nobody asked for before.
+const LOOK_PATIENCE: Duration = Duration::from_millis(400);
+/// How long somebody who looks at the state waits for the Manager.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(3);
+/// Transitions remembered for those who look at the state.
+const MAX_TRANSITIONS: usize = 32;
 /// How often a waiting request's client is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -65,6 +74,7 @@ enum Event {
     Pool(Input),
     Lease(Caller, Request),
     Inventories(Sender<Inventories>),
+    Snapshot(Sender<Snapshot>),
     Stop,
 }
 
@@ -126,6 +136,40 @@ pub struct Inventories {
     pub version: OllamaVersion,
 }
 
+/// The state of the backends and of the queue at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// In the order in which they came.
+    pub servers: Vec<ServerNow>,
+    /// Requests that wait for a server.
+    pub waiting: usize,
+    /// How long the first of them has waited.
+    pub longest_wait: Option<Duration>,
+    /// How long the last request waited that had to.
+    pub last_wait: Option<Duration>,
+    /// How long ago each of the last changes was, the newest first.
+    pub transitions: Vec<(Duration, Transition)>,
+    /// The course of the last minutes.
+    pub history: History,
+}
+
+/// What this daemon is, for those who look at its state.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// This machine's name.
+    pub name: String,
+    /// `client`, `server` or `both`.
+    pub mode: String,
+    /// Why it is that.
+    pub why: String,
+    /// Where its proxies listen, the client's first.
+    pub listen: Vec<SocketAddr>,
+    /// Where its discovery goes or answers.
+    pub discovery: String,
+    /// Since when.
+    pub started: Instant,
+}
+
 /// What other threads may know without asking: updated after every event.
 #[derive(Debug)]
 pub struct Presence {
@@ -139,6 +183,8 @@ pub struct Presence {
     backends: AtomicU32,
     /// Events handled, which tells that the Manager is alive.
     beats: AtomicU32,
+    counters: Counters,
+    about: Mutex<Option<Arc<About>>>,
     /// For this machine's programs.
     own_board: Board,
     /// For the LAN: only ever the local Ollama.
@@ -151,6 +197,8 @@ impl Default for Presence {
             start: Instant::now(),
             network_changed: AtomicU64::default(),
             beats: AtomicU32::default(),
+            counters: Counters::default(),
+            about: Mutex::default(),
             up: AtomicBool::default(),
             local_up: AtomicBool::default(),
             version: AtomicU32::default(),
@@ -214,6 +262,28 @@ impl Presence {
     pub fn backends(&self) -> u32 {
         self.backends.load(Relaxed)
     }
+
+    /// What has happened so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Says what this daemon is.
+    pub fn describe(&self, about: About) {
+        *self.about.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(about));
+    }
+
+    /// What this daemon is, once it has started.
+    pub fn about(&self) -> Option<Arc<About>> {
+        self.about.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many requests have taken the backend without asking.
+    fn taken(&self, id: BackendId) -> u32 {
+        let offers = [&self.own_board, &self.lan_board].map(Board::look);
+        let own = offers.iter().flatten().filter(|offer| offer.pick.id == id);
+        own.map(|offer| offer.count()).sum()
+    }
 }
 
 /// The Manager's thread; dropping the handle stops and joins it.
@@ -259,6 +329,10 @@ impl Lease {
         }
         let void = Report::from(Outcome::Void);
         let report = std::mem::replace(&mut self.report, void);
+        self.pick.tally.requests.add(1);
+        if report.is_trouble() {
+            self.pick.tally.failures.add(1);
+        }
         let is_counted = self.offer.as_ref().is_none_or(|offer| !offer.give_back());
         if is_counted {
             self.mailbox.send(Input::Finished(self.pick.id, report));
@@ -331,6 +405,13 @@ impl Mailbox {
         }
     }
 
+    /// The state as it is now. `None` when we are stopping, or busy beyond measure.
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        let (reply, answer) = bounded(1);
+        self.events.send_timeout(Event::Snapshot(reply), SNAPSHOT_PATIENCE).ok()?;
+        answer.recv_timeout(SNAPSHOT_PATIENCE).ok()
+    }
+
     /// What the ready backends have.
     pub fn inventories(&self) -> Inventories {
         let (reply, answer) = bounded(1);
@@ -354,6 +435,10 @@ impl Handle {
             jobs,
             presence: Arc::clone(&presence),
             lists: Vec::new(),
+            lookers: Vec::new(),
+            transitions: VecDeque::new(),
+            history: History::default(),
+            last_wait: None,
             actions: Vec::new(),
             answers: Vec::new(),
         };
@@ -392,6 +477,12 @@ struct Manager {
     presence: Arc<Presence>,
     /// Requests for lists of models, and since when they wait.
     lists: Vec<(Instant, Sender<Inventories>)>,
+    /// Who looks at the state, and since when they wait for models.
+    lookers: Vec<(Instant, Sender<Snapshot>)>,
+    /// The last ones, oldest first.
+    transitions: VecDeque<(Instant, Transition)>,
+    history: History,
+    last_wait: Option<Duration>,
     actions: Vec<Action>,
     answers: Answers<Caller>,
 }
@@ -418,11 +509,14 @@ impl Manager {
                     self.carry_out(now);
                 }
                 Event::Inventories(reply) => self.lists.push((now, reply)),
+                Event::Snapshot(reply) => self.look(now, reply),
             }
             if self.dispatch.take_wake() {
                 self.hand_out(Job::Wake);
             }
             self.serve_lists(now);
+            self.serve_lookers(now);
+            self.record(now);
             let pool = self.dispatch.pool();
             self.presence.up.store(pool.ready() > 0, Relaxed);
             self.presence.local_up.store(pool.is_local_ready(), Relaxed);
@@ -458,6 +552,61 @@ impl Manager {
         });
     }
 
+    fn look(&mut self, now: Instant, reply: Sender<Snapshot>) {
+        let pool = self.dispatch.pool();
+        let lacks = pool.lacks_inventory() && !pool.is_watched(now);
+        self.dispatch.handle(now, Input::Watched, &mut self.actions, &mut self.answers);
+        self.carry_out(now);
+        if lacks {
+            self.lookers.push((now, reply));
+        } else {
+            let _ = reply.send(self.snapshot(now));
+        }
+    }
+
+    fn serve_lookers(&mut self, now: Instant) {
+        let lacks = self.dispatch.pool().lacks_inventory();
+        let waits = |since: Instant| lacks && now.saturating_duration_since(since) < LOOK_PATIENCE;
+        for (since, reply) in std::mem::take(&mut self.lookers) {
+            if waits(since) {
+                self.lookers.push((since, reply));
+            } else {
+                let _ = reply.send(self.snapshot(now));
+            }
+        }
+    }
+
+    /// Writes down how long those waited who were served, and, now and then, where things stand.
+    fn record(&mut self, now: Instant) {
+        for waited in self.dispatch.take_waits() {
+            self.presence.counters.queue_wait.add(waited);
+            self.last_wait = Some(waited);
+        }
+        if self.history.is_due(now) {
+            let requests = self.presence.counters.requests_in_all();
+            let taken = |id| self.presence.taken(id);
+            let waiting = self.dispatch.waiting();
+            self.dispatch.pool().record(&mut self.history, now, waiting, requests, &taken);
+        }
+    }
+
+    fn snapshot(&self, now: Instant) -> Snapshot {
+        let ago = |at: Instant| now.saturating_duration_since(at);
+        let mut servers = self.dispatch.pool().snapshot(now);
+        for server in &mut servers {
+            server.in_flight += self.presence.taken(server.id);
+        }
+        let newest_first = self.transitions.iter().rev();
+        Snapshot {
+            servers,
+            waiting: self.dispatch.waiting(),
+            longest_wait: self.dispatch.longest_wait(now),
+            last_wait: self.last_wait,
+            transitions: newest_first.map(|(at, change)| (ago(*at), change.clone())).collect(),
+            history: self.history.clone(),
+        }
+    }
+
     /// Takes an offer down, so that the pool counts those who have it.
     fn take_down(&mut self, local_only: bool) {
         let board = self.presence.board(local_only);
@@ -487,6 +636,16 @@ impl Manager {
         is_taken
     }
 
+    /// Strangers that the full pool refuses are no news, and anyone can make many of them.
+    fn keep(&mut self, transition: &Transition) {
+        if !matches!(transition, Transition::Refused { .. }) {
+            if self.transitions.len() >= MAX_TRANSITIONS {
+                self.transitions.pop_front();
+            }
+            self.transitions.push_back((Instant::now(), transition.clone()));
+        }
+    }
+
     fn act(&mut self, now: Instant) {
         for action in std::mem::take(&mut self.actions) {
             match action {
@@ -499,6 +658,7 @@ impl Manager {
                 }
                 Action::Report(transition) => {
                     report(&transition);
+                    self.keep(&transition);
                     let changes_memory =
                         matches!(transition, Transition::Up { .. } | Transition::Moved { .. });
                     if changes_memory {

@@ -16,6 +16,8 @@
 
 mod checks;
 mod choice;
+mod history;
+mod snapshot;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -24,10 +26,13 @@ use std::time::{Duration, Instant};
 
 use crate::catalog::Inventory;
 use crate::config::{SERVER_PORT, ServerName};
+use crate::counters::Tally;
 use crate::model::ModelName;
 use crate::wire::{Identity, OllamaVersion};
 
 pub use choice::{NoPick, Pick, Task, Wanted};
+pub use history::{History, Series};
+pub use snapshot::{HealthNow, Rest, ServerNow};
 
 /// Health checks that may run at once. More would only wait, and those that wait can't be put in
 /// another order.
@@ -74,6 +79,13 @@ const LEGACY_RETRY: Duration = Duration::from_secs(60);
 /// Names a backend for as long as the pool lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendId(u32);
+
+impl BackendId {
+    /// As a number, for programs that look at the state.
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
 
 /// How the pool knows of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,6 +207,8 @@ pub enum Input {
     Finished(BackendId, Report),
     /// A request ended that was counted elsewhere.
     Noted(BackendId, Report),
+    /// Somebody looks at the state, and wants to see models too.
+    Watched,
     /// Time has passed.
     Tick,
 }
@@ -291,6 +305,10 @@ struct Backend {
     /// Where the check under way goes, if that isn't told by a name.
     checking_address: Option<SocketAddr>,
     health: Health,
+    /// Since when it has that health.
+    since: Instant,
+    /// What it has done; goes with every pick.
+    tally: Tally,
     /// Checks in a row that contradict the present health.
     streak: u32,
     /// Failed checks in a row, for the backoff.
@@ -417,6 +435,8 @@ pub struct Pool {
     builds: VecDeque<(IpAddr, BackendId)>,
     /// Strangers that gave way while they were being checked, and since when they were.
     abandoned: Vec<(BackendId, Instant)>,
+    /// Somebody wants to see the models until then.
+    watched_until: Option<Instant>,
 }
 
 impl Pool {
@@ -430,6 +450,7 @@ impl Pool {
             conversations: VecDeque::new(),
             builds: VecDeque::new(),
             abandoned: Vec::new(),
+            watched_until: None,
         }
     }
 
@@ -488,6 +509,7 @@ impl Pool {
                 self.finished(now, id, report, actions);
             }
             Input::Noted(id, report) => self.finished(now, id, report, actions),
+            Input::Watched => self.watched(now),
             Input::Tick => self.forget(now, actions),
         }
         self.start_checks(now, actions);
@@ -602,6 +624,8 @@ impl Pool {
             checking_candidate: false,
             checking_address: None,
             health: Health::New,
+            since: now,
+            tally: Tally::default(),
             streak: 0,
             failures: 0,
             next_check: now,

@@ -233,6 +233,7 @@ impl Acceptor {
             Ok(entry) => entry,
             Err(full) => {
                 log::debug!("turned away addr={peer} reason={full:?}");
+                context.presence.counters().failed("full");
                 return self.turn_away(line, if full == Full::Source { 429 } else { 503 });
             }
         };
@@ -433,6 +434,7 @@ impl Worker {
             let head = match connection.next_head(&context.timing, &context.limits) {
                 Next::Closed => return,
                 Next::Refused(refusal) => {
+                    context.presence.counters().failed("request");
                     log::debug!(
                         "refused a head addr={} reason={:?}",
                         connection.peer(),

@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 use crate::line::Line;
 use crate::socket;
 
+/// Places beyond the limit, for those who look at the state while all others are taken.
+const RESERVE: usize = 4;
+
 /// Why a connection isn't let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
@@ -32,6 +35,7 @@ struct Table {
     connections: HashMap<u64, Connection>,
     per_source: HashMap<IpAddr, usize>,
     next: u64,
+    reserve_taken: usize,
     is_draining: bool,
 }
 
@@ -48,6 +52,7 @@ pub struct Entry {
     number: u64,
     source: IpAddr,
     is_busy: Arc<AtomicBool>,
+    is_reserve: bool,
 }
 
 impl Registry {
@@ -65,27 +70,30 @@ impl Registry {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a connection in.
+    /// Lets a connection in; one of this machine to a place of the reserve, if there is no other.
     ///
     /// # Errors
     /// [`Full`] says which limit is reached.
     pub fn enter(self: &Arc<Self>, line: &Arc<Line>, source: IpAddr) -> Result<Entry, Full> {
         let mut table = self.table();
-        if table.connections.len() >= self.max_total || table.is_draining {
+        let source = source.to_canonical();
+        let is_full = table.connections.len() - table.reserve_taken >= self.max_total;
+        let is_reserve = is_full && source.is_loopback() && table.reserve_taken < RESERVE;
+        if table.is_draining || (is_full && !is_reserve) {
             return Err(Full::Total);
         }
-        let source = source.to_canonical();
         let count = table.per_source.entry(source).or_default();
         if !source.is_loopback() && *count >= self.max_per_source {
             return Err(Full::Source);
         }
         *count += 1;
+        table.reserve_taken += usize::from(is_reserve);
         let number = table.next;
         table.next += 1;
         let is_busy = Arc::new(AtomicBool::new(false));
         let connection = Connection { line: Arc::clone(line), is_busy: Arc::clone(&is_busy) };
         table.connections.insert(number, connection);
-        Ok(Entry { registry: Arc::clone(self), number, source, is_busy })
+        Ok(Entry { registry: Arc::clone(self), number, source, is_busy, is_reserve })
     }
 
     /// Connections now.
@@ -143,6 +151,11 @@ impl Registry {
 }
 
 impl Entry {
+    /// Whether it is beyond the limit, so that it may only look at the state.
+    pub fn is_reserve(&self) -> bool {
+        self.is_reserve
+    }
+
     /// A request has begun. False when the connection was already told to end.
     pub fn set_busy(&self) -> bool {
         // Under the table's lock, so that a drain either sees it busy or has closed it.
@@ -166,6 +179,7 @@ impl Drop for Entry {
     fn drop(&mut self) {
         let mut table = self.registry.table();
         table.connections.remove(&self.number);
+        table.reserve_taken -= usize::from(self.is_reserve);
         if let Some(count) = table.per_source.get_mut(&self.source) {
             *count -= 1;
             if *count == 0 {

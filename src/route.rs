@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use http::Method;
 
+use crate::counters::Kind;
 use crate::model::ModelName;
 use crate::pool::{Task, Wanted};
 use crate::sniff::Subject;
@@ -23,6 +24,8 @@ pub struct Route {
     pub changes_models: bool,
     /// It has the model in memory when it is done.
     pub uses_model: bool,
+    /// What it counts as.
+    pub kind: Kind,
     /// The model that its path names.
     pub model: Option<ModelName>,
 }
@@ -42,12 +45,23 @@ impl Route {
         };
         let is_api = path.starts_with("/api/") || path.starts_with("/v1/");
         let model = path.strip_prefix("/v1/models/").filter(|_| is_read);
+        let infers = *method == Method::POST && is_inference(path);
+        let kind = if infers && path.contains("embed") {
+            Kind::Embed
+        } else if infers && path != "/api/show" {
+            Kind::Generate
+        } else if is_blob || task != Task::Use || changes_models || path == "/api/push" {
+            Kind::Manage
+        } else {
+            Kind::Other
+        };
         Route {
-            is_repeatable: is_read || (*method == Method::POST && is_inference(path)),
+            is_repeatable: is_read || infers,
+            kind,
             task,
             names_model: !is_read && is_api && !is_blob && !path.starts_with("/v1/audio/"),
             changes_models,
-            uses_model: *method == Method::POST && is_inference(path) && path != "/api/show",
+            uses_model: infers && path != "/api/show",
             model: model.and_then(|model| ModelName::parse(&percent_decode(model))),
         }
     }
@@ -168,6 +182,23 @@ mod tests {
         let model = route("GET", "/v1/models/llama3.2%3A1b").model;
         assert_eq!(model.map(|m| m.as_str().to_owned()).as_deref(), Some("llama3.2:1b"));
         assert_eq!(route("GET", "/v1/models").model, None);
+    }
+
+    #[test]
+    fn every_request_counts_as_something() {
+        for (method, target, kind) in [
+            ("POST", "/api/chat", Kind::Generate),
+            ("POST", "/v1/messages", Kind::Generate),
+            ("POST", "/v1/embeddings", Kind::Embed),
+            ("POST", "/api/embed", Kind::Embed),
+            ("POST", "/api/show", Kind::Other),
+            ("GET", "/api/tags", Kind::Other),
+            ("POST", "/api/push", Kind::Manage),
+            ("DELETE", "/api/delete", Kind::Manage),
+            ("HEAD", "/api/blobs/sha256:0", Kind::Manage),
+        ] {
+            assert_eq!(route(method, target).kind, kind, "{method} {target}");
+        }
     }
 
     #[test]

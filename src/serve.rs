@@ -28,7 +28,7 @@ use crate::guard::HostRule;
 use crate::headers;
 use crate::keyring::{Keyring, KeysError};
 use crate::liveness::{Checkers, Ticker, job_queue};
-use crate::manager::{self, Mailbox, Presence};
+use crate::manager::{self, About, Mailbox, Presence};
 use crate::pool::{Input, Pool, Rules};
 use crate::proxy::Proxy;
 use crate::registry::Registry;
@@ -232,6 +232,14 @@ impl Daemon {
             None if self.finder.is_some() => format!("to port {}/udp", settings.discovery_port),
             None => "off".to_owned(),
         };
+        self.presence.describe(About {
+            name: host_name(),
+            mode: self.mode.to_string(),
+            why: why.to_owned(),
+            listen: self.addresses(),
+            discovery: discovery.clone(),
+            started: Instant::now(),
+        });
         log::info!(
             "ready mode={} why={why:?} listen={} discovery={discovery}",
             self.mode,
@@ -357,6 +365,7 @@ impl Common<'_> {
             prefix: self.ollama.prefix.clone(),
             wakes: !settings.wake.is_empty(),
             hosts: HostRule::new(names),
+            status_from: settings.status_from.clone(),
             timing: settings.timing.clone(),
             limits: limits.clone(),
             budget: Budget::new(limits.replay_budget),

@@ -87,9 +87,56 @@ impl Tail {
     }
 }
 
+/// Whole lines of a stream as they pass, for those who want to look at them.
+#[derive(Debug, Default)]
+pub struct Lines {
+    begun: Vec<u8>,
+    /// The line under way is too long to be looked at.
+    is_skipping: bool,
+}
+
+impl Lines {
+    /// Takes the next bytes and shows the lines that end in them.
+    pub fn push(&mut self, bytes: &[u8], look: &mut dyn FnMut(&[u8])) {
+        let mut pieces = bytes.split(|byte| *byte == b'\n').peekable();
+        while let Some(piece) = pieces.next() {
+            self.is_skipping |= self.begun.len() + piece.len() > KEPT;
+            let is_whole = pieces.peek().is_some();
+            match (self.is_skipping, is_whole) {
+                (true, _) => self.begun.clear(),
+                (false, true) if self.begun.is_empty() => look(piece),
+                (false, _) => self.begun.extend_from_slice(piece),
+            }
+            if is_whole {
+                if !self.begun.is_empty() {
+                    look(&self.begun);
+                    self.begun.clear();
+                }
+                self.is_skipping = false;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_are_seen_whole_however_they_are_cut() {
+        let long = "y".repeat(KEPT);
+        let text = format!("one\ntwo two\n\n{long}y\n{long}\nlast\nno end");
+        let want = ["one", "two two", &long, "last"];
+        for size in [1, 2, 3, 7, 1000, 5000, text.len()] {
+            let (mut lines, mut seen) = (Lines::default(), Vec::new());
+            for piece in text.as_bytes().chunks(size) {
+                lines
+                    .push(piece, &mut |line| seen.push(String::from_utf8_lossy(line).into_owned()));
+            }
+            seen.retain(|line| !line.is_empty());
+            assert_eq!(seen, want, "{size}");
+        }
+    }
 
     fn tail(pieces: &[&str]) -> Tail {
         let mut tail = Tail::default();

@@ -1,13 +1,19 @@
 //! The commands besides `serve`: each does one thing, prints, and exits.
 
 mod completions;
+mod daemon;
+mod discover;
 mod doctor;
 mod man;
+mod models;
 mod pair;
 mod peers;
+mod screen;
+mod status;
+mod table;
 mod takeover;
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -21,30 +27,38 @@ const SERVICE_DIR: &str = "/var/lib/ollana";
 pub fn run(tool: &Tool) -> ExitCode {
     let done = match tool.verb {
         Verb::Completions => {
-            completions::script(tool.operands.first().map(String::as_str)).map(print)
+            let shell = tool.operands.first().map(String::as_str);
+            completions::script(shell).and_then(|script| print(&script))
         }
         Verb::Doctor => return doctor::run(tool),
-        Verb::Man => {
-            print(man::page());
-            Ok(())
-        }
+        Verb::Man => print(&man::page()),
         Verb::Pair => pair::run(tool).map_err(|problem| problem.to_string()),
         Verb::Peers => peers::list(tool),
         Verb::Unpair => peers::remove(tool),
+        Verb::Discover => discover::run(tool),
+        Verb::Models => models::run(tool),
+        Verb::Status => status::run(tool),
         Verb::Takeover => takeover::run(tool).map_err(|problem| problem.to_string()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
-            eprintln!("ollana: {reason}");
+            table::wrap(&format!("ollana: {reason}"), 80)
+                .iter()
+                .for_each(|line| eprintln!("{line}"));
             ExitCode::FAILURE
         }
     }
 }
 
-fn print(text: String) {
-    // A closed pipe (`ollana man | head`) is no failure.
-    let _ = std::io::stdout().write_all(text.as_bytes());
+/// Writes to standard output. A reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) -> Result<(), String> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(format!("cannot write: {error}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Where keys are kept: the place that was named, else the service's, else the user's own.

@@ -44,6 +44,9 @@ const MAX_IDLE: usize = 2;
 pub const IDLE_AGE: Duration = Duration::from_secs(30);
 /// Longest answer to a check that is read: lists of some thousand models.
 const MAX_CHECK_ANSWER: u64 = 1 << 20;
+/// A daemon on this machine tells its state within this, and in no more than so many bytes.
+const FETCH_TIME: Duration = Duration::from_secs(5);
+const MAX_FETCHED: u64 = 64 << 20;
 
 /// One worker's way to the upstreams, with its own pooled connections.
 #[derive(Debug)]
@@ -123,6 +126,25 @@ pub fn build_uri(address: SocketAddr, prefix: &str, target: &str) -> Result<Uri,
         .path_and_query(path)
         .build()
         .map_err(|_| "the target has characters that a URI can't have".to_owned())
+}
+
+/// Asks a daemon of ours for one of its own paths: status and body.
+///
+/// # Errors
+/// A sentence.
+pub fn fetch(timing: &Timing, address: SocketAddr, target: &str) -> Result<(u16, String), String> {
+    let upstream = Upstream::new(timing, &Arc::new(Keyring::none()));
+    upstream.link.begin(None, Attempt::default());
+    let mut request = Request::new(());
+    *request.uri_mut() = build_uri(address, "", target)?;
+    let configured = upstream.fresh.configure_request(request);
+    let request = configured.timeout_global(Some(FETCH_TIME)).build();
+    let answer = upstream.fresh.run(request).map_err(|error| describe(&error))?;
+    let (parts, body) = answer.into_parts();
+    let mut text = String::new();
+    let mut reader = body.into_reader().take(MAX_FETCHED);
+    reader.read_to_string(&mut text).map_err(|error| describe_io(&error))?;
+    Ok((parts.status.as_u16(), text))
 }
 
 /// A sentence about a failed call, without the library's words for it.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// The layers, lowest first. A file may import from its own layer and from those below.
 const LAYERS: &[&[&str]] = &[
-    &["model", "wire", "headers", "body", "sniff", "tail", "guard"],
+    &["model", "wire", "headers", "body", "sniff", "tail", "guard", "counters"],
     &["noise"],
     &["peers", "code"],
     &["config", "catalog", "dialect"],
@@ -17,7 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["hop"],
     &["registry", "link", "offer", "wake"],
     &["manager"],
-    &["upstream", "downstream"],
+    &["upstream", "downstream", "status"],
     &["intake", "exchange", "liveness", "discovery"],
     &["proxy"],
     &["cli", "journal", "background", "serve"],
@@ -31,7 +31,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("ureq", &["upstream", "exchange"]), // exchange only names ureq's body type
     ("lexopt", &["cli"]),
     ("simplelog", &["main"]),
-    ("signal_hook", &["serve"]),
+    ("signal_hook", &["serve", "tools"]), // status --watch gives the terminal back
     ("if_addrs", &["interfaces"]),
     ("httparse", &["head"]),
     ("snow", &["noise"]),

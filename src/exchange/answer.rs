@@ -58,6 +58,7 @@ impl Exchange<'_> {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = self.dialect.error(status.as_u16(), message).to_string();
         log::debug!("refused status={status} message={message:?}");
+        self.note(status.as_u16(), cause, message);
         self.answer(connection, status, error_fields(status.as_u16(), cause), &body)
     }
 

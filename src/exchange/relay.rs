@@ -8,13 +8,16 @@ use ureq::Body;
 
 use super::{End, Exchange, poor_outcome};
 use crate::body::{CHUNK_PREFIX, CHUNK_SUFFIX, LAST_CHUNK, frame_chunk};
+use crate::counters::{Kind, Underway};
 use crate::downstream::{BodyState, Downstream};
 use crate::headers::{self, AnswerFraming, ROOM_FIELD, SERVER_FIELD, UPSTREAM};
 use crate::manager::Lease;
+use crate::model::ModelName;
 use crate::pool::{Outcome, Task, Wanted};
+use crate::sniff;
 use crate::socket;
 use crate::state;
-use crate::tail::{Format, Tail};
+use crate::tail::{Format, Lines, Tail};
 use crate::upstream;
 
 /// Reads of less than this are gathered with what precedes them into one write.
@@ -26,21 +29,65 @@ const LARGE: usize = 32 * 1024;
 const TOKENS: usize = 1024;
 
 /// A body on its way to the client.
-struct Copy {
+struct Copy<'a> {
     framing: AnswerFraming,
     format: Option<Format>,
+    /// Whether something of interest may stand in its last line.
+    keeps_tail: bool,
     total: u64,
     tail: Tail,
+    tokens: Tokens,
+    /// Where the progress is shown that its lines tell of.
+    progress: Option<&'a Underway>,
+    lines: Lines,
+    /// The model that the answer names first, for requests that weren't looked at.
+    model: Option<ModelName>,
 }
 
-impl Copy {
+/// Counts tokens while they pass. Ollama sends about one per line or event; what it tells at the
+/// end is exact, and makes up for the rest.
+#[derive(Default)]
+struct Tokens {
+    is_counted: bool,
+    breaks: u64,
+    counted: u64,
+}
+
+impl Tokens {
+    /// How many more there are since the last call.
+    fn seen(&mut self, bytes: &[u8], format: Option<Format>) -> u64 {
+        let per_message = match format {
+            Some(Format::Ndjson) => 1,
+            Some(Format::EventStream) => 2,
+            None => return 0,
+        };
+        if !self.is_counted {
+            return 0;
+        }
+        self.breaks += bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
+        // The last message holds no token.
+        let tokens = (self.breaks / per_message).saturating_sub(1);
+        let more = tokens - self.counted;
+        self.counted = tokens;
+        more
+    }
+}
+
+impl Copy<'_> {
     /// Tokens per second, as the last line of Ollama's streams tells them.
     fn speed(&self) -> Option<f64> {
         self.format.filter(|format| *format == Format::Ndjson)?;
-        let tokens = self.tail.number("eval_count")?;
+        let tokens = self.told_tokens()?;
         let seconds = self.tail.number("eval_duration")? / 1e9;
         // A handful of tokens says little.
         (tokens >= 8.0 && seconds > 0.0).then(|| tokens / seconds)
+    }
+
+    /// How many tokens the answer says that it has.
+    fn told_tokens(&self) -> Option<f64> {
+        ["eval_count", "completion_tokens", "output_tokens"]
+            .into_iter()
+            .find_map(|member| self.tail.number(member))
     }
 }
 
@@ -51,7 +98,7 @@ impl Exchange<'_> {
         connection: &mut Downstream,
         lease: &mut Lease,
         request_body: &BodyState<'_>,
-        wanted: &Wanted,
+        (wanted, underway): (&Wanted, Option<&Underway>),
         answer: Response<Body>,
     ) -> End {
         let (mut parts, body) = answer.into_parts();
@@ -94,11 +141,26 @@ impl Exchange<'_> {
             link.push(&out);
         }
         let first_byte = self.started.elapsed();
-        let mut copy = Copy { framing, format, total: 0, tail: Tail::default() };
+        let is_counted = self.route.kind == Kind::Generate && status.is_success();
+        let is_json = content_type.is_some_and(|media| media.starts_with("application/json"));
+        let mut copy = Copy {
+            framing,
+            format,
+            keeps_tail: format.is_some() || (is_counted && is_json),
+            total: 0,
+            tail: Tail::default(),
+            tokens: Tokens { is_counted, ..Tokens::default() },
+            progress: underway.filter(|_| format == Some(Format::Ndjson)),
+            lines: Lines::default(),
+            model: None,
+        };
         let result = match framing {
             AnswerFraming::None => Ok(()),
-            _ => self.copy_body(body, &mut copy),
+            _ => self.copy_body(body, &mut copy, lease),
         };
+        if is_counted && let Some(told) = copy.told_tokens() {
+            self.count_tokens(lease, (told as u64).saturating_sub(copy.tokens.counted));
+        }
         let result = result.and_then(|()| link.flush().map_err(|_| String::new()));
         lease.report.outcome = match (&result, link.progress().fault) {
             (Ok(()), _) => poor_outcome(status).unwrap_or(Outcome::Answered),
@@ -112,7 +174,7 @@ impl Exchange<'_> {
             let model = wanted.model.clone().filter(|_| self.route.uses_model);
             lease.report.loaded = model.map(|model| (model, is_loaded));
         }
-        lease.report.speed = wanted.model.clone().zip(copy.speed());
+        lease.report.speed = wanted.model.clone().or(copy.model.take()).zip(copy.speed());
         self.log(connection, status.as_u16(), &lease.pick.name, copy.total, Some(first_byte));
         match result {
             Ok(()) if !close => End::Keep,
@@ -120,6 +182,7 @@ impl Exchange<'_> {
             Err(reason) => {
                 if link.progress().fault.is_none() {
                     let message = format!("{}: {reason}", lease.pick.label());
+                    self.note(0, "broken", &message);
                     log::warn!("answer broke off backend={:?} reason={reason:?}", lease.pick.name);
                     self.end_in_failure(connection, &copy, &message);
                 }
@@ -132,7 +195,7 @@ impl Exchange<'_> {
     ///
     /// # Errors
     /// Why it didn't arrive whole; the link knows if that was the client's fault.
-    fn copy_body(&self, body: Body, copy: &mut Copy) -> Result<(), String> {
+    fn copy_body(&self, body: Body, copy: &mut Copy<'_>, lease: &Lease) -> Result<(), String> {
         let link = self.upstream.link();
         let mut reader = body.into_reader();
         let room = match copy.framing {
@@ -150,8 +213,10 @@ impl Exchange<'_> {
                 break;
             }
             copy.total += n as u64;
-            if copy.format.is_some() {
-                copy.tail.push(&buffer[CHUNK_PREFIX..CHUNK_PREFIX + n]);
+            lease.pick.tally.bytes_down.add(n as u64);
+            self.context.presence.counters().all.bytes_down.add(n as u64);
+            if copy.keeps_tail {
+                self.look_at(&buffer[CHUNK_PREFIX..CHUNK_PREFIX + n], copy, lease);
             }
             let range = match copy.framing {
                 AnswerFraming::Chunked => frame_chunk(&mut buffer, n),
@@ -179,9 +244,30 @@ impl Exchange<'_> {
         Ok(())
     }
 
+    /// Looks at what passes, for what stands in its lines.
+    fn look_at(&self, bytes: &[u8], copy: &mut Copy<'_>, lease: &Lease) {
+        if copy.tokens.is_counted && copy.total == bytes.len() as u64 {
+            let model = sniff::subject(bytes).model;
+            copy.model = model.as_deref().and_then(ModelName::parse);
+        }
+        copy.tail.push(bytes);
+        let tokens = copy.tokens.seen(bytes, copy.format);
+        if tokens > 0 {
+            self.count_tokens(lease, tokens);
+        }
+        if let Some(underway) = copy.progress {
+            copy.lines.push(bytes, &mut |line| underway.read(line));
+        }
+    }
+
+    fn count_tokens(&self, lease: &Lease, tokens: u64) {
+        lease.pick.tally.tokens.add(tokens);
+        self.context.presence.counters().all.tokens.add(tokens);
+    }
+
     /// Tells of a failure within the answer: a last line or event where its format has one and
     /// nobody has told yet, and never a clean end.
-    fn end_in_failure(&self, connection: &Downstream, copy: &Copy, message: &str) {
+    fn end_in_failure(&self, connection: &Downstream, copy: &Copy<'_>, message: &str) {
         let link = self.upstream.link();
         let format = copy.format.filter(|format| !copy.tail.tells_error(*format));
         if let (AnswerFraming::Chunked, Some(format)) = (copy.framing, format) {

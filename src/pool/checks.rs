@@ -125,6 +125,7 @@ impl Pool {
                 if backend.streak >= rise {
                     backend.streak = 0;
                     backend.health = Health::Ready;
+                    backend.since = now;
                     actions.push(Action::Report(Transition::Up {
                         name: backend.label(),
                         address,
@@ -187,6 +188,7 @@ impl Pool {
                 let was_ready = *was == Health::Ready;
                 backend.streak = 0;
                 backend.health = Health::Down { since: now, reason: reason.clone() };
+                backend.since = now;
                 // Whatever strangers announce is not worth a line each.
                 let told = was_ready || !backend.is_stranger();
                 if told {
@@ -207,6 +209,7 @@ impl Pool {
         let mut places = MAX_CHECKS.saturating_sub(running(&|_| true));
         let mut doubtful = MAX_DOUBTFUL.saturating_sub(running(&|b| b.failures > 0));
         let mut strange = MAX_VERIFICATIONS.saturating_sub(running(&Backend::is_stranger));
+        let inventories = self.rules.inventories || self.is_watched(now);
         let mut due: Vec<&mut Backend> = self
             .backends
             .iter_mut()
@@ -222,7 +225,7 @@ impl Pool {
             if places == 0 || (is_stranger && strange == 0) || (is_doubtful && doubtful == 0) {
                 continue;
             }
-            let wants_inventory = self.rules.inventories && backend.inventory_due <= now;
+            let wants_inventory = inventories && backend.inventory_due <= now;
             if let Some(target) = backend.next_target() {
                 places -= 1;
                 strange -= usize::from(is_stranger);

@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::{Backend, BackendId, Health, Origin, Pool};
+use crate::counters::Tally;
 use crate::model::ModelName;
 
 /// Conversations remembered.
@@ -66,6 +67,8 @@ pub struct Pick {
     pub name: String,
     /// Whether it is the Ollama of this machine.
     pub is_local: bool,
+    /// Where to count what it does.
+    pub tally: Tally,
 }
 
 impl Pick {
@@ -170,7 +173,8 @@ impl Pool {
         let address = backend.addresses.first().copied();
         let address = address.ok_or_else(|| NoPick::NoneUp("no address".to_owned()))?;
         let is_local = matches!(backend.origin, Origin::Local(_));
-        Ok(Pick { id: backend.id, address, name: backend.short_name(), is_local })
+        let (name, tally) = (backend.short_name(), backend.tally.clone());
+        Ok(Pick { id: backend.id, address, name, is_local, tally })
     }
 
     /// The backend that every request gets, while there is no choice and nothing to count. Not
@@ -190,7 +194,8 @@ impl Pool {
             sole.is_resting(now) || sole.failed_recently(now) || sole.learned_limit.is_some();
         let address = sole.addresses.first().copied().filter(|_| !troubled)?;
         let is_local = is_local(&sole);
-        Some(Pick { id: sole.id, address, name: sole.short_name(), is_local })
+        let (name, tally) = (sole.short_name(), sole.tally.clone());
+        Some(Pick { id: sole.id, address, name, is_local, tally })
     }
 
     /// Backends that are up and allowed.

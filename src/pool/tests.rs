@@ -960,3 +960,55 @@ fn many_silent_servers_are_noticed_and_do_not_hold_up_one_that_comes_back() {
         }
     }
 }
+
+#[test]
+fn a_snapshot_tells_what_the_pool_goes_by() {
+    let mut w = World::new();
+    w.pool.add_remembered(w.now, address(9), "old");
+    w.input(Input::Tick);
+    w.actions.clear();
+    let id = w.server(1);
+    w.now += ms(5000);
+    let pick = w.pool.pick(w.now, &[], &Wanted::default()).expect("ready");
+    pick.tally.tokens.add(7);
+    w.pool.pick(w.now, &[], &Wanted::default()).expect("ready");
+    w.input(Input::Finished(id, Outcome::Overloaded.into()));
+    let servers = w.pool.snapshot(w.now);
+    assert_eq!(servers.len(), 2);
+    assert_eq!((servers[0].origin, servers[1].origin), ("remembered", "discovered"));
+    assert_eq!((&servers[0].health, &servers[1].health), (&HealthNow::New, &HealthNow::Ready));
+    let server = &servers[1];
+    assert_eq!((server.id, server.name.as_str()), (id, "host1"));
+    assert_eq!((server.since, server.in_flight, server.limit), (ms(5000), 1, Some(1)));
+    assert_eq!(server.rest, Some(Rest::Cooling(COOL_DOWN)));
+    assert_eq!((server.round_trip, server.tally.tokens.value()), (Some(ms(1)), 7));
+    for _ in 0..STRIKES {
+        w.input(Input::Noted(id, Outcome::Failed.into()));
+    }
+    assert_eq!(w.pool.snapshot(w.now)[1].rest, Some(Rest::Ejected(FIRST_EJECTION)));
+    w.input(Input::Checked(id, CheckResult::Refused("gone".to_owned())));
+    let server = &w.pool.snapshot(w.now)[1];
+    assert_eq!((&server.health, server.since), (&HealthNow::Down("gone".to_owned()), ms(0)));
+}
+
+#[test]
+fn models_are_asked_for_while_somebody_looks() {
+    let mut w = World::new();
+    let wants = |w: &mut World| -> Vec<bool> {
+        let of = |action: Action| match action {
+            Action::Check(_, _, wants_inventory) => Some(wants_inventory),
+            Action::Report(_) => None,
+        };
+        std::mem::take(&mut w.actions).into_iter().filter_map(of).collect()
+    };
+    let id = w.server(1);
+    assert!(w.pool.lacks_inventory());
+    w.input(Input::Watched);
+    assert_eq!(wants(&mut w), [true], "at once");
+    w.input(Input::Checked(id, healthy(address(1), 1)));
+    w.input(Input::Watched);
+    assert_eq!(wants(&mut w), [false; 0], "the second look asks for nothing by itself");
+    w.pass(ms(60_000));
+    assert!(!w.pool.is_watched(w.now));
+    assert_eq!(wants(&mut w), [false], "nobody looks any more");
+}

@@ -1,0 +1,214 @@
+//! `/ollana/status`: the state as JSON, version 1. Members are only ever added.
+//!
+//! ```text
+//! version    1
+//! ollana     this program's version
+//! machine    name, mode, why, listen [..], discovery, uptime_s
+//! ready      whether requests can be served
+//! warnings   [sentence ..]
+//! queue      length, longest_wait_s, last_wait_s, waits
+//! totals     requests, in_flight, tokens, bytes_up, bytes_down, retries, failures {cause: n}
+//! servers    [{id, name, origin, given, addresses [..], health: new|ready|down, reason, since_s,
+//!            rest: null|busy|ejected, rest_s, round_trip_ms, ollama, in_flight, limit,
+//!            first_byte_ms, requests, failures, tokens, tokens_per_s, bytes_up, bytes_down,
+//!            room_bytes, model_count, models [{name, size, kind, loaded, size_vram, expires_at,
+//!            context_length, tokens_per_s}], history {tokens_per_s [..], in_flight [..]}}]
+//! history    step_s, requests [..], queue [..]: oldest first, the last minutes
+//! transfers  [{kind, name, server, state, done, total, bytes_per_s, seconds}]
+//! failures   [{ago_s, status, cause, method, path, reason}], newest first
+//! changes    [{ago_s, what, server, detail}], newest first
+//! ```
+//!
+//! What isn't known is `null`. `?brief` leaves out models that are only on disk.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::View;
+use crate::counters::{CAUSES, Failure, Retry, Transfer};
+use crate::pool::{HealthNow, History, Rest, ServerNow, Transition};
+
+/// Longest name or reason of the network's that is told, in characters.
+const MAX_TEXT: usize = 200;
+
+/// Everything.
+pub fn full(view: &View<'_>) -> Value {
+    write(view, true)
+}
+
+/// Without the models that are only on disk.
+pub fn brief(view: &View<'_>) -> Value {
+    write(view, false)
+}
+
+fn write(view: &View<'_>, all_models: bool) -> Value {
+    let View { about, snapshot, counters, now, .. } = view;
+    let servers: Vec<Value> =
+        snapshot.servers.iter().map(|s| server(s, &snapshot.history, all_models)).collect();
+    let in_flight: u32 = snapshot.servers.iter().map(|server| server.in_flight).sum();
+    let failures: serde_json::Map<String, Value> = CAUSES
+        .into_iter()
+        .zip(counters.failures())
+        .filter(|(_, count)| *count > 0)
+        .map(|(cause, count)| (cause.to_owned(), count.into()))
+        .collect();
+    let retries: u64 = Retry::ALL.iter().map(|(why, _)| counters.retries(*why)).sum();
+    let failed = |failure: &Failure| {
+        let Failure { at, status, cause, method, path, reason } = failure;
+        let status = (*status > 0).then_some(status);
+        json!({
+            "ago_s": seconds(now.saturating_duration_since(*at)),
+            "status": status, "cause": cause, "method": method, "path": path, "reason": reason,
+        })
+    };
+    json!({
+        "version": 1,
+        "ollana": env!("CARGO_PKG_VERSION"),
+        "machine": {
+            "name": about.name, "mode": about.mode, "why": about.why,
+            "listen": about.listen, "discovery": about.discovery,
+            "uptime_s": now.saturating_duration_since(about.started).as_secs(),
+        },
+        "ready": view.is_ready,
+        "warnings": view.warnings(),
+        "queue": {
+            "length": snapshot.waiting,
+            "longest_wait_s": snapshot.longest_wait.map(seconds),
+            "last_wait_s": snapshot.last_wait.map(seconds),
+            "waits": counters.queue_wait.buckets().iter().sum::<u64>(),
+        },
+        "totals": {
+            "requests": counters.requests_in_all(), "in_flight": in_flight,
+            "tokens": counters.all.tokens.value(),
+            "bytes_up": counters.all.bytes_up.value(),
+            "bytes_down": counters.all.bytes_down.value(),
+            "retries": retries, "failures": failures,
+        },
+        "servers": servers,
+        "history": {
+            "step_s": snapshot.history.step().as_secs(),
+            "requests": snapshot.history.requests.values().collect::<Vec<_>>(),
+            "queue": snapshot.history.queue.values().collect::<Vec<_>>(),
+        },
+        "transfers": counters.transfers().iter().map(|t| transfer(t, view)).collect::<Vec<_>>(),
+        "failures": counters.recent_failures().iter().map(failed).collect::<Vec<_>>(),
+        "changes": snapshot.transitions.iter().map(|(ago, t)| change(*ago, t)).collect::<Vec<_>>(),
+    })
+}
+
+fn server(server: &ServerNow, history: &History, all_models: bool) -> Value {
+    let (health, reason) = match &server.health {
+        HealthNow::New => ("new", None),
+        HealthNow::Ready => ("ready", None),
+        HealthNow::Down(reason) => ("down", Some(cut(reason))),
+    };
+    let (rest, rest_left) = match server.rest {
+        None => (None, None),
+        Some(Rest::Cooling(left)) => (Some("busy"), Some(left)),
+        Some(Rest::Ejected(left)) => (Some("ejected"), Some(left)),
+    };
+    let step = history.step().as_secs_f64();
+    let (tokens, in_flight) = match history.server(server.id) {
+        Some((tokens, in_flight)) => (
+            tokens.values().map(|n| round(f64::from(n) / step, 10.0)).collect(),
+            in_flight.values().collect(),
+        ),
+        None => (Vec::new(), Vec::new()),
+    };
+    let mut known = server.inventory.as_ref().map(|inventory| inventory.models());
+    let model_count = known.as_ref().map(Vec::len);
+    if let Some(known) = &mut known {
+        known.retain(|model| all_models || server.has_loaded(&model.name));
+    }
+    let models: Option<Vec<Value>> = known.map(|models| {
+        models
+            .iter()
+            .map(|model| {
+                let loaded = model.loaded.clone().unwrap_or_default();
+                let given = |n: u64| (n > 0).then_some(n);
+                let expires = Some(loaded.expires_at).filter(|at| !at.is_empty());
+                json!({
+                    "name": cut(&model.label),
+                    "size": given(model.size),
+                    "kind": model.kind.join(" ").trim(),
+                    "loaded": server.has_loaded(&model.name),
+                    "size_vram": model.loaded.as_ref().map(|_| loaded.size_vram),
+                    "size_loaded": given(loaded.size),
+                    "expires_at": expires,
+                    "context_length": given(loaded.context_length),
+                    "tokens_per_s": server.speed(&model.name).map(|speed| round(speed, 10.0)),
+                })
+            })
+            .collect()
+    });
+    json!({
+        "id": server.id.number(),
+        "name": cut(&server.name),
+        "origin": server.origin,
+        "given": server.given,
+        "addresses": server.addresses,
+        "health": health,
+        "reason": reason,
+        "since_s": seconds(server.since),
+        "rest": rest,
+        "rest_s": rest_left.map(seconds),
+        "round_trip_ms": server.round_trip.map(milliseconds),
+        "ollama": Some(cut(&server.version)).filter(|version| !version.is_empty()),
+        "in_flight": server.in_flight,
+        "limit": server.limit,
+        "first_byte_ms": server.first_byte.map(milliseconds),
+        "requests": server.tally.requests.value(),
+        "failures": server.tally.failures.value(),
+        "tokens": server.tally.tokens.value(),
+        "tokens_per_s": tokens.last().copied().unwrap_or(0.0),
+        "bytes_up": server.tally.bytes_up.value(),
+        "bytes_down": server.tally.bytes_down.value(),
+        "room_bytes": server.inventory.as_ref().and_then(|inventory| inventory.room),
+        "model_count": model_count,
+        "models": models,
+        "history": { "tokens_per_s": tokens, "in_flight": in_flight },
+    })
+}
+
+fn transfer(transfer: &Transfer, view: &View<'_>) -> Value {
+    let (done, total, moved) = transfer.progress();
+    let (server, state) = transfer.words();
+    let time = view.now.saturating_duration_since(transfer.since).as_secs_f64();
+    json!({
+        "kind": transfer.kind, "name": transfer.name, "server": server, "state": state,
+        "done": done, "total": (total > 0).then_some(total),
+        "bytes_per_s": if time > 0.5 { (moved as f64 / time) as u64 } else { 0 },
+        "seconds": time as u64,
+    })
+}
+
+fn change(ago: Duration, transition: &Transition) -> Value {
+    let (what, server, detail) = match transition {
+        Transition::Up { name, version, .. } => ("up", name, format!("Ollama {version}")),
+        Transition::Down { name, reason } => ("down", name, reason.clone()),
+        Transition::Ejected { name, pause } => {
+            ("rests", name, format!("requests failed; rests {} s", pause.as_secs()))
+        }
+        Transition::Forgotten { name } => ("forgotten", name, String::new()),
+        Transition::Moved { name, address } => ("moved", name, format!("to {address}")),
+        Transition::Refused { address } => ("refused", &String::new(), format!("{address}")),
+    };
+    json!({ "ago_s": seconds(ago), "what": what, "server": cut(server), "detail": cut(&detail) })
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(MAX_TEXT).collect()
+}
+
+fn round(value: f64, parts: f64) -> f64 {
+    (value * parts).round() / parts
+}
+
+fn seconds(time: Duration) -> f64 {
+    round(time.as_secs_f64(), 10.0)
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    round(time.as_secs_f64() * 1e3, 100.0)
+}

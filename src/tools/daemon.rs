@@ -1,0 +1,68 @@
+//! The running daemon, as the commands find it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use serde_json::Value;
+
+use crate::config::{OLLAMA_PORT, POOLED_PORT, SERVER_PORT, Settings};
+use crate::upstream;
+
+/// Where a daemon with these settings may be.
+fn places(settings: &Settings) -> Vec<SocketAddr> {
+    let given: Vec<SocketAddr> = settings.listen.iter().chain(&settings.share).copied().collect();
+    if given.is_empty() {
+        let here = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        return [OLLAMA_PORT, POOLED_PORT, SERVER_PORT].map(here).to_vec();
+    }
+    let reachable = |address: SocketAddr| match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, address.port()).into(),
+        _ => address,
+    };
+    given.into_iter().map(reachable).collect()
+}
+
+/// Asks the daemon for its state.
+///
+/// # Errors
+/// A sentence when none runs, or it doesn't tell.
+pub(super) fn state(settings: &Settings, target: &str) -> Result<(SocketAddr, Value), String> {
+    let places = places(settings);
+    let mut refusal = None;
+    for address in &places {
+        let answer = upstream::fetch(&settings.timing, *address, target);
+        let Ok((status, text)) = answer else { continue };
+        let json: Value = serde_json::from_str(&text).unwrap_or_default();
+        if status == 200 && json.get("version") == Some(&Value::from(1)) {
+            return Ok((*address, json));
+        }
+        if status == 403 {
+            let why = json.get("error").and_then(Value::as_str).unwrap_or_default();
+            refusal = Some(format!("{address} answers 403: {}", super::table::clean(why)));
+        }
+    }
+    let places: Vec<String> = places.iter().map(ToString::to_string).collect();
+    Err(refusal.unwrap_or_else(|| {
+        format!(
+            "no ollana runs on this machine (asked {}); start it with: ollana, \
+             or say where it is with --listen",
+            places.join(", ")
+        )
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_looked_for_where_it_listens() {
+        let text = |settings: &Settings| -> Vec<String> {
+            places(settings).iter().map(ToString::to_string).collect()
+        };
+        let mut settings = Settings::default();
+        assert_eq!(text(&settings), ["127.0.0.1:11434", "127.0.0.1:11437", "127.0.0.1:11435"]);
+        settings.listen = ["0.0.0.0:7", "[::]:8", "10.0.0.1:9"].map(|a| a.parse().unwrap()).into();
+        assert_eq!(text(&settings), ["127.0.0.1:7", "[::1]:8", "10.0.0.1:9"]);
+    }
+}

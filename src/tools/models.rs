@@ -1,0 +1,128 @@
+//! `ollana models`: which server has which model, and how fast it is there.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::status::{is_loaded, name};
+use super::table::{Align, Cell, Row, Style, Tone, bytes, figure, list, speed, table, word};
+use super::{daemon, screen};
+use crate::cli::Tool;
+
+/// Prints the models.
+///
+/// # Errors
+/// When no daemon runs.
+pub(super) fn run(tool: &Tool) -> Result<(), String> {
+    let (_, state) = daemon::state(&tool.settings, "/ollana/status")?;
+    if tool.has("json") {
+        let models: Vec<Value> = by_model(&state)
+            .into_iter()
+            .map(|(model, places)| {
+                let places: Vec<Value> = places
+                    .into_iter()
+                    .map(|(server, model)| {
+                        let mut place = model.clone();
+                        place["server"] = server.get("name").cloned().unwrap_or_default();
+                        place["health"] = server.get("health").cloned().unwrap_or_default();
+                        place
+                    })
+                    .collect();
+                json!({ "name": model, "servers": places })
+            })
+            .collect();
+        let text = json!({ "version": 1, "models": models });
+        return super::print(&format!("{text:#}\n"));
+    }
+    super::print(&format!("{}\n", lines(&state, screen::style()).join("\n")))
+}
+
+/// Each model with the servers that have it and what they say of it.
+fn by_model(state: &Value) -> BTreeMap<String, Vec<(&Value, &Value)>> {
+    let mut models: BTreeMap<String, Vec<(&Value, &Value)>> = BTreeMap::new();
+    for server in list(state, "servers") {
+        for model in list(server, "models") {
+            models.entry(word(model, "name")).or_default().push((server, model));
+        }
+    }
+    models
+}
+
+fn lines(state: &Value, style: Style) -> Vec<String> {
+    let models = by_model(state);
+    if models.is_empty() {
+        let none = match list(state, "servers").is_empty() {
+            true => "no server found yet, so there are no models",
+            false => "no server has a model yet; get one with: ollama pull llama3.2",
+        };
+        return vec![none.to_owned()];
+    }
+    let columns = [
+        ("MODEL", Align::Left),
+        ("SERVER", Align::Left),
+        ("SIZE", Align::Right),
+        ("STATE", Align::Left),
+        ("TOK/S", Align::Right),
+    ];
+    let mut rows = Vec::new();
+    for (model, places) in &models {
+        for (at, (server, facts)) in places.iter().enumerate() {
+            let is_ready = word(server, "health") == "ready";
+            let (state, tone) = match (is_ready, is_loaded(facts)) {
+                (false, _) => ("server down".to_owned(), Tone::Bad),
+                (true, true) => (loaded(facts), Tone::Good),
+                (true, false) => ("on disk".to_owned(), Tone::Plain),
+            };
+            let label = if at == 0 { model.as_str() } else { "" };
+            rows.push(Row::Cells(vec![
+                Cell { text: label.to_owned(), tone: Tone::Bold },
+                name(server).into(),
+                figure(facts, "size").map_or("-".to_owned(), bytes).into(),
+                Cell { text: state, tone },
+                speed(figure(facts, "tokens_per_s").unwrap_or(0.0)).into(),
+            ]));
+        }
+    }
+    table(&columns, &rows, style)
+}
+
+/// Where in memory it is.
+fn loaded(facts: &Value) -> String {
+    match (figure(facts, "size_vram"), figure(facts, "size_loaded")) {
+        (Some(on_card), Some(all)) if all > 0.0 => {
+            format!("loaded, {:.0} % on GPU", (on_card / all * 100.0).min(100.0))
+        }
+        _ => "loaded".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_at_80_columns() {
+        let state = json!({"servers": [
+            {"name": "desktop", "origin": "discovered", "health": "ready", "models": [
+                {"name": "llama3.2:1b", "size": 1.3e9, "loaded": true, "size_vram": 15e8,
+                 "size_loaded": 2e9, "tokens_per_s": 98.21},
+                {"name": "qwen3:8b", "size": 5.2e9, "loaded": false}]},
+            {"name": "nas", "origin": "named", "health": "down", "models": [
+                {"name": "llama3.2:1b", "size": 1.3e9, "loaded": false, "tokens_per_s": 7.0}]},
+        ]});
+        let want = "\
+MODEL        SERVER     SIZE  STATE             TOK/S
+llama3.2:1b  desktop  1.3 GB  loaded, 75 % on GPU   98.2
+             nas      1.3 GB  server down            7.0
+qwen3:8b     desktop  5.2 GB  on disk                  -";
+        let style = Style { width: 80, is_coloured: false };
+        let got = lines(&state, style).join("\n");
+        let squeeze = |text: &str| {
+            text.lines()
+                .map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(squeeze(&got), squeeze(want), "\n{got}");
+        assert!(lines(&json!({}), style)[0].contains("no server"));
+    }
+}

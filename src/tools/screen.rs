@@ -1,0 +1,140 @@
+//! The terminal: how wide it is, and a picture on it that is drawn anew until somebody leaves.
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
+
+use super::table::{Style, width};
+
+/// Where nothing is known of a terminal.
+const USUAL: (usize, usize) = (80, 24);
+/// Narrower than this, tables make no sense.
+const LEAST: usize = 40;
+
+/// Another screen, no cursor; and back.
+const ENTER: &str = "\x1b[?1049h\x1b[?25l";
+const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
+
+/// How to write for standard output.
+pub(super) fn style() -> Style {
+    let is_terminal = io::stdout().is_terminal();
+    let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+    let width = if is_terminal { size().0.max(LEAST) } else { USUAL.0 };
+    Style { width, is_coloured: is_terminal && colours }
+}
+
+/// Columns and lines.
+fn size() -> (usize, usize) {
+    match tcgetwinsize(io::stdout()) {
+        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => {
+            (usize::from(size.ws_col), usize::from(size.ws_row))
+        }
+        _ => USUAL,
+    }
+}
+
+/// Whatever happens, the terminal gets back what it had.
+struct Restore(Option<rustix::termios::Termios>);
+
+impl Restore {
+    fn enter() -> io::Result<Self> {
+        let mut out = io::stdout();
+        out.write_all(ENTER.as_bytes())?;
+        out.flush()?;
+        let before = tcgetattr(io::stdin()).ok();
+        if let Some(mut quiet) = before.clone() {
+            quiet.local_modes.remove(LocalModes::ECHO | LocalModes::ICANON);
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &quiet);
+        }
+        Ok(Restore(before))
+    }
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        let mut out = io::stdout();
+        let _ = out.write_all(LEAVE.as_bytes());
+        let _ = out.flush();
+        if let Some(before) = &self.0 {
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
+        }
+    }
+}
+
+/// Draws until `q`, a signal, or a terminal that is gone.
+///
+/// # Errors
+/// When the terminal can't be written to.
+pub(super) fn show(pause: Duration, draw: &dyn Fn(Style) -> Vec<String>) -> Result<(), String> {
+    let failed = |error: io::Error| format!("the terminal: {error}");
+    let (mut bell, handler) = UnixStream::pair().map_err(failed)?;
+    let (mut resized, window) = UnixStream::pair().map_err(failed)?;
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        let handler = handler.try_clone().map_err(failed)?;
+        signal_hook::low_level::pipe::register(signal, handler).map_err(failed)?;
+    }
+    signal_hook::low_level::pipe::register(SIGWINCH, window).map_err(failed)?;
+    resized.set_nonblocking(true).map_err(failed)?;
+    let has_keys = io::stdin().is_terminal();
+    let _restore = Restore::enter().map_err(failed)?;
+    loop {
+        paint(draw).map_err(failed)?;
+        let keys = if has_keys { PollFlags::IN } else { PollFlags::empty() };
+        let mut fds = [
+            PollFd::new(&bell, PollFlags::IN),
+            PollFd::new(&resized, PollFlags::IN),
+            PollFd::from_borrowed_fd(rustix::stdio::stdin(), keys),
+        ];
+        let time =
+            Timespec { tv_sec: pause.as_secs() as i64, tv_nsec: pause.subsec_nanos().into() };
+        if poll(&mut fds, Some(&time)).is_err() {
+            continue; // Interrupted; the bell tells by what.
+        }
+        let [rang, _, key] = fds.map(|fd| fd.revents());
+        if !rang.is_empty() {
+            let _ = bell.read(&mut [0]);
+            return Ok(());
+        }
+        let _ = resized.read(&mut [0; 64]);
+        if has_keys && !key.is_empty() {
+            let mut pressed = [0; 64];
+            let n = io::stdin().read(&mut pressed).unwrap_or(0);
+            // Ctrl-D, q, or no terminal any more.
+            if n == 0 || pressed[..n].iter().any(|key| matches!(key, b'q' | b'Q' | 4)) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// One picture, in one write, over the one before: nothing is cleared first, so nothing flickers.
+fn paint(draw: &dyn Fn(Style) -> Vec<String>) -> io::Result<()> {
+    let style = style();
+    let (_, height) = size();
+    let mut lines = draw(style);
+    let room = height.saturating_sub(2).max(1);
+    if lines.len() > room {
+        let left = lines.len() + 1 - room;
+        lines.truncate(room - 1);
+        lines.push(format!("... and {left} more lines (without --watch they are all shown)"));
+    }
+    let mut text = String::from("\x1b[?2026h\x1b[H");
+    for line in lines {
+        text.push_str(&line);
+        text.push_str("\x1b[K\r\n");
+    }
+    let hint = "q quits";
+    text.push_str("\x1b[J");
+    if width(hint) <= style.width {
+        text.push_str(&format!("\x1b[{height};1H{}", style.paint(hint, super::table::Tone::Faint)));
+    }
+    text.push_str("\x1b[?2026l");
+    let mut out = io::stdout();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}

@@ -1,0 +1,273 @@
+//! Tables and figures for people: columns that fit, names that do no harm, units. Pure.
+
+use serde_json::Value;
+
+/// How a column is filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Align {
+    Left,
+    Right,
+}
+
+/// A line of a table.
+#[derive(Clone, Debug)]
+pub(super) enum Row {
+    /// One cell for each column.
+    Cells(Vec<Cell>),
+    /// Text below a row, indented, cut to the width.
+    Note(String, Tone),
+}
+
+/// Text, and what it means.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cell {
+    pub(super) text: String,
+    pub(super) tone: Tone,
+}
+
+/// What colour says, where there is colour; the words say it too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Tone {
+    #[default]
+    Plain,
+    Good,
+    Bad,
+    Faint,
+    Bold,
+}
+
+impl From<&str> for Cell {
+    fn from(text: &str) -> Self {
+        Cell { text: text.to_owned(), tone: Tone::Plain }
+    }
+}
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        Cell { text, tone: Tone::Plain }
+    }
+}
+
+/// How wide and how colourful it may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Style {
+    pub(super) width: usize,
+    pub(super) is_coloured: bool,
+}
+
+impl Style {
+    /// A text in its tone.
+    pub(super) fn paint(self, text: &str, tone: Tone) -> String {
+        let code = match tone {
+            _ if !self.is_coloured => return text.to_owned(),
+            Tone::Plain => return text.to_owned(),
+            Tone::Good => "32",
+            Tone::Bad => "31",
+            Tone::Faint => "2",
+            Tone::Bold => "1",
+        };
+        format!("\x1b[{code}m{text}\x1b[0m")
+    }
+}
+
+/// The table's lines. When it is too wide, the first column gives way, then the second, then the
+/// others.
+pub(super) fn table(columns: &[(&str, Align)], rows: &[Row], style: Style) -> Vec<String> {
+    let mut widths: Vec<usize> = columns.iter().map(|(title, _)| width(title)).collect();
+    for row in rows {
+        let Row::Cells(cells) = row else { continue };
+        for (most, cell) in widths.iter_mut().zip(cells) {
+            *most = (*most).max(width(&cell.text));
+        }
+    }
+    let mut gap = 2;
+    let total = |widths: &[usize], gap| widths.iter().sum::<usize>() + gap * (widths.len() - 1);
+    if total(&widths, gap) > style.width {
+        gap = 1;
+    }
+    let others = (2..columns.len()).map(|at| (at, 6));
+    for (at, least) in [(0, 12), (1, 15)].into_iter().chain(others).chain([(1, 6), (0, 4)]) {
+        let over = total(&widths, gap).saturating_sub(style.width);
+        if let Some(most) = widths.get_mut(at) {
+            *most = (*most).min((*most).saturating_sub(over).max(least));
+        }
+    }
+    let line = |cells: &[Cell]| {
+        let mut out = String::new();
+        for (at, ((cell, most), (_, align))) in cells.iter().zip(&widths).zip(columns).enumerate() {
+            let text = fit(&cell.text, *most);
+            let pad = " ".repeat(most - width(&text));
+            let text = style.paint(&text, cell.tone);
+            out.push_str(&" ".repeat(if at > 0 { gap } else { 0 }));
+            match align {
+                Align::Left => out.extend([text, pad]),
+                Align::Right => out.extend([pad, text]),
+            }
+        }
+        out.trim_end().to_owned()
+    };
+    let titles: Vec<Cell> = columns
+        .iter()
+        .map(|(title, _)| Cell { text: (*title).to_owned(), tone: Tone::Faint })
+        .collect();
+    let mut lines = vec![line(&titles)];
+    for row in rows {
+        lines.push(match row {
+            Row::Cells(cells) => line(cells),
+            Row::Note(text, tone) => {
+                let text = fit(text, style.width.saturating_sub(4));
+                format!("    {}", style.paint(&text, *tone))
+            }
+        });
+    }
+    lines
+}
+
+/// Text in lines of this width, all but the first indented.
+pub(super) fn wrap(text: &str, most: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let last = lines.len() - 1;
+        let line = &mut lines[last];
+        if !line.trim().is_empty() && width(line) + 1 + width(word) > most {
+            lines.push(format!("    {}", fit(word, most - 4)));
+        } else {
+            let gap = if line.trim().is_empty() { "" } else { " " };
+            line.push_str(gap);
+            line.push_str(&fit(word, most - 4));
+        }
+    }
+    lines
+}
+
+/// Text of the network's as it may stand on a terminal: no control characters, nothing that turns
+/// the direction or takes no room, at most 200 characters.
+pub(super) fn clean(text: &str) -> String {
+    let harmless = |c: char| c == ' ' || c.is_ascii_graphic() || c.is_alphanumeric();
+    text.chars().take(200).map(|c| if harmless(c) { c } else { '?' }).collect()
+}
+
+/// A member's text, cleaned.
+pub(super) fn word(json: &Value, member: &str) -> String {
+    clean(json.get(member).and_then(Value::as_str).unwrap_or_default())
+}
+
+/// A member's number.
+pub(super) fn figure(json: &Value, member: &str) -> Option<f64> {
+    json.get(member).and_then(Value::as_f64)
+}
+
+/// A member's list.
+pub(super) fn list<'a>(json: &'a Value, member: &str) -> &'a [Value] {
+    json.get(member).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+/// Columns that a text takes: letters of East Asia take two.
+pub(super) fn width(text: &str) -> usize {
+    text.chars().map(columns).sum()
+}
+
+fn columns(c: char) -> usize {
+    let wide = matches!(u32::from(c), 0x1100..=0x115F | 0x2E80..=0xA4CF | 0xAC00..=0xD7A3
+        | 0xF900..=0xFAFF | 0xFE30..=0xFE6F | 0xFF00..=0xFF60 | 0xFFE0..=0xFFE6 | 0x1_F300..=0x3_FFFD);
+    if wide { 2 } else { 1 }
+}
+
+/// A text cut to a width; its end says that it was.
+pub(super) fn fit(text: &str, most: usize) -> String {
+    if width(text) <= most {
+        return text.to_owned();
+    }
+    let mut out = String::new();
+    for c in text.chars() {
+        if width(&out) + columns(c) + 1 > most {
+            break;
+        }
+        out.push(c);
+    }
+    if most > 0 {
+        out.push('~');
+    }
+    out
+}
+
+/// `1.3 GB`: powers of ten, as Ollama writes sizes.
+pub(super) fn bytes(n: f64) -> String {
+    let mut n = n;
+    for unit in ["B", "kB", "MB", "GB", "TB"] {
+        if n < 999.5 || unit == "TB" {
+            let digits = usize::from(unit != "B" && n < 9.95);
+            return format!("{n:.digits$} {unit}");
+        }
+        n /= 1000.0;
+    }
+    String::new()
+}
+
+/// `12 s`, `3 m 5 s`, `2 h 10 m`, `3 d 4 h`.
+pub(super) fn time(seconds: f64) -> String {
+    let all = seconds.max(0.0) as u64;
+    let (days, hours, minutes) = (all / 86400, all / 3600 % 24, all / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{} s", all % 60),
+        (0, 0, _) => format!("{minutes} m {} s", all % 60),
+        (0, ..) => format!("{hours} h {minutes} m"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+/// Milliseconds or seconds, short.
+pub(super) fn round_trip(ms: f64) -> String {
+    match ms {
+        ms if ms < 9.95 => format!("{ms:.1} ms"),
+        ms if ms < 999.5 => format!("{ms:.0} ms"),
+        ms => format!("{:.1} s", ms / 1e3),
+    }
+}
+
+/// Tokens per second; nothing when there are none.
+pub(super) fn speed(per_second: f64) -> String {
+    match per_second {
+        n if n <= 0.0 => "-".to_owned(),
+        n if n < 99.95 => format!("{n:.1}"),
+        n => format!("{n:.0}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_short() {
+        let sizes = [0.0, 999.0, 1000.0, 1_300_000_000.0, 38_000_000_000.0, 5e15].map(bytes);
+        assert_eq!(sizes, ["0 B", "999 B", "1.0 kB", "1.3 GB", "38 GB", "5000 TB"]);
+        let times = [0.4, 59.0, 185.0, 7800.0, 273_600.0].map(time);
+        assert_eq!(times, ["0 s", "59 s", "3 m 5 s", "2 h 10 m", "3 d 4 h"]);
+        assert_eq!([0.42, 12.4, 1234.0].map(round_trip), ["0.4 ms", "12 ms", "1.2 s"]);
+        assert_eq!([0.0, 41.23, 312.0].map(speed), ["-", "41.2", "312"]);
+    }
+
+    #[test]
+    fn what_the_network_says_does_no_harm() {
+        assert_eq!(clean("a\x1b[2Jb\u{202e}c\u{9b}d\ne"), "a?[2Jb?c?d?e");
+        assert_eq!(clean("räksmörgås 日本"), "räksmörgås 日本");
+        assert_eq!(clean(&"x".repeat(1000)).len(), 200);
+    }
+
+    #[test]
+    fn no_line_is_wider_than_asked() {
+        let style = Style { width: 40, is_coloured: false };
+        let columns = [("NAME", Align::Left), ("ADDRESS", Align::Left), ("N", Align::Right)];
+        let row =
+            |name: &str| Row::Cells(vec![name.into(), "192.168.100.200:12345".into(), "7".into()]);
+        let rows = [row(&"日本".repeat(30)), row("a"), Row::Note("x".repeat(99), Tone::Plain)];
+        for line in table(&columns, &rows, style) {
+            assert!(width(&line) <= 40, "{line}");
+        }
+        for line in wrap(&format!("one two {} three", "y".repeat(99)), 20) {
+            assert!(width(&line) <= 20, "{line}");
+        }
+        assert_eq!(fit("abcdef", 4), "abc~");
+    }
+}

@@ -1,0 +1,381 @@
+//! What a daemon tells of itself: `/ollana/…`, to whom, and under which load.
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::Value;
+use support::{
+    Answer, Client, Fake, Gate, Process, Way, chunk, eventually, free_tcp_port, ndjson, request,
+};
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+fn state(client: &mut Client) -> Value {
+    let answer = client.get("/ollana/status");
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    answer.json()
+}
+
+fn ask(client: &mut Client, method: &str, target: &str, fields: &str) -> Answer {
+    client.ask(format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n"))
+}
+
+#[test]
+fn both_proxies_tell_of_themselves_and_pass_nothing_on() {
+    for way in Way::ALL {
+        let fake = Fake::answering(OK);
+        let chain = way.to(&fake);
+        let mut client = chain.connect();
+        for (target, status) in [
+            ("/ollana", 308),
+            ("/ollana/", 200),
+            ("/ollana/status", 200),
+            ("/ollana/status?brief", 200),
+            ("/ollana/metrics", 200),
+            ("/ollana/health", 200),
+            ("/ollana/ready", 200),
+            ("/ollana/nothing", 404),
+            ("/ollana/status/", 404),
+        ] {
+            let get = client.get(target);
+            assert_eq!(get.status(), status, "{way:?} {target}");
+            assert_eq!(get.head.one("x-content-type-options").as_deref(), Some("nosniff"));
+            assert_eq!(get.head.one("cache-control").as_deref(), Some("no-store"));
+            assert!(!get.head.has("access-control-allow-origin"), "{target}");
+            let head = ask(&mut client, "HEAD", target, "");
+            assert_eq!((head.status(), head.body.len()), (status, 0), "{way:?} {target}");
+            let post = client.ask(request("POST", target, "{}"));
+            assert_eq!(post.status(), 405, "{way:?} {target}");
+            assert_eq!(post.head.one("allow").as_deref(), Some("GET, HEAD"));
+            client = chain.connect(); // The unread body closed the last one.
+        }
+        let nothing = client.get("/ollana/nothing").json()["error"].to_string();
+        assert!(nothing.contains("no such path"), "{nothing}");
+        let state = state(&mut client);
+        assert_eq!(state["version"], 1);
+        assert_eq!(state["ready"], true);
+        assert_eq!(state["servers"][0]["health"], "ready");
+        assert_eq!(state["servers"][0]["ollama"], "0.5.4");
+        assert_eq!(fake.count(), 0, "nothing may reach the Ollama");
+        // A path that only looks like ours is Ollama's.
+        assert_eq!(client.get("/ollanas").text(), "ok");
+    }
+}
+
+#[test]
+fn pages_of_other_sites_and_foreign_names_get_nothing() {
+    let fake = Fake::answering(OK);
+    let chain = Way::OneHop.to(&fake);
+    let mut client = chain.connect();
+    let mut get = |fields: &str, target: &str| {
+        client.ask(format!("GET {target} HTTP/1.1\r\n{fields}\r\n")).status()
+    };
+    for target in ["/ollana/status", "/ollana/metrics", "/ollana/"] {
+        assert_eq!(get("Host: evil.example\r\n", target), 403, "{target}");
+    }
+    for site in ["cross-site", "same-site"] {
+        let fields = format!("Host: localhost\r\nSec-Fetch-Site: {site}\r\n");
+        assert_eq!(get(&fields, "/ollana/status"), 403, "{site}");
+        assert_eq!(get(&fields, "/ollana/"), 200, "a link may lead to the page");
+    }
+    for site in ["same-origin", "none"] {
+        let fields = format!("Host: localhost\r\nSec-Fetch-Site: {site}\r\n");
+        assert_eq!(get(&fields, "/ollana/status"), 200, "{site}");
+    }
+    let page = chain.connect().get("/ollana/");
+    let policy = page.head.one("content-security-policy").unwrap_or_default();
+    assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
+}
+
+#[test]
+fn it_answers_while_no_server_is_there() {
+    let process = Process::start(&format!(
+        "--mode client --listen 127.0.0.1:0 --discovery-port 0 --server {}",
+        free_tcp_port()
+    ));
+    let mut client = Client::connect(process.address());
+    assert_eq!(client.get("/ollana/health").status(), 200);
+    assert_eq!(client.get("/ollana/ready").status(), 503);
+    eventually("the server to be seen down", || {
+        (state(&mut client)["servers"][0]["health"] == "down").then_some(())
+    });
+    let state = state(&mut client);
+    assert_eq!(state["ready"], false);
+    assert_eq!(state["servers"][0]["reason"], "connection refused");
+    assert_eq!(state["machine"]["mode"], "client");
+    let warnings = state["warnings"].to_string();
+    assert!(warnings.contains("no server is ready"), "{warnings}");
+    assert_eq!(client.get("/api/tags").status(), 503);
+    let state = client.get("/ollana/status").json();
+    assert_eq!(state["failures"][0]["path"], "/api/tags");
+    assert_eq!(state["failures"][0]["cause"], "unreached");
+}
+
+#[test]
+fn it_answers_while_every_place_is_taken() {
+    let gate = Gate::new();
+    let held = gate.clone();
+    let fake = Fake::start(move |call| {
+        call.read_body();
+        call.wait(&held, "the test to let it go");
+        call.send(OK);
+    });
+    let chain = Way::OneHop.with(&fake, |settings| settings.limits.max_connections = 3);
+    let mut busy: Vec<Client> = (0..3).map(|_| chain.connect()).collect();
+    busy.iter_mut().for_each(|client| client.send(request("POST", "/api/chat", "{}")));
+    fake.wait("three requests", |state| (state.records.len() == 3).then_some(()));
+    for _ in 0..20 {
+        let mut client = chain.connect();
+        let answer = client.get("/ollana/status");
+        assert_eq!(answer.json()["servers"][0]["in_flight"], 3);
+        client.expect_close();
+        let refused = chain.connect().get("/api/tags");
+        assert_eq!(refused.status(), 503, "no place for anything else");
+    }
+    gate.open();
+    for client in &mut busy {
+        assert_eq!(client.answer_to("POST").text(), "ok");
+    }
+}
+
+#[test]
+fn requests_tokens_and_bytes_are_counted() {
+    let fake = Fake::start(|call| {
+        call.read_body();
+        call.send(ndjson());
+        for _ in 0..9 {
+            call.send_chunk("{\"model\":\"m:1b\",\"response\":\"x\",\"done\":false}\n");
+        }
+        let last =
+            "{\"model\":\"m:1b\",\"done\":true,\"eval_count\":12,\"eval_duration\":2000000000}\n";
+        call.send_chunk(last);
+        call.send("0\r\n\r\n");
+    });
+    for way in Way::ALL {
+        let chain = way.to(&fake);
+        let mut client = chain.connect();
+        let answer = client.post("/api/generate", "{\"model\":\"m:1b\", 1 2 }");
+        assert_eq!(answer.status(), 200);
+        let state = eventually("the request to be counted", || {
+            let state = state(&mut client);
+            (state["totals"]["requests"] == 1).then_some(state)
+        });
+        let server = &state["servers"][0];
+        assert_eq!(server["tokens"], 12, "{way:?}");
+        assert_eq!(state["totals"]["tokens"], 12);
+        assert_eq!(server["bytes_up"], 22);
+        assert_eq!(server["bytes_down"], answer.body.len());
+        assert_eq!(server["in_flight"], 0);
+        let metrics = client.get("/ollana/metrics").text();
+        for line in [
+            "ollana_requests_total{kind=\"generate\",class=\"2xx\"} 1",
+            "ollana_tokens_total 12",
+            "ollana_body_bytes_total{direction=\"up\"} 22",
+            "ollana_time_to_first_byte_seconds_count{kind=\"generate\"} 1",
+            "ollana_ready 1",
+        ] {
+            assert!(metrics.lines().any(|other| other == line), "{line} in\n{metrics}");
+        }
+    }
+}
+
+#[test]
+fn pulls_and_uploads_show_how_far_they_are() {
+    let gates = [Gate::new(), Gate::new()];
+    let [half, rest] = gates.clone();
+    let fake = Fake::start(move |call| {
+        if call.target().starts_with("/api/blobs/") {
+            let mut got = 0;
+            while got < 600_000 {
+                got += call.read_part().map_or(600_000, |part| part.len());
+            }
+            call.wait(&rest, "the test to have seen the upload");
+            call.read_body();
+            call.send(OK);
+            return;
+        }
+        call.read_body();
+        call.send(ndjson());
+        call.send_chunk("{\"status\":\"pulling manifest\"}\n");
+        call.send_chunk("{\"status\":\"pulling 12ab\",\"total\":4000,\"comp");
+        call.send_chunk("leted\":1000}\n");
+        call.wait(&half, "the test to have seen the pull");
+        call.send_chunk("{\"status\":\"success\"}\n");
+        call.send("0\r\n\r\n");
+    });
+    let chain = Way::TwoHops.to(&fake);
+    let mut looking = chain.connect();
+    let mut under_way = |awaited: &str, wanted: &dyn Fn(&Value) -> bool| {
+        eventually(awaited, || {
+            let state = state(&mut looking);
+            state["transfers"].as_array()?.iter().find(|one| wanted(one)).cloned()
+        })
+    };
+    let mut pulling = chain.connect();
+    pulling.send(request("POST", "/api/pull", "{\"model\":\"llama3.2:1b\"}"));
+    let pull = under_way("the pull's progress", &|one| one["done"] == 1000);
+    assert_eq!(pull["kind"], "pull");
+    assert_eq!(pull["name"], "llama3.2:1b");
+    assert_eq!(pull["total"], 4000);
+    assert_eq!(pull["state"], "pulling 12ab");
+    gates[0].open();
+    assert_eq!(pulling.answer_to("POST").status(), 200);
+    let mut uploading = chain.connect();
+    let size = 1_000_000;
+    uploading.send(format!(
+        "POST /api/blobs/sha256:00ff HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n"
+    ));
+    uploading.send(vec![b'x'; 700_000]);
+    let upload = under_way("the upload's progress", &|one| {
+        one["done"].as_u64().is_some_and(|done| done >= 600_000)
+    });
+    assert_eq!(upload["kind"], "upload");
+    assert_eq!(upload["name"], "sha256:00ff");
+    assert_eq!(upload["total"], size);
+    gates[1].open();
+    uploading.send(vec![b'x'; 300_000]);
+    assert_eq!(uploading.answer_to("POST").status(), 200);
+    eventually("all of it to be over", || {
+        let state = state(&mut looking);
+        state["transfers"].as_array().is_some_and(Vec::is_empty).then_some(())
+    });
+    let totals = &state(&mut looking)["totals"];
+    assert!(totals["bytes_up"].as_u64().is_some_and(|bytes| bytes >= size), "{totals}");
+}
+
+#[test]
+fn a_broken_answer_is_remembered_without_the_prompt() {
+    let fake = Fake::start(|call| {
+        call.read_body();
+        call.send(ndjson());
+        call.send(chunk("{\"response\":\"x\"}\n"));
+        call.reset();
+    });
+    let chain = Way::OneHop.to(&fake);
+    let mut client = chain.connect();
+    let _ = client.post("/api/generate?secret=1", "{\"prompt\":\"very secret\"}");
+    let mut looking = chain.connect();
+    let state = eventually("the failure to be noted", || {
+        let state = state(&mut looking);
+        (state["totals"]["failures"]["broken"] == 1).then_some(state)
+    });
+    assert_eq!(state["failures"][0]["path"], "/api/generate");
+    assert_eq!(state["servers"][0]["failures"], 1);
+    assert!(!state.to_string().contains("secret"), "{state}");
+}
+
+#[test]
+fn the_queue_is_seen_while_it_lasts() {
+    let gate = Gate::new();
+    let held = gate.clone();
+    let fake = Fake::start(move |call| {
+        call.read_body();
+        call.wait(&held, "the test to let it go");
+        call.send(OK);
+    });
+    let chain = Way::OneHop.with(&fake, |settings| settings.limits.max_in_flight = 1);
+    let mut clients: Vec<Client> = (0..3).map(|_| chain.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send(request("POST", "/api/chat", "{}")));
+    let mut looking = chain.connect();
+    let queued = eventually("two to wait", || {
+        let state = state(&mut looking);
+        (state["queue"]["length"] == 2).then_some(state)
+    });
+    assert!(queued["queue"]["longest_wait_s"].is_number());
+    assert_eq!(queued["servers"][0]["limit"], 1);
+    gate.open();
+    for client in &mut clients {
+        assert_eq!(client.answer_to("POST").status(), 200);
+    }
+    let state = eventually("the queue to be empty", || {
+        let state = state(&mut looking);
+        (state["queue"]["length"] == 0).then_some(state)
+    });
+    assert_eq!(state["queue"]["waits"], 2);
+}
+
+#[test]
+fn a_point_is_added_every_two_seconds() {
+    let fake = Fake::answering(OK);
+    let chain = Way::OneHop.to(&fake);
+    let mut client = chain.connect();
+    assert_eq!(client.get("/x").text(), "ok");
+    let points = |state: &Value| state["history"]["requests"].as_array().map_or(0, Vec::len);
+    let state = eventually("a second point", || {
+        std::thread::sleep(Duration::from_millis(50));
+        let state = state(&mut client);
+        (points(&state) >= 2).then_some(state)
+    });
+    let requests: u64 = state["history"]["requests"]
+        .as_array()
+        .map(|all| all.iter().filter_map(Value::as_u64).sum())
+        .unwrap_or_default();
+    assert_eq!(requests, 1, "{}", state["history"]);
+    let server = state["servers"][0]["history"]["in_flight"].as_array().map_or(0, Vec::len);
+    assert_eq!(server, points(&state));
+}
+
+/// What a command prints, and its exit code.
+fn run(arguments: &str) -> (String, String, i32) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ollana"));
+    let output = command.args(arguments.split_whitespace()).env_clear().output().expect("run");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr), output.status.code().unwrap_or(-1))
+}
+
+#[test]
+fn commands_find_the_daemon_and_say_when_there_is_none() {
+    let fake = Fake::answering(OK);
+    let process = Process::start(&format!(
+        "--mode client --listen 127.0.0.1:0 --discovery-port 0 --server {}",
+        fake.address
+    ));
+    process.connect_ready();
+    let listen = format!("--listen {}", process.address());
+    let (text, _, code) = run(&format!("status {listen}"));
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains(&fake.address.to_string()) && text.contains("0.5.4"), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    assert!(!text.contains('\u{1b}'), "no colours without a terminal");
+    let (text, _, code) = run(&format!("status --json {listen}"));
+    let json: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((code, &json["version"]), (0, &Value::from(1)));
+    let (text, _, code) = run(&format!("models {listen}"));
+    assert_eq!(code, 0);
+    assert!(text.contains("no server has a model yet"), "{text}");
+    // Neither nothing nor an Ollama is taken for a daemon.
+    for nobody in [free_tcp_port(), fake.address] {
+        for command in ["status", "status --json", "status --watch", "models"] {
+            let (text, error, code) = run(&format!("{command} --listen {nobody}"));
+            assert_eq!((code, text.as_str()), (1, ""), "{command}");
+            assert!(error.contains("no ollana runs on this machine"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn discover_finds_servers_by_itself() {
+    let fake = Fake::answering(OK);
+    let port = support::free_udp_port();
+    let server = Process::start(&format!(
+        "--mode server --listen 127.0.0.1:0 --discovery-port {port} --ollama {}",
+        fake.address
+    ));
+    server.connect_ready();
+    // No interface of this name: it looks through loopback alone.
+    let scan = format!("discover --discovery-port {port} --interface none");
+    let begun = std::time::Instant::now();
+    let (text, error, code) = run(&scan);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(code, 0, "{text}{error}");
+    assert!(text.contains(&server.address().to_string()) && text.contains("loopback"), "{text}");
+    let (text, _, _) = run(&format!("{scan} --json"));
+    let json: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(json["servers"][0]["address"], server.address().to_string());
+    assert_eq!(json["servers"][0]["ollama_up"], true);
+    drop(server);
+    let (_, error, code) = run(&scan);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("nobody answered"), "{error}");
+}
