@@ -131,7 +131,8 @@ fn an_ollama_that_is_down_and_comes_back() {
             assert!(matches!(answer.status(), 502 | 503), "{way:?} {target}: {answer:?}");
             message(target, &answer);
         }
-        assert!(died.elapsed() < 2 * SOON, "{way:?}: answers took {:?}", died.elapsed());
+        // For the first two seconds requests wait for a server that may just restart.
+        assert!(died.elapsed() < 3 * SOON, "{way:?}: answers took {:?}", died.elapsed());
         eventually("the daemon to see that its backend is down", || {
             (!chain.front().presence().is_up()).then_some(())
         });
