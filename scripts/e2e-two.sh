@@ -27,7 +27,7 @@ start_ollama c
 make_model a alpha "$gguf"
 make_model c gamma "$gguf"
 # shellcheck disable=SC2086  # the flags are words
-for host in "${servers[@]}"; do start_ollana "$host" ${E2E_SERVER_FLAGS:-}; done
+for host in "${servers[@]}"; do start_ollana "$host" --manage on ${E2E_SERVER_FLAGS:-}; done
 start_ollana b
 # Nothing below means anything until the three have found each other.
 check "B lists the models of A and C" within 20 has b alpha gamma both

@@ -29,14 +29,20 @@ install_clients
 out_of_time=$((SECONDS + 300))
 start_ollama a
 make_model a "$model" "$gguf"
-# shellcheck disable=SC2086  # the flags are words
-start_ollana a ${E2E_SERVER_FLAGS:-}
+start_ollana a
 start_ollana b
 # Nothing below means anything until the two have found each other.
 check "ollana on B finds Ollama on A" within 20 ask b /api/version --fail
 (($(failures) == 0)) || exit 1
+((${#namespaces[@]} == 0)) || check_refusals # on one machine, every caller may do everything
+stop ollana-a || true
+# shellcheck disable=SC2086  # the flags are words
+start_ollana a --manage on ${E2E_SERVER_FLAGS:-}
+check "ollana on B finds it again" within 20 ask b /api/version --fail
+(($(failures) == 0)) || exit 1
 
 check_curl
+check_origins
 check_cli
 check_program python "$python" "$here/clients.py" "${url[b]}" "$model"
 check_program node node "$node_dir/client.mjs" "${url[b]}" "$model"

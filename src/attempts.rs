@@ -29,7 +29,8 @@ impl Attempts {
     /// it is taken to get it.
     pub fn may_go_on(&mut self, id: BackendId, outcome: Outcome, is_replayable: bool) -> bool {
         self.tried.push(id);
-        let may_have_arrived = outcome != Outcome::Unreachable;
+        // What a proxy refused by itself was answered, but reached no Ollama.
+        let may_have_arrived = !matches!(outcome, Outcome::Unreachable | Outcome::Answered);
         let again = is_replayable && (!may_have_arrived || (self.is_repeatable && !self.resent));
         self.resent |= again && may_have_arrived;
         again

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use log::LevelFilter;
 
 use crate::config::{self, LogFormat, ModeChoice, Settings};
+use crate::origin::Origins;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -157,7 +158,7 @@ Elsewhere it finds the servers and answers on Ollama's own port (client mode).
   --help, --version     this text, the version
   help commands         what else it can do
   help service          as a service, in the background, log file, keys
-  help limits           the other options: intervals, time-outs and limits
+  help access, limits   who may do what; intervals, time-outs and limits
 
 Every option is a variable too: OLLANA_LOG_LEVEL=debug (lists take commas).
 ";
@@ -183,7 +184,7 @@ Commands: ollana COMMAND [OPTION ...]
                         say what is wrong and what to do about it; --json
   completions SHELL     print completions for bash, zsh or fish
   man                   print the man page: ollana man | man -l -
-  help [PAGE]           options; commands, service or limits
+  help [PAGE]           options; access, commands, limits or service
 ";
 
 const HELP_SERVICE: &str = "\
@@ -200,6 +201,20 @@ systemd is told when it is ready, and that it is alive.
                         that have the same are paired
   --unpaired on|off     talk to machines without a key, unencrypted
                         [on without keys, off with keys]
+";
+
+const HELP_ACCESS: &str = "\
+What other machines may do here. Programs of this machine may do everything.
+  --manage on|off       they may pull, push, create, copy, delete models [off]
+  --pull on|off         they may pull from Ollama's own registry [off]
+  --allow RANGE         only these addresses may connect, and this machine;
+                        repeatable [loopback, private, link-local, own subnets]
+  --deny RANGE          these may not, whatever is allowed; repeatable
+Ranges are written 192.168.1.0/24, fd00::/8 or 192.168.1.7.
+  OLLAMA_ORIGINS=LIST   web pages that may ask besides Ollama's own list; set it
+                        for the ollana that they reach, as for Ollama itself
+Inference and lists are open to them; account routes and what ollana doesn't
+know stay closed.
 ";
 
 const HELP_LIMITS: &str = "\
@@ -274,6 +289,10 @@ const OPTIONS: &[&str] = &[
     "wake-timeout",
     "max-in-flight",
     "status-from",
+    "manage",
+    "pull",
+    "allow",
+    "deny",
 ];
 
 /// Reads the command line; `env` looks a variable up.
@@ -292,6 +311,13 @@ pub fn parse(
             Ok(url) if is_loopback(&url.host) => settings.ollama = Some(url),
             Ok(url) => eprintln!("ollana: OLLAMA_HOST={url} is not on this machine, ignored"),
             Err(error) => eprintln!("ollana: OLLAMA_HOST ignored: {error}"),
+        }
+    }
+    if let Some(value) = text("OLLAMA_ORIGINS") {
+        let (origins, unusable) = Origins::new(&value);
+        settings.origins = origins;
+        for entry in unusable {
+            eprintln!("ollana: OLLAMA_ORIGINS: {entry:?} ignored: expected http://HOST or one *");
         }
     }
     for name in OPTIONS {
@@ -375,6 +401,7 @@ fn parse_flags(
         (None, "help", None) => Ok(Command::Print(HELP)),
         (None, "help", Some("commands")) => Ok(Command::Print(HELP_COMMANDS)),
         (None, "help", Some("service")) => Ok(Command::Print(HELP_SERVICE)),
+        (None, "help", Some("access")) => Ok(Command::Print(HELP_ACCESS)),
         (None, "help", Some("limits")) => Ok(Command::Print(HELP_LIMITS)),
         (None, "help", Some(other)) => Err(UsageError(format!("no help about {other:?}"))),
         _ => {
@@ -396,6 +423,8 @@ fn clear_list(settings: &mut Settings, name: &str) {
         "prefer" => settings.preferred.clear(),
         "wake" => settings.wake.clear(),
         "status-from" => settings.status_from.clear(),
+        "allow" => settings.reach.allow.clear(),
+        "deny" => settings.reach.deny.clear(),
         _ => {}
     }
 }
@@ -430,9 +459,11 @@ fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), String> {
         "unpaired" => settings.unpaired = Some(parse_switch(value)?),
         "state-dir" => settings.state_dir = Some(PathBuf::from(value)),
         "discovery-port" => settings.discovery_port = parse_number(value, 0, 65535)?,
-        "legacy" => {
-            settings.legacy = parse_switch(value)?;
-        }
+        "legacy" => settings.legacy = parse_switch(value)?,
+        "manage" => settings.policy.manage = parse_switch(value)?,
+        "pull" => settings.policy.pull = parse_switch(value)?,
+        "allow" => settings.reach.allow.push(value.parse()?),
+        "deny" => settings.reach.deny.push(value.parse()?),
         "log-level" => {
             // Nothing is more than debug: finer lines aren't compiled in (see Cargo.toml).
             let level = value.parse().ok().filter(|level| *level <= LevelFilter::Debug);
@@ -476,7 +507,7 @@ fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), String> {
         "prefer" => settings.preferred.push(value.to_owned()),
         "wake" => settings.wake.push(config::Sleeper::parse(value)),
         "wake-timeout" => timing.wake_timeout = config::parse_duration(value)?,
-        "status-from" => settings.status_from.push(config::parse_network(value)?),
+        "status-from" => settings.status_from.push(value.parse()?),
         "queue-timeout" => timing.queue_timeout = config::parse_duration(value)?,
         "max-in-flight" => limits.max_in_flight = parse_number(value, 0, 65536)?,
         "max-servers" => limits.max_servers = parse_number(value, 1, 1024)?,
@@ -562,14 +593,14 @@ mod tests {
             assert_ne!(error.as_deref(), Some("unknown option"), "{name}");
             let flag = [format!("--{name} "), format!("--{name}:")];
             let told = |text: &str| flag.iter().any(|flag| text.contains(flag));
-            let texts = [HELP, HELP_LIMITS, HELP_COMMANDS, HELP_SERVICE];
+            let texts = [HELP, HELP_LIMITS, HELP_COMMANDS, HELP_SERVICE, HELP_ACCESS];
             assert!(texts.into_iter().any(told), "{name}");
         }
     }
 
     #[test]
     fn help_fits_a_screen() {
-        for text in [HELP, HELP_COMMANDS, HELP_SERVICE, HELP_LIMITS] {
+        for text in [HELP, HELP_COMMANDS, HELP_SERVICE, HELP_ACCESS, HELP_LIMITS] {
             assert!(text.lines().count() <= 24, "{} lines", text.lines().count());
             for line in text.lines() {
                 assert!(line.chars().count() <= 80, "{line}");
@@ -588,6 +619,8 @@ mod tests {
             (&["--discovery-port", "65536"], "0 to 65535"),
             (&["--head-timeout", "0"], "250ms"),
             (&["--server", ":1"], "HOST"),
+            (&["--allow", "10.0.0.0/33"], "192.168.1.0/24"),
+            (&["--manage", "yes"], "on or off"),
         ] {
             let error = run(args, &[]).expect_err("refused").to_string();
             assert!(error.contains(want), "{args:?}: {error}");

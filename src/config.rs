@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::guard::Network;
+use crate::guard::{Cidr, Reach};
 use crate::model::ModelName;
+use crate::origin::Origins;
+use crate::policy::Policy;
 
 /// Ollama's own HTTP port (`envconfig/config.go`).
 pub const OLLAMA_PORT: u16 = 11434;
@@ -219,6 +221,12 @@ pub struct Settings {
     pub discovery_port: u16,
     /// Whether bare four-byte probes are answered.
     pub legacy: bool,
+    /// What other machines may do here.
+    pub policy: Policy,
+    /// Which web pages may ask (`OLLAMA_ORIGINS`).
+    pub origins: Origins,
+    /// Which machines may connect.
+    pub reach: Reach,
     /// Further names accepted in `Host`.
     pub hosts: Vec<String>,
     /// Models that go to the named servers while one of them is up.
@@ -230,7 +238,7 @@ pub struct Settings {
     /// Machines to wake when nobody else can do a request.
     pub wake: Vec<Sleeper>,
     /// Who may ask for the state (`/ollana/`) besides this machine.
-    pub status_from: Vec<Network>,
+    pub status_from: Vec<Cidr>,
     /// Least severe level that is logged.
     pub log_level: LevelFilter,
     /// Where the log goes; `None` means stderr.
@@ -265,6 +273,9 @@ impl Default for Settings {
             interfaces: Vec::new(),
             discovery_port: DISCOVERY_PORT,
             legacy: true,
+            policy: Policy::default(),
+            origins: Origins::default(),
+            reach: Reach::default(),
             hosts: Vec::new(),
             pins: Vec::new(),
             bans: Vec::new(),
@@ -401,15 +412,6 @@ pub fn parse_route(text: &str) -> Result<(ModelName, String), String> {
     parts
         .filter(|(_, server)| !server.is_empty())
         .ok_or_else(|| format!("{text}: expected MODEL=SERVER, such as llama3.2=desktop"))
-}
-
-/// Reads `ADDRESS` or `ADDRESS/BITS`.
-///
-/// # Errors
-/// A sentence for the user.
-pub fn parse_network(text: &str) -> Result<Network, String> {
-    Network::parse(text)
-        .ok_or_else(|| format!("{text}: expected an address or a network such as 192.168.1.0/24"))
 }
 
 /// Reads `250ms`, `5s`, `2m` or a bare number of seconds.

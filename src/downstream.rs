@@ -19,6 +19,7 @@ use crate::head::{self, Framing, Head, HeadLimits, Refusal};
 use crate::headers::{self, AnswerFraming};
 use crate::line::{self, Line};
 use crate::link::{Link, Woken};
+use crate::policy::Caller;
 use crate::registry::Entry;
 
 /// What is read at a time: little, until a client sends faster than that.
@@ -39,6 +40,7 @@ const LONGEST_GAP: u64 = 64 << 30;
 pub struct Downstream {
     line: Arc<Line>,
     peer: SocketAddr,
+    caller: Caller,
     /// `buffer[start..end]` was received and not used yet; what is behind it is room.
     buffer: Vec<u8>,
     start: usize,
@@ -64,10 +66,13 @@ pub enum Next {
 impl Downstream {
     /// A connection that was just accepted.
     pub fn new(line: Arc<Line>, peer: SocketAddr, entry: Entry) -> Self {
+        let local = line.socket().local_addr().ok().map(|local| local.ip());
+        let caller = Caller::of(peer.ip(), local);
         let buffer = Vec::new();
         Downstream {
             line,
             peer,
+            caller,
             buffer,
             start: 0,
             end: 0,
@@ -102,6 +107,11 @@ impl Downstream {
     /// Whether it was let in beyond the limit, to look at the state.
     pub fn is_reserve(&self) -> bool {
         self.entry.is_reserve()
+    }
+
+    /// What kind of caller that is.
+    pub fn caller(&self) -> Caller {
+        if self.line.key().is_some() { Caller::Paired } else { self.caller }
     }
 
     fn received(&self) -> &[u8] {

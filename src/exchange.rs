@@ -29,12 +29,14 @@ use crate::config::{Limits, Timing};
 use crate::counters::{Failure as Failed, Kind, Retry, Underway};
 use crate::dialect::Dialect;
 use crate::downstream::{BodyFault, BodyReader, BodyState, Budget, Downstream};
-use crate::guard::{HostRule, Network};
+use crate::guard::{Cidr, HostRule, Reach};
 use crate::head::{Framing, Head};
-use crate::headers::{self, ERROR_FIELD, SERVER_FIELD, UNREACHED, UPSTREAM};
+use crate::headers::{self, ERROR_FIELD, POLICY, SERVER_FIELD, UNREACHED, UPSTREAM};
 use crate::keyring::Keyring;
 use crate::link::{Attempt, Fault, Link};
 use crate::manager::{Lease, Mailbox, Presence, Refused};
+use crate::origin::{self, Cors, Decision, Origins};
+use crate::policy::{self, Policy, Verdict};
 use crate::pool::{BackendId, Outcome, Task, Wanted};
 use crate::registry::Registry;
 use crate::route::{self, Route};
@@ -84,7 +86,15 @@ pub struct Context {
     /// Which names a `Host` may have.
     pub hosts: HostRule,
     /// Who may ask for the state besides this machine.
-    pub status_from: Vec<Network>,
+    pub status_from: Vec<Cidr>,
+    /// What other machines may do here.
+    pub policy: Policy,
+    /// Which web pages may ask.
+    pub origins: Origins,
+    /// Which machines may connect.
+    pub reach: Reach,
+    /// This machine's name, for its refusals.
+    pub machine: String,
     /// Time-outs.
     pub timing: Timing,
     /// Sizes.
@@ -122,6 +132,7 @@ pub fn run(
         framing: head.framing,
         route: Route::of(&head.method, &head.target),
         dialect: Dialect::of(&head.target),
+        cors: None,
         started: Instant::now(),
     };
     let end = exchange.serve(connection);
@@ -137,6 +148,8 @@ struct Exchange<'a> {
     framing: Framing,
     route: Route,
     dialect: Dialect,
+    /// What an answer needs for a web page to read it.
+    cors: Option<Cors>,
     started: Instant,
 }
 
@@ -169,9 +182,23 @@ impl Exchange<'_> {
                            run ollana pair on both, or start it with --unpaired on";
             return self.refuse(connection, 403, message, "unpaired");
         }
+        match self.context.origins.judge(&self.head.method, fields) {
+            Decision::Plain => {}
+            Decision::Cors(cors) => self.cors = Some(cors),
+            Decision::Preflight(cors) => return self.answer_preflight(connection, &cors),
+            Decision::Refuse => {
+                let message = "web pages from there may not use this Ollama; to allow them, \
+                               set OLLAMA_ORIGINS for the ollana on this machine";
+                return self.refuse(connection, 403, message, "origin");
+            }
+        }
         if headers::is_loop(fields, &self.context.via) {
             let message = "this request has been here before: ollana proxies point at each other";
             return self.refuse(connection, 508, message, "loop");
+        }
+        let verdict = self.context.policy.judge(connection.caller(), self.route.class);
+        if let Verdict::Refuse(refusal) = verdict {
+            return self.refuse_by_policy(connection, refusal);
         }
         if let Some(end) = self.answer_from_lists(connection) {
             return end;
@@ -180,6 +207,11 @@ impl Exchange<'_> {
         let repeatable = self.route.is_repeatable;
         let keep_limit = if repeatable { limits.replay_limit } else { SUBJECT_LIMIT };
         let mut body = BodyState::new(self.head, keep_limit, &self.context.budget);
+        if verdict == Verdict::PassFromRegistry
+            && let Some(end) = self.hold_to_registry(connection, &mut body)
+        {
+            return end;
+        }
         let wanted = match self.wanted(connection, &mut body) {
             Ok(wanted) => wanted,
             Err(()) => {
@@ -277,6 +309,32 @@ impl Exchange<'_> {
             || self.context.keyring.takes_unpaired()
     }
 
+    fn refuse_by_policy(&self, connection: &mut Downstream, refusal: policy::Refusal) -> End {
+        self.refuse(connection, 403, &refusal.message(&self.context.machine), POLICY)
+    }
+
+    /// Lets a pull through only if it is one from Ollama's own registry, in words of our own.
+    fn hold_to_registry(
+        &mut self,
+        connection: &mut Downstream,
+        body: &mut BodyState<'_>,
+    ) -> Option<End> {
+        let link = Arc::clone(self.upstream.link());
+        link.begin(Some(Arc::clone(connection.line())), Attempt::default());
+        let read = self.reader(connection, body, &link).prefetch(SUBJECT_LIMIT, &|_| false);
+        if read.is_err() {
+            return Some(self.answer_own_fault(connection, body).unwrap_or(End::Cut));
+        }
+        let is_plain = !self.head.fields.contains_key(http::header::CONTENT_ENCODING);
+        let whole = Some(body.kept()).filter(|_| is_plain && body.is_done());
+        let Some(known) = whole.and_then(policy::registry_pull) else {
+            return Some(self.refuse_by_policy(connection, policy::Refusal::Registry));
+        };
+        self.framing = Framing::Length(known.len() as u64);
+        body.replace(known);
+        None
+    }
+
     fn is_client(&self) -> bool {
         self.context.side == Side::Client
     }
@@ -295,7 +353,9 @@ impl Exchange<'_> {
         if !self.is_client() {
             return Ok(Wanted { client: Some(client), local_only: true, ..Wanted::default() });
         }
-        let server = self.head.fields.get(SERVER_FIELD);
+        // Only programs of this machine choose: a choice passes over bans.
+        let server =
+            self.head.fields.get(SERVER_FIELD).filter(|_| connection.caller().is_trusted());
         let mut server = server.and_then(|name| name.to_str().ok()).map(str::to_owned);
         let is_plain = !self.head.fields.contains_key(http::header::CONTENT_ENCODING);
         let is_pull = self.route.task == Task::Pull;
@@ -380,9 +440,7 @@ impl Exchange<'_> {
         let uri = upstream::build_uri(address, prefix, &self.head.target)?;
         let mut fields = self.head.fields.clone();
         headers::prepare_request(&mut fields, &self.context.via);
-        if self.is_client() {
-            fields.remove(SERVER_FIELD); // It was for us.
-        }
+        origin::strip(&mut fields);
         match self.framing {
             Framing::Length(length) => {
                 fields.insert(CONTENT_LENGTH, HeaderValue::from(length));
@@ -523,11 +581,12 @@ fn start_of(text: &str, most: usize) -> &str {
 }
 
 /// An answer that another server might better: overloaded, or a proxy of ours whose Ollama died
-/// before its answer, or that reached none.
+/// before its answer, or that reached none, or whose owner doesn't allow it.
 fn poor_answer(answer: &Response<Body>) -> Option<Outcome> {
     match answer.headers().get(ERROR_FIELD).map(HeaderValue::as_bytes) {
         Some(cause) if cause == UNREACHED.as_bytes() => Some(Outcome::Unreachable),
         Some(cause) if cause == UPSTREAM.as_bytes() => Some(Outcome::Failed),
+        Some(cause) if cause == POLICY.as_bytes() => Some(Outcome::Answered),
         _ => poor_outcome(answer.status()),
     }
 }

@@ -8,12 +8,16 @@ pub const SERVER_FIELD: HeaderName = HeaderName::from_static("x-ollana-server");
 /// Marks an answer that a proxy of ours made itself, and says why.
 pub const ERROR_FIELD: HeaderName = HeaderName::from_static("x-ollana-error");
 
+/// What a server lets this caller do, told with its version.
+pub const OPEN_FIELD: HeaderName = HeaderName::from_static("x-ollana-open");
 /// Bytes free for models on a server, told with its version.
 pub const ROOM_FIELD: HeaderName = HeaderName::from_static("x-ollana-room");
 
 /// Value of [`ERROR_FIELD`] when the request never reached an Ollama: any method may be
 /// tried elsewhere.
 pub const UNREACHED: &str = "unreached";
+/// Value of [`ERROR_FIELD`] when the machine's owner doesn't allow it to other machines.
+pub const POLICY: &str = "policy";
 /// Value of [`ERROR_FIELD`] when the upstream failed before its answer: what can be repeated may
 /// be tried elsewhere.
 pub const UPSTREAM: &str = "upstream";
@@ -64,6 +68,12 @@ pub fn prepare_request(fields: &mut HeaderMap, via: &HeaderValue) {
     strip_hop_by_hop(fields);
     fields.remove(HOST);
     fields.remove(EXPECT);
+    // What proxies of ours tell each other is not for a client to say.
+    let ours: Vec<HeaderName> =
+        fields.keys().filter(|name| name.as_str().starts_with("x-ollana-")).cloned().collect();
+    for name in ours {
+        fields.remove(name);
+    }
     fields.append(VIA, via.clone());
 }
 
@@ -193,6 +203,8 @@ mod tests {
             ("x-a", "1"),
             ("x-a", "2"),
             ("via", "1.0 other"),
+            ("x-ollana-server", "desk"),
+            ("x-ollana-open", "manage"),
         ]);
         prepare_request(&mut fields, &via_value(0x1a2b));
         let left: Vec<_> =

@@ -30,7 +30,8 @@
 //!
 //! Pure, without sockets, threads or clock: [`config`], [`wire`], [`model`], [`catalog`], [`pool`],
 //! [`dispatch`], [`probing`], [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`attempts`],
-//! [`tail`], [`dialect`], [`guard`], [`noise`] (snow), [`peers`], [`code`].
+//! [`tail`], [`dialect`], [`guard`], [`origin`], [`policy`], [`noise`] (snow), [`peers`],
+//! [`code`].
 //! Edges, one kind of input and output each: [`counters`], [`socket`], [`line`](mod@line),
 //! [`interfaces`], [`state`], [`notify`], [`wake`], [`keyring`], [`hop`], [`registry`], [`link`],
 //! [`upstream`] (ureq), [`downstream`], [`intake`] (tiny_http), [`offer`], [`manager`],
@@ -48,6 +49,7 @@
 //! - A lease is always given back, with its outcome.
 //! - A machine that we have a key of is never talked to in clear.
 //! - Only a health check of the source address makes an announced server usable.
+//! - Another machine gets what [`policy`] knows to be harmless, and nothing that it doesn't know.
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -80,7 +82,9 @@ pub mod model;
 pub mod noise;
 pub mod notify;
 pub mod offer;
+pub mod origin;
 pub mod peers;
+pub mod policy;
 pub mod pool;
 pub mod probing;
 pub mod proxy;

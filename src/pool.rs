@@ -28,6 +28,7 @@ use crate::catalog::Inventory;
 use crate::config::{SERVER_PORT, ServerName};
 use crate::counters::Tally;
 use crate::model::ModelName;
+use crate::policy::Openness;
 use crate::wire::{Identity, OllamaVersion};
 
 pub use choice::{NoPick, Pick, Task, Wanted};
@@ -113,6 +114,8 @@ pub struct Sighting {
     pub name: String,
     /// Whether it says that its Ollama answers.
     pub ollama_up: bool,
+    /// Whether it says that other machines may manage its models.
+    pub management_open: bool,
 }
 
 /// What a health check found.
@@ -128,6 +131,8 @@ pub enum CheckResult {
         version: String,
         /// What a server proxy of ours calls itself.
         name: Option<String>,
+        /// What a server proxy of ours lets us do.
+        open: Option<Openness>,
         /// What it has, if that was asked for and answered.
         inventory: Option<Arc<Inventory>>,
     },
@@ -319,6 +324,10 @@ struct Backend {
     checked_at: Option<Instant>,
     round_trip: Option<Duration>,
     version: String,
+    /// Whether it announces that its models may be managed.
+    management_open: bool,
+    /// What it lets us do, as its proxy told when it was checked.
+    open: Option<Openness>,
     in_flight: u32,
     last_seen: Instant,
     strikes: u32,
@@ -633,6 +642,8 @@ impl Pool {
             checked_at: None,
             round_trip: None,
             version: String::new(),
+            management_open: false,
+            open: None,
             in_flight: 0,
             last_seen: now,
             strikes: 0,
@@ -653,7 +664,7 @@ impl Pool {
     }
 
     fn sighted(&mut self, now: Instant, sighting: Sighting, actions: &mut Vec<Action>) {
-        let Sighting { address, identity, instance, name, ollama_up } = sighting;
+        let Sighting { address, identity, instance, name, ollama_up, management_open } = sighting;
         // Same address first. The same identity elsewhere is the same server if it is the same
         // run of it, or if the old place has stopped to answer; else it may be a copied disk.
         let known =
@@ -688,6 +699,7 @@ impl Pool {
         }
         backend.identity = Some(identity);
         backend.instance = instance;
+        backend.management_open = management_open;
         if !name.is_empty() {
             backend.name = name;
         }

@@ -129,6 +129,7 @@ impl Expected {
                 instance: datagram.instance,
                 name: datagram.name,
                 ollama_up: datagram.flags & flags::OLLAMA_UP != 0,
+                management_open: datagram.flags & flags::MANAGEMENT_OPEN != 0,
             })),
             Kind::Goodbye => {
                 Some(Input::Farewell { identity: datagram.sender, from: address.ip() })

@@ -10,7 +10,7 @@
 //! A worker tends one connection at a time and goes home after a while without one.
 
 use std::io;
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -25,11 +25,11 @@ use rustix::process::{Resource, getrlimit};
 use crate::config::THREAD_STACK;
 use crate::downstream::{Downstream, Next, error_answer};
 use crate::exchange::{self, Context, End};
-use crate::guard;
 use crate::hop::{self, Opening};
 use crate::intake::{Arrival, Intake};
 use crate::interfaces::Links;
 use crate::line::Line;
+use crate::policy::Caller;
 use crate::registry::Full;
 use crate::socket::{self, Waker};
 use crate::upstream::Upstream;
@@ -185,6 +185,10 @@ impl Acceptor {
                     // The kernel says so even if nobody is waiting; the spare one tells.
                     spare = None;
                     match self.listener.accept() {
+                        Ok((stream, peer)) if !self.admits(&stream, peer) => {
+                            socket::reset_on_close(&stream);
+                            false
+                        }
                         Ok((stream, _)) => {
                             if !std::mem::replace(&mut self.is_short, true) {
                                 log::error!("cannot accept connections: {error}; answering 503");
@@ -220,8 +224,8 @@ impl Acceptor {
 
     fn let_in(&self, stream: TcpStream, peer: SocketAddr) {
         let context = &self.shared.context;
-        if !is_welcome(peer.ip()) {
-            log::debug!("refused a peer from outside the local network addr={peer}");
+        if !self.admits(&stream, peer) {
+            log::debug!("refused a peer that may not connect addr={peer}");
             socket::reset_on_close(&stream);
             return;
         }
@@ -260,6 +264,12 @@ impl Acceptor {
         }
     }
 
+    fn admits(&self, stream: &TcpStream, peer: SocketAddr) -> bool {
+        let local = stream.local_addr().ok().map(|local| local.ip());
+        let is_own = Caller::of(peer.ip(), local) == Caller::Own;
+        self.shared.context.reach.admits(peer.ip(), is_own, |ip| Links::now().contain(ip))
+    }
+
     fn turn_away(&self, line: Arc<Line>, status: u16) {
         // A full queue closes the connection, which is an answer too.
         let _ = self.turned_away.try_send((line, status));
@@ -273,11 +283,6 @@ fn has_headroom() -> bool {
     let reserved = probe.try_reserve_exact(HEADROOM).is_ok();
     std::hint::black_box(&probe);
     reserved
-}
-
-/// Local networks and this machine; the internet has no business here.
-fn is_welcome(peer: IpAddr) -> bool {
-    guard::is_local_address(peer) || Links::now().contain(peer)
 }
 
 /// Answers those who can't come in, and waits a moment for them to leave: unread bytes would turn

@@ -7,6 +7,7 @@ use http::Method;
 
 use crate::counters::Kind;
 use crate::model::ModelName;
+use crate::policy::{self, Class};
 use crate::pool::{Task, Wanted};
 use crate::sniff::Subject;
 
@@ -16,6 +17,8 @@ pub struct Route {
     /// It may be sent again after it may have reached an upstream: reads and inference. Pull,
     /// push, create, copy, delete and blobs never are.
     pub is_repeatable: bool,
+    /// What it does, as far as that is known.
+    pub class: Class,
     /// The kind of work.
     pub task: Task,
     /// Its body is JSON that names a model.
@@ -57,12 +60,16 @@ impl Route {
         };
         Route {
             is_repeatable: is_read || infers,
+            class: Class::of(method, target),
             kind,
             task,
             names_model: !is_read && is_api && !is_blob && !path.starts_with("/v1/audio/"),
             changes_models,
             uses_model: infers && path != "/api/show",
-            model: model.and_then(|model| ModelName::parse(&percent_decode(model))),
+            model: model.and_then(|model| {
+                let decoded = policy::percent_decode(model)?;
+                ModelName::parse(&String::from_utf8_lossy(&decoded))
+            }),
         }
     }
 
@@ -78,7 +85,9 @@ impl Route {
             hasher.finish()
         });
         let task = if subject.unloads { Task::Unload } else { self.task };
-        Wanted { task, model, server, client: Some(client), conversation, local_only: false }
+        let needs = policy::needed(self.class, subject.model.as_deref());
+        let client = Some(client);
+        Wanted { task, model, server, client, conversation, needs, local_only: false }
     }
 }
 
@@ -111,26 +120,6 @@ pub fn rename_model(body: &[u8], model: &str) -> Option<Vec<u8>> {
     let member = if json.contains_key("model") { "model" } else { "name" };
     *json.get_mut(member)? = model.into();
     serde_json::to_vec(&json).ok()
-}
-
-fn percent_decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let escaped = text.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
-        match escaped.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                at += 3;
-            }
-            None => {
-                out.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 #[cfg(test)]

@@ -17,11 +17,12 @@ use ureq::{Agent, Body, SendBody, Timeout};
 
 use crate::catalog::{Inventory, List};
 use crate::config::{MAX_FIELD_LINE, OllamaUrl, Timing};
-use crate::headers::{self, ROOM_FIELD, SERVER_FIELD};
+use crate::headers::{self, OPEN_FIELD, ROOM_FIELD, SERVER_FIELD};
 use crate::hop::{self, HopError, Patience};
 use crate::keyring::Keyring;
 use crate::line::Line;
 use crate::link::{Attempt, Fault, Link, Woken};
+use crate::policy::Openness;
 use crate::pool::{CheckResult, Target};
 use crate::socket::{self, UNACKNOWLEDGED};
 use crate::wire::MAX_NAME;
@@ -222,7 +223,9 @@ impl Check<'_> {
                 let inventory = self.inventory(upstream, address, room);
                 let name = fields.get(SERVER_FIELD).and_then(|name| name.to_str().ok());
                 let name = name.map(|name| name.chars().take(MAX_NAME).collect());
-                CheckResult::Healthy { address, round_trip, version, name, inventory }
+                let open = fields.get(OPEN_FIELD).and_then(|word| word.to_str().ok());
+                let open = open.and_then(Openness::of_word);
+                CheckResult::Healthy { address, round_trip, version, name, open, inventory }
             }
             (200, None) => CheckResult::Refused("answers, but not as Ollama does".to_owned()),
             (status, _) => {

@@ -126,7 +126,7 @@ fn fields(random: &mut Random, out: &mut Vec<u8>) {
     for _ in 0..random.below(12) {
         let name = match random.below(8) {
             0 if !names.is_empty() => random.pick(&names).to_ascii_lowercase(),
-            1 => random.pick(&["Accept", "Cookie", "User-Agent", "Origin"]).to_string(),
+            1 => random.pick(&["Accept", "Cookie", "User-Agent", "Referer"]).to_string(),
             2 => random.pick(&["Keep-Alive", "Proxy-Connection", "TE", "Upgrade"]).to_string(),
             _ => token(random),
         };

@@ -30,6 +30,7 @@ mod netns {
     mod models;
     mod outages;
     mod paired;
+    mod policy;
     mod roles;
     mod sharing;
     mod skipping;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// The layers, lowest first. A file may import from its own layer and from those below.
 const LAYERS: &[&[&str]] = &[
-    &["model", "wire", "headers", "body", "sniff", "tail", "guard", "counters"],
+    &["model", "wire", "headers", "body", "sniff", "tail", "guard", "origin", "policy", "counters"],
     &["noise"],
     &["peers", "code"],
     &["config", "catalog", "dialect"],
@@ -42,6 +42,7 @@ const OWNERS: &[(&str, &[&str])] = &[
 const PURE: &[&str] = &[
     "config", "wire", "model", "catalog", "pool", "dispatch", "probing", "attempts", "head",
     "headers", "body", "sniff", "route", "tail", "dialect", "guard", "noise", "peers", "code",
+    "origin", "policy",
 ];
 
 struct Source {

@@ -152,6 +152,7 @@ impl World {
                 instance: 1,
                 name: format!("server{server}"),
                 ollama_up: true,
+                management_open: false,
             };
             world.input(Input::Sighted(sighting));
         }
@@ -175,6 +176,7 @@ impl World {
                 round_trip: Duration::from_millis(1),
                 version: "0.13.1".to_owned(),
                 name: Some(format!("server{server}")),
+                open: None,
                 inventory,
             };
             self.pool.handle(self.now, Input::Checked(id, healthy), &mut actions);

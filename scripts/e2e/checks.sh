@@ -16,6 +16,28 @@ check_cli() {
 }
 five_times() { for _ in 1 2 3 4 5; do "$@"; done; }
 
+# Nobody said --manage on A: its owner decides what is on its disk, and B's programs say so.
+check_refusals() {
+    local name opens
+    name=$(name_of_a)
+    opens="Error.* $name .*--manage on"
+    echo "FROM $gguf" >"$work/Modelfile"
+    expect "without --manage: ollama rm is refused" "$opens" refused rm "$model"
+    expect "without --manage: ollama cp is refused" "$opens" refused cp "$model" copied
+    expect "without --manage: ollama create is refused" "$opens" refused create plain -f "$work/Modelfile"
+    expect "without --manage: ollama pull is refused" "$opens" refused pull llama3.2
+    expect "without --manage: ollama run of a missing model says why" "$opens" refused run nosuch hi
+    expect "without --manage: ollama run works" '[^ ]' cli run "$model" hi
+    expect "without --manage: ollama stop works" '' cli stop "$model"
+    expect "without --manage: the model is still there" "^$model:latest " cli list
+}
+refused() {
+    local said
+    said=$(cli "$@" 2>&1) && { echo "it was done" && return 1; }
+    echo "$said"
+}
+name_of_a() { if ((${#naming[@]})); then echo ollana-a; else uname -n; fi; }
+
 check_curl() {
     expect "curl: HEAD /" '^HTTP/1.1 200 ' ask b / --head
     expect "curl: GET /" '^Ollama is running$' ask b /
@@ -29,6 +51,32 @@ check_curl() {
     check "curl: generate streams NDJSON" ndjson
     expect "curl: upload after 100 Continue" '^201$' upload 'Expect: 100-continue'
     expect "curl: upload in chunks" '^201$' upload 'Transfer-Encoding: chunked'
+}
+
+# Whatever a page's browser sends, it hears from B what Ollama itself would tell it.
+check_origins() {
+    local origin
+    for origin in http://localhost https://localhost:3000 http://127.0.0.1:8080 https://0.0.0.0 http://[::1] \
+        app://obsidian.md file:// file:///x.html tauri://localhost http://evil.example null http://localhost.evil.example \
+        http://LOCALHOST http://a.good.example http://good.example http://a.good.example.evil.example \
+        https://exact.example https://exact.example:1 http://exact.example chrome-extension://abc; do
+        check "origin $origin is judged as by Ollama" same_cors "$origin"
+    done
+}
+same_cors() {
+    local method
+    for method in GET OPTIONS; do
+        cors_of a "$method" "$1" >"$work/cors.direct"
+        cors_of b "$method" "$1" >"$work/cors.chain"
+        diff "$work/cors.direct" "$work/cors.chain" || return 1
+    done
+    head -n 1 "$work/cors.chain"
+}
+# The list of fields that a page may send depends on Ollama's version.
+cors_of() {
+    ask "$1" /api/tags -X "$2" -H "Origin: $3" -H 'Access-Control-Request-Method: POST' -o /dev/null -D - |
+        tr -d '\r' | sed -n '1p; /^access-control-allow-headers/Id; /^access-control-/Ip; /^vary/Ip' |
+        sed 's/^\([A-Za-z-]*\):/\L\1:/' | sort
 }
 
 ndjson() {

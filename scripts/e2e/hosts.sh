@@ -9,6 +9,7 @@ namespaces=()       # those that we made; the last is the switch between the oth
 naming=()           # words that give the command after them, and a name, that host name
 cli_env=()          # what Ollama's own command line needs on host b: nothing, when ollana has Ollama's port
 net=ollana-e2e-$$
+origins="http://*.good.example,https://exact.example" # OLLAMA_ORIGINS of every Ollama and every ollana
 
 make_hosts() {
     local host way
@@ -149,11 +150,12 @@ start_ollana() {
             flags+=(--mode server --listen "${place[$host]}" --ollama "${url[$host]}")
         fi
     fi
-    start "ollana-$host" "$host" "${naming[@]}" ${naming:+"ollana-$host"} "$ollana" "${flags[@]}" "${@:2}"
+    start "ollana-$host" "$host" env OLLAMA_ORIGINS="$origins" "${naming[@]}" ${naming:+"ollana-$host"} "$ollana" "${flags[@]}" "${@:2}"
 }
 
 start_ollama() {
     start "ollama-$1" "$1" env OLLAMA_HOST="${url[$1]}" OLLAMA_MODELS="$work/$1/models" OLLAMA_NUM_PARALLEL=1 \
+        OLLAMA_ORIGINS="$origins" \
         "$ollama" serve
     within 20 ask "$1" /api/version --fail >/dev/null ||
         give_up "Ollama does not start: $(tail -n 3 "$work/ollama-$1.log")"

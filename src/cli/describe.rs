@@ -1,7 +1,10 @@
 //! What the tables and the help text say, for whoever writes it in another form: the man page and
 //! the completions. There is no second list that could drift from them.
 
-use super::{HELP, HELP_COMMANDS, HELP_LIMITS, HELP_SERVICE, OPTIONS, SERVE_SWITCHES, VERBS, set};
+use super::{
+    HELP, HELP_ACCESS, HELP_COMMANDS, HELP_LIMITS, HELP_SERVICE, OPTIONS, SERVE_SWITCHES, VERBS,
+    set,
+};
 use crate::config::Settings;
 
 /// An option with a value.
@@ -39,9 +42,9 @@ pub struct Entry {
     pub text: String,
 }
 
-/// The entries of the help pages: options, commands, service, limits.
-pub fn help_entries() -> [Vec<Entry>; 4] {
-    [HELP, HELP_COMMANDS, HELP_SERVICE, HELP_LIMITS].map(entries)
+/// The entries of the help pages: options, commands, service, access, limits.
+pub fn help_entries() -> [Vec<Entry>; 5] {
+    [HELP, HELP_COMMANDS, HELP_SERVICE, HELP_ACCESS, HELP_LIMITS].map(entries)
 }
 
 /// Every option with a value.
@@ -82,7 +85,7 @@ pub fn commands() -> Vec<DescribedCommand> {
         entry.map(|entry| entry.text.clone()).unwrap_or_default()
     };
     let own = VERBS.iter().map(|verb| (verb.name, verb.switches, verb.words));
-    let help: &[&str] = &["commands", "service", "limits"];
+    let help: &[&str] = &["access", "commands", "service", "limits"];
     [("serve", SERVE_SWITCHES, &[][..])]
         .into_iter()
         .chain(own)

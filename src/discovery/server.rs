@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{BATCH, Counters, RecentLinks, bind_udp, spawn};
+use crate::guard::Reach;
 use crate::keyring::Keyring;
 use crate::manager::Presence;
 use crate::noise::Key;
@@ -41,6 +42,10 @@ pub struct ServerSetup {
     pub name: String,
     /// Whether bare four-byte probes are answered.
     pub legacy: bool,
+    /// Whether other machines may manage models here.
+    pub is_managed: bool,
+    /// Which machines may know of us.
+    pub reach: Reach,
     /// What there is to announce.
     pub presence: Arc<Presence>,
     /// Who may ask.
@@ -181,7 +186,10 @@ impl Answerer {
             }
         };
         let now = Instant::now();
-        if source.port() == 0 || !self.links.contain(now, source.ip()) {
+        if source.port() == 0
+            || !self.links.contain(now, source.ip())
+            || !self.setup.reach.admits(source.ip(), source.ip().is_loopback(), |_| true)
+        {
             return Counters::count(&self.counters.ignored);
         }
         let answered = match packet {
@@ -257,6 +265,9 @@ impl Answerer {
         }
         if !self.setup.keyring.takes_unpaired() {
             flags |= flags::KEY_REQUIRED;
+        }
+        if self.setup.is_managed {
+            flags |= flags::MANAGEMENT_OPEN;
         }
         let mut bytes = Datagram {
             kind,

@@ -1,13 +1,14 @@
 //! Answers of our own: errors, and lists merged over several servers.
 
-use http::header::{HeaderValue, ORIGIN, VIA};
+use http::header::{HeaderValue, VIA};
 use http::{HeaderMap, Method, StatusCode};
 
 use super::{End, Exchange};
 use crate::catalog::{self, List};
 use crate::downstream::{Downstream, error_fields, json_answer};
 use crate::head::Framing;
-use crate::headers::SERVER_FIELD;
+use crate::headers::{AnswerFraming, SERVER_FIELD, write_answer_head};
+use crate::origin::Cors;
 
 impl Exchange<'_> {
     /// Answers from what is known of several servers; a single one answers for itself.
@@ -19,8 +20,6 @@ impl Exchange<'_> {
             || (list.is_none() && target != "/api/version")
             || self.framing != Framing::Empty
             || self.head.fields.contains_key(SERVER_FIELD)
-            // A browser needs the answer's CORS fields, which are a server's to give.
-            || self.head.fields.contains_key(ORIGIN)
             || !self.is_client()
             || self.context.presence.backends() < 2
         {
@@ -62,22 +61,45 @@ impl Exchange<'_> {
         self.answer(connection, status, error_fields(status.as_u16(), cause), &body)
     }
 
+    /// Answers a browser that asks what a page may ask, as Ollama does.
+    pub(super) fn answer_preflight(&self, connection: &mut Downstream, cors: &Cors) -> End {
+        let (status, close) = (StatusCode::NO_CONTENT, self.closes());
+        let mut answer = Vec::with_capacity(1024);
+        let fields = cors.preflight();
+        write_answer_head(&mut answer, status, &fields, AnswerFraming::None, None, close);
+        let end = self.write_answer(connection, &answer, close);
+        self.log(connection, status.as_u16(), "-", 0, None);
+        end
+    }
+
     /// Answers with JSON of our own.
     pub(super) fn answer(
         &self,
         connection: &mut Downstream,
         status: StatusCode,
-        fields: HeaderMap,
+        mut fields: HeaderMap,
         body: &str,
     ) -> End {
-        let whole = self.framing == Framing::Empty;
-        let close = !whole || !self.head.keep_alive || self.context.registry.is_draining();
+        let close = self.closes();
         let is_head = self.head.method == Method::HEAD;
+        if let Some(cors) = &self.cors {
+            cors.mark(&mut fields);
+        }
         let answer = json_answer(status, fields, body, is_head, close);
-        let stall = self.context.timing.stall_timeout;
-        let written = connection.line().write_all(&answer, stall);
+        let written = self.write_answer(connection, &answer, close);
         self.log(connection, status.as_u16(), "-", body.len() as u64, None);
-        match written {
+        written
+    }
+
+    /// Whether the connection ends after an answer that left the request's body unread.
+    fn closes(&self) -> bool {
+        let whole = self.framing == Framing::Empty;
+        !whole || !self.head.keep_alive || self.context.registry.is_draining()
+    }
+
+    fn write_answer(&self, connection: &mut Downstream, answer: &[u8], close: bool) -> End {
+        let stall = self.context.timing.stall_timeout;
+        match connection.line().write_all(answer, stall) {
             Ok(()) if !close => End::Keep,
             Ok(()) => End::Close,
             Err(_) => End::Cut,

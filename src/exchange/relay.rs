@@ -6,11 +6,11 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING,
 use http::{HeaderMap, Method, Response};
 use ureq::Body;
 
-use super::{End, Exchange, poor_outcome};
+use super::{End, Exchange, Side, poor_outcome};
 use crate::body::{CHUNK_PREFIX, CHUNK_SUFFIX, LAST_CHUNK, frame_chunk};
 use crate::counters::{Kind, Underway};
 use crate::downstream::{BodyState, Downstream};
-use crate::headers::{self, AnswerFraming, ROOM_FIELD, SERVER_FIELD, UPSTREAM};
+use crate::headers::{self, AnswerFraming, OPEN_FIELD, ROOM_FIELD, SERVER_FIELD, UPSTREAM};
 use crate::manager::Lease;
 use crate::model::ModelName;
 use crate::pool::{Outcome, Task, Wanted};
@@ -118,12 +118,23 @@ impl Exchange<'_> {
         {
             parts.headers.insert(ROOM_FIELD, HeaderValue::from(room));
         }
+        if self.context.side == Side::Server {
+            // Whatever an Ollama says of it, this is ours to tell.
+            parts.headers.remove(OPEN_FIELD);
+            if self.head.target == "/api/version" {
+                let open = self.context.policy.openness(connection.caller()).word();
+                parts.headers.insert(OPEN_FIELD, HeaderValue::from_static(open));
+            }
+        }
         if !parts.headers.contains_key(SERVER_FIELD) {
             let name = self.context.own_name.clone();
             let name = name.or_else(|| HeaderValue::from_str(&lease.pick.name).ok());
             if let Some(name) = name {
                 parts.headers.insert(SERVER_FIELD, name);
             }
+        }
+        if let Some(cors) = &self.cors {
+            cors.mark(&mut parts.headers);
         }
         let close = !self.head.keep_alive
             || !request_body.is_done()

@@ -79,7 +79,7 @@ impl Pool {
             return;
         }
         match result {
-            CheckResult::Healthy { address, round_trip, version, name, inventory } => {
+            CheckResult::Healthy { address, round_trip, version, name, open, inventory } => {
                 // Each failed check has turned to the next address.
                 let turns = backend.failures as usize;
                 if backend.health == Health::Ready
@@ -91,6 +91,7 @@ impl Pool {
                 backend.failures = 0;
                 backend.last_seen = now;
                 backend.version = version;
+                backend.open = open;
                 if let Some(name) = name {
                     backend.name = name;
                 }

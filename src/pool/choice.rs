@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::{Backend, BackendId, Health, Origin, Pool};
 use crate::counters::Tally;
 use crate::model::ModelName;
+use crate::policy::Openness;
 
 /// Conversations remembered.
 const MAX_CONVERSATIONS: usize = 4096;
@@ -52,6 +53,8 @@ pub struct Wanted {
     pub client: Option<IpAddr>,
     /// Tells a conversation from others; the same in all of its requests.
     pub conversation: Option<u64>,
+    /// What the server has to allow for it.
+    pub needs: Openness,
     /// Only the Ollama of this machine will do, whatever its last check said: the LAN asks us.
     pub local_only: bool,
 }
@@ -134,6 +137,16 @@ impl Backend {
         named
             || (!self.name.is_empty() && self.name.eq_ignore_ascii_case(name))
             || self.addresses.iter().any(is_address)
+    }
+
+    /// What it lets us do. A server that the user named and that doesn't say is no proxy of ours.
+    fn openness(&self) -> Openness {
+        let unsaid = if self.management_open || !self.is_discovered() {
+            Openness::Manage
+        } else {
+            Openness::Use
+        };
+        self.open.unwrap_or(unsaid)
     }
 
     fn is_full(&self, most: u32) -> bool {
@@ -246,27 +259,12 @@ impl Pool {
             eligible.iter().copied().filter(|at| keep(&self.backends[*at])).collect()
         };
         if matches!(wanted.task, Task::Build | Task::Pull) {
-            let build = self.builds.iter().find(|(client, _)| Some(*client) == wanted.client);
-            let mut same = of(&|b| build.is_some_and(|(_, id)| b.id == *id));
-            // From another model, a new one can be made only where that is.
-            let base = wanted.model.as_ref().filter(|_| wanted.task == Task::Build);
-            let owners = base.map(|model| of(&|b| b.has(model))).unwrap_or_default();
-            if !owners.is_empty() {
-                same.retain(|at| owners.contains(at));
-                return Ok(if same.is_empty() { owners } else { same });
-            }
-            if wanted.task == Task::Build && !same.is_empty() {
-                return Ok(same);
-            }
-            let room = |b: &Backend| b.inventory.as_ref().and_then(|inventory| inventory.room);
-            let most = eligible.iter().filter_map(|at| room(&self.backends[*at])).max();
-            let roomy = of(&|b| most.is_some() && room(b) == most);
-            return Ok(if roomy.is_empty() { eligible } else { roomy });
+            return Ok(self.able_to_store(eligible, wanted));
         }
         let Some(model) = wanted.model.as_ref().filter(|model| !model.is_cloud()) else {
             return Ok(eligible);
         };
-        let owners = of(&|b| b.has(model));
+        let owners = self.allowing(of(&|b| b.has(model)), wanted);
         if owners.is_empty() {
             let unknown = of(&|b| b.inventory.is_none() || b.inventory_stale.is_some());
             if !unknown.is_empty() {
@@ -279,7 +277,9 @@ impl Pool {
         }
         // Whom the user named, and this machine's own Ollama, come before whoever announces itself.
         let most = self.rules.max_in_flight;
-        let trusted = of(&|b| b.has(model) && !b.is_discovered() && !b.is_full(most));
+        let trusted = |b: &Backend| !b.is_discovered() && !b.is_full(most);
+        let trusted: Vec<usize> =
+            owners.iter().copied().filter(|at| trusted(&self.backends[*at])).collect();
         let owners = if trusted.is_empty() { owners } else { trusted };
         let of = |keep: &dyn Fn(&Backend) -> bool| -> Vec<usize> {
             owners.iter().copied().filter(|at| keep(&self.backends[*at])).collect()
@@ -296,6 +296,37 @@ impl Pool {
         };
         let stay = wanted.task == Task::Unload || !idle_elsewhere;
         Ok(if !loaded.is_empty() && stay { loaded } else { owners })
+    }
+
+    /// Those that allow what is wanted; if none does, all, so that one of them says so.
+    fn allowing(&self, all: Vec<usize>, wanted: &Wanted) -> Vec<usize> {
+        let allows = |at: &usize| self.backends[*at].openness() >= wanted.needs;
+        let open: Vec<usize> = all.iter().copied().filter(allows).collect();
+        if open.is_empty() { all } else { open }
+    }
+
+    /// Of the eligible ones, those that are as good as any for a new model.
+    fn able_to_store(&self, eligible: Vec<usize>, wanted: &Wanted) -> Vec<usize> {
+        // From another model, a new one can be made only where that is.
+        let base = wanted.model.as_ref().filter(|_| wanted.task == Task::Build);
+        let has_base = |at: &usize| base.is_some_and(|model| self.backends[*at].has(model));
+        let owners: Vec<usize> = eligible.iter().copied().filter(has_base).collect();
+        let all = if owners.is_empty() { &eligible } else { &owners };
+        let all = self.allowing(all.clone(), wanted);
+        let build = self.builds.iter().find(|(client, _)| Some(*client) == wanted.client);
+        let is_same = |at: &usize| build.is_some_and(|(_, id)| self.backends[*at].id == *id);
+        let same: Vec<usize> = all.iter().copied().filter(is_same).collect();
+        if wanted.task == Task::Build && !same.is_empty() {
+            return same;
+        }
+        if !owners.is_empty() {
+            return all;
+        }
+        let room = |at: &usize| self.backends[*at].inventory.as_ref().and_then(|i| i.room);
+        let most = all.iter().filter_map(room).max();
+        let roomy: Vec<usize> =
+            all.iter().copied().filter(|at| most.is_some() && room(at) == most).collect();
+        if roomy.is_empty() { all } else { roomy }
     }
 
     /// Where the conversation went last.

@@ -43,6 +43,7 @@ fn sighting(host: u8, id: u8, instance: u32) -> Input {
         instance,
         name: format!("host{id}"),
         ollama_up: true,
+        management_open: false,
     })
 }
 
@@ -52,6 +53,7 @@ fn healthy(address: SocketAddr, rtt: u64) -> CheckResult {
         round_trip: ms(rtt),
         version: "0.5.4".to_owned(),
         name: None,
+        open: None,
         inventory: None,
     }
 }
@@ -733,8 +735,8 @@ fn a_change_that_went_through_us_is_not_answered_from_before_it() {
     // What it has is unknown now, so a new model may be there.
     assert_eq!(w.choose(&model("new")), Ok(ids[0]));
     let with = |inventory| match healthy(address(1), 1) {
-        CheckResult::Healthy { address, round_trip, version, name, .. } => {
-            CheckResult::Healthy { address, round_trip, version, name, inventory }
+        CheckResult::Healthy { address, round_trip, version, name, open, .. } => {
+            CheckResult::Healthy { address, round_trip, version, name, open, inventory }
         }
         other => other,
     };
@@ -1011,4 +1013,46 @@ fn models_are_asked_for_while_somebody_looks() {
     w.pass(ms(60_000));
     assert!(!w.pool.is_watched(w.now));
     assert_eq!(wants(&mut w), [false], "nobody looks any more");
+}
+
+/// A discovered server that lets us do this.
+fn open_server(w: &mut World, host: u8, open: Option<Openness>) -> BackendId {
+    let id = w.server(host);
+    w.pool.backends.iter_mut().find(|b| b.id == id).expect("there").open = open;
+    id
+}
+
+#[test]
+fn what_a_server_does_not_allow_goes_to_one_that_does() {
+    let mut w = World::new();
+    let [closed, pulls, all] = [Openness::Use, Openness::Pull, Openness::Manage]
+        .map(|open| open_server(&mut w, 1 + open as u8, Some(open)));
+    let chosen = |w: &mut World, task, needs| {
+        let wanted = Wanted { task, needs, ..Wanted::default() };
+        let pick = w.pool.pick(w.now, &[], &wanted).expect("picked");
+        w.input(Input::Finished(pick.id, Outcome::Answered.into()));
+        pick.id
+    };
+    for _ in 0..3 {
+        assert_eq!(chosen(&mut w, Task::Build, Openness::Manage), all);
+        assert_eq!(chosen(&mut w, Task::Pull, Openness::Manage), all);
+        assert_ne!(chosen(&mut w, Task::Pull, Openness::Pull), closed);
+        assert_eq!(chosen(&mut w, Task::Use, Openness::Use), closed, "the nearest");
+    }
+    // Where none allows it, one of them has to say so.
+    let wanted = Wanted { task: Task::Build, needs: Openness::Manage, ..Wanted::default() };
+    assert!(
+        w.pool.pick(w.now, &[all], &wanted).is_ok_and(|pick| [closed, pulls].contains(&pick.id))
+    );
+}
+
+#[test]
+fn who_does_not_say_what_it_allows_is_judged_by_its_announcement() {
+    let mut w = World::new();
+    let silent = open_server(&mut w, 1, None);
+    let announces = open_server(&mut w, 2, None);
+    w.pool.backends.iter_mut().find(|b| b.id == announces).expect("there").management_open = true;
+    let wanted = Wanted { task: Task::Pull, needs: Openness::Manage, ..Wanted::default() };
+    assert_eq!(w.pool.pick(w.now, &[], &wanted).expect("picked").id, announces);
+    assert_eq!(w.pool.pick(w.now, &[announces], &wanted).expect("picked").id, silent);
 }

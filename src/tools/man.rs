@@ -6,7 +6,7 @@ use crate::cli::describe::{self, Entry};
 
 /// The page, for `man -l -` or a file named `ollana.1`.
 pub(super) fn page() -> String {
-    let [options, commands, service, limits] = describe::help_entries();
+    let [options, commands, service, access, limits] = describe::help_entries();
     let mut page = format!(
         ".TH OLLANA 1 \"2026-11-23\" \"ollana {}\" \"User Commands\"\n",
         env!("CARGO_PKG_VERSION")
@@ -20,6 +20,8 @@ pub(super) fn page() -> String {
     list(&mut page, &options);
     page.push_str(".SH AS A SERVICE\n");
     list(&mut page, &service);
+    page.push_str(".SH WHAT OTHER MACHINES MAY DO\n");
+    list(&mut page, &access);
     page.push_str(".SH INTERVALS, TIME-OUTS AND LIMITS\n");
     page.push_str("Times are written 250ms, 5s or 2m, sizes 4096, 64k or 4m.\n");
     list(&mut page, &limits);

@@ -22,7 +22,7 @@ struct Server {
 fn start(lan: &mut Lan, name: &'static str) -> Server {
     let host = lan.host(&[("eth0", 0)]);
     let ollama = Ollama::start(&host, name);
-    let daemon = Daemon::start(&host, &[]);
+    let daemon = Daemon::start(&host, &["--manage", "on"]);
     Server { host, name, ollama, daemon }
 }
 
@@ -41,8 +41,8 @@ fn pair(lan: &mut Lan) -> Pair {
     let client = lan.host(&[("eth0", 0)]);
     let client_daemon = Daemon::start(&client, &[]);
     takes("both found", limits::FOUND, || (client_daemon.count("backend up ") == 2).then_some(()));
-    let held = send(&client, "POST", "/api/hold", "{}").expect("sent");
-    let reached = |server: &Server| server.ollama.requests("/api/hold") == 1;
+    let held = send(&client, "POST", "/v1/audio/transcriptions", "{}").expect("sent");
+    let reached = |server: &Server| server.ollama.requests("/v1/audio/transcriptions") == 1;
     let (one_is_busy, _) = until("the held request at a server", Duration::from_secs(2), || {
         (reached(&one) || reached(&other)).then(|| reached(&one))
     });
@@ -52,7 +52,7 @@ fn pair(lan: &mut Lan) -> Pair {
 
 /// The name of the server that a client uses now.
 fn serving(client: &Host) -> String {
-    let answer = post(client, "/api/who").expect("an answer");
+    let answer = post(client, "/v1/images/generations").expect("an answer");
     assert_eq!(answer.status, 200, "{answer:?}");
     answer.body.trim_start_matches("{\"status\":\"").trim_end_matches("\"}").to_owned()
 }

@@ -18,7 +18,7 @@ struct Setting {
 fn setting(lan: &mut Lan) -> Setting {
     let (server, client) = (lan.host(&[("eth0", 0)]), lan.host(&[("eth0", 0)]));
     let ollama = Ollama::start(&server, "gpu");
-    let daemons = [Daemon::start(&server, &[]), Daemon::start(&client, &[])];
+    let daemons = [Daemon::start(&server, &["--manage", "on"]), Daemon::start(&client, &[])];
     takes("found", limits::FOUND, || works(&client));
     Setting { ollama, client, _daemons: daemons }
 }

@@ -34,6 +34,8 @@ enum Framing {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
+    /// Why a proxy made it itself, if one did.
+    pub(crate) cause: Option<String>,
     pub(crate) body: String,
 }
 
@@ -109,7 +111,8 @@ impl Call {
         while let Some(part) = stream.part()? {
             body.push_str(&part);
         }
-        Ok(Answer { status: stream.status, body })
+        let cause = stream.field("x-ollana-error").map(str::to_owned);
+        Ok(Answer { status: stream.status, cause, body })
     }
 
     /// Leaves at once.
@@ -178,9 +181,9 @@ impl Stream {
 }
 
 impl Answer {
-    /// Whether it is an error in Ollama's shape with this status.
+    /// Whether it is an error in Ollama's or OpenAI's shape with this status.
     pub(crate) fn is_error(&self, status: u16) -> bool {
-        self.status == status && self.body.starts_with("{\"error\":\"")
+        self.status == status && self.body.starts_with("{\"error\":")
     }
 }
 

@@ -91,9 +91,10 @@ fn servers_behind_several_interfaces_are_found_without_any_default_route() {
     let (other_ollama, _other) = server(&other, "other");
     let client_daemon = Daemon::start(&client, &[]);
     takes("both found", limits::FOUND, || is_up(&client_daemon, 2));
-    let _held = [1, 2].map(|_| send(&client, "POST", "/api/hold", "{}").expect("sent"));
+    let _held =
+        [1, 2].map(|_| send(&client, "POST", "/v1/audio/transcriptions", "{}").expect("sent"));
     takes("a request at each", limits::RETRIED, || {
-        let held = |ollama: &Ollama| ollama.requests("/api/hold") == 1;
+        let held = |ollama: &Ollama| ollama.requests("/v1/audio/transcriptions") == 1;
         (held(&one_ollama) && held(&other_ollama)).then_some(())
     });
 }

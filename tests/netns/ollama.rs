@@ -5,7 +5,7 @@
 //! | `/api/version`, `/api/tags` | one JSON object; the tags name this Ollama |
 //! | `/api/chat` | [`TOKENS`] lines with its name, each when it is released |
 //! | `/api/blobs/…` | 201 once the body is whole |
-//! | `/api/hold` | none |
+//! | `/v1/audio/transcriptions` | none |
 //! | everything else | `{"status":"NAME"}` |
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -178,7 +178,7 @@ fn answer(mut stream: &TcpStream, target: &str, shared: &Shared) -> io::Result<(
         "/api/version" => whole("200 OK", "{\"version\":\"0.9.9\"}"),
         "/api/tags" => whole("200 OK", &format!("{{\"models\":[{{\"name\":\"{name}\"}}]}}")),
         "/api/chat" => return tokens(stream, shared),
-        "/api/hold" => return wait_for_release(stream, shared, usize::MAX),
+        "/v1/audio/transcriptions" => return wait_for_release(stream, shared, usize::MAX),
         _ if target.starts_with("/api/blobs/") => whole("201 Created", ""),
         _ => whole("200 OK", &format!("{{\"status\":\"{name}\"}}")),
     };

@@ -16,7 +16,7 @@ fn server_and_client(lan: &mut Lan) -> (Host, Ollama, Daemon, Host, Daemon) {
     let server = lan.host(&[("eth0", 0)]);
     let client = lan.host(&[("eth0", 0)]);
     let ollama = Ollama::start(&server, "gpu");
-    let server_daemon = Daemon::start(&server, &[]);
+    let server_daemon = Daemon::start(&server, &["--manage", "on"]);
     let client_daemon = Daemon::start(&client, &[]);
     takes("found", limits::FOUND, || works(&client));
     (server, ollama, server_daemon, client, client_daemon)
@@ -47,8 +47,8 @@ fn a_power_cut_ends_requests_in_an_error() {
     ollama.release(1);
     let mut stream = send(&client, "POST", "/api/chat", "{}").expect("sent").head().expect("head");
     assert_eq!(stream.line().expect("a token"), token_line("gpu", 1));
-    let waiting = send(&client, "POST", "/api/hold", "{}").expect("sent");
-    let held = || (ollama.requests("/api/hold") == 1).then_some(());
+    let waiting = send(&client, "POST", "/v1/audio/transcriptions", "{}").expect("sent");
+    let held = || (ollama.requests("/v1/audio/transcriptions") == 1).then_some(());
     until("the held request at Ollama", Duration::from_secs(2), held);
     server.cut_power();
     let start = Instant::now();

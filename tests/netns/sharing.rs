@@ -31,9 +31,10 @@ fn machines_share_and_use_each_others_ollama() {
         takes("both found", limits::NOTICED, both);
     }
     // Two at once go to two machines, whoever asks.
-    let _held = [&one, &one].map(|host| send(host, "POST", "/api/hold", "{}").expect("sent"));
+    let _held = [&one, &one]
+        .map(|host| send(host, "POST", "/v1/audio/transcriptions", "{}").expect("sent"));
     takes("a request at each", limits::RETRIED, || {
-        let held = |ollama: &Ollama| ollama.requests("/api/hold") == 1;
+        let held = |ollama: &Ollama| ollama.requests("/v1/audio/transcriptions") == 1;
         (held(&one_ollama) && held(&other_ollama)).then_some(())
     });
     drop(one_ollama);

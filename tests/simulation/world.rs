@@ -12,6 +12,7 @@ use ollana::attempts::Attempts;
 use ollana::config::ServerName;
 use ollana::dispatch::{MAX_QUEUE, Refused, Request};
 use ollana::model::ModelName;
+use ollana::policy::Openness;
 use ollana::pool::{
     BackendId, CheckResult, Input, MAX_CHECKS, Outcome, Pick, Pool, Report, Rules, Task, Wanted,
 };
@@ -494,6 +495,7 @@ impl World {
                     round_trip: rtt,
                     version: "0.13.1".to_owned(),
                     name: Some(format!("server{}", server.identity.0[0])),
+                    open: None,
                     inventory: job.wants_inventory.then(|| Arc::clone(&server.inventory)),
                 };
                 (rtt, healthy)
@@ -519,6 +521,7 @@ impl World {
             _ => Task::Use,
         };
         let wanted = Wanted {
+            needs: Openness::Use,
             task,
             model: name.and_then(model),
             server: None,

@@ -1,0 +1,391 @@
+//! Which web pages may use Ollama: `Origin` as Ollama decides it, CORS as Ollama answers it. Pure.
+//!
+//! Ollama refuses pages that it doesn't know (gin-contrib/cors 1.7.2 with `envconfig.AllowedOrigins`
+//! and the configuration in `server/routes.go`). The first proxy that a page reaches decides, by
+//! its own `OLLAMA_ORIGINS`: the page runs beside that proxy, and the Ollama behind it knows
+//! nothing of the machine. What was decided isn't asked again: `Origin` and `Sec-Fetch-*` go no
+//! further, so that no other hop can answer otherwise, and CORS fields are in an answer once.
+//!
+//! Beyond Ollama: a browser's request from another site without `Origin`, such as an image's or a
+//! link's, is refused too. Its answer can't be read by the page, but it would still be worked on.
+
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_MAX_AGE, HOST, HeaderName, HeaderValue, ORIGIN, VARY,
+};
+use http::{HeaderMap, Method};
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Always allowed (`envconfig.AllowedOrigins`).
+const BUILT_IN_HOSTS: &[&str] = &["localhost", "127.0.0.1", "0.0.0.0"];
+const BUILT_IN_SCHEMES: &[&str] = &["app", "file", "tauri", "vscode-webview", "vscode-file"];
+/// What an origin without a `*` begins with (`DefaultSchemas`, `ExtensionSchemas`); with any other,
+/// Ollama doesn't start.
+const SCHEMES: &[&str] = &[
+    "http://",
+    "https://",
+    "chrome-extension://",
+    "safari-extension://",
+    "moz-extension://",
+    "ms-browser-extension://",
+];
+/// Of an answer to a preflight.
+const METHODS: &str = "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS";
+const FIELDS: &str = "Authorization,Content-Type,User-Agent,Accept,X-Requested-With,Openai-Beta,\
+    X-Stainless-Arch,X-Stainless-Async,X-Stainless-Custom-Poll-Interval,\
+    X-Stainless-Helper-Method,X-Stainless-Lang,X-Stainless-Os,X-Stainless-Package-Version,\
+    X-Stainless-Poll-Helper,X-Stainless-Retry-Count,X-Stainless-Runtime,\
+    X-Stainless-Runtime-Version,X-Stainless-Timeout";
+const MAX_AGE: &str = "43200";
+
+/// The origins that are allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origins {
+    allows_all: bool,
+    exact: Vec<String>,
+    /// What precedes and what follows the `*`.
+    wildcards: Vec<(String, String)>,
+}
+
+impl Default for Origins {
+    fn default() -> Self {
+        Origins::new("").0
+    }
+}
+
+/// What becomes of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// No page of another origin asks.
+    Plain,
+    /// A page that may ask; its answer gets these fields.
+    Cors(Cors),
+    /// A page that may only ask what it may: answered with these fields, and not passed on.
+    Preflight(Cors),
+    /// A page that may not.
+    Refuse,
+}
+
+/// The value of `Access-Control-Allow-Origin`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cors(HeaderValue);
+
+impl Origins {
+    /// The built-in ones and those of `OLLAMA_ORIGINS`; and what of that can't be used.
+    pub fn new(configured: &str) -> (Self, Vec<String>) {
+        let mut origins = Origins { allows_all: false, exact: Vec::new(), wildcards: Vec::new() };
+        let mut unusable = Vec::new();
+        let configured = configured.trim().trim_matches(['"', '\'']);
+        for entry in configured.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            if !origins.add(entry) {
+                unusable.push(entry.to_owned());
+            }
+        }
+        for host in BUILT_IN_HOSTS {
+            for scheme in ["http", "https"] {
+                origins.add(&format!("{scheme}://{host}"));
+                origins.add(&format!("{scheme}://{host}:*"));
+            }
+        }
+        for scheme in BUILT_IN_SCHEMES {
+            origins.add(&format!("{scheme}://*"));
+        }
+        (origins, unusable)
+    }
+
+    fn add(&mut self, entry: &str) -> bool {
+        match entry.split_once('*') {
+            Some((_, after)) if after.contains('*') => return false,
+            Some(("", "")) => self.allows_all = true,
+            Some((before, after)) => self.wildcards.push((before.to_owned(), after.to_owned())),
+            None => {
+                let entry = entry.to_lowercase();
+                if !SCHEMES.iter().any(|scheme| entry.starts_with(scheme)) {
+                    return false;
+                }
+                self.exact.push(entry);
+            }
+        }
+        true
+    }
+
+    /// Whether pages of this origin are allowed.
+    pub fn allow(&self, origin: &[u8]) -> bool {
+        self.allows_all
+            || self.exact.iter().any(|known| known.as_bytes() == origin)
+            || self.wildcards.iter().any(|(before, after)| {
+                origin.starts_with(before.as_bytes()) && origin.ends_with(after.as_bytes())
+            })
+    }
+
+    /// Decides about a request, whose `Host` is known to be this machine's.
+    pub fn judge(&self, method: &Method, fields: &HeaderMap) -> Decision {
+        let mut origins = fields.get_all(ORIGIN).iter();
+        let origin = match (origins.next(), origins.next()) {
+            (None, _) => None,
+            (Some(_), Some(_)) => return Decision::Refuse,
+            (Some(origin), None) => Some(origin).filter(|origin| !origin.is_empty()),
+        };
+        let Some(origin) = origin else {
+            let sites = fields.get_all(SEC_FETCH_SITE).iter();
+            let is_foreign = sites
+                .into_iter()
+                .any(|site| site.as_bytes().trim_ascii().eq_ignore_ascii_case(b"cross-site"));
+            return if is_foreign && !self.allows_all { Decision::Refuse } else { Decision::Plain };
+        };
+        let host = fields.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
+        let is_own = |scheme: &[u8]| origin.as_bytes().strip_prefix(scheme) == Some(host);
+        if !host.is_empty() && (is_own(b"http://") || is_own(b"https://")) {
+            return Decision::Plain;
+        }
+        if !self.allow(origin.as_bytes()) {
+            return Decision::Refuse;
+        }
+        let cors = Cors(match self.allows_all {
+            true => HeaderValue::from_static("*"),
+            false => origin.clone(),
+        });
+        match *method {
+            Method::OPTIONS => Decision::Preflight(cors),
+            _ => Decision::Cors(cors),
+        }
+    }
+}
+
+/// Takes out of a request what has been decided about.
+pub fn strip(fields: &mut HeaderMap) {
+    let decided = |name: &&HeaderName| **name == ORIGIN || name.as_str().starts_with("sec-fetch-");
+    let names: Vec<HeaderName> = fields.keys().filter(decided).cloned().collect();
+    for name in names {
+        fields.remove(name);
+    }
+}
+
+impl Cors {
+    /// Gives an answer its CORS fields, each once, whatever it had.
+    pub fn mark(&self, fields: &mut HeaderMap) {
+        let is_cors = |name: &&HeaderName| name.as_str().starts_with("access-control-");
+        let old: Vec<HeaderName> = fields.keys().filter(is_cors).cloned().collect();
+        for name in old {
+            fields.remove(name);
+        }
+        fields.insert(ACCESS_CONTROL_ALLOW_ORIGIN, self.0.clone());
+        let varies = fields.get_all(VARY).iter().any(|value| {
+            let names = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+            names.into_iter().any(|name| name == b"*" || name.eq_ignore_ascii_case(b"origin"))
+        });
+        if !self.is_for_all() && !varies {
+            fields.append(VARY, HeaderValue::from_static("Origin"));
+        }
+    }
+
+    /// The fields of the answer to a preflight, which is a 204 without a body.
+    pub fn preflight(&self) -> HeaderMap {
+        let mut fields = HeaderMap::new();
+        fields.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(METHODS));
+        fields.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(FIELDS));
+        fields.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(MAX_AGE));
+        fields.insert(ACCESS_CONTROL_ALLOW_ORIGIN, self.0.clone());
+        if !self.is_for_all() {
+            for name in
+                ["Origin", "Access-Control-Request-Method", "Access-Control-Request-Headers"]
+            {
+                fields.append(VARY, HeaderValue::from_static(name));
+            }
+        }
+        fields
+    }
+
+    fn is_for_all(&self) -> bool {
+        self.0 == "*"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut fields = HeaderMap::new();
+        for (name, value) in pairs {
+            let name: HeaderName = name.parse().expect("name");
+            fields.append(name, HeaderValue::from_bytes(value.as_bytes()).expect("value"));
+        }
+        fields
+    }
+
+    fn origins(configured: &str) -> Origins {
+        let (origins, unusable) = Origins::new(configured);
+        assert_eq!(unusable, [""; 0], "{configured}");
+        origins
+    }
+
+    #[test]
+    fn the_built_in_ones_are_ollamas() {
+        let origins = Origins::default();
+        for origin in [
+            "http://localhost",
+            "https://localhost",
+            "http://localhost:3000",
+            "https://127.0.0.1:8443",
+            "http://0.0.0.0",
+            "http://0.0.0.0:1",
+            "app://obsidian.md",
+            "file://",
+            "file:///home/me/x.html",
+            "tauri://localhost",
+            "vscode-webview://1a2b",
+            "vscode-file://vscode-app",
+        ] {
+            assert!(origins.allow(origin.as_bytes()), "{origin}");
+        }
+        for origin in [
+            "null",
+            "",
+            "http://evil.example",
+            "http://localhost.evil.example",
+            "http://evil.example:11434",
+            "https://localhost.",
+            "http://LOCALHOST",
+            "HTTP://localhost",
+            "localhost",
+            "//localhost",
+            "http://localhost@evil.example",
+            "ws://localhost",
+            "http://[::1]",
+            "http://127.0.0.2",
+            "http://192.168.1.5",
+            "chrome-extension://abc",
+            "capp://x",
+            "\u{e9}",
+        ] {
+            assert!(!origins.allow(origin.as_bytes()), "{origin}");
+        }
+    }
+
+    #[test]
+    fn configured_ones_follow_the_librarys_rules() {
+        for (configured, origin, want) in [
+            ("http://a.example", "http://a.example", true),
+            ("http://a.example", "http://a.example:80", false),
+            ("http://a.example", "https://a.example", false),
+            ("HTTP://A.example", "http://a.example", true),
+            ("http://a.example", "http://A.example", false),
+            ("\"http://a.example\"", "http://a.example", true),
+            ("http://b.example, http://a.example ", "http://a.example", true),
+            ("http://*.a.example", "http://x.a.example", true),
+            ("http://*.a.example", "http://a.example", false),
+            ("http://*.a.example", "http://x.a.example.evil.example", false),
+            ("https://a.example:*", "https://a.example:8443", true),
+            ("https://a.example:*", "https://a.example", false),
+            ("*.a.example", "http://x.a.example", true),
+            ("*.a.example", "http://xa.example", false),
+            ("chrome-extension://*", "chrome-extension://abc", true),
+            ("chrome-extension://abc", "chrome-extension://abc", true),
+            ("moz-extension://abc", "moz-extension://abd", false),
+            ("*", "http://anything.example", true),
+            ("*", "null", true),
+            ("http://a.example", "null", false),
+            ("http://a*", "http://a.evil.example", true),
+        ] {
+            assert_eq!(origins(configured).allow(origin.as_bytes()), want, "{configured} {origin}");
+        }
+        for entry in ["a.example", "null", "http://*.*.example", "**", "ws://a.example", "/x/"] {
+            let (origins, unusable) = Origins::new(entry);
+            assert_eq!(unusable, [entry]);
+            assert_eq!(origins, Origins::default(), "{entry}");
+        }
+    }
+
+    #[test]
+    fn decisions() {
+        let cors = |value: &'static str| Cors(HeaderValue::from_static(value));
+        let local = "http://localhost:3000";
+        let evil = "http://evil.example";
+        type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], Decision);
+        let table: &[Row<'_>] = &[
+            ("", "POST", &[], Decision::Plain),
+            ("", "POST", &[("origin", "")], Decision::Plain),
+            ("", "POST", &[("origin", local)], Decision::Cors(cors(local))),
+            ("", "OPTIONS", &[("origin", local)], Decision::Preflight(cors(local))),
+            ("", "OPTIONS", &[], Decision::Plain),
+            ("", "POST", &[("origin", evil)], Decision::Refuse),
+            ("", "OPTIONS", &[("origin", evil)], Decision::Refuse),
+            ("", "GET", &[("origin", "null")], Decision::Refuse),
+            ("", "GET", &[("origin", local), ("origin", local)], Decision::Refuse),
+            (
+                "",
+                "GET",
+                &[("origin", local), ("sec-fetch-site", "cross-site")],
+                Decision::Cors(cors(local)),
+            ),
+            ("", "GET", &[("sec-fetch-site", "cross-site")], Decision::Refuse),
+            ("", "GET", &[("sec-fetch-site", " Cross-Site ")], Decision::Refuse),
+            (
+                "",
+                "GET",
+                &[("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")],
+                Decision::Refuse,
+            ),
+            ("", "GET", &[("origin", ""), ("sec-fetch-site", "cross-site")], Decision::Refuse),
+            ("", "GET", &[("sec-fetch-site", "none")], Decision::Plain),
+            ("", "GET", &[("sec-fetch-site", "same-origin")], Decision::Plain),
+            (
+                "",
+                "GET",
+                &[("host", "pi.local:1"), ("origin", "http://pi.local:1")],
+                Decision::Plain,
+            ),
+            (
+                "",
+                "GET",
+                &[("host", "pi.local:1"), ("origin", "http://pi.local:2")],
+                Decision::Refuse,
+            ),
+            ("", "GET", &[("host", ""), ("origin", "http://")], Decision::Refuse),
+            (evil, "POST", &[("origin", evil)], Decision::Cors(cors(evil))),
+            (evil, "GET", &[("sec-fetch-site", "cross-site")], Decision::Refuse),
+            ("*", "POST", &[("origin", "null")], Decision::Cors(cors("*"))),
+            ("*", "OPTIONS", &[("origin", evil)], Decision::Preflight(cors("*"))),
+            ("*", "GET", &[("sec-fetch-site", "cross-site")], Decision::Plain),
+        ];
+        for (configured, method, pairs, want) in table {
+            let method = Method::from_bytes(method.as_bytes()).expect("method");
+            let decision = origins(configured).judge(&method, &fields(pairs));
+            assert_eq!(decision, *want, "{configured:?} {method} {pairs:?}");
+        }
+    }
+
+    #[test]
+    fn fields_are_there_once() {
+        let cors = Cors(HeaderValue::from_static("http://localhost"));
+        let mut answer = fields(&[
+            ("access-control-allow-origin", "*"),
+            ("access-control-allow-credentials", "true"),
+            ("vary", "Accept"),
+        ]);
+        cors.mark(&mut answer);
+        cors.mark(&mut answer);
+        let want = fields(&[
+            ("vary", "Accept"),
+            ("access-control-allow-origin", "http://localhost"),
+            ("vary", "Origin"),
+        ]);
+        assert_eq!(answer, want);
+        assert_eq!(cors.preflight().get_all(VARY).iter().count(), 3);
+        let all = Cors(HeaderValue::from_static("*"));
+        let mut answer = HeaderMap::new();
+        all.mark(&mut answer);
+        assert_eq!(answer, fields(&[("access-control-allow-origin", "*")]));
+        assert_eq!(all.preflight().get(VARY), None);
+        let mut request = fields(&[
+            ("origin", "x"),
+            ("sec-fetch-site", "x"),
+            ("sec-fetch-mode", "x"),
+            ("sec-ch-ua", "x"),
+        ]);
+        strip(&mut request);
+        assert_eq!(request, fields(&[("sec-ch-ua", "x")]));
+    }
+}
