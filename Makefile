@@ -4,7 +4,7 @@ CARGO  ?= cargo
 PREFIX ?= /usr/local
 TARGET ?= $(shell uname -m)-unknown-linux-musl
 
-.PHONY: help run build test check lint doc netns e2e desync faults soak coverage bench static deb install uninstall clean
+.PHONY: help run build test check lint doc netns e2e desync page faults soak coverage bench static deb install uninstall clean
 
 help:
 	@echo "make run      build and show it: a fake Ollama, a server, a client, one chat"
@@ -16,6 +16,7 @@ help:
 	@echo "make faults   the fault matrix: injected, seen, within what time (root)"
 	@echo "make soak     a million requests and failures mixed in; SOAK=1h for longer"
 	@echo "make coverage lines that no test reaches"
+	@echo "make page     the page at /ollana/ in headless Chromium, with screenshots"
 	@echo "make bench    beside nginx and HAProxy (some minutes)"
 	@echo "make build    target/release/ollana"
 	@echo "make static   a static binary for TARGET=$(TARGET)"
@@ -62,6 +63,9 @@ soak:
 
 coverage:
 	@scripts/coverage.sh
+
+page:
+	scripts/page.sh
 
 bench:
 	$(CARGO) bench --bench bench

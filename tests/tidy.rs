@@ -60,7 +60,7 @@ fn sources() -> Vec<Source> {
             let stem = path.file_stem().expect("name").to_string_lossy().into_owned();
             if path.is_dir() {
                 folders.push(path);
-            } else if stem != "tests" {
+            } else if stem != "tests" && path.extension().is_some_and(|kind| kind == "rs") {
                 let top = folder.file_name().expect("name").to_string_lossy().into_owned();
                 let module = if top == "src" { stem } else { top };
                 let text = fs::read_to_string(&path).expect("text");

@@ -27,6 +27,7 @@ use crate::downstream::Downstream;
 use crate::head::Framing;
 use crate::headers::{self, AnswerFraming};
 use crate::manager::{About, Snapshot};
+use crate::state;
 use crate::status::{self, View};
 
 const JSON: &str = "application/json; charset=utf-8";
@@ -34,21 +35,41 @@ const HTML: &str = "text/html; charset=utf-8";
 /// The text format's own media type.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The page runs its own script and style and talks to nobody but us.
-const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
-                      img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
-                      frame-ancestors 'none'";
+/// What isn't a page runs nothing and shows nowhere.
+const CLOSED: &str = "default-src 'none'; frame-ancestors 'none'";
+/// Where the page's number of one use goes: only the script and the style that carry it run.
+const NONCE: &str = "{nonce}";
+/// The page talks to nobody but us.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'nonce-{nonce}'; \
+                           style-src 'nonce-{nonce}'; img-src data:; connect-src 'self'; \
+                           base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// What is answered.
 struct Own {
     status: u16,
     media: &'static str,
     body: String,
+    policy: HeaderValue,
 }
 
 impl Own {
+    fn new(status: u16, media: &'static str, body: String) -> Self {
+        Own { status, media, body, policy: HeaderValue::from_static(CLOSED) }
+    }
+
     fn json(status: u16, body: &serde_json::Value) -> Self {
-        Own { status, media: JSON, body: format!("{body}\n") }
+        Own::new(status, JSON, format!("{body}\n"))
+    }
+
+    fn page() -> Self {
+        let Ok(random) = state::random::<16>() else {
+            return Own::error(503, "the system has no random bytes");
+        };
+        let nonce = format!("{:032x}", u128::from_ne_bytes(random));
+        let policy = HeaderValue::from_str(&PAGE_POLICY.replace(NONCE, &nonce));
+        let closed = HeaderValue::from_static(CLOSED);
+        let page = Own::new(200, HTML, status::PAGE.replace(NONCE, &nonce));
+        Own { policy: policy.unwrap_or(closed), ..page }
     }
 
     fn error(status: u16, message: &str) -> Self {
@@ -85,8 +106,8 @@ impl Exchange<'_> {
 
     fn own_answer(&self, path: &str, query: &str) -> Own {
         match path {
-            "" => Own { status: 308, media: HTML, body: String::new() },
-            "/" => Own { status: 200, media: HTML, body: status::PAGE.to_owned() },
+            "" => Own::new(308, HTML, String::new()),
+            "/" => Own::page(),
             "/health" => match self.context.mailbox.snapshot() {
                 Some(_) => Own::json(200, &json!({ "status": "ok" })),
                 None => Own::error(503, "the state can't be had"),
@@ -105,10 +126,11 @@ impl Exchange<'_> {
                 let state = if is_brief { status::brief(view) } else { status::full(view) };
                 Own::json(200, &state)
             }),
-            "/metrics" => {
-                self.viewed(|view| Own { status: 200, media: METRICS, body: status::metrics(view) })
-            }
-            _ => Own::error(404, "no such path; there are status, metrics, health and ready"),
+            "/metrics" => self.viewed(|view| Own::new(200, METRICS, status::metrics(view))),
+            _ => Own::error(
+                404,
+                "no such path; there are the page at /ollana/, status, metrics, health and ready",
+            ),
         }
     }
 
@@ -144,13 +166,13 @@ impl Exchange<'_> {
 
     fn send_own(&self, connection: &Downstream, own: Own, mut fields: HeaderMap) -> End {
         let status = StatusCode::from_u16(own.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let fixed: [(HeaderName, &'static str); 7] = [
+        fields.insert(CONTENT_SECURITY_POLICY, own.policy);
+        let fixed: [(HeaderName, &'static str); 6] = [
             (CONTENT_TYPE, own.media),
             (CACHE_CONTROL, "no-store"),
             (X_CONTENT_TYPE_OPTIONS, "nosniff"),
             (X_FRAME_OPTIONS, "DENY"),
             (REFERRER_POLICY, "no-referrer"),
-            (CONTENT_SECURITY_POLICY, POLICY),
             (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
         ];
         for (name, value) in fixed {
