@@ -304,9 +304,7 @@ impl Exchange<'_> {
 
     /// Paired machines, this machine's own programs, and others as long as they may.
     fn may_ask(&self, connection: &Downstream) -> bool {
-        connection.line().key().is_some()
-            || connection.peer().ip().to_canonical().is_loopback()
-            || self.context.keyring.takes_unpaired()
+        connection.caller().is_trusted() || self.context.keyring.takes_unpaired()
     }
 
     fn refuse_by_policy(&self, connection: &mut Downstream, refusal: policy::Refusal) -> End {
