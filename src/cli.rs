@@ -204,7 +204,8 @@ systemd is told when it is ready, and that it is alive.
 ";
 
 const HELP_ACCESS: &str = "\
-What other machines may do here. Programs of this machine may do everything.
+What other machines may do here. Programs of this machine may do everything, and
+so may machines that are paired with it.
   --manage on|off       they may pull, push, create, copy, delete models [off]
   --pull on|off         they may pull from Ollama's own registry [off]
   --allow RANGE         only these addresses may connect, and this machine;
