@@ -6,7 +6,7 @@
 //! own. Without a key, it counts only where such machines are talked to. It only proposes: a health check of the packet's source decides.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::noise::Key;
@@ -137,6 +137,15 @@ impl Expected {
             Kind::Announce | Kind::Probe => None,
         }
     }
+}
+
+/// The bytes of a probe. With a key it proves that somebody who has it sends it from this address.
+pub fn probe(probe: Datagram, key: Option<&Key>, from: IpAddr) -> Vec<u8> {
+    let mut bytes = Datagram { key: key.map(Key::id), ..probe }.encode(wire::PROBE_LEN);
+    if let Some(key) = key {
+        wire::authenticate(&mut bytes, Some(from), |bytes| key.authenticate(bytes));
+    }
+    bytes
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! the other side of the exchange leave. Knows nothing of HTTP.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -224,6 +224,21 @@ impl Waker {
     }
 }
 
+/// Where packets from a UDP socket on `own` to `target` come from: where the route decides, that is
+/// asked without sending anything.
+pub fn source(own: Ipv4Addr, target: SocketAddr) -> IpAddr {
+    let routed = || {
+        let socket = UdpSocket::bind((own, 0))?;
+        socket.set_broadcast(true)?;
+        socket.connect(target)?;
+        socket.local_addr().map(|address| address.ip())
+    };
+    match own.is_unspecified() {
+        true => routed().unwrap_or(IpAddr::V4(own)),
+        false => IpAddr::V4(own),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,6 +252,13 @@ mod tests {
             prepare(stream, Duration::from_secs(10)).unwrap();
         }
         (near, far)
+    }
+
+    #[test]
+    fn the_route_tells_where_packets_come_from() {
+        let target = SocketAddr::from(([127, 0, 0, 1], 9));
+        assert_eq!(source(Ipv4Addr::UNSPECIFIED, target), IpAddr::from([127, 0, 0, 1]));
+        assert_eq!(source(Ipv4Addr::new(127, 0, 0, 7), target), IpAddr::from([127, 0, 0, 7]));
     }
 
     #[test]

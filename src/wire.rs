@@ -217,6 +217,23 @@ pub fn encode_legacy() -> [u8; 4] {
 }
 
 impl Datagram {
+    /// A probe without a key.
+    pub fn probe(sender: Identity, nonce: Nonce) -> Self {
+        Datagram {
+            kind: Kind::Probe,
+            nonce,
+            sender,
+            http_port: 0,
+            flags: 0,
+            capabilities: 0,
+            version: OllamaVersion::default(),
+            in_flight: 0,
+            instance: 0,
+            name: String::new(),
+            key: None,
+        }
+    }
+
     /// The bytes to send, at most `room` of them: the name is cut to fit, and a probe is
     /// padded to `room`, so that its answer may be as long.
     ///

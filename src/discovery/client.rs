@@ -1,7 +1,7 @@
 //! The asking side: probes out on every interface, announcements in.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -16,9 +16,10 @@ use crate::keyring::{Keyring, Way};
 use crate::manager::Mailbox;
 use crate::noise::Key;
 use crate::pool::Input;
-use crate::probing::{Expected, Received, Schedule};
+use crate::probing::{self, Expected, Received, Schedule};
+use crate::socket;
 use crate::state;
-use crate::wire::{self, Datagram, Identity, Kind, Nonce, OllamaVersion};
+use crate::wire::{self, Datagram, Identity};
 
 /// How often interfaces and the clock of sleep are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -72,22 +73,9 @@ struct State {
 #[derive(Debug)]
 struct Lane {
     socket: UdpSocket,
+    own: Ipv4Addr,
     target: SocketAddr,
     name: String,
-}
-
-impl Lane {
-    /// Where its packets come from, as far as that can be told.
-    fn source(&self) -> IpAddr {
-        let bound = |socket: &UdpSocket| socket.local_addr().map(|address| address.ip());
-        match bound(&self.socket) {
-            Ok(ip) if !ip.is_unspecified() => ip,
-            // The route decides, and this asks it without sending anything.
-            _ => bind_udp(Ipv4Addr::UNSPECIFIED, 0)
-                .and_then(|socket| socket.connect(self.target).and_then(|()| bound(&socket)))
-                .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-        }
-    }
 }
 
 impl Shared {
@@ -214,7 +202,7 @@ impl Announcer {
         for (own, target, name) in ways {
             match bind_udp(own, 0) {
                 Ok(socket) => {
-                    lanes.push(Arc::new(Lane { socket, target, name: name.to_owned() }));
+                    lanes.push(Arc::new(Lane { socket, own, target, name: name.to_owned() }));
                 }
                 Err(error) => log::debug!("no probes through name={name} reason={error}"),
             }
@@ -225,27 +213,6 @@ impl Announcer {
         self.shared.state().lanes = lanes;
         let _ = (&self.shared.bell).write_all(&[1]);
         !first
-    }
-
-    fn datagram(&self, nonce: Nonce, key: Option<&Key>, from: IpAddr) -> Vec<u8> {
-        let mut bytes = Datagram {
-            kind: Kind::Probe,
-            nonce,
-            sender: self.setup.identity,
-            http_port: 0,
-            flags: 0,
-            capabilities: 0,
-            version: OllamaVersion::default(),
-            in_flight: 0,
-            instance: self.instance,
-            name: String::new(),
-            key: key.map(Key::id),
-        }
-        .encode(wire::PROBE_LEN);
-        if let Some(key) = key {
-            wire::authenticate(&mut bytes, Some(from), |bytes| key.authenticate(bytes));
-        }
-        bytes
     }
 
     /// One probe per key, and one without, if machines without a key are talked to.
@@ -266,9 +233,11 @@ impl Announcer {
         };
         let mut failed = None;
         for lane in lanes {
-            let from = lane.source();
+            let from = socket::source(lane.own, lane.target);
             for (nonce, key) in &round {
-                let bytes = self.datagram(*nonce, key.as_ref(), from);
+                let probe = Datagram::probe(self.setup.identity, *nonce);
+                let probe = Datagram { instance: self.instance, ..probe };
+                let bytes = probing::probe(probe, key.as_ref(), from);
                 if let Err(error) = lane.socket.send_to(&bytes, lane.target) {
                     log::debug!("probe not sent through name={} reason={error}", lane.name);
                     failed = Some(error);

@@ -1,7 +1,7 @@
 //! One look around: who answers probes now, and through which interface.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -9,6 +9,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::bind_udp;
 use crate::interfaces::broadcast_interfaces;
 use crate::noise::Key;
+use crate::probing;
+use crate::socket;
 use crate::state;
 use crate::wire::{self, Datagram, Identity, Kind, Nonce, OllamaVersion, Packet, flags};
 
@@ -74,7 +76,8 @@ pub fn scan(port: u16, wanted: &[String], keys: &[Key]) -> io::Result<(Vec<Way>,
                 let nonce = state::random()?;
                 nonces.push(nonce);
                 for (way, socket) in ways.iter_mut().zip(&sockets) {
-                    let probe = probe(nonce, own, key, way.from.into());
+                    let from = socket::source(way.from, way.to);
+                    let probe = probing::probe(Datagram::probe(own, nonce), key, from);
                     way.error = socket.send_to(&probe, way.to).err().map(|error| error.to_string());
                 }
             }
@@ -135,27 +138,6 @@ fn lanes(port: u16, wanted: &[String]) -> io::Result<(Vec<Way>, Vec<UdpSocket>)>
         Some(error) if sockets.is_empty() => Err(error),
         _ => Ok((ways, sockets)),
     }
-}
-
-fn probe(nonce: Nonce, sender: Identity, key: Option<&Key>, from: IpAddr) -> Vec<u8> {
-    let mut bytes = Datagram {
-        kind: Kind::Probe,
-        nonce,
-        sender,
-        http_port: 0,
-        flags: 0,
-        capabilities: 0,
-        version: OllamaVersion::default(),
-        in_flight: 0,
-        instance: 0,
-        name: String::new(),
-        key: key.map(Key::id),
-    }
-    .encode(wire::PROBE_LEN);
-    if let Some(key) = key {
-        wire::authenticate(&mut bytes, Some(from), |bytes| key.authenticate(bytes));
-    }
-    bytes
 }
 
 fn read(

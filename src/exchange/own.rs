@@ -12,7 +12,6 @@
 //! another site can't read the answers, for want of CORS fields, and isn't answered at all where
 //! the browser says who asks (`Sec-Fetch-Site`).
 
-use std::net::IpAddr;
 use std::time::Instant;
 
 use http::header::{
@@ -27,6 +26,7 @@ use crate::downstream::Downstream;
 use crate::head::Framing;
 use crate::headers::{self, AnswerFraming};
 use crate::manager::{About, Snapshot};
+use crate::policy::Caller;
 use crate::state;
 use crate::status::{self, View};
 
@@ -148,11 +148,9 @@ impl Exchange<'_> {
 
     /// Whether the caller is this machine, or one that may ask.
     fn is_welcome(&self, connection: &Downstream) -> bool {
-        let peer: IpAddr = connection.peer().ip().to_canonical();
-        // Nobody else has an address of this machine.
-        let own = connection.line().socket().local_addr().map(|own| own.ip().to_canonical());
-        peer.is_loopback()
-            || own.is_ok_and(|own| own == peer)
+        let peer = connection.peer().ip();
+        let own = connection.line().socket().local_addr().ok().map(|own| own.ip());
+        Caller::of(peer, own) == Caller::Own
             || self.context.status_from.iter().any(|network| network.contains(peer))
     }
 

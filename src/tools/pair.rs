@@ -30,7 +30,7 @@ use crate::peers::{self, Peer};
 use crate::serve::host_name;
 use crate::socket;
 use crate::state;
-use crate::wire::{self, Datagram, Identity, Kind, OllamaVersion, Packet};
+use crate::wire::{self, Datagram, Identity, Kind, Packet};
 
 /// From the discovery's port to that of pairing; those between are taken.
 const PORT_STEP: u16 = 3;
@@ -281,26 +281,13 @@ impl Host {
                 continue;
             }
             let introduction = &own.introduction;
-            let answer = Datagram { name: introduction.name.clone(), ..datagram(own, probe.nonce) };
+            let answer = Datagram {
+                name: introduction.name.clone(),
+                ..Datagram::probe(own.introduction.identity, probe.nonce)
+            };
             let answer = Datagram { kind: Kind::Announce, http_port: self.port, ..answer };
             let _ = self.ear.send_to(&answer.encode(len), from);
         }
-    }
-}
-
-fn datagram(own: &Own, nonce: wire::Nonce) -> Datagram {
-    Datagram {
-        kind: Kind::Probe,
-        nonce,
-        sender: own.introduction.identity,
-        http_port: 0,
-        flags: 0,
-        capabilities: 0,
-        version: OllamaVersion::default(),
-        in_flight: 0,
-        instance: 0,
-        name: String::new(),
-        key: None,
     }
 }
 
@@ -360,7 +347,7 @@ fn read_within(stream: &mut TcpStream, buffer: &mut [u8], time: Duration) -> io:
 /// Looks for machines that show a code: where they are, and their names.
 fn search(settings: &Settings, own: &Own, port: u16) -> Result<Vec<(SocketAddr, String)>, Problem> {
     let nonce = state::random().map_err(failed("cannot get random bytes"))?;
-    let probe = datagram(own, nonce).encode(wire::PROBE_LEN);
+    let probe = Datagram::probe(own.introduction.identity, nonce).encode(wire::PROBE_LEN);
     let mut ways: Vec<(Ipv4Addr, Ipv4Addr)> = broadcast_interfaces(&settings.interfaces)
         .iter()
         .map(|interface| (interface.address, interface.broadcast))

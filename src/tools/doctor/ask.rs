@@ -1,13 +1,15 @@
 //! Questions: HTTP of the plainest kind, and probes of the discovery.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use crate::interfaces::Interface;
 use crate::noise::Key;
+use crate::probing;
+use crate::socket;
 use crate::state;
-use crate::wire::{self, Datagram, Identity, Kind, Nonce, OllamaVersion, Packet};
+use crate::wire::{self, Datagram, Identity, Kind, Nonce, Packet};
 
 /// How long an answer may take.
 pub(super) const PATIENCE: Duration = Duration::from_millis(1500);
@@ -111,21 +113,6 @@ pub(super) struct Way {
     pub(super) name: String,
 }
 
-impl Way {
-    /// Where its packets come from: where the route decides, that is asked without sending.
-    fn source(&self) -> IpAddr {
-        let routed = || {
-            let socket = UdpSocket::bind((self.own, 0))?;
-            socket.connect(self.target)?;
-            socket.local_addr().map(|address| address.ip())
-        };
-        match self.own.is_unspecified() {
-            true => routed().unwrap_or(IpAddr::V4(self.own)),
-            false => IpAddr::V4(self.own),
-        }
-    }
-}
-
 /// The ways of a broadcast.
 pub(super) fn broadcasts(interfaces: &[Interface], port: u16) -> Vec<Way> {
     let way = |interface: &Interface| Way {
@@ -165,7 +152,9 @@ pub(super) fn scan(ways: &[Way], keys: &[Key]) -> (Vec<Heard>, Vec<(String, io::
                 for key in keys.iter().map(Some).chain([None]) {
                     let nonce: Nonce = state::random().unwrap_or_default();
                     asked.push((nonce, Instant::now()));
-                    let result = socket.send_to(&probe(own, nonce, key, way.source()), way.target);
+                    let from = socket::source(way.own, way.target.into());
+                    let probe = probing::probe(Datagram::probe(own, nonce), key, from);
+                    let result = socket.send_to(&probe, way.target);
                     if let (1, Err(error)) = (sent, result) {
                         failed.push((way.name.clone(), error));
                         break;
@@ -193,25 +182,4 @@ pub(super) fn scan(ways: &[Way], keys: &[Key]) -> (Vec<Heard>, Vec<(String, io::
         }
     }
     (heard, failed)
-}
-
-fn probe(own: Identity, nonce: Nonce, key: Option<&Key>, from: IpAddr) -> Vec<u8> {
-    let mut bytes = Datagram {
-        kind: Kind::Probe,
-        nonce,
-        sender: own,
-        http_port: 0,
-        flags: 0,
-        capabilities: 0,
-        version: OllamaVersion::default(),
-        in_flight: 0,
-        instance: 0,
-        name: String::new(),
-        key: key.map(Key::id),
-    }
-    .encode(wire::PROBE_LEN);
-    if let Some(key) = key {
-        wire::authenticate(&mut bytes, Some(from), |bytes| key.authenticate(bytes));
-    }
-    bytes
 }
