@@ -1,4 +1,9 @@
 //! Which connections exist: limits in all and per source, and how they are told to end.
+//!
+//! No source may have more places than are left free, so however many sources take all that they
+//! can get, and keep it, there is room for one more: one alone gets half of them, two get a third
+//! each, nine a tenth. (Dynamic thresholds, as switches share their buffers: Choudhury and Hahne,
+//! 1998.)
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Shutdown};
@@ -77,13 +82,15 @@ impl Registry {
     pub fn enter(self: &Arc<Self>, line: &Arc<Line>, source: IpAddr) -> Result<Entry, Full> {
         let mut table = self.table();
         let source = source.to_canonical();
-        let is_full = table.connections.len() - table.reserve_taken >= self.max_total;
+        let taken = table.connections.len() - table.reserve_taken;
+        let free = self.max_total.saturating_sub(taken);
+        let is_full = free == 0;
         let is_reserve = is_full && source.is_loopback() && table.reserve_taken < RESERVE;
         if table.is_draining || (is_full && !is_reserve) {
             return Err(Full::Total);
         }
         let count = table.per_source.entry(source).or_default();
-        if !source.is_loopback() && *count >= self.max_per_source {
+        if !source.is_loopback() && *count >= self.max_per_source.min(free) {
             return Err(Full::Source);
         }
         *count += 1;
@@ -187,5 +194,63 @@ impl Drop for Entry {
             }
         }
         self.registry.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    fn line() -> Arc<Line> {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its address");
+        Arc::new(Line::new(TcpStream::connect(address).expect("a connection")))
+    }
+
+    /// Takes all places that these sources can get; how many each has.
+    fn fill(registry: &Arc<Registry>, line: &Arc<Line>, sources: &[IpAddr]) -> Vec<Vec<Entry>> {
+        let mut held: Vec<Vec<Entry>> = sources.iter().map(|_| Vec::new()).collect();
+        loop {
+            let mut is_over = true;
+            for (source, held) in sources.iter().zip(&mut held) {
+                if let Ok(entry) = registry.enter(line, *source) {
+                    held.push(entry);
+                    is_over = false;
+                }
+            }
+            if is_over {
+                return held;
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_takes_all_he_can_get_leaves_room_for_others() {
+        let line = line();
+        for (greedy, share) in [(1, 1024), (2, 683), (9, 205), (200, 11)] {
+            let registry = Arc::new(Registry::new(2048, 1024));
+            let sources: Vec<IpAddr> = (0..greedy).map(|n| IpAddr::from([10, 0, 0, n])).collect();
+            let held = fill(&registry, &line, &sources);
+            assert!(held.iter().all(|held| held.len() <= share), "{greedy} sources");
+            let left = 2048 - registry.len();
+            assert!(left >= 2048 / (usize::from(greedy) + 1) - 1, "{greedy}: {left} left");
+            let full = registry.enter(&line, sources[0]).err();
+            assert_eq!(full, Some(Full::Source));
+            let honest = IpAddr::from([10, 0, 1, 1]);
+            let entry = registry.enter(&line, honest).expect("room for one more");
+            drop((entry, held));
+            assert!(registry.is_empty());
+        }
+    }
+
+    #[test]
+    fn this_machine_may_have_all_places_and_a_few_to_look_at_the_state() {
+        let (line, registry) = (line(), Arc::new(Registry::new(8, 2)));
+        let held = fill(&registry, &line, &[IpAddr::from([127, 0, 0, 1])]);
+        assert_eq!(held[0].len(), 8 + RESERVE);
+        assert!(held[0].last().is_some_and(Entry::is_reserve));
+        assert_eq!(registry.enter(&line, IpAddr::from([10, 0, 0, 1])).err(), Some(Full::Total));
     }
 }
