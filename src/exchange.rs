@@ -79,6 +79,8 @@ pub struct Context {
     pub side: Side,
     /// This server's name for `X-Ollana-Server`; a client uses the backend's.
     pub own_name: Option<HeaderValue>,
+    /// Which server this is, for `X-Ollana-Identity`.
+    pub identity: Option<HeaderValue>,
     /// Put in front of targets for the local Ollama (the path of `--ollama`).
     pub prefix: String,
     /// Whether machines may be woken, so that it matters what a request needs.

@@ -8,6 +8,8 @@ pub const SERVER_FIELD: HeaderName = HeaderName::from_static("x-ollana-server");
 /// Marks an answer that a proxy of ours made itself, and says why.
 pub const ERROR_FIELD: HeaderName = HeaderName::from_static("x-ollana-error");
 
+/// Which server that is, told with its version.
+pub const IDENTITY_FIELD: HeaderName = HeaderName::from_static("x-ollana-identity");
 /// What a server lets this caller do, told with its version.
 pub const OPEN_FIELD: HeaderName = HeaderName::from_static("x-ollana-open");
 /// Bytes free for models on a server, told with its version.

@@ -24,8 +24,8 @@ use crate::counters::Counters;
 use crate::dispatch::{Answers, Asker, Dispatch, Request};
 use crate::offer::{Board, Offer};
 use crate::pool::{
-    Action, BackendId, CheckResult, History, Input, Outcome, Pick, Pool, Report, ServerNow, Target,
-    Transition, Wanted,
+    Action, BackendId, CheckResult, History, Input, Known, Outcome, Pick, Pool, Report, ServerNow,
+    Target, Transition, Wanted,
 };
 use crate::wire::OllamaVersion;
 
@@ -51,7 +51,7 @@ pub enum Job {
     /// Check a backend.
     Check(CheckJob),
     /// Remember these servers for the next start.
-    Remember(Vec<(SocketAddr, String)>),
+    Remember(Vec<Known>),
     /// These servers are up and go by these names: remember how to wake them.
     Learn(Vec<(SocketAddr, Vec<String>)>),
     /// Wake those that may be woken.
@@ -647,6 +647,7 @@ impl Manager {
     }
 
     fn act(&mut self, now: Instant) {
+        let mut changes_memory = false;
         for action in std::mem::take(&mut self.actions) {
             match action {
                 Action::Check(id, target, wants_inventory) => {
@@ -659,14 +660,15 @@ impl Manager {
                 Action::Report(transition) => {
                     report(&transition);
                     self.keep(&transition);
-                    let changes_memory =
+                    changes_memory |=
                         matches!(transition, Transition::Up { .. } | Transition::Moved { .. });
-                    if changes_memory {
-                        self.hand_out(Job::Remember(self.dispatch.pool().memorable()));
-                        self.hand_out(Job::Learn(self.dispatch.pool().present()));
-                    }
                 }
+                Action::Remember => changes_memory = true,
             }
+        }
+        if changes_memory {
+            self.hand_out(Job::Remember(self.dispatch.pool().memorable()));
+            self.hand_out(Job::Learn(self.dispatch.pool().present()));
         }
     }
 
@@ -693,6 +695,10 @@ fn report(transition: &Transition) {
         Transition::Forgotten { name } => log::info!("backend forgotten name={name:?}"),
         Transition::Moved { name, address } => {
             log::info!("backend moved name={name:?} addr={address}");
+        }
+        Transition::Contested { name, address, reason, is_held_back } => {
+            let what = if *is_held_back { "gets no requests" } else { "is used all the same" };
+            log::warn!("backend contested, {what} name={name:?} addr={address} reason={reason:?}");
         }
         Transition::Refused { address } => log::debug!("pool full, refused addr={address}"),
     }

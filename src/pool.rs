@@ -18,6 +18,7 @@ mod checks;
 mod choice;
 mod history;
 mod snapshot;
+mod trust;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -34,6 +35,7 @@ use crate::wire::{Identity, OllamaVersion};
 pub use choice::{NoPick, Pick, Task, Wanted};
 pub use history::{History, Series};
 pub use snapshot::{HealthNow, Rest, ServerNow};
+pub use trust::{Contest, Known};
 
 /// Health checks that may run at once. More would only wait, and those that wait can't be put in
 /// another order.
@@ -131,6 +133,8 @@ pub enum CheckResult {
         version: String,
         /// What a server proxy of ours calls itself.
         name: Option<String>,
+        /// Which server proxy of ours that is.
+        identity: Option<Identity>,
         /// What a server proxy of ours lets us do.
         open: Option<Openness>,
         /// What it has, if that was asked for and answered.
@@ -235,6 +239,8 @@ pub enum Action {
     Check(BackendId, Target, bool),
     /// Tell people.
     Report(Transition),
+    /// Write down what is known now ([`Pool::memorable`]).
+    Remember,
 }
 
 /// An edge in a backend's life, for the log.
@@ -251,6 +257,8 @@ pub enum Transition {
     Forgotten { name: String },
     /// It moved.
     Moved { name: String, address: SocketAddr },
+    /// It has the name, the address or the identity of another one.
+    Contested { name: String, address: SocketAddr, reason: String, is_held_back: bool },
     /// The pool is full.
     Refused { address: SocketAddr },
 }
@@ -296,6 +304,18 @@ struct Backend {
     id: BackendId,
     origin: Origin,
     identity: Option<Identity>,
+    /// Whether it said so itself when it was checked; announcements can be forged.
+    is_confirmed: bool,
+    /// Another identity was announced from its address.
+    contradicted: Option<Identity>,
+    /// When a check showed that this was forged.
+    forged_at: Option<Instant>,
+    /// What tells against it.
+    contest: Option<Contest>,
+    /// When people were told of that.
+    told_at: Option<Instant>,
+    /// Whether it was met in the last hour.
+    is_newcomer: bool,
     instance: u32,
     name: String,
     /// The first is in use; the others are tried when it fails.
@@ -444,6 +464,8 @@ pub struct Pool {
     builds: VecDeque<(IpAddr, BackendId)>,
     /// Strangers that gave way while they were being checked, and since when they were.
     abandoned: Vec<(BackendId, Instant)>,
+    /// Servers that were well at some time, the earliest first.
+    records: Vec<trust::Record>,
     /// Somebody wants to see the models until then.
     watched_until: Option<Instant>,
 }
@@ -459,6 +481,7 @@ impl Pool {
             conversations: VecDeque::new(),
             builds: VecDeque::new(),
             abandoned: Vec::new(),
+            records: Vec::new(),
             watched_until: None,
         }
     }
@@ -468,23 +491,9 @@ impl Pool {
         self.add(now, Origin::Local(server), Vec::new());
     }
 
-    /// Adds a server that was there when this machine last ran; it is forgotten like any other.
-    pub fn add_remembered(&mut self, now: Instant, address: SocketAddr, name: &str) {
-        if self.backends.len() < self.rules.max_servers {
-            self.add(now, Origin::Discovered, vec![address]).name = name.to_owned();
-        }
-    }
-
-    /// The discovered servers that are ready: addresses and names worth remembering.
-    pub fn memorable(&self) -> Vec<(SocketAddr, String)> {
-        let worth = |b: &&Backend| b.origin == Origin::Discovered && b.health == Health::Ready;
-        let ready = self.backends.iter().filter(worth);
-        ready.filter_map(|b| Some((*b.addresses.first()?, b.name.clone()))).collect()
-    }
-
     /// The servers that are ready: addresses, and the names that they go by.
     pub fn present(&self) -> Vec<(SocketAddr, Vec<String>)> {
-        let ready = self.backends.iter().filter(|b| b.health == Health::Ready);
+        let ready = self.backends.iter().filter(|b| b.serves());
         let names = |b: &Backend| match &b.origin {
             Origin::Named(server) => vec![b.name.clone(), server.host.clone(), server.to_string()],
             _ => vec![b.name.clone()],
@@ -501,6 +510,10 @@ impl Pool {
 
     /// Decides what follows from an input.
     pub fn handle(&mut self, now: Instant, input: Input, actions: &mut Vec<Action>) {
+        let is_about_servers = !matches!(
+            input,
+            Input::Finished(..) | Input::Noted(..) | Input::Watched | Input::Farewell { .. }
+        );
         match input {
             Input::Sighted(sighting) => self.sighted(now, sighting, actions),
             Input::LegacySighted(ip) => self.legacy_sighted(now, ip, actions),
@@ -520,6 +533,9 @@ impl Pool {
             Input::Noted(id, report) => self.finished(now, id, report, actions),
             Input::Watched => self.watched(now),
             Input::Tick => self.forget(now, actions),
+        }
+        if is_about_servers {
+            self.review(now, actions);
         }
         self.start_checks(now, actions);
     }
@@ -552,12 +568,12 @@ impl Pool {
 
     /// Backends that get work.
     pub fn ready(&self) -> usize {
-        self.backends.iter().filter(|b| b.health == Health::Ready).count()
+        self.backends.iter().filter(|b| b.serves()).count()
     }
 
     /// The lowest Ollama version among the ready backends.
     pub fn version(&self) -> OllamaVersion {
-        let ready = self.backends.iter().filter(|b| b.health == Health::Ready);
+        let ready = self.backends.iter().filter(|b| b.serves());
         ready.map(|b| OllamaVersion::parse(&b.version)).min().unwrap_or_default()
     }
 
@@ -579,12 +595,12 @@ impl Pool {
 
     /// Whether a ready backend's inventory is known to be out of date.
     pub fn has_stale_inventory(&self) -> bool {
-        self.backends.iter().any(|b| b.health == Health::Ready && b.inventory_stale.is_some())
+        self.backends.iter().any(|b| b.serves() && b.inventory_stale.is_some())
     }
 
     /// What the ready backends have, with their names.
     pub fn inventories(&self) -> Vec<(String, Arc<Inventory>)> {
-        let ready = self.backends.iter().filter(|b| b.health == Health::Ready);
+        let ready = self.backends.iter().filter(|b| b.serves());
         ready.filter_map(|b| Some((b.short_name(), Arc::clone(b.inventory.as_ref()?)))).collect()
     }
 
@@ -605,6 +621,10 @@ impl Pool {
             Health::Down { reason, .. } => format!("{}: {reason}", b.label()),
             Health::New => format!("{}: not checked yet", b.label()),
             Health::Ready if b.in_doubt => format!("{}: being checked", b.label()),
+            Health::Ready if b.is_held_back() => {
+                let reason = b.contest.as_ref().map_or("", |contest| &contest.reason);
+                format!("{}: not trusted, {reason}", b.label())
+            }
             Health::Ready => format!("{}: tried", b.label()),
         };
         let is_local = |b: &&Backend| matches!(b.origin, Origin::Local(_));
@@ -625,6 +645,12 @@ impl Pool {
             id,
             origin,
             identity: None,
+            is_confirmed: false,
+            contradicted: None,
+            forged_at: None,
+            contest: None,
+            told_at: None,
+            is_newcomer: false,
             instance: 0,
             name: String::new(),
             addresses,
@@ -685,6 +711,15 @@ impl Pool {
                 self.add(now, Origin::Discovered, vec![address])
             }
         };
+        backend.last_seen = now;
+        let claims_another = backend.identity.is_some_and(|own| own != identity);
+        if claims_another && backend.is_confirmed && backend.is_usable() {
+            // Anyone can send that from a forged source. The server itself is asked.
+            backend.contradicted = Some(identity);
+            let again = backend.checked_at.map_or(now, |at| at + FIRST_RETRY);
+            backend.next_check = backend.next_check.min(again.max(now));
+            return;
+        }
         let is_new_run = backend.instance != instance;
         let is_new_address = !backend.addresses.contains(&address);
         if !backend.is_usable() {
@@ -700,10 +735,9 @@ impl Pool {
         backend.identity = Some(identity);
         backend.instance = instance;
         backend.management_open = management_open;
-        if !name.is_empty() {
+        if !name.is_empty() && !backend.is_confirmed {
             backend.name = name;
         }
-        backend.last_seen = now;
         let ready = backend.health == Health::Ready;
         if is_new_run || is_new_address || !ready || !ollama_up {
             backend.next_check = now;

@@ -330,9 +330,7 @@ fn new_pool(settings: &Settings, mode: Mode, ollama: &OllamaUrl, seed: u32) -> P
     if mode.is_client() {
         settings.servers.iter().for_each(|server| pool.add_named(now, server.clone()));
         let dir = settings.state_dir.as_deref().filter(|_| settings.discovery_port != 0);
-        for (address, name) in dir.map(state::recall).unwrap_or_default() {
-            pool.add_remembered(now, address, &name);
-        }
+        pool.recall(now, dir.map(state::recall).unwrap_or_default());
     }
     pool
 }
@@ -362,6 +360,7 @@ impl Common<'_> {
             via: headers::via_value(self.instance),
             side,
             own_name: own_name.filter(|_| is_server),
+            identity: HeaderValue::from_str(&self.identity.to_string()).ok(),
             prefix: self.ollama.prefix.clone(),
             wakes: !settings.wake.is_empty(),
             hosts: HostRule::new(names),

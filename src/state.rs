@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::io::{self, ErrorKind, Write};
-use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::Mac;
+use crate::pool::Known;
 use crate::wire::Identity;
 
 /// Random bytes of the system.
@@ -50,13 +50,8 @@ fn load(path: &Path) -> io::Result<Option<Identity>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let text = text.trim();
-    let digit = |at: usize| text.get(at..at + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
-    let mut bytes = [0; 16];
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = digit(at * 2).ok_or_else(|| io::Error::other("not 32 hexadecimal digits"))?;
-    }
-    Ok(Some(Identity(bytes)))
+    let identity = Identity::parse(text.trim());
+    identity.map(Some).ok_or_else(|| io::Error::other("not 32 hexadecimal digits"))
 }
 
 /// Writes a new file and renames it, so that a power cut leaves the old one or the new one.
@@ -74,15 +69,16 @@ fn replace(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
     fs::rename(&temporary, path)
 }
 
-/// Servers remembered between two runs.
-const MAX_REMEMBERED: usize = 16;
-
 /// Writes down which servers there are, for [`recall`]. Failing only costs the next start a moment.
-pub fn remember(dir: &Path, servers: &[(SocketAddr, String)]) {
+pub fn remember(dir: &Path, servers: &[Known]) {
     let list: Vec<_> = servers
         .iter()
-        .take(MAX_REMEMBERED)
-        .map(|(address, name)| serde_json::json!({ "address": address.to_string(), "name": name }))
+        .map(|Known { identity, name, address, is_present }| {
+            let identity = identity.map(|identity| identity.to_string());
+            serde_json::json!({
+                "address": address, "name": name, "identity": identity, "present": is_present,
+            })
+        })
         .collect();
     let text = serde_json::Value::from(list).to_string();
     if let Err(error) = replace(dir, &dir.join("servers.json"), &text) {
@@ -90,15 +86,22 @@ pub fn remember(dir: &Path, servers: &[(SocketAddr, String)]) {
     }
 }
 
-/// The servers of the last run.
-pub fn recall(dir: &Path) -> Vec<(SocketAddr, String)> {
+/// The servers of earlier runs, in the order in which they were met.
+pub fn recall(dir: &Path) -> Vec<Known> {
     let text = fs::read_to_string(dir.join("servers.json")).unwrap_or_default();
     let list: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     let member =
         |entry: &serde_json::Value, name: &str| Some(entry.get(name)?.as_str()?.to_owned());
-    let server = |entry| Some((member(entry, "address")?.parse().ok()?, member(entry, "name")?));
+    let server = |entry: &serde_json::Value| {
+        Some(Known {
+            identity: member(entry, "identity").and_then(|text| Identity::parse(&text)),
+            name: member(entry, "name")?,
+            address: member(entry, "address")?.parse().ok()?,
+            is_present: entry.get("present") != Some(&false.into()),
+        })
+    };
     let entries = list.as_array().map(Vec::as_slice).unwrap_or_default();
-    entries.iter().filter_map(server).take(MAX_REMEMBERED).collect()
+    entries.iter().filter_map(server).collect()
 }
 
 /// Writes down the hardware addresses of servers, for [`recall_macs`].
@@ -169,7 +172,13 @@ mod tests {
     fn servers_are_recalled_and_junk_is_not() {
         let dir = std::env::temp_dir().join(format!("ollana-state-{:?}", random::<8>().unwrap()));
         assert_eq!(recall(&dir), []);
-        let servers = [("10.0.0.7:11435".parse().unwrap(), "d\"esk".to_owned())];
+        let known = |identity, is_present| Known {
+            identity,
+            name: "d\"esk".to_owned(),
+            address: "10.0.0.7:11435".parse().unwrap(),
+            is_present,
+        };
+        let servers = [known(Some(Identity([0xA7; 16])), true), known(None, false)];
         remember(&dir, &servers);
         assert_eq!(recall(&dir), servers);
         for junk in ["", "{}", "[{\"address\":\"x\",\"name\":\"\"}]", "[1]"] {

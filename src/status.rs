@@ -66,6 +66,13 @@ impl<'a> View<'a> {
                 }
                 _ => {}
             }
+            if let Some(contest) = server.contest.as_ref().filter(|contest| !contest.is_settled) {
+                let what = match contest.is_held_back {
+                    true => "it gets no requests (if it is yours: --server ADDRESS)",
+                    false => "it is used all the same",
+                };
+                warnings.push(format!("{name}: {}; {what}", contest.reason));
+            }
         }
         if let Some(wait) = self.snapshot.longest_wait.filter(|wait| *wait > LONG_WAIT) {
             warnings.push(format!("a request has waited {} s for a server", wait.as_secs()));

@@ -17,7 +17,7 @@ use ureq::{Agent, Body, SendBody, Timeout};
 
 use crate::catalog::{Inventory, List};
 use crate::config::{MAX_FIELD_LINE, OllamaUrl, Timing};
-use crate::headers::{self, OPEN_FIELD, ROOM_FIELD, SERVER_FIELD};
+use crate::headers::{self, IDENTITY_FIELD, OPEN_FIELD, ROOM_FIELD, SERVER_FIELD};
 use crate::hop::{self, HopError, Patience};
 use crate::keyring::Keyring;
 use crate::line::Line;
@@ -25,7 +25,7 @@ use crate::link::{Attempt, Fault, Link, Woken};
 use crate::policy::Openness;
 use crate::pool::{CheckResult, Target};
 use crate::socket::{self, UNACKNOWLEDGED};
-use crate::wire::MAX_NAME;
+use crate::wire::{Identity, MAX_NAME};
 
 /// A request on a connection that was used before must be acknowledged within this: a machine of a
 /// LAN does that in milliseconds, and one that has gone or moved never. Then a new connection tells
@@ -221,11 +221,19 @@ impl Check<'_> {
             (200, Some(version)) => {
                 let room = fields.get(ROOM_FIELD).and_then(|room| room.to_str().ok()?.parse().ok());
                 let inventory = self.inventory(upstream, address, room);
-                let name = fields.get(SERVER_FIELD).and_then(|name| name.to_str().ok());
-                let name = name.map(|name| name.chars().take(MAX_NAME).collect());
-                let open = fields.get(OPEN_FIELD).and_then(|word| word.to_str().ok());
-                let open = open.and_then(Openness::of_word);
-                CheckResult::Healthy { address, round_trip, version, name, open, inventory }
+                let told = |field| fields.get(field).and_then(|word| word.to_str().ok());
+                let name = told(SERVER_FIELD).map(|name| name.chars().take(MAX_NAME).collect());
+                let open = told(OPEN_FIELD).and_then(Openness::of_word);
+                let identity = told(IDENTITY_FIELD).and_then(Identity::parse);
+                CheckResult::Healthy {
+                    address,
+                    round_trip,
+                    version,
+                    name,
+                    identity,
+                    open,
+                    inventory,
+                }
             }
             (200, None) => CheckResult::Refused("answers, but not as Ollama does".to_owned()),
             (status, _) => {

@@ -26,6 +26,7 @@ mod netns {
     mod failover;
     mod hangup;
     mod hostile;
+    mod impostor;
     mod interfaces;
     mod models;
     mod outages;

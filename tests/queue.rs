@@ -141,6 +141,7 @@ fn manager() -> (Handle, Receiver<Job>) {
         round_trip: Duration::ZERO,
         version: "0.5.4".to_owned(),
         name: None,
+        identity: None,
         open: None,
         inventory: None,
     };

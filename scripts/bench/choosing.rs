@@ -176,6 +176,7 @@ impl World {
                 round_trip: Duration::from_millis(1),
                 version: "0.13.1".to_owned(),
                 name: Some(format!("server{server}")),
+                identity: None,
                 open: None,
                 inventory,
             };

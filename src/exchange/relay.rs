@@ -10,7 +10,9 @@ use super::{End, Exchange, Side, poor_outcome};
 use crate::body::{CHUNK_PREFIX, CHUNK_SUFFIX, LAST_CHUNK, frame_chunk};
 use crate::counters::{Kind, Underway};
 use crate::downstream::{BodyState, Downstream};
-use crate::headers::{self, AnswerFraming, OPEN_FIELD, ROOM_FIELD, SERVER_FIELD, UPSTREAM};
+use crate::headers::{
+    self, AnswerFraming, IDENTITY_FIELD, OPEN_FIELD, ROOM_FIELD, SERVER_FIELD, UPSTREAM,
+};
 use crate::manager::Lease;
 use crate::model::ModelName;
 use crate::pool::{Outcome, Task, Wanted};
@@ -121,7 +123,10 @@ impl Exchange<'_> {
         if self.context.side == Side::Server {
             // Whatever an Ollama says of it, this is ours to tell.
             parts.headers.remove(OPEN_FIELD);
+            parts.headers.remove(IDENTITY_FIELD);
             if self.head.target == "/api/version" {
+                let identity = self.context.identity.clone().map(|id| (IDENTITY_FIELD, id));
+                parts.headers.extend(identity);
                 let open = self.context.policy.openness(connection.caller()).word();
                 parts.headers.insert(OPEN_FIELD, HeaderValue::from_static(open));
             }

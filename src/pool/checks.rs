@@ -79,7 +79,15 @@ impl Pool {
             return;
         }
         match result {
-            CheckResult::Healthy { address, round_trip, version, name, open, inventory } => {
+            CheckResult::Healthy {
+                address,
+                round_trip,
+                version,
+                name,
+                identity,
+                open,
+                inventory,
+            } => {
                 // Each failed check has turned to the next address.
                 let turns = backend.failures as usize;
                 if backend.health == Health::Ready
@@ -92,6 +100,14 @@ impl Pool {
                 backend.last_seen = now;
                 backend.version = version;
                 backend.open = open;
+                backend.is_confirmed = identity.is_some();
+                let claimed = backend.contradicted.take();
+                if let Some(identity) = identity {
+                    backend.identity = Some(identity);
+                    if claimed.is_some_and(|claimed| claimed != identity) {
+                        backend.forged_at = Some(now);
+                    }
+                }
                 if let Some(name) = name {
                     backend.name = name;
                 }

@@ -1,12 +1,13 @@
 //! Which backend gets a request.
 //!
-//! 1. Only backends that are up, not yet tried, and not ruled out by a header or a flag.
+//! 1. Only backends that are up, not yet tried, not in another's name (`trust`), and not ruled out
+//!    by a header or a flag.
 //! 2. Those that have the model: loaded before on disk before unknown. If none of them has it but
 //!    one that is away does, that is said; only a model that nobody has goes anywhere, for Ollama's
 //!    own answer.
 //! 3. Among equals: those that don't rest and didn't just fail, preferred ones, the conversation's
-//!    last one unless it is clearly busier, then the least work weighed by learned speed, then the
-//!    nearest.
+//!    last one unless it is clearly busier, then the least work weighed by learned speed, then those
+//!    known for longer than an hour, then the nearest.
 
 use std::cmp::Reverse;
 use std::net::{IpAddr, SocketAddr};
@@ -135,7 +136,9 @@ impl Backend {
         let is_address =
             |address: &SocketAddr| address.to_string() == name || address.ip().to_string() == name;
         named
-            || (!self.name.is_empty() && self.name.eq_ignore_ascii_case(name))
+            || (!self.name.is_empty()
+                && self.name.eq_ignore_ascii_case(name)
+                && !self.is_held_back())
             || self.addresses.iter().any(is_address)
     }
 
@@ -218,6 +221,10 @@ impl Pool {
                 Origin::Local(_) => wanted.local_only || backend.is_usable(),
                 _ => !wanted.local_only && backend.is_usable(),
             };
+            // Whom the user asks for by address is meant.
+            let is_meant = |name: &String| backend.is_called(name);
+            let up =
+                up && (!backend.is_held_back() || wanted.server.as_ref().is_some_and(is_meant));
             up && !backend.addresses.is_empty() && !tried.contains(&backend.id)
         };
         let all: Vec<usize> =
@@ -288,7 +295,11 @@ impl Pool {
         let last = self.last_of(wanted);
         let is_news = |b: &Backend| b.in_flight > 0 || b.inventory_stale.is_some();
         let was_there = |b: &Backend| Some(b.id) == last && b.has(model) && is_news(b);
-        let loaded = of(&|b| b.has_loaded(model) || was_there(b));
+        // That it is loaded counts from a newcomer only where there is nobody else.
+        let is_old = |at: &usize| !self.backends[*at].is_newcomer;
+        let has_old = owners.iter().any(is_old);
+        let is_believed = |b: &Backend| !(b.is_newcomer && has_old);
+        let loaded = of(&|b| is_believed(b) && (b.has_loaded(model) || was_there(b)));
         let least = |of: &[usize]| of.iter().map(|at| self.backends[*at].in_flight).min();
         let idle_elsewhere = match (least(&loaded), least(&owners)) {
             (Some(loaded), Some(least)) => loaded >= least + CLEARLY_BUSIER,
@@ -355,6 +366,13 @@ impl Pool {
         let speed = |backend: &Backend| {
             wanted.model.as_ref().and_then(|model| backend.speeds.get(model).copied())
         };
+        // Nobody is faster for having said so in his first hour.
+        let old = free.iter().map(|at| &self.backends[*at]).filter(|b| !b.is_newcomer);
+        let fastest = old.filter_map(speed).reduce(f64::max);
+        let speed = |backend: &Backend| match (speed(backend), fastest) {
+            (Some(said), Some(fastest)) if backend.is_newcomer => Some(said.min(fastest)),
+            (said, _) => said,
+        };
         let known: Vec<f64> = free.iter().filter_map(|at| speed(&self.backends[*at])).collect();
         let usual =
             if known.is_empty() { 1.0 } else { known.iter().sum::<f64>() / known.len() as f64 };
@@ -374,6 +392,7 @@ impl Pool {
                 rank.unwrap_or(usize::MAX),
                 Reverse(continues),
                 (work * 1000.0) as u64,
+                backend.is_newcomer,
                 distance,
                 backend.id,
             )

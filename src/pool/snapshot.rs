@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Backend, BackendId, Health, History, Origin, Pool};
+use super::{Backend, BackendId, Contest, Health, History, Origin, Pool};
 use crate::catalog::Inventory;
 use crate::counters::Tally;
 use crate::model::ModelName;
@@ -45,6 +45,10 @@ pub struct ServerNow {
     pub given: Option<String>,
     /// The first is in use.
     pub addresses: Vec<SocketAddr>,
+    /// What tells against it, if it has the name, the address or the identity of another.
+    pub contest: Option<Contest>,
+    /// Whether it was met in the last hour.
+    pub is_newcomer: bool,
     /// Whether it gets work.
     pub health: HealthNow,
     /// For how long it has had that health.
@@ -119,6 +123,8 @@ impl Backend {
             origin,
             given,
             addresses: self.addresses.clone(),
+            contest: self.contest.clone(),
+            is_newcomer: self.is_newcomer,
             health: match &self.health {
                 Health::New => HealthNow::New,
                 Health::Ready => HealthNow::Ready,

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::*;
 
-fn ms(n: u64) -> Duration {
+pub(super) fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
@@ -26,13 +26,13 @@ fn rules() -> Rules {
 }
 
 /// A pool with a clock of its own and the actions it asked for.
-struct World {
-    pool: Pool,
-    now: Instant,
+pub(super) struct World {
+    pub(super) pool: Pool,
+    pub(super) now: Instant,
     actions: Vec<Action>,
 }
 
-fn address(host: u8) -> SocketAddr {
+pub(super) fn address(host: u8) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, host], 11435))
 }
 
@@ -53,43 +53,44 @@ fn healthy(address: SocketAddr, rtt: u64) -> CheckResult {
         round_trip: ms(rtt),
         version: "0.5.4".to_owned(),
         name: None,
+        identity: None,
         open: None,
         inventory: None,
     }
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         World { pool: Pool::new(rules(), 7), now: Instant::now(), actions: Vec::new() }
     }
 
-    fn input(&mut self, input: Input) {
+    pub(super) fn input(&mut self, input: Input) {
         self.pool.handle(self.now, input, &mut self.actions);
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         self.now += time;
         self.input(Input::Tick);
     }
 
     /// The checks asked for since the last call.
-    fn checks(&mut self) -> Vec<(BackendId, Target)> {
+    pub(super) fn checks(&mut self) -> Vec<(BackendId, Target)> {
         let (checks, rest) = std::mem::take(&mut self.actions)
             .into_iter()
             .partition(|action| matches!(action, Action::Check(..)));
         self.actions = rest;
         let of = |action| match action {
             Action::Check(id, target, _) => (id, target),
-            Action::Report(report) => panic!("{report:?}"),
+            other => panic!("{other:?}"),
         };
         let checks: Vec<Action> = checks;
         checks.into_iter().map(of).collect()
     }
 
-    fn reports(&mut self) -> Vec<Transition> {
+    pub(super) fn reports(&mut self) -> Vec<Transition> {
         let of = |action| match action {
             Action::Report(report) => Some(report),
-            Action::Check(..) => None,
+            Action::Check(..) | Action::Remember => None,
         };
         std::mem::take(&mut self.actions).into_iter().filter_map(of).collect()
     }
@@ -104,7 +105,7 @@ impl World {
         id
     }
 
-    fn pick(&mut self) -> Option<BackendId> {
+    pub(super) fn pick(&mut self) -> Option<BackendId> {
         self.pool.pick(self.now, &[], &Wanted::default()).ok().map(|pick| pick.id)
     }
 }
@@ -392,7 +393,7 @@ fn random_events_keep_the_invariants() {
                     w.input(Input::Checked(id, result));
                 }
                 3 | 4 => {
-                    let ready = w.pool.backends.iter().any(Backend::is_usable);
+                    let ready = w.pool.backends.iter().any(|b| b.is_usable() && b.serves());
                     match w.pick() {
                         Some(id) => *flying.entry(id).or_default() += 1,
                         None => assert!(!ready, "seed {seed}: a ready server wasn't picked"),
@@ -673,8 +674,13 @@ fn random_routing_keeps_its_promises() {
 #[test]
 fn servers_of_the_last_run_are_tried_first_and_forgotten_like_others() {
     let mut w = World::new();
-    w.pool.add_remembered(w.now, address(1), "desk");
-    w.pool.add_remembered(w.now, address(2), "gone");
+    let known = |name: &str, host| Known {
+        identity: None,
+        name: name.to_owned(),
+        address: address(host),
+        is_present: true,
+    };
+    w.pool.recall(w.now, vec![known("desk", 1), known("gone", 2)]);
     assert!(w.pool.expects_backend(w.now));
     w.pass(ms(0));
     for (id, target) in w.checks() {
@@ -685,7 +691,7 @@ fn servers_of_the_last_run_are_tried_first_and_forgotten_like_others() {
         w.input(Input::Checked(id, result));
     }
     assert_eq!(w.pick(), Some(BackendId(0)));
-    assert_eq!(w.pool.memorable(), [(address(1), "desk".to_owned())]);
+    assert_eq!(w.pool.memorable(), [known("desk", 1)]);
     for _ in 0..70 {
         w.pass(Duration::from_secs(1));
         for (id, target) in w.checks() {
@@ -735,8 +741,8 @@ fn a_change_that_went_through_us_is_not_answered_from_before_it() {
     // What it has is unknown now, so a new model may be there.
     assert_eq!(w.choose(&model("new")), Ok(ids[0]));
     let with = |inventory| match healthy(address(1), 1) {
-        CheckResult::Healthy { address, round_trip, version, name, open, .. } => {
-            CheckResult::Healthy { address, round_trip, version, name, open, inventory }
+        CheckResult::Healthy { address, round_trip, version, name, identity, open, .. } => {
+            CheckResult::Healthy { address, round_trip, version, name, identity, open, inventory }
         }
         other => other,
     };
@@ -966,7 +972,11 @@ fn many_silent_servers_are_noticed_and_do_not_hold_up_one_that_comes_back() {
 #[test]
 fn a_snapshot_tells_what_the_pool_goes_by() {
     let mut w = World::new();
-    w.pool.add_remembered(w.now, address(9), "old");
+    let (name, address_then) = ("old".to_owned(), address(9));
+    w.pool.recall(
+        w.now,
+        vec![Known { identity: None, name, address: address_then, is_present: true }],
+    );
     w.input(Input::Tick);
     w.actions.clear();
     let id = w.server(1);
@@ -999,7 +1009,7 @@ fn models_are_asked_for_while_somebody_looks() {
     let wants = |w: &mut World| -> Vec<bool> {
         let of = |action: Action| match action {
             Action::Check(_, _, wants_inventory) => Some(wants_inventory),
-            Action::Report(_) => None,
+            Action::Report(_) | Action::Remember => None,
         };
         std::mem::take(&mut w.actions).into_iter().filter_map(of).collect()
     };

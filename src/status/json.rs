@@ -9,7 +9,7 @@
 //! queue      length, longest_wait_s, last_wait_s, waits
 //! totals     requests, in_flight, tokens, bytes_up, bytes_down, retries, failures {cause: n}
 //! servers    [{id, name, origin, given, addresses [..], health: new|ready|down, reason, since_s,
-//!            rest: null|busy|ejected, rest_s, round_trip_ms, ollama, in_flight, limit,
+//!            trust: known|new|contested|held_back, contest, rest: null|busy|ejected, rest_s, round_trip_ms, ollama, in_flight, limit,
 //!            first_byte_ms, requests, failures, tokens, tokens_per_s, bytes_up, bytes_down,
 //!            room_bytes, model_count, models [{name, size, kind, loaded, size_vram, expires_at,
 //!            context_length, tokens_per_s}], history {tokens_per_s [..], in_flight [..]}}]
@@ -108,6 +108,12 @@ fn server(server: &ServerNow, history: &History, all_models: bool) -> Value {
         Some(Rest::Cooling(left)) => (Some("busy"), Some(left)),
         Some(Rest::Ejected(left)) => (Some("ejected"), Some(left)),
     };
+    let trust = match &server.contest {
+        Some(contest) if contest.is_held_back => "held_back",
+        Some(contest) if !contest.is_settled => "contested",
+        _ if server.is_newcomer => "new",
+        _ => "known",
+    };
     let step = history.step().as_secs_f64();
     let (tokens, in_flight) = match history.server(server.id) {
         Some((tokens, in_flight)) => (
@@ -151,6 +157,8 @@ fn server(server: &ServerNow, history: &History, all_models: bool) -> Value {
         "health": health,
         "reason": reason,
         "since_s": seconds(server.since),
+        "trust": trust,
+        "contest": server.contest.as_ref().map(|contest| cut(&contest.reason)),
         "rest": rest,
         "rest_s": rest_left.map(seconds),
         "round_trip_ms": server.round_trip.map(milliseconds),
@@ -192,6 +200,10 @@ fn change(ago: Duration, transition: &Transition) -> Value {
         }
         Transition::Forgotten { name } => ("forgotten", name, String::new()),
         Transition::Moved { name, address } => ("moved", name, format!("to {address}")),
+        Transition::Contested { name, reason, is_held_back, .. } => {
+            let what = if *is_held_back { "; gets no requests" } else { "" };
+            ("contested", name, format!("{reason}{what}"))
+        }
         Transition::Refused { address } => ("refused", &String::new(), format!("{address}")),
     };
     json!({ "ago_s": seconds(ago), "what": what, "server": cut(server), "detail": cut(&detail) })

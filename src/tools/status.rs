@@ -98,7 +98,9 @@ fn servers(json: &Value, style: Style) -> Vec<String> {
     for server in servers {
         let health = word(server, "health");
         let rest = word(server, "rest");
+        let is_held_back = word(server, "trust") == "held_back";
         let (state, tone) = match (health.as_str(), rest.as_str()) {
+            ("ready", _) if is_held_back => ("held", Tone::Bad),
             ("ready", "") => ("ready", Tone::Good),
             ("ready", "busy") => ("busy", Tone::Plain),
             ("ready", _) => ("rests", Tone::Bad),

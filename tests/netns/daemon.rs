@@ -29,12 +29,14 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Runs `ollana --log-level debug` and `args` on a host, without waiting for anything.
     pub(crate) fn spawn(host: &Host, args: &[&str]) -> Daemon {
-        Daemon::spawn_in(host, Path::new("/nowhere"), args)
+        Daemon::spawn_in(host, &host.name(), Path::new("/nowhere"), args)
     }
 
-    /// The same with programs in this directory.
-    fn spawn_in(host: &Host, programs: &Path, args: &[&str]) -> Daemon {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
+    /// The same with programs in this directory, on a host that calls itself `place`.
+    fn spawn_in(host: &Host, place: &str, programs: &Path, args: &[&str]) -> Daemon {
+        let rename = "echo \"$0\" >/proc/sys/kernel/hostname && exec \"$@\"";
+        let mut command = Command::new("/usr/bin/unshare");
+        command.args(["--uts", "/bin/sh", "-c", rename, place, env!("CARGO_BIN_EXE_ollana")]);
         command
             .args(["--log-level", "debug"])
             .args(args)
@@ -54,8 +56,7 @@ impl Daemon {
                 sink.lock().unwrap_or_else(PoisonError::into_inner).push(line);
             }
         });
-        let place = host.dir().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Daemon { child, log, reader: Some(reader), place }
+        Daemon { child, log, reader: Some(reader), place: place.to_owned() }
     }
 
     /// Like [`Daemon::spawn`], and waits until it listens.
@@ -67,7 +68,14 @@ impl Daemon {
 
     /// Like [`Daemon::start`], with programs in this directory.
     pub(crate) fn start_in(host: &Host, programs: &Path, args: &[&str]) -> Daemon {
-        let daemon = Daemon::spawn_in(host, programs, args);
+        let daemon = Daemon::spawn_in(host, &host.name(), programs, args);
+        daemon.wait_for("] ready mode=");
+        daemon
+    }
+
+    /// Like [`Daemon::start`], on a host that calls itself otherwise.
+    pub(crate) fn start_as(host: &Host, name: &str, args: &[&str]) -> Daemon {
+        let daemon = Daemon::spawn_in(host, name, Path::new("/nowhere"), args);
         daemon.wait_for("] ready mode=");
         daemon
     }

@@ -124,6 +124,11 @@ impl Host {
         Ipv4Addr::new(10, 80, bridge, self.number)
     }
 
+    /// What it calls itself, by which its server is known.
+    pub(crate) fn name(&self) -> String {
+        format!("h{}", self.number)
+    }
+
     /// Where it keeps its files.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir

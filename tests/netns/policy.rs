@@ -96,7 +96,7 @@ fn assert_refused(answer: &Answer, what: &str, says: &[&str]) {
 fn another_machine_uses_models_and_changes_nothing() {
     let Some(mut lan) = Lan::new(1) else { return };
     let setting = setting(&mut lan, &[]);
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name = setting.server.name();
     for (method, target) in OPEN {
         let answer = setting.ask(&setting.other, method, target, PLAIN);
         assert_eq!(answer.status, 200, "{method} {target}: {answer:?}");

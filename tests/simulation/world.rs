@@ -14,7 +14,8 @@ use ollana::dispatch::{MAX_QUEUE, Refused, Request};
 use ollana::model::ModelName;
 use ollana::policy::Openness;
 use ollana::pool::{
-    BackendId, CheckResult, Input, MAX_CHECKS, Outcome, Pick, Pool, Report, Rules, Task, Wanted,
+    BackendId, CheckResult, Input, Known, MAX_CHECKS, Outcome, Pick, Pool, Report, Rules, Task,
+    Wanted,
 };
 use ollana::probing::Received;
 use ollana::wire::{self, Datagram};
@@ -242,7 +243,10 @@ impl World {
         if random.is_one_in(3) {
             // Of the last run: some are there still, some aren't.
             for server in lan.servers.iter().take(3) {
-                pool.add_remembered(start, server.addresses[0], "remembered");
+                let identity = random.is_one_in(2).then_some(server.identity);
+                let name = "remembered".to_owned();
+                let address = server.addresses[0];
+                pool.recall(start, vec![Known { identity, name, address, is_present: true }]);
             }
         }
         let client = Client::new(start, pool);
@@ -495,6 +499,7 @@ impl World {
                     round_trip: rtt,
                     version: "0.13.1".to_owned(),
                     name: Some(format!("server{}", server.identity.0[0])),
+                    identity: Some(server.identity),
                     open: None,
                     inventory: job.wants_inventory.then(|| Arc::clone(&server.inventory)),
                 };

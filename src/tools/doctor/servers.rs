@@ -12,7 +12,7 @@ use super::report::Report;
 use crate::config::Settings;
 use crate::interfaces::{Interface, Links};
 use crate::keyring::Keyring;
-use crate::pool::{CheckResult, Target};
+use crate::pool::{CheckResult, Known, Target};
 use crate::state;
 use crate::upstream::{Check, Upstream};
 use crate::wire::OllamaVersion;
@@ -141,7 +141,7 @@ fn known(report: &mut Report, settings: &Settings) -> Vec<Server> {
     }
     let own = settings.state_dir.as_deref();
     let dirs = own.into_iter().chain([Path::new(SERVICE_STATE)]);
-    for (address, name) in dirs.flat_map(state::recall) {
+    for Known { address, name, .. } in dirs.flat_map(state::recall).filter(|k| k.is_present) {
         let is_known = servers.iter().any(|server| server.address.ip() == address.ip());
         if !is_known && !address.ip().is_loopback() && servers.len() < MOST {
             servers.push(Server::new(address, &name, Origin::Remembered));
