@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, TrySendError, bounded};
 
 use crate::catalog::Inventory;
+use crate::config::Timing;
 use crate::counters::Counters;
 use crate::dispatch::{Answers, Asker, Dispatch, Request};
 use crate::offer::{Board, Offer};
@@ -27,6 +28,7 @@ use crate::pool::{
     Action, BackendId, CheckResult, History, Input, Known, Outcome, Pick, Pool, Report, ServerNow,
     Target, Transition, Wanted,
 };
+use crate::registry::Registry;
 use crate::wire::OllamaVersion;
 
 pub use crate::dispatch::{Patience, Refused};
@@ -166,6 +168,10 @@ pub struct About {
     pub listen: Vec<SocketAddr>,
     /// Where its discovery goes or answers.
     pub discovery: String,
+    /// Who is connected, for each proxy, the client's first.
+    pub registries: Vec<Arc<Registry>>,
+    /// For how long whom is waited for.
+    pub timing: Timing,
     /// Since when.
     pub started: Instant,
 }

@@ -30,7 +30,7 @@ use crate::intake::{Arrival, Intake};
 use crate::interfaces::Links;
 use crate::line::Line;
 use crate::policy::Caller;
-use crate::registry::Full;
+use crate::registry::{Full, Registry};
 use crate::socket::{self, Waker};
 use crate::upstream::Upstream;
 
@@ -106,9 +106,9 @@ impl Proxy {
         &self.addresses
     }
 
-    /// Connections now.
-    pub fn connections(&self) -> usize {
-        self.shared.context.registry.len()
+    /// Who is connected.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.shared.context.registry
     }
 
     /// Accepts no more and closes idle connections; streams go on.

@@ -26,6 +26,19 @@ pub enum Full {
     Source,
 }
 
+/// How many places are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Connections now.
+    pub connections: usize,
+    /// Of these, the most that one other machine has.
+    pub most_of_one: usize,
+    /// Places in all.
+    pub max: usize,
+    /// Places that one other machine may have, if as many are free.
+    pub max_per_source: usize,
+}
+
 /// All connections of a proxy.
 #[derive(Debug)]
 pub struct Registry {
@@ -101,6 +114,19 @@ impl Registry {
         let connection = Connection { line: Arc::clone(line), is_busy: Arc::clone(&is_busy) };
         table.connections.insert(number, connection);
         Ok(Entry { registry: Arc::clone(self), number, source, is_busy, is_reserve })
+    }
+
+    /// How many places are taken.
+    pub fn usage(&self) -> Usage {
+        let Registry { max_total, max_per_source, .. } = *self;
+        let table = self.table();
+        let others = table.per_source.iter().filter(|(source, _)| !source.is_loopback());
+        Usage {
+            connections: table.connections.len(),
+            most_of_one: others.map(|(_, count)| *count).max().unwrap_or(0),
+            max: max_total,
+            max_per_source,
+        }
     }
 
     /// Connections now.
@@ -236,6 +262,11 @@ mod tests {
             assert!(held.iter().all(|held| held.len() <= share), "{greedy} sources");
             let left = 2048 - registry.len();
             assert!(left >= 2048 / (usize::from(greedy) + 1) - 1, "{greedy}: {left} left");
+            let most_of_one = held.iter().map(Vec::len).max().unwrap_or(0);
+            let (max, max_per_source) = (2048, 1024);
+            let connections = registry.len();
+            let usage = Usage { connections, most_of_one, max, max_per_source };
+            assert_eq!(registry.usage(), usage);
             let full = registry.enter(&line, sources[0]).err();
             assert_eq!(full, Some(Full::Source));
             let honest = IpAddr::from([10, 0, 1, 1]);

@@ -238,6 +238,8 @@ impl Daemon {
             why: why.to_owned(),
             listen: self.addresses(),
             discovery: discovery.clone(),
+            registries: self.proxies.iter().map(|proxy| Arc::clone(proxy.registry())).collect(),
+            timing: settings.timing.clone(),
             started: Instant::now(),
         });
         log::info!(
@@ -269,7 +271,7 @@ impl Daemon {
 
     /// Client connections now.
     pub fn connections(&self) -> usize {
-        self.proxies.iter().map(Proxy::connections).sum()
+        self.proxies.iter().map(|proxy| proxy.registry().len()).sum()
     }
 
     /// Accepts no more, says goodbye, lets streams finish for up to `drain`, then cuts them. True

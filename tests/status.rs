@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::{
     Answer, Client, Fake, Gate, Process, Way, chunk, eventually, free_tcp_port, ndjson, request,
 };
@@ -129,6 +129,8 @@ fn it_answers_while_every_place_is_taken() {
         let mut client = chain.connect();
         let answer = client.get("/ollana/status");
         assert_eq!(answer.json()["servers"][0]["in_flight"], 3);
+        let taken = answer.json()["limits"]["connections"][0].clone();
+        assert_eq!((&taken["now"], &taken["max"]), (&json!(4), &json!(3)), "one more to look");
         client.expect_close();
         let refused = chain.connect().get("/api/tags");
         assert_eq!(refused.status(), 503, "no place for anything else");

@@ -4,6 +4,8 @@
 //! version    1
 //! ollana     this program's version
 //! machine    name, mode, why, listen [..], discovery, uptime_s
+//! limits     connections [{now, most_of_one, max, max_per_source}] for each proxy, the client's
+//!            first; head_s, idle_s, body_s, stall_s, queue_s: how long whom is waited for
 //! ready      whether requests can be served
 //! warnings   [sentence ..]
 //! queue      length, longest_wait_s, last_wait_s, waits
@@ -26,8 +28,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::View;
+use crate::config::Timing;
 use crate::counters::{CAUSES, Failure, Retry, Transfer};
+use crate::manager::About;
 use crate::pool::{HealthNow, History, Rest, ServerNow, Transition};
+use crate::registry::Usage;
 
 /// Longest name or reason of the network's that is told, in characters.
 const MAX_TEXT: usize = 200;
@@ -70,6 +75,7 @@ fn write(view: &View<'_>, all_models: bool) -> Value {
             "listen": about.listen, "discovery": about.discovery,
             "uptime_s": now.saturating_duration_since(about.started).as_secs(),
         },
+        "limits": limits(about),
         "ready": view.is_ready,
         "warnings": view.warnings(),
         "queue": {
@@ -94,6 +100,26 @@ fn write(view: &View<'_>, all_models: bool) -> Value {
         "transfers": counters.transfers().iter().map(|t| transfer(t, view)).collect::<Vec<_>>(),
         "failures": counters.recent_failures().iter().map(failed).collect::<Vec<_>>(),
         "changes": snapshot.transitions.iter().map(|(ago, t)| change(*ago, t)).collect::<Vec<_>>(),
+    })
+}
+
+fn limits(about: &About) -> Value {
+    let connections = about.registries.iter().map(|registry| registry.usage());
+    let connections: Vec<Value> = connections
+        .map(|Usage { connections, most_of_one, max, max_per_source }| {
+            json!({
+                "now": connections, "most_of_one": most_of_one,
+                "max": max, "max_per_source": max_per_source,
+            })
+        })
+        .collect();
+    let Timing { head_timeout, idle_timeout, body_timeout, stall_timeout, queue_timeout, .. } =
+        about.timing;
+    json!({
+        "connections": connections,
+        "head_s": seconds(head_timeout), "idle_s": seconds(idle_timeout),
+        "body_s": seconds(body_timeout), "stall_s": seconds(stall_timeout),
+        "queue_s": seconds(queue_timeout),
     })
 }
 

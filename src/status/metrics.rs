@@ -82,6 +82,11 @@ fn daemon(text: &mut Text, view: &View<'_>) {
     text.single("ollana_uptime_seconds", "gauge", "Time since the start.", uptime);
     let ready = f64::from(u8::from(view.is_ready));
     text.single("ollana_ready", "gauge", "Whether requests can be served.", ready);
+    let usage = || about.registries.iter().map(|registry| registry.usage());
+    let now = usage().map(|usage| usage.connections as f64).sum();
+    text.single("ollana_connections", "gauge", "Connections of clients.", now);
+    let max = usage().map(|usage| usage.max as f64).sum();
+    text.single("ollana_connections_max", "gauge", "Connections that there may be.", max);
     let waiting = view.snapshot.waiting as f64;
     text.single("ollana_queue_requests", "gauge", "Requests that wait for a server.", waiting);
     let name = "ollana_queue_wait_seconds";
@@ -225,9 +230,11 @@ mod tests {
 
     use super::*;
     use crate::config::ServerName;
+    use crate::config::Settings;
     use crate::counters::Counters;
     use crate::manager::{About, Snapshot};
     use crate::pool::{History, Pool, Rules};
+    use crate::registry::Registry;
 
     fn rules() -> Rules {
         Rules {
@@ -269,6 +276,8 @@ mod tests {
             why: String::new(),
             listen: Vec::new(),
             discovery: "off".to_owned(),
+            registries: vec![std::sync::Arc::new(Registry::new(9, 5))],
+            timing: Settings::default().timing,
             started: now,
         };
         write(&View {

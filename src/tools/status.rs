@@ -73,6 +73,7 @@ fn lines(json: &Value, style: Style) -> Vec<String> {
     say("this", format!("{name}, {} for {uptime}", word(machine, "mode")), Tone::Plain);
     say("listens on", listen.join(" "), Tone::Plain);
     say("discovery", word(machine, "discovery"), Tone::Plain);
+    say("clients", connections(json), Tone::Plain);
     for warning in list(json, "warnings").iter().filter_map(Value::as_str) {
         say("warning", clean(warning), Tone::Bad);
     }
@@ -189,6 +190,21 @@ fn queue(json: &Value) -> String {
     }
 }
 
+/// Connections and their limits, of each proxy.
+fn connections(json: &Value) -> String {
+    let limits = json.get("limits").unwrap_or(&Value::Null);
+    let number = |proxy, member| figure(proxy, member).unwrap_or(0.0);
+    let proxies = list(limits, "connections");
+    let of = |proxy| {
+        let (now, max) = (number(proxy, "now"), number(proxy, "max"));
+        format!(
+            "{now} of {max} connections, at most {} from one address",
+            number(proxy, "max_per_source")
+        )
+    };
+    proxies.iter().map(of).collect::<Vec<_>>().join("; ")
+}
+
 fn progress(transfer: &Value) -> String {
     let number = |member| figure(transfer, member).unwrap_or(0.0);
     let name = word(transfer, "name");
@@ -216,6 +232,7 @@ mod tests {
             "version": 1,
             "machine": {"name": "laptop", "mode": "client", "uptime_s": 7800,
                 "listen": ["127.0.0.1:11434", "[::1]:11434"], "discovery": "to port 11436/udp"},
+            "limits": {"connections": [{"now": 4, "max": 2048, "max_per_source": 1024}]},
             "queue": {"length": 3, "longest_wait_s": 4.2},
             "servers": [
                 {"name": "desktop", "origin": "discovered", "addresses": ["192.168.1.20:11435"],
@@ -248,6 +265,7 @@ pull       llama3.3:70b on desktop: 42 % of 38 GB, 11 MB/s
 this       laptop, client for 2 h 10 m
 listens on 127.0.0.1:11434 [::1]:11434
 discovery  to port 11436/udp
+clients    4 of 2048 connections, at most 1024 from one address
 warning    nas is down: connection refused";
         assert_eq!(lines(&picture(), style).join("\n"), want);
     }
