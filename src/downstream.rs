@@ -48,6 +48,8 @@ pub struct Downstream {
     read_size: usize,
     /// The first request is due as soon as the rest of a head.
     is_unproven: bool,
+    /// It was just answered, so its next request is hardly there yet.
+    is_rested: bool,
     body_bytes: u64,
     entry: Entry,
 }
@@ -78,6 +80,7 @@ impl Downstream {
             end: 0,
             read_size: READ_SIZE,
             is_unproven: false,
+            is_rested: false,
             body_bytes: 0,
             entry,
         }
@@ -182,10 +185,12 @@ impl Downstream {
                 Ok(None) => scanned = self.received().len(),
                 Err(refusal) => return Next::Refused(refusal),
             }
-            match self.fill() {
-                Ok(Some(0)) | Err(_) => return Next::Closed,
-                Ok(Some(_)) => continue,
-                Ok(None) => {}
+            if !std::mem::take(&mut self.is_rested) {
+                match self.fill() {
+                    Ok(Some(0)) | Err(_) => return Next::Closed,
+                    Ok(Some(_)) => continue,
+                    Ok(None) => {}
+                }
             }
             let left = deadline.saturating_duration_since(Instant::now());
             match line::wait((&*self.line, PollFlags::IN), None, Some(left)) {
@@ -214,6 +219,7 @@ impl Downstream {
             self.buffer.shrink_to(READ_SIZE);
             self.read_size = READ_SIZE;
         }
+        self.is_rested = true;
         self.entry.set_idle();
     }
 

@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -31,7 +31,8 @@ const BROKEN: PollFlags = PollFlags::HUP.union(PollFlags::ERR).union(PollFlags::
 
 /// Waits until one of the sockets has one of its events; returns what each has.
 ///
-/// No events on either means that the time is up.
+/// No events on either means that the time is up. A signal's handler, which is rare, makes it begin
+/// anew.
 ///
 /// # Errors
 /// Those of poll(2), except interruptions.
@@ -40,7 +41,10 @@ pub fn wait(
     second: Option<(&TcpStream, PollFlags)>,
     timeout: Option<Duration>,
 ) -> io::Result<(PollFlags, PollFlags)> {
-    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let timeout = timeout.map(|timeout| Timespec {
+        tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    });
     let mut fds = [
         PollFd::new(first.0, first.1),
         match second {
@@ -50,12 +54,7 @@ pub fn wait(
     ];
     let used = if second.is_some() { 2 } else { 1 };
     loop {
-        let left = deadline.map(|deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // Seconds of a time-out are far below i64::MAX.
-            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
-        });
-        match poll(&mut fds[..used], left.as_ref()) {
+        match poll(&mut fds[..used], timeout.as_ref()) {
             Ok(_) => {
                 let of_second = if used == 2 { fds[1].revents() } else { PollFlags::empty() };
                 return Ok((fds[0].revents(), of_second));
