@@ -17,6 +17,10 @@
 //! A worker that hands its request in takes the next one out, which may be another worker's: the
 //! connection goes with the request, so it doesn't matter who serves whom, and a request needs
 //! one thread, not two.
+//!
+//! A connection comes in with its first request; those that follow it stay with the worker that has
+//! it, because it waits for nobody then. Two thread switches each, a quarter of all instructions of
+//! a small request, would be spent on finding that out.
 
 use std::collections::HashMap;
 use std::fs;

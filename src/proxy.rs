@@ -424,7 +424,8 @@ impl Worker {
         connection.or_else(|| work.try_recv().ok())
     }
 
-    /// Serves a connection, request after request. The intake may swap it for another.
+    /// Serves a connection, request after request. The intake, which its first request passes, may
+    /// swap it for another.
     fn tend(&self, mut connection: Box<Downstream>) {
         let context = &self.shared.context;
         let timing = &context.timing;
@@ -435,6 +436,7 @@ impl Worker {
             Opening::Refused => return,
         }
         drop(line);
+        let mut is_admitted = false;
         loop {
             let head = match connection.next_head(&context.timing, &context.limits) {
                 Next::Closed => return,
@@ -454,13 +456,13 @@ impl Worker {
                 }
                 Next::Head(head) => head,
             };
-            let mut arrival = match self.shared.intake.admit(Arrival { connection, head }) {
-                Ok(arrival) => arrival,
-                Err(own) => {
+            let mut arrival = Arrival { connection, head };
+            if !std::mem::replace(&mut is_admitted, true) {
+                arrival = self.shared.intake.admit(arrival).unwrap_or_else(|own| {
                     log::error!("the intake lost a request; serving it without");
                     own
-                }
-            };
+                });
+            }
             let end =
                 exchange::run(context, &self.upstream, &mut arrival.connection, &arrival.head);
             connection = arrival.connection;
