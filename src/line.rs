@@ -162,12 +162,11 @@ pub fn wait(
 #[derive(Debug)]
 struct Records {
     session: Session,
-    /// `received[unread]` came from the socket and isn't opened yet.
+    /// `received[ready]` was opened in its place and isn't read yet; `received[unread]`, behind it,
+    /// came from the socket and isn't opened yet.
     received: Vec<u8>,
-    unread: Range<usize>,
-    /// `opened[ready]` was opened and isn't read yet.
-    opened: Vec<u8>,
     ready: Range<usize>,
+    unread: Range<usize>,
     /// `sealed[unsent]` waits for the kernel to take it; it holds `promised` bytes of a caller who
     /// was told that nothing of them was written.
     sealed: Vec<u8>,
@@ -188,9 +187,8 @@ impl Records {
         Records {
             session,
             received: Vec::new(),
-            unread: none.clone(),
-            opened: Vec::new(),
             ready: none.clone(),
+            unread: none.clone(),
             sealed: Vec::new(),
             unsent: none,
             promised: 0,
@@ -209,10 +207,11 @@ impl Records {
         !self.ready.is_empty() || self.next_record().is_some()
     }
 
-    /// Takes more from the socket: `None` when nothing is there.
+    /// Takes more from the socket, once all that was opened is read: `None` when nothing is there.
     fn receive(&mut self, stream: &TcpStream) -> io::Result<Option<()>> {
         if self.unread.is_empty() {
             self.unread = 0..0;
+            self.ready = 0..0;
             self.let_go();
         }
         let wanted = Session::record_len(&self.received[self.unread.clone()]).unwrap_or(2);
@@ -236,69 +235,63 @@ impl Records {
         }
     }
 
-    /// Opens the next record, which is here: into `out` if it fits, else into memory of its own.
-    /// How many bytes of `out` it took.
-    fn open(&mut self, len: usize, out: &mut [u8]) -> io::Result<usize> {
-        let record = self.unread.start..self.unread.start + len;
-        let size = len.saturating_sub(OVERHEAD);
-        let is_direct = size <= out.len();
-        if !is_direct && self.opened.len() < size {
-            self.opened.resize(size, 0);
-        }
-        let out = if is_direct { out } else { &mut self.opened[..] };
-        let n = self.session.open(&self.received[record], out).map_err(broken)?;
+    /// Opens the next record in its place, if it is here as a whole. What was opened before must
+    /// have been read.
+    fn open(&mut self) -> io::Result<bool> {
+        let Some(len) = self.next_record().filter(|_| !self.has_ended) else { return Ok(false) };
+        let start = self.unread.start;
+        let record = &mut self.received[start..start + len];
+        let plain = self.session.open(record).map_err(broken)?;
+        self.ready = start + plain.start..start + plain.end;
         self.unread.start += len;
         self.last = len;
-        self.has_ended = n == 0;
-        if is_direct {
-            return Ok(n);
+        self.has_ended = plain.is_empty();
+        Ok(true)
+    }
+
+    /// Whether there is something to read, or the end; takes it from the socket if need be.
+    fn await_ready(&mut self, stream: &TcpStream) -> io::Result<bool> {
+        while self.ready.is_empty() && !self.has_ended {
+            if !self.open()? && self.receive(stream)?.is_none() {
+                return Ok(false);
+            }
         }
-        self.ready = 0..n;
-        Ok(0)
+        Ok(true)
     }
 
     fn read(&mut self, stream: &TcpStream, out: &mut [u8]) -> io::Result<Option<usize>> {
-        loop {
-            if !self.ready.is_empty() {
-                let n = self.ready.len().min(out.len());
-                out[..n].copy_from_slice(&self.opened[self.ready.start..self.ready.start + n]);
-                self.ready.start += n;
-                return Ok(Some(n));
-            }
-            if self.has_ended {
-                return Ok(Some(0));
-            }
-            if let Some(len) = self.next_record() {
-                match self.open(len, out)? {
-                    0 => continue,
-                    n => return Ok(Some(n)),
-                }
-            }
-            if self.receive(stream)?.is_none() {
-                return Ok(None);
-            }
+        if !self.await_ready(stream)? {
+            return Ok(None);
         }
+        let mut filled = self.take(out);
+        // A record that doesn't open fails again at the next call.
+        while filled < out.len() && matches!(self.open(), Ok(true)) {
+            filled += self.take(&mut out[filled..]);
+        }
+        Ok(Some(filled))
+    }
+
+    fn take(&mut self, out: &mut [u8]) -> usize {
+        let n = self.show(out);
+        self.ready.start += n;
+        n
+    }
+
+    fn show(&self, out: &mut [u8]) -> usize {
+        let n = self.ready.len().min(out.len());
+        out[..n].copy_from_slice(&self.received[self.ready.start..self.ready.start + n]);
+        n
+    }
+
+    fn peek(&mut self, stream: &TcpStream, out: &mut [u8]) -> io::Result<Option<usize>> {
+        Ok(self.await_ready(stream)?.then(|| self.show(out)))
     }
 
     /// Behind bulk, little records mean tokens or idleness, for which little memory is enough.
     fn let_go(&mut self) {
         if self.received.len() > SMALL && self.last <= SMALL / 2 {
             self.received = Vec::new();
-            self.opened = Vec::new();
         }
-    }
-
-    fn peek(&mut self, stream: &TcpStream, out: &mut [u8]) -> io::Result<Option<usize>> {
-        while self.ready.is_empty() && !self.has_ended {
-            if let Some(len) = self.next_record() {
-                self.open(len, &mut [])?;
-            } else if self.receive(stream)?.is_none() {
-                return Ok(None);
-            }
-        }
-        let n = self.ready.len().min(out.len());
-        out[..n].copy_from_slice(&self.opened[self.ready.start..self.ready.start + n]);
-        Ok(Some(n))
     }
 
     fn write(&mut self, stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {

@@ -4,8 +4,8 @@
 //! `Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s`, one message each way, and goes on in records:
 //!
 //! ```text
-//!  caller ──► F5 'L' 'N' purpose │ key id, 8 │ e, 32 │ sealed: identity or introduction, tag 16
-//!  caller ◄── e, 32 │ sealed: identity or introduction, tag 16
+//!  caller ──► F5 'L' 'N' purpose │ key id, 8 │ e, 32 │ sealed: introduction, tag 16
+//!  caller ◄── e, 32 │ sealed: introduction, tag 16
 //!  both   ──► length, 2, big-endian │ sealed bytes, tag 16       an empty record is the end
 //! ```
 //!
@@ -16,14 +16,19 @@
 //! are exchanged so that nobody can be made to talk to himself.
 //!
 //! Records carry no number; both sides count. A record that is changed, left out, repeated or out
-//! of turn doesn't open, and then the connection is over.
+//! of turn doesn't open, and then the connection is over. Their keys are those that Noise splits
+//! off; which cipher they are for, both sides know from the introductions, which nobody else can
+//! read or change.
+
+mod session;
 
 use std::fmt;
 
 use blake2::digest::consts::{U16, U32};
 use blake2::digest::{FixedOutput, KeyInit, Mac, Update};
-use snow::{Builder, HandshakeState, TransportState};
+use snow::{Builder, HandshakeState};
 
+pub use self::session::{MAX_RECORD, OVERHEAD, Session};
 use crate::wire::{Identity, KeyId, MAX_NAME};
 
 /// First byte of a handshake. No HTTP request starts with it.
@@ -32,12 +37,6 @@ pub const FIRST_BYTE: u8 = 0xF5;
 const CLEAR: usize = 12;
 const EPHEMERAL: usize = 32;
 const TAG: usize = 16;
-/// What sealing adds to a record.
-pub const OVERHEAD: usize = 2 + TAG;
-/// Most bytes in one record: Noise's own limit.
-pub const MAX_RECORD: usize = 65535 - TAG;
-/// Records after which the sender's key is replaced by one that doesn't lead back to it.
-const REKEY_AFTER: u64 = 1 << 16;
 /// Rounds of hashing that a pairing code goes through: some milliseconds on a small ARM.
 const STRETCH: u32 = 1 << 15;
 
@@ -149,19 +148,22 @@ pub enum Purpose {
 pub struct Introduction {
     /// Kept by a server, new for each process of a client.
     pub identity: Identity,
+    /// Whether it computes AES in hardware.
+    pub has_aes: bool,
     /// For people; only while pairing.
     pub name: String,
 }
 
 impl Introduction {
-    /// One without a name.
+    /// This machine, without a name.
     pub fn of(identity: Identity) -> Self {
-        Introduction { identity, name: String::new() }
+        Introduction { identity, has_aes: session::has_aes(), name: String::new() }
     }
 
     /// Always as long, so that it doesn't tell how long the name is.
     fn encode(&self, purpose: Purpose) -> Vec<u8> {
         let mut out = self.identity.0.to_vec();
+        out.push(self.has_aes.into());
         if purpose == Purpose::Pairing {
             let end = (0..=MAX_NAME.min(self.name.len()))
                 .rev()
@@ -176,12 +178,13 @@ impl Introduction {
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         let (identity, rest) = bytes.split_first_chunk()?;
+        let (abilities, rest) = rest.split_first()?;
         let name = match rest.split_first() {
             Some((len, name)) => std::str::from_utf8(name.get(..usize::from(*len))?).ok()?,
             None => "",
         };
         let name = name.chars().filter(|c| !c.is_control()).collect();
-        Some(Introduction { identity: Identity(*identity), name })
+        Some(Introduction { identity: Identity(*identity), has_aes: abilities & 1 == 1, name })
     }
 }
 
@@ -207,8 +210,8 @@ impl Purpose {
 
     const fn introduction_len(self) -> usize {
         match self {
-            Purpose::Hop => 16,
-            Purpose::Pairing => 16 + 1 + MAX_NAME,
+            Purpose::Hop => 16 + 1,
+            Purpose::Pairing => 16 + 1 + 1 + MAX_NAME,
         }
     }
 
@@ -238,7 +241,7 @@ fn builder<'a>(psk: &'a [u8; 32], clear: &'a [u8]) -> Result<Builder<'a>, snow::
 pub struct Caller {
     state: HandshakeState,
     purpose: Purpose,
-    own: Identity,
+    own: Introduction,
 }
 
 impl fmt::Debug for Caller {
@@ -267,7 +270,7 @@ pub fn call(purpose: Purpose, key: &Key, own: &Introduction) -> Result<(Caller, 
         let mut hello = vec![0; purpose.hello_len()];
         hello[..CLEAR].copy_from_slice(&clear);
         state.write_message(&own.encode(purpose), &mut hello[CLEAR..])?;
-        Ok::<_, snow::Error>((Caller { state, purpose, own: own.identity }, hello))
+        Ok::<_, snow::Error>((Caller { state, purpose, own: own.clone() }, hello))
     })();
     started.map_err(|_| Broken::Form)
 }
@@ -283,7 +286,7 @@ impl Caller {
         }
         let mut sealed = vec![0; self.purpose.introduction_len()];
         self.state.read_message(reply, &mut sealed).map_err(|_| Broken::Key)?;
-        greeted(self.state, &sealed, self.own)
+        greeted(self.state, &sealed, &self.own)
     }
 }
 
@@ -310,67 +313,25 @@ pub fn answer(
     state.read_message(message, &mut sealed).map_err(|_| Broken::Key)?;
     let mut reply = vec![0; purpose.reply_len()];
     state.write_message(&own.encode(purpose), &mut reply).map_err(|_| Broken::Form)?;
-    Ok((reply, greeted(state, &sealed, own.identity)?))
+    Ok((reply, greeted(state, &sealed, own)?))
 }
 
-fn greeted(state: HandshakeState, sealed: &[u8], own: Identity) -> Result<Greeted, Broken> {
+fn greeted(
+    mut state: HandshakeState,
+    sealed: &[u8],
+    own: &Introduction,
+) -> Result<Greeted, Broken> {
     let peer = Introduction::decode(sealed).ok_or(Broken::Form)?;
-    if peer.identity == own {
+    if peer.identity == own.identity {
         return Err(Broken::Mirror);
     }
-    let state = state.into_transport_mode().map_err(|_| Broken::Key)?;
-    Ok(Greeted { session: Session { state, sealed: 0, opened: 0 }, peer })
-}
-
-/// The two keys of one connection, one for each direction, and how far each has come.
-pub struct Session {
-    state: TransportState,
-    sealed: u64,
-    opened: u64,
-}
-
-impl fmt::Debug for Session {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Session(sealed {}, opened {})", self.sealed, self.opened)
+    if !state.is_handshake_finished() {
+        return Err(Broken::Key);
     }
-}
-
-impl Session {
-    /// Puts these bytes, at most [`MAX_RECORD`], into a record at the start of `out`, which must
-    /// have room for [`OVERHEAD`] more; its length.
-    ///
-    /// # Errors
-    /// When there is no room.
-    pub fn seal(&mut self, plain: &[u8], out: &mut [u8]) -> Result<usize, Broken> {
-        let (length, record) = out.split_first_chunk_mut().ok_or(Broken::Record)?;
-        let n = self.state.write_message(plain, record).map_err(|_| Broken::Record)?;
-        *length = u16::try_from(n).map_err(|_| Broken::Record)?.to_be_bytes();
-        self.sealed += 1;
-        if self.sealed.is_multiple_of(REKEY_AFTER) {
-            self.state.rekey_outgoing();
-        }
-        Ok(n + 2)
-    }
-
-    /// Length of the record, its two bytes of length included, that starts with these bytes.
-    pub fn record_len(bytes: &[u8]) -> Option<usize> {
-        Some(usize::from(u16::from_be_bytes(*bytes.first_chunk()?)) + 2)
-    }
-
-    /// Opens a whole record into `out`, which must have room for all but its [`OVERHEAD`].
-    /// 0 is the peer's clean end.
-    ///
-    /// # Errors
-    /// When it isn't the next record of this peer. Nothing may be read after that.
-    pub fn open(&mut self, record: &[u8], out: &mut [u8]) -> Result<usize, Broken> {
-        let sealed = record.get(2..).ok_or(Broken::Record)?;
-        let n = self.state.read_message(sealed, out).map_err(|_| Broken::Record)?;
-        self.opened += 1;
-        if self.opened.is_multiple_of(REKEY_AFTER) {
-            self.state.rekey_incoming();
-        }
-        Ok(n)
-    }
+    let (callers, answerers) = state.dangerously_get_raw_split();
+    let secrets = if state.is_initiator() { (callers, answerers) } else { (answerers, callers) };
+    let session = Session::new(secrets, own.has_aes && peer.has_aes)?;
+    Ok(Greeted { session, peer })
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+use super::session::REKEY_AFTER;
 use super::*;
 
 fn key(n: u8) -> Key {
@@ -5,12 +6,18 @@ fn key(n: u8) -> Key {
 }
 
 fn who(n: u8) -> Introduction {
-    Introduction { identity: Identity([n; 16]), name: format!("machine {n}") }
+    Introduction { name: format!("machine {n}"), ..Introduction::of(Identity([n; 16])) }
 }
 
 const BOTH: [Purpose; 2] = [Purpose::Hop, Purpose::Pairing];
 
 fn greet(purpose: Purpose) -> (Greeted, Greeted) {
+    greet_with(purpose, [true; 2])
+}
+
+/// Two machines of which each has AES instructions or not.
+fn greet_with(purpose: Purpose, aes: [bool; 2]) -> (Greeted, Greeted) {
+    let who = |n: u8| Introduction { has_aes: aes[usize::from(n) - 1], ..who(n) };
     let (caller, hello) = call(purpose, &key(1), &who(1)).unwrap();
     let (reply, server) = answer(purpose, &key(1), &who(2), &hello).unwrap();
     (caller.finish(&reply).unwrap(), server)
@@ -24,10 +31,9 @@ fn seal(session: &mut Session, plain: &[u8]) -> Vec<u8> {
 }
 
 fn open(session: &mut Session, record: &[u8]) -> Result<Vec<u8>, Broken> {
-    let mut out = vec![0; record.len()];
-    let n = session.open(record, &mut out)?;
-    out.truncate(n);
-    Ok(out)
+    let mut record = record.to_vec();
+    let plain = session.open(&mut record)?;
+    Ok(record[plain].to_vec())
 }
 
 #[test]
@@ -51,11 +57,11 @@ fn who_has_the_key_is_known_and_heard() {
 #[test]
 fn the_first_message_has_the_documented_bytes() {
     let (_, hello) = call(Purpose::Hop, &key(1), &who(1)).unwrap();
-    assert_eq!(hello.len(), 76);
+    assert_eq!(hello.len(), 77);
     assert_eq!(hello[..4], [0xF5, b'L', b'N', 1]);
     assert_eq!(hello[4..12], key(1).id().0);
     assert_eq!(Purpose::Hop.read_id(&hello), Some(key(1).id()));
-    assert_eq!(Purpose::Hop.reply_len(), 64);
+    assert_eq!(Purpose::Hop.reply_len(), 65);
     let (_, hello) = call(Purpose::Pairing, &key(1), &who(1)).unwrap();
     assert_eq!(hello[..12], [0xF5, b'L', b'N', 2, 0, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(Purpose::Hop.read_id(&hello), None);
@@ -149,13 +155,31 @@ fn records_open_once_in_order_and_unchanged() {
 }
 
 #[test]
+fn aes_is_used_where_both_have_it_in_hardware() {
+    for aes in [[true, true], [true, false], [false, true], [false, false]] {
+        for purpose in BOTH {
+            let (mut client, mut server) = greet_with(purpose, aes);
+            for session in [&client.session, &server.session] {
+                assert_eq!(session.uses_aes(), aes == [true; 2], "{aes:?}");
+            }
+            let record = seal(&mut client.session, b"there");
+            assert_eq!(open(&mut server.session, &record).unwrap(), b"there");
+            let record = seal(&mut server.session, b"and back");
+            assert_eq!(open(&mut client.session, &record).unwrap(), b"and back");
+        }
+    }
+}
+
+#[test]
 fn keys_are_replaced_on_both_sides_at_once() {
-    let (mut client, mut server) = greet(Purpose::Hop);
-    let (mut record, mut plain) = ([0; 1 + OVERHEAD], [0; 1]);
-    for n in 0..REKEY_AFTER * 2 + 3 {
-        client.session.seal(&[n as u8], &mut record).unwrap();
-        assert_eq!(server.session.open(&record, &mut plain), Ok(1), "record {n}");
-        assert_eq!(plain, [n as u8]);
+    for aes in [true, false] {
+        let (mut client, mut server) = greet_with(Purpose::Hop, [aes; 2]);
+        let mut record = [0; 1 + OVERHEAD];
+        for n in 0..REKEY_AFTER * 2 + 3 {
+            client.session.seal(&[n as u8], &mut record).unwrap();
+            assert_eq!(server.session.open(&mut record), Ok(2..3), "record {n}");
+            assert_eq!(record[2], n as u8);
+        }
     }
 }
 

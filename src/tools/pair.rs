@@ -122,7 +122,8 @@ pub(super) fn run(tool: &Tool) -> Result<(), Problem> {
     // What can't be kept is better said before than after.
     keyring::update(&state_dir, |_| Ok(())).map_err(Problem::Keys)?;
     let identity = machine(&state_dir).map_err(failed("cannot make an identity"))?;
-    let own = Own { state_dir, introduction: Introduction { identity, name: host_name() } };
+    let introduction = Introduction { name: host_name(), ..Introduction::of(identity) };
+    let own = Own { state_dir, introduction };
     let port = match settings.discovery_port {
         0 => DISCOVERY_PORT,
         port => port,
@@ -192,12 +193,11 @@ impl Talk {
     fn hear<const N: usize>(&mut self) -> io::Result<[u8; N]> {
         let mut record = vec![0; N + OVERHEAD];
         self.stream.read_exact(&mut record)?;
-        let mut plain = [0; N];
-        match Session::record_len(&record) == Some(record.len()) {
-            true => self.session.open(&record, &mut plain).map_err(broken)?,
-            false => return Err(broken(Broken::Record)),
-        };
-        Ok(plain)
+        if Session::record_len(&record) != Some(record.len()) {
+            return Err(broken(Broken::Record));
+        }
+        let plain = self.session.open(&mut record).map_err(broken)?;
+        record[plain].try_into().map_err(|_| broken(Broken::Record))
     }
 }
 
