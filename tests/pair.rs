@@ -3,17 +3,23 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use ollana::code::Code;
 use ollana::config::{ModeChoice, Settings};
 use ollana::keyring;
+use ollana::noise::{self, Introduction, Purpose};
 use ollana::serve::Daemon;
+use ollana::wire::Identity;
+use socket2::{Domain, Socket, Type};
 use support::{Client, End, Fake, Gate, eventually, ndjson, post, server_settings, start};
 
 /// A machine: a folder for its state. It goes when this is dropped.
@@ -190,12 +196,16 @@ fn the_code_is_asked_for_and_addresses_can_be_named() {
     assert_eq!(one.keys(), other.keys());
 }
 
+/// Another code.
+fn wrong(code: &str) -> String {
+    if code.starts_with('0') { code.replacen('0', "1", 1) } else { format!("0{}", &code[1..]) }
+}
+
 #[test]
 fn wrong_codes_are_counted() {
     let [one, other] = machines();
     let (shown, code) = one.show();
-    let wrong =
-        if code.starts_with('0') { code.replacen('0', "1", 1) } else { format!("0{}", &code[1..]) };
+    let wrong = wrong(&code);
     for _ in 0..5 {
         let said = other.run(&format!("pair {wrong}"));
         assert_eq!(said.code, Some(1), "{said:?}");
@@ -226,6 +236,110 @@ fn noise_on_the_port_is_no_guess() {
     }
     let said = other.run(&format!("pair {code}"));
     assert_eq!((said.code, shown.end().code), (Some(0), Some(0)), "{said:?}");
+}
+
+/// Connects from that address.
+fn connect_from(from: [u8; 4], to: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from((from, 0)).into()).expect("an address of ours");
+    socket.connect(&to.into()).expect("connect");
+    socket.into()
+}
+
+/// Connections that say nothing, from several addresses, anew as soon as they are closed.
+struct Silence {
+    is_over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<u32>>,
+}
+
+impl Silence {
+    fn start(connections: u8, to: SocketAddr) -> Silence {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&is_over);
+        let open = move |n: u8| {
+            let stream = connect_from([127, 0, 1, n % 10 + 1], to);
+            stream.set_nonblocking(true).expect("an option");
+            stream
+        };
+        let mut held: Vec<TcpStream> = (0..connections).map(open).collect();
+        let thread = thread::spawn(move || {
+            let mut renewed = 0;
+            while !stop.load(Relaxed) {
+                for (n, stream) in (0..).zip(&mut held) {
+                    let is_open = |error: &io::Error| error.kind() == ErrorKind::WouldBlock;
+                    if !stream.peek(&mut [0]).is_err_and(|error| is_open(&error)) {
+                        *stream = open(n);
+                        renewed += 1;
+                    }
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+            renewed
+        });
+        Silence { is_over, thread: Some(thread) }
+    }
+
+    fn end(&mut self) -> u32 {
+        self.is_over.store(true, Relaxed);
+        self.thread.take().map_or(0, |thread| thread.join().unwrap_or_default())
+    }
+}
+
+#[test]
+fn silent_connections_hold_nobody_up() {
+    let [one, other] = machines();
+    let (shown, code) = one.show();
+    for connections in [50, 100] {
+        let mut silence = Silence::start(connections, one.pair_address());
+        // Only a wrong code leaves the right one as it is.
+        let arguments = match connections {
+            50 => format!("pair {} {}", wrong(&code), one.pair_address()),
+            _ => format!("pair {code} {}", one.pair_address()),
+        };
+        let start = Instant::now();
+        let said = other.run(&arguments);
+        let took = start.elapsed();
+        println!("{connections}: {} ms, {} renewed", took.as_millis(), silence.end());
+        assert_eq!(said.code, Some(i32::from(connections == 50)), "{said:?}");
+        assert!(!said.err.contains("cannot pair"), "{said:?}");
+        assert!(took < Duration::from_secs(2), "{took:?}");
+    }
+    let shown = shown.end();
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    assert!(shown.out.contains("(1 of 5)") && !shown.out.contains("(2 of 5)"), "{shown:?}");
+    assert_eq!(one.keys(), other.keys());
+}
+
+/// The first message of somebody who typed this code.
+fn hello(code: &str) -> Vec<u8> {
+    let key = Code::parse(code).expect("a code").key();
+    let stranger = Introduction::of(Identity([9; 16]));
+    noise::call(Purpose::Pairing, &key, &stranger).expect("a handshake").1
+}
+
+#[test]
+fn wrong_codes_are_counted_however_they_come() {
+    let [one, other] = machines();
+    let (shown, code) = one.show();
+    let hello = hello(&wrong(&code));
+    // All are there, from several addresses, before the first one guesses, byte by byte in turn.
+    let mut guessing: Vec<TcpStream> =
+        (1..=12).map(|n| connect_from([127, 0, 1, n], one.pair_address())).collect();
+    for byte in &hello {
+        for stream in &mut guessing {
+            let _ = stream.write_all(&[*byte]);
+        }
+    }
+    let shown = shown.end();
+    assert!(shown.err.contains("wrong 5 times"), "{shown:?}");
+    for mut stream in guessing {
+        let mut got = Vec::new();
+        let _ = stream.read_to_end(&mut got);
+        assert_eq!(got, b"", "nobody who guesses wrong hears anything");
+    }
+    let said = other.run(&format!("pair {code} {}", one.pair_address()));
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(one.keys().is_empty() && other.keys().is_empty());
 }
 
 #[test]

@@ -10,9 +10,11 @@
 //! It uses a port of its own, three above the discovery's, so it works whether ollana runs or not.
 //! A running one takes the key up by itself.
 
+mod host;
+
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -22,23 +24,22 @@ use super::state_dir;
 use crate::cli::Tool;
 use crate::code::Code;
 use crate::config::{DISCOVERY_PORT, SERVER_PORT, Settings, parse_host_port};
-use crate::guard;
 use crate::interfaces::{Links, broadcast_interfaces};
 use crate::keyring::{self, KeysError};
 use crate::noise::{self, Broken, Greeted, Introduction, Key, OVERHEAD, Purpose, Session};
 use crate::peers::{self, Peer};
 use crate::serve::host_name;
-use crate::socket;
 use crate::state;
 use crate::wire::{self, Datagram, Identity, Kind, Packet};
 
 /// From the discovery's port to that of pairing; those between are taken.
 const PORT_STEP: u16 = 3;
-/// How long a code can be used, and how often somebody may get it wrong.
-const LIFE: Duration = Duration::from_secs(180);
+/// How often somebody may get the code wrong.
 const TRIES: u32 = 5;
 /// For each message of somebody who pairs, and for whoever only connects.
 const STEP: Duration = Duration::from_secs(3);
+/// The length of half a key.
+const HALF: usize = 32;
 /// When the other machine is asked for, and when that is given up.
 const ASKED: [u64; 6] = [0, 100, 300, 700, 1500, 3000];
 const SEARCH: Duration = Duration::from_secs(5);
@@ -130,7 +131,7 @@ pub(super) fn run(tool: &Tool) -> Result<(), Problem> {
     };
     let port = port.saturating_add(PORT_STEP);
     let peer = match &tool.operands[..] {
-        [] => Host::open(port)?.show(&own)?,
+        [] => host::Host::open(port)?.show(&own)?,
         [typed, rest @ ..] => {
             let typed = if typed == "-" { ask_for_code()? } else { typed.clone() };
             let code = Code::parse(&typed).ok_or(Problem::NoCode(typed))?;
@@ -185,20 +186,28 @@ struct Talk {
 
 impl Talk {
     fn say(&mut self, plain: &[u8]) -> io::Result<()> {
-        let mut record = vec![0; plain.len() + OVERHEAD];
-        self.session.seal(plain, &mut record).map_err(broken)?;
-        self.stream.write_all(&record)
+        self.stream.write_all(&seal(&mut self.session, plain)?)
     }
 
     fn hear<const N: usize>(&mut self) -> io::Result<[u8; N]> {
         let mut record = vec![0; N + OVERHEAD];
         self.stream.read_exact(&mut record)?;
-        if Session::record_len(&record) != Some(record.len()) {
-            return Err(broken(Broken::Record));
-        }
-        let plain = self.session.open(&mut record).map_err(broken)?;
-        record[plain].try_into().map_err(|_| broken(Broken::Record))
+        open(&mut self.session, &mut record)
     }
+}
+
+fn seal(session: &mut Session, plain: &[u8]) -> io::Result<Vec<u8>> {
+    let mut record = vec![0; plain.len() + OVERHEAD];
+    session.seal(plain, &mut record).map_err(broken)?;
+    Ok(record)
+}
+
+fn open<const N: usize>(session: &mut Session, record: &mut [u8]) -> io::Result<[u8; N]> {
+    if Session::record_len(record) != Some(record.len()) {
+        return Err(broken(Broken::Record));
+    }
+    let plain = session.open(record).map_err(broken)?;
+    record[plain].try_into().map_err(|_| broken(Broken::Record))
 }
 
 fn broken(error: Broken) -> io::Error {
@@ -206,126 +215,9 @@ fn broken(error: Broken) -> io::Error {
 }
 
 fn make_steps_short(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(STEP))?;
     stream.set_write_timeout(Some(STEP))
-}
-
-/// The machine that shows the code.
-struct Host {
-    listener: TcpListener,
-    ear: UdpSocket,
-    port: u16,
-}
-
-impl Host {
-    fn open(port: u16) -> Result<Host, Problem> {
-        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        let refused = |error: io::Error| match error.kind() {
-            ErrorKind::AddrInUse => Problem::Busy(port),
-            _ => failed("cannot listen")(error),
-        };
-        let listener = socket::listen(any).map_err(refused)?;
-        let ear = UdpSocket::bind(any).map_err(refused)?;
-        ear.set_nonblocking(true).map_err(refused)?;
-        Ok(Host { listener, ear, port })
-    }
-
-    fn show(&self, own: &Own) -> Result<Peer, Problem> {
-        let code = Code::new(state::random().map_err(failed("cannot get random bytes"))?);
-        println!("Type this on the other machine within 3 minutes:\n\n  ollana pair {code}\n");
-        let _ = io::stdout().flush();
-        let key = code.key();
-        let deadline = Instant::now() + LIFE;
-        let mut wrong = 0;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Problem::Expired);
-            }
-            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: 1_000_000 };
-            let mut fds =
-                [PollFd::new(&self.ear, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
-            let _ = poll(&mut fds, Some(&timeout));
-            self.answer_search(own);
-            let Ok((stream, from)) = self.listener.accept() else { continue };
-            if !guard::is_local_address(from.ip()) && !Links::now().contain(from.ip()) {
-                continue;
-            }
-            match serve(own, &key, stream) {
-                Ok(peer) => return Ok(peer),
-                Err(Visit::Wrong) => {
-                    wrong += 1;
-                    println!("{} typed a wrong code ({wrong} of {TRIES})", from.ip());
-                    if wrong == TRIES {
-                        return Err(Problem::Guessed);
-                    }
-                }
-                Err(Visit::Nothing) => {}
-                Err(Visit::BrokeOff(error)) => {
-                    println!("{} broke off: {error}; it can try again", from.ip());
-                }
-                Err(Visit::Unkept(problem)) => return Err(problem),
-            }
-        }
-    }
-
-    /// Tells those who look for a machine that shows a code where it is.
-    fn answer_search(&self, own: &Own) {
-        let mut buffer = [0; wire::MAX_LEN + 1];
-        for _ in 0..16 {
-            let Ok((len, from)) = self.ear.recv_from(&mut buffer) else { return };
-            let Ok(Packet::V1(probe)) = wire::decode(&buffer[..len]) else { continue };
-            if probe.kind != Kind::Probe || !Links::now().contain(from.ip()) {
-                continue;
-            }
-            let introduction = &own.introduction;
-            let answer = Datagram {
-                name: introduction.name.clone(),
-                ..Datagram::probe(own.introduction.identity, probe.nonce)
-            };
-            let answer = Datagram { kind: Kind::Announce, http_port: self.port, ..answer };
-            let _ = self.ear.send_to(&answer.encode(len), from);
-        }
-    }
-}
-
-/// A connection that paired nobody.
-enum Visit {
-    /// A handshake with another code.
-    Wrong,
-    /// No handshake at all, which is no guess.
-    Nothing,
-    /// It had the code, but then something happened on the way.
-    BrokeOff(io::Error),
-    /// The key can't be kept.
-    Unkept(Problem),
-}
-
-fn serve(own: &Own, key: &Key, mut stream: TcpStream) -> Result<Peer, Visit> {
-    let mut hello = vec![0; Purpose::Pairing.hello_len()];
-    make_steps_short(&stream)
-        .and_then(|()| read_within(&mut stream, &mut hello, STEP))
-        .map_err(|_| Visit::Nothing)?;
-    let answered = noise::answer(Purpose::Pairing, key, &own.introduction, &hello);
-    let (reply, Greeted { session, peer }) = match answered {
-        Ok(answered) => answered,
-        Err(Broken::Key) => return Err(Visit::Wrong),
-        Err(_) => return Err(Visit::Nothing),
-    };
-    stream.write_all(&reply).map_err(Visit::BrokeOff)?;
-    let mut talk = Talk { stream, session };
-    let exchange = |talk: &mut Talk| {
-        let half = state::random()?;
-        talk.say(&half)?;
-        Ok(Key::of_halves(&half, &talk.hear()?))
-    };
-    let key = exchange(&mut talk).map_err(Visit::BrokeOff)?;
-    let peer = keep(own, &peer, key).map_err(Visit::Unkept)?;
-    // If this gets lost, the other machine says that it failed, and pairing again mends it.
-    let _ = talk.say(KEPT);
-    Ok(peer)
 }
 
 /// However slowly the bytes come, it takes no longer.
@@ -435,7 +327,7 @@ fn join(own: &Own, key: &Key, address: SocketAddr, name: &str) -> Result<Peer, P
     })?;
     let mut talk = Talk { stream, session };
     let mut exchange = || {
-        let theirs = talk.hear()?;
+        let theirs = talk.hear::<HALF>()?;
         let half = state::random()?;
         talk.say(&half)?;
         match talk.hear::<{ KEPT.len() }>()? {
