@@ -155,19 +155,6 @@ fn an_ollama_that_starts_later_and_restarts() {
 }
 
 #[test]
-fn proxies_of_the_environment_are_not_used() {
-    let trap = Fake::answering("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\ntrapped");
-    let url = format!("http://{}", trap.address);
-    let fake = Fake::answering(OK);
-    let names =
-        ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
-    let variables: Vec<(&str, &str)> = names.iter().map(|name| (*name, url.as_str())).collect();
-    let process = Process::with_env(&server(&fake), &variables);
-    assert_eq!(process.connect_ready().get("/x").text(), "ok");
-    assert_eq!(trap.look(|state| state.connections.len()), 0, "the environment's proxy was asked");
-}
-
-#[test]
 fn variables_are_options_too() {
     let fake = Fake::answering(OK);
     let url = format!("http://{}/behind/", fake.address);

@@ -1,10 +1,10 @@
 //! A client that says what it sends and sees what it gets, byte for byte.
 
-use std::io::{ErrorKind, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::io::{self, ErrorKind, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::PATIENCE;
 use super::http::{Dechunker, Head, read_once, take_front};
@@ -65,6 +65,23 @@ impl Client {
     pub fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect_timeout(&address, PATIENCE)
             .unwrap_or_else(|error| panic!("connect to {address}: {error}"));
+        Client::on(stream)
+    }
+
+    /// A connection from this address, which the kernel must take for one of this machine.
+    #[cfg(target_os = "linux")]
+    pub fn connect_from(source: IpAddr, address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        if source.is_ipv6() {
+            // For those that are ours by a route alone.
+            socket.set_freebind_v6(true)?;
+        }
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+        socket.connect(&address.into())?;
+        Ok(Client::on(socket.into()))
+    }
+
+    fn on(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("no delay");
         stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
         stream.set_write_timeout(Some(PATIENCE)).expect("a time-out");

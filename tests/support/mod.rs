@@ -21,7 +21,7 @@ pub use client::{
     Answer, Client, End, INFERENCE, NEVER_TWICE, post, queues, queues_to_client, request,
 };
 pub use fake::{Closed, Connection, Fake, Record};
-pub use http::{Head, chunk, chunked, ndjson};
+pub use http::{Head, chunk, chunked, ndjson, read_once};
 pub use process::{Process, free_tcp_port, free_udp_port};
 pub use random::{Random, Sum};
 

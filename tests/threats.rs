@@ -1,0 +1,78 @@
+//! What an attacker may try, what stands against it, and the tests that show it. An attacker is
+//! a web page in somebody's browser, a machine of the LAN, or the internet.
+//!
+//! | threat | what stands against it | tests |
+//! |---|---|---|
+//! | a page whose name is rebound to this machine | only names of this machine in `Host`, at every proxy | `threats/pages::a_rebound_name_reaches_no_ollama` `status::pages_of_other_sites_and_foreign_names_get_nothing` |
+//! | requests of other sites' pages | `Origin` as Ollama judges it, `Sec-Fetch-Site`; refused before they are worked on | `threats/pages::a_page_of_another_site_changes_nothing` `origins::foreign_pages_are_refused_before_ollama_hears_of_them` `origins::preflights_are_answered_where_they_arrive` |
+//! | a rogue server: steals prompts, returns malicious tool calls | announcements only propose; with keys, nobody without one is talked to | `discovery::an_announcement_only_proposes` `keyed_discovery::only_answers_with_the_key_are_believed` `pairing::a_paired_client_uses_no_server_without_the_key` `pairing::what_is_changed_on_the_way_is_never_taken_for_an_answer` `netns/paired::a_rogue_server_is_not_used` |
+//! | a rogue client: deletes, pulls, creates, uses the account | other machines get what is known to be harmless, by exact paths | `threats/machines::another_machine_uses_models_and_changes_none` `src/policy/tests::no_other_spelling_of_a_closed_path_is_open` `netns/policy::another_machine_uses_models_and_changes_nothing` `netns/policy::pull_on_opens_ollamas_registry_alone` `netns/paired::a_rogue_client_gets_nothing` |
+//! | probes with a forged source | answers are no longer than probes, few for each source, none off the link | `threats/discovery::a_forged_source_gets_less_than_was_sent` `discovery::whatever_is_no_probe_gets_nothing` `netns/hostile::old_probes_get_old_answers_and_strangers_none` `netns/hostile::a_flood_of_probes_does_not_hide_an_honest_one` |
+//! | a flood of servers that don't exist | nonces; 64 servers, 8 checks at once; known ones are kept | `threats/discovery::a_flood_of_servers_displaces_nobody` `discovery::an_announcement_counts_only_for_one_of_the_last_probes` `netns/hostile::forged_announcements_reach_nobody` `netns/hostile::servers_that_refuse_do_not_displace_the_known_one` `netns/hostile::servers_that_stay_silent_do_not_displace_the_known_one` |
+//! | smuggling, of requests and of answers | what two readers could take differently is refused; the rest is written anew; no connection is used again after a doubt | `malformed::ambiguous_heads_reach_nobody` `threats/framing::chunks_hide_no_request` `threats/framing::answers_hide_no_answer` `answers::bytes_behind_an_answer_are_no_answer` `tiny_http::k7_nobody_reads_two_requests_into_one` |
+//! | slow heads, bodies, readers | deadlines for each, a place for each connection | `bounds::a_slow_head_is_cut` `bounds::a_body_that_stops_coming_is_given_up` `bounds::a_reader_that_stalls_is_cut` `bounds::connections_over_the_limit_are_told` `faults::five_hundred_slow_heads_bodies_and_readers` |
+//! | huge heads and lengths, from either side | limits; a length is only a number | `bounds::heads_of_any_size_up_to_the_limit` `tiny_http::k2_a_declared_length_is_only_a_number` `threats/framing::a_declared_length_takes_no_memory` `threats/framing::an_upstream_that_says_too_much_takes_no_memory` |
+//! | absolute targets, CONNECT, Upgrade | refused, or passed over; no target names another host | `threats/framing::targets_lead_to_our_own_servers_alone` `malformed::ambiguous_heads_reach_nobody` `requests::an_offer_of_http_2_is_passed_over` |
+//! | the internet reaches a server | closed before a byte is read, unless the peer is of a local network | `threats/machines::the_internet_gets_not_a_byte` `src/guard::deny_wins_and_allow_replaces_the_usual` `netns/policy::allow_and_deny_decide_who_connects` |
+//! | redirects | passed on, never followed | `threats/ways::a_redirect_leads_nowhere` `answers::a_redirect_is_passed_on` |
+//! | proxies that the environment names | never used | `threats/ways::proxies_of_the_environment_see_nothing` |
+//! | a loop through ourselves | `Via` tells: 508 after one round | `threats/ways::a_loop_through_a_stranger_ends_after_one_round` `bounds::a_request_that_comes_back_is_refused_at_once` `bounds::proxies_that_lead_to_themselves_are_never_ready` |
+//!
+//! Tests are named by their file, below `tests/` unless it says `src/`. Those of `netns` need root.
+
+mod support;
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// The rows' tests, and an upstream that they share.
+mod threats {
+    use super::OK;
+
+    mod discovery;
+    mod framing;
+    #[cfg(target_os = "linux")]
+    mod machines;
+    mod pages;
+    mod rogue;
+    mod ways;
+}
+
+/// The names of a file's tests.
+fn tests_of(path: &std::path::Path) -> Vec<String> {
+    let text = std::fs::read_to_string(path)
+        .unwrap_or_else(|error| panic!("the table names {}: {error}", path.display()));
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let name = |line: &str| line.strip_prefix("fn ")?.split_once("()").map(|(n, _)| n.to_owned());
+    let starts = lines.iter().enumerate().filter(|(_, line)| **line == "#[test]");
+    starts
+        .filter_map(|(at, _)| lines[at + 1..].iter().take(3).find_map(|line| name(line)))
+        .collect()
+}
+
+#[test]
+fn the_table_names_tests_that_exist_and_all_of_this_suite() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let rows = include_str!("threats.rs").lines().filter(|line| line.starts_with("//! | "));
+    let mut named = std::collections::BTreeSet::new();
+    for row in rows.skip(1) {
+        let cells: Vec<&str> = row.split(" | ").collect();
+        assert_eq!(cells.len(), 4, "{row}");
+        let tests: Vec<&str> = cells[3].split('`').filter(|word| word.contains("::")).collect();
+        assert!(!tests.is_empty(), "nothing shows it: {row}");
+        named.extend(tests);
+    }
+    for test in &named {
+        let (file, name) = test.split_once("::").expect("a file and a name");
+        let folder = if file.starts_with("src/") { root.to_owned() } else { root.join("tests") };
+        let known = tests_of(&folder.join(file).with_extension("rs"));
+        assert!(known.iter().any(|known| known == name), "{test} is named, but isn't there");
+    }
+    for entry in std::fs::read_dir(root.join("tests/threats")).expect("the suite") {
+        let path = entry.expect("a file").path();
+        let file = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        for name in tests_of(&path) {
+            let test = format!("threats/{file}::{name}");
+            assert!(named.contains(&*test), "{test} is in no row");
+        }
+    }
+}

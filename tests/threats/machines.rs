@@ -1,0 +1,327 @@
+//! Other machines, on the LAN and beyond, without any: a network namespace whose loopback interface
+//! has the LAN's addresses, and those of the internet.
+//!
+//! ```text
+//!   10.80.0.1:11435, [fd80::1]:11435   ollana, a server          127.0.0.1  an Ollama
+//!   10.80.0.2 …, fd80::2 …             the LAN                   one subnet with the server
+//!   203.0.113.9, 2001:db8::9 …         everybody else            on no subnet of this machine
+//! ```
+//!
+//! A daemon tells machines apart by the two ends of a connection alone, and those are as they would
+//! be; that packets cross no wire is what `netns` is for. A namespace of one's own takes no root
+//! where the system lets users have them (`unshare -Urn`); elsewhere the tests say so and pass.
+
+use std::io::{self, ErrorKind, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+
+use ollana::wire::{Datagram, Identity, PROBE_LEN};
+
+use super::OK;
+use crate::support::{Answer, Client, End, Fake, PATIENCE, Process};
+
+/// Set where a test runs within its namespace.
+const INSIDE: &str = "OLLANA_TEST_INSIDE";
+const SET_UP: &str = "ip link set lo up && ip address add 10.80.0.1/24 dev lo && \
+    ip address add fd80::1/64 dev lo nodad && ip route add local 203.0.113.0/24 dev lo && \
+    ip -6 route add local fd80::/64 dev lo && ip -6 route add local 2001:db8::/64 dev lo";
+
+/// Runs a test of this file in a namespace. True there, false outside, where it is over.
+fn is_inside(test: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let unshare = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["-Urn", "sh", "-c", script]);
+        command
+    };
+    let reason = match unshare(SET_UP).output() {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(error) => Some(format!("unshare: {error}")),
+    };
+    if let Some(reason) = reason {
+        let _ = writeln!(io::stderr(), "{test} skipped, no network namespace: {reason}");
+        return false;
+    }
+    let mut again = unshare(&format!("{SET_UP} && exec \"$0\" \"$@\""));
+    again.arg(std::env::current_exe().expect("this program"));
+    again.args(["--exact", &format!("threats::machines::{test}"), "--nocapture"]);
+    let output = again.env(INSIDE, "1").output().expect("it runs");
+    let text = [output.stdout, output.stderr].map(|t| String::from_utf8_lossy(&t).into_owned());
+    let text = text.concat();
+    assert!(output.status.success() && text.contains("1 passed"), "in the namespace:\n{text}");
+    println!("{text}");
+    false
+}
+
+/// A server with an Ollama.
+struct Server {
+    fake: Fake,
+    _process: Process,
+}
+
+const SERVER: [&str; 2] = ["10.80.0.1", "fd80::1"];
+const LAN: [&str; 2] = ["10.80.0.2", "fd80::2"];
+const INTERNET: [&str; 2] = ["203.0.113.9", "2001:db8::9"];
+
+impl Server {
+    fn start(options: &str) -> Self {
+        let fake = Fake::answering(OK);
+        let process = Process::start(&format!(
+            "--mode server --listen 0.0.0.0:11435 --listen [::]:11435 --ollama {} {options}",
+            fake.address
+        ));
+        drop(process.connect_ready());
+        Server { fake, _process: process }
+    }
+
+    /// A connection from this address to the server's of the same kind.
+    fn try_connect(&self, from: &str) -> io::Result<Client> {
+        let from: IpAddr = from.parse().expect("an address");
+        let to: IpAddr = SERVER[usize::from(from.is_ipv6())].parse().expect("an address");
+        Client::connect_from(from, SocketAddr::new(to, 11435))
+    }
+
+    fn connect(&self, from: &str) -> Client {
+        self.try_connect(from).unwrap_or_else(|error| panic!("connect from {from}: {error}"))
+    }
+
+    fn ask(&self, from: &str, method: &str, target: &str, body: &str) -> Answer {
+        let length = body.len();
+        let mut client = self.connect(from);
+        client.send(format!(
+            "{method} {target} HTTP/1.1\r\nHost: gpu.local\r\nContent-Length: {length}\r\n\r\n{body}"
+        ));
+        client.answer_to(method)
+    }
+
+    /// The targets that reached Ollama.
+    fn reached(&self) -> Vec<String> {
+        self.fake.look(|state| state.records.iter().map(|r| r.head.start.join(" ")).collect())
+    }
+}
+
+const MANAGING: &[(&str, &str)] = &[
+    ("POST", "/api/pull"),
+    ("POST", "/api/push"),
+    ("POST", "/api/create"),
+    ("POST", "/api/copy"),
+    ("DELETE", "/api/delete"),
+    ("POST", "/api/blobs/sha256:00"),
+];
+
+/// What stays closed whatever the flags: the owner's account, and what may be another handler to
+/// Ollama's router than it looks.
+const CLOSED: &[(&str, &str)] = &[
+    ("POST", "/api/me"),
+    ("POST", "/api/signout"),
+    ("DELETE", "/api/user/keys/x"),
+    ("POST", "/api/experimental/web_search"),
+    ("GET", "/api/experimental/aliases"),
+    ("POST", "/api/%70ull"),
+    ("POST", "/%61pi/pull"),
+    ("POST", "/api%2fpull"),
+    ("POST", "/api%2Fpull"),
+    ("POST", "/api/%2570ull"),
+    ("POST", "//api/pull"),
+    ("POST", "/api//pull"),
+    ("POST", "/./api/pull"),
+    ("POST", "/api/../api/pull"),
+    ("POST", "/v1/models/../../api/pull"),
+    ("POST", "/api/generate/../pull"),
+    ("POST", "/api/generate/%2e%2e/pull"),
+    ("POST", "/api/generate/..%2fpull"),
+    ("POST", "/api/pull/"),
+    ("POST", "/api/pull/."),
+    ("POST", "/api/pull;x"),
+    ("POST", "/api/pull%00"),
+    ("POST", "/api/pull%20"),
+    ("POST", "/api/pull%3Fx"),
+    ("POST", "/api/pull%23"),
+    ("POST", "/API/pull"),
+    ("POST", "/api/PULL"),
+    ("POST", "/api\\pull"),
+    ("DELETE", "/api/%64elete"),
+    ("DELETE", "/api/delete/"),
+    ("POST", "/api/blobs/../pull"),
+    ("POST", "/api/blobs/%2e%2e%2fpull"),
+    ("POST", "/api/blobs/"),
+    ("POST", "/api/delete"),
+    ("GET", "/api/pull"),
+    ("PUT", "/api/pull"),
+    ("PATCH", "/api/pull"),
+    ("PUT", "/api/blobs/sha256:00"),
+    ("PUT", "/api/chat"),
+    ("DELETE", "/api/tags"),
+    ("FROB", "/api/chat"),
+    ("post", "/api/pull"),
+    ("TRACE", "/"),
+    ("GET", "/debug/pprof/heap"),
+    ("GET", "/metrics"),
+    ("POST", "/api/nosuch"),
+    ("POST", "/v1/nosuch"),
+    ("PUT", "/v1/chat/completions"),
+    ("DELETE", "/v1/models/m"),
+    ("GET", "/v1/models/a/b"),
+    ("POST", "/v1/messages/batches"),
+    ("PATCH", "/v1/messages"),
+];
+
+/// A refusal in the shape of the API that was called.
+fn assert_refused(answer: &Answer, target: &str, what: &str) {
+    let what = format!("{what}: {answer:?}");
+    assert_eq!((answer.status(), answer.end), (403, End::Whole), "{what}");
+    assert_eq!(answer.head.one("x-ollana-error").as_deref(), Some("policy"), "{what}");
+    let json = answer.json();
+    let error = &json["error"];
+    match target {
+        _ if target.starts_with("/v1/messages") => {
+            assert_eq!(json["type"], "error", "{what}");
+            assert_eq!(error["type"], "permission_error", "{what}");
+            assert!(error["message"].is_string(), "{what}");
+        }
+        _ if target.starts_with("/v1/") => {
+            assert_eq!(error["type"], "permission_error", "{what}");
+            assert!(error["message"].is_string() && error["param"].is_null(), "{what}");
+        }
+        _ => assert!(error.is_string(), "{what}"),
+    }
+}
+
+#[test]
+fn another_machine_uses_models_and_changes_none() {
+    if !is_inside("another_machine_uses_models_and_changes_none") {
+        return;
+    }
+    let model = r#"{"model":"m"}"#;
+    for (options, manages, pulls) in
+        [("", false, false), ("--pull on", false, true), ("--manage on", true, true)]
+    {
+        let server = Server::start(&format!("--discovery-port 0 {options}"));
+        for from in LAN {
+            let ask = |method: &str, target: &str| server.ask(from, method, target, model);
+            for (method, target) in [("POST", "/api/chat"), ("POST", "/v1/messages")] {
+                assert_eq!(ask(method, target).status(), 200, "{options} {from} {target}");
+            }
+            let mut want = server.reached();
+            for (method, target) in MANAGING {
+                let answer = ask(method, target);
+                let what = format!("{options} {from} {method} {target}");
+                if manages || (pulls && *target == "/api/pull") {
+                    assert_eq!(answer.status(), 200, "{what}");
+                    want.push(format!("{method} {target} HTTP/1.1"));
+                } else {
+                    assert_refused(&answer, target, &what);
+                    assert!(answer.text().contains("--manage on"), "{what}: {answer:?}");
+                }
+            }
+            for (method, target) in CLOSED {
+                let what = format!("{options} {from} {method} {target}");
+                assert_refused(&ask(method, target), target, &what);
+            }
+            // A HEAD tells by its status alone.
+            for (target, status) in [("/", 200), ("/api/pull", 403), ("/api/me", 403)] {
+                let mut client = server.connect(from);
+                let head = client.ask(format!("HEAD {target} HTTP/1.1\r\nHost: pi.local\r\n\r\n"));
+                assert_eq!((head.status(), head.body.len()), (status, 0), "{from} HEAD {target}");
+            }
+            want.push("HEAD / HTTP/1.1".to_owned());
+            // Claims of being another change nothing.
+            let mut client = server.connect(from);
+            let answer = client.ask(
+                "DELETE /api/user/keys/x HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 127.0.0.1\
+                 \r\nX-Real-IP: 127.0.0.1\r\nForwarded: for=127.0.0.1\r\nX-Ollana-Open: manage\
+                 \r\nVia: 1.1 ollana-00000000\r\n\r\n",
+            );
+            assert_refused(&answer, "/api/user", "claims");
+            assert_eq!(server.reached(), want, "{options} {from}");
+            for path in ["/ollana/status", "/ollana/metrics", "/ollana/", "/ollana/health"] {
+                let answer = server.connect(from).get(path);
+                assert_eq!(answer.status(), 403, "{from} {path}: {answer:?}");
+                assert!(!answer.text().contains("in_flight"), "{from} {path}");
+            }
+        }
+        // This machine may, at every address of its own.
+        for own in SERVER {
+            for (method, target) in MANAGING.iter().chain(&[("POST", "/api/me")]) {
+                let answer = server.ask(own, method, target, model);
+                assert_eq!(answer.status(), 200, "{own} {method} {target}: {answer:?}");
+            }
+        }
+    }
+}
+
+/// Whether this address gets an answer to a request, and to a probe.
+fn hears(server: &Server, from: &str) -> (bool, bool) {
+    let answer = match server.try_connect(from) {
+        Ok(mut client) => {
+            client
+                .try_send("GET /api/tags HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            let (bytes, _) = client.read_to_close();
+            let answer = bytes.starts_with(b"HTTP/1.1 200 ");
+            assert!(answer || bytes.is_empty(), "{from}: {bytes:?}");
+            answer
+        }
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{from}");
+            false
+        }
+    };
+    let ip: IpAddr = from.parse().expect("an address");
+    if ip.is_ipv6() {
+        return (answer, answer); // Probes are for IPv4 alone.
+    }
+    let responder = (SERVER[0], 11436);
+    let socket = UdpSocket::bind((ip, 0)).expect("a source");
+    let probe = Datagram::probe(Identity([1; 16]), [5; 16]).encode(PROBE_LEN);
+    socket.send_to(&probe, responder).expect("sent");
+    socket.send_to(b"LANA", responder).expect("sent");
+    // Probes are answered in order; this machine's next, whose source has a rate of its own.
+    static NEXT: AtomicU8 = AtomicU8::new(100);
+    let own = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, NEXT.fetch_add(1, SeqCst)), 0));
+    let own = own.expect("a source");
+    own.set_read_timeout(Some(PATIENCE)).expect("a limit");
+    own.send_to(&probe, responder).expect("sent");
+    own.recv(&mut [0; 512]).expect("an answer to this machine");
+    socket.set_nonblocking(true).expect("no wait");
+    (answer, socket.recv(&mut [0; 512]).is_ok())
+}
+
+#[test]
+fn the_internet_gets_not_a_byte() {
+    if !is_inside("the_internet_gets_not_a_byte") {
+        return;
+    }
+    const BOTH: (bool, bool) = (true, true);
+    const NEITHER: (bool, bool) = (false, false);
+    type Row = (&'static str, &'static [(&'static str, (bool, bool))]);
+    let rows: &[Row] = &[
+        ("", &[]),
+        ("--manage on --unpaired on", &[]),
+        ("--allow 10.80.0.0/24 --allow fd80::/64", &[]),
+        ("--allow 10.80.0.7", &[(LAN[0], NEITHER), (LAN[1], NEITHER), ("10.80.0.7", BOTH)]),
+        ("--deny 10.80.0.2/31", &[(LAN[0], NEITHER), ("10.80.0.3", NEITHER), ("10.80.0.4", BOTH)]),
+        ("--deny fd80::/64", &[(LAN[1], NEITHER), (SERVER[1], NEITHER)]),
+    ];
+    for (options, others) in rows {
+        let server = Server::start(options);
+        for from in INTERNET.into_iter().chain(["203.0.113.255", "2001:db8::ffff:10.80.0.2"]) {
+            assert_eq!(hears(&server, from), NEITHER, "{options} {from}");
+        }
+        for from in LAN.into_iter().filter(|from| others.iter().all(|(other, _)| other != from)) {
+            assert_eq!(hears(&server, from), BOTH, "{options} {from}");
+        }
+        for (from, want) in *others {
+            assert_eq!(hears(&server, from), *want, "{options} {from}");
+        }
+        assert!(hears(&server, SERVER[0]).0, "{options}: this machine");
+    }
+    // Who says so gets it: then the internet is a neighbour.
+    let server = Server::start("--allow 203.0.113.0/24");
+    assert!(hears(&server, INTERNET[0]).0 && !hears(&server, LAN[0]).0);
+    let answer = server.ask(INTERNET[0], "POST", "/api/pull", "{}");
+    assert_refused(&answer, "/api/pull", "from the internet");
+}
