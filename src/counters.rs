@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::text::printable;
+
 /// Failures remembered with their reasons.
 const MAX_FAILURES: usize = 32;
-/// Longest reason, path or name that is remembered, in characters.
-const MAX_TEXT: usize = 200;
 /// Pulls and uploads shown at once; more are served, but not shown.
 const MAX_TRANSFERS: usize = 64;
 
@@ -223,13 +223,13 @@ impl Transfer {
     pub fn describe(&self, state: &str) {
         let mut present = lock(&self.state);
         if *present != state {
-            *present = shorten(state);
+            *present = printable(state);
         }
     }
 
     /// Where it goes.
     pub fn goes_to(&self, server: &str) {
-        *lock(&self.server) = shorten(server);
+        *lock(&self.server) = printable(server);
     }
 
     /// Bytes done, bytes in all (0 if unknown), and bytes moved since the start.
@@ -332,9 +332,9 @@ impl Counters {
     /// Something failed; it is remembered for a while.
     pub fn note(&self, mut failure: Failure) {
         self.failed(failure.cause);
-        failure.method = shorten(&failure.method);
-        failure.path = shorten(failure.path.split('?').next().unwrap_or_default());
-        failure.reason = shorten(&failure.reason);
+        failure.method = printable(&failure.method);
+        failure.path = printable(failure.path.split('?').next().unwrap_or_default());
+        failure.reason = printable(&failure.reason);
         let mut recent = lock(&self.recent);
         if recent.len() >= MAX_FAILURES {
             recent.pop_front();
@@ -370,7 +370,7 @@ impl Counters {
         }
         let transfer = Arc::new(Transfer {
             kind,
-            name: shorten(name),
+            name: printable(name),
             since: Instant::now(),
             total: AtomicU64::new(total),
             done: AtomicU64::new(0),
@@ -391,10 +391,6 @@ impl Counters {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn shorten(text: &str) -> String {
-    text.chars().take(MAX_TEXT).collect()
 }
 
 #[cfg(test)]
@@ -438,7 +434,10 @@ mod tests {
         let recent = counters.recent_failures();
         assert_eq!(recent.len(), MAX_FAILURES);
         assert!(recent[0].reason.starts_with("99x"), "the newest comes first");
-        assert_eq!((recent[0].reason.len(), recent[0].path.as_str()), (MAX_TEXT, "/api/chat"));
+        assert_eq!(
+            (recent[0].reason.len(), recent[0].path.as_str()),
+            (crate::text::MOST, "/api/chat")
+        );
         let mut held: Vec<_> = (0..100).filter_map(|_| counters.begin("pull", "m", 0)).collect();
         assert_eq!(held.len(), MAX_TRANSFERS);
         held.truncate(1);

@@ -28,7 +28,7 @@
 //!
 //! # Files, in the order in which to read them
 //!
-//! Pure, without sockets, threads or clock: [`config`], [`wire`], [`model`], [`catalog`], [`pool`],
+//! Pure, without sockets, threads or clock: [`text`], [`config`], [`wire`], [`model`], [`catalog`], [`pool`],
 //! [`dispatch`], [`probing`], [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`attempts`],
 //! [`tail`], [`dialect`], [`guard`], [`origin`], [`policy`], [`noise`] (snow), [`peers`],
 //! [`code`].
@@ -96,6 +96,7 @@ pub mod socket;
 pub mod state;
 pub mod status;
 pub mod tail;
+pub mod text;
 pub mod tools;
 pub mod upstream;
 pub mod wake;

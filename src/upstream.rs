@@ -25,6 +25,7 @@ use crate::link::{Attempt, Fault, Link, Woken};
 use crate::policy::Openness;
 use crate::pool::{CheckResult, Target};
 use crate::socket::{self, UNACKNOWLEDGED};
+use crate::text::is_printable;
 use crate::wire::{Identity, MAX_NAME};
 
 /// A request on a connection that was used before must be acknowledged within this: a machine of a
@@ -212,7 +213,7 @@ impl Check<'_> {
         let json: Option<serde_json::Value> = serde_json::from_str(&text).ok();
         let member = |name: &str, most: usize| {
             let text = json.as_ref()?.get(name)?.as_str()?;
-            Some(text.chars().filter(|c| !c.is_control()).take(most).collect::<String>())
+            Some(text.chars().filter(|c| is_printable(*c)).take(most).collect::<String>())
         };
         if self.local.is_some() && headers::is_from_ollana(&fields) {
             return CheckResult::Refused("another ollana answers there, not Ollama".to_owned());
@@ -222,7 +223,8 @@ impl Check<'_> {
                 let room = fields.get(ROOM_FIELD).and_then(|room| room.to_str().ok()?.parse().ok());
                 let inventory = self.inventory(upstream, address, room);
                 let told = |field| fields.get(field).and_then(|word| word.to_str().ok());
-                let name = told(SERVER_FIELD).map(|name| name.chars().take(MAX_NAME).collect());
+                let name = told(SERVER_FIELD)
+                    .map(|name| name.chars().filter(|c| is_printable(*c)).take(MAX_NAME).collect());
                 let open = told(OPEN_FIELD).and_then(Openness::of_word);
                 let identity = told(IDENTITY_FIELD).and_then(Identity::parse);
                 CheckResult::Healthy {

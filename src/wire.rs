@@ -23,6 +23,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::text::is_printable;
+
 /// First four bytes of every datagram: "LANA".
 pub const MAGIC: u32 = 0x4C41_4E41;
 /// Length of a datagram without records.
@@ -407,7 +409,7 @@ impl<'a> Fields<'a> {
 
 fn printable_name(bytes: &[u8]) -> Option<String> {
     let name = std::str::from_utf8(bytes).ok()?;
-    (name.len() <= MAX_NAME && !name.chars().any(char::is_control)).then(|| name.to_owned())
+    (name.len() <= MAX_NAME && name.chars().all(is_printable)).then(|| name.to_owned())
 }
 
 /// The longest prefix of at most `max` bytes that ends between two characters.

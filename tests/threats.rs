@@ -13,6 +13,7 @@
 //! | slow heads, bodies, readers | deadlines for each, a place for each connection | `bounds::a_slow_head_is_cut` `bounds::a_body_that_stops_coming_is_given_up` `bounds::a_reader_that_stalls_is_cut` `bounds::connections_over_the_limit_are_told` `faults::five_hundred_slow_heads_bodies_and_readers` |
 //! | huge heads and lengths, from either side | limits; a length is only a number | `bounds::heads_of_any_size_up_to_the_limit` `tiny_http::k2_a_declared_length_is_only_a_number` `threats/framing::a_declared_length_takes_no_memory` `threats/framing::an_upstream_that_says_too_much_takes_no_memory` |
 //! | absolute targets, CONNECT, Upgrade | refused, or passed over; no target names another host | `threats/framing::targets_lead_to_our_own_servers_alone` `malformed::ambiguous_heads_reach_nobody` `requests::an_offer_of_http_2_is_passed_over` |
+//! | injection into logs, terminals, the page | escaped and cut where it comes in | `threats/injection::what_servers_say_harms_no_log_and_no_terminal` `threats/injection::errors_tell_programs_nothing_harmful` `threats/injection::the_page_makes_no_markup_of_names` `logs::json_lines_hold_whatever_was_sent` `logs::prompts_and_long_values_stay_out_of_the_log` |
 //! | the internet reaches a server | closed before a byte is read, unless the peer is of a local network | `threats/machines::the_internet_gets_not_a_byte` `src/guard::deny_wins_and_allow_replaces_the_usual` `netns/policy::allow_and_deny_decide_who_connects` |
 //! | redirects | passed on, never followed | `threats/ways::a_redirect_leads_nowhere` `answers::a_redirect_is_passed_on` |
 //! | proxies that the environment names | never used | `threats/ways::proxies_of_the_environment_see_nothing` |
@@ -30,6 +31,7 @@ mod threats {
 
     mod discovery;
     mod framing;
+    mod injection;
     #[cfg(target_os = "linux")]
     mod machines;
     mod pages;

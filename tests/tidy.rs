@@ -5,7 +5,10 @@ use std::path::Path;
 
 /// The layers, lowest first. A file may import from its own layer and from those below.
 const LAYERS: &[&[&str]] = &[
-    &["model", "wire", "headers", "body", "sniff", "tail", "guard", "origin", "policy", "counters"],
+    &[
+        "text", "model", "wire", "headers", "body", "sniff", "tail", "guard", "origin", "policy",
+        "counters",
+    ],
     &["noise"],
     &["peers", "code"],
     &["config", "catalog", "dialect"],
@@ -43,7 +46,7 @@ const OWNERS: &[(&str, &[&str])] = &[
 const PURE: &[&str] = &[
     "config", "wire", "model", "catalog", "pool", "dispatch", "probing", "attempts", "head",
     "headers", "body", "sniff", "route", "tail", "dialect", "guard", "noise", "peers", "code",
-    "origin", "policy",
+    "origin", "policy", "text",
 ];
 
 struct Source {

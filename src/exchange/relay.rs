@@ -20,6 +20,7 @@ use crate::sniff;
 use crate::socket;
 use crate::state;
 use crate::tail::{Format, Lines, Tail};
+use crate::text;
 use crate::upstream;
 
 /// Reads of less than this are gathered with what precedes them into one write.
@@ -131,7 +132,8 @@ impl Exchange<'_> {
                 parts.headers.insert(OPEN_FIELD, HeaderValue::from_static(open));
             }
         }
-        if !parts.headers.contains_key(SERVER_FIELD) {
+        if !names_itself_well(&parts.headers) {
+            parts.headers.remove(SERVER_FIELD);
             let name = self.context.own_name.clone();
             let name = name.or_else(|| HeaderValue::from_str(&lease.pick.name).ok());
             if let Some(name) = name {
@@ -297,6 +299,13 @@ impl Exchange<'_> {
             socket::reset_on_close(connection.line().socket());
         }
     }
+}
+
+/// Whether an upstream says by one short printable name who answers: people get to see it.
+fn names_itself_well(fields: &HeaderMap) -> bool {
+    let mut names = fields.get_all(SERVER_FIELD).iter();
+    let is_fit = |name: &HeaderValue| name.len() <= text::MOST && name.to_str().is_ok();
+    names.next().is_some_and(is_fit) && names.next().is_none()
 }
 
 /// The body's length as the upstream declares it; chunks come without one (RFC 9112 §6.3).

@@ -33,9 +33,7 @@ use crate::counters::{CAUSES, Failure, Retry, Transfer};
 use crate::manager::About;
 use crate::pool::{HealthNow, History, Rest, ServerNow, Transition};
 use crate::registry::Usage;
-
-/// Longest name or reason of the network's that is told, in characters.
-const MAX_TEXT: usize = 200;
+use crate::text::printable;
 
 /// Everything.
 pub fn full(view: &View<'_>) -> Value {
@@ -127,7 +125,7 @@ fn server(server: &ServerNow, history: &History, all_models: bool) -> Value {
     let (health, reason) = match &server.health {
         HealthNow::New => ("new", None),
         HealthNow::Ready => ("ready", None),
-        HealthNow::Down(reason) => ("down", Some(cut(reason))),
+        HealthNow::Down(reason) => ("down", Some(printable(reason))),
     };
     let (rest, rest_left) = match server.rest {
         None => (None, None),
@@ -159,11 +157,11 @@ fn server(server: &ServerNow, history: &History, all_models: bool) -> Value {
             .map(|model| {
                 let loaded = model.loaded.clone().unwrap_or_default();
                 let given = |n: u64| (n > 0).then_some(n);
-                let expires = Some(loaded.expires_at).filter(|at| !at.is_empty());
+                let expires = Some(printable(&loaded.expires_at)).filter(|at| !at.is_empty());
                 json!({
-                    "name": cut(&model.label),
+                    "name": printable(&model.label),
                     "size": given(model.size),
-                    "kind": model.kind.join(" ").trim(),
+                    "kind": printable(model.kind.join(" ").trim()),
                     "loaded": server.has_loaded(&model.name),
                     "size_vram": model.loaded.as_ref().map(|_| loaded.size_vram),
                     "size_loaded": given(loaded.size),
@@ -176,7 +174,7 @@ fn server(server: &ServerNow, history: &History, all_models: bool) -> Value {
     });
     json!({
         "id": server.id.number(),
-        "name": cut(&server.name),
+        "name": printable(&server.name),
         "origin": server.origin,
         "given": server.given,
         "addresses": server.addresses,
@@ -184,11 +182,11 @@ fn server(server: &ServerNow, history: &History, all_models: bool) -> Value {
         "reason": reason,
         "since_s": seconds(server.since),
         "trust": trust,
-        "contest": server.contest.as_ref().map(|contest| cut(&contest.reason)),
+        "contest": server.contest.as_ref().map(|contest| printable(&contest.reason)),
         "rest": rest,
         "rest_s": rest_left.map(seconds),
         "round_trip_ms": server.round_trip.map(milliseconds),
-        "ollama": Some(cut(&server.version)).filter(|version| !version.is_empty()),
+        "ollama": Some(printable(&server.version)).filter(|version| !version.is_empty()),
         "in_flight": server.in_flight,
         "limit": server.limit,
         "first_byte_ms": server.first_byte.map(milliseconds),
@@ -232,11 +230,7 @@ fn change(ago: Duration, transition: &Transition) -> Value {
         }
         Transition::Refused { address } => ("refused", &String::new(), format!("{address}")),
     };
-    json!({ "ago_s": seconds(ago), "what": what, "server": cut(server), "detail": cut(&detail) })
-}
-
-fn cut(text: &str) -> String {
-    text.chars().take(MAX_TEXT).collect()
+    json!({ "ago_s": seconds(ago), "what": what, "server": printable(server), "detail": printable(&detail) })
 }
 
 fn round(value: f64, parts: f64) -> f64 {

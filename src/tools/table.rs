@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+pub(super) use crate::text::printable as clean;
+
 /// How a column is filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Align {
@@ -138,13 +140,6 @@ pub(super) fn wrap(text: &str, most: usize) -> Vec<String> {
         }
     }
     lines
-}
-
-/// Text of the network's as it may stand on a terminal: no control characters, nothing that turns
-/// the direction or takes no room, at most 200 characters.
-pub(super) fn clean(text: &str) -> String {
-    let harmless = |c: char| c == ' ' || c.is_ascii_graphic() || c.is_alphanumeric();
-    text.chars().take(200).map(|c| if harmless(c) { c } else { '?' }).collect()
 }
 
 /// A member's text, cleaned.

@@ -1,0 +1,32 @@
+//! Text of strangers, such as names and reasons, as it may stand in a log, an answer's field or on
+//! a terminal. Pure.
+
+/// Longest such text, in characters.
+pub const MOST: usize = 200;
+
+/// Whether a character shows itself and nothing else: it moves no cursor, turns no direction, and
+/// isn't invisible. The rule is that of Rust's `{:?}`, by which the log quotes values.
+pub fn is_printable(c: char) -> bool {
+    matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1
+}
+
+/// The start of a text, with `?` in place of what isn't printable.
+pub fn printable(text: &str) -> String {
+    text.chars().take(MOST).map(|c| if is_printable(c) { c } else { '?' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_moves_turns_or_hides_is_replaced() {
+        assert_eq!(
+            printable("a\x1b[2Jb\u{202e}c\u{9b}d\ne\u{200b}\u{2028}\u{7f}"),
+            "a?[2Jb?c?d?e???"
+        );
+        let plain = "räksmörgås 日本 Jörg’s \"Mac\\'; 🦙";
+        assert_eq!(printable(plain), plain);
+        assert_eq!(printable(&"é".repeat(1000)).chars().count(), MOST);
+    }
+}
