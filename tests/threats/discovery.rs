@@ -31,50 +31,40 @@ fn a_forged_source_gets_less_than_was_sent() {
     settings.discovery_port = free_udp_port();
     let daemon = start(&settings);
     let server = daemon.discovery_address().expect("it answers probes");
-    let victim = |n: u8| {
-        let socket = UdpSocket::bind((Ipv4Addr::new(127, 0, 7, n), 0)).expect("a source");
+    let source = |net: u8, n: u8| {
+        let socket = UdpSocket::bind((Ipv4Addr::new(127, 0, net, n), 0)).expect("a source");
         socket.set_read_timeout(Some(PATIENCE)).expect("a limit");
         socket
     };
     let mut buffer = [0; 2048];
     for (n, probe) in probes().iter().enumerate() {
-        let socket = victim(n as u8 + 1);
+        let socket = source(7, n as u8 + 1);
         socket.send_to(probe, server).expect("sent");
-        match probe.len() {
-            // Padding makes no longer answer, nor does it make none.
-            4 | 80.. => {
-                let (len, _) = socket.recv_from(&mut buffer).expect("an answer");
-                assert!(len <= probe.len(), "{len} bytes for {}", probe.len());
-            }
-            _ => {}
-        }
+        // Padding makes no longer answer, nor does it make none.
+        let (len, _) = socket.recv_from(&mut buffer).expect("an answer");
+        assert!(len <= probe.len(), "{len} bytes for {}", probe.len());
     }
-    let victims: Vec<UdpSocket> = (20..=255).map(victim).collect();
     let probe = &probes()[1];
     let start = Instant::now();
-    for _ in 0..40 {
-        for socket in &victims {
-            // A full queue drops it, as any network may.
-            let _ = socket.send_to(probe, server);
-        }
-    }
-    // What answers this one has answered all of those before.
-    let last = victim(10);
-    eventually("the last probe's answer", || {
-        last.set_read_timeout(Some(Duration::from_millis(100))).expect("a limit");
-        last.send_to(probe, server).expect("sent");
-        last.recv_from(&mut buffer).ok()
-    });
-    let took = start.elapsed().as_secs_f64();
-    for socket in &victims {
-        socket.set_nonblocking(true).expect("no wait");
-        let answers = (0..100).take_while(|_| socket.recv(&mut [0; 512]).is_ok()).count();
-        let most = 10 + (5.0 * took).ceil() as usize;
-        assert!(answers <= most, "{answers} answers to one of them in {took:.1} s");
-    }
-    println!("{} probes of {} sources in {took:.2} s", 40 * victims.len(), victims.len());
+    let answered: Vec<usize> = (20..60)
+        .map(|n| {
+            let victim = source(7, n);
+            for _ in 0..40 {
+                victim.send_to(probe, server).expect("sent");
+            }
+            // Once this one is answered, so are those before it.
+            let honest = source(8, n + 100);
+            honest.send_to(probe, server).expect("sent");
+            honest.recv_from(&mut buffer).expect("an answer beside a flood");
+            victim.set_nonblocking(true).expect("no wait");
+            (0..40).take_while(|_| victim.recv(&mut [0; 512]).is_ok()).count()
+        })
+        .collect();
+    println!("answers of 40 each: {answered:?} in {} ms", start.elapsed().as_millis());
+    // A burst of ten, and what a busy machine's time adds to it.
+    assert!(answered.iter().all(|n| (1..=12).contains(n)), "{answered:?}");
     // Nothing that comes unasked is answered either: announcements, goodbyes, garbage.
-    let other = victim(11);
+    let other = source(7, 11);
     for kind in [Kind::Announce, Kind::Goodbye] {
         let bytes = announcement(kind, [3; 16], 1, 80);
         other.send_to(&bytes, server).expect("sent");

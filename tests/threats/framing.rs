@@ -6,7 +6,9 @@ use std::net::{SocketAddr, TcpStream};
 
 use super::OK;
 use super::rogue::{Rogue, answer, healthy, ok};
-use crate::support::{Client, End, Fake, Process, Way, client_settings, eventually, post, start};
+use crate::support::{
+    Client, End, Fake, Gate, Process, Way, client_settings, eventually, post, start,
+};
 
 /// What a smuggler would like to be seen as a request of its own.
 const HIDDEN: &str = "GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -125,6 +127,38 @@ fn answers_hide_no_answer() {
                 let next = connect().get("/next");
                 assert_eq!((next.status(), &*next.text()), (200, "good"), "after {what}");
             }
+        }
+    }
+}
+
+/// The same, and it comes when the answer has been read and its connection was put aside.
+#[test]
+fn what_comes_late_is_no_answer() {
+    let evil = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+    for first in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        "HTTP/1.1 204 No Content\r\n\r\n",
+    ] {
+        let [was_read, was_sent] = [Gate::new(), Gate::new()];
+        let (read, sent) = (was_read.clone(), was_sent.clone());
+        let rogue = Rogue::start(move |head, stream| {
+            if head.target() != "/poisoned" {
+                let told = healthy(head.target()).unwrap_or_else(|| ok("good"));
+                return drop(stream.write_all(&told));
+            }
+            let _ = stream.write_all(first.as_bytes());
+            let _ = read.wait() && stream.write_all(evil.as_bytes()).is_ok();
+            sent.open();
+        });
+        let daemon = start(&client_settings(&[rogue.address]));
+        let mut client = Client::connect(daemon.addresses()[0]);
+        assert!(client.get("/poisoned").status() < 300, "{first:?}");
+        was_read.open();
+        assert!(was_sent.wait());
+        for n in 0..3 {
+            let next = client.get("/next");
+            assert_eq!((next.status(), &*next.text()), (200, "good"), "{n} after {first:?}");
         }
     }
 }

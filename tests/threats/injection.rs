@@ -59,7 +59,7 @@ fn server_field(name: &str) -> String {
 
 /// Says well-formed things, with everything it names being nasty.
 fn eloquent(target: &str) -> Vec<u8> {
-    let fields = server_field(&nasty()[..200]);
+    let fields = server_field(&nasty()[..3000]);
     let model = json!({
         "name": nasty(), "model": nasty(), "digest": nasty(), "modified_at": nasty(), "size": 1,
         "expires_at": nasty(),
