@@ -234,8 +234,7 @@ Intervals, time-outs and limits. Times: 250ms, 5s, 2m. Sizes: 4096, 64k, 4m.
   --stall-timeout T     a peer reads nothing of what we send [2m]
   --drain-timeout T     for streams to finish after SIGTERM [30s]
   --max-connections N   in all; one thread each [2048]
-  --max-connections-per-source N   from one remote address, and never more
-                        than are left free for others [1024]
+  --max-connections-per-source N   of one address; as many must be free [1024]
   --max-head SIZE       bytes of a request head [64k]
   --max-fields N        fields of a request head, 10 to 128 [100]
   --replay-limit SIZE   body kept to try another server [4m]
