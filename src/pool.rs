@@ -52,13 +52,12 @@ const MAX_PER_ADDRESS: usize = 4;
 const MAX_ADDRESSES: usize = 4;
 /// A discovered server that is down and unseen for so long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
-/// Pauses between checks of a server that is down: from, and up to while it is freshly down.
+/// Pauses between checks of a server that is down: from, and up to. However long it was away, a
+/// named server and this machine's Ollama are used within 3 s of being back.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
-const SHORT_RETRY: Duration = Duration::from_millis(1600);
+const LONGEST_RETRY: Duration = Duration::from_millis(1600);
 /// Requests wait for a server that was well until so long ago.
 const FRESHLY_DOWN: Duration = Duration::from_secs(2);
-/// Longest pause once a server has been down for [`FORGET_AFTER`].
-const LONG_RETRY: Duration = Duration::from_secs(15);
 /// Requests that fail in a row before a server is ejected.
 const STRIKES: u32 = 3;
 /// First ejection; doubled each time, up to [`LONGEST_EJECTION`].
@@ -826,8 +825,10 @@ impl Pool {
             }
             Outcome::Overloaded => {
                 backend.cooling_until = Some(now + COOL_DOWN);
-                // It took the others.
-                backend.learned_limit = Some((backend.in_flight.max(1), now));
+                // It took the others. If there are none, others than we keep it busy.
+                if backend.in_flight > 0 {
+                    backend.learned_limit = Some((backend.in_flight, now));
+                }
             }
             Outcome::Unreachable | Outcome::Failed => {
                 // Ask it at once whether it is well; the answer decides about its health.

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::{
-    Action, Backend, BackendId, CheckResult, FIRST_RETRY, FORGET_AFTER, Health, INVENTORY_AGE,
-    LEGACY_RETRY, LONG_RETRY, MAX_ADDRESSES, MAX_CHECKS, MAX_DOUBTFUL, MAX_VERIFICATIONS, Origin,
-    Pool, Rules, SHORT_RETRY, Transition,
+    Action, Backend, BackendId, CheckResult, FIRST_RETRY, Health, INVENTORY_AGE, LEGACY_RETRY,
+    LONGEST_RETRY, MAX_ADDRESSES, MAX_CHECKS, MAX_DOUBTFUL, MAX_VERIFICATIONS, Origin, Pool, Rules,
+    Transition,
 };
 
 impl Pool {
@@ -171,13 +171,7 @@ impl Pool {
     ) {
         backend.failures += 1;
         let pause = FIRST_RETRY.saturating_mul(1 << backend.failures.min(6).saturating_sub(1));
-        let longest = match backend.health {
-            Health::Down { since, .. } if now.saturating_duration_since(since) > FORGET_AFTER => {
-                LONG_RETRY
-            }
-            _ => SHORT_RETRY,
-        };
-        backend.next_check = now + jitter.spread(pause.min(longest));
+        backend.next_check = now + jitter.spread(pause.min(LONGEST_RETRY));
         if backend.origin == Origin::Legacy {
             backend.next_check = now + LEGACY_RETRY;
         }

@@ -233,6 +233,23 @@ fn a_named_server_stays_for_ever() {
 }
 
 #[test]
+fn a_server_that_was_away_for_long_is_seen_as_soon_as_it_is_back() {
+    let mut w = World::new();
+    w.pool.add_named(w.now, ServerName { host: "gpu".to_owned(), port: 11435 });
+    let (start, mut asked) = (w.now, Vec::new());
+    while w.now - start < Duration::from_secs(600) {
+        for (id, _) in w.checks() {
+            asked.push(w.now);
+            w.input(Input::Checked(id, CheckResult::Refused("refused".to_owned())));
+            w.actions.retain(|action| matches!(action, Action::Check(..)));
+        }
+        w.pass(ms(100));
+    }
+    let longest = asked.windows(2).map(|pair| pair[1] - pair[0]).max().expect("checks");
+    assert!(longest <= ms(2500), "{longest:?} between two checks");
+}
+
+#[test]
 fn the_lan_gets_the_local_ollama_alone_whatever_its_check_said() {
     let mut w = World::new();
     w.pool.add_local(w.now, ServerName { host: "127.0.0.1".to_owned(), port: 11434 });
@@ -624,6 +641,16 @@ fn full_servers_are_left_alone_and_busy_answers_teach_the_limit() {
     w.input(Input::Tick);
     w.checks();
     assert!(w.pool.pick(w.now, &[ids[0]], &Wanted::default()).is_ok(), "forgotten after a minute");
+}
+
+#[test]
+fn a_busy_answer_to_the_only_request_teaches_no_limit() {
+    let mut w = World::new();
+    let id = w.server(1);
+    assert_eq!(w.pick(), Some(id));
+    w.input(Input::Finished(id, Outcome::Overloaded.into()));
+    w.pass(COOL_DOWN);
+    assert_eq!((w.pick(), w.pick()), (Some(id), Some(id)), "whatever kept it busy wasn't ours");
 }
 
 #[test]
