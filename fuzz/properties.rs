@@ -1,7 +1,10 @@
 //! What must hold for every input that comes from the network. Each function panics where it
 //! doesn't; shared by the fuzz targets and by `tests/fuzz.rs`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::io::{ErrorKind, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
@@ -11,9 +14,11 @@ use ollana::catalog::{self, Inventory, List};
 use ollana::guard::HostRule;
 use ollana::head::{self, Framing, Head, HeadLimits, Refusal};
 use ollana::headers;
+use ollana::line::Line;
+use ollana::noise::{self, FIRST_BYTE, Greeted, Introduction, Key, OVERHEAD, Purpose};
 use ollana::sniff;
 use ollana::upstream;
-use ollana::wire::{self, Packet};
+use ollana::wire::{self, Identity, KeyId, Packet};
 
 /// A datagram is refused, or means the same after it was encoded again, in no more room.
 pub(crate) fn datagram(input: &[u8]) {
@@ -317,5 +322,173 @@ pub(crate) fn lists(input: &[u8]) {
         // Alone and beside itself, a server has the same.
         let twice = [Arc::clone(&inventories[0]), Arc::clone(&inventories[0])];
         assert_eq!(catalog::merge(list, &twice), catalog::merge(list, &twice[..1]));
+    }
+}
+
+/// What somebody with the key says of himself is refused, or means the same after it was encoded
+/// again.
+pub(crate) fn introduction(input: &[u8]) {
+    for purpose in [Purpose::Hop, Purpose::Pairing] {
+        let Some(who) = Introduction::decode(purpose, input) else { continue };
+        assert_eq!(input.len(), purpose.introduction_len());
+        assert!(input.starts_with(&who.identity.0));
+        assert!(who.name.len() <= wire::MAX_NAME && !who.name.contains(char::is_control));
+        assert_eq!(Introduction::decode(purpose, &who.encode(purpose)).as_ref(), Some(&who));
+    }
+}
+
+fn machine(n: u8) -> Introduction {
+    Introduction { name: format!("machine {n}"), ..Introduction::of(Identity([n; 16])) }
+}
+
+/// Of all messages, a handshake takes one: what the other has sent, as it was sent.
+///
+/// The first byte of the input tells for what the handshake is, which message is meant, and whether
+/// the rest is that message or is laid over the true one.
+pub(crate) fn handshake(input: &[u8]) {
+    let Some((how, rest)) = input.split_first() else { return };
+    let purpose = if how & 1 == 0 { Purpose::Hop } else { Purpose::Pairing };
+    let key = Key::new([1; 32]);
+    let (caller, hello) = noise::call(purpose, &key, &machine(1)).expect("random bytes");
+    let (reply, mut there) = noise::answer(purpose, &key, &machine(2), &hello).expect("an answer");
+    let is_second = how & 2 == 2;
+    let sent = if is_second { &reply } else { &hello };
+    let mut message = rest.to_vec();
+    if how & 4 == 4 {
+        message.iter_mut().zip(sent).for_each(|(byte, sent)| *byte ^= sent);
+    }
+    let is_true = message == *sent;
+    if !is_second {
+        let id = purpose.read_id(&message);
+        assert!(id.is_none() || message.len() == hello.len() && message[0] == FIRST_BYTE);
+        let answered = noise::answer(purpose, &key, &machine(2), &message);
+        assert_eq!(answered.is_ok(), is_true, "{answered:?}");
+        let Ok((reply, _)) = answered else { return };
+        assert_eq!(reply.len(), purpose.reply_len());
+        return;
+    }
+    let greeted = caller.finish(&message);
+    assert_eq!(greeted.is_ok(), is_true, "{greeted:?}");
+    let Ok(mut here) = greeted else { return };
+    for (from, to) in [(&mut here, &mut there)] {
+        let mut record = [0; 4 + OVERHEAD];
+        assert_eq!(from.session.seal(b"said", &mut record), Ok(record.len()));
+        let plain = to.session.open(&mut record).expect("a record");
+        assert_eq!(record[plain], *b"said");
+    }
+}
+
+/// Both ends of a connection whose near end is a line.
+fn connection(uses_aes: bool) -> (Line, UnixStream, Greeted) {
+    let key = Key::new([1; 32]);
+    let machine = |n| Introduction { has_aes: uses_aes, ..machine(n) };
+    let (caller, hello) = noise::call(Purpose::Hop, &key, &machine(1)).expect("random bytes");
+    let (reply, far) = noise::answer(Purpose::Hop, &key, &machine(2), &hello).expect("an answer");
+    let near = caller.finish(&reply).expect("a session");
+    let (socket, peer) = UnixStream::pair().expect("sockets");
+    socket.set_nonblocking(true).expect("an option");
+    // To a line, one stream is as good as another.
+    let line = Line::new(TcpStream::from(OwnedFd::from(socket)));
+    line.encrypt(near.session, KeyId([1; 8]));
+    (line, peer, far)
+}
+
+/// Whatever becomes of records on the way, and in whatever pieces they come: a line gives what was
+/// said before the first damage, all of it and nothing else, and an end only if one was said.
+///
+/// The first byte of the input tells the cipher and how much is read at a time; then come pairs, of
+/// what happens and how much of it.
+pub(crate) fn records(input: &[u8]) {
+    let Some((how, steps)) = input.split_first() else { return };
+    let (line, mut peer, mut far) = connection(how & 1 == 1);
+    // What was sealed, where each record of it ends, and what is on the wire instead.
+    let (mut sealed, mut said, mut wire, mut delivered) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let room = [16, 100, 5000, 70_000][usize::from(how >> 1 & 3)];
+    let mut heard = Heard { text: Vec::new(), end: None, room };
+    for step in steps.chunks_exact(2).take(24) {
+        let much = usize::from(step[1]);
+        let open = wire.len() - delivered;
+        match step[0] % 8 {
+            kind @ 0..=2 => {
+                let len = [much, much * 200, 0][usize::from(kind)];
+                let text: Vec<u8> = (0..len).map(|at| (at + said.len()) as u8).collect();
+                let mut record = vec![0; len + OVERHEAD];
+                far.session.seal(&text, &mut record).expect("room");
+                sealed.extend_from_slice(&record);
+                wire.extend(record);
+                said.push((sealed.len(), text));
+            }
+            3 if open > 0 => wire[delivered + much % open] ^= 1 << (much % 8),
+            4 if open > 0 => wire.truncate(wire.len() - (much % open + 1)),
+            5 => wire.extend(vec![step[1]; much]),
+            // The last record once more.
+            6 => wire.extend_from_slice(
+                &sealed[said.iter().rev().nth(1).map_or(0, |(end, _): &(usize, _)| *end)..],
+            ),
+            _ => {
+                let more = open.min(much * 8);
+                heard.of(&line, &mut peer, &wire[delivered..delivered + more]);
+                delivered += more;
+            }
+        }
+    }
+    for piece in wire[delivered..].chunks(16 * 1024) {
+        heard.of(&line, &mut peer, piece);
+    }
+    peer.shutdown(Shutdown::Write).expect("said");
+    heard.of(&line, &mut peer, b"");
+    let is_same = |at: &usize| wire.get(*at) == sealed.get(*at);
+    let damaged = (0..sealed.len()).take_while(is_same).count();
+    let intact = said.iter().take_while(|(end, _)| *end <= damaged);
+    let (mut expected, mut is_ended) = (Vec::new(), false);
+    for (_, text) in intact {
+        is_ended |= text.is_empty();
+        if is_ended {
+            break;
+        }
+        expected.extend_from_slice(text);
+    }
+    assert!(heard.text == expected, "{} bytes, not {}", heard.text.len(), expected.len());
+    assert_eq!(heard.end, Some(is_ended), "a clean end");
+}
+
+/// What came out of a line.
+struct Heard {
+    text: Vec<u8>,
+    /// Whether it ended, and cleanly.
+    end: Option<bool>,
+    room: usize,
+}
+
+impl Heard {
+    /// Reads all that is there behind this piece, which nobody reads who has seen the end.
+    fn of(&mut self, line: &Line, peer: &mut UnixStream, piece: &[u8]) {
+        if self.end.is_none() {
+            peer.write_all(piece).expect("delivered");
+        }
+        loop {
+            let (mut seen, mut buffer) = (vec![0; self.room], vec![0; self.room]);
+            let shown = line.peek(&mut seen);
+            let read = line.try_read(&mut buffer);
+            let end = match read {
+                Ok(Some(n @ 1..)) => {
+                    let shown = shown.expect("what is read is shown");
+                    assert!(self.end.is_none(), "nothing comes behind the end");
+                    assert!(shown > 0 && shown <= n && seen[..shown] == buffer[..shown]);
+                    self.text.extend_from_slice(&buffer[..n]);
+                    continue;
+                }
+                Ok(Some(_)) => true,
+                Ok(None) => {
+                    assert!(shown.is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
+                    assert!(line.is_drained() && self.end.is_none());
+                    return;
+                }
+                Err(_) => false,
+            };
+            assert!(self.end.is_none_or(|before| before == end), "it ends once");
+            self.end = Some(end);
+            return;
+        }
     }
 }

@@ -160,8 +160,8 @@ impl Introduction {
         Introduction { identity, has_aes: session::has_aes(), name: String::new() }
     }
 
-    /// Always as long, so that it doesn't tell how long the name is.
-    fn encode(&self, purpose: Purpose) -> Vec<u8> {
+    /// Its bytes: always as many, so that they don't tell how long the name is.
+    pub fn encode(&self, purpose: Purpose) -> Vec<u8> {
         let mut out = self.identity.0.to_vec();
         out.push(self.has_aes.into());
         if purpose == Purpose::Pairing {
@@ -176,7 +176,11 @@ impl Introduction {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    /// Reads one; `None` if it isn't what somebody says who keeps to the rules.
+    pub fn decode(purpose: Purpose, bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != purpose.introduction_len() {
+            return None;
+        }
         let (identity, rest) = bytes.split_first_chunk()?;
         let (abilities, rest) = rest.split_first()?;
         let name = match rest.split_first() {
@@ -208,7 +212,8 @@ impl Purpose {
         }
     }
 
-    const fn introduction_len(self) -> usize {
+    /// Length of an introduction.
+    pub const fn introduction_len(self) -> usize {
         match self {
             Purpose::Hop => 16 + 1,
             Purpose::Pairing => 16 + 1 + 1 + MAX_NAME,
@@ -286,7 +291,7 @@ impl Caller {
         }
         let mut sealed = vec![0; self.purpose.introduction_len()];
         self.state.read_message(reply, &mut sealed).map_err(|_| Broken::Key)?;
-        greeted(self.state, &sealed, &self.own)
+        greeted(self.state, self.purpose, &sealed, &self.own)
     }
 }
 
@@ -313,15 +318,16 @@ pub fn answer(
     state.read_message(message, &mut sealed).map_err(|_| Broken::Key)?;
     let mut reply = vec![0; purpose.reply_len()];
     state.write_message(&own.encode(purpose), &mut reply).map_err(|_| Broken::Form)?;
-    Ok((reply, greeted(state, &sealed, own)?))
+    Ok((reply, greeted(state, purpose, &sealed, own)?))
 }
 
 fn greeted(
     mut state: HandshakeState,
+    purpose: Purpose,
     sealed: &[u8],
     own: &Introduction,
 ) -> Result<Greeted, Broken> {
-    let peer = Introduction::decode(sealed).ok_or(Broken::Form)?;
+    let peer = Introduction::decode(purpose, sealed).ok_or(Broken::Form)?;
     if peer.identity == own.identity {
         return Err(Broken::Mirror);
     }

@@ -113,6 +113,40 @@ fn datagrams() -> Vec<Vec<u8>> {
     ]
 }
 
+fn introductions() -> Vec<Vec<u8>> {
+    use ollana::noise::{Introduction, Purpose};
+    use ollana::wire::Identity;
+    let who = Introduction { name: "b\u{e4}r".to_owned(), ..Introduction::of(Identity([7; 16])) };
+    [Purpose::Hop, Purpose::Pairing].map(|purpose| who.encode(purpose)).to_vec()
+}
+
+/// Nothing laid over each of the true messages, and something else in the place of each.
+fn handshakes() -> Vec<Vec<u8>> {
+    use ollana::noise::Purpose;
+    let lengths = |purpose: Purpose| [purpose.hello_len(), purpose.reply_len()];
+    let all = [lengths(Purpose::Hop), lengths(Purpose::Pairing)];
+    let of = |how: u8| {
+        let len = all[usize::from(how & 1)][usize::from(how >> 1 & 1)];
+        let mut message = vec![0; 1 + len];
+        message[0] = how;
+        if how < 4 {
+            message[1..5].copy_from_slice(&[0xF5, b'L', b'N', 1 + (how & 1)]);
+        }
+        message
+    };
+    (0..8).map(of).collect()
+}
+
+/// See `properties::records`.
+const RECORDS: &[&[u8]] = &[
+    b"\x00\x00\x05\x07\x03\x00\x00\x01\xff\x07\x10\x02\x00",
+    b"\x03\x00\x01\x00\x02\x07\xff\x00\x03\x03\x11\x02\x00",
+    b"\x05\x01\xff\x01\xff\x07\xff\x04\x00\x00\x09\x02\x00",
+    b"\x06\x00\x20\x06\x00\x02\x00",
+    b"\x07\x00\x20\x02\x00\x05\x30\x00\x10",
+    b"\x02\x01\x30\x07\x01\x07\x01\x07\x01",
+];
+
 fn owned(inputs: &[&[u8]]) -> Vec<Vec<u8>> {
     inputs.iter().map(|input| input.to_vec()).collect()
 }
@@ -234,6 +268,21 @@ fn merged_lists_are_json_and_say_nothing_new() {
 }
 
 #[test]
+fn introductions_mean_one_thing_or_nothing() {
+    fuzz(100_000, &introductions(), properties::introduction);
+}
+
+#[test]
+fn handshakes_take_one_message_only() {
+    fuzz(1_000, &handshakes(), properties::handshake);
+}
+
+#[test]
+fn records_give_what_was_said_up_to_the_first_damage() {
+    fuzz(3_000, &owned(RECORDS), properties::records);
+}
+
+#[test]
 fn seeds() {
     let Some(folder) = std::env::var_os("OLLANA_FUZZ_SEEDS").map(std::path::PathBuf::from) else {
         return;
@@ -245,6 +294,9 @@ fn seeds() {
         ("host", owned(HOSTS)),
         ("subject", owned(SUBJECTS)),
         ("lists", owned(LISTS)),
+        ("introduction", introductions()),
+        ("handshake", handshakes()),
+        ("records", owned(RECORDS)),
     ] {
         let folder = folder.join(target);
         std::fs::create_dir_all(&folder).expect("a folder for seeds");
