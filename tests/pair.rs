@@ -332,6 +332,7 @@ fn wrong_codes_are_counted_however_they_come() {
     }
     let shown = shown.end();
     assert!(shown.err.contains("wrong 5 times"), "{shown:?}");
+    assert_eq!(shown.out.matches("typed a wrong code").count(), 5, "{shown:?}");
     for mut stream in guessing {
         let mut got = Vec::new();
         let _ = stream.read_to_end(&mut got);

@@ -4,12 +4,17 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use ollana::config::Settings;
+use ollana::keyring;
+use ollana::noise::{self, FIRST_BYTE, Introduction, Key, Purpose};
+use ollana::peers::{self, Peer};
 use ollana::serve::Daemon;
+use ollana::wire::Identity;
 use support::{
     Client, End, Fake, client_settings, eventually, key_file, lock, ndjson, post, server_settings,
     start,
@@ -233,6 +238,60 @@ fn strangers_get_nothing_for_their_handshakes() {
     let mut got = Vec::new();
     let _ = slow.read_to_end(&mut got);
     assert_eq!(got, b"");
+}
+
+#[test]
+fn who_repeats_a_handshake_is_let_go_soon() {
+    let fake = fake(1);
+    let mut settings = server_settings(fake.address);
+    settings.key_file = Some(key_file());
+    settings.timing.head_timeout = Duration::from_millis(100);
+    let server = start(&settings);
+    let secret = std::fs::read_to_string(key_file()).expect("a secret");
+    let key = ollana::peers::parse_secret(&secret).expect("a key");
+    let caller = Introduction::of(Identity([9; 16]));
+    let (_, recorded) = noise::call(Purpose::Hop, &key, &caller).expect("a handshake");
+    let mut replayer = TcpStream::connect(server.addresses()[0]).expect("connect");
+    replayer.set_read_timeout(Some(support::PATIENCE)).expect("a limit");
+    replayer.write_all(&recorded).expect("sent");
+    let mut got = Vec::new();
+    let end = replayer.read_to_end(&mut got);
+    assert!(end.is_ok(), "{end:?}");
+    assert!(got.len() >= Purpose::Hop.reply_len(), "the key is right");
+}
+
+#[test]
+fn a_connection_in_clear_is_used_no_more_once_machines_are_paired() {
+    let fake = fake(1);
+    let folder = |name: &str| {
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()))
+    };
+    let dirs = [folder("clear-server"), folder("clear-client")];
+    let settings = Settings { state_dir: Some(dirs[0].clone()), ..server_settings(fake.address) };
+    let server = start(&settings);
+    let relay = Relay::tap(server.addresses()[0]);
+    let settings = client_settings(&[relay.address]);
+    let client = start(&Settings { state_dir: Some(dirs[1].clone()), ..settings });
+    let mut program = Client::connect(client.addresses()[0]);
+    assert_eq!(program.ask(post("/api/chat", "{\"prompt\":\"one\"}")).status(), 200);
+    assert!(relay.shows("\"one\""), "not paired yet");
+    for (n, dir) in (1..).zip(&dirs) {
+        let other = Peer {
+            name: "other".to_owned(),
+            identity: Some(Identity([n; 16])),
+            key: Key::new([7; 32]),
+            added: 0,
+        };
+        keyring::update(dir, |peers| peers::add(peers, other)).expect("kept");
+    }
+    let is_paired = || lock(&relay.heard).iter().any(|[said, _]| said.first() == Some(&FIRST_BYTE));
+    eventually("an encrypted check", || is_paired().then_some(()));
+    let answer = program.ask(post("/api/chat", format!("{{\"prompt\":\"{PROMPT}\"}}")));
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    assert!(!relay.shows(PROMPT), "in clear");
+    for dir in dirs {
+        let _ = std::fs::remove_dir_all(dir);
+    }
 }
 
 /// What a client says that may not use its only server.

@@ -127,3 +127,32 @@ impl Session {
         Ok(2..2 + n)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_were_used_enough_are_gone_and_numbers_go_on() {
+        for uses_aes in [true, false] {
+            let mut session = Session::new(([1; 32], [2; 32]), uses_aes).unwrap();
+            let mut record = [0; 1 + OVERHEAD];
+            session.outgoing.records = REKEY_AFTER - 2;
+            session.seal(b"1", &mut record).unwrap();
+            assert_eq!(session.outgoing.secret, [1; 32]);
+            let nonce = *session.outgoing.nonce().as_ref();
+            session.seal(b"2", &mut record).unwrap();
+            let sealed = record;
+            assert_ne!(session.outgoing.secret, [1; 32]);
+            assert_ne!(session.outgoing.nonce().as_ref(), &nonce);
+            // The new key is really the one in use.
+            let mut old = Session::new(([2; 32], [1; 32]), uses_aes).unwrap();
+            old.incoming.records = REKEY_AFTER - 1;
+            assert!(old.open(&mut sealed.clone()).is_ok(), "the last one of the old key");
+            session.seal(b"3", &mut record).unwrap();
+            let mut stolen = Session::new(([2; 32], [1; 32]), uses_aes).unwrap();
+            stolen.incoming.records = REKEY_AFTER;
+            assert!(stolen.open(&mut record).is_err());
+        }
+    }
+}

@@ -131,7 +131,7 @@ pub(super) fn run(tool: &Tool) -> Result<(), Problem> {
     };
     let port = port.saturating_add(PORT_STEP);
     let peer = match &tool.operands[..] {
-        [] => host::Host::open(port)?.show(&own)?,
+        [] => host::Host::open(port)?.show(&own, host::LIFE)?,
         [typed, rest @ ..] => {
             let typed = if typed == "-" { ask_for_code()? } else { typed.clone() };
             let code = Code::parse(&typed).ok_or(Problem::NoCode(typed))?;

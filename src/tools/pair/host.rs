@@ -18,7 +18,7 @@ use crate::state;
 use crate::wire::{self, Datagram, Kind, Packet};
 
 /// How long a code can be used.
-const LIFE: Duration = Duration::from_secs(180);
+pub(super) const LIFE: Duration = Duration::from_secs(180);
 /// Connections that are listened to at once, however many want to be heard.
 const GUESTS: usize = 64;
 
@@ -43,12 +43,12 @@ impl Host {
     }
 
     /// Shows a code, and waits for somebody who has it.
-    pub(super) fn show(&self, own: &Own) -> Result<Peer, Problem> {
+    pub(super) fn show(&self, own: &Own, life: Duration) -> Result<Peer, Problem> {
         let code = Code::new(state::random().map_err(failed("cannot get random bytes"))?);
         println!("Type this on the other machine within 3 minutes:\n\n  ollana pair {code}\n");
         let _ = io::stdout().flush();
         let key = code.key();
-        let deadline = Instant::now() + LIFE;
+        let deadline = Instant::now() + life;
         let mut guests: Vec<Guest> = Vec::new();
         let mut wrong = 0;
         loop {
@@ -235,5 +235,27 @@ impl Guest {
         let kept = seal(&mut met.session, KEPT);
         let _ = kept.and_then(|record| socket::try_write(&self.stream, &record));
         Ok(peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Identity;
+
+    #[test]
+    fn a_code_lives_no_longer_for_those_who_connect() {
+        let host = Host::open(0).ok().unwrap();
+        let own = Own {
+            state_dir: std::env::temp_dir(),
+            introduction: Introduction::of(Identity([1; 16])),
+        };
+        let address =
+            SocketAddr::from(([127, 0, 0, 1], host.listener.local_addr().unwrap().port()));
+        let _silent = TcpStream::connect(address).unwrap();
+        let start = Instant::now();
+        let shown = host.show(&own, Duration::from_millis(300));
+        assert!(matches!(shown, Err(Problem::Expired)));
+        assert!(start.elapsed() >= Duration::from_millis(300) && start.elapsed() < STEP);
     }
 }
