@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use crate::line::Line;
 use crate::noise::{Introduction, Key};
 use crate::peers::{self, Peer, Unreadable};
+use crate::state;
 use crate::wire::{Identity, KeyId};
 
 /// Keys that are tried on a server of which it isn't known which one it has.
@@ -123,15 +124,7 @@ pub fn update<T>(
     let folder = path.parent().unwrap_or(state_dir);
     let fail = system(&path);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(&fail)?;
-    // The daemon may be another user, to whom its state directory belongs.
-    let owner = fs::metadata(state_dir).map_err(&fail)?;
-    let own = |path: &Path| {
-        let about = fs::metadata(path)?;
-        if (about.uid(), about.gid()) == (owner.uid(), owner.gid()) {
-            return Ok(());
-        }
-        std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))
-    };
+    let own = |path: &Path| state::give_to_owner_of(state_dir, path);
     match fs::DirBuilder::new().mode(0o700).create(folder) {
         Ok(()) => own(folder).map_err(&fail)?,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
@@ -374,6 +367,16 @@ impl Keyring {
         Ways { keys, plain: takes_unpaired && !matches!(known, Some(Way::Key(_))) }
     }
 
+    /// Whether what goes to this server is encrypted; `None` while that isn't known, and where it
+    /// may not go in clear and has not shown a key yet.
+    pub fn encrypts(&self, address: SocketAddr) -> Option<bool> {
+        let has_key = matches!(self.state().ways.get(&address), Some(Way::Key(_)));
+        if has_key {
+            return Some(true);
+        }
+        self.allows_plain(address).then_some(false)
+    }
+
     /// Whether requests may go to this server in clear.
     pub fn allows_plain(&self, address: SocketAddr) -> bool {
         let state = self.state();
@@ -488,6 +491,7 @@ mod tests {
             let ways = keyring.ways(address);
             assert_eq!((ways.keys.len(), ways.plain), (2, unpaired == Some(true)));
             assert_eq!(keyring.allows_plain(address), unpaired == Some(true));
+            assert_eq!(keyring.encrypts(address), (unpaired == Some(true)).then_some(false));
             keyring.note(address, Way::Key(machine(2).id()));
             let ways = keyring.ways(address);
             assert_eq!(ways.keys, [machine(2).key, machine(1).key], "the likely one first");

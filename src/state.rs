@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::Mac;
@@ -54,6 +54,18 @@ fn load(path: &Path) -> io::Result<Option<Identity>> {
     identity.map(Some).ok_or_else(|| io::Error::other("not 32 hexadecimal digits"))
 }
 
+/// What root writes is for a daemon that may be another user, to whom its directory belongs.
+///
+/// # Errors
+/// When it can't be given away.
+pub fn give_to_owner_of(dir: &Path, path: &Path) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = fs::metadata(dir)?;
+    std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))
+}
+
 /// Writes a new file and renames it, so that a power cut leaves the old one or the new one.
 fn replace(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
@@ -64,6 +76,7 @@ fn replace(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&temporary)?;
+    give_to_owner_of(dir, &temporary)?;
     writeln!(file, "{text}")?;
     file.sync_all()?;
     fs::rename(&temporary, path)
@@ -165,6 +178,21 @@ mod tests {
         assert_ne!(identity(Some(&dir), 11435).unwrap(), first);
         let kept = fs::read_to_string(dir.join("identity-11435")).unwrap();
         assert_eq!(kept, "broken", "never overwrites what it doesn't understand");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// `sudo ollana pair` makes the identity of a daemon that is another user.
+    #[test]
+    fn what_root_writes_is_for_whom_the_folder_belongs_to() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = std::env::temp_dir().join(format!("ollana-state-{:?}", random::<8>().unwrap()));
+        fs::create_dir(&dir).unwrap();
+        std::os::unix::fs::chown(&dir, Some(12345), Some(12346)).unwrap();
+        identity(Some(&dir), 11435).unwrap();
+        let about = fs::metadata(dir.join("identity-11435")).unwrap();
+        assert_eq!((about.uid(), about.gid()), (12345, 12346));
         fs::remove_dir_all(&dir).unwrap();
     }
 
