@@ -90,6 +90,21 @@ fn a_rotated_file_is_opened_anew() {
     assert!(text(&old).contains("stopped cut=false"));
 }
 
+/// `systemctl kill -s HUP` on a service that logs to the journal: it must not end, because a
+/// service manager takes that for a clean end and leaves it so.
+#[test]
+fn without_a_file_a_hang_up_changes_nothing() {
+    let fake = fake();
+    let process = start(&fake, &free(), "");
+    let mut client = process.connect_ready();
+    for _ in 0..3 {
+        process.signal(Signal::HUP);
+        assert_eq!(client.get("/").status(), 200);
+    }
+    process.signal(Signal::TERM);
+    process.line("stopped cut=false");
+}
+
 #[test]
 fn a_full_disk_costs_lines_and_no_request() {
     let folder = Folder::new("full");

@@ -3,7 +3,7 @@
 //! A change of role is another daemon: the old one leaves its ports, lets its streams finish and
 //! is gone; the new one starts beside it.
 
-use std::io::{self, Read};
+use std::io::{self, IsTerminal, Read};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -32,8 +32,8 @@ const CLOSE_LOOK: Duration = Duration::from_millis(100);
 /// How long it may take to answer then.
 const ANSWER_TIME: Duration = Duration::from_millis(500);
 
-/// Runs a daemon until SIGINT or SIGTERM; a second signal exits at once. With a log file, SIGHUP
-/// opens it anew.
+/// Runs a daemon until SIGINT or SIGTERM; a second signal exits at once. SIGHUP opens the log file
+/// anew, if there is one; it ends only who was started from a terminal, which has gone then.
 ///
 /// # Errors
 /// When it can't be started.
@@ -51,7 +51,8 @@ pub fn run(settings: &Settings, journal: &Journal) -> Result<(), StartError> {
         signal_hook::low_level::pipe::register(signal, bell).map_err(system("handle signals"))?;
     }
     let rotated = Arc::new(AtomicBool::new(false));
-    if settings.log_file.is_some() {
+    let has_terminal = std::io::stdin().is_terminal() || std::io::stderr().is_terminal();
+    if settings.log_file.is_some() || settings.daemon || !has_terminal {
         let flag = Arc::clone(&rotated);
         signal_hook::flag::register(SIGHUP, flag).map_err(system("handle signals"))?;
         signal_hook::low_level::pipe::register(SIGHUP, handler)

@@ -91,9 +91,7 @@ Let nobody new in, let streams finish for up to 30 s, end. A second one ends it
 at once.
 .TP
 .B SIGHUP
-With
-.BR \-\-log\-file :
-open it anew.
+Open the log file anew. Without one, end if started from a terminal.
 .SH EXIT STATUS
 0: stopped by a signal, or done. 1: it couldn't be done, or
 .B ollana doctor
