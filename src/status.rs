@@ -10,6 +10,7 @@ mod metrics;
 use std::time::{Duration, Instant};
 
 use crate::counters::Counters;
+use crate::keyring::Keyring;
 use crate::manager::{About, Presence, Snapshot};
 use crate::pool::{HealthNow, Rest, ServerNow};
 
@@ -30,6 +31,8 @@ pub struct View<'a> {
     pub snapshot: &'a Snapshot,
     /// What has happened.
     pub counters: &'a Counters,
+    /// Who is talked to with which key.
+    pub keyring: &'a Keyring,
     /// Whether requests can be served.
     pub is_ready: bool,
     /// Now.
@@ -42,10 +45,17 @@ impl<'a> View<'a> {
         about: &'a About,
         snapshot: &'a Snapshot,
         presence: &'a Presence,
+        keyring: &'a Keyring,
         now: Instant,
     ) -> Self {
         let counters = presence.counters();
-        View { about, snapshot, counters, is_ready: presence.is_up(), now }
+        View { about, snapshot, counters, keyring, is_ready: presence.is_up(), now }
+    }
+
+    /// Whether the hop to this server is encrypted. This machine's own Ollama is no hop.
+    fn encrypts(&self, server: &ServerNow) -> Option<bool> {
+        let address = server.addresses.first().filter(|_| server.origin != "local")?;
+        self.keyring.encrypts(*address)
     }
 
     /// What people should know, worst first.

@@ -142,6 +142,20 @@ fn nothing_that_is_said_is_on_the_wire() {
         }
         let body = fake.whole_request(0).body;
         assert!(String::from_utf8_lossy(&body).contains(PROMPT));
+        let mut looking = Client::connect(client.addresses()[0]);
+        let state = looking.get("/ollana/status").json();
+        assert_eq!(state["servers"][0]["encrypted"], is_paired);
+        assert_eq!(state["machine"]["keys"], u64::from(is_paired));
+        assert_eq!(state["machine"]["unpaired"], !is_paired);
+        let metrics = looking.get("/ollana/metrics").text();
+        let is = u8::from(is_paired);
+        for start in ["ollana_keys ", "ollana_backend_encrypted{server="] {
+            let found = metrics.lines().find(|line| line.starts_with(start));
+            assert!(found.is_some_and(|found| found.ends_with(&format!(" {is}"))), "{metrics}");
+        }
+        // This machine's own Ollama is no hop.
+        let state = Client::connect(server.addresses()[0]).get("/ollana/status").json();
+        assert!(state["servers"][0]["encrypted"].is_null(), "{state}");
     }
 }
 

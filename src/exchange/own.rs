@@ -140,7 +140,8 @@ impl Exchange<'_> {
         match known {
             Some((about, snapshot)) => {
                 let about: &About = &about;
-                write(&View::new(about, &snapshot, presence, Instant::now()))
+                let keyring = &self.context.keyring;
+                write(&View::new(about, &snapshot, presence, keyring, Instant::now()))
             }
             None => Own::error(503, "the state can't be had"),
         }

@@ -3,7 +3,8 @@
 //! ```text
 //! version    1
 //! ollana     this program's version
-//! machine    name, mode, why, listen [..], discovery, uptime_s
+//! machine    name, mode, why, listen [..], discovery, uptime_s, keys (machines it is paired with),
+//!            unpaired: whether it talks to machines without a key, in clear
 //! limits     connections [{now, most_of_one, max, max_per_source}] for each proxy, the client's
 //!            first; head_s, idle_s, body_s, stall_s, queue_s: how long whom is waited for
 //! ready      whether requests can be served
@@ -11,8 +12,9 @@
 //! queue      length, longest_wait_s, last_wait_s, waits
 //! totals     requests, in_flight, tokens, bytes_up, bytes_down, retries, failures {cause: n}
 //! servers    [{id, name, origin, given, addresses [..], health: new|ready|down, reason, since_s,
-//!            trust: known|new|contested|held_back, contest, rest: null|busy|ejected, rest_s, round_trip_ms, ollama, in_flight, limit,
-//!            first_byte_ms, requests, failures, tokens, tokens_per_s, bytes_up, bytes_down,
+//!            trust: known|new|contested|held_back, contest, encrypted: the hop to it; null for
+//!            this machine's own, rest: null|busy|ejected, rest_s, round_trip_ms, ollama,
+//!            in_flight, limit, first_byte_ms, requests, failures, tokens, tokens_per_s, bytes_up, bytes_down,
 //!            room_bytes, model_count, models [{name, size, kind, loaded, size_vram, expires_at,
 //!            context_length, tokens_per_s}], history {tokens_per_s [..], in_flight [..]}}]
 //! history    step_s, requests [..], queue [..]: oldest first, the last minutes
@@ -31,7 +33,7 @@ use super::View;
 use crate::config::Timing;
 use crate::counters::{CAUSES, Failure, Retry, Transfer};
 use crate::manager::About;
-use crate::pool::{HealthNow, History, Rest, ServerNow, Transition};
+use crate::pool::{HealthNow, Rest, ServerNow, Transition};
 use crate::registry::Usage;
 use crate::text::printable;
 
@@ -48,7 +50,7 @@ pub fn brief(view: &View<'_>) -> Value {
 fn write(view: &View<'_>, all_models: bool) -> Value {
     let View { about, snapshot, counters, now, .. } = view;
     let servers: Vec<Value> =
-        snapshot.servers.iter().map(|s| server(s, &snapshot.history, all_models)).collect();
+        snapshot.servers.iter().map(|s| server(s, view, all_models)).collect();
     let in_flight: u32 = snapshot.servers.iter().map(|server| server.in_flight).sum();
     let failures: serde_json::Map<String, Value> = CAUSES
         .into_iter()
@@ -72,6 +74,7 @@ fn write(view: &View<'_>, all_models: bool) -> Value {
             "name": about.name, "mode": about.mode, "why": about.why,
             "listen": about.listen, "discovery": about.discovery,
             "uptime_s": now.saturating_duration_since(about.started).as_secs(),
+            "keys": view.keyring.keys().len(), "unpaired": view.keyring.takes_unpaired(),
         },
         "limits": limits(about),
         "ready": view.is_ready,
@@ -121,7 +124,8 @@ fn limits(about: &About) -> Value {
     })
 }
 
-fn server(server: &ServerNow, history: &History, all_models: bool) -> Value {
+fn server(server: &ServerNow, view: &View<'_>, all_models: bool) -> Value {
+    let history = &view.snapshot.history;
     let (health, reason) = match &server.health {
         HealthNow::New => ("new", None),
         HealthNow::Ready => ("ready", None),
@@ -183,6 +187,7 @@ fn server(server: &ServerNow, history: &History, all_models: bool) -> Value {
         "since_s": seconds(server.since),
         "trust": trust,
         "contest": server.contest.as_ref().map(|contest| printable(&contest.reason)),
+        "encrypted": view.encrypts(server),
         "rest": rest,
         "rest_s": rest_left.map(seconds),
         "round_trip_ms": server.round_trip.map(milliseconds),

@@ -87,6 +87,8 @@ fn daemon(text: &mut Text, view: &View<'_>) {
     text.single("ollana_connections", "gauge", "Connections of clients.", now);
     let max = usage().map(|usage| usage.max as f64).sum();
     text.single("ollana_connections_max", "gauge", "Connections that there may be.", max);
+    let keys = view.keyring.keys().len() as f64;
+    text.single("ollana_keys", "gauge", "Machines that this one is paired with.", keys);
     let waiting = view.snapshot.waiting as f64;
     text.single("ollana_queue_requests", "gauge", "Requests that wait for a server.", waiting);
     let name = "ollana_queue_wait_seconds";
@@ -129,44 +131,50 @@ fn requests(text: &mut Text, view: &View<'_>) {
 }
 
 /// A value of one server.
-type Look = fn(&ServerNow) -> Option<f64>;
+type Look = fn(&ServerNow, &View<'_>) -> Option<f64>;
 
 /// What there is about every server: name, type, help, value.
 const SERVER_FAMILIES: &[(&str, &str, &str, Look)] = &[
-    ("ollana_backend_up", "gauge", "Whether the server gets work.", |s| {
+    ("ollana_backend_up", "gauge", "Whether the server gets work.", |s, _| {
         Some(f64::from(u8::from(s.health == HealthNow::Ready)))
     }),
-    ("ollana_backend_resting", "gauge", "Whether it is passed over while others can do.", |s| {
-        Some(f64::from(u8::from(s.rest.is_some())))
+    ("ollana_backend_encrypted", "gauge", "Whether the hop to it is encrypted.", |s, view| {
+        view.encrypts(s).map(|is| f64::from(u8::from(is)))
     }),
-    ("ollana_backend_in_flight_requests", "gauge", "Requests it has.", |s| {
+    (
+        "ollana_backend_resting",
+        "gauge",
+        "Whether it is passed over while others can do.",
+        |s, _| Some(f64::from(u8::from(s.rest.is_some()))),
+    ),
+    ("ollana_backend_in_flight_requests", "gauge", "Requests it has.", |s, _| {
         Some(f64::from(s.in_flight))
     }),
-    ("ollana_backend_limit_requests", "gauge", "Requests it takes at once, if known.", |s| {
+    ("ollana_backend_limit_requests", "gauge", "Requests it takes at once, if known.", |s, _| {
         s.limit.map(f64::from)
     }),
-    ("ollana_backend_round_trip_seconds", "gauge", "Of a health check, smoothed.", |s| {
+    ("ollana_backend_round_trip_seconds", "gauge", "Of a health check, smoothed.", |s, _| {
         s.round_trip.map(|time| time.as_secs_f64())
     }),
-    ("ollana_backend_first_byte_seconds", "gauge", "Time to its first byte, smoothed.", |s| {
+    ("ollana_backend_first_byte_seconds", "gauge", "Time to its first byte, smoothed.", |s, _| {
         s.first_byte.map(|time| time.as_secs_f64())
     }),
-    ("ollana_backend_models", "gauge", "Models on its disk, if known.", |s| {
+    ("ollana_backend_models", "gauge", "Models on its disk, if known.", |s, _| {
         s.inventory.as_ref().map(|inventory| inventory.len() as f64)
     }),
-    ("ollana_backend_requests_total", "counter", "Requests that ended there.", |s| {
+    ("ollana_backend_requests_total", "counter", "Requests that ended there.", |s, _| {
         Some(s.tally.requests.value() as f64)
     }),
-    ("ollana_backend_failures_total", "counter", "Requests that failed by its fault.", |s| {
+    ("ollana_backend_failures_total", "counter", "Requests that failed by its fault.", |s, _| {
         Some(s.tally.failures.value() as f64)
     }),
-    ("ollana_backend_tokens_total", "counter", "Tokens that it wrote.", |s| {
+    ("ollana_backend_tokens_total", "counter", "Tokens that it wrote.", |s, _| {
         Some(s.tally.tokens.value() as f64)
     }),
-    ("ollana_backend_sent_bytes_total", "counter", "Bytes of bodies sent to it.", |s| {
+    ("ollana_backend_sent_bytes_total", "counter", "Bytes of bodies sent to it.", |s, _| {
         Some(s.tally.bytes_up.value() as f64)
     }),
-    ("ollana_backend_received_bytes_total", "counter", "Bytes of its answers' bodies.", |s| {
+    ("ollana_backend_received_bytes_total", "counter", "Bytes of its answers' bodies.", |s, _| {
         Some(s.tally.bytes_down.value() as f64)
     }),
 ];
@@ -200,7 +208,7 @@ fn servers(text: &mut Text, view: &View<'_>) {
     for (name, kind, help, look) in SERVER_FAMILIES {
         text.family(name, kind, help);
         for (server, label) in servers.iter().zip(&labels) {
-            if let Some(value) = look(server) {
+            if let Some(value) = look(server, view) {
                 text.sample(name, &[("server", label)], value);
             }
         }
@@ -232,6 +240,7 @@ mod tests {
     use crate::config::ServerName;
     use crate::config::Settings;
     use crate::counters::Counters;
+    use crate::keyring::Keyring;
     use crate::manager::{About, Snapshot};
     use crate::pool::{History, Pool, Rules};
     use crate::registry::Registry;
@@ -284,6 +293,7 @@ mod tests {
             about: &about,
             snapshot: &snapshot,
             counters: &counters,
+            keyring: &Keyring::none(),
             is_ready: true,
             now,
         })

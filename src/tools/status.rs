@@ -74,6 +74,7 @@ fn lines(json: &Value, style: Style) -> Vec<String> {
     say("listens on", listen.join(" "), Tone::Plain);
     say("discovery", word(machine, "discovery"), Tone::Plain);
     say("clients", connections(json), Tone::Plain);
+    say("keys", keys(machine), Tone::Plain);
     for warning in list(json, "warnings").iter().filter_map(Value::as_str) {
         say("warning", clean(warning), Tone::Bad);
     }
@@ -91,6 +92,7 @@ fn servers(json: &Value, style: Style) -> Vec<String> {
         ("STATE", Align::Left),
         ("TRIP", Align::Right),
         ("OLLAMA", Align::Left),
+        ("KEY", Align::Left),
         ("BUSY", Align::Right),
         ("TOK/S", Align::Right),
         ("BYTES", Align::Right),
@@ -120,6 +122,11 @@ fn servers(json: &Value, style: Style) -> Vec<String> {
             Cell { text: state.to_owned(), tone },
             trip.into(),
             Some(word(server, "ollama")).filter(|v| !v.is_empty()).unwrap_or("-".into()).into(),
+            match server.get("encrypted").and_then(Value::as_bool) {
+                Some(true) => Cell { text: "yes".to_owned(), tone: Tone::Good },
+                Some(false) => "no".into(),
+                None => "-".into(),
+            },
             busy.into(),
             speed(number("tokens_per_s")).into(),
             bytes(number("bytes_up") + number("bytes_down")).into(),
@@ -179,6 +186,16 @@ fn fit_list(label: &str, names: &[String], most: usize) -> String {
     out
 }
 
+fn keys(machine: &Value) -> String {
+    let is_open = machine.get("unpaired") == Some(&Value::Bool(true));
+    match (figure(machine, "keys").unwrap_or(0.0) as u64, is_open) {
+        (0, true) => "none: requests cross the LAN unencrypted (ollana pair)".to_owned(),
+        (0, false) => "none, and machines without one are refused (ollana pair)".to_owned(),
+        (n, true) => format!("{n}; machines without one are talked to unencrypted"),
+        (n, false) => format!("{n}; only machines that have one are talked to, encrypted"),
+    }
+}
+
 fn queue(json: &Value) -> String {
     let queue = json.get("queue").unwrap_or(&Value::Null);
     let waiting = figure(queue, "length").unwrap_or(0.0);
@@ -231,11 +248,13 @@ mod tests {
         json!({
             "version": 1,
             "machine": {"name": "laptop", "mode": "client", "uptime_s": 7800,
-                "listen": ["127.0.0.1:11434", "[::1]:11434"], "discovery": "to port 11436/udp"},
+                "listen": ["127.0.0.1:11434", "[::1]:11434"], "discovery": "to port 11436/udp",
+                "keys": 1, "unpaired": true},
             "limits": {"connections": [{"now": 4, "max": 2048, "max_per_source": 1024}]},
             "queue": {"length": 3, "longest_wait_s": 4.2},
             "servers": [
                 {"name": "desktop", "origin": "discovered", "addresses": ["192.168.1.20:11435"],
+                 "encrypted": true,
                  "health": "ready", "rest": null, "round_trip_ms": 0.42, "ollama": "0.13.1",
                  "in_flight": 2, "limit": 4, "tokens_per_s": 41.2, "bytes_up": 1e9,
                  "bytes_down": 3e8, "models": [{"name": "llama3.2:1b", "loaded": true},
@@ -254,10 +273,10 @@ mod tests {
     fn the_picture_at_80_columns() {
         let style = Style { width: 80, is_coloured: false };
         let want = "\
-SERVER   ADDRESS       STATE    TRIP  OLLAMA  BUSY  TOK/S   BYTES
-desktop  192.168.1.20  ready  0.4 ms  0.13.1   2/4   41.2  1.3 GB
+SERVER   ADDRESS       STATE    TRIP  OLLAMA  KEY  BUSY  TOK/S   BYTES
+desktop  192.168.1.20  ready  0.4 ms  0.13.1  yes   2/4   41.2  1.3 GB
     loaded: llama3.2:1b, evil?[2J
-nas      nas:9999      down        -  -          0      -     0 B
+nas      nas:9999      down        -  -       -       0      -     0 B
     for 12 s: connection refused
 
 queue      3 waiting, the longest for 4 s
@@ -266,6 +285,7 @@ this       laptop, client for 2 h 10 m
 listens on 127.0.0.1:11434 [::1]:11434
 discovery  to port 11436/udp
 clients    4 of 2048 connections, at most 1024 from one address
+keys       1; machines without one are talked to unencrypted
 warning    nas is down: connection refused";
         assert_eq!(lines(&picture(), style).join("\n"), want);
     }
