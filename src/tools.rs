@@ -19,6 +19,8 @@ use std::process::ExitCode;
 
 use crate::cli::{self, Tool, Verb};
 use crate::config::Settings;
+use crate::keyring::{Keyring, KeysError};
+use crate::wire::Identity;
 
 /// Where an ollana that the system runs keeps what it keeps.
 const SERVICE_DIR: &str = "/var/lib/ollana";
@@ -59,6 +61,13 @@ fn print(text: &str) -> Result<(), String> {
         }
         _ => Ok(()),
     }
+}
+
+/// The keys of this machine's ollana, as far as we may see them.
+fn keyring(settings: &Settings) -> Result<Keyring, KeysError> {
+    let dir = state_dir(settings).ok().or_else(|| settings.state_dir.clone());
+    let file = settings.key_file.as_deref();
+    Keyring::open(Identity([0; 16]), dir.as_deref(), file, settings.unpaired)
 }
 
 /// Where keys are kept: the place that was named, else the service's, else the user's own.

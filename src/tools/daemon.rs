@@ -8,7 +8,7 @@ use crate::config::{OLLAMA_PORT, POOLED_PORT, SERVER_PORT, Settings};
 use crate::upstream;
 
 /// Where a daemon with these settings may be.
-fn places(settings: &Settings) -> Vec<SocketAddr> {
+pub(super) fn places(settings: &Settings) -> Vec<SocketAddr> {
     let given: Vec<SocketAddr> = settings.listen.iter().chain(&settings.share).copied().collect();
     if given.is_empty() {
         let here = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));

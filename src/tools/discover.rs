@@ -6,8 +6,6 @@ use super::screen;
 use super::table::{Align, Cell, Row, Style, Tone, clean, round_trip, table, wrap};
 use crate::cli::Tool;
 use crate::discovery::{Answer, Way, scan};
-use crate::keyring::Keyring;
-use crate::wire::Identity;
 
 /// Looks around once and prints who answered.
 ///
@@ -18,10 +16,7 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
         0 => return Err("--discovery-port 0 turns the discovery off".to_owned()),
         port => port,
     };
-    let settings = &tool.settings;
-    let (dir, file) = (settings.state_dir.as_deref(), settings.key_file.as_deref());
-    let keyring = Keyring::open(Identity([0; 16]), dir, file, settings.unpaired);
-    let keys = keyring.map_err(|error| error.to_string())?.keys();
+    let keys = super::keyring(&tool.settings).map_err(|error| error.to_string())?.keys();
     let (ways, answers) = scan(port, &tool.settings.interfaces, &keys)
         .map_err(|error| format!("cannot look for servers: {error}"))?;
     let text = match tool.has("json") {

@@ -6,6 +6,7 @@ mod firewall;
 mod holders;
 mod local;
 mod report;
+mod running;
 mod servers;
 
 use std::io::{self, IsTerminal, Write};
@@ -16,8 +17,8 @@ use crate::cli::Tool;
 use crate::config::Settings;
 use crate::interfaces::{self, Interface};
 use crate::keyring::Keyring;
-use crate::wire::Identity;
 use report::Report;
+use running::Running;
 
 /// Exit code 0: nothing has to be done; 1: something has.
 pub(super) fn run(tool: &Tool) -> ExitCode {
@@ -35,6 +36,8 @@ pub(super) fn run(tool: &Tool) -> ExitCode {
 
 fn examine(settings: &Settings) -> Report {
     let mut report = Report::default();
+    let running = Running::ask(settings);
+    let settings = &running.settings(settings);
     let keyring = keyring(&mut report, settings);
     let here = local::look(settings);
     report.about("this machine");
@@ -48,13 +51,12 @@ fn examine(settings: &Settings) -> Report {
     report.about("firewall");
     firewall::look(&mut report, settings, here.is_server);
     report.about("servers");
-    servers::look(&mut report, settings, &here, &interfaces, &Arc::new(keyring));
+    servers::look(&mut report, settings, &here, &interfaces, &Arc::new(keyring), &running);
     report
 }
 
 fn keyring(report: &mut Report, settings: &Settings) -> Keyring {
-    let (dir, file) = (settings.state_dir.as_deref(), settings.key_file.as_deref());
-    Keyring::open(Identity([0; 16]), dir, file, settings.unpaired).unwrap_or_else(|error| {
+    super::keyring(settings).unwrap_or_else(|error| {
         report.about("keys");
         report.wrong(error.to_string(), "the line above says it; ollana does not start like this");
         Keyring::none()

@@ -1,6 +1,8 @@
 //! Broken networks, and what `ollana doctor` says about them: the right line, and its exit code.
 
+use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use super::basics::works;
@@ -68,6 +70,35 @@ fn a_network_that_works_is_well() {
     assert_says(&findings, "ok Ollama here", "answers at http://127.0.0.1:11434");
     assert_says(&findings, "ok ports", "0.0.0.0:11435: ollana");
     assert_says(&findings, "ok servers", "own server answers UDP 11436");
+}
+
+/// A service has its options from a file; the doctor is called without any.
+#[test]
+fn what_the_running_ollana_goes_by_is_known() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let (server, client) = (lan.host(&[("eth0", 0)]), lan.host(&[("eth0", 0)]));
+    let key = client.dir().join("key");
+    fs::write(&key, "5eed".repeat(16)).expect("a key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("a key of ours");
+    let key = key.to_str().expect("a path");
+    // As a takeover leaves it.
+    let _ollama = Ollama::listen(&server, "127.0.0.1:11438", "gpu");
+    let both = ["--mode", "both", "--ollama", "127.0.0.1:11438", "--key-file", key];
+    let _server = Daemon::start(&server, &both);
+    let address = server.address(0).to_string();
+    let _client =
+        Daemon::start(&client, &["--key-file", key, "--server", &address, "--discovery-port", "0"]);
+    takes("found", limits::FOUND, || works(&client));
+    let (code, findings) = doctor(&server, &[]);
+    assert_eq!((code, complaints(&findings)), (0, 0), "{findings:#?}");
+    assert_says(&findings, "ok Ollama here", "answers at http://127.0.0.1:11438");
+    let (code, findings) = doctor(&client, &[]);
+    assert_eq!((code, complaints(&findings)), (0, 0), "{findings:#?}");
+    assert_says(&findings, "note servers: of ollana's keys (1)", "may see 0");
+    assert_says(&findings, "ok servers", "the ollana that runs here uses it");
+    let (code, findings) = doctor(&client, &["--key-file", key]);
+    assert_eq!((code, complaints(&findings)), (0, 0), "{findings:#?}");
+    assert_says(&findings, "ok servers", ", encrypted, HTTP ");
 }
 
 #[test]

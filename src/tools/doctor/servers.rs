@@ -9,6 +9,7 @@ use std::thread;
 use super::ask::{self, Heard, Way};
 use super::local::Here;
 use super::report::Report;
+use super::running::Running;
 use crate::config::Settings;
 use crate::interfaces::{Interface, Links};
 use crate::keyring::Keyring;
@@ -49,8 +50,10 @@ pub(super) fn look(
     here: &Here,
     interfaces: &[Interface],
     keyring: &Arc<Keyring>,
+    running: &Running,
 ) {
     let links = Links::now();
+    let is_blind = running.hides_keys(report, keyring);
     let is_own =
         |ip: IpAddr| ip.is_loopback() || interfaces.iter().any(|one| IpAddr::V4(one.address) == ip);
     let mut servers = known(report, settings);
@@ -64,13 +67,16 @@ pub(super) fn look(
         let keys: Vec<_> = keyring.keys().into_iter().take(KEYS).collect();
         let (answers, failed) = ask::scan(&ways, &keys);
         heard = answers;
-        for (name, error) in failed {
+        // A server that can't be reached is told by its own line.
+        for (name, error) in failed.into_iter().filter(|(name, _)| name != DIRECT) {
             report.warn(
                 format!("a probe through {name} can't be sent: {error}"),
                 "look at this machine's firewall and at the interface: ip address",
             );
         }
-        own_discovery(report, here, &heard, udp);
+        if !is_blind {
+            own_discovery(report, here, &heard, udp);
+        }
     }
     for answer in heard.iter().filter(|answer| !is_own(answer.from.ip())) {
         let address = SocketAddr::new(answer.from.ip(), answer.http_port);
@@ -87,16 +93,21 @@ pub(super) fn look(
         server.broadcast = broadcast.into_iter().next();
     }
     check_all(&mut servers, settings, keyring);
-    let works = servers.iter().any(Server::works);
+    let works = servers.iter().any(|server| server.works() || running.uses(server.address));
     for server in &servers {
-        judge(report, server, udp, works, links.contain(server.address.ip()));
+        if !server.works() && running.uses(server.address) {
+            report.well(format!("{}: the ollana that runs here uses it", server.label()));
+            continue;
+        }
+        let is_near = links.contain(server.address.ip());
+        judge(report, server, udp, works, is_near, keyring.encrypts(server.address));
     }
     skew(report, &servers);
     let used: Vec<&str> = interfaces.iter().map(|one| one.name.as_str()).collect();
     if !servers.iter().any(|server| server.broadcast.is_some()) && udp != 0 && !used.is_empty() {
         let text =
             format!("no server of the LAN answered a broadcast on {} in 2 s", used.join(", "));
-        match (here.is_client, works) {
+        match (here.is_client, works || is_blind) {
             (true, false) => report.wrong(
                 text,
                 "start ollana on the machine with Ollama, and open UDP 11436 and TCP 11435 there; \
@@ -193,7 +204,14 @@ fn check_all(servers: &mut [Server], settings: &Settings, keyring: &Arc<Keyring>
     });
 }
 
-fn judge(report: &mut Report, server: &Server, udp: u16, works: bool, is_near: bool) {
+fn judge(
+    report: &mut Report,
+    server: &Server,
+    udp: u16,
+    works: bool,
+    is_near: bool,
+    encrypted: Option<bool>,
+) {
     let label = server.label();
     let port = server.address.port();
     let heard = server.direct.as_ref().or(server.broadcast.as_ref());
@@ -202,7 +220,13 @@ fn judge(report: &mut Report, server: &Server, udp: u16, works: bool, is_near: b
             let time = |time: std::time::Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
             let by_udp =
                 heard.map_or(String::new(), |one| format!(", UDP {}", time(one.round_trip)));
-            let text = format!("{label}: Ollama {version}, HTTP {}{by_udp}", time(*round_trip));
+            let hop = match encrypted {
+                Some(true) => "encrypted, ",
+                Some(false) => "not encrypted, ",
+                None => "",
+            };
+            let http = time(*round_trip);
+            let text = format!("{label}: Ollama {version}, {hop}HTTP {http}{by_udp}");
             match (&server.broadcast, &server.direct, is_near) {
                 _ if udp == 0 => report.well(text),
                 (Some(heard), ..) => {

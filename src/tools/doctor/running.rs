@@ -1,0 +1,80 @@
+//! What the ollana that runs here goes by: a service gets its options from files that whoever calls
+//! the doctor knows nothing of.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use super::ask;
+use super::report::Report;
+use crate::config::{ModeChoice, SERVER_PORT, Settings, parse_host_port, parse_ollama};
+use crate::keyring::Keyring;
+use crate::tools::daemon;
+use crate::tools::table::{figure, list, word};
+
+/// Its state, as `ollana status` shows it; null when none runs.
+#[derive(Debug, Default)]
+pub(super) struct Running(Value);
+
+impl Running {
+    pub(super) fn ask(settings: &Settings) -> Self {
+        // Whoever else holds one of the ports may never answer.
+        let is_ours = |address: &SocketAddr| {
+            ask::get(*address, "Host: localhost").is_ok_and(|answer| answer.is_from_ollana())
+        };
+        let Some(address) = daemon::places(settings).into_iter().find(is_ours) else {
+            return Running::default();
+        };
+        let there = Settings { listen: vec![address], share: Vec::new(), ..settings.clone() };
+        let state = daemon::state(&there, "/ollana/status?brief");
+        Running(state.map(|(_, state)| state).unwrap_or_default())
+    }
+
+    /// What was asked for, and where nothing was, what the daemon has.
+    pub(super) fn settings(&self, asked: &Settings) -> Settings {
+        let mut settings = asked.clone();
+        let given = |origin: &str| {
+            let servers = list(&self.0, "servers").iter();
+            let found: Vec<String> = servers
+                .filter(|server| word(server, "origin") == origin)
+                .map(|server| word(server, "given"))
+                .collect();
+            found
+        };
+        if settings.ollama.is_none() {
+            settings.ollama = given("local").first().and_then(|url| parse_ollama(url).ok());
+        }
+        // Client and server follow from what is there; this doesn't.
+        let mode = self.0.get("machine").map(|machine| word(machine, "mode"));
+        if settings.mode == ModeChoice::Auto && mode.is_some_and(|mode| mode == "both") {
+            settings.mode = ModeChoice::Both;
+        }
+        if settings.servers.is_empty() {
+            let parse = |name: &String| parse_host_port(name, SERVER_PORT).ok();
+            settings.servers = given("named").iter().filter_map(parse).collect();
+        }
+        settings
+    }
+
+    /// Whether it has keys that we don't, which is told: asked without them, paired machines are
+    /// silent or refuse us.
+    pub(super) fn hides_keys(&self, report: &mut Report, keyring: &Keyring) -> bool {
+        let known = keyring.keys().len() as f64;
+        let keys = self.0.get("machine").and_then(|machine| figure(machine, "keys"));
+        let Some(keys) = keys.filter(|keys| *keys > known) else { return false };
+        report.hint(
+            format!("of ollana's keys ({keys}), this command may see {known}"),
+            "sudo ollana doctor, with the --key-file that ollana has",
+        );
+        true
+    }
+
+    /// Whether it uses the server at this address.
+    pub(super) fn uses(&self, address: SocketAddr) -> bool {
+        let address = address.to_string();
+        list(&self.0, "servers").iter().any(|server| {
+            let mut addresses = list(server, "addresses").iter();
+            word(server, "health") == "ready" && addresses.any(|one| *one == address.as_str())
+        })
+    }
+}
