@@ -72,6 +72,7 @@ impl Journal {
     pub fn start(file: Option<&Path>, format: LogFormat) -> io::Result<(Self, Lines)> {
         let place = match file {
             Some(path) => Place::File { path: path.to_owned(), file: open(path)? },
+            None if is_systemds() && format == LogFormat::Text => Place::Journald,
             None => Place::Stderr,
         };
         let shared = Arc::new(Shared::default());
@@ -125,9 +126,32 @@ fn open(path: &Path) -> io::Result<File> {
     Ok(File::from(rustix::fs::open(path, flags, mode)?))
 }
 
+/// Whether stderr is systemd's journal (systemd.exec(5), `JOURNAL_STREAM`).
+fn is_systemds() -> bool {
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    let Ok(about) = rustix::fs::fstat(io::stderr()) else { return false };
+    stream == format!("{}:{}", about.st_dev, about.st_ino)
+}
+
+/// A line as systemd's journal takes it, which has the time itself and knows levels by number
+/// (sd-daemon(3)): `<4>backend down …`.
+fn for_journald(line: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(line);
+    let parts = text.split_once(" [").and_then(|(_, rest)| rest.split_once("] "));
+    let Some((level, message)) = parts else { return line.to_vec() };
+    let number = match level {
+        "ERROR" => 3,
+        "WARN" => 4,
+        "INFO" => 6,
+        _ => 7,
+    };
+    format!("<{number}>{message}").into_bytes()
+}
+
 #[derive(Debug)]
 enum Place {
     Stderr,
+    Journald,
     File { path: PathBuf, file: File },
 }
 
@@ -177,7 +201,10 @@ impl Writer {
         if lost > 0 {
             bytes.extend(self.own_line(&format!("log lines lost lines={lost}")));
         }
-        bytes.extend(line);
+        match self.place {
+            Place::Journald => bytes.extend(for_journald(&line)),
+            _ => bytes.extend(line),
+        }
         let Err(written) = self.put(&bytes) else {
             self.is_torn = false;
             return;
@@ -193,7 +220,7 @@ impl Writer {
         let mut written = 0;
         while written < bytes.len() {
             let result = match &mut self.place {
-                Place::Stderr => io::stderr().write(&bytes[written..]),
+                Place::Stderr | Place::Journald => io::stderr().write(&bytes[written..]),
                 Place::File { file, .. } => file.write(&bytes[written..]),
             };
             match result {
@@ -217,6 +244,7 @@ impl Writer {
     fn own_line(&self, text: &str) -> Vec<u8> {
         match self.format {
             LogFormat::Json => json::line(log::Level::Warn, Some("log"), text),
+            _ if matches!(self.place, Place::Journald) => format!("<4>{text}\n").into_bytes(),
             LogFormat::Text => format!("{} [WARN] {text}\n", now()).into_bytes(),
         }
     }

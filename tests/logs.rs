@@ -235,6 +235,23 @@ fn json_lines_hold_whatever_was_sent() {
 }
 
 #[test]
+fn systemds_journal_gets_levels_and_no_second_time() {
+    let fake = fake();
+    let stream = "JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) exec \"$0\" \"$@\"";
+    for (shell, start) in [(stream, "<6>ready mode=server "), ("exec \"$0\" \"$@\"", "20")] {
+        let process = Process::within(
+            &["sh", "-c", shell],
+            &format!(
+                "--mode server --listen 127.0.0.1:0 --discovery-port 0 --ollama {}",
+                fake.address
+            ),
+        );
+        let line = process.line("ready mode=server");
+        assert!(line.starts_with(start), "{line}");
+    }
+}
+
+#[test]
 fn prompts_and_long_values_stay_out_of_the_log() {
     let fake = fake();
     let process = Process::start(&format!(
