@@ -1,20 +1,22 @@
 #!/bin/sh
 # The fault matrix: what is injected, what must be seen and within what time, what was measured.
 # Runs the tests that inject each fault and puts their figures into one table; fails if one of
-# them did. `make faults` runs it; those in network namespaces need root, ip and nft.
+# them did, or took longer than the limit. `make faults` runs it; those in network namespaces need
+# root, ip and nft. On a slow or busy machine: SLACK=2 make faults.
 set -eu
 cd "$(dirname "$0")/.."
 cargo=${CARGO:-cargo}
+slack=${SLACK:-1}
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
 # fault | tests, all of which must pass | text of the lines whose largest figure is shown
 rows='
-server killed in mid-stream: an explicit error|a_stream_that_breaks_off_is_an_error|killed while streaming|broke
+server killed in mid-stream: an explicit error|a_stream_that_breaks_off_is_an_error|killed mid-stream
 killed before the first byte: inference elsewhere|an_answer_that_has_not_begun_comes_from_another_server|killed before the first byte
 the same for what must not be repeated: 502, once|what_must_not_be_repeated_fails_once|killed while uploading
 connect refused: next server|requests_move_to_the_other_server|killed, next request answered
-SYN swallowed: next server|a_server_that_swallows_connections_is_passed_over|swallow
+SYN swallowed: next server|a_server_that_swallows_connections_is_passed_over|swallowed to the next
 stale pooled connection: invisible|a_connection_that_goes_stale_as_it_is_used,an_ollama_that_restarts_between_two_requests|
 old connection to a vanished server: rescued|a_request_on_an_old_connection_to_a_vanished_server_is_rescued|vanished
 an Ollama that stays silent: no limit|a_long_silence_of_the_ollama_is_no_matter|
@@ -24,9 +26,9 @@ SIGSTOP: out of rotation, its stream kept|a_frozen_server_loses_new_requests_and
 partition and heal: back in use|a_partition_heals|healed to first answer
 the server has a new address: used, one entry|a_servers_new_address_is_used|address
 Ollama stops and starts behind its server|ollama_stops_and_starts_behind_its_server|Ollama
-hang-up while waiting: Ollama closed|while_waiting_for_the_first_token|
-hang-up while streaming: Ollama closed|while_streaming|
-hang-up while uploading: Ollama closed|netns::hangup::while_uploading|
+hang-up while waiting: Ollama closed|while_waiting_for_the_first_token|hang-up while
+hang-up while streaming: Ollama closed|while_streaming|hang-up while
+hang-up while uploading: Ollama closed|netns::hangup::while_uploading|hang-up while
 1,000 streams: every byte there|a_thousand_streams_at_once|
 EMFILE for 10 s: serving at once afterwards|no_descriptors_for_ten_seconds|EMFILE over
 no thread can be started: 503, then serving|no_thread_can_be_started|RLIMIT_NPROC 30, all gone
@@ -44,18 +46,18 @@ log disk full, stderr closed: no request waits|a_log_that_cannot_be_written|slow
 log reader stalled or gone: no request waits|a_log_that_nobody_reads_stalls_no_request,nobody_reads_its_log|
 port taken: exit, names port and holder|the_port_is_taken,a_port_that_is_taken_is_named_with_a_way_out|port taken
 self-loop: 508, never ready|a_request_that_comes_back_is_refused_at_once,proxies_that_lead_to_themselves_are_never_ready|
-two NICs: one entry|two_ways_to_one_server_are_one_entry|
+two NICs: one entry|two_ways_to_one_server_are_one_entry|one way lost
 flapping at 1 Hz: one line per edge, then back|a_flapping_server_is_one_entry_and_one_line_per_edge|flapping ended
 RST storm of 8,000: serving|a_storm_of_resets|slowest request
 misbehaviour at random on both sides: none lost|whatever_both_sides_do,whatever_two_servers_do|
 '
 # What loads this machine runs alone.
-$cargo test --no-fail-fast --test faults -- --nocapture --test-threads 1 >"$log" 2>&1 || true
-$cargo test --no-fail-fast --test netns --test stop --test start --test stale --test bounds \
+$cargo test --release --no-fail-fast --test faults -- --nocapture --test-threads 1 >"$log" 2>&1 || true
+$cargo test --release --no-fail-fast --test netns --test stop --test start --test stale --test bounds \
     --test load --test chaos -- --nocapture --test-threads 2 >>"$log" 2>&1 || true
 
 printf '%-49s%12s%12s  %s\n' "fault: what must be seen" "measured ms" "limit ms" verdict
-echo "$rows" | awk -F'|' -v log_file="$log" '
+echo "$rows" | awk -F'|' -v log_file="$log" -v slack="$slack" '
     BEGIN {
         while ((getline line < log_file) > 0) {
             if (match(line, /test [a-z_:0-9]+ \.\.\. (ok|FAILED|ignored)/)) {
@@ -89,13 +91,14 @@ echo "$rows" | awk -F'|' -v log_file="$log" '
             for (n = 1; n <= count; n++) {
                 hit = 0
                 for (p = 3; p <= NF; p++) if ($p != "" && index(said[n], $p)) hit = 1
-                mine = index(whose[n], tests[t]) || whose[n] == "fault"
+                short = tests[t]
+                sub(/^netns::/, "", short)
+                mine = index(whose[n], short) || whose[n] == "fault"
                 if ($3 == "" && whose[n] != "fault") hit = 1
                 if (hit && mine && took[n] + 0 > worst) { worst = took[n] + 0; bound = limit[n] }
             }
         }
-        # A busy machine may take twice as long.
-        if (result == "ok" && worst > 2 * bound) result = "too slow"
+        if (result == "ok" && worst > slack * bound) result = "too slow"
         if (result != "ok") bad++
         printf "%-49s%12s%12s  %s\n", $1, (worst < 0 ? "-" : worst), bound, result
     }

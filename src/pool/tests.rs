@@ -247,6 +247,16 @@ fn a_server_that_was_away_for_long_is_seen_as_soon_as_it_is_back() {
     }
     let longest = asked.windows(2).map(|pair| pair[1] - pair[0]).max().expect("checks");
     assert!(longest <= ms(2500), "{longest:?} between two checks");
+    // A discovered one is asked in the moment in which it is heard again.
+    let mut w = World::new();
+    let id = w.server(1);
+    w.down(id);
+    w.pass(ms(30_000));
+    w.checks();
+    w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
+    w.pass(ms(10));
+    w.input(sighting(1, 1, 1));
+    assert_eq!(w.checks(), [(id, Target::Address(address(1)))]);
 }
 
 #[test]
