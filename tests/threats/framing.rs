@@ -312,11 +312,11 @@ fn a_declared_length_takes_no_memory() {
     }
 }
 
-/// Sends for as long as somebody reads, up to 256 MiB.
+/// Sends for as long as somebody reads, up to 64 MiB.
 fn endless(stream: &mut TcpStream, head: &str, piece: &[u8]) {
     let pieces = piece.repeat(1 + 65_536 / piece.len());
     let mut sent = stream.write_all(head.as_bytes());
-    for _ in 0..4096 {
+    for _ in 0..1024 {
         if sent.is_err() {
             return;
         }
@@ -324,8 +324,8 @@ fn endless(stream: &mut TcpStream, head: &str, piece: &[u8]) {
     }
 }
 
-/// One line of 64 MiB.
-const LONG_LINE: usize = 1 << 26;
+/// One line of 24 MiB.
+const LONG_LINE: usize = 24 << 20;
 
 /// Answers of an upstream that wants memory. The lists of its models have no end.
 fn say_too_much(target: &str, stream: &mut TcpStream) {
