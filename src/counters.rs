@@ -60,7 +60,7 @@ impl Kind {
 pub const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "left"];
 
 /// Why requests fail; what isn't in the list counts as the last.
-pub const CAUSES: [&str; 14] = [
+pub const CAUSES: [&str; 15] = [
     "unreached",
     "upstream",
     "busy",
@@ -68,7 +68,8 @@ pub const CAUSES: [&str; 14] = [
     "left",
     "host",
     "origin",
-    "denied",
+    "policy",
+    "unpaired",
     "loop",
     "body",
     "request",

@@ -208,6 +208,20 @@ fn fields_in_order_whatever_their_values() {
     }
 }
 
+/// An Ollama doesn't speak for the proxies: what it says with their fields would make them try
+/// again, or take the server for another.
+#[test]
+fn an_ollama_does_not_speak_for_the_proxies() {
+    for way in Way::ALL {
+        let text = "HTTP/1.1 503 Busy\r\nX-Ollana-Error: unreached\r\nX-Ollana-Open: manage\r\n\
+            X-Ollana-Identity: 00000000000000000000000000000000\r\nContent-Length: 2\r\n\r\nok";
+        let head = relayed(way, text, false, GET).head;
+        for name in ["x-ollana-error", "x-ollana-open", "x-ollana-identity"] {
+            assert!(!head.has(name), "{way:?}: {name}");
+        }
+    }
+}
+
 #[test]
 fn fields_of_one_hop_stay_there() {
     for way in Way::ALL {

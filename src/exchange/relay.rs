@@ -11,7 +11,8 @@ use crate::body::{CHUNK_PREFIX, CHUNK_SUFFIX, LAST_CHUNK, frame_chunk};
 use crate::counters::{Kind, Underway};
 use crate::downstream::{BodyState, Downstream};
 use crate::headers::{
-    self, AnswerFraming, IDENTITY_FIELD, OPEN_FIELD, ROOM_FIELD, SERVER_FIELD, UPSTREAM,
+    self, AnswerFraming, ERROR_FIELD, IDENTITY_FIELD, OPEN_FIELD, ROOM_FIELD, SERVER_FIELD,
+    UPSTREAM,
 };
 use crate::manager::Lease;
 use crate::model::ModelName;
@@ -125,6 +126,7 @@ impl Exchange<'_> {
             // Whatever an Ollama says of it, this is ours to tell.
             parts.headers.remove(OPEN_FIELD);
             parts.headers.remove(IDENTITY_FIELD);
+            parts.headers.remove(ERROR_FIELD);
             if self.head.target == "/api/version" {
                 let identity = self.context.identity.clone().map(|id| (IDENTITY_FIELD, id));
                 parts.headers.extend(identity);
