@@ -244,6 +244,18 @@ mod tests {
     use crate::wire::Identity;
 
     #[test]
+    fn who_says_nothing_in_time_is_let_go() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _silent = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, from) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let mut guest = Guest::new(stream, from.ip());
+        assert!(matches!(guest.hear(), Ok(false)) && guest.deadline > Instant::now());
+        guest.deadline = Instant::now();
+        assert_eq!(guest.hear().unwrap_err().kind(), ErrorKind::TimedOut);
+    }
+
+    #[test]
     fn a_code_lives_no_longer_for_those_who_connect() {
         let host = Host::open(0).ok().unwrap();
         let own = Own {
