@@ -113,6 +113,17 @@ fn another_key_another_purpose_and_ourselves_are_refused() {
     forged[..CLEAR].copy_from_slice(&hello[..CLEAR]);
     let refused = answer(Purpose::Hop, &key(1), &who(2), &forged).unwrap_err();
     assert_eq!(refused, Broken::Key);
+    // From somebody who knows no more than the key's name, or another code.
+    let clear = Purpose::Hop.clear(key(1).id());
+    let mut state = builder(&key(2).psk(), &clear).unwrap().build_initiator().unwrap();
+    let mut forged = vec![0; Purpose::Hop.hello_len()];
+    forged[..CLEAR].copy_from_slice(&clear);
+    state.write_message(&who(1).encode(Purpose::Hop), &mut forged[CLEAR..]).unwrap();
+    let refused = answer(Purpose::Hop, &key(1), &who(2), &forged).unwrap_err();
+    assert_eq!(refused, Broken::Key);
+    let (_, guess) = call(Purpose::Pairing, &key(2), &who(1)).unwrap();
+    let refused = answer(Purpose::Pairing, &key(1), &who(2), &guess).unwrap_err();
+    assert_eq!(refused, Broken::Key);
     // Sent back to its sender, as a call and as an answer.
     let refused = answer(Purpose::Hop, &key(1), &who(1), &hello).unwrap_err();
     assert_eq!(refused, Broken::Mirror);
