@@ -401,6 +401,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::noise::{self, Purpose};
     use crate::state::random;
 
     fn folder() -> PathBuf {
@@ -529,6 +530,25 @@ mod tests {
         }
         keyring.note(address(MAX_WAYS), Way::Key(machine(1).id()));
         assert_eq!(keyring.state().ways.len(), MAX_WAYS);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_key_that_goes_during_a_handshake_is_missed() {
+        let dir = folder();
+        update(&dir, |peers| peers::add(peers, machine(1))).unwrap();
+        let keyring = open(&dir, None);
+        let line = |key: Key| {
+            let who = |n| Introduction::of(Identity([n; 16]));
+            let (_, hello) = noise::call(Purpose::Hop, &key, &who(1)).unwrap();
+            let (_, greeted) = noise::answer(Purpose::Hop, &key, &who(2), &hello).unwrap();
+            let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+            let line = Line::new(std::os::fd::OwnedFd::from(socket).into());
+            line.encrypt(greeted.session, key.id());
+            Arc::new(line)
+        };
+        assert!(keyring.watch(&line(machine(1).key)));
+        assert!(!keyring.watch(&line(machine(2).key)), "nobody would cut it");
         fs::remove_dir_all(&dir).unwrap();
     }
 

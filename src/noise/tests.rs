@@ -213,6 +213,10 @@ fn each_use_has_a_key_of_its_own() {
     assert_ne!(key.psk(), *key.bytes());
     assert_ne!(key.psk()[..8], key.id().0);
     assert_ne!(Key::of_code("k7pm2xvd9q"), Key::of_code("k7pm2xvd9r"));
+    let unstretched = derive(&[0; 32], b"ollana code", b"k7pm2xvd9q");
+    assert_ne!(Key::of_code("k7pm2xvd9q").bytes(), &unstretched, "each guess costs time");
     assert_ne!(Key::of_halves(&[1; 32], &[2; 32]), Key::of_halves(&[2; 32], &[1; 32]));
+    assert_ne!(Key::of_halves(&[1; 32], &[2; 32]), Key::of_halves(&[1; 32], &[3; 32]));
+    assert_ne!(Key::of_halves(&[1; 32], &[2; 32]), Key::of_halves(&[3; 32], &[2; 32]));
     assert_eq!(format!("{key:?}"), format!("Key({})", key.id()), "the log never has a secret");
 }
