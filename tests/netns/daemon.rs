@@ -136,6 +136,15 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        if std::env::var_os("LLVM_PROFILE_FILE").is_some() {
+            // For `make coverage`, as in tests/support/process.rs.
+            for _ in 0..2 {
+                if matches!(self.child.try_wait(), Ok(None)) {
+                    let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+                }
+                thread::sleep(Duration::from_millis(200));
+            }
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         if let Some(reader) = self.reader.take() {

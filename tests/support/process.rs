@@ -197,6 +197,16 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if std::env::var_os("LLVM_PROFILE_FILE").is_some() {
+            // For `make coverage`: what was reached is written at an end, once to drain, once more
+            // to end at once.
+            for _ in 0..2 {
+                if matches!(self.child.try_wait(), Ok(None)) {
+                    let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+                }
+                thread::sleep(std::time::Duration::from_millis(200));
+            }
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
