@@ -25,11 +25,6 @@ impl Attempts {
         &self.tried
     }
 
-    /// It is sent again to the same backend, because the connection turned out to be an old one.
-    pub fn note_stale(&mut self, may_have_arrived: bool) {
-        self.resent |= may_have_arrived;
-    }
-
     /// An attempt failed, or was answered poorly. Whether another backend may have it next; if so,
     /// it is taken to get it.
     pub fn may_go_on(&mut self, id: BackendId, outcome: Outcome, is_replayable: bool) -> bool {
@@ -60,13 +55,6 @@ mod tests {
         go(true, &[(Unreachable, true), (Failed, true), (Unreachable, true), (Overloaded, false)]);
         go(false, &[(Unreachable, true), (Unreachable, true), (Overloaded, false)]);
         go(false, &[(Failed, false)]);
-        let mut resent = Attempts::new(true);
-        resent.note_stale(true);
-        assert!(resent.may_go_on(id, Unreachable, true), "nobody got that one");
-        assert!(!resent.may_go_on(id, Failed, true), "the old connection may have brought it");
-        let mut unsent = Attempts::new(true);
-        unsent.note_stale(false);
-        assert!(unsent.may_go_on(id, Failed, true));
         let gone = Attempts::new(true).may_go_on(id, Unreachable, false);
         assert!(!gone, "the body is not there any more");
     }

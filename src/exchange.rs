@@ -283,7 +283,6 @@ impl Exchange<'_> {
             }
             if failed.stale && body.is_replayable() {
                 // Nothing is known against the server; the connection was just old.
-                attempts.note_stale(!failed.unreached);
                 fresh = true;
                 next_lease = Some(leased);
                 self.context.presence.counters().retried(Retry::Stale);
