@@ -1,9 +1,6 @@
 //! What one hop may pass on of a head: end-to-end fields, `Via`, the framing of an answer. Pure.
 
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, GetAll, HOST, HeaderName, HeaderValue, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE, VIA,
-};
+use http::header::{CONNECTION, EXPECT, GetAll, HOST, HeaderName, HeaderValue, VIA};
 use http::{HeaderMap, StatusCode};
 
 /// Names the server that answered.
@@ -37,17 +34,6 @@ pub fn connection_tokens(values: GetAll<'_, HeaderValue>) -> impl Iterator<Item 
         .filter(|token| !token.is_empty())
 }
 
-const HOP_BY_HOP: [HeaderName; 8] = [
-    CONNECTION,
-    CONTENT_LENGTH,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
-
 /// Drops what belongs to this hop alone: the fields of RFC 9110 §7.6.1 and every field that
 /// `Connection` names. Framing fields go too; the next hop gets its own.
 pub fn strip_hop_by_hop(fields: &mut HeaderMap) {
@@ -59,9 +45,24 @@ pub fn strip_hop_by_hop(fields: &mut HeaderMap) {
             fields.remove(name);
         }
     }
-    for name in HOP_BY_HOP {
+    let own: Vec<HeaderName> = fields.keys().filter(|name| is_hop_by_hop(name)).cloned().collect();
+    for name in own {
         fields.remove(name);
     }
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "content-length"
+            | "keep-alive"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
 }
 
 /// Makes a client's fields fit for the next hop, `via` being this proxy's pseudonym.
