@@ -45,8 +45,7 @@ pub fn strip_hop_by_hop(fields: &mut HeaderMap) {
             fields.remove(name);
         }
     }
-    let own: Vec<HeaderName> = fields.keys().filter(|name| is_hop_by_hop(name)).cloned().collect();
-    for name in own {
+    while let Some(name) = fields.keys().find(|name| is_hop_by_hop(name)).cloned() {
         fields.remove(name);
     }
 }
@@ -71,9 +70,8 @@ pub fn prepare_request(fields: &mut HeaderMap, via: &HeaderValue) {
     fields.remove(HOST);
     fields.remove(EXPECT);
     // What proxies of ours tell each other is not for a client to say.
-    let ours: Vec<HeaderName> =
-        fields.keys().filter(|name| name.as_str().starts_with("x-ollana-")).cloned().collect();
-    for name in ours {
+    let is_ours = |name: &&HeaderName| name.as_str().starts_with("x-ollana-");
+    while let Some(name) = fields.keys().find(is_ours).cloned() {
         fields.remove(name);
     }
     fields.append(VIA, via.clone());
