@@ -163,6 +163,7 @@ impl Exchange<'_> {
         let first_byte = self.started.elapsed();
         let is_counted = self.route.kind == Kind::Generate && status.is_success();
         let is_json = content_type.is_some_and(|media| media.starts_with("application/json"));
+        drop(parts); // It was sent; the body may take minutes.
         let mut copy = Copy {
             framing,
             format,
