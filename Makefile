@@ -4,7 +4,7 @@ CARGO  ?= cargo
 PREFIX ?= /usr/local
 TARGET ?= $(shell uname -m)-unknown-linux-musl
 
-.PHONY: help run build test check lint doc netns e2e desync page faults soak coverage bench static deb install uninstall clean
+.PHONY: help run build test check lint doc netns e2e desync page boot faults soak coverage bench static deb install uninstall clean
 
 help:
 	@echo "make run      build and show it: a fake Ollama, a server, a client, one chat"
@@ -17,6 +17,7 @@ help:
 	@echo "make soak     a million requests and failures mixed in; SOAK=1h for longer"
 	@echo "make coverage lines that no test reaches"
 	@echo "make page     the page at /ollana/ in headless Chromium, with screenshots"
+	@echo "make boot     clean Debian machines in qemu: install, boot, break, reboot (root)"
 	@echo "make bench    beside nginx and HAProxy (some minutes)"
 	@echo "make build    target/release/ollana"
 	@echo "make static   a static binary for TARGET=$(TARGET)"
@@ -66,6 +67,10 @@ coverage:
 
 page:
 	scripts/page.sh
+
+# One of them: scripts/boot.sh systemd
+boot:
+	@scripts/boot.sh
 
 bench:
 	$(CARGO) bench --bench bench
