@@ -142,7 +142,7 @@ install_all() {
     echo "  install $root$prefix/$program, its man page and completions"
     if [ -n "$unit" ]; then
         echo "  write $unit"
-        echo "  write /etc/default/ollana, unless it is there"
+        [ "$init" = launchd ] || echo "  write /etc/default/ollana, unless it is there"
         case $init in openrc | sysv) echo "  make a system user 'ollana'" ;; esac
         echo "  start ollana now and at every boot ($init)"
     elif [ "$service" = true ] && [ -z "$root" ]; then
@@ -188,7 +188,10 @@ uninstall_all() {
     echo "This will"
     [ -z "$unit" ] || echo "  stop ollana ($init) and remove $unit"
     echo "  remove $root$prefix/$program, its man page and completions"
-    echo "  leave /etc/default/ollana and the state (/var/lib/ollana)"
+    case $init in
+    launchd) echo "  leave the state (/var/db/ollana)" ;;
+    *) echo "  leave /etc/default/ollana and the state (/var/lib/ollana)" ;;
+    esac
     confirm
     if [ -n "$unit" ] && [ -e "$unit" ]; then
         stop_service

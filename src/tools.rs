@@ -23,7 +23,8 @@ use crate::keyring::{Keyring, KeysError};
 use crate::wire::Identity;
 
 /// Where an ollana that the system runs keeps what it keeps.
-const SERVICE_DIR: &str = "/var/lib/ollana";
+const SERVICE_DIR: &str =
+    if cfg!(target_os = "macos") { "/var/db/ollana" } else { "/var/lib/ollana" };
 
 /// Runs a command; exit code 0 means that it was done, 1 that it couldn't be.
 pub fn run(tool: &Tool) -> ExitCode {

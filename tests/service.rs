@@ -230,3 +230,52 @@ fn a_daemon_that_cannot_start_says_so() {
     }
     let _ = fs::remove_dir_all(dir);
 }
+
+/// launchd isn't here; Python reads its file, and launchd.plist(5) knows the keys.
+#[test]
+fn the_property_list_is_launchds() {
+    const READ: &str = "import json, plistlib, sys; \
+                        print(json.dumps(plistlib.load(open(sys.argv[1], 'rb'))))";
+    let path = "scripts/service/org.ollana.ollana.plist";
+    let output = Command::new("python3").args(["-c", READ, path]).output();
+    let Ok(output) = output else { return println!("skipped: no python3 to read it with") };
+    let job: serde_json::Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+    assert_eq!(format!("scripts/service/{}.plist", job["Label"].as_str().unwrap_or("")), path);
+    let known = [
+        ("Label", "string"),
+        ("ProgramArguments", "array"),
+        ("UserName", "string"),
+        ("RunAtLoad", "boolean"),
+        ("KeepAlive", "boolean"),
+        ("ThrottleInterval", "integer"),
+        ("ExitTimeOut", "integer"),
+        ("SoftResourceLimits", "dictionary"),
+    ];
+    for (key, value) in job.as_object().expect("a dictionary") {
+        let kind = match value {
+            serde_json::Value::String(_) => "string",
+            serde_json::Value::Array(_) => "array",
+            serde_json::Value::Bool(_) => "boolean",
+            serde_json::Value::Number(_) => "integer",
+            _ => "dictionary",
+        };
+        assert!(known.contains(&(key.as_str(), kind)), "{key} {kind}");
+    }
+    let words: Vec<&str> = job["ProgramArguments"]
+        .as_array()
+        .expect("words")
+        .iter()
+        .filter_map(serde_json::Value::as_str)
+        .collect();
+    // What it is started with is a command line that ollana knows.
+    let output = Command::new(env!("CARGO_BIN_EXE_ollana"))
+        .args(&words[1..])
+        .arg("--version")
+        .output()
+        .expect("ollana runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(job["SoftResourceLimits"]["NumberOfFiles"].as_u64() >= Some(4096));
+    // Streams have half a minute to finish.
+    assert!(job["ExitTimeOut"].as_u64() > Some(30));
+}

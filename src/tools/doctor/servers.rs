@@ -15,13 +15,12 @@ use crate::interfaces::{Interface, Links};
 use crate::keyring::Keyring;
 use crate::pool::{CheckResult, Known, Target};
 use crate::state;
+use crate::tools::SERVICE_DIR;
 use crate::upstream::{Check, Upstream};
 use crate::wire::OllamaVersion;
 
 /// Most servers that are asked.
 const MOST: usize = 32;
-/// Where a service has its state; root can look.
-const SERVICE_STATE: &str = "/var/lib/ollana";
 /// Most keys that a probe is sent with.
 const KEYS: usize = 4;
 
@@ -151,7 +150,7 @@ fn known(report: &mut Report, settings: &Settings) -> Vec<Server> {
         }
     }
     let own = settings.state_dir.as_deref();
-    let dirs = own.into_iter().chain([Path::new(SERVICE_STATE)]);
+    let dirs = own.into_iter().chain([Path::new(SERVICE_DIR)]);
     for Known { address, name, .. } in dirs.flat_map(state::recall).filter(|k| k.is_present) {
         let is_known = servers.iter().any(|server| server.address.ip() == address.ip());
         if !is_known && !address.ip().is_loopback() && servers.len() < MOST {
