@@ -217,6 +217,18 @@ fn an_ollama_that_the_network_can_use() {
     assert_says(&findings, "warn Ollama here", "Ollama itself answers the network at 10.80.0.");
 }
 
+/// Without a manager of networks, the address stays when the cable is out.
+#[test]
+fn an_interface_that_is_down() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let host = lan.host(&[("eth0", 0)]);
+    host.ip(&["link", "set", "eth0", "down"]);
+    let (code, findings) = doctor(&host, &[]);
+    assert_eq!(code, 1, "{findings:#?}");
+    assert_says(&findings, "wrong servers", "eth0 is down: nothing leaves through it");
+    assert!(!findings.iter().any(|finding| finding.contains("os error")), "{findings:#?}");
+}
+
 #[test]
 fn no_network_at_all() {
     let Some(mut lan) = Lan::new(1) else { return };

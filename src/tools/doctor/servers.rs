@@ -1,6 +1,7 @@
 //! The servers: those that are named, those of the last run, and those that answer a broadcast.
 //! Each is asked over HTTP and over UDP.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
@@ -68,6 +69,13 @@ pub(super) fn look(
         heard = answers;
         // A server that can't be reached is told by its own line.
         for (name, error) in failed.into_iter().filter(|(name, _)| name != DIRECT) {
+            if matches!(error.kind(), ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown) {
+                report.wrong(
+                    format!("{name} is down: nothing leaves through it"),
+                    format!("look at its cable or Wi-Fi, then: ip link set {name} up"),
+                );
+                continue;
+            }
             report.warn(
                 format!("a probe through {name} can't be sent: {error}"),
                 "look at this machine's firewall and at the interface: ip address",
