@@ -63,6 +63,7 @@ class Machine:
         return before, found
 
     def say(self, text):
+        self.shell.settimeout(10)  # While it boots, nobody reads.
         self.shell.sendall(text.encode())
 
     def wait_for_shell(self, seconds=240):
@@ -70,9 +71,9 @@ class Machine:
         begun = time.monotonic()
         token = str(time.monotonic_ns())
         while True:
-            # The shell joins what is apart here, so an echo of this line is no answer.
-            self.say(f"\nstty -echo cols 80; set +H; PS1= PS2= TERM=dumb; printf '\\036%s%s\\036' up {token}\n")
             try:
+                # The shell joins what is apart here, so an echo of this line is no answer.
+                self.say(f"\nstty -echo cols 80; set +H; PS1= PS2= TERM=dumb; printf '\\036%s%s\\036' up {token}\n")
                 self.hear(f"{MARK}up{token}{MARK}", 2)
                 break
             except TimeoutError:
