@@ -114,5 +114,5 @@ ip -n "$lan" tuntap add lan0 mode tap
 ip -n "$lan" address add 10.77.0.1/24 broadcast + dev lan0
 ip -n "$lan" link set lan0 up
 status=0
-ip netns exec "$lan" python3 scripts/boot/checks.py "$cache" "$work" "$binary" "$@" || status=$?
+ip netns exec "$lan" python3 -B scripts/boot/checks.py "$cache" "$work" "$binary" "$@" || status=$?
 exit "$status"
