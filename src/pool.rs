@@ -309,6 +309,8 @@ struct Backend {
     contradicted: Option<Identity>,
     /// When a check showed that this was forged.
     forged_at: Option<Instant>,
+    /// A request couldn't connect; the check that follows tells more.
+    is_unreached: bool,
     /// What tells against it.
     contest: Option<Contest>,
     /// When people were told of that.
@@ -509,10 +511,13 @@ impl Pool {
 
     /// Decides what follows from an input.
     pub fn handle(&mut self, now: Instant, input: Input, actions: &mut Vec<Action>) {
-        let is_about_servers = !matches!(
-            input,
-            Input::Finished(..) | Input::Noted(..) | Input::Watched | Input::Farewell { .. }
-        );
+        let is_about_servers = match &input {
+            Input::Finished(_, report) | Input::Noted(_, report) => {
+                report.outcome == Outcome::Unreachable
+            }
+            Input::Watched | Input::Farewell { .. } => false,
+            _ => true,
+        };
         match input {
             Input::Sighted(sighting) => self.sighted(now, sighting, actions),
             Input::LegacySighted(ip) => self.legacy_sighted(now, ip, actions),
@@ -647,6 +652,7 @@ impl Pool {
             is_confirmed: false,
             contradicted: None,
             forged_at: None,
+            is_unreached: false,
             contest: None,
             told_at: None,
             is_newcomer: false,
@@ -831,6 +837,7 @@ impl Pool {
                 }
             }
             Outcome::Unreachable | Outcome::Failed => {
+                backend.is_unreached |= outcome == Outcome::Unreachable;
                 // Ask it at once whether it is well; the answer decides about its health.
                 backend.next_check = now;
                 backend.failed_at = Some(now);

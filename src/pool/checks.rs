@@ -101,6 +101,7 @@ impl Pool {
                 backend.version = version;
                 backend.open = open;
                 backend.is_confirmed = identity.is_some();
+                backend.is_unreached = false;
                 let claimed = backend.contradicted.take();
                 if let Some(identity) = identity {
                     backend.identity = Some(identity);

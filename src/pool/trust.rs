@@ -74,6 +74,12 @@ impl Backend {
         self.contest.as_ref().is_some_and(|contest| contest.is_held_back)
     }
 
+    /// Whether it may hold back others: it is well, and isn't held back itself, or two that swapped
+    /// their names would both idle.
+    fn is_well(&self) -> bool {
+        self.serves() && !self.is_unreached
+    }
+
     /// Whether requests may go there.
     pub(super) fn serves(&self) -> bool {
         self.health == Health::Ready && !self.is_held_back()
@@ -171,7 +177,7 @@ impl Pool {
             (b.is_discovered(), is_elsewhere, b.id)
         };
         let is_first =
-            |b: &&Backend| b.serves() && b.identity == backend.identity && rank(b) < rank(backend);
+            |b: &&Backend| b.is_well() && b.identity == backend.identity && rank(b) < rank(backend);
         if let Some(twin) =
             self.backends.iter().filter(|_| backend.identity.is_some()).find(is_first)
         {
@@ -199,11 +205,10 @@ impl Pool {
         Some(Contest { reason, is_held_back, is_settled: is_settled && !is_held_back })
     }
 
-    /// Whether a known server is well in another place than this backend, or wasn't asked yet. One
-    /// that is held back itself holds back nobody, or two that swapped their names would both idle.
+    /// Whether a known server is well in another place than this backend, or wasn't asked yet.
     fn may_be_well(&self, owner: &Record, except: usize) -> bool {
         let is_there = |b: &Backend| match b.health {
-            Health::Ready => b.serves() && b.identity == Some(owner.identity),
+            Health::Ready => b.is_well() && b.identity == Some(owner.identity),
             Health::New => b.failures == 0 && b.addresses.first() == Some(&owner.address),
             Health::Down { .. } => false,
         };

@@ -123,9 +123,21 @@ fn another_identity_at_a_known_name_gets_nothing_while_that_one_is_well() {
     let asked = w.pool.pick(w.now, &[], &to("10.0.0.66")).expect("by address");
     assert_eq!(asked.address, address(66));
     // A request that failed on the known one doesn't go to whoever has its name.
-    let desk = w.pool.backends[0].id;
-    let picked = w.pool.pick(w.now, &[desk], &Wanted::default()).expect("the other");
-    assert_eq!(picked.address, address(31));
+    let [desk, other] = [20, 31].map(|host| {
+        let is_there = |b: &&Backend| b.addresses[0] == address(host);
+        w.pool.backends.iter().find(is_there).expect("a server").id
+    });
+    for outcome in [Outcome::Failed, Outcome::Overloaded] {
+        w.input(Input::Noted(desk, outcome.into()));
+        let picked = w.pool.pick(w.now, &[desk, other], &Wanted::default());
+        assert!(picked.is_err(), "{outcome:?}");
+    }
+    // But where the known one can't be reached at all, it does, until a check says otherwise.
+    w.input(Input::Noted(desk, Outcome::Unreachable.into()));
+    let picked = w.pool.pick(w.now, &[desk, other], &Wanted::default()).expect("the last");
+    assert_eq!(picked.address, address(66));
+    w.answer(&[DESK, IMPOSTOR, OTHER]);
+    assert!(w.pool.pick(w.now, &[desk, other], &Wanted::default()).is_err());
 }
 
 #[test]
