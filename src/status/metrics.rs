@@ -136,7 +136,8 @@ type Look = fn(&ServerNow, &View<'_>) -> Option<f64>;
 /// What there is about every server: name, type, help, value.
 const SERVER_FAMILIES: &[(&str, &str, &str, Look)] = &[
     ("ollana_backend_up", "gauge", "Whether the server gets work.", |s, _| {
-        Some(f64::from(u8::from(s.health == HealthNow::Ready)))
+        let is_held_back = s.contest.as_ref().is_some_and(|contest| contest.is_held_back);
+        Some(f64::from(u8::from(s.health == HealthNow::Ready && !is_held_back)))
     }),
     ("ollana_backend_encrypted", "gauge", "Whether the hop to it is encrypted.", |s, view| {
         view.encrypts(s).map(|is| f64::from(u8::from(is)))

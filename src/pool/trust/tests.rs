@@ -27,6 +27,19 @@ fn known(server: Server, is_present: bool) -> Known {
     Known { identity, name, address: address(host), is_present }
 }
 
+/// What it answers to a check.
+fn well(server: Server) -> CheckResult {
+    CheckResult::Healthy {
+        address: address(server.host),
+        round_trip: ms(1),
+        version: "0.13.1".to_owned(),
+        name: Some(server.name.to_owned()),
+        identity: Some(identity(server.id)),
+        open: None,
+        inventory: None,
+    }
+}
+
 impl World {
     fn announces(&mut self, server: Server) {
         self.input(Input::Sighted(Sighting {
@@ -47,15 +60,7 @@ impl World {
             let is_asked =
                 |server: &&Server| target == crate::pool::Target::Address(address(server.host));
             let result = match servers.iter().find(is_asked) {
-                Some(server) => CheckResult::Healthy {
-                    address: address(server.host),
-                    round_trip: ms(1),
-                    version: "0.13.1".to_owned(),
-                    name: Some(server.name.to_owned()),
-                    identity: Some(identity(server.id)),
-                    open: None,
-                    inventory: None,
-                },
+                Some(server) => well(*server),
                 None => CheckResult::Refused("connection refused".to_owned()),
             };
             self.input(Input::Checked(id, result));
@@ -166,15 +171,6 @@ fn what_is_known_outlives_a_restart() {
     let checks = w.checks();
     let (late, early): (Vec<_>, Vec<_>) = checks.into_iter().partition(|(id, _)| id.number() == 0);
     assert_eq!((late.len(), early.len()), (1, 1));
-    let well = |server: Server| CheckResult::Healthy {
-        address: address(server.host),
-        round_trip: ms(1),
-        version: "0.13.1".to_owned(),
-        name: Some(server.name.to_owned()),
-        identity: Some(identity(server.id)),
-        open: None,
-        inventory: None,
-    };
     w.input(Input::Checked(early[0].0, well(IMPOSTOR)));
     assert_eq!(w.pick(), None);
     assert!(w.pool.expects_backend(w.now), "a request waits meanwhile");
