@@ -150,7 +150,8 @@ fn false_answers(is_silent: bool) {
             }
             let _newcomer_daemon = Daemon::start(&newcomer, &[]);
             let found = || (client_daemon.count("backend up ") == 3).then_some(());
-            takes("newcomer's start to in rotation", limits::NOTICED, found);
+            // Among hundreds of false answers to each probe its own may be lost once.
+            takes("newcomer's start to in rotation", limits::NOTICED * 2, found);
         },
     );
     assert_modest(&client_daemon, before);
