@@ -6,7 +6,9 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use ollana::config::Settings;
+use ollana::keyring;
 use ollana::noise::Key;
+use ollana::peers::{self, Peer};
 use ollana::serve::Daemon;
 use ollana::wire::{
     self, Datagram, Identity, Kind, MAX_LEN, OllamaVersion, PROBE_LEN, Packet, flags,
@@ -203,6 +205,44 @@ fn only_answers_with_the_key_are_believed() {
     let fresh = (0..20).map(|_| next_probe()).last().unwrap_or((asked, from));
     ear.send_to(&sealed(&announcement(fresh.0.nonce), &key), fresh.1).unwrap();
     eventually("the genuine one to count", || client.presence().is_up().then_some(()));
+}
+
+/// Machines without a key are talked to here, but nobody gets in by leaving out the key of one that
+/// has one.
+#[test]
+fn a_paired_machine_is_not_believed_in_clear() {
+    let name = format!("clear-discovery-{}", std::process::id());
+    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let paired = Peer { name: "desk".to_owned(), ..Peer::of_key_file(secret()) };
+    let paired = Peer { identity: Some(probe([0; 16]).sender), ..paired };
+    keyring::update(&dir, |peers| peers::add(peers, paired)).expect("kept");
+    let fake = Fake::answering(OK);
+    let open = start(&server_settings(fake.address));
+    let ear = socket(PATIENCE);
+    let mut settings = seeking(ear.local_addr().expect("its port").port(), Some(true));
+    settings.key_file = None;
+    settings.state_dir = Some(dir);
+    let client = Daemon::start(&settings).unwrap();
+    let mut buffer = [0; MAX_LEN];
+    let mut announce = |sender| {
+        loop {
+            let (n, from) = ear.recv_from(&mut buffer).expect("a probe");
+            let Ok(Packet::V1(asked)) = wire::decode(&buffer[..n]) else { panic!("no probe") };
+            if asked.key.is_none() {
+                let http_port = open.addresses()[0].port();
+                let (kind, flags) = (Kind::Announce, flags::OLLAMA_UP);
+                let clear = Datagram { kind, http_port, flags, sender, ..probe(asked.nonce) };
+                return ear.send_to(&clear.encode(PROBE_LEN), from).expect("sent");
+            }
+        }
+    };
+    for _ in 0..3 {
+        announce(probe([0; 16]).sender);
+    }
+    std::thread::sleep(SILENCE);
+    assert_eq!(client.presence().backends(), 0);
+    announce(Identity([9; 16]));
+    eventually("somebody else to count", || client.presence().is_up().then_some(()));
 }
 
 #[test]
