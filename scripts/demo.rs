@@ -9,7 +9,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ollana::body::{ChunkDecoder, Step};
+use ollana::http::body::{ChunkDecoder, Step};
 
 type Failable<T> = Result<T, Box<dyn Error>>;
 

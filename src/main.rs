@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use log::LevelFilter;
 use ollana::cli::{self, Command};
 use ollana::config::LogFormat;
-use ollana::journal::{self, Journal, JsonLogger, Lines};
-use ollana::{background, serve, tools};
+use ollana::log::{Journal, JsonLogger, Lines, TIME};
+use ollana::serve::background;
+use ollana::{serve, tools};
 
 fn main() -> ExitCode {
     let settings = match cli::parse(std::env::args_os(), &|name| std::env::var_os(name)) {
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
 
 fn log_text(level: LevelFilter, lines: Lines) {
     let format = simplelog::ConfigBuilder::new()
-        .set_time_format_custom(journal::TIME)
+        .set_time_format_custom(TIME)
         .set_thread_level(simplelog::LevelFilter::Debug)
         .set_thread_mode(simplelog::ThreadLogMode::Names)
         .set_target_level(simplelog::LevelFilter::Off)

@@ -1,4 +1,4 @@
-//! Mutations of valid inputs against the properties of `fuzz/properties.rs`: a short fuzzing run on
+//! Mutations of valid inputs against the properties of `tests/fuzz/properties.rs`: a short fuzzing run on
 //! any compiler. The same seed gives the same inputs.
 //!
 //! - `OLLANA_FUZZ_SEED=n` starts elsewhere; a failure prints the seed and the input;
@@ -7,7 +7,7 @@
 
 use std::fmt::Write as _;
 
-#[path = "../fuzz/properties.rs"]
+#[path = "fuzz/properties.rs"]
 mod properties;
 
 const HEADS: &[&[u8]] = &[
@@ -91,7 +91,9 @@ const WORDS: &[&[u8]] = &[
 ];
 
 fn datagrams() -> Vec<Vec<u8>> {
-    use ollana::wire::{Datagram, Identity, Kind, OllamaVersion, PROBE_LEN, encode_legacy};
+    use ollana::discovery::packet::{Datagram, Kind, PROBE_LEN, encode_legacy};
+    use ollana::ollama::version::OllamaVersion;
+    use ollana::pairing::identity::Identity;
     let of = |kind, name: &str| Datagram {
         kind,
         nonce: *b"0123456789abcdef",
@@ -114,15 +116,15 @@ fn datagrams() -> Vec<Vec<u8>> {
 }
 
 fn introductions() -> Vec<Vec<u8>> {
-    use ollana::noise::{Introduction, Purpose};
-    use ollana::wire::Identity;
+    use ollana::pairing::identity::Identity;
+    use ollana::pairing::noise::{Introduction, Purpose};
     let who = Introduction { name: "b\u{e4}r".to_owned(), ..Introduction::of(Identity([7; 16])) };
     [Purpose::Hop, Purpose::Pairing].map(|purpose| who.encode(purpose)).to_vec()
 }
 
 /// Nothing laid over each of the true messages, and something else in the place of each.
 fn handshakes() -> Vec<Vec<u8>> {
-    use ollana::noise::Purpose;
+    use ollana::pairing::noise::Purpose;
     let lengths = |purpose: Purpose| [purpose.hello_len(), purpose.reply_len()];
     let all = [lengths(Purpose::Hop), lengths(Purpose::Pairing)];
     let of = |how: u8| {

@@ -6,13 +6,13 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use ollana::config::Settings;
-use ollana::keyring;
-use ollana::noise::Key;
-use ollana::peers::{self, Peer};
+use ollana::discovery::packet::{self, Datagram, Kind, MAX_LEN, PROBE_LEN, Packet, flags};
+use ollana::ollama::version::OllamaVersion;
+use ollana::pairing::identity::Identity;
+use ollana::pairing::keyring;
+use ollana::pairing::noise::Key;
+use ollana::pairing::peers::{self, Peer};
 use ollana::serve::Daemon;
-use ollana::wire::{
-    self, Datagram, Identity, Kind, MAX_LEN, OllamaVersion, PROBE_LEN, Packet, flags,
-};
 use support::{
     Client, Fake, PATIENCE, client_settings, eventually, free_udp_port, key_file, server_settings,
     start,

@@ -4,8 +4,8 @@ mod support;
 
 use std::net::SocketAddr;
 
+use ollana::access::cors::Origins;
 use ollana::config::Settings;
-use ollana::origin::Origins;
 use support::{Answer, Chain, Client, Fake, Process, Way, client_settings, server_settings, start};
 
 const LOCAL: &str = "http://localhost:3000";

@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ollana::code::Code;
 use ollana::config::{ModeChoice, Settings};
-use ollana::keyring;
-use ollana::noise::{self, Introduction, Purpose};
+use ollana::pairing::code::Code;
+use ollana::pairing::identity::Identity;
+use ollana::pairing::keyring;
+use ollana::pairing::noise::{self, Introduction, Purpose};
 use ollana::serve::Daemon;
-use ollana::wire::Identity;
 use socket2::{Domain, Socket, Type};
 use support::{Client, End, Fake, Gate, eventually, ndjson, post, server_settings, start};
 
@@ -91,7 +91,7 @@ impl Machine {
         SocketAddr::from(([127, 0, 0, 1], self.discovery_port + 3))
     }
 
-    fn keys(&self) -> Vec<ollana::wire::KeyId> {
+    fn keys(&self) -> Vec<ollana::pairing::identity::KeyId> {
         keyring::load(&self.dir).expect("keys").iter().map(|peer| peer.id()).collect()
     }
 

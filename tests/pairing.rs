@@ -10,11 +10,11 @@ use std::thread;
 use std::time::Duration;
 
 use ollana::config::Settings;
-use ollana::keyring;
-use ollana::noise::{self, FIRST_BYTE, Introduction, Key, Purpose};
-use ollana::peers::{self, Peer};
+use ollana::pairing::identity::Identity;
+use ollana::pairing::keyring;
+use ollana::pairing::noise::{self, FIRST_BYTE, Introduction, Key, Purpose};
+use ollana::pairing::peers::{self, Peer};
 use ollana::serve::Daemon;
-use ollana::wire::Identity;
 use support::{
     Client, End, Fake, client_settings, eventually, key_file, lock, ndjson, post, server_settings,
     start,
@@ -262,7 +262,7 @@ fn who_repeats_a_handshake_is_let_go_soon() {
     settings.timing.head_timeout = Duration::from_millis(100);
     let server = start(&settings);
     let secret = std::fs::read_to_string(key_file()).expect("a secret");
-    let key = ollana::peers::parse_secret(&secret).expect("a key");
+    let key = ollana::pairing::peers::parse_secret(&secret).expect("a key");
     let caller = Introduction::of(Identity([9; 16]));
     let (_, recorded) = noise::call(Purpose::Hop, &key, &caller).expect("a handshake");
     let mut replayer = TcpStream::connect(server.addresses()[0]).expect("connect");

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
 use ollana::config::{Limits, ServerName, Settings};
+use ollana::manager::pool::{CheckResult, Input, Pool, Rules, Wanted};
 use ollana::manager::{Handle, Job, Patience};
-use ollana::pool::{CheckResult, Input, Pool, Rules, Wanted};
 use support::{Chain, Client, Fake, Gate, Way, eventually, request};
 
 const SOON: Duration = Duration::from_secs(1);

@@ -1,108 +1,290 @@
-//! The house rules that a compiler doesn't check.
+//! The house rules that a compiler doesn't check: rooms, arrows, owners of libraries.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// The layers, lowest first. A file may import from its own layer and from those below.
-const LAYERS: &[&[&str]] = &[
-    &[
-        "text", "model", "wire", "headers", "body", "sniff", "tail", "guard", "origin", "policy",
-        "counters",
-    ],
-    &["noise"],
-    &["peers", "code"],
-    &["config", "catalog", "dialect"],
-    &["head", "pool"],
-    &["route", "attempts", "dispatch", "probing"],
-    &["socket", "interfaces", "state", "notify"],
-    &["line"],
-    &["keyring"],
-    &["hop"],
-    &["registry", "link", "offer", "wake"],
+/// The rooms of src/, highest first, in floors. A room imports only from floors below its own.
+const FLOORS: &[&[&str]] = &[
+    &["tools"],
+    &["serve"],
+    &["proxy", "discovery", "status"],
     &["manager"],
-    &["upstream", "downstream", "status"],
-    &["intake", "exchange", "liveness", "discovery"],
-    &["proxy"],
-    &["cli", "journal", "background", "serve"],
-    &["tools", "doctor", "pair"],
-    &["main", "lib"],
+    &["upstream"],
+    &["pairing"],
+    &["cli", "log"],
+    &["config"],
+    &["access"],
+    &["ollama"],
+    &["http"],
+    &["net", "counters"],
+    &["system"],
 ];
 
-/// Crates that one file alone may import.
+/// Crates that only these files may name.
 const OWNERS: &[(&str, &[&str])] = &[
-    ("tiny_http", &["intake"]),
-    ("ureq", &["upstream", "exchange"]), // exchange only names ureq's body type
+    ("tiny_http", &["proxy::tiny_gate"]),
+    ("ureq", &["upstream", "proxy::exchange", "proxy::exchange::relay"]), // the exchange only names the body's type
     ("lexopt", &["cli"]),
     ("simplelog", &["main"]),
-    ("signal_hook", &["serve", "tools"]), // status --watch gives the terminal back
-    ("if_addrs", &["interfaces"]),
-    ("httparse", &["head"]),
-    ("snow", &["noise"]),
-    ("blake2", &["noise"]),
-    ("ring", &["noise"]),
+    (
+        "signal_hook",
+        &[
+            "serve",
+            "serve::supervise",
+            "serve::background",
+            "tools",
+            "tools::status",
+            "tools::screen",
+        ],
+    ),
+    ("if_addrs", &["net::interfaces"]),
+    ("httparse", &["http::head"]),
+    ("snow", &["pairing::noise", "pairing::noise::session"]),
+    ("blake2", &["pairing::noise", "pairing::noise::session"]),
+    ("ring", &["pairing::noise", "pairing::noise::session"]),
 ];
 
-/// Files that must not know of sockets, threads, clocks or the log.
+/// Rooms, and files of other rooms, that must not know of sockets, threads, clocks or the log.
 const PURE: &[&str] = &[
-    "config", "wire", "model", "catalog", "pool", "dispatch", "probing", "attempts", "head",
-    "headers", "body", "sniff", "route", "tail", "dialect", "guard", "noise", "peers", "code",
-    "origin", "policy", "text",
+    "access",
+    "ollama",
+    "http",
+    "config",
+    "manager::pool",
+    "manager::queue",
+    "discovery::matching",
+    "discovery::packet",
+    "pairing::code",
+    "pairing::identity",
+    "pairing::noise",
+    "pairing::peers",
+    "proxy::exchange::retry",
+    "net::untrusted_text",
 ];
+
+/// Arrows that still point up, and files that are still too long.
+const TO_MEND: &[&str] = &[
+    "counters imports net::untrusted_text",
+    "http::head imports config",
+    "manager imports proxy::connections",
+    "ollama::endpoints imports access::permissions",
+    "ollama::endpoints imports manager::pool",
+    "proxy::exchange::own imports status",
+    "status::json imports proxy::connections",
+    "upstream imports manager::pool",
+    "cli",
+    "discovery::packet",
+    "manager",
+    "manager::pool",
+    "proxy",
+    "proxy::connection",
+    "proxy::exchange",
+    "serve",
+    "upstream",
+];
+
+/// Lines that a file may have without a reason in its head.
+const LONG: usize = 450;
 
 struct Source {
+    /// Path of its module below the crate, such as `manager::pool`; `main` and `lib` for the roots.
     module: String,
+    /// Everything in front of its tests.
     text: String,
+    lines: usize,
 }
 
-/// All of src/, each file without its tests; submodules count as their parent.
+impl Source {
+    fn code(&self) -> impl Iterator<Item = &str> {
+        self.text.lines().filter(|line| !line.trim_start().starts_with("//"))
+    }
+
+    fn room(&self) -> &str {
+        self.module.split("::").next().unwrap_or_default()
+    }
+
+    fn is_in(&self, places: &[&str]) -> bool {
+        let within = |place: &&str| {
+            self.module
+                .strip_prefix(*place)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+        };
+        places.iter().any(within)
+    }
+}
+
+/// All of src/ but files of tests.
 fn sources() -> Vec<Source> {
-    let mut found = Vec::new();
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("src").map(|entry| entry.expect("entry")) {
-            let path = entry.path();
-            let stem = path.file_stem().expect("name").to_string_lossy().into_owned();
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).expect("a folder of src/") {
+            let path = entry.expect("an entry").path();
+            let is_code = path.extension().is_some_and(|kind| kind == "rs");
             if path.is_dir() {
-                folders.push(path);
-            } else if stem != "tests" && path.extension().is_some_and(|kind| kind == "rs") {
-                let top = folder.file_name().expect("name").to_string_lossy().into_owned();
-                let module = if top == "src" { stem } else { top };
-                let text = fs::read_to_string(&path).expect("text");
-                let text = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
-                found.push(Source { module, text });
+                walk(&path, found);
+            } else if is_code && path.file_stem().is_some_and(|stem| stem != "tests") {
+                found.push(path);
             }
         }
     }
-    assert!(found.len() > 20, "src/ was found");
-    found
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = Vec::new();
+    walk(&src, &mut paths);
+    assert!(paths.len() > 60, "src/ was found");
+    let source = |path: PathBuf| {
+        let place = path.strip_prefix(&src).expect("within src/").with_extension("");
+        let module = place.to_str().expect("UTF-8").replace('/', "::");
+        let module = module.strip_suffix("::mod").unwrap_or(&module).to_owned();
+        let text = fs::read_to_string(&path).expect("text");
+        let text = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+        let lines = text.lines().count();
+        Source { module, text, lines }
+    };
+    paths.into_iter().map(source).collect()
 }
 
-fn layer(module: &str) -> usize {
-    let at = LAYERS.iter().position(|layer| layer.contains(&module));
-    at.unwrap_or_else(|| panic!("{module} is in no layer: add it to LAYERS"))
+/// `a::{b, c::{d, e}}` as `a::b`, `a::c::d`, `a::c::e`.
+fn expand(path: &str) -> Vec<String> {
+    let Some((head, rest)) = path.split_once('{') else { return vec![path.trim().to_owned()] };
+    let inner = rest.trim_end().strip_suffix('}').unwrap_or(rest);
+    let (mut parts, mut depth, mut start) = (Vec::new(), 0, 0);
+    for (at, c) in inner.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&inner[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&inner[start..]);
+    let parts = parts.into_iter().map(str::trim).filter(|part| !part.is_empty());
+    parts.flat_map(expand).map(|part| format!("{}{part}", head.trim_start())).collect()
 }
 
-fn code(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().filter(|line| !line.trim_start().starts_with("//"))
+/// The modules that a file imports or names by their path. What it only passes on (`pub use`) is
+/// left out.
+fn imports(source: &Source, modules: &BTreeSet<String>) -> BTreeSet<String> {
+    let code: String = source.code().collect::<Vec<_>>().join("\n");
+    let mut paths = Vec::new();
+    let mut rest = code.as_str();
+    while let Some(at) = rest.find("use ") {
+        let (before, from) = rest.split_at(at);
+        let line = before.rsplit('\n').next().unwrap_or_default().trim();
+        let end = from.find(';').unwrap_or(from.len());
+        if line.is_empty() {
+            paths.extend(expand(&from["use ".len()..end]));
+        }
+        rest = &from["use ".len()..];
+    }
+    for line in code
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("use ") && !line.contains("pub use"))
+    {
+        for (at, _) in line.match_indices("crate::").chain(line.match_indices("super::")) {
+            let end = line[at..].find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':');
+            paths.push(line[at..end.map_or(line.len(), |end| at + end)].to_owned());
+        }
+    }
+    let resolve = |path: &String| {
+        let mut base: Vec<&str> = source.module.split("::").collect();
+        let mut parts: Vec<&str> = path.split("::").map(str::trim).collect();
+        match parts.first().copied() {
+            Some("crate") => base.clear(),
+            Some("super") => {
+                base.pop();
+            }
+            Some("self") => {}
+            // In the 2018 way: a submodule, or another crate.
+            Some(_) => parts.insert(0, "self"),
+            None => {}
+        }
+        parts.remove(0);
+        while parts.first() == Some(&"super") {
+            base.pop();
+            parts.remove(0);
+        }
+        let full: Vec<&str> = base.into_iter().chain(parts).collect();
+        (1..=full.len()).rev().map(|len| full[..len].join("::")).find(|path| modules.contains(path))
+    };
+    let found = paths.iter().filter_map(resolve);
+    found.filter(|module| *module != source.module).collect()
+}
+
+fn graph() -> BTreeMap<String, BTreeSet<String>> {
+    let sources = sources();
+    let modules: BTreeSet<String> = sources.iter().map(|source| source.module.clone()).collect();
+    sources.iter().map(|source| (source.module.clone(), imports(source, &modules))).collect()
+}
+
+fn floor(room: &str) -> usize {
+    let at = FLOORS.iter().position(|floor| floor.contains(&room));
+    at.unwrap_or_else(|| panic!("{room} is on no floor: add it to FLOORS"))
+}
+
+fn room(module: &str) -> &str {
+    module.split("::").next().unwrap_or_default()
 }
 
 #[test]
-fn imports_point_one_way() {
-    for source in sources() {
-        for line in code(&source.text) {
-            for part in line.split("crate::").skip(1) {
-                let end = part.find(|c: char| !c.is_alphanumeric() && c != '_');
-                let target = &part[..end.unwrap_or(part.len())];
-                if target.is_empty() || source.module == target {
-                    continue;
-                }
-                assert!(
-                    layer(target) <= layer(&source.module),
-                    "{} imports {target}, which is in a layer above it: {line}",
-                    source.module
-                );
+fn src_shows_rooms_and_nothing_else() {
+    let rooms: BTreeSet<&str> = FLOORS.iter().flat_map(|floor| floor.iter().copied()).collect();
+    for source in
+        sources().iter().filter(|source| !matches!(source.module.as_str(), "main" | "lib"))
+    {
+        assert!(rooms.contains(source.room()), "{} is in no room", source.module);
+    }
+}
+
+#[test]
+fn arrows_between_rooms_go_down() {
+    let mut wrong = Vec::new();
+    for (module, imports) in graph() {
+        for import in imports.iter().filter(|_| !matches!(module.as_str(), "main" | "lib")) {
+            if room(import) != room(&module) && floor(room(import)) <= floor(room(&module)) {
+                wrong.push(format!("{module} imports {import}"));
             }
         }
+    }
+    wrong.retain(|arrow| !TO_MEND.contains(&arrow.as_str()));
+    assert!(wrong.is_empty(), "which isn't below it: {}", wrong.join("\n"));
+}
+
+#[test]
+fn no_circle_inside_a_room() {
+    fn reach(from: &str, graph: &BTreeMap<String, BTreeSet<String>>, seen: &mut Vec<String>) {
+        for next in graph.get(from).into_iter().flatten().filter(|next| room(next) == room(from)) {
+            if !seen.contains(next) {
+                seen.push(next.clone());
+                reach(next, graph, seen);
+            }
+        }
+    }
+    let graph = graph();
+    let circle = |module: &&String| {
+        let mut seen = Vec::new();
+        reach(module, &graph, &mut seen);
+        seen.contains(module)
+    };
+    let circles: Vec<&String> = graph.keys().filter(circle).collect();
+    assert!(circles.is_empty(), "these import each other: {circles:?}");
+}
+
+#[test]
+fn long_files_say_why() {
+    for source in sources().iter().filter(|source| source.lines > LONG) {
+        if TO_MEND.contains(&source.module.as_str()) {
+            continue;
+        }
+        let head = source.text.lines().take_while(|line| line.starts_with("//!"));
+        let says = head.filter(|line| line.contains("Long because")).count() > 0;
+        assert!(
+            says,
+            "{}: {} lines, and no \"Long because\" in its head",
+            source.module, source.lines
+        );
     }
 }
 
@@ -112,8 +294,8 @@ fn each_library_has_one_owner() {
         for (library, owners) in OWNERS {
             let path = format!("{library}::");
             let is_part = |c: char| !c.is_alphanumeric() && !matches!(c, '_' | ':');
-            let used = code(&source.text)
-                .any(|line| line.split(is_part).any(|part| part.starts_with(&path)));
+            let used =
+                source.code().any(|line| line.split(is_part).any(|part| part.starts_with(&path)));
             assert!(
                 !used || owners.contains(&source.module.as_str()),
                 "{} uses {library}, which belongs to {owners:?}",
@@ -142,8 +324,8 @@ fn the_pure_core_is_pure() {
         "Mutex",
         "Atomic",
     ];
-    for source in sources().iter().filter(|source| PURE.contains(&source.module.as_str())) {
-        for line in code(&source.text) {
+    for source in sources().iter().filter(|source| source.is_in(PURE)) {
+        for line in source.code() {
             for word in IMPURE {
                 assert!(!line.contains(word), "{}: {line}", source.module);
             }
@@ -166,7 +348,7 @@ fn no_async_and_nothing_that_panics_on_purpose() {
         "unreachable!(",
     ];
     for source in sources() {
-        for line in code(&source.text) {
+        for line in source.code() {
             for word in FORBIDDEN {
                 assert!(!line.contains(word), "{}: {line}", source.module);
             }

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use ollana::body::{ChunkDecoder, Step};
+use ollana::http::body::{ChunkDecoder, Step};
 
 use super::children::Failable;
 

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ollana::catalog::Inventory;
-use ollana::liveness::job_queue;
+use ollana::manager::liveness::job_queue;
+use ollana::manager::pool::{
+    Action, CheckResult, Input, Outcome, Pool, Report, Rules, Sighting, Wanted,
+};
 use ollana::manager::{Handle, Patience};
-use ollana::model::ModelName;
-use ollana::pool::{Action, CheckResult, Input, Outcome, Pool, Report, Rules, Sighting, Wanted};
-use ollana::wire::Identity;
+use ollana::ollama::inventory::Inventory;
+use ollana::ollama::model_name::ModelName;
+use ollana::pairing::identity::Identity;
 use serde_json::{Value, json};
 
 use super::children::Failable;
@@ -165,7 +167,8 @@ impl World {
         let mut actions = Vec::new();
         self.pool.handle(self.now, input, &mut actions);
         while let Some(action) = actions.pop() {
-            let Action::Check(id, ollana::pool::Target::Address(address), wants_inventory) = action
+            let Action::Check(id, ollana::manager::pool::Target::Address(address), wants_inventory) =
+                action
             else {
                 continue;
             };

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use ollana::body::{ChunkDecoder, Step};
+use ollana::http::body::{ChunkDecoder, Step};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
@@ -35,7 +35,7 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     pub(crate) fn start() -> io::Result<Upstream> {
-        let listener: TcpListener = ollana::socket::listen(([127, 0, 0, 1], 0).into())?;
+        let listener: TcpListener = ollana::net::socket::listen(([127, 0, 0, 1], 0).into())?;
         let address = listener.local_addr()?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;

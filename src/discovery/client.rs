@@ -1,5 +1,6 @@
 //! The asking side: probes out on every interface, announcements in.
 
+use crate::system;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::unix::net::UnixStream;
@@ -11,15 +12,15 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::{BATCH, Counters, RecentLinks, bind_udp, spawn};
-use crate::interfaces::{Interface, broadcast_interfaces};
-use crate::keyring::{Keyring, Way};
+use crate::discovery::matching::{self, Expected, Received, Schedule};
+use crate::discovery::packet::{self, Datagram};
 use crate::manager::Mailbox;
-use crate::noise::Key;
-use crate::pool::Input;
-use crate::probing::{self, Expected, Received, Schedule};
-use crate::socket;
-use crate::state;
-use crate::wire::{self, Datagram, Identity};
+use crate::manager::pool::Input;
+use crate::net::interfaces::{Interface, broadcast_interfaces};
+use crate::net::socket;
+use crate::pairing::identity::Identity;
+use crate::pairing::keyring::{Keyring, Way};
+use crate::pairing::noise::Key;
 
 /// How often interfaces and the clock of sleep are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -104,7 +105,7 @@ impl Client {
         let mut announcer = Announcer {
             setup,
             shared: Arc::clone(&shared),
-            instance: u32::from_ne_bytes(state::random()?),
+            instance: u32::from_ne_bytes(system::random()?),
             interfaces: Vec::new(),
             keys,
             first_key: 0,
@@ -170,7 +171,7 @@ impl Announcer {
             }
             if now >= schedule.due() {
                 self.probe();
-                let [random] = state::random().unwrap_or([128]);
+                let [random] = system::random().unwrap_or([128]);
                 schedule.sent(now, random);
             }
             let pause = schedule.due().min(next_look).saturating_duration_since(Instant::now());
@@ -222,7 +223,7 @@ impl Announcer {
         let keys = turn.cloned().map(Some).chain(takes_unpaired.then_some(None));
         let mut round = Vec::new();
         for key in keys {
-            let Ok(nonce) = state::random() else { return };
+            let Ok(nonce) = system::random() else { return };
             round.push((nonce, key));
         }
         self.first_key = (self.first_key + KEYS) % self.keys.len().max(1);
@@ -237,7 +238,7 @@ impl Announcer {
             for (nonce, key) in &round {
                 let probe = Datagram::probe(self.setup.identity, *nonce);
                 let probe = Datagram { instance: self.instance, ..probe };
-                let bytes = probing::probe(probe, key.as_ref(), from);
+                let bytes = matching::probe(probe, key.as_ref(), from);
                 if let Err(error) = lane.socket.send_to(&bytes, lane.target) {
                     log::debug!("probe not sent through name={} reason={error}", lane.name);
                     failed = Some(error);
@@ -281,7 +282,7 @@ fn time_slept() -> Duration {
 
 /// Receives on all lanes until the bell's other side is closed.
 fn listen(shared: &Shared, ear: &UnixStream, mailbox: &Mailbox) {
-    let mut buffer = [0; wire::MAX_LEN + 1];
+    let mut buffer = [0; packet::MAX_LEN + 1];
     let mut links = RecentLinks::new();
     loop {
         let lanes = shared.state().lanes.clone();
@@ -320,7 +321,7 @@ fn receive(
 ) {
     let counters = &shared.counters;
     let now = Instant::now();
-    let packet = match wire::decode(bytes) {
+    let packet = match packet::decode(bytes) {
         Ok(packet) => packet,
         Err(error) => {
             log::debug!("bad packet addr={source} reason={error}");

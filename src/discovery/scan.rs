@@ -1,5 +1,6 @@
 //! One look around: who answers probes now, and through which interface.
 
+use crate::system;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
@@ -7,12 +8,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::bind_udp;
-use crate::interfaces::broadcast_interfaces;
-use crate::noise::Key;
-use crate::probing;
-use crate::socket;
-use crate::state;
-use crate::wire::{self, Datagram, Identity, Kind, Nonce, OllamaVersion, Packet, flags};
+use crate::discovery::matching;
+use crate::discovery::packet::{self, Datagram, Kind, Nonce, Packet, flags};
+use crate::net::interfaces::broadcast_interfaces;
+use crate::net::socket;
+use crate::ollama::version::OllamaVersion;
+use crate::pairing::identity::Identity;
+use crate::pairing::noise::Key;
 
 /// When probes are sent, in milliseconds from the start: one may get lost.
 const PROBES: [u64; 3] = [0, 150, 500];
@@ -62,22 +64,22 @@ pub struct Answer {
 /// When there are no random bytes, or no socket at all.
 pub fn scan(port: u16, wanted: &[String], keys: &[Key]) -> io::Result<(Vec<Way>, Vec<Answer>)> {
     let (mut ways, sockets) = lanes(port, wanted)?;
-    let own = Identity(state::random()?);
+    let own = Identity(system::random()?);
     let start = Instant::now();
     let (mut sent, mut last_probe) = (0, start);
     let mut nonces: Vec<Nonce> = Vec::new();
     let mut answers: Vec<Answer> = Vec::new();
-    let mut buffer = [0; wire::MAX_LEN + 1];
+    let mut buffer = [0; packet::MAX_LEN + 1];
     while start.elapsed() < PATIENCE {
         if let Some(at) = PROBES.get(sent)
             && start.elapsed() >= Duration::from_millis(*at)
         {
             for key in keys.iter().map(Some).chain([None]) {
-                let nonce = state::random()?;
+                let nonce = system::random()?;
                 nonces.push(nonce);
                 for (way, socket) in ways.iter_mut().zip(&sockets) {
                     let from = socket::source(way.from, way.to);
-                    let probe = probing::probe(Datagram::probe(own, nonce), key, from);
+                    let probe = matching::probe(Datagram::probe(own, nonce), key, from);
                     way.error = socket.send_to(&probe, way.to).err().map(|error| error.to_string());
                 }
             }
@@ -148,7 +150,7 @@ fn read(
     time: Duration,
 ) -> Option<Answer> {
     let interface = interface.to_owned();
-    match wire::decode(bytes).ok()? {
+    match packet::decode(bytes).ok()? {
         Packet::V1(datagram) => {
             let fits = datagram.kind == Kind::Announce && datagram.http_port != 0;
             (fits && nonces.contains(&datagram.nonce)).then(|| Answer {

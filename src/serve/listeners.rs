@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::StartError;
 use super::mode::{Mode, ask};
 use crate::config::{ModeChoice, OLLAMA_PORT, OllamaUrl, POOLED_PORT, SERVER_PORT, Settings};
-use crate::pool::CheckResult;
-use crate::socket;
+use crate::manager::pool::CheckResult;
+use crate::net::socket;
 
 /// How long the holder of a taken port may take to say who it is.
 const HOLDER_TIME: Duration = Duration::from_millis(500);

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::{ModeChoice, OllamaUrl, Settings};
-use crate::keyring::Keyring;
-use crate::pool::{CheckResult, Target};
+use crate::manager::pool::{CheckResult, Target};
+use crate::pairing::keyring::Keyring;
 use crate::upstream::{Check, Upstream};
 
 /// How long the local Ollama may take to answer at start-up.

@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::arrival::Arrivals;
 use super::mode::ask;
-use super::pulse::Pulse;
+use super::ollama_watch::Arrivals;
 use super::role::{Role, Sight, Step};
+use super::watchdog::Pulse;
 use super::{Daemon, Mode, StartError, system};
-use crate::background::{self, PidFile};
 use crate::config::{ModeChoice, Settings};
-use crate::journal::Journal;
-use crate::notify::Notifier;
-use crate::pool::CheckResult;
+use crate::log::Journal;
+use crate::manager::pool::CheckResult;
+use crate::serve::background::{self, PidFile};
+use crate::serve::systemd::Notifier;
 
 /// Signals this close together are one.
 const SAME_SIGNAL: Duration = Duration::from_millis(5);

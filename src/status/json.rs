@@ -33,9 +33,9 @@ use super::View;
 use crate::config::Timing;
 use crate::counters::{CAUSES, Failure, Retry, Transfer};
 use crate::manager::About;
-use crate::pool::{HealthNow, Rest, ServerNow, Transition};
-use crate::registry::Usage;
-use crate::text::printable;
+use crate::manager::pool::{HealthNow, Rest, ServerNow, Transition};
+use crate::net::untrusted_text::printable;
+use crate::proxy::connections::Usage;
 
 /// Everything.
 pub fn full(view: &View<'_>) -> Value {

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use super::View;
 use crate::counters::{BOUNDS, CAUSES, CLASSES, Histogram, Kind, Retry};
-use crate::pool::{HealthNow, ServerNow};
+use crate::manager::pool::{HealthNow, ServerNow};
 
 /// Longest label value, in characters.
 const MAX_LABEL: usize = 100;
@@ -241,10 +241,10 @@ mod tests {
     use crate::config::ServerName;
     use crate::config::Settings;
     use crate::counters::Counters;
-    use crate::keyring::Keyring;
+    use crate::manager::pool::{History, Pool, Rules};
     use crate::manager::{About, Snapshot};
-    use crate::pool::{History, Pool, Rules};
-    use crate::registry::Registry;
+    use crate::pairing::keyring::Keyring;
+    use crate::proxy::connections::Registry;
 
     fn rules() -> Rules {
         Rules {

@@ -103,7 +103,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::wire::OllamaVersion;
+    use crate::ollama::version::OllamaVersion;
 
     #[test]
     fn answers_at_80_columns() {

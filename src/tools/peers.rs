@@ -4,8 +4,8 @@ use std::fs;
 
 use super::state_dir;
 use crate::cli::Tool;
-use crate::keyring;
-use crate::peers::{self, Peer};
+use crate::pairing::keyring;
+use crate::pairing::peers::{self, Peer};
 
 /// Shows the paired machines.
 ///
@@ -76,7 +76,7 @@ fn date(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::noise::Key;
+    use crate::pairing::noise::Key;
 
     #[test]
     fn the_table_fits_80_columns() {

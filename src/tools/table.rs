@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-pub(super) use crate::text::printable as clean;
+pub(super) use crate::net::untrusted_text::printable as clean;
 
 /// How a column is filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::cli::Tool;
 use crate::config::{OLLAMA_PORT, OllamaUrl, Settings};
-use crate::pool::CheckResult;
+use crate::manager::pool::CheckResult;
 use crate::serve::ask;
 
 /// Where Ollama goes; 11435 to 11437 are ollana's.

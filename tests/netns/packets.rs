@@ -4,7 +4,9 @@ use std::io;
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
-use ollana::wire::{Datagram, Identity, Kind, Nonce, OllamaVersion, PROBE_LEN};
+use ollana::discovery::packet::{Datagram, Kind, Nonce, PROBE_LEN};
+use ollana::ollama::version::OllamaVersion;
+use ollana::pairing::identity::Identity;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::lan::Host;

@@ -7,10 +7,12 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ollana::dispatch::{Answers, Asker, Dispatch, Patience, Refused, Request};
-use ollana::pool::{Action, BackendId, CheckResult, Input, Outcome, Pick, Pool, Report, Target};
-use ollana::probing::{Expected, Schedule};
-use ollana::wire::Identity;
+use ollana::discovery::matching::{Expected, Schedule};
+use ollana::manager::pool::{
+    Action, BackendId, CheckResult, Input, Outcome, Pick, Pool, Report, Target,
+};
+use ollana::manager::queue::{Answers, Asker, Dispatch, Patience, Refused, Request};
+use ollana::pairing::identity::Identity;
 
 /// Jobs that may wait for a checker.
 const JOBS: usize = 128;

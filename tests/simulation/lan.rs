@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use ollana::catalog::Inventory;
-use ollana::wire::{Datagram, Identity, Kind, Nonce, OllamaVersion, flags};
+use ollana::discovery::packet::{Datagram, Kind, Nonce, flags};
+use ollana::ollama::inventory::Inventory;
+use ollana::ollama::version::OllamaVersion;
+use ollana::pairing::identity::Identity;
 
 use crate::support::Random;
 

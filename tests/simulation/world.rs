@@ -8,17 +8,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ollana::attempts::Attempts;
+use ollana::access::permissions::Openness;
 use ollana::config::ServerName;
-use ollana::dispatch::{MAX_QUEUE, Refused, Request};
-use ollana::model::ModelName;
-use ollana::policy::Openness;
-use ollana::pool::{
+use ollana::discovery::matching::Received;
+use ollana::discovery::packet::{self, Datagram};
+use ollana::manager::pool::{
     BackendId, CheckResult, Input, Known, MAX_CHECKS, Outcome, Pick, Pool, Report, Rules, Task,
     Wanted,
 };
-use ollana::probing::Received;
-use ollana::wire::{self, Datagram};
+use ollana::manager::queue::{MAX_QUEUE, Refused, Request};
+use ollana::ollama::model_name::ModelName;
+use ollana::proxy::exchange::retry::Attempts;
 
 use super::client::{Client, Job, Lease, Mail, Token, plain};
 use super::lan::{COMMON, Condition, Lan, Meeting, OTHERS};
@@ -98,8 +98,8 @@ impl Event {
             other => format!("{other:?}"),
         };
         match self {
-            Event::Packet(bytes, source) => match wire::decode(bytes) {
-                Ok(wire::Packet::V1(packet)) => {
+            Event::Packet(bytes, source) => match packet::decode(bytes) {
+                Ok(packet::Packet::V1(packet)) => {
                     let (kind, sender) = (packet.kind, packet.sender.0[0]);
                     format!("packet {kind:?} by {sender} run {} from {source}", packet.instance)
                 }
@@ -408,8 +408,8 @@ impl World {
         let pause = if late { self.between(1, 9000) } else { self.between(0, 4) };
         let source = SocketAddr::new(source.ip(), 11436);
         let bytes = match self.random.is_one_in(60) {
-            true => wire::encode_legacy().to_vec(),
-            false => datagram.encode(wire::PROBE_LEN),
+            true => packet::encode_legacy().to_vec(),
+            false => datagram.encode(packet::PROBE_LEN),
         };
         if self.random.is_one_in(20) {
             self.after(pause, Event::Packet(bytes.clone(), source));
@@ -419,7 +419,7 @@ impl World {
 
     fn receive(&mut self, bytes: &[u8], source: SocketAddr) {
         self.tally.packets += 1;
-        let Ok(packet) = wire::decode(bytes) else { return };
+        let Ok(packet) = packet::decode(bytes) else { return };
         let received = Received { packet, bytes, source };
         if let Some((input, _)) = self.client.expected.accept(received, |_| true, || true) {
             // So does it with a sighting.

@@ -8,7 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ollana::config::ServerName;
-use ollana::wire::{Datagram, Identity, Kind, MAX_LEN, Nonce, PROBE_LEN};
+use ollana::discovery::packet::{Datagram, Kind, MAX_LEN, Nonce, PROBE_LEN};
+use ollana::pairing::identity::Identity;
 
 use super::OK;
 use crate::support::{

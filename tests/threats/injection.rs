@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
-use ollana::wire::{Datagram, Identity, Kind, PROBE_LEN};
+use ollana::discovery::packet::{Datagram, Kind, PROBE_LEN};
+use ollana::pairing::identity::Identity;
 use serde_json::{Value, json};
 
 use super::rogue::{Rogue, answer, ok};

@@ -16,7 +16,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 
-use ollana::wire::{Datagram, Identity, PROBE_LEN};
+use ollana::discovery::packet::{Datagram, PROBE_LEN};
+use ollana::pairing::identity::Identity;
 
 use super::OK;
 use crate::support::{Answer, Client, End, Fake, PATIENCE, Process};

@@ -1,15 +1,16 @@
 //! Questions: HTTP of the plainest kind, and probes of the discovery.
 
+use crate::system;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use crate::interfaces::Interface;
-use crate::noise::Key;
-use crate::probing;
-use crate::socket;
-use crate::state;
-use crate::wire::{self, Datagram, Identity, Kind, Nonce, Packet};
+use crate::discovery::matching;
+use crate::discovery::packet::{self, Datagram, Kind, Nonce, Packet};
+use crate::net::interfaces::Interface;
+use crate::net::socket;
+use crate::pairing::identity::Identity;
+use crate::pairing::noise::Key;
 
 /// How long an answer may take.
 pub(super) const PATIENCE: Duration = Duration::from_millis(1500);
@@ -144,16 +145,16 @@ pub(super) fn scan(ways: &[Way], keys: &[Key]) -> (Vec<Heard>, Vec<(String, io::
     let start = Instant::now();
     let mut heard: Vec<Heard> = Vec::new();
     let mut sent = 0;
-    let own = Identity(state::random().unwrap_or_default());
+    let own = Identity(system::random().unwrap_or_default());
     while start.elapsed() < SCAN && !sockets.is_empty() {
         if PROBES.get(sent).is_some_and(|at| start.elapsed() >= *at) {
             sent += 1;
             for (way, socket, asked) in &mut sockets {
                 for key in keys.iter().map(Some).chain([None]) {
-                    let nonce: Nonce = state::random().unwrap_or_default();
+                    let nonce: Nonce = system::random().unwrap_or_default();
                     asked.push((nonce, Instant::now()));
                     let from = socket::source(way.own, way.target.into());
-                    let probe = probing::probe(Datagram::probe(own, nonce), key, from);
+                    let probe = matching::probe(Datagram::probe(own, nonce), key, from);
                     let result = socket.send_to(&probe, way.target);
                     if let (1, Err(error)) = (sent, result) {
                         failed.push((way.name.clone(), error));
@@ -163,9 +164,9 @@ pub(super) fn scan(ways: &[Way], keys: &[Key]) -> (Vec<Heard>, Vec<(String, io::
             }
         }
         for (way, socket, asked) in &sockets {
-            let mut bytes = [0; wire::MAX_LEN];
+            let mut bytes = [0; packet::MAX_LEN];
             let Ok((n, from)) = socket.recv_from(&mut bytes) else { continue };
-            let Ok(Packet::V1(answer)) = wire::decode(&bytes[..n]) else { continue };
+            let Ok(Packet::V1(answer)) = packet::decode(&bytes[..n]) else { continue };
             let Some((_, at)) = asked.iter().find(|(nonce, _)| *nonce == answer.nonce) else {
                 continue;
             };

@@ -10,7 +10,7 @@ use super::ask::{self, Answer};
 use super::holders::{Holder, holders};
 use super::report::Report;
 use crate::config::{ModeChoice, OLLAMA_PORT, POOLED_PORT, SERVER_PORT, Settings};
-use crate::interfaces;
+use crate::net::interfaces;
 use crate::upstream::describe_io;
 
 /// A clock before this was never set; seconds since 1970.

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::ask;
 use super::report::Report;
 use crate::config::{ModeChoice, SERVER_PORT, Settings, parse_host_port, parse_ollama};
-use crate::keyring::Keyring;
+use crate::pairing::keyring::Keyring;
 use crate::tools::daemon;
 use crate::tools::table::{figure, list, word};
 

@@ -12,13 +12,13 @@ use super::local::Here;
 use super::report::Report;
 use super::running::Running;
 use crate::config::Settings;
-use crate::interfaces::{Interface, Links};
-use crate::keyring::Keyring;
-use crate::pool::{CheckResult, Known, Target};
-use crate::state;
+use crate::manager::pool::{CheckResult, Known, Target};
+use crate::manager::store;
+use crate::net::interfaces::{Interface, Links};
+use crate::ollama::version::OllamaVersion;
+use crate::pairing::keyring::Keyring;
 use crate::tools::SERVICE_DIR;
 use crate::upstream::{Check, Upstream};
-use crate::wire::OllamaVersion;
 
 /// Most servers that are asked.
 const MOST: usize = 32;
@@ -159,7 +159,7 @@ fn known(report: &mut Report, settings: &Settings) -> Vec<Server> {
     }
     let own = settings.state_dir.as_deref();
     let dirs = own.into_iter().chain([Path::new(SERVICE_DIR)]);
-    for Known { address, name, .. } in dirs.flat_map(state::recall).filter(|k| k.is_present) {
+    for Known { address, name, .. } in dirs.flat_map(store::recall).filter(|k| k.is_present) {
         let is_known = servers.iter().any(|server| server.address.ip() == address.ip());
         if !is_known && !address.ip().is_loopback() && servers.len() < MOST {
             servers.push(Server::new(address, &name, Origin::Remembered));

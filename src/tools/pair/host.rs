@@ -1,5 +1,6 @@
 //! The machine that shows the code: everybody may connect, and nobody holds anybody else up.
 
+use crate::system;
 use std::cmp::Reverse;
 use std::io::{self, ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -8,14 +9,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{HALF, KEPT, Own, Problem, STEP, TRIES, failed, keep, open, seal};
-use crate::code::Code;
-use crate::guard;
-use crate::interfaces::Links;
-use crate::noise::{self, Broken, Greeted, Introduction, Key, OVERHEAD, Purpose, Session};
-use crate::peers::Peer;
-use crate::socket;
-use crate::state;
-use crate::wire::{self, Datagram, Kind, Packet};
+use crate::access::addresses;
+use crate::discovery::packet::{self, Datagram, Kind, Packet};
+use crate::net::interfaces::Links;
+use crate::net::socket;
+use crate::pairing::code::Code;
+use crate::pairing::noise::{self, Broken, Greeted, Introduction, Key, OVERHEAD, Purpose, Session};
+use crate::pairing::peers::Peer;
 
 /// How long a code can be used.
 pub(super) const LIFE: Duration = Duration::from_secs(180);
@@ -44,7 +44,7 @@ impl Host {
 
     /// Shows a code, and waits for somebody who has it.
     pub(super) fn show(&self, own: &Own, life: Duration) -> Result<Peer, Problem> {
-        let code = Code::new(state::random().map_err(failed("cannot get random bytes"))?);
+        let code = Code::new(system::random().map_err(failed("cannot get random bytes"))?);
         println!("Type this on the other machine within 3 minutes:\n\n  ollana pair {code}\n");
         let _ = io::stdout().flush();
         let key = code.key();
@@ -103,7 +103,7 @@ impl Host {
         for _ in 0..GUESTS {
             let Ok((stream, from)) = self.listener.accept() else { return };
             let from = from.ip();
-            if !guard::is_local_address(from) && !Links::now().contain(from) {
+            if !addresses::is_local_address(from) && !Links::now().contain(from) {
                 continue;
             }
             if stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).is_err() {
@@ -122,10 +122,10 @@ impl Host {
 
     /// Tells those who look for a machine that shows a code where it is.
     fn answer_search(&self, own: &Own) {
-        let mut buffer = [0; wire::MAX_LEN + 1];
+        let mut buffer = [0; packet::MAX_LEN + 1];
         for _ in 0..16 {
             let Ok((len, from)) = self.ear.recv_from(&mut buffer) else { return };
-            let Ok(Packet::V1(probe)) = wire::decode(&buffer[..len]) else { continue };
+            let Ok(Packet::V1(probe)) = packet::decode(&buffer[..len]) else { continue };
             if probe.kind != Kind::Probe || !Links::now().contain(from.ip()) {
                 continue;
             }
@@ -212,7 +212,7 @@ impl Guest {
             Err(Broken::Key) => return Err(Visit::Wrong),
             Err(_) => return Err(Visit::Nothing),
         };
-        let half: [u8; HALF] = state::random().map_err(Visit::BrokeOff)?;
+        let half: [u8; HALF] = system::random().map_err(Visit::BrokeOff)?;
         reply.extend(seal(&mut session, &half).map_err(Visit::BrokeOff)?);
         // A new connection takes this little at once.
         match socket::try_write(&self.stream, &reply).map_err(Visit::BrokeOff)? {
@@ -241,7 +241,7 @@ impl Guest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Identity;
+    use crate::pairing::identity::Identity;
 
     #[test]
     fn who_says_nothing_in_time_is_let_go() {

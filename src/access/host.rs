@@ -1,0 +1,104 @@
+//! Under which names a request may address this machine. Pure.
+//!
+//! Ollama refuses requests whose `Host` it doesn't know, which is its defence against DNS
+//! rebinding (`allowedHostsMiddleware`). A proxy has to send Ollama's own host onwards, so it
+//! must make that check itself or it would switch the defence off.
+
+use std::net::IpAddr;
+
+/// Names under which a request may address this machine.
+#[derive(Clone, Debug, Default)]
+pub struct HostRule {
+    names: Vec<String>,
+}
+
+const LOCAL_SUFFIXES: &[&str] = &[".localhost", ".local", ".lan", ".home.arpa", ".internal"];
+
+impl HostRule {
+    /// Own host name and the names that the user added; lower case.
+    pub fn new(names: impl IntoIterator<Item = String>) -> Self {
+        HostRule { names: names.into_iter().filter(|name| !name.is_empty()).collect() }
+    }
+
+    /// Whether a `Host` value is absent, empty, an address, or a name of this machine.
+    pub fn allows(&self, host: Option<&[u8]>) -> bool {
+        let Some(host) = host.filter(|host| !host.is_empty()) else { return true };
+        let Ok(host) = std::str::from_utf8(host) else { return false };
+        let Some(name) = strip_port(host) else { return false };
+        let name = name.trim_end_matches('.').to_ascii_lowercase();
+        name.parse::<IpAddr>().is_ok()
+            || name == "localhost"
+            || LOCAL_SUFFIXES.iter().any(|s| name.len() > s.len() && name.ends_with(s))
+            || self.names.contains(&name)
+    }
+}
+
+/// The host without its port and brackets; `None` if it can't be one.
+fn strip_port(host: &str) -> Option<&str> {
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']')? {
+            (name, "") => (name, None),
+            (name, after) => (name, Some(after.strip_prefix(':')?)),
+        },
+        None => match host.split_once(':') {
+            Some((name, port)) => (name, Some(port)),
+            None => (host, None),
+        },
+    };
+    let port_fits = port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()));
+    let named =
+        name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':'));
+    (port_fits && named && !name.is_empty()).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_pass() {
+        let rule = HostRule::new(["box".to_owned(), "gpu.example.com".to_owned(), String::new()]);
+        for host in [
+            "",
+            "localhost",
+            "localhost:11434",
+            "127.0.0.1:11434",
+            "[::1]:11434",
+            "[fe80::1]",
+            "192.168.1.5",
+            "8.8.8.8",
+            "box",
+            "BOX:1",
+            "box.",
+            "pi.local",
+            "pi.lan:1",
+            "a.home.arpa",
+            "x.internal",
+            "a.b.localhost",
+            "GPU.example.com",
+        ] {
+            assert!(rule.allows(Some(host.as_bytes())), "{host}");
+        }
+        assert!(rule.allows(None));
+        for host in [
+            "evil.com",
+            "evil.com:11434",
+            "localhost.evil.com",
+            "127.0.0.1.evil.com",
+            ".local",
+            "local",
+            "xlocalhost",
+            "box.evil",
+            "evil.com/.local",
+            "a b.local",
+            "[::1",
+            "[::1]x:y",
+            "localhost:11434:1",
+            "evil.com#.local",
+            "user@localhost",
+            "\u{e9}.local",
+        ] {
+            assert!(!rule.allows(Some(host.as_bytes())), "{host}");
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! When a client asks who is there, and which answers count. Pure.
+//!
+//! Probes go out in a burst at the start and after a change of the network, then at an interval.
+//! An answer counts if it repeats the nonce of one of the last three rounds of probes, is
+//! authenticated with the key that this one was asked with, comes from the same link, and isn't our
+//! own. Without a key, it counts only where such machines are talked to. It only proposes: a health check of the packet's source decides.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use crate::discovery::packet::{self, Datagram, Kind, Nonce, Packet, flags};
+use crate::manager::pool::{Input, Sighting};
+use crate::pairing::identity::Identity;
+use crate::pairing::noise::Key;
+
+/// Probes after the start and after a change of the network, in milliseconds from then.
+const BURST: [u64; 5] = [0, 50, 150, 350, 1000];
+/// Answers count for so many of our last rounds of probes.
+const ROUNDS: usize = 3;
+
+/// When the next probe is due.
+#[derive(Debug)]
+pub struct Schedule {
+    interval: Duration,
+    origin: Instant,
+    sent: usize,
+    due: Instant,
+}
+
+impl Schedule {
+    /// The first is due at once.
+    pub fn new(now: Instant, interval: Duration) -> Self {
+        Schedule { interval, origin: now, sent: 0, due: now }
+    }
+
+    /// Starts over: the network may be another.
+    pub fn restart(&mut self, now: Instant) {
+        *self = Schedule::new(now, self.interval);
+    }
+
+    /// When the next probe is due.
+    pub fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// A probe was sent. A random byte keeps many clients from asking in step: it moves the next
+    /// probe by up to 10 % of the interval.
+    pub fn sent(&mut self, now: Instant, random: u8) {
+        self.sent += 1;
+        self.due = match BURST.get(self.sent) {
+            Some(at) => self.origin + Duration::from_millis(*at),
+            None => now + self.interval * (900 + u32::from(random) * 200 / 255) / 1000,
+        };
+    }
+}
+
+/// Which answers count.
+#[derive(Debug)]
+pub struct Expected {
+    own: Identity,
+    rounds: VecDeque<Vec<Question>>,
+}
+
+/// One probe: its nonce, and the key that it was made with.
+pub type Question = (Nonce, Option<Key>);
+
+/// What was received, and what is known about it.
+#[derive(Clone, Debug)]
+pub struct Received<'a> {
+    /// What it says.
+    pub packet: Packet,
+    /// Its bytes, which the authentication code covers.
+    pub bytes: &'a [u8],
+    /// Where it came from.
+    pub source: SocketAddr,
+}
+
+impl Expected {
+    /// None do before the first probe. `own` is who we are, so that our own server isn't taken for
+    /// another.
+    pub fn new(own: Identity) -> Self {
+        Expected { own, rounds: VecDeque::with_capacity(ROUNDS + 1) }
+    }
+
+    /// These probes are on their way.
+    pub fn asked(&mut self, round: Vec<Question>) {
+        self.rounds.push_back(round);
+        if self.rounds.len() > ROUNDS {
+            self.rounds.pop_front();
+        }
+    }
+
+    /// What a packet means and the key that it was authenticated with, if it counts. `is_open` says
+    /// whether a machine that shows no key is talked to, as far as it is known; `is_on_link` is
+    /// asked last, because it costs most.
+    pub fn accept(
+        &self,
+        received: Received<'_>,
+        is_open: impl Fn(Option<(Identity, SocketAddr)>) -> bool,
+        is_on_link: impl FnOnce() -> bool,
+    ) -> Option<(Input, Option<Key>)> {
+        let Received { packet, bytes, source } = received;
+        let accepted = match packet {
+            Packet::Legacy if is_open(None) => (Input::LegacySighted(source.ip()), None),
+            Packet::Legacy => return None,
+            Packet::V1(datagram) => {
+                let mut asked = self.rounds.iter().flatten();
+                let (_, key) = asked.find(|(nonce, _)| *nonce == datagram.nonce)?;
+                let address = SocketAddr::new(source.ip(), datagram.http_port);
+                let is_genuine = match key {
+                    Some(key) => packet::split_code(bytes, None)
+                        .is_some_and(|(covered, code)| key.verifies(&covered, &code)),
+                    None => is_open(Some((datagram.sender, address))),
+                };
+                (self.answer(datagram, address).filter(|_| is_genuine)?, key.clone())
+            }
+        };
+        is_on_link().then_some(accepted)
+    }
+
+    fn answer(&self, datagram: Datagram, address: SocketAddr) -> Option<Input> {
+        if datagram.sender == self.own {
+            return None;
+        }
+        match datagram.kind {
+            Kind::Announce if datagram.http_port != 0 => Some(Input::Sighted(Sighting {
+                address,
+                identity: datagram.sender,
+                instance: datagram.instance,
+                name: datagram.name,
+                ollama_up: datagram.flags & flags::OLLAMA_UP != 0,
+                management_open: datagram.flags & flags::MANAGEMENT_OPEN != 0,
+            })),
+            Kind::Goodbye => {
+                Some(Input::Farewell { identity: datagram.sender, from: address.ip() })
+            }
+            Kind::Announce | Kind::Probe => None,
+        }
+    }
+}
+
+/// The bytes of a probe. With a key it proves that somebody who has it sends it from this address.
+pub fn probe(probe: Datagram, key: Option<&Key>, from: IpAddr) -> Vec<u8> {
+    let mut bytes = Datagram { key: key.map(Key::id), ..probe }.encode(packet::PROBE_LEN);
+    if let Some(key) = key {
+        packet::authenticate(&mut bytes, Some(from), |bytes| key.authenticate(bytes));
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ollama::version::OllamaVersion;
+
+    #[test]
+    fn a_burst_then_an_interval_that_varies() {
+        let t0 = Instant::now();
+        let interval = Duration::from_secs(5);
+        let mut schedule = Schedule::new(t0, interval);
+        let mut at = Vec::new();
+        for _ in 0..7 {
+            let due = schedule.due();
+            at.push((due - t0).as_millis());
+            schedule.sent(due, 128);
+        }
+        assert_eq!(at[..5], [0, 50, 150, 350, 1000]);
+        assert_eq!((at[5] - at[4], at[6] - at[5]), (5000, 5000));
+        // A probe that went out late in the burst doesn't move the next one.
+        schedule.restart(t0);
+        schedule.sent(t0 + Duration::from_millis(40), 0);
+        assert_eq!(schedule.due(), t0 + Duration::from_millis(50));
+        for (random, ms) in [(0, 4500), (255, 5500)] {
+            let mut schedule = Schedule { sent: 9, ..Schedule::new(t0, interval) };
+            schedule.sent(t0, random);
+            assert_eq!(schedule.due() - t0, Duration::from_millis(ms));
+        }
+    }
+
+    fn announcement(nonce: u8) -> Datagram {
+        Datagram {
+            kind: Kind::Announce,
+            nonce: [nonce; 16],
+            sender: Identity([7; 16]),
+            http_port: 11435,
+            flags: flags::OLLAMA_UP,
+            capabilities: 0,
+            version: OllamaVersion::default(),
+            in_flight: 0,
+            instance: 1,
+            name: "desk".to_owned(),
+            key: None,
+        }
+    }
+
+    fn received(datagram: Datagram, bytes: &[u8], source: SocketAddr) -> Received<'_> {
+        Received { packet: Packet::V1(datagram), bytes, source }
+    }
+
+    #[test]
+    fn an_answer_needs_the_key_that_was_asked_with() {
+        let source: SocketAddr = "10.0.0.2:11436".parse().expect("address");
+        let [ours, other] = [1, 2].map(|n| Key::new([n; 32]));
+        let mut expected = Expected::new(Identity([1; 16]));
+        expected.asked(vec![([1; 16], Some(ours.clone())), ([2; 16], None)]);
+        for (nonce, key, is_open, counts) in [
+            (1, Some(&ours), false, true),
+            (1, Some(&other), true, false),
+            (1, None, true, false),
+            (2, None, true, true),
+            (2, None, false, false),
+            (2, Some(&ours), false, false),
+            (3, Some(&ours), true, false),
+        ] {
+            let datagram = announcement(nonce);
+            let mut bytes = datagram.encode(packet::PROBE_LEN);
+            if let Some(key) = key {
+                packet::authenticate(&mut bytes, None, |bytes| key.authenticate(bytes));
+            }
+            let accepted = expected.accept(
+                received(datagram, &bytes, source),
+                |about| {
+                    let address = "10.0.0.2:11435".parse().expect("address");
+                    assert_eq!(about, Some((Identity([7; 16]), address)));
+                    is_open
+                },
+                || true,
+            );
+            assert_eq!(accepted.is_some(), counts, "{nonce} {key:?} {is_open}");
+            let with = accepted.and_then(|(_, key)| key);
+            assert_eq!(with.as_ref(), key.filter(|_| counts));
+        }
+        let bare = || Received { packet: Packet::Legacy, bytes: b"LANA", source };
+        assert!(expected.accept(bare(), |_| true, || true).is_some());
+        assert!(expected.accept(bare(), |_| false, || true).is_none());
+    }
+
+    #[test]
+    fn only_answers_to_the_last_three_probes_count() {
+        let source: SocketAddr = "10.0.0.2:11436".parse().expect("address");
+        let mut expected = Expected::new(Identity([1; 16]));
+        let counts = |expected: &Expected, datagram: Datagram| {
+            expected.accept(received(datagram, &[], source), |_| true, || true).is_some()
+        };
+        assert!(!counts(&expected, announcement(0)), "nothing was asked");
+        for nonce in 1..=5 {
+            expected.asked(vec![([nonce; 16], None)]);
+        }
+        let counted: Vec<u8> =
+            (0..=6).filter(|nonce| counts(&expected, announcement(*nonce))).collect();
+        assert_eq!(counted, [3, 4, 5]);
+        let input = expected.accept(received(announcement(4), &[], source), |_| true, || true);
+        let Some((Input::Sighted(sighting), None)) = input else { panic!("{input:?}") };
+        assert_eq!(sighting.address.to_string(), "10.0.0.2:11435", "the packet's own source");
+        assert!(sighting.ollama_up && sighting.name == "desk");
+        let away = expected.accept(received(announcement(4), &[], source), |_| true, || false);
+        assert!(away.is_none(), "from another link");
+        let own = Datagram { sender: Identity([1; 16]), ..announcement(4) };
+        assert!(!counts(&expected, own), "our own server");
+        let nowhere = Datagram { http_port: 0, ..announcement(4) };
+        assert!(!counts(&expected, nowhere));
+        let probe = Datagram { kind: Kind::Probe, ..announcement(4) };
+        assert!(!counts(&expected, probe));
+        let farewell = Datagram { kind: Kind::Goodbye, ..announcement(4) };
+        assert!(counts(&expected, farewell));
+        let bare = || Received { packet: Packet::Legacy, bytes: b"LANA", source };
+        assert!(expected.accept(bare(), |_| true, || true).is_some());
+        assert!(expected.accept(bare(), |_| true, || false).is_none());
+    }
+}

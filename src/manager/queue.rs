@@ -1,0 +1,270 @@
+//! Who gets which backend and who waits for one: the pool, and the queue in front of it.
+//!
+//! Pure: no channels, no threads, no clock. Requests come in with a token that stands for whoever
+//! asks, answers go out into a list with the same token.
+//!
+//! A request waits while all backends that could do are busy, while one that may be ready in a
+//! moment is being checked, or while a machine is woken for it. Nobody overtakes those who wait for a busy backend, and of those the
+//! client comes first whose last turn is longest ago.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::manager::pool::{Action, BackendId, Input, NoPick, Outcome, Pick, Pool, Task, Wanted};
+
+/// Requests that may wait for a backend that is busy; more are refused.
+pub const MAX_QUEUE: usize = 256;
+
+/// Wake-up calls are repeated after this long while somebody waits.
+const WAKE_AGAIN: Duration = Duration::from_secs(10);
+
+/// Why there is no lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// No server can do it now; the sentence says which and why.
+    NoServer(String),
+    /// Too many requests wait already.
+    QueueFull,
+}
+
+/// How long requests wait for a backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// While one that may be ready in a moment is being checked.
+    pub expected: Duration,
+    /// While all that could do are busy.
+    pub busy: Duration,
+    /// While a machine wakes up, where there are some to wake.
+    pub wake: Option<Duration>,
+}
+
+/// Stands for somebody who waits for a backend.
+pub trait Asker {
+    /// Whether somebody still does.
+    fn is_present(&self) -> bool;
+}
+
+/// A request for a backend.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// Backends to pass over, because they were tried.
+    pub tried: Vec<BackendId>,
+    /// What it needs.
+    pub wanted: Wanted,
+}
+
+/// Answers on their way out.
+pub type Answers<A> = Vec<(A, Result<Pick, Refused>)>;
+
+/// A request that waits for a backend.
+#[derive(Debug)]
+struct Waiting<A> {
+    asker: A,
+    request: Request,
+    since: Instant,
+    is_busy: bool,
+}
+
+/// The pool and who waits for it.
+#[derive(Debug)]
+pub struct Dispatch<A> {
+    pool: Pool,
+    patience: Patience,
+    /// In the order of arrival.
+    waiting: Vec<Waiting<A>>,
+    /// When each waiting client had its last turn.
+    turns: HashMap<Option<IpAddr>, u64>,
+    turn: u64,
+    /// Whether machines are to be woken, and when that was last said.
+    wakes: bool,
+    woken: Option<Instant>,
+    /// How long those waited who were answered since the last look.
+    waits: Vec<Duration>,
+}
+
+impl<A: Asker> Dispatch<A> {
+    /// Nobody waits yet.
+    pub fn new(pool: Pool, patience: Patience) -> Self {
+        Dispatch {
+            pool,
+            patience,
+            waiting: Vec::new(),
+            turns: HashMap::new(),
+            turn: 0,
+            wakes: false,
+            woken: None,
+            waits: Vec::new(),
+        }
+    }
+
+    /// The backends.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Requests that wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// How long the first of them has waited.
+    pub fn longest_wait(&self, now: Instant) -> Option<Duration> {
+        self.waiting.first().map(|waiting| now.saturating_duration_since(waiting.since))
+    }
+
+    /// How long those waited who were answered since the last call.
+    pub fn take_waits(&mut self) -> Vec<Duration> {
+        std::mem::take(&mut self.waits)
+    }
+
+    /// Whether it is time for a wake-up call; true once per call.
+    pub fn take_wake(&mut self) -> bool {
+        std::mem::take(&mut self.wakes)
+    }
+
+    /// Whether a request may wait for a machine that sleeps: it needs a model that runs.
+    fn may_wake(&self, request: &Request) -> bool {
+        let Wanted { task, model, local_only, .. } = &request.wanted;
+        let is_use = *task == Task::Use && model.is_some() && !local_only;
+        self.patience.wake.is_some() && is_use && request.tried.is_empty()
+    }
+
+    /// Counts in requests that were counted elsewhere until now.
+    pub fn adopt(&mut self, id: BackendId, requests: u32) {
+        self.pool.adopt(id, requests);
+    }
+
+    /// The backend that every request gets, while there is no choice and nobody waits. Not counted
+    /// in.
+    pub fn sole(&self, now: Instant, local_only: bool) -> Option<Pick> {
+        self.pool.sole(now, local_only).filter(|_| self.waiting.is_empty())
+    }
+
+    /// Lets the pool decide what follows from an input, and serves those who wait.
+    pub fn handle(
+        &mut self,
+        now: Instant,
+        input: Input,
+        actions: &mut Vec<Action>,
+        answers: &mut Answers<A>,
+    ) {
+        self.pool.handle(now, input, actions);
+        self.serve(now, answers);
+    }
+
+    /// Takes back what its asker didn't take.
+    pub fn untaken(
+        &mut self,
+        now: Instant,
+        pick: &Pick,
+        actions: &mut Vec<Action>,
+        answers: &mut Answers<A>,
+    ) {
+        self.handle(now, Input::Finished(pick.id, Outcome::Void.into()), actions, answers);
+    }
+
+    /// Answers a request, at once or when a backend is free for it.
+    pub fn ask(&mut self, now: Instant, asker: A, request: Request, answers: &mut Answers<A>) {
+        // Nobody overtakes those who wait for a busy backend.
+        let picked = match self.waiting.iter().any(|waiting| waiting.is_busy) {
+            true => Err(NoPick::Busy),
+            false => self.pool.pick(now, &request.tried, &request.wanted),
+        };
+        let is_busy = picked == Err(NoPick::Busy);
+        let may_wait = match &picked {
+            Err(NoPick::NoneUp(_)) => {
+                let expects = request.tried.is_empty() && self.pool.expects_backend(now);
+                expects || self.may_wake(&request)
+            }
+            Err(NoPick::Away(_)) => self.may_wake(&request),
+            _ => is_busy,
+        };
+        match picked {
+            Ok(pick) => answers.push((asker, Ok(pick))),
+            Err(NoPick::NoneUp(reason) | NoPick::Away(reason)) if !may_wait => {
+                answers.push((asker, Err(Refused::NoServer(reason))));
+            }
+            Err(_) => {
+                self.queue(now, Waiting { asker, request, since: now, is_busy }, answers);
+            }
+        }
+    }
+
+    fn queue(&mut self, now: Instant, waiting: Waiting<A>, answers: &mut Answers<A>) {
+        if self.waiting.len() >= MAX_QUEUE {
+            answers.push((waiting.asker, Err(Refused::QueueFull)));
+            return;
+        }
+        self.waiting.push(waiting);
+        self.serve(now, answers);
+    }
+
+    /// Serves those who wait, the client first whose last turn is longest ago.
+    fn serve(&mut self, now: Instant, answers: &mut Answers<A>) {
+        self.waiting.retain(|waiting| waiting.asker.is_present());
+        if self.waiting.is_empty() {
+            self.turns.clear();
+            return;
+        }
+        let mut order: Vec<usize> = (0..self.waiting.len()).collect();
+        order.sort_by_key(|at| {
+            let client = self.waiting[*at].request.wanted.client;
+            (self.turns.get(&client).copied().unwrap_or(0), *at)
+        });
+        let mut served = Vec::new();
+        for at in order {
+            if let Some(answer) = self.try_serve(now, at) {
+                served.push((at, answer));
+            }
+        }
+        served.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        for (at, answer) in served {
+            let waiting = self.waiting.remove(at);
+            self.waits.push(now.saturating_duration_since(waiting.since));
+            answers.push((waiting.asker, answer));
+        }
+    }
+
+    /// The answer to one of those who wait, if there is one by now.
+    fn try_serve(&mut self, now: Instant, at: usize) -> Option<Result<Pick, Refused>> {
+        let Waiting { request, since, .. } = &self.waiting[at];
+        let waited = now.saturating_duration_since(*since);
+        match self.pool.pick(now, &request.tried, &request.wanted) {
+            Ok(pick) => {
+                self.turn += 1;
+                self.turns.insert(request.wanted.client, self.turn);
+                Some(Ok(pick))
+            }
+            Err(NoPick::Busy) if waited < self.patience.busy => None,
+            Err(NoPick::NoneUp(_))
+                if waited < self.patience.expected && self.pool.expects_backend(now) =>
+            {
+                None
+            }
+            Err(NoPick::Busy) => Some(Err(Refused::QueueFull)),
+            Err(NoPick::NoneUp(reason) | NoPick::Away(reason)) => {
+                let patience = self.patience.wake.filter(|_| self.may_wake(request));
+                match patience {
+                    Some(patience) if waited < patience => {
+                        self.call_for_help(now);
+                        None
+                    }
+                    Some(_) => {
+                        let reason = format!("{reason}; a wake-up call didn't help");
+                        Some(Err(Refused::NoServer(reason)))
+                    }
+                    None => Some(Err(Refused::NoServer(reason))),
+                }
+            }
+        }
+    }
+
+    fn call_for_help(&mut self, now: Instant) {
+        let is_due = |woken| now.saturating_duration_since(woken) >= WAKE_AGAIN;
+        if self.woken.is_none_or(is_due) {
+            self.woken = Some(now);
+            self.wakes = true;
+        }
+    }
+}

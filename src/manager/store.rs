@@ -1,0 +1,87 @@
+//! What is remembered over restarts: the servers, and how to wake them.
+
+use std::fs;
+use std::path::Path;
+
+use super::pool::Known;
+use crate::config::Mac;
+use crate::pairing::identity::Identity;
+use crate::system::replace_file as replace;
+
+/// Writes down which servers there are, for [`recall`]. Failing only costs the next start a moment.
+pub fn remember(dir: &Path, servers: &[Known]) {
+    let list: Vec<_> = servers
+        .iter()
+        .map(|Known { identity, name, address, is_present }| {
+            let identity = identity.map(|identity| identity.to_string());
+            serde_json::json!({
+                "address": address, "name": name, "identity": identity, "present": is_present,
+            })
+        })
+        .collect();
+    let text = serde_json::Value::from(list).to_string();
+    if let Err(error) = replace(dir, &dir.join("servers.json"), &text) {
+        log::debug!("servers not remembered dir={dir:?} reason={error}");
+    }
+}
+
+/// The servers of earlier runs, in the order in which they were met.
+pub fn recall(dir: &Path) -> Vec<Known> {
+    let text = fs::read_to_string(dir.join("servers.json")).unwrap_or_default();
+    let list: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let member =
+        |entry: &serde_json::Value, name: &str| Some(entry.get(name)?.as_str()?.to_owned());
+    let server = |entry: &serde_json::Value| {
+        Some(Known {
+            identity: member(entry, "identity").and_then(|text| Identity::parse(&text)),
+            name: member(entry, "name")?,
+            address: member(entry, "address")?.parse().ok()?,
+            is_present: entry.get("present") != Some(&false.into()),
+        })
+    };
+    let entries = list.as_array().map(Vec::as_slice).unwrap_or_default();
+    entries.iter().filter_map(server).collect()
+}
+
+/// Writes down the hardware addresses of servers, for [`recall_macs`].
+pub fn remember_macs(dir: &Path, macs: &[(String, Mac)]) {
+    let text =
+        serde_json::Value::from_iter(macs.iter().map(|(name, mac)| (&**name, mac.to_string())));
+    if let Err(error) = replace(dir, &dir.join("wake.json"), &text.to_string()) {
+        log::warn!("hardware addresses not kept, try --state-dir dir={dir:?} reason={error}");
+    }
+}
+
+/// The hardware addresses that were kept, by server.
+pub fn recall_macs(dir: &Path) -> Vec<(String, Mac)> {
+    let text = fs::read_to_string(dir.join("wake.json")).unwrap_or_default();
+    let map: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&text).unwrap_or_default();
+    map.into_iter().filter_map(|(name, mac)| Some((name, mac.as_str()?.parse().ok()?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::system::random;
+
+    #[test]
+    fn servers_are_recalled_and_junk_is_not() {
+        let dir = std::env::temp_dir().join(format!("ollana-state-{:?}", random::<8>().unwrap()));
+        assert_eq!(recall(&dir), []);
+        let known = |identity, is_present| Known {
+            identity,
+            name: "d\"esk".to_owned(),
+            address: "10.0.0.7:11435".parse().unwrap(),
+            is_present,
+        };
+        let servers = [known(Some(Identity([0xA7; 16])), true), known(None, false)];
+        remember(&dir, &servers);
+        assert_eq!(recall(&dir), servers);
+        for junk in ["", "{}", "[{\"address\":\"x\",\"name\":\"\"}]", "[1]"] {
+            fs::write(dir.join("servers.json"), junk).unwrap();
+            assert_eq!(recall(&dir), [], "{junk}");
+        }
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

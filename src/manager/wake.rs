@@ -1,0 +1,128 @@
+//! Wake-on-LAN: remembers the hardware addresses of servers while they are up, and sends the packet
+//! that switches them on (AMD's "Magic Packet": six bytes 0xFF, then the address sixteen times).
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+
+use crate::config::{Mac, Sleeper};
+use crate::manager::store;
+use crate::net::interfaces::broadcast_interfaces;
+
+/// Where such packets are sent by custom: UDP discard.
+const PORT: u16 = 9;
+/// Where Linux tells the hardware addresses of its neighbours.
+const NEIGHBOURS: &str = "/proc/net/arp";
+
+/// Whom to wake, and how.
+#[derive(Clone, Debug)]
+pub struct Wake {
+    /// The servers that may be woken.
+    pub sleepers: Vec<Sleeper>,
+    /// Interfaces to send through; all suitable ones if empty.
+    pub interfaces: Vec<String>,
+    /// Where hardware addresses are kept.
+    pub dir: Option<PathBuf>,
+}
+
+impl Wake {
+    /// Remembers the hardware addresses of those servers, with the names that they go by, that may
+    /// have to be woken.
+    pub fn learn(&self, servers: &[(SocketAddr, Vec<String>)]) {
+        let Some(dir) = &self.dir else { return };
+        let neighbours = fs::read_to_string(NEIGHBOURS).unwrap_or_default();
+        let known = store::recall_macs(dir);
+        let mut all = known.clone();
+        for (address, names) in servers {
+            let ip = address.ip().to_canonical();
+            let names = || names.iter().cloned().chain([ip.to_string(), address.to_string()]);
+            let Some(mac) = neighbour(&neighbours, ip) else { continue };
+            for sleeper in &self.sleepers {
+                let Sleeper::Server(wanted) = sleeper else { continue };
+                if names().any(|name| name.eq_ignore_ascii_case(wanted)) {
+                    all.retain(|(name, _)| name != wanted);
+                    all.push((wanted.clone(), mac));
+                }
+            }
+        }
+        if all != known {
+            store::remember_macs(dir, &all);
+        }
+    }
+
+    /// Wakes all of them.
+    pub fn call(&self) {
+        let known = self.dir.as_deref().map(store::recall_macs).unwrap_or_default();
+        for sleeper in &self.sleepers {
+            let mac = match sleeper {
+                Sleeper::Mac(mac) => Some(*mac),
+                Sleeper::Server(name) => {
+                    known.iter().find(|(known, _)| known == name).map(|(_, mac)| *mac)
+                }
+            };
+            match mac.map(|mac| (mac, self.send(mac))) {
+                Some((mac, Ok(()))) => log::info!("sent a wake-up call server={sleeper} mac={mac}"),
+                Some((_, Err(error))) => log::warn!("cannot wake server={sleeper}: {error}"),
+                None => log::warn!(
+                    "cannot wake server={sleeper}: its hardware address isn't known yet; it is \
+                     learned while the server is up, or say --wake MAC"
+                ),
+            }
+        }
+    }
+
+    /// Through every interface; one that works is enough.
+    fn send(&self, mac: Mac) -> io::Result<()> {
+        let packet = packet(mac);
+        let mut paths: Vec<(Ipv4Addr, Ipv4Addr)> = broadcast_interfaces(&self.interfaces)
+            .into_iter()
+            .map(|interface| (interface.address, interface.broadcast))
+            .collect();
+        if paths.is_empty() {
+            paths.push((Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST));
+        }
+        let mut sent = Err(io::ErrorKind::NetworkUnreachable.into());
+        for (from, to) in paths {
+            let socket = UdpSocket::bind((from, 0)).and_then(|socket| {
+                socket.set_broadcast(true)?;
+                socket.send_to(&packet, (to, PORT))
+            });
+            sent = sent.or(socket.map(|_| ()));
+        }
+        sent
+    }
+}
+
+fn packet(mac: Mac) -> Vec<u8> {
+    [0xFF; 6].into_iter().chain((0..16).flat_map(|_| mac.0)).collect()
+}
+
+/// A neighbour's hardware address, out of the kernel's table. One that isn't known is all zeroes.
+fn neighbour(table: &str, ip: IpAddr) -> Option<Mac> {
+    let ip = ip.to_string();
+    let line = table.lines().find(|line| line.split_whitespace().next() == Some(&ip))?;
+    let mac: Mac = line.split_whitespace().nth(3)?.parse().ok()?;
+    (mac.0 != [0; 6]).then_some(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_of_the_kernels_table() {
+        let table = "IP address       HW type     Flags       HW address            Mask     Device\n\
+                     192.168.1.20     0x1         0x2         D8:bb:c1:00:0a:ff     *        eth0\n\
+                     192.168.1.2      0x1         0x0         00:00:00:00:00:00     *        eth0\n";
+        let mac = neighbour(table, IpAddr::from([192, 168, 1, 20])).expect("known");
+        assert_eq!(mac.to_string(), "d8:bb:c1:00:0a:ff");
+        assert_eq!(neighbour(table, IpAddr::from([192, 168, 1, 2])), None, "asked, not answered");
+        assert_eq!(neighbour(table, IpAddr::from([192, 168, 1, 3])), None);
+        assert_eq!(neighbour("", IpAddr::from([192, 168, 1, 3])), None);
+        let packet = packet(mac);
+        assert_eq!(packet.len(), 102);
+        assert_eq!(&packet[..8], &[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xD8, 0xBB]);
+        assert_eq!(&packet[96..], &mac.0);
+    }
+}

@@ -1,0 +1,105 @@
+//! Errors in the shape of the API that was called, so that every client library shows them.
+//! Pure.
+//!
+//! Shapes: Ollama `{"error":"…"}` (`server/routes.go`), OpenAI `{"error":{…}}`
+//! (`openai/openai.go`), Anthropic `{"type":"error","error":{…}}` (`anthropic/anthropic.go`).
+
+use serde_json::{Value, json};
+
+use crate::ollama::stream_end::Format;
+
+/// Which API a path belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// `/api/…` and everything else.
+    Ollama,
+    /// `/v1/…`
+    OpenAi,
+    /// `/v1/messages…`
+    Anthropic,
+}
+
+impl Dialect {
+    /// By the request's target.
+    pub fn of(target: &str) -> Self {
+        let path = target.split('?').next().unwrap_or(target);
+        if path == "/v1/messages" || path.starts_with("/v1/messages/") {
+            Dialect::Anthropic
+        } else if path.starts_with("/v1/") {
+            Dialect::OpenAi
+        } else {
+            Dialect::Ollama
+        }
+    }
+
+    /// The error object itself.
+    pub fn error(self, status: u16, message: &str) -> Value {
+        match self {
+            Dialect::Ollama => json!({ "error": message }),
+            Dialect::OpenAi => json!({
+                "error": {
+                    "message": message, "type": kind(status), "param": null, "code": null,
+                }
+            }),
+            Dialect::Anthropic => json!({
+                "type": "error",
+                "error": { "type": kind(status), "message": message },
+            }),
+        }
+    }
+
+    /// A last line or event for a stream that ends in failure.
+    pub fn in_band_error(self, format: Format, message: &str) -> String {
+        let error = self.error(502, message);
+        match (format, self) {
+            (Format::Ndjson, _) => format!("{error}\n"),
+            (Format::EventStream, Dialect::Anthropic) => {
+                format!("event: error\ndata: {error}\n\n")
+            }
+            (Format::EventStream, _) => format!("data: {error}\n\n"),
+        }
+    }
+}
+
+fn kind(status: u16) -> &'static str {
+    match status {
+        403 => "permission_error",
+        429 => "rate_limit_error",
+        400..=499 => "invalid_request_error",
+        503 => "overloaded_error",
+        _ => "api_error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_path_gets_its_apis_shape() {
+        for (target, want) in [
+            ("/api/chat", r#"{"error":"no \"x\""}"#),
+            ("/", r#"{"error":"no \"x\""}"#),
+            (
+                "/v1/chat/completions?x",
+                r#"{"error":{"code":null,"message":"no \"x\"","param":null,"type":"overloaded_error"}}"#,
+            ),
+            (
+                "/v1/messages?beta=true",
+                r#"{"error":{"message":"no \"x\"","type":"overloaded_error"},"type":"error"}"#,
+            ),
+        ] {
+            assert_eq!(Dialect::of(target).error(503, "no \"x\"").to_string(), want, "{target}");
+        }
+    }
+
+    #[test]
+    fn streams_get_their_formats_error() {
+        let ollama = Dialect::Ollama.in_band_error(Format::Ndjson, "gone");
+        assert_eq!(ollama, "{\"error\":\"gone\"}\n");
+        let openai = Dialect::OpenAi.in_band_error(Format::EventStream, "gone");
+        assert!(openai.starts_with("data: {\"error\":{") && openai.ends_with("}\n\n"));
+        let anthropic = Dialect::Anthropic.in_band_error(Format::EventStream, "gone");
+        assert!(anthropic.starts_with("event: error\ndata: {"));
+    }
+}

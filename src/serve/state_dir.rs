@@ -1,0 +1,102 @@
+//! What a daemon keeps on disk for itself: its identity, and where private files may be.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use crate::pairing::identity::Identity;
+use crate::system::{random, replace_file as replace};
+
+/// The identity of the server on this port, made at its first start.
+///
+/// It goes with the port, so that two servers on one machine are two. Without a place to keep
+/// it, or with an ephemeral port, it lasts as long as the process.
+///
+/// # Errors
+/// When the system has no random source.
+pub fn identity(dir: Option<&Path>, port: u16) -> io::Result<Identity> {
+    let fresh = Identity(random()?);
+    let (Some(dir), true) = (dir, port != 0) else { return Ok(fresh) };
+    let path = dir.join(format!("identity-{port}"));
+    match load(&path) {
+        Ok(Some(identity)) => return Ok(identity),
+        Ok(None) => {}
+        Err(error) => {
+            log::warn!("identity not kept, unreadable path={path:?} reason={error}");
+            return Ok(fresh);
+        }
+    }
+    if let Err(error) = replace(dir, &path, &fresh.to_string()) {
+        log::warn!("identity not kept, try --state-dir path={path:?} reason={error}");
+    }
+    Ok(fresh)
+}
+
+fn load(path: &Path) -> io::Result<Option<Identity>> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let identity = Identity::parse(text.trim());
+    identity.map(Some).ok_or_else(|| io::Error::other("not 32 hexadecimal digits"))
+}
+
+/// Where the local Ollama keeps its models, if that can be told.
+pub fn models_dir() -> Option<PathBuf> {
+    let named = std::env::var_os("OLLAMA_MODELS").map(PathBuf::from);
+    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".ollama/models"));
+    // The second is where Ollama's installer has its service keep them.
+    let service = Path::new("/usr/share/ollama/.ollama/models").to_owned();
+    [named, Some(service), home].into_iter().flatten().find(|dir| dir.is_dir())
+}
+
+/// Directories in which the private socket may be made, best first.
+pub fn private_places(state_dir: Option<&Path>) -> Vec<PathBuf> {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    let mut places: Vec<PathBuf> =
+        ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].into_iter().filter_map(variable).collect();
+    places.push(std::env::temp_dir());
+    if let Some(dir) = state_dir
+        && fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).is_ok()
+    {
+        places.push(dir.to_owned());
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn an_identity_is_kept_per_port() {
+        let dir = std::env::temp_dir().join(format!("ollana-state-{:?}", random::<8>().unwrap()));
+        let first = identity(Some(&dir), 11435).unwrap();
+        assert_eq!(identity(Some(&dir), 11435).unwrap(), first);
+        assert_ne!(identity(Some(&dir), 11436).unwrap(), first);
+        assert_ne!(identity(Some(&dir), 0).unwrap(), identity(Some(&dir), 0).unwrap());
+        fs::write(dir.join("identity-11435"), "broken").unwrap();
+        assert_ne!(identity(Some(&dir), 11435).unwrap(), first);
+        let kept = fs::read_to_string(dir.join("identity-11435")).unwrap();
+        assert_eq!(kept, "broken", "never overwrites what it doesn't understand");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// `sudo ollana pair` makes the identity of a daemon that is another user.
+    #[test]
+    fn what_root_writes_is_for_whom_the_folder_belongs_to() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = std::env::temp_dir().join(format!("ollana-state-{:?}", random::<8>().unwrap()));
+        fs::create_dir(&dir).unwrap();
+        std::os::unix::fs::chown(&dir, Some(12345), Some(12346)).unwrap();
+        identity(Some(&dir), 11435).unwrap();
+        let about = fs::metadata(dir.join("identity-11435")).unwrap();
+        assert_eq!((about.uid(), about.gid()), (12345, 12346));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

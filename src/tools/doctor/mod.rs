@@ -1,0 +1,90 @@
+//! `ollana doctor`: looks at everything that the LAN needs to work, and says what to do about what
+//! doesn't. It needs no running ollana, changes nothing, and takes about two seconds.
+
+mod ask;
+mod firewall;
+mod holders;
+mod local;
+mod report;
+mod running;
+mod servers;
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use crate::cli::Tool;
+use crate::config::Settings;
+use crate::net::interfaces::{self, Interface};
+use crate::pairing::keyring::Keyring;
+use report::Report;
+use running::Running;
+
+/// Exit code 0: nothing has to be done; 1: something has.
+pub(super) fn run(tool: &Tool) -> ExitCode {
+    let report = examine(&tool.settings);
+    let text = if tool.has("json") {
+        report.json()
+    } else {
+        let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        report.text(io::stdout().is_terminal() && !is_plain)
+    };
+    // A closed pipe (`ollana doctor | head`) is no failure.
+    let _ = io::stdout().write_all(text.as_bytes());
+    if report.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn examine(settings: &Settings) -> Report {
+    let mut report = Report::default();
+    let running = Running::ask(settings);
+    let settings = &running.settings(settings);
+    let keyring = keyring(&mut report, settings);
+    let here = local::look(settings);
+    report.about("this machine");
+    local::surroundings(&mut report);
+    report.about("Ollama here");
+    local::ollama(&mut report, settings, &here);
+    report.about("ports");
+    local::ports(&mut report, settings, &here);
+    report.about("interfaces");
+    let interfaces = network(&mut report, settings);
+    report.about("firewall");
+    firewall::look(&mut report, settings, here.is_server);
+    report.about("servers");
+    servers::look(&mut report, settings, &here, &interfaces, &Arc::new(keyring), &running);
+    report
+}
+
+fn keyring(report: &mut Report, settings: &Settings) -> Keyring {
+    super::keyring(settings).unwrap_or_else(|error| {
+        report.about("keys");
+        report.wrong(error.to_string(), "the line above says it; ollana does not start like this");
+        Keyring::none()
+    })
+}
+
+/// Where broadcasts go.
+fn network(report: &mut Report, settings: &Settings) -> Vec<Interface> {
+    let used = interfaces::broadcast_interfaces(&settings.interfaces);
+    for name in &settings.interfaces {
+        if !used.iter().any(|interface| interface.name == *name) {
+            report.wrong(
+                format!("--interface {name}: there is none of that name that can broadcast"),
+                "ip -4 address shows their names",
+            );
+        }
+    }
+    for Interface { name, address, broadcast } in &used {
+        report.well(format!("{name} {address}: broadcasts go to {broadcast}"));
+    }
+    for (name, address, why) in interfaces::other_interfaces(&settings.interfaces) {
+        report.note(format!("{name} {address} {why}: no broadcasts there"));
+    }
+    if used.is_empty() && settings.interfaces.is_empty() {
+        report.wrong(
+            "no interface to broadcast on: no server can be found",
+            "connect to the network, or name a server: --server HOST",
+        );
+    }
+    used
+}

@@ -1,0 +1,90 @@
+//! The commands besides `serve`: each does one thing, prints, and exits.
+
+mod completions;
+mod daemon;
+mod discover;
+mod doctor;
+mod man;
+mod models;
+mod pair;
+mod peers;
+mod screen;
+mod status;
+mod table;
+mod takeover;
+
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::cli::{self, Tool, Verb};
+use crate::config::Settings;
+use crate::pairing::identity::Identity;
+use crate::pairing::keyring::{Keyring, KeysError};
+
+/// Where an ollana that the system runs keeps what it keeps.
+const SERVICE_DIR: &str =
+    if cfg!(target_os = "macos") { "/var/db/ollana" } else { "/var/lib/ollana" };
+
+/// Runs a command; exit code 0 means that it was done, 1 that it couldn't be.
+pub fn run(tool: &Tool) -> ExitCode {
+    let done = match tool.verb {
+        Verb::Completions => {
+            let shell = tool.operands.first().map(String::as_str);
+            completions::script(shell).and_then(|script| print(&script))
+        }
+        Verb::Doctor => return doctor::run(tool),
+        Verb::Man => print(&man::page()),
+        Verb::Pair => pair::run(tool).map_err(|problem| problem.to_string()),
+        Verb::Peers => peers::list(tool),
+        Verb::Unpair => peers::remove(tool),
+        Verb::Discover => discover::run(tool),
+        Verb::Models => models::run(tool),
+        Verb::Status => status::run(tool),
+        Verb::Takeover => takeover::run(tool).map_err(|problem| problem.to_string()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            table::wrap(&format!("ollana: {reason}"), 80)
+                .iter()
+                .for_each(|line| eprintln!("{line}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes to standard output. A reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) -> Result<(), String> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(format!("cannot write: {error}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The keys of this machine's ollana, as far as we may see them.
+fn keyring(settings: &Settings) -> Result<Keyring, KeysError> {
+    let dir = state_dir(settings).ok().or_else(|| settings.state_dir.clone());
+    let file = settings.key_file.as_deref();
+    Keyring::open(Identity([0; 16]), dir.as_deref(), file, settings.unpaired)
+}
+
+/// Where keys are kept: the place that was named, else the service's, else the user's own.
+fn state_dir(settings: &Settings) -> Result<PathBuf, String> {
+    let env = |name: &str| std::env::var_os(name);
+    let default = cli::default_state_dir(&env);
+    let is_named = settings.state_dir != default || env("STATE_DIRECTORY").is_some();
+    // It may be a link to where only root can look.
+    if !is_named && Path::new(SERVICE_DIR).symlink_metadata().is_ok() {
+        if rustix::process::geteuid().is_root() {
+            return Ok(SERVICE_DIR.into());
+        }
+        return Err(format!(
+            "the ollana that the system runs keeps its keys in {SERVICE_DIR}: use sudo, or name \
+             another place with --state-dir DIR"
+        ));
+    }
+    settings.state_dir.clone().ok_or_else(|| "no place for keys; try --state-dir DIR".to_owned())
+}
