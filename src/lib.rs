@@ -26,17 +26,27 @@
 //! | `announcer`, `listener` (client) | UDP sockets, one per interface | its clock; `poll` |
 //! | `responder` (server) | the UDP port | `poll` |
 //!
-//! # Files, in the order in which to read them
+//! # Rooms, highest first; imports go down only
 //!
-//! Pure, without sockets, threads or clock: [`text`], [`config`], [`wire`], [`model`], [`catalog`], [`pool`],
-//! [`dispatch`], [`probing`], [`head`], [`headers`], [`body`], [`sniff`], [`route`], [`attempts`],
-//! [`tail`], [`dialect`], [`guard`], [`origin`], [`policy`], [`noise`] (snow), [`peers`],
-//! [`code`].
-//! Edges, one kind of input and output each: [`counters`], [`socket`], [`line`](mod@line),
-//! [`interfaces`], [`state`], [`notify`], [`wake`], [`keyring`], [`hop`], [`registry`], [`link`],
-//! [`upstream`] (ureq), [`downstream`], [`intake`] (tiny_http), [`offer`], [`manager`],
-//! [`status`], [`exchange`], [`proxy`], [`liveness`], [`discovery`].
-//! Wiring: [`cli`], [`journal`], [`background`], [`serve`], [`tools`].
+//! | room | owns |
+//! |---|---|
+//! | [`tools`] | the commands besides `serve` |
+//! | [`serve`] | modes and their changes, wiring, shutdown, supervision |
+//! | [`proxy`] | client connections, exchanges |
+//! | [`discovery`] | datagrams: their schedule, matching, answers |
+//! | [`status`] | what is shown of the state: JSON, metrics, page |
+//! | [`manager`] | the pool of backends, the queue, liveness |
+//! | [`upstream`] | requests to an upstream through ureq |
+//! | [`pairing`] | identities, keys, encrypted streams |
+//! | [`cli`] | command line, help |
+//! | [`log`](mod@log) | the log's writer |
+//! | [`config`] | settings |
+//! | [`access`] | who may do what |
+//! | [`ollama`] | what is known of Ollama's API |
+//! | [`http`] | HTTP/1.1 messages |
+//! | [`counters`] | plain counts that everybody may raise |
+//! | [`net`] | sockets, interfaces, untrusted text |
+//! | [`system`] | random bytes, locks, threads, files |
 //!
 //! # Invariants
 //!
@@ -49,7 +59,7 @@
 //! - A lease is always given back, with its outcome.
 //! - A machine that we have a key of is never talked to in clear.
 //! - Only a health check of the source address makes an announced server usable.
-//! - Another machine gets what [`policy`] knows to be harmless, and nothing that it doesn't know.
+//! - Another machine gets what [`access`] knows to be harmless, and nothing that it doesn't know.
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 

@@ -45,7 +45,7 @@ fn probe(nonce: [u8; 16]) -> Datagram {
 fn sealed(datagram: &Datagram, key: &Key) -> Vec<u8> {
     let mut bytes = datagram.encode(PROBE_LEN);
     let from = (datagram.kind == Kind::Probe).then_some([127, 0, 0, 1].into());
-    wire::authenticate(&mut bytes, from, |bytes| key.authenticate(bytes));
+    packet::authenticate(&mut bytes, from, |bytes| key.authenticate(bytes));
     bytes
 }
 
@@ -101,9 +101,9 @@ fn only_who_has_the_key_gets_an_answer() {
         let asking = socket(PATIENCE);
         asking.send_to(&good, address).unwrap();
         let bytes = answer(&asking).expect("an answer");
-        let (covered, code) = wire::split_code(&bytes, None).expect("long enough");
+        let (covered, code) = packet::split_code(&bytes, None).expect("long enough");
         assert!(key.verifies(&covered, &code), "authenticated with the same key");
-        let Ok(Packet::V1(datagram)) = wire::decode(&bytes) else { panic!("{bytes:?}") };
+        let Ok(Packet::V1(datagram)) = packet::decode(&bytes) else { panic!("{bytes:?}") };
         assert_eq!((datagram.kind, datagram.nonce), (Kind::Announce, [1; 16]));
         assert_ne!(datagram.flags & flags::ENCRYPTED, 0);
         assert_eq!(datagram.flags & flags::KEY_REQUIRED == 0, unpaired == Some(true));
@@ -122,7 +122,7 @@ fn only_who_has_the_key_gets_an_answer() {
         }
         if unpaired.is_none() {
             forged.push(probe([5; 16]).encode(PROBE_LEN));
-            forged.push(wire::encode_legacy().to_vec());
+            forged.push(packet::encode_legacy().to_vec());
         } else {
             // Without a key record it is a machine without a key, which may ask here.
             forged.remove(2);
@@ -154,7 +154,7 @@ fn a_recorded_probe_is_worth_nothing_elsewhere() {
     assert_eq!(answer(&thief), None, "nothing for who only repeats");
     // There are no other reasons for that silence.
     let mut own = keyed.encode(PROBE_LEN);
-    wire::authenticate(&mut own, Some([127, 0, 0, 2].into()), |bytes| key.authenticate(bytes));
+    packet::authenticate(&mut own, Some([127, 0, 0, 2].into()), |bytes| key.authenticate(bytes));
     thief.set_read_timeout(Some(PATIENCE)).expect("a time-out");
     thief.send_to(&own, address).unwrap();
     assert!(answer(&thief).is_some());
@@ -172,7 +172,7 @@ fn only_answers_with_the_key_are_believed() {
     let mut buffer = [0; MAX_LEN];
     let mut next_probe = || {
         let (n, from) = ear.recv_from(&mut buffer).expect("a probe");
-        let Ok(Packet::V1(datagram)) = wire::decode(&buffer[..n]) else { panic!("not a probe") };
+        let Ok(Packet::V1(datagram)) = packet::decode(&buffer[..n]) else { panic!("not a probe") };
         assert_eq!(datagram.key, Some(key.id()), "it asks with its key only");
         (datagram, from)
     };
@@ -188,7 +188,7 @@ fn only_answers_with_the_key_are_believed() {
             announcement(asked.nonce).encode(PROBE_LEN),
             sealed(&announcement(asked.nonce), &Key::new([1; 32])),
             sealed(&announcement([round; 16]), &key),
-            wire::encode_legacy().to_vec(),
+            packet::encode_legacy().to_vec(),
             // The probe itself, sent back.
             sealed(&Datagram { http_port: 0, ..asked.clone() }, &key),
         ];
@@ -227,7 +227,7 @@ fn a_paired_machine_is_not_believed_in_clear() {
     let mut announce = |sender| {
         loop {
             let (n, from) = ear.recv_from(&mut buffer).expect("a probe");
-            let Ok(Packet::V1(asked)) = wire::decode(&buffer[..n]) else { panic!("no probe") };
+            let Ok(Packet::V1(asked)) = packet::decode(&buffer[..n]) else { panic!("no probe") };
             if asked.key.is_none() {
                 let http_port = open.addresses()[0].port();
                 let (kind, flags) = (Kind::Announce, flags::OLLAMA_UP);

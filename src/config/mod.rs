@@ -28,8 +28,6 @@ pub const DISCOVERY_PORT: u16 = 11436;
 pub const MAX_FIELDS: usize = 128;
 /// Longest single field line, name and value: ureq writes each in one piece of its buffer.
 pub const MAX_FIELD_LINE: usize = 16 * 1024;
-/// Virtual size of a connection thread's stack; only touched pages are resident.
-pub const THREAD_STACK: usize = 256 * 1024;
 
 /// What the user asks for with `--mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

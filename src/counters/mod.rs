@@ -7,10 +7,11 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::net::untrusted_text::printable;
+use crate::system::lock;
 
 /// Failures remembered with their reasons.
 const MAX_FAILURES: usize = 32;
@@ -388,10 +389,6 @@ impl Counters {
     pub fn transfers(&self) -> Vec<Arc<Transfer>> {
         lock(&self.transfers).clone()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

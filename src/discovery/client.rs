@@ -1,17 +1,18 @@
 //! The asking side: probes out on every interface, announcements in.
 
 use crate::system;
+use crate::system::lock;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::{BATCH, Counters, RecentLinks, bind_udp, spawn};
+use super::{BATCH, Counters, RecentSubnets, bind_udp, spawn};
 use crate::discovery::matching::{self, Expected, Received, Schedule};
 use crate::discovery::packet::{self, Datagram};
 use crate::manager::Mailbox;
@@ -81,7 +82,7 @@ struct Lane {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -283,7 +284,7 @@ fn time_slept() -> Duration {
 /// Receives on all lanes until the bell's other side is closed.
 fn listen(shared: &Shared, ear: &UnixStream, mailbox: &Mailbox) {
     let mut buffer = [0; packet::MAX_LEN + 1];
-    let mut links = RecentLinks::new();
+    let mut links = RecentSubnets::new();
     loop {
         let lanes = shared.state().lanes.clone();
         let mut fds = vec![PollFd::new(ear, PollFlags::IN)];
@@ -314,7 +315,7 @@ fn listen(shared: &Shared, ear: &UnixStream, mailbox: &Mailbox) {
 
 fn receive(
     shared: &Shared,
-    links: &mut RecentLinks,
+    links: &mut RecentSubnets,
     bytes: &[u8],
     source: SocketAddr,
     mailbox: &Mailbox,

@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::config::THREAD_STACK;
-use crate::net::interfaces::Links;
+use crate::net::interfaces::Subnets;
+use crate::system::THREAD_STACK;
 
 pub use client::{Client, ClientSetup};
 pub use responder::{Responder, ServerSetup};
@@ -39,14 +39,14 @@ const STRANGER_AGE: Duration = Duration::from_millis(100);
 
 /// This machine's subnets, listed anew when they are needed and old.
 #[derive(Debug)]
-struct RecentLinks {
-    links: Links,
+struct RecentSubnets {
+    links: Subnets,
     listed: Instant,
 }
 
-impl RecentLinks {
+impl RecentSubnets {
     fn new() -> Self {
-        RecentLinks { links: Links::now(), listed: Instant::now() }
+        RecentSubnets { links: Subnets::now(), listed: Instant::now() }
     }
 
     /// Whether an address is on one of them. One that isn't may be on an interface that just came
@@ -56,7 +56,7 @@ impl RecentLinks {
         if age < LINKS_AGE && (self.links.contain(ip) || age < STRANGER_AGE) {
             return self.links.contain(ip);
         }
-        *self = RecentLinks { links: Links::now(), listed: now };
+        *self = RecentSubnets { links: Subnets::now(), listed: now };
         self.links.contain(ip)
     }
 }

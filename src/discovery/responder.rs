@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{BATCH, Counters, RecentLinks, bind_udp, spawn};
+use super::{BATCH, Counters, RecentSubnets, bind_udp, spawn};
 use crate::access::addresses::Reach;
 use crate::discovery::packet::{self, Datagram, Kind, Nonce, Packet, flags};
 use crate::manager::Presence;
@@ -98,7 +98,7 @@ impl Responder {
             doors,
             counters: Counters::default(),
             limiter: Limiter::new(Instant::now()),
-            links: RecentLinks::new(),
+            links: RecentSubnets::new(),
             farewells: VecDeque::new(),
             spare: None,
         };
@@ -134,7 +134,7 @@ struct Answerer {
     doors: Vec<Door>,
     counters: Counters,
     limiter: Limiter,
-    links: RecentLinks,
+    links: RecentSubnets,
     farewells: VecDeque<Farewell>,
     /// Sends what the proper socket doesn't take.
     spare: Option<UdpSocket>,

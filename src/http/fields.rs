@@ -11,7 +11,7 @@ pub const ERROR_FIELD: HeaderName = HeaderName::from_static("x-ollana-error");
 /// Which server that is, told with its version.
 pub const IDENTITY_FIELD: HeaderName = HeaderName::from_static("x-ollana-identity");
 /// What a server lets this caller do, told with its version.
-pub const OPEN_FIELD: HeaderName = HeaderName::from_static("x-ollana-open");
+pub const PERMISSION_FIELD: HeaderName = HeaderName::from_static("x-ollana-open");
 /// Bytes free for models on a server, told with its version.
 pub const ROOM_FIELD: HeaderName = HeaderName::from_static("x-ollana-room");
 

@@ -3,8 +3,9 @@
 //! Our messages are a phrase and then keys: `backend down addr=10.0.0.7:11435 failures=3`. They
 //! become members of their own: `"message":"backend down","addr":"10.0.0.7:11435","failures":3`.
 
+use crate::system::lock;
 use std::io::Write;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::thread;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -35,7 +36,7 @@ impl Log for JsonLogger {
         if self.enabled(record.metadata()) {
             let thread = thread::current();
             let line = line(record.level(), thread.name(), &record.args().to_string());
-            let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut lines = lock(&self.lines);
             let _ = lines.write_all(&line);
         }
     }

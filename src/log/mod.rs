@@ -17,7 +17,8 @@ use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
-use crate::config::{LogFormat, THREAD_STACK};
+use crate::config::LogFormat;
+use crate::system::THREAD_STACK;
 
 pub use json::JsonLogger;
 

@@ -6,9 +6,10 @@
 //! and workers count themselves in and out on it. When that changes it takes the offer down, and
 //! with it the count: whoever took it by then reports to the Manager as usual.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::manager::pool::Pick;
+use crate::system::lock;
 
 /// What workers may take without asking.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ impl Offer {
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.taken)
     }
 
     fn take(&self) -> bool {
@@ -66,7 +67,7 @@ pub struct Board(Mutex<Option<Arc<Offer>>>);
 
 impl Board {
     fn offer(&self) -> MutexGuard<'_, Option<Arc<Offer>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Takes what is offered, if anything is.

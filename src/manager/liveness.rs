@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use crate::config::{OllamaUrl, THREAD_STACK, Timing};
+use crate::config::{OllamaUrl, Timing};
 use crate::manager::pool::{Input, MAX_CHECKS, Target};
 use crate::manager::store;
 use crate::manager::wake::Wake;
 use crate::manager::{Job, Mailbox};
 use crate::pairing::keyring::Keyring;
+use crate::system::THREAD_STACK;
 use crate::upstream::{Check, Upstream};
 
 /// How often the Manager hears that time has passed.

@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,8 @@ use crate::manager::pool::{
 use crate::manager::queue::{Answers, Asker, Dispatch, Request};
 use crate::ollama::inventory::Inventory;
 use crate::ollama::version::OllamaVersion;
-use crate::proxy::connections::Registry;
+use crate::proxy::connections::Connections;
+use crate::system::lock;
 
 pub use crate::manager::queue::{Patience, Refused};
 
@@ -176,7 +177,7 @@ pub struct About {
     /// Where its discovery goes or answers.
     pub discovery: String,
     /// Who is connected, for each proxy, the client's first.
-    pub registries: Vec<Arc<Registry>>,
+    pub connections: Vec<Arc<Connections>>,
     /// For how long whom is waited for.
     pub timing: Timing,
     /// Since when.
@@ -283,12 +284,12 @@ impl Presence {
 
     /// Says what this daemon is.
     pub fn describe(&self, about: About) {
-        *self.about.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(about));
+        *lock(&self.about) = Some(Arc::new(about));
     }
 
     /// What this daemon is, once it has started.
     pub fn about(&self) -> Option<Arc<About>> {
-        self.about.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.about).clone()
     }
 
     /// How many requests have taken the backend without asking.
@@ -457,7 +458,7 @@ impl Handle {
         };
         let thread = thread::Builder::new()
             .name("manager".to_owned())
-            .stack_size(crate::config::THREAD_STACK)
+            .stack_size(crate::system::THREAD_STACK)
             .spawn(move || manager.run())?;
         let mailbox = Mailbox { events: sender, presence: Arc::clone(&presence) };
         Ok(Handle { mailbox, presence, thread: Some(thread) })

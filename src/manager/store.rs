@@ -6,7 +6,7 @@ use std::path::Path;
 use super::pool::Known;
 use crate::config::Mac;
 use crate::pairing::identity::Identity;
-use crate::system::replace_file as replace;
+use crate::system::files::replace;
 
 /// Writes down which servers there are, for [`recall`]. Failing only costs the next start a moment.
 pub fn remember(dir: &Path, servers: &[Known]) {

@@ -77,12 +77,12 @@ fn directed(addr: &if_addrs::Ifv4Addr) -> Option<Ipv4Addr> {
 
 /// The subnets that this machine is on, as they were when it was made.
 #[derive(Clone, Debug)]
-pub struct Links(Vec<if_addrs::Interface>);
+pub struct Subnets(Vec<if_addrs::Interface>);
 
-impl Links {
+impl Subnets {
     /// The subnets now.
     pub fn now() -> Self {
-        Links(if_addrs::get_if_addrs().unwrap_or_default())
+        Subnets(if_addrs::get_if_addrs().unwrap_or_default())
     }
 
     /// Whether an address is loopback or within one of the subnets.
@@ -137,7 +137,7 @@ mod tests {
         let broadcast = directed(&addr(23, [255, 255, 254, 0]));
         assert_eq!(broadcast, Some(Ipv4Addr::new(192, 168, 5, 255)));
         assert_eq!(directed(&addr(32, [255; 4])), None);
-        assert!(Links::now().contain(IpAddr::from([127, 9, 9, 9])));
-        assert!(!Links::now().contain(IpAddr::from([203, 0, 113, 1])));
+        assert!(Subnets::now().contain(IpAddr::from([127, 9, 9, 9])));
+        assert!(!Subnets::now().contain(IpAddr::from([203, 0, 113, 1])));
     }
 }

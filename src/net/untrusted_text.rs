@@ -15,6 +15,12 @@ pub fn printable(text: &str) -> String {
     text.chars().take(MOST).map(|c| if is_printable(c) { c } else { '?' }).collect()
 }
 
+/// The longest start of a text that has at most `bytes` bytes and ends between characters.
+pub fn cut(text: &str, bytes: usize) -> &str {
+    let end = (0..=bytes.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,5 +34,14 @@ mod tests {
         let plain = "räksmörgås 日本 Jörg’s \"Mac\\'; 🦙";
         assert_eq!(printable(plain), plain);
         assert_eq!(printable(&"é".repeat(1000)).chars().count(), MOST);
+    }
+
+    #[test]
+    fn a_cut_never_splits_a_character() {
+        for (bytes, want) in
+            [(0, ""), (1, "a"), (2, "a"), (3, "aé"), (6, "aé"), (7, "aé🦙"), (99, "aé🦙")]
+        {
+            assert_eq!(cut("aé🦙", bytes), want, "{bytes}");
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! Whoever else can read them could be any of the peers, so loose permissions are an error.
 
 use crate::system;
+use crate::system::lock;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs;
@@ -12,12 +13,12 @@ use std::io::{self, ErrorKind, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::pairing::identity::{Identity, KeyId};
 use crate::pairing::noise::{Introduction, Key};
 use crate::pairing::peers::{self, Peer, Unreadable};
-use crate::pairing::stream::Line;
+use crate::pairing::stream::Stream;
 
 /// Keys that are tried on a server of which it isn't known which one it has.
 const MAX_TRIES: usize = 16;
@@ -124,7 +125,7 @@ pub fn update<T>(
     let folder = path.parent().unwrap_or(state_dir);
     let fail = system(&path);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(&fail)?;
-    let own = |path: &Path| system::give_to_owner_of(state_dir, path);
+    let own = |path: &Path| system::files::give_to_owner_of(state_dir, path);
     match fs::DirBuilder::new().mode(0o700).create(folder) {
         Ok(()) => own(folder).map_err(&fail)?,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
@@ -192,7 +193,7 @@ struct State {
     stamps: [Stamp; 2],
     has_complained: bool,
     ways: HashMap<SocketAddr, Way>,
-    lines: Vec<(KeyId, Weak<Line>)>,
+    streams: Vec<(KeyId, Weak<Stream>)>,
 }
 
 impl Keyring {
@@ -232,7 +233,7 @@ impl Keyring {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn read(&self) -> Result<Vec<Peer>, KeysError> {
@@ -265,7 +266,7 @@ impl Keyring {
         }
         let read = self.read();
         let mut state = self.state();
-        let State { peers, lines, ways, .. } = &mut *state;
+        let State { peers, streams, ways, .. } = &mut *state;
         match read {
             Ok(new) => {
                 let is_known = |id: KeyId| new.iter().any(|peer| peer.id() == id);
@@ -275,12 +276,12 @@ impl Keyring {
                 for peer in new.iter().filter(|new| peers.iter().all(|old| old.id() != new.id())) {
                     log::info!("key taken up peer={:?} key={}", peer.name, peer.id());
                 }
-                lines.retain(|(id, line)| {
-                    let line = line.upgrade();
-                    if let Some(line) = line.as_ref().filter(|_| !is_known(*id)) {
-                        let _ = line.socket().shutdown(Shutdown::Both);
+                streams.retain(|(id, stream)| {
+                    let stream = stream.upgrade();
+                    if let Some(stream) = stream.as_ref().filter(|_| !is_known(*id)) {
+                        let _ = stream.socket().shutdown(Shutdown::Both);
                     }
-                    line.is_some() && is_known(*id)
+                    stream.is_some() && is_known(*id)
                 });
                 ways.retain(|_, way| matches!(way, Way::Key(id) if is_known(*id)));
                 *peers = new;
@@ -385,13 +386,13 @@ impl Keyring {
     }
 
     /// A connection depends on its key from now on. False when that is gone already.
-    pub fn watch(&self, line: &Arc<Line>) -> bool {
-        let Some(id) = line.key() else { return true };
+    pub fn watch(&self, stream: &Arc<Stream>) -> bool {
+        let Some(id) = stream.key() else { return true };
         let mut state = self.state();
-        if state.lines.len() == state.lines.capacity() {
-            state.lines.retain(|(_, line)| line.strong_count() > 0);
+        if state.streams.len() == state.streams.capacity() {
+            state.streams.retain(|(_, stream)| stream.strong_count() > 0);
         }
-        state.lines.push((id, Arc::downgrade(line)));
+        state.streams.push((id, Arc::downgrade(stream)));
         state.peers.iter().any(|peer| peer.id() == id)
     }
 }
@@ -538,17 +539,17 @@ mod tests {
         let dir = folder();
         update(&dir, |peers| peers::add(peers, machine(1))).unwrap();
         let keyring = open(&dir, None);
-        let line = |key: Key| {
+        let stream = |key: Key| {
             let who = |n| Introduction::of(Identity([n; 16]));
             let (_, hello) = noise::call(Purpose::Hop, &key, &who(1)).unwrap();
             let (_, greeted) = noise::answer(Purpose::Hop, &key, &who(2), &hello).unwrap();
             let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
-            let line = Line::new(std::os::fd::OwnedFd::from(socket).into());
-            line.encrypt(greeted.session, key.id());
-            Arc::new(line)
+            let stream = Stream::new(std::os::fd::OwnedFd::from(socket).into());
+            stream.encrypt(greeted.session, key.id());
+            Arc::new(stream)
         };
-        assert!(keyring.watch(&line(machine(1).key)));
-        assert!(!keyring.watch(&line(machine(2).key)), "nobody would cut it");
+        assert!(keyring.watch(&stream(machine(1).key)));
+        assert!(!keyring.watch(&stream(machine(2).key)), "nobody would cut it");
         fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -13,7 +13,7 @@ use rustix::event::PollFlags;
 use crate::net::socket::{self, HANGUP};
 use crate::pairing::keyring::{Keyring, Way, Ways};
 use crate::pairing::noise::{self, Broken, FIRST_BYTE, Key, Purpose};
-use crate::pairing::stream::Line;
+use crate::pairing::stream::Stream;
 
 /// Why a server can't be reached in the way that its key asks for.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub struct Patience<'a> {
     /// For the connection, and again for the handshake.
     pub timeout: Duration,
     /// Whose hang-up ends it.
-    pub watched: Option<&'a Line>,
+    pub watched: Option<&'a Stream>,
 }
 
 /// Connects to a server, encrypted if there is a key for it.
@@ -63,15 +63,15 @@ pub fn call(
     keyring: &Keyring,
     address: SocketAddr,
     patience: Patience<'_>,
-) -> Result<Arc<Line>, HopError> {
+) -> Result<Arc<Stream>, HopError> {
     let Ways { keys, plain } = keyring.ways(address);
     let mut refused = HopError::NoKey;
     for key in keys {
         match call_with(keyring, &key, address, patience) {
-            Ok(line) => {
+            Ok(stream) => {
                 keyring.note(address, Way::Key(key.id()));
-                let line = Arc::new(line);
-                return if keyring.watch(&line) { Ok(line) } else { Err(HopError::Unknown) };
+                let stream = Arc::new(stream);
+                return if keyring.watch(&stream) { Ok(stream) } else { Err(HopError::Unknown) };
             }
             Err(error @ HopError::Unknown) => refused = error,
             // It knows no handshakes at all.
@@ -85,12 +85,12 @@ pub fn call(
     if !plain {
         return Err(refused);
     }
-    let line = Line::new(connect(address, patience)?);
+    let stream = Stream::new(connect(address, patience)?);
     // Only who can't shake hands at all counts as plain from now on.
     if matches!(refused, HopError::Plain) {
         keyring.note(address, Way::Plain);
     }
-    Ok(Arc::new(line))
+    Ok(Arc::new(stream))
 }
 
 /// Connects without a handshake.
@@ -98,8 +98,8 @@ pub fn call(
 /// # Errors
 /// [`HopError::Connect`].
 pub fn connect(address: SocketAddr, patience: Patience<'_>) -> Result<TcpStream, HopError> {
-    socket::connect(address, patience.watched.map(Line::socket), patience.timeout)
-        .and_then(|stream| socket::prepare(&stream, socket::UNACKNOWLEDGED).map(|()| stream))
+    socket::connect(address, patience.watched.map(Stream::socket), patience.timeout)
+        .and_then(|socket| socket::prepare(&socket, socket::UNACKNOWLEDGED).map(|()| socket))
         .map_err(HopError::Connect)
 }
 
@@ -110,17 +110,17 @@ fn call_with(
     key: &Key,
     address: SocketAddr,
     patience: Patience<'_>,
-) -> Result<Line, HopError> {
-    let stream = connect(address, patience)?;
+) -> Result<Stream, HopError> {
+    let socket = connect(address, patience)?;
     let (caller, hello) =
         noise::call(Purpose::Hop, key, &keyring.introduction()).map_err(HopError::Broken)?;
     // A new connection takes this little at once.
-    let sent = socket::try_write(&stream, &hello).map_err(HopError::Connect)?;
+    let sent = socket::try_write(&socket, &hello).map_err(HopError::Connect)?;
     if sent != hello.len() {
         return Err(HopError::Connect(ErrorKind::WriteZero.into()));
     }
     let mut reply = vec![0; Purpose::Hop.reply_len()];
-    match receive(&stream, &mut reply, patience) {
+    match receive(&socket, &mut reply, patience) {
         Ok(_) => {}
         Err((n, _)) if reply[..n].starts_with(b"HTTP/") => return Err(HopError::Plain),
         Err((0, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset)) => {
@@ -132,14 +132,14 @@ fn call_with(
         return Err(HopError::Plain);
     }
     let greeted = caller.finish(&reply).map_err(HopError::Broken)?;
-    let line = Line::new(stream);
-    line.encrypt(greeted.session, key.id());
-    Ok(line)
+    let stream = Stream::new(socket);
+    stream.encrypt(greeted.session, key.id());
+    Ok(stream)
 }
 
 /// Fills `buffer` and takes no byte more. On failure, how much of it came and what went wrong.
 fn receive(
-    stream: &TcpStream,
+    socket: &TcpStream,
     buffer: &mut [u8],
     patience: Patience<'_>,
 ) -> Result<(), (usize, ErrorKind)> {
@@ -148,16 +148,16 @@ fn receive(
     let mut filled = 0;
     while filled < buffer.len() {
         let fail = |error: io::Error| (filled, error.kind());
-        match socket::try_read(stream, &mut buffer[filled..]).map_err(fail)? {
+        match socket::try_read(socket, &mut buffer[filled..]).map_err(fail)? {
             Some(0) => return Err((filled, ErrorKind::UnexpectedEof)),
             Some(n) => filled += n,
             None => {
                 let left = deadline.saturating_duration_since(Instant::now());
-                let second = watched.map(|line| (line.socket(), HANGUP));
+                let second = watched.map(|stream| (stream.socket(), HANGUP));
                 let (own, other) =
-                    socket::wait((stream, PollFlags::IN), second, Some(left)).map_err(fail)?;
+                    socket::wait((socket, PollFlags::IN), second, Some(left)).map_err(fail)?;
                 match watched {
-                    Some(line) if socket::has_left(line.socket(), other) => {
+                    Some(stream) if socket::has_left(stream.socket(), other) => {
                         return Err((filled, ErrorKind::ConnectionAborted));
                     }
                     _ if !own.is_empty() => {}
@@ -184,15 +184,15 @@ pub enum Opening {
 /// Waits for the first byte of a connection, and answers a handshake.
 ///
 /// A machine without the key gets no byte: the connection is closed.
-pub fn answer(keyring: &Keyring, line: &Arc<Line>, idle: Duration, rest: Duration) -> Opening {
+pub fn answer(keyring: &Keyring, stream: &Arc<Stream>, idle: Duration, rest: Duration) -> Opening {
     if !keyring.has_keys() {
         return Opening::Plain;
     }
-    let stream = line.socket();
+    let socket = stream.socket();
     let mut first = [0];
-    while let Err(error) = stream.peek(&mut first) {
+    while let Err(error) = socket.peek(&mut first) {
         let waited = match error.kind() {
-            ErrorKind::WouldBlock => socket::wait((stream, PollFlags::IN), None, Some(idle)),
+            ErrorKind::WouldBlock => socket::wait((socket, PollFlags::IN), None, Some(idle)),
             ErrorKind::Interrupted => continue,
             _ => return Opening::Plain, // It is over, as its reader will see.
         };
@@ -203,8 +203,8 @@ pub fn answer(keyring: &Keyring, line: &Arc<Line>, idle: Duration, rest: Duratio
     if first != [FIRST_BYTE] {
         return Opening::Plain;
     }
-    match shake_hands(keyring, line, rest) {
-        Ok(()) if keyring.watch(line) => Opening::Paired,
+    match shake_hands(keyring, stream, rest) {
+        Ok(()) if keyring.watch(stream) => Opening::Paired,
         Ok(()) => Opening::Refused,
         Err(reason) => {
             log::debug!("handshake refused reason={reason:?}");
@@ -215,20 +215,20 @@ pub fn answer(keyring: &Keyring, line: &Arc<Line>, idle: Duration, rest: Duratio
 
 // A frame of its own, as above.
 #[inline(never)]
-fn shake_hands(keyring: &Keyring, line: &Line, timeout: Duration) -> Result<(), String> {
-    let stream = line.socket();
+fn shake_hands(keyring: &Keyring, stream: &Stream, timeout: Duration) -> Result<(), String> {
+    let socket = stream.socket();
     let mut hello = vec![0; Purpose::Hop.hello_len()];
-    receive(stream, &mut hello, Patience { timeout, watched: None })
+    receive(socket, &mut hello, Patience { timeout, watched: None })
         .map_err(|(n, kind)| format!("{kind} behind {n} bytes"))?;
     let id = Purpose::Hop.read_id(&hello).ok_or_else(|| Broken::Form.to_string())?;
     let key = keyring.key(id).ok_or_else(|| format!("unknown key {id}"))?;
     let (reply, greeted) = noise::answer(Purpose::Hop, &key, &keyring.introduction(), &hello)
         .map_err(|broken| broken.to_string())?;
-    match socket::try_write(stream, &reply) {
+    match socket::try_write(socket, &reply) {
         Ok(n) if n == reply.len() => {}
         Ok(_) => return Err("it takes no answer".to_owned()),
         Err(error) => return Err(error.to_string()),
     }
-    line.encrypt(greeted.session, id);
+    stream.encrypt(greeted.session, id);
     Ok(())
 }

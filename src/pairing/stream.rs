@@ -1,6 +1,6 @@
 //! One TCP connection of the data path, plain or encrypted: what is read and written is the same.
 //!
-//! An encrypted line keeps the promises of a plain socket, on which the exchange relies: received
+//! An encrypted stream keeps the promises of a plain socket, on which the exchange relies: received
 //! bytes that were decrypted, or can be, count as readable; a record that the kernel didn't take
 //! whole counts as unwritten; a connection that ends without the peer's closing record is an
 //! error, not an end.
@@ -17,23 +17,23 @@ use crate::net::socket::{self, HANGUP};
 use crate::pairing::identity::KeyId;
 use crate::pairing::noise::{Broken, MAX_RECORD, OVERHEAD, Session};
 
-/// What an encrypted line starts with for received records; enough for tokens …
+/// What an encrypted stream starts with for received records; enough for tokens …
 const SMALL: usize = 2 * 1024;
 /// … and what it grows to while they fill it: the longest record and more.
 const LARGE: usize = 128 * 1024;
 
 /// A connection.
 #[derive(Debug)]
-pub struct Line {
-    stream: TcpStream,
+pub struct Stream {
+    socket: TcpStream,
     records: OnceLock<Box<Mutex<Records>>>,
     key: OnceLock<KeyId>,
 }
 
-impl Line {
+impl Stream {
     /// A plain one, for now.
-    pub fn new(stream: TcpStream) -> Self {
-        Line { stream, records: OnceLock::new(), key: OnceLock::new() }
+    pub fn new(socket: TcpStream) -> Self {
+        Stream { socket, records: OnceLock::new(), key: OnceLock::new() }
     }
 
     /// From here on, both sides send records.
@@ -42,14 +42,14 @@ impl Line {
         let _ = self.records.set(Box::new(Mutex::new(Records::new(session))));
     }
 
-    /// The key that the peer has proved to have; none on a plain line.
+    /// The key that the peer has proved to have; none on a plain stream.
     pub fn key(&self) -> Option<KeyId> {
         self.key.get().copied()
     }
 
     /// The socket below, to watch it, to set options, or to end it.
     pub fn socket(&self) -> &TcpStream {
-        &self.stream
+        &self.socket
     }
 
     /// Only one thread at a time reads or writes, so this never waits.
@@ -64,8 +64,8 @@ impl Line {
     /// doesn't open, `ConnectionReset` for an end without a closing record.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         match self.records() {
-            None => socket::try_read(&self.stream, buffer),
-            Some(mut records) => records.read(&self.stream, buffer),
+            None => socket::try_read(&self.socket, buffer),
+            Some(mut records) => records.read(&self.socket, buffer),
         }
     }
 
@@ -76,9 +76,9 @@ impl Line {
     /// As [`try_read`](Self::try_read).
     pub fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.records() {
-            None => self.stream.peek(buffer),
+            None => self.socket.peek(buffer),
             Some(mut records) => {
-                records.peek(&self.stream, buffer)?.ok_or(ErrorKind::WouldBlock.into())
+                records.peek(&self.socket, buffer)?.ok_or(ErrorKind::WouldBlock.into())
             }
         }
     }
@@ -90,8 +90,8 @@ impl Line {
     /// Those of write(2), except interruptions and "would block".
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self.records() {
-            None => socket::try_write(&self.stream, bytes),
-            Some(mut records) => records.write(&self.stream, bytes),
+            None => socket::try_write(&self.socket, bytes),
+            Some(mut records) => records.write(&self.socket, bytes),
         }
     }
 
@@ -105,11 +105,11 @@ impl Line {
             match self.try_write(bytes)? {
                 0 => {
                     let (events, _) =
-                        socket::wait((&self.stream, PollFlags::OUT | watched), None, Some(stall))?;
+                        socket::wait((&self.socket, PollFlags::OUT | watched), None, Some(stall))?;
                     if events.is_empty() {
                         return Err(ErrorKind::TimedOut.into());
                     }
-                    if socket::has_left(&self.stream, events) {
+                    if socket::has_left(&self.socket, events) {
                         return Err(ErrorKind::BrokenPipe.into());
                     }
                     if !events.contains(PollFlags::OUT) {
@@ -125,9 +125,9 @@ impl Line {
     /// Says that nothing more comes; what was sent before is whole.
     pub fn finish(&self) {
         if let Some(mut records) = self.records() {
-            records.finish(&self.stream);
+            records.finish(&self.socket);
         }
-        let _ = self.stream.shutdown(Shutdown::Write);
+        let _ = self.socket.shutdown(Shutdown::Write);
     }
 
     /// Whether nothing was received that is still to be read, as far as that is known here.
@@ -136,29 +136,29 @@ impl Line {
     }
 }
 
-/// Waits until one of the lines has one of its events, as [`socket::wait`] does. Bytes that wait in
+/// Waits until one of the streams has one of its events, as [`socket::wait`] does. Bytes that wait in
 /// our own memory count as input.
 ///
 /// # Errors
 /// Those of poll(2), except interruptions.
 pub fn wait(
-    first: (&Line, PollFlags),
-    second: Option<(&Line, PollFlags)>,
+    first: (&Stream, PollFlags),
+    second: Option<(&Stream, PollFlags)>,
     timeout: Option<Duration>,
 ) -> io::Result<(PollFlags, PollFlags)> {
-    let held = |(line, events): (&Line, PollFlags)| match events.contains(PollFlags::IN) {
-        true if !line.is_drained() => PollFlags::IN,
+    let held = |(stream, events): (&Stream, PollFlags)| match events.contains(PollFlags::IN) {
+        true if !stream.is_drained() => PollFlags::IN,
         _ => PollFlags::empty(),
     };
     let (of_first, of_second) = (held(first), second.map_or(PollFlags::empty(), held));
     let is_held = !of_first.union(of_second).is_empty();
     let timeout = if is_held { Some(Duration::ZERO) } else { timeout };
-    let second = second.map(|(line, events)| (line.socket(), events));
+    let second = second.map(|(stream, events)| (stream.socket(), events));
     let (one, other) = socket::wait((first.0.socket(), first.1), second, timeout)?;
     Ok((one | of_first, other | of_second))
 }
 
-/// The records of an encrypted line.
+/// The records of an encrypted stream.
 #[derive(Debug)]
 struct Records {
     session: Session,
@@ -208,7 +208,7 @@ impl Records {
     }
 
     /// Takes more from the socket, once all that was opened is read: `None` when nothing is there.
-    fn receive(&mut self, stream: &TcpStream) -> io::Result<Option<()>> {
+    fn receive(&mut self, socket: &TcpStream) -> io::Result<Option<()>> {
         if self.unread.is_empty() {
             self.unread = 0..0;
             self.ready = 0..0;
@@ -225,7 +225,7 @@ impl Records {
             let size = if is_tight { self.received.len() * 2 } else { self.received.len() };
             self.received.resize(size.clamp(SMALL, LARGE).max(wanted), 0);
         }
-        match socket::try_read(stream, &mut self.received[self.unread.end..])? {
+        match socket::try_read(socket, &mut self.received[self.unread.end..])? {
             None => Ok(None),
             Some(0) => Err(ErrorKind::ConnectionReset.into()),
             Some(n) => {
@@ -250,17 +250,17 @@ impl Records {
     }
 
     /// Whether there is something to read, or the end; takes it from the socket if need be.
-    fn await_ready(&mut self, stream: &TcpStream) -> io::Result<bool> {
+    fn await_ready(&mut self, socket: &TcpStream) -> io::Result<bool> {
         while self.ready.is_empty() && !self.has_ended {
-            if !self.open()? && self.receive(stream)?.is_none() {
+            if !self.open()? && self.receive(socket)?.is_none() {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn read(&mut self, stream: &TcpStream, out: &mut [u8]) -> io::Result<Option<usize>> {
-        if !self.await_ready(stream)? {
+    fn read(&mut self, socket: &TcpStream, out: &mut [u8]) -> io::Result<Option<usize>> {
+        if !self.await_ready(socket)? {
             return Ok(None);
         }
         let mut filled = self.take(out);
@@ -283,8 +283,8 @@ impl Records {
         n
     }
 
-    fn peek(&mut self, stream: &TcpStream, out: &mut [u8]) -> io::Result<Option<usize>> {
-        Ok(self.await_ready(stream)?.then(|| self.show(out)))
+    fn peek(&mut self, socket: &TcpStream, out: &mut [u8]) -> io::Result<Option<usize>> {
+        Ok(self.await_ready(socket)?.then(|| self.show(out)))
     }
 
     /// Behind bulk, little records mean tokens or idleness, for which little memory is enough.
@@ -294,12 +294,12 @@ impl Records {
         }
     }
 
-    fn write(&mut self, stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    fn write(&mut self, socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
         if self.unsent.is_empty() {
             self.seal(&bytes[..bytes.len().min(MAX_RECORD)])?;
         }
         while !self.unsent.is_empty() {
-            match socket::try_write(stream, &self.sealed[self.unsent.clone()])? {
+            match socket::try_write(socket, &self.sealed[self.unsent.clone()])? {
                 0 => return Ok(0),
                 n => self.unsent.start += n,
             }
@@ -318,10 +318,10 @@ impl Records {
         Ok(())
     }
 
-    fn finish(&mut self, stream: &TcpStream) {
+    fn finish(&mut self, socket: &TcpStream) {
         // Behind half a record nothing can be whole.
         if self.unsent.is_empty() && self.seal(&[]).is_ok() {
-            let _ = socket::try_write(stream, &self.sealed[self.unsent.clone()]);
+            let _ = socket::try_write(socket, &self.sealed[self.unsent.clone()]);
         }
     }
 }

@@ -18,9 +18,9 @@ use crate::http::body::{ChunkDecoder, Step};
 use crate::http::fields::{self, AnswerFraming};
 use crate::http::head::{self, Framing, Head, HeadLimits, Refusal};
 use crate::ollama::errors::Dialect;
-use crate::pairing::stream::{self, Line};
+use crate::pairing::stream::{self, Stream};
 use crate::proxy::connections::Entry;
-use crate::upstream::exchange_io::{Link, Woken};
+use crate::upstream::exchange_io::{ExchangeIo, Woken};
 
 /// What is read at a time: little, until a client sends faster than that.
 const READ_SIZE: usize = 4 * 1024;
@@ -38,7 +38,7 @@ const LONGEST_GAP: u64 = 64 << 30;
 /// A client's connection.
 #[derive(Debug)]
 pub struct Downstream {
-    line: Arc<Line>,
+    stream: Arc<Stream>,
     peer: SocketAddr,
     caller: Caller,
     /// `buffer[start..end]` was received and not used yet; what is behind it is room.
@@ -67,12 +67,12 @@ pub enum Next {
 
 impl Downstream {
     /// A connection that was just accepted.
-    pub fn new(line: Arc<Line>, peer: SocketAddr, entry: Entry) -> Self {
-        let local = line.socket().local_addr().ok().map(|local| local.ip());
+    pub fn new(stream: Arc<Stream>, peer: SocketAddr, entry: Entry) -> Self {
+        let local = stream.socket().local_addr().ok().map(|local| local.ip());
         let caller = Caller::of(peer.ip(), local);
         let buffer = Vec::new();
         Downstream {
-            line,
+            stream,
             peer,
             caller,
             buffer,
@@ -87,8 +87,8 @@ impl Downstream {
     }
 
     /// The way to the client.
-    pub fn line(&self) -> &Arc<Line> {
-        &self.line
+    pub fn stream(&self) -> &Arc<Stream> {
+        &self.stream
     }
 
     /// Who called.
@@ -114,7 +114,7 @@ impl Downstream {
 
     /// What kind of caller that is.
     pub fn caller(&self) -> Caller {
-        if self.line.key().is_some() { Caller::Paired } else { self.caller }
+        if self.stream.key().is_some() { Caller::Paired } else { self.caller }
     }
 
     fn received(&self) -> &[u8] {
@@ -145,7 +145,7 @@ impl Downstream {
         if self.buffer.len() < most {
             self.buffer.resize(most, 0);
         }
-        let result = self.line.try_read(&mut self.buffer[self.end..most]);
+        let result = self.stream.try_read(&mut self.buffer[self.end..most]);
         let n = *result.as_ref().ok().and_then(Option::as_ref).unwrap_or(&0);
         self.end += n;
         if n == self.read_size {
@@ -193,7 +193,7 @@ impl Downstream {
                 }
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            match stream::wait((&*self.line, PollFlags::IN), None, Some(left)) {
+            match stream::wait((&*self.stream, PollFlags::IN), None, Some(left)) {
                 Ok((events, _)) if events.is_empty() => {
                     let slow = Refusal { status: 408, reason: "the head took too long" };
                     return if has_begun { Next::Refused(slow) } else { Next::Closed };
@@ -225,16 +225,16 @@ impl Downstream {
 
     /// Closes after an answer that left part of a request unread.
     pub fn close_gently(&self) {
-        self.line.finish();
+        self.stream.finish();
         let deadline = Instant::now() + LINGER_TIME;
         let mut scratch = [0; READ_SIZE];
         while Instant::now() < deadline {
-            match self.line.try_read(&mut scratch) {
+            match self.stream.try_read(&mut scratch) {
                 Ok(Some(0)) | Err(_) => return,
                 Ok(Some(_)) => {}
                 Ok(None) => {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    let waited = stream::wait((&*self.line, PollFlags::IN), None, Some(left));
+                    let waited = stream::wait((&*self.stream, PollFlags::IN), None, Some(left));
                     if !matches!(waited, Ok((events, _)) if !events.is_empty()) {
                         return;
                     }
@@ -436,7 +436,7 @@ pub struct BodyReader<'a, 'b> {
     /// How far it has come.
     pub state: &'a mut BodyState<'b>,
     /// The exchange's other side.
-    pub link: &'a Link,
+    pub io: &'a ExchangeIo,
     /// A client that sends nothing for so long has failed.
     pub idle_timeout: Duration,
     /// Bytes of `kept` that this attempt has had.
@@ -450,11 +450,11 @@ impl<'a, 'b> BodyReader<'a, 'b> {
     pub fn new(
         connection: &'a mut Downstream,
         state: &'a mut BodyState<'b>,
-        link: &'a Link,
+        io: &'a ExchangeIo,
         idle_timeout: Duration,
     ) -> Self {
         state.is_abandoned = false;
-        BodyReader { connection, state, link, idle_timeout, replayed: 0, skipped: 0 }
+        BodyReader { connection, state, io, idle_timeout, replayed: 0, skipped: 0 }
     }
 }
 
@@ -519,7 +519,7 @@ impl BodyReader<'_, '_> {
         let result = match &mut self.state.rest {
             Rest::Length(left) => {
                 let most = (*left).min(out.len() as u64) as usize;
-                self.connection.line.try_read(&mut out[..most])
+                self.connection.stream.try_read(&mut out[..most])
             }
             _ => self.connection.fill(),
         };
@@ -557,10 +557,10 @@ impl BodyReader<'_, '_> {
                 None => {}
             }
             if std::mem::take(&mut self.state.awaits_continue) {
-                self.link.push(b"HTTP/1.1 100 Continue\r\n\r\n");
+                self.io.push(b"HTTP/1.1 100 Continue\r\n\r\n");
             }
-            let line = Arc::clone(&self.connection.line);
-            match self.link.wait_client(&line, self.idle_timeout)? {
+            let stream = Arc::clone(&self.connection.stream);
+            match self.io.wait_client(&stream, self.idle_timeout)? {
                 Woken::Ready => {}
                 Woken::TimedOut => return Err(self.fail(BodyFault::TooSlow)),
                 Woken::Answered => return Ok(0),
@@ -602,11 +602,11 @@ impl Read for BodyReader<'_, '_> {
             self.state.count(n);
             return Ok(n);
         }
-        if self.link.answered_early() {
+        if self.io.answered_early() {
             return self.fill_the_gap(out);
         }
         let n = self.next_bytes(out)?;
-        if n == 0 && self.link.answered_early() {
+        if n == 0 && self.io.answered_early() {
             return self.fill_the_gap(out);
         }
         self.state.keep(&out[..n]);

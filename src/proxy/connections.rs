@@ -8,11 +8,12 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Shutdown};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::net::socket;
-use crate::pairing::stream::Line;
+use crate::pairing::stream::Stream;
+use crate::system::lock;
 
 /// Places beyond the limit, for those who look at the state while all others are taken.
 const RESERVE: usize = 4;
@@ -41,7 +42,7 @@ pub struct Usage {
 
 /// All connections of a proxy.
 #[derive(Debug)]
-pub struct Registry {
+pub struct Connections {
     table: Mutex<Table>,
     changed: Condvar,
     max_total: usize,
@@ -59,24 +60,24 @@ struct Table {
 
 #[derive(Debug)]
 struct Connection {
-    line: Arc<Line>,
+    stream: Arc<Stream>,
     is_busy: Arc<AtomicBool>,
 }
 
 /// A connection's place; dropping it frees the place.
 #[derive(Debug)]
 pub struct Entry {
-    registry: Arc<Registry>,
+    connections: Arc<Connections>,
     number: u64,
     source: IpAddr,
     is_busy: Arc<AtomicBool>,
     is_reserve: bool,
 }
 
-impl Registry {
+impl Connections {
     /// With these limits; loopback has none per source.
     pub fn new(max_total: usize, max_per_source: usize) -> Self {
-        Registry {
+        Connections {
             table: Mutex::new(Table::default()),
             changed: Condvar::new(),
             max_total,
@@ -85,14 +86,14 @@ impl Registry {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 
     /// Lets a connection in; one of this machine to a place of the reserve, if there is no other.
     ///
     /// # Errors
     /// [`Full`] says which limit is reached.
-    pub fn enter(self: &Arc<Self>, line: &Arc<Line>, source: IpAddr) -> Result<Entry, Full> {
+    pub fn enter(self: &Arc<Self>, stream: &Arc<Stream>, source: IpAddr) -> Result<Entry, Full> {
         let mut table = self.table();
         let source = source.to_canonical();
         let taken = table.connections.len() - table.reserve_taken;
@@ -111,14 +112,14 @@ impl Registry {
         let number = table.next;
         table.next += 1;
         let is_busy = Arc::new(AtomicBool::new(false));
-        let connection = Connection { line: Arc::clone(line), is_busy: Arc::clone(&is_busy) };
+        let connection = Connection { stream: Arc::clone(stream), is_busy: Arc::clone(&is_busy) };
         table.connections.insert(number, connection);
-        Ok(Entry { registry: Arc::clone(self), number, source, is_busy, is_reserve })
+        Ok(Entry { connections: Arc::clone(self), number, source, is_busy, is_reserve })
     }
 
     /// How many places are taken.
     pub fn usage(&self) -> Usage {
-        let Registry { max_total, max_per_source, .. } = *self;
+        let Connections { max_total, max_per_source, .. } = *self;
         let table = self.table();
         let others = table.per_source.iter().filter(|(source, _)| !source.is_loopback());
         Usage {
@@ -150,7 +151,7 @@ impl Registry {
         table.is_draining = true;
         for connection in table.connections.values() {
             if !connection.is_busy.load(SeqCst) {
-                let _ = connection.line.socket().shutdown(Shutdown::Both);
+                let _ = connection.stream.socket().shutdown(Shutdown::Both);
             }
         }
     }
@@ -158,10 +159,10 @@ impl Registry {
     /// Cuts every connection so that no client takes its answer for whole.
     pub fn cut(&self) {
         for connection in self.table().connections.values() {
-            socket::reset_on_close(connection.line.socket());
+            socket::reset_on_close(connection.stream.socket());
             // Its worker takes that for the client's leaving and closes. Shutting down our own side
             // would send a FIN, which is how an answer without framing ends.
-            let _ = connection.line.socket().shutdown(Shutdown::Read);
+            let _ = connection.stream.socket().shutdown(Shutdown::Read);
         }
     }
 
@@ -192,25 +193,25 @@ impl Entry {
     /// A request has begun. False when the connection was already told to end.
     pub fn set_busy(&self) -> bool {
         // Under the table's lock, so that a drain either sees it busy or has closed it.
-        let table = self.registry.table();
+        let table = self.connections.table();
         self.is_busy.store(true, SeqCst);
         !table.is_draining
     }
 
     /// The request is over.
     pub fn set_idle(&self) {
-        let table = self.registry.table();
+        let table = self.connections.table();
         self.is_busy.store(false, SeqCst);
         if let Some(connection) = table.connections.get(&self.number).filter(|_| table.is_draining)
         {
-            let _ = connection.line.socket().shutdown(Shutdown::Both);
+            let _ = connection.stream.socket().shutdown(Shutdown::Both);
         }
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let mut table = self.registry.table();
+        let mut table = self.connections.table();
         table.connections.remove(&self.number);
         table.reserve_taken -= usize::from(self.is_reserve);
         if let Some(count) = table.per_source.get_mut(&self.source) {
@@ -219,7 +220,7 @@ impl Drop for Entry {
                 table.per_source.remove(&self.source);
             }
         }
-        self.registry.changed.notify_all();
+        self.connections.changed.notify_all();
     }
 }
 
@@ -229,19 +230,23 @@ mod tests {
 
     use super::*;
 
-    fn line() -> Arc<Line> {
+    fn stream() -> Arc<Stream> {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address");
-        Arc::new(Line::new(TcpStream::connect(address).expect("a connection")))
+        Arc::new(Stream::new(TcpStream::connect(address).expect("a connection")))
     }
 
     /// Takes all places that these sources can get; how many each has.
-    fn fill(registry: &Arc<Registry>, line: &Arc<Line>, sources: &[IpAddr]) -> Vec<Vec<Entry>> {
+    fn fill(
+        connections: &Arc<Connections>,
+        stream: &Arc<Stream>,
+        sources: &[IpAddr],
+    ) -> Vec<Vec<Entry>> {
         let mut held: Vec<Vec<Entry>> = sources.iter().map(|_| Vec::new()).collect();
         loop {
             let mut is_over = true;
             for (source, held) in sources.iter().zip(&mut held) {
-                if let Ok(entry) = registry.enter(line, *source) {
+                if let Ok(entry) = connections.enter(stream, *source) {
                     held.push(entry);
                     is_over = false;
                 }
@@ -254,34 +259,36 @@ mod tests {
 
     #[test]
     fn whoever_takes_all_he_can_get_leaves_room_for_others() {
-        let line = line();
+        let stream = stream();
         for (greedy, share) in [(1, 1024), (2, 683), (9, 205), (200, 11)] {
-            let registry = Arc::new(Registry::new(2048, 1024));
+            let connections = Arc::new(Connections::new(2048, 1024));
             let sources: Vec<IpAddr> = (0..greedy).map(|n| IpAddr::from([10, 0, 0, n])).collect();
-            let held = fill(&registry, &line, &sources);
+            let held = fill(&connections, &stream, &sources);
             assert!(held.iter().all(|held| held.len() <= share), "{greedy} sources");
-            let left = 2048 - registry.len();
+            let left = 2048 - connections.len();
             assert!(left >= 2048 / (usize::from(greedy) + 1) - 1, "{greedy}: {left} left");
             let most_of_one = held.iter().map(Vec::len).max().unwrap_or(0);
             let (max, max_per_source) = (2048, 1024);
-            let connections = registry.len();
-            let usage = Usage { connections, most_of_one, max, max_per_source };
-            assert_eq!(registry.usage(), usage);
-            let full = registry.enter(&line, sources[0]).err();
+            let usage = Usage { connections: connections.len(), most_of_one, max, max_per_source };
+            assert_eq!(connections.usage(), usage);
+            let full = connections.enter(&stream, sources[0]).err();
             assert_eq!(full, Some(Full::Source));
             let honest = IpAddr::from([10, 0, 1, 1]);
-            let entry = registry.enter(&line, honest).expect("room for one more");
+            let entry = connections.enter(&stream, honest).expect("room for one more");
             drop((entry, held));
-            assert!(registry.is_empty());
+            assert!(connections.is_empty());
         }
     }
 
     #[test]
     fn this_machine_may_have_all_places_and_a_few_to_look_at_the_state() {
-        let (line, registry) = (line(), Arc::new(Registry::new(8, 2)));
-        let held = fill(&registry, &line, &[IpAddr::from([127, 0, 0, 1])]);
+        let (stream, connections) = (stream(), Arc::new(Connections::new(8, 2)));
+        let held = fill(&connections, &stream, &[IpAddr::from([127, 0, 0, 1])]);
         assert_eq!(held[0].len(), 8 + RESERVE);
         assert!(held[0].last().is_some_and(Entry::is_reserve));
-        assert_eq!(registry.enter(&line, IpAddr::from([10, 0, 0, 1])).err(), Some(Full::Total));
+        assert_eq!(
+            connections.enter(&stream, IpAddr::from([10, 0, 0, 1])).err(),
+            Some(Full::Total)
+        );
     }
 }

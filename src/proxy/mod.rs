@@ -19,7 +19,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -28,15 +28,16 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Resource, getrlimit};
 
 use crate::access::permissions::Caller;
-use crate::config::THREAD_STACK;
-use crate::net::interfaces::Links;
+use crate::net::interfaces::Subnets;
 use crate::net::socket::{self, Waker};
 use crate::pairing::secure::{self, Opening};
-use crate::pairing::stream::Line;
+use crate::pairing::stream::Stream;
 use crate::proxy::connection::{Downstream, Next, error_answer};
-use crate::proxy::connections::{Full, Registry};
+use crate::proxy::connections::{Connections, Full};
 use crate::proxy::exchange::{Context, End};
 use crate::proxy::tiny_gate::{Arrival, Intake};
+use crate::system::THREAD_STACK;
+use crate::system::lock;
 use crate::upstream::Upstream;
 
 /// An idle worker goes home after this.
@@ -112,8 +113,8 @@ impl Proxy {
     }
 
     /// Who is connected.
-    pub fn registry(&self) -> &Arc<Registry> {
-        &self.shared.context.registry
+    pub fn connections(&self) -> &Arc<Connections> {
+        &self.shared.context.connections
     }
 
     /// Accepts no more and closes idle connections; streams go on.
@@ -125,17 +126,17 @@ impl Proxy {
         if let Some(usher) = self.usher.take() {
             let _ = usher.join();
         }
-        self.shared.context.registry.drain();
+        self.shared.context.connections.drain();
     }
 
     /// Waits for the streams, up to `timeout`; then cuts them. True if none was cut.
     pub fn finish(&mut self, timeout: Duration) -> bool {
         self.stop_accepting();
-        let registry = &self.shared.context.registry;
-        let finished = registry.wait_empty(timeout);
+        let connections = &self.shared.context.connections;
+        let finished = connections.wait_empty(timeout);
         if !finished {
-            log::warn!("time is up, cutting connections={}", registry.len());
-            registry.cut();
+            log::warn!("time is up, cutting connections={}", connections.len());
+            connections.cut();
         }
         self.shared.workers.dismiss();
         if !self.shared.workers.wait_gone(CUT_TIME) {
@@ -153,7 +154,7 @@ struct Acceptor {
     listener: TcpListener,
     shared: Arc<Shared>,
     waker: Arc<Waker>,
-    turned_away: Sender<(Arc<Line>, u16)>,
+    turned_away: Sender<(Arc<Stream>, u16)>,
     /// Whether the shortage under way was logged.
     is_short: bool,
 }
@@ -172,9 +173,9 @@ impl Acceptor {
                 continue;
             }
             let stopped = match self.listener.accept() {
-                Ok((stream, peer)) => {
+                Ok((socket, peer)) => {
                     self.is_short = false;
-                    self.let_in(stream, peer);
+                    self.let_in(socket, peer);
                     continue;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait(),
@@ -190,15 +191,15 @@ impl Acceptor {
                     // The kernel says so even if nobody is waiting; the spare one tells.
                     spare = None;
                     match self.listener.accept() {
-                        Ok((stream, peer)) if !self.admits(&stream, peer) => {
-                            socket::reset_on_close(&stream);
+                        Ok((socket, peer)) if !self.admits(&socket, peer) => {
+                            socket::reset_on_close(&socket);
                             false
                         }
-                        Ok((stream, _)) => {
+                        Ok((socket, _)) => {
                             if !std::mem::replace(&mut self.is_short, true) {
                                 log::error!("cannot accept connections: {error}; answering 503");
                             }
-                            self.turn_away(Arc::new(Line::new(stream)), 503);
+                            self.turn_away(Arc::new(Stream::new(socket)), 503);
                             false
                         }
                         Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait(),
@@ -227,31 +228,31 @@ impl Acceptor {
         matches!(waited, Ok((events, _)) if !events.is_empty())
     }
 
-    fn let_in(&self, stream: TcpStream, peer: SocketAddr) {
+    fn let_in(&self, socket: TcpStream, peer: SocketAddr) {
         let context = &self.shared.context;
-        if !self.admits(&stream, peer) {
+        if !self.admits(&socket, peer) {
             log::debug!("refused a peer that may not connect addr={peer}");
-            socket::reset_on_close(&stream);
+            socket::reset_on_close(&socket);
             return;
         }
-        if socket::prepare(&stream, socket::UNACKNOWLEDGED).is_err() {
+        if socket::prepare(&socket, socket::UNACKNOWLEDGED).is_err() {
             return; // It is gone already.
         }
-        let line = Arc::new(Line::new(stream));
-        let entry = match context.registry.enter(&line, peer.ip()) {
+        let stream = Arc::new(Stream::new(socket));
+        let entry = match context.connections.enter(&stream, peer.ip()) {
             Ok(entry) => entry,
             Err(full) => {
                 log::debug!("turned away addr={peer} reason={full:?}");
                 context.presence.counters().failed("full");
-                return self.turn_away(line, if full == Full::Source { 429 } else { 503 });
+                return self.turn_away(stream, if full == Full::Source { 429 } else { 503 });
             }
         };
-        let connection = Box::new(Downstream::new(Arc::clone(&line), peer, entry));
+        let connection = Box::new(Downstream::new(Arc::clone(&stream), peer, entry));
         let Err(connection) = self.shared.workers.hand_over(connection) else { return };
         if self.shared.is_memory_limited && !has_headroom() {
             log::debug!("turned away addr={peer} reason=\"no memory for another worker\"");
             drop(connection);
-            return self.turn_away(line, 503);
+            return self.turn_away(stream, 503);
         }
         // In a slot, to have it back when no thread can be started for it.
         let slot = Arc::new(Mutex::new(Some(connection)));
@@ -259,25 +260,25 @@ impl Acceptor {
         let first = Arc::clone(&slot);
         self.shared.workers.hired();
         let spawned = spawn("worker", move || {
-            let connection = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let connection = lock(&first).take();
             Worker::new(shared).run(connection);
         });
         if let Err(error) = spawned {
             self.shared.workers.left();
             log::error!("cannot start a worker: {error}; answering 503");
-            self.turn_away(line, 503);
+            self.turn_away(stream, 503);
         }
     }
 
-    fn admits(&self, stream: &TcpStream, peer: SocketAddr) -> bool {
-        let local = stream.local_addr().ok().map(|local| local.ip());
+    fn admits(&self, socket: &TcpStream, peer: SocketAddr) -> bool {
+        let local = socket.local_addr().ok().map(|local| local.ip());
         let is_own = Caller::of(peer.ip(), local) == Caller::Own;
-        self.shared.context.reach.admits(peer.ip(), is_own, |ip| Links::now().contain(ip))
+        self.shared.context.reach.admits(peer.ip(), is_own, |ip| Subnets::now().contain(ip))
     }
 
-    fn turn_away(&self, line: Arc<Line>, status: u16) {
+    fn turn_away(&self, stream: Arc<Stream>, status: u16) {
         // A full queue closes the connection, which is an answer too.
-        let _ = self.turned_away.try_send((line, status));
+        let _ = self.turned_away.try_send((stream, status));
     }
 }
 
@@ -292,8 +293,8 @@ fn has_headroom() -> bool {
 
 /// Answers those who can't come in, and waits a moment for them to leave: unread bytes would turn
 /// the close into a reset that overtakes the answer. Whoever keeps sending holds up nobody.
-fn usher(queue: &Receiver<(Arc<Line>, u16)>) {
-    let mut leaving: Vec<(Arc<Line>, Instant)> = Vec::new();
+fn usher(queue: &Receiver<(Arc<Stream>, u16)>) {
+    let mut leaving: Vec<(Arc<Stream>, Instant)> = Vec::new();
     loop {
         let next = if leaving.is_empty() {
             queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
@@ -302,26 +303,26 @@ fn usher(queue: &Receiver<(Arc<Line>, u16)>) {
         };
         let now = Instant::now();
         match next {
-            Ok((line, status)) => {
-                let stream = line.socket();
+            Ok((stream, status)) => {
+                let socket = stream.socket();
                 let message = match status {
                     429 => "too many connections from your address",
                     _ => "too many connections",
                 };
                 let answer = error_answer(status, message, "full");
                 // A new connection takes this little at once, or it is gone.
-                if stream.set_nonblocking(true).is_ok()
-                    && matches!(line.try_write(&answer), Ok(n) if n == answer.len())
-                    && stream.shutdown(Shutdown::Write).is_ok()
+                if socket.set_nonblocking(true).is_ok()
+                    && matches!(stream.try_write(&answer), Ok(n) if n == answer.len())
+                    && socket.shutdown(Shutdown::Write).is_ok()
                 {
-                    leaving.push((line, now + USHER_TIME));
+                    leaving.push((stream, now + USHER_TIME));
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        leaving.retain(|(line, deadline)| {
-            let read = line.try_read(&mut [0; 4096]);
+        leaving.retain(|(stream, deadline)| {
+            let read = stream.try_read(&mut [0; 4096]);
             now < *deadline && matches!(read, Ok(None) | Ok(Some(1..)))
         });
     }
@@ -344,7 +345,7 @@ struct Idle {
 
 impl Workers {
     fn idle(&self) -> MutexGuard<'_, Idle> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.idle)
     }
 
     /// Gives a connection to an idle worker, or back.
@@ -434,13 +435,13 @@ impl Worker {
     fn tend(&self, mut connection: Box<Downstream>) {
         let context = &self.shared.context;
         let timing = &context.timing;
-        let line = Arc::clone(connection.line());
-        match secure::answer(&context.keyring, &line, timing.idle_timeout, timing.head_timeout) {
+        let stream = Arc::clone(connection.stream());
+        match secure::answer(&context.keyring, &stream, timing.idle_timeout, timing.head_timeout) {
             Opening::Plain => {}
             Opening::Paired => connection.expect_at_once(),
             Opening::Refused => return,
         }
-        drop(line);
+        drop(stream);
         let mut is_admitted = false;
         loop {
             let head = match connection.next_head(&context.timing, &context.limits) {
@@ -454,7 +455,7 @@ impl Worker {
                     );
                     let answer = error_answer(refusal.status, refusal.reason, "request");
                     let stall = context.timing.head_timeout;
-                    if connection.line().write_all(&answer, stall).is_ok() {
+                    if connection.stream().write_all(&answer, stall).is_ok() {
                         connection.close_gently();
                     }
                     return;

@@ -29,11 +29,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::http::head::Head;
 use crate::proxy::connection::Downstream;
+use crate::system::lock;
 
 /// A request waits this long for the queue before we look whether it got lost.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -109,11 +110,11 @@ impl Intake {
     }
 
     fn arrivals(&self) -> MutexGuard<'_, HashMap<u64, Arrival>> {
-        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.arrivals)
     }
 
     fn write(&self, head: &[u8]) -> io::Result<()> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner).write_all(head)
+        lock(&self.line).write_all(head)
     }
 
     /// Hands a request in and takes the next one out.

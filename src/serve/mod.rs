@@ -25,7 +25,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::access::host::HostRule;
-use crate::config::{OllamaUrl, Settings, THREAD_STACK};
+use crate::config::{OllamaUrl, Settings};
 use crate::discovery::{Client, ClientSetup, Responder, ServerSetup};
 use crate::http::fields;
 use crate::manager::liveness::{Checkers, Ticker, job_queue};
@@ -37,8 +37,9 @@ use crate::pairing::identity::Identity;
 use crate::pairing::keyring::{Keyring, KeysError};
 use crate::proxy::Proxy;
 use crate::proxy::connection::Budget;
-use crate::proxy::connections::Registry;
+use crate::proxy::connections::Connections;
 use crate::proxy::exchange::{Context, Side};
+use crate::system::THREAD_STACK;
 use http::HeaderValue;
 
 pub use mode::Mode;
@@ -242,7 +243,7 @@ impl Daemon {
             why: why.to_owned(),
             listen: self.addresses(),
             discovery: discovery.clone(),
-            registries: self.proxies.iter().map(|proxy| Arc::clone(proxy.registry())).collect(),
+            connections: self.proxies.iter().map(|proxy| Arc::clone(proxy.connections())).collect(),
             timing: settings.timing.clone(),
             started: Instant::now(),
         });
@@ -275,7 +276,7 @@ impl Daemon {
 
     /// Client connections now.
     pub fn connections(&self) -> usize {
-        self.proxies.iter().map(|proxy| proxy.registry().len()).sum()
+        self.proxies.iter().map(|proxy| proxy.connections().len()).sum()
     }
 
     /// Accepts no more, says goodbye, lets streams finish for up to `drain`, then cuts them. True
@@ -355,7 +356,7 @@ impl Common<'_> {
         let settings = self.settings;
         let limits = &settings.limits;
         let most = affordable_connections(limits.max_connections);
-        let registry = Arc::new(Registry::new(most, limits.max_connections_per_source));
+        let connections = Arc::new(Connections::new(most, limits.max_connections_per_source));
         let names = settings.hosts.iter().cloned().chain([self.hostname.to_ascii_lowercase()]);
         let is_server = side == Side::Server;
         let own_name = HeaderValue::from_str(&self.hostname).ok();
@@ -379,7 +380,7 @@ impl Common<'_> {
             limits: limits.clone(),
             budget: Budget::new(limits.replay_budget),
             keyring: Arc::clone(&self.keyring),
-            registry,
+            connections,
         };
         let places = state_dir::private_places(settings.state_dir.as_deref());
         Proxy::start(context, listeners, &places).map_err(system("start the proxy"))

@@ -6,7 +6,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::pairing::identity::Identity;
-use crate::system::{random, replace_file as replace};
+use crate::system::files::replace;
+use crate::system::random;
 
 /// The identity of the server on this port, made at its first start.
 ///

@@ -105,7 +105,7 @@ fn write(view: &View<'_>, all_models: bool) -> Value {
 }
 
 fn limits(about: &About) -> Value {
-    let connections = about.registries.iter().map(|registry| registry.usage());
+    let connections = about.connections.iter().map(|registry| registry.usage());
     let connections: Vec<Value> = connections
         .map(|Usage { connections, most_of_one, max, max_per_source }| {
             json!({

@@ -82,7 +82,7 @@ fn daemon(text: &mut Text, view: &View<'_>) {
     text.single("ollana_uptime_seconds", "gauge", "Time since the start.", uptime);
     let ready = f64::from(u8::from(view.is_ready));
     text.single("ollana_ready", "gauge", "Whether requests can be served.", ready);
-    let usage = || about.registries.iter().map(|registry| registry.usage());
+    let usage = || about.connections.iter().map(|registry| registry.usage());
     let now = usage().map(|usage| usage.connections as f64).sum();
     text.single("ollana_connections", "gauge", "Connections of clients.", now);
     let max = usage().map(|usage| usage.max as f64).sum();
@@ -244,7 +244,7 @@ mod tests {
     use crate::manager::pool::{History, Pool, Rules};
     use crate::manager::{About, Snapshot};
     use crate::pairing::keyring::Keyring;
-    use crate::proxy::connections::Registry;
+    use crate::proxy::connections::Connections;
 
     fn rules() -> Rules {
         Rules {
@@ -286,7 +286,7 @@ mod tests {
             why: String::new(),
             listen: Vec::new(),
             discovery: "off".to_owned(),
-            registries: vec![std::sync::Arc::new(Registry::new(9, 5))],
+            connections: vec![std::sync::Arc::new(Connections::new(9, 5))],
             timing: Settings::default().timing,
             started: now,
         };

@@ -1,9 +1,17 @@
-//! Services of the operating system that std lacks: random bytes, files that a power cut leaves whole.
+//! Services of the operating system and of std, each in the one form that this program uses: random
+//! bytes, locks, threads, hexadecimal digits, files.
+//!
+//! Every room may use this one, and it knows of none.
 
-use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+pub mod files;
+
+use std::fmt;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+/// Virtual size of a thread's stack in bytes; only touched pages are resident.
+pub const THREAD_STACK: usize = 256 * 1024;
 
 /// Random bytes of the system.
 ///
@@ -15,36 +23,65 @@ pub fn random<const N: usize>() -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// What root writes is for a daemon that may be another user, to whom its directory belongs.
+/// Locks a mutex. A panic of another thread that held it doesn't count: every critical section of
+/// ours leaves its data whole.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts a thread with a small stack. The name shows in `top -H` and in the log.
 ///
 /// # Errors
-/// When it can't be given away.
-pub fn give_to_owner_of(dir: &Path, path: &Path) -> io::Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(());
+/// When the system has no thread or no memory for it.
+pub fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    Builder::new().name(name.to_owned()).stack_size(THREAD_STACK).spawn(run)
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub struct Hex<'a>(pub &'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
-    let owner = fs::metadata(dir)?;
-    std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))
 }
 
-/// Writes a new file and renames it, so that a power cut leaves the old one or the new one.
-pub fn replace_file(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let temporary = path.with_extension(format!("{}.new", std::process::id()));
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    give_to_owner_of(dir, &temporary)?;
-    writeln!(file, "{text}")?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)
+/// Reads exactly `2 * N` hexadecimal digits of either case; `None` for anything else.
+pub fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits = text.as_bytes();
+    if digits.len() != 2 * N {
+        return None;
+    }
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = (digit(pair[0])? * 16 + digit(pair[1])?) as u8;
+    }
+    Some(bytes)
 }
 
-/// Bytes free on the disk that holds a directory.
-pub fn free_space(dir: &Path) -> Option<u64> {
-    let disk = rustix::fs::statvfs(dir).ok()?;
-    disk.f_bavail.checked_mul(disk.f_frsize)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_and_bytes_are_each_others_inverse() {
+        let bytes = [0, 0x0f, 0xa7, 0xff];
+        assert_eq!(Hex(&bytes).to_string(), "000fa7ff");
+        assert_eq!(parse_hex("000fA7ff"), Some(bytes));
+        for bad in ["", "00", "000fa7f", "000fa7ff0", "000fa7fg", "+00fa7ff", "0é0fa7f"] {
+            assert_eq!(parse_hex::<4>(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_lock_outlives_a_panic() {
+        let mutex = Mutex::new(1);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _guard = lock(&mutex);
+            panic!("on purpose");
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(*lock(&mutex), 1);
+    }
 }

@@ -1,7 +1,7 @@
 //! What the two sockets of one exchange know of each other.
 //!
 //! A worker thread serves one exchange at a time, with one blocking call after another. The
-//! link lets the innermost of them, ureq's transport, keep three promises:
+//! io lets the innermost of them, ureq's transport, keep three promises:
 //!
 //! - it never blocks on the upstream without seeing the client leave;
 //! - it never blocks while bytes for the client are still in our memory (the *outbox*);
@@ -11,13 +11,14 @@
 //! `Sync`.
 
 use std::io::{self, ErrorKind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustix::event::PollFlags;
 
 use crate::net::socket::{self, HANGUP, UNACKNOWLEDGED};
-use crate::pairing::stream::{self, Line};
+use crate::pairing::stream::{self, Stream};
+use crate::system::lock;
 
 /// A client may pause for the whole stall time-out once its answer is longer than this, which
 /// its kernel takes even while nobody reads. Up to there, a client that acknowledges nothing
@@ -64,8 +65,8 @@ pub struct Attempt {
 
 #[derive(Debug, Default)]
 struct State {
-    client: Option<Arc<Line>>,
-    upstream: Option<Arc<Line>>,
+    client: Option<Arc<Stream>>,
+    upstream: Option<Arc<Stream>>,
     outbox: Vec<u8>,
     /// Bytes that the client got in this attempt, up to [`PROMPT_BYTES`].
     answered: usize,
@@ -77,7 +78,7 @@ struct State {
 
 /// See the module's text.
 #[derive(Debug)]
-pub struct Link {
+pub struct ExchangeIo {
     state: Mutex<State>,
     stall: Duration,
 }
@@ -93,14 +94,14 @@ pub enum Woken {
     TimedOut,
 }
 
-impl Link {
-    /// A link whose peers may stall for so long.
+impl ExchangeIo {
+    /// A io whose peers may stall for so long.
     pub fn new(stall: Duration) -> Self {
-        Link { state: Mutex::new(State::default()), stall }
+        ExchangeIo { state: Mutex::new(State::default()), stall }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// How long a peer may stall.
@@ -109,7 +110,7 @@ impl Link {
     }
 
     /// Starts an attempt for this client (none for health checks).
-    pub fn begin(&self, client: Option<Arc<Line>>, attempt: Attempt) {
+    pub fn begin(&self, client: Option<Arc<Stream>>, attempt: Attempt) {
         let mut state = self.state();
         let outbox = std::mem::take(&mut state.outbox);
         *state = State { client, outbox, attempt, ..State::default() };
@@ -153,7 +154,7 @@ impl Link {
     }
 
     /// The transport is about to send on this socket.
-    pub(crate) fn sending(&self, upstream: &Arc<Line>, reused: bool) {
+    pub(crate) fn sending(&self, upstream: &Arc<Stream>, reused: bool) {
         let mut state = self.state();
         state.progress.sent = true;
         state.progress.reused = reused;
@@ -167,7 +168,7 @@ impl Link {
         self.state().progress.received = true;
     }
 
-    pub(crate) fn client(&self) -> Option<Arc<Line>> {
+    pub(crate) fn client(&self) -> Option<Arc<Stream>> {
         self.state().client.clone()
     }
 
@@ -181,7 +182,7 @@ impl Link {
     /// Waits for an event of the upstream while watching the client, after the outbox is flushed.
     pub(crate) fn wait_upstream(
         &self,
-        upstream: &Line,
+        upstream: &Stream,
         events: PollFlags,
         timeout: Option<Duration>,
     ) -> io::Result<Woken> {
@@ -214,7 +215,7 @@ impl Link {
     ///
     /// # Errors
     /// Those of poll(2), and when the upstream closes its connection.
-    pub fn wait_client(&self, client: &Line, timeout: Duration) -> io::Result<Woken> {
+    pub fn wait_client(&self, client: &Stream, timeout: Duration) -> io::Result<Woken> {
         self.flush()?;
         let upstream = {
             let state = self.state();
@@ -235,7 +236,7 @@ impl Link {
     ///
     /// # Errors
     /// When it closed the connection instead. What was kept of the body can be sent elsewhere.
-    pub(crate) fn note_answer(&self, upstream: &Line) -> io::Result<bool> {
+    pub(crate) fn note_answer(&self, upstream: &Stream) -> io::Result<bool> {
         let mut start = [0; 10];
         let is_interim = match upstream.peek(&mut start) {
             // Not one of the kinds that ureq takes for the end of a body.

@@ -1,7 +1,7 @@
 //! Requests to an upstream (an Ollama or the next proxy) through ureq.
 //!
 //! The only importer of ureq. It gives ureq a transport of ours on a non-blocking socket, because
-//! the exchange's promises (see `link`) have to be kept where the bytes move: in ureq's reads
+//! the exchange's promises (see `io`) have to be kept where the bytes move: in ureq's reads
 //! and writes.
 
 pub mod exchange_io;
@@ -17,9 +17,9 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 use ureq::{Agent, Body, SendBody, Timeout};
 
-use crate::access::permissions::Openness;
+use crate::access::permissions::Permission;
 use crate::config::{MAX_FIELD_LINE, OllamaUrl, Timing};
-use crate::http::fields::{self, IDENTITY_FIELD, OPEN_FIELD, ROOM_FIELD, SERVER_FIELD};
+use crate::http::fields::{self, IDENTITY_FIELD, PERMISSION_FIELD, ROOM_FIELD, SERVER_FIELD};
 use crate::manager::pool::{CheckResult, Target};
 use crate::net::socket::{self, UNACKNOWLEDGED};
 use crate::net::untrusted_text::is_printable;
@@ -27,8 +27,8 @@ use crate::ollama::inventory::{Inventory, List};
 use crate::pairing::identity::{Identity, MAX_NAME};
 use crate::pairing::keyring::Keyring;
 use crate::pairing::secure::{self, HopError, Patience};
-use crate::pairing::stream::Line;
-use crate::upstream::exchange_io::{Attempt, Fault, Link, Woken};
+use crate::pairing::stream::Stream;
+use crate::upstream::exchange_io::{Attempt, ExchangeIo, Fault, Woken};
 
 /// A request on a connection that was used before must be acknowledged within this: a machine of a
 /// LAN does that in milliseconds, and one that has gone or moved never. Then a new connection tells
@@ -57,13 +57,13 @@ const MAX_FETCHED: u64 = 64 << 20;
 pub struct Upstream {
     pooled: Agent,
     fresh: Agent,
-    link: Arc<Link>,
+    io: Arc<ExchangeIo>,
 }
 
 impl Upstream {
     /// For one worker thread.
     pub fn new(timing: &Timing, keyring: &Arc<Keyring>) -> Self {
-        let link = Arc::new(Link::new(timing.stall_timeout));
+        let io = Arc::new(ExchangeIo::new(timing.stall_timeout));
         let agent = |max_idle| {
             let config = Agent::config_builder()
                 .http_status_as_error(false)
@@ -81,23 +81,23 @@ impl Upstream {
                 .build();
             Agent::with_parts(
                 config,
-                LinkConnector { link: Arc::clone(&link), keyring: Arc::clone(keyring) },
+                IoConnector { io: Arc::clone(&io), keyring: Arc::clone(keyring) },
                 Literal,
             )
         };
-        Upstream { pooled: agent(MAX_IDLE), fresh: agent(0), link }
+        Upstream { pooled: agent(MAX_IDLE), fresh: agent(0), io }
     }
 
-    /// The link of the exchange under way.
-    pub fn link(&self) -> &Arc<Link> {
-        &self.link
+    /// The io of the exchange under way.
+    pub fn io(&self) -> &Arc<ExchangeIo> {
+        &self.io
     }
 
     /// Sends a request and waits for the head of its answer. With `fresh`, on a connection of
     /// its own, which can't be stale: for what must not be sent twice.
     ///
     /// # Errors
-    /// A sentence; [`Link::progress`] says how far it came.
+    /// A sentence; [`ExchangeIo::progress`] says how far it came.
     pub fn send(
         &self,
         request: Request<()>,
@@ -138,7 +138,7 @@ pub fn build_uri(address: SocketAddr, prefix: &str, target: &str) -> Result<Uri,
 /// A sentence.
 pub fn fetch(timing: &Timing, address: SocketAddr, target: &str) -> Result<(u16, String), String> {
     let upstream = Upstream::new(timing, &Arc::new(Keyring::none()));
-    upstream.link.begin(None, Attempt::default());
+    upstream.io.begin(None, Attempt::default());
     let mut request = Request::new(());
     *request.uri_mut() = build_uri(address, "", target)?;
     let configured = upstream.fresh.configure_request(request);
@@ -192,8 +192,8 @@ impl Check<'_> {
     /// Asks for `/api/version`.
     pub fn run(self, upstream: &Upstream) -> CheckResult {
         let result = self.ask(upstream);
-        // The link holds the socket, which would stay open until the next check.
-        upstream.link.end();
+        // The io holds the socket, which would stay open until the next check.
+        upstream.io.end();
         result
     }
 
@@ -206,7 +206,7 @@ impl Check<'_> {
         // On a connection of its own: an old one may be broken although the server is well.
         let answer = match self.get(upstream, &upstream.fresh, address, "/api/version") {
             Ok(answer) => answer,
-            Err(_) if upstream.link.progress().fault.is_some() => return CheckResult::Void,
+            Err(_) if upstream.io.progress().fault.is_some() => return CheckResult::Void,
             Err(error @ ureq::Error::Timeout(_)) => return CheckResult::Silent(describe(&error)),
             Err(error) => return CheckResult::Refused(describe(&error)),
         };
@@ -227,7 +227,7 @@ impl Check<'_> {
                 let told = |field| fields.get(field).and_then(|word| word.to_str().ok());
                 let name = told(SERVER_FIELD)
                     .map(|name| name.chars().filter(|c| is_printable(*c)).take(MAX_NAME).collect());
-                let open = told(OPEN_FIELD).and_then(Openness::of_word);
+                let open = told(PERMISSION_FIELD).and_then(Permission::of_word);
                 let identity = told(IDENTITY_FIELD).and_then(Identity::parse);
                 CheckResult::Healthy {
                     address,
@@ -285,7 +285,7 @@ impl Check<'_> {
         let prefix = self.local.map_or("", |url| url.prefix.as_str());
         let uri = build_uri(address, prefix, path).map_err(ureq::Error::BadUri)?;
         let is_lan = self.local.is_none();
-        upstream.link.begin(None, Attempt { is_lan, ..Attempt::default() });
+        upstream.io.begin(None, Attempt { is_lan, ..Attempt::default() });
         let mut request = Request::new(());
         *request.uri_mut() = uri;
         let request = agent.configure_request(request).timeout_global(Some(self.timeout)).build();
@@ -329,13 +329,13 @@ impl Resolver for Literal {
 }
 
 #[derive(Debug)]
-struct LinkConnector {
-    link: Arc<Link>,
+struct IoConnector {
+    io: Arc<ExchangeIo>,
     keyring: Arc<Keyring>,
 }
 
-impl Connector for LinkConnector {
-    type Out = LinkTransport;
+impl Connector for IoConnector {
+    type Out = IoTransport;
 
     fn connect(
         &self,
@@ -343,31 +343,31 @@ impl Connector for LinkConnector {
         _: Option<()>,
     ) -> Result<Option<Self::Out>, ureq::Error> {
         let address = details.addrs.first().copied().ok_or(ureq::Error::HostNotFound)?;
-        let client = self.link.client();
+        let client = self.io.client();
         let timeout = details.timeout.not_zero().map_or(UNACKNOWLEDGED, |timeout| *timeout);
         let patience = Patience { timeout, watched: client.as_deref() };
-        let line = match self.link.is_lan() {
+        let stream = match self.io.is_lan() {
             true => secure::call(&self.keyring, address, patience),
-            false => secure::connect(address, patience).map(|stream| Arc::new(Line::new(stream))),
+            false => secure::connect(address, patience).map(|socket| Arc::new(Stream::new(socket))),
         };
-        let line = line.map_err(|error| match error {
+        let stream = stream.map_err(|error| match error {
             HopError::Connect(error) => match error.kind() {
                 ErrorKind::TimedOut => ureq::Error::Timeout(Timeout::Connect),
-                ErrorKind::ConnectionAborted => self.link.fail(Fault::ClientLeft).into(),
+                ErrorKind::ConnectionAborted => self.io.fail(Fault::ClientLeft).into(),
                 _ if is_shortage(&error) => {
-                    self.link.fail(Fault::OutOfResources);
+                    self.io.fail(Fault::OutOfResources);
                     error.into()
                 }
                 _ => error.into(),
             },
             error => io::Error::new(ErrorKind::PermissionDenied, error.to_string()).into(),
         })?;
-        Ok(Some(LinkTransport {
-            line,
+        Ok(Some(IoTransport {
+            stream,
             address,
             keyring: Arc::clone(&self.keyring),
             buffers: GrowingBuffers::default(),
-            link: Arc::clone(&self.link),
+            io: Arc::clone(&self.io),
             held: Vec::new(),
             requests: 0,
             is_sending: false,
@@ -400,12 +400,12 @@ enum Proof {
 
 /// One connection to an upstream.
 #[derive(Debug)]
-struct LinkTransport {
-    line: Arc<Line>,
+struct IoTransport {
+    stream: Arc<Stream>,
     address: SocketAddr,
     keyring: Arc<Keyring>,
     buffers: GrowingBuffers,
-    link: Arc<Link>,
+    io: Arc<ExchangeIo>,
     /// The head of a request, until the first bytes of its body.
     held: Vec<u8>,
     /// Requests that this connection began to carry.
@@ -422,21 +422,21 @@ struct LinkTransport {
     is_spoilt: bool,
 }
 
-impl LinkTransport {
+impl IoTransport {
     fn write(&mut self, start: usize, end: usize, from_held: bool) -> io::Result<()> {
         let mut at = start;
         while at < end {
             let bytes = if from_held { &self.held[at..end] } else { &self.buffers.output[at..end] };
-            match self.line.try_write(bytes) {
+            match self.stream.try_write(bytes) {
                 Ok(0) => {
                     let heeded =
-                        if self.link.heeds_input() { PollFlags::IN } else { PollFlags::empty() };
+                        if self.io.heeds_input() { PollFlags::IN } else { PollFlags::empty() };
                     let events = PollFlags::OUT | heeded;
-                    match self.link.wait_upstream(&self.line, events, Some(self.link.stall()))? {
+                    match self.io.wait_upstream(&self.stream, events, Some(self.io.stall()))? {
                         Woken::Ready => {}
                         Woken::TimedOut => return Err(ErrorKind::TimedOut.into()),
                         Woken::Answered => {
-                            if self.link.note_answer(&self.line)? {
+                            if self.io.note_answer(&self.stream)? {
                                 self.is_spoilt = true;
                                 return Ok(());
                             }
@@ -447,7 +447,7 @@ impl LinkTransport {
                 // It closed while we were sending: an answer may be there to read nevertheless.
                 Err(e)
                     if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
-                        && self.link.note_answer(&self.line).unwrap_or(false) =>
+                        && self.io.note_answer(&self.stream).unwrap_or(false) =>
                 {
                     self.is_spoilt = true;
                     return Ok(());
@@ -468,9 +468,9 @@ impl LinkTransport {
 
     fn set_patience(&mut self, patient: bool) {
         if self.is_patient != patient {
-            let limit = if patient { self.link.stall() } else { UNACKNOWLEDGED };
+            let limit = if patient { self.io.stall() } else { UNACKNOWLEDGED };
             // Without it the system's own limits hold; nothing is lost.
-            let _ = socket::limit_unacknowledged(self.line.socket(), limit.max(UNACKNOWLEDGED));
+            let _ = socket::limit_unacknowledged(self.stream.socket(), limit.max(UNACKNOWLEDGED));
             self.is_patient = patient;
         }
     }
@@ -479,26 +479,26 @@ impl LinkTransport {
         let demanded = |proof| proof == Proof::Demanded;
         if demanded(self.proof) != demanded(proof) {
             let limit = if demanded(proof) { PROOF } else { UNACKNOWLEDGED };
-            let _ = socket::limit_unacknowledged(self.line.socket(), limit);
+            let _ = socket::limit_unacknowledged(self.stream.socket(), limit);
         }
         self.proof = proof;
     }
 }
 
-impl Drop for LinkTransport {
+impl Drop for IoTransport {
     /// A request that was given up half-way: a plain close would leave its last bytes queued in
     /// front of the FIN, and an Ollama that doesn't read would never hear of it.
     fn drop(&mut self) {
         if self.is_sending {
-            socket::reset_on_close(self.line.socket());
+            socket::reset_on_close(self.stream.socket());
         }
     }
 }
 
-impl Transport for LinkTransport {
+impl Transport for IoTransport {
     fn buffers(&mut self) -> &mut dyn Buffers {
         if self.buffers.wanted_output < LARGE {
-            self.buffers.wanted_output = if self.link.is_large() { LARGE } else { SMALL };
+            self.buffers.wanted_output = if self.io.is_large() { LARGE } else { SMALL };
         }
         &mut self.buffers
     }
@@ -508,14 +508,14 @@ impl Transport for LinkTransport {
             self.is_sending = true;
             self.requests += 1;
             self.has_received = false;
-            self.link.sending(&self.line, self.requests > 1);
-            self.set_patience(self.link.is_large());
+            self.io.sending(&self.stream, self.requests > 1);
+            self.set_patience(self.io.is_large());
         }
-        if self.link.answered_early() {
+        if self.io.answered_early() {
             self.is_spoilt = true;
             return Ok(());
         }
-        if self.link.take_holds_head() {
+        if self.io.take_holds_head() {
             self.held.extend_from_slice(&self.buffers.output[..amount]);
             return Ok(());
         }
@@ -540,7 +540,7 @@ impl Transport for LinkTransport {
             self.buffers.settle();
         }
         // Everything that was read before is with the client before more is read.
-        self.link.flush()?;
+        self.io.flush()?;
         let limit = timeout.for_read();
         let limit_for_poll = limit.not_zero().map(|limit| *limit);
         // Bulk data is usually there already; tokens never are.
@@ -549,14 +549,14 @@ impl Transport for LinkTransport {
             if is_likely {
                 let space = self.buffers.input_append_buf();
                 let len = space.len();
-                match self.line.try_read(space) {
+                match self.stream.try_read(space) {
                     Ok(Some(n)) => {
                         self.buffers.was_filled = n == len;
                         self.buffers.input_appended(n);
                         self.was_just_read = true;
                         if n > 0 && !self.has_received {
                             self.has_received = true;
-                            self.link.received();
+                            self.io.received();
                             self.set_proof(Proof::Given);
                         }
                         return Ok(n > 0);
@@ -572,7 +572,7 @@ impl Transport for LinkTransport {
                 // Without an error by then, it was acknowledged; the answer may take minutes.
                 Proof::Demanded => (Some(PROOF * 2), Proof::Given),
             };
-            match self.link.wait_upstream(&self.line, PollFlags::IN, wait)? {
+            match self.io.wait_upstream(&self.stream, PollFlags::IN, wait)? {
                 Woken::TimedOut if self.proof != Proof::Given => self.set_proof(next),
                 Woken::TimedOut => return Err(ureq::Error::Timeout(limit.reason)),
                 Woken::Ready | Woken::Answered => is_likely = true,
@@ -587,13 +587,13 @@ impl Transport for LinkTransport {
             return !self.is_spoilt;
         }
         // The machine may have been paired since this connection was made.
-        let is_plain = self.line.key().is_none() && self.link.is_lan();
+        let is_plain = self.stream.key().is_none() && self.io.is_lan();
         if is_plain && !self.keyring.allows_plain(self.address) {
             return false;
         }
         !self.is_spoilt
-            && self.line.is_drained()
-            && matches!(self.line.socket().peek(&mut [0]), Err(e) if e.kind() == ErrorKind::WouldBlock)
+            && self.stream.is_drained()
+            && matches!(self.stream.socket().peek(&mut [0]), Err(e) if e.kind() == ErrorKind::WouldBlock)
     }
 }
 

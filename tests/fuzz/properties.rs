@@ -19,7 +19,7 @@ use ollana::ollama::subject;
 use ollana::pairing::identity::MAX_NAME;
 use ollana::pairing::identity::{Identity, KeyId};
 use ollana::pairing::noise::{self, FIRST_BYTE, Greeted, Introduction, Key, OVERHEAD, Purpose};
-use ollana::pairing::stream::Line;
+use ollana::pairing::stream::Stream;
 use ollana::upstream;
 
 /// A datagram is refused, or means the same after it was encoded again, in no more room.
@@ -378,8 +378,8 @@ pub(crate) fn handshake(input: &[u8]) {
     assert_eq!(record[plain], *b"said");
 }
 
-/// Both ends of a connection whose near end is a line.
-fn connection(uses_aes: bool) -> (Line, UnixStream, Greeted) {
+/// Both ends of a connection whose near end is a `Stream`.
+fn connection(uses_aes: bool) -> (Stream, UnixStream, Greeted) {
     let key = Key::new([1; 32]);
     let machine = |n| Introduction { has_aes: uses_aes, ..machine(n) };
     let (caller, hello) = noise::call(Purpose::Hop, &key, &machine(1)).expect("random bytes");
@@ -387,20 +387,20 @@ fn connection(uses_aes: bool) -> (Line, UnixStream, Greeted) {
     let near = caller.finish(&reply).expect("a session");
     let (socket, peer) = UnixStream::pair().expect("sockets");
     socket.set_nonblocking(true).expect("an option");
-    // To a line, one stream is as good as another.
-    let line = Line::new(TcpStream::from(OwnedFd::from(socket)));
-    line.encrypt(near.session, KeyId([1; 8]));
-    (line, peer, far)
+    // To a `Stream`, one socket is as good as another.
+    let stream = Stream::new(TcpStream::from(OwnedFd::from(socket)));
+    stream.encrypt(near.session, KeyId([1; 8]));
+    (stream, peer, far)
 }
 
-/// Whatever becomes of records on the way, and in whatever pieces they come: a line gives what was
+/// Whatever becomes of records on the way, and in whatever pieces they come: a stream gives what was
 /// said before the first damage, all of it and nothing else, and an end only if one was said.
 ///
 /// The first byte of the input tells the cipher and how much is read at a time; then come pairs, of
 /// what happens and how much of it.
 pub(crate) fn records(input: &[u8]) {
     let Some((how, steps)) = input.split_first() else { return };
-    let (line, mut peer, mut far) = connection(how & 1 == 1);
+    let (stream, mut peer, mut far) = connection(how & 1 == 1);
     // What was sealed, where each record of it ends, and what is on the wire instead.
     let (mut sealed, mut said, mut wire, mut delivered) = (Vec::new(), Vec::new(), Vec::new(), 0);
     let room = [16, 100, 5000, 70_000][usize::from(how >> 1 & 3)];
@@ -427,16 +427,16 @@ pub(crate) fn records(input: &[u8]) {
             ),
             _ => {
                 let more = open.min(much * 8);
-                heard.of(&line, &mut peer, &wire[delivered..delivered + more]);
+                heard.of(&stream, &mut peer, &wire[delivered..delivered + more]);
                 delivered += more;
             }
         }
     }
     for piece in wire[delivered..].chunks(16 * 1024) {
-        heard.of(&line, &mut peer, piece);
+        heard.of(&stream, &mut peer, piece);
     }
     peer.shutdown(Shutdown::Write).expect("said");
-    heard.of(&line, &mut peer, b"");
+    heard.of(&stream, &mut peer, b"");
     let is_same = |at: &usize| wire.get(*at) == sealed.get(*at);
     let damaged = (0..sealed.len()).take_while(is_same).count();
     let intact = said.iter().take_while(|(end, _)| *end <= damaged);
@@ -452,7 +452,7 @@ pub(crate) fn records(input: &[u8]) {
     assert_eq!(heard.end, Some(is_ended), "a clean end");
 }
 
-/// What came out of a line.
+/// What came out of a stream.
 struct Heard {
     text: Vec<u8>,
     /// Whether it ended, and cleanly.
@@ -462,14 +462,14 @@ struct Heard {
 
 impl Heard {
     /// Reads all that is there behind this piece, which nobody reads who has seen the end.
-    fn of(&mut self, line: &Line, peer: &mut UnixStream, piece: &[u8]) {
+    fn of(&mut self, stream: &Stream, peer: &mut UnixStream, piece: &[u8]) {
         if self.end.is_none() {
             peer.write_all(piece).expect("delivered");
         }
         loop {
             let (mut seen, mut buffer) = (vec![0; self.room], vec![0; self.room]);
-            let shown = line.peek(&mut seen);
-            let read = line.try_read(&mut buffer);
+            let shown = stream.peek(&mut seen);
+            let read = stream.try_read(&mut buffer);
             let end = match read {
                 Ok(Some(n @ 1..)) => {
                     let shown = shown.expect("what is read is shown");
@@ -481,7 +481,7 @@ impl Heard {
                 Ok(Some(_)) => true,
                 Ok(None) => {
                     assert!(shown.is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
-                    assert!(line.is_drained() && self.end.is_none());
+                    assert!(stream.is_drained() && self.end.is_none());
                     return;
                 }
                 Err(_) => false,

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ollana::access::permissions::Openness;
+use ollana::access::permissions::Permission;
 use ollana::config::ServerName;
 use ollana::discovery::matching::Received;
 use ollana::discovery::packet::{self, Datagram};
@@ -526,7 +526,7 @@ impl World {
             _ => Task::Use,
         };
         let wanted = Wanted {
-            needs: Openness::Use,
+            needs: Permission::Use,
             task,
             model: name.and_then(model),
             server: None,

@@ -137,7 +137,7 @@ pub fn percent_decode(text: &str) -> Option<Vec<u8>> {
 
 /// What a server lets a caller do. Ordered: each step includes those before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Openness {
+pub enum Permission {
     /// Use models.
     #[default]
     Use,
@@ -147,19 +147,21 @@ pub enum Openness {
     Manage,
 }
 
-impl Openness {
+impl Permission {
     /// Its word in `X-Ollana-Open`.
     pub fn word(self) -> &'static str {
         match self {
-            Openness::Use => "use",
-            Openness::Pull => "pull",
-            Openness::Manage => "manage",
+            Permission::Use => "use",
+            Permission::Pull => "pull",
+            Permission::Manage => "manage",
         }
     }
 
     /// The inverse of [`word`](Self::word).
     pub fn of_word(word: &str) -> Option<Self> {
-        [Openness::Use, Openness::Pull, Openness::Manage].into_iter().find(|o| o.word() == word)
+        [Permission::Use, Permission::Pull, Permission::Manage]
+            .into_iter()
+            .find(|o| o.word() == word)
     }
 }
 
@@ -244,24 +246,24 @@ impl Policy {
     }
 
     /// What a caller may do.
-    pub fn openness(self, caller: Caller) -> Openness {
+    pub fn permission(self, caller: Caller) -> Permission {
         match (caller, self) {
             (Caller::Own | Caller::Paired, _) | (_, Policy { manage: true, .. }) => {
-                Openness::Manage
+                Permission::Manage
             }
-            (Caller::Lan, Policy { pull: true, .. }) => Openness::Pull,
-            (Caller::Lan, _) => Openness::Use,
+            (Caller::Lan, Policy { pull: true, .. }) => Permission::Pull,
+            (Caller::Lan, _) => Permission::Use,
         }
     }
 }
 
 /// How open a server must be for a request of this class, `model` being the one it names.
-pub fn needed(class: Class, model: Option<&str>) -> Openness {
+pub fn needed(class: Class, model: Option<&str>) -> Permission {
     match class {
-        Class::Manage => Openness::Manage,
-        Class::Pull if model.is_some_and(is_of_registry) => Openness::Pull,
-        Class::Pull => Openness::Manage,
-        Class::Open | Class::Account | Class::Unknown => Openness::Use,
+        Class::Manage => Permission::Manage,
+        Class::Pull if model.is_some_and(is_of_registry) => Permission::Pull,
+        Class::Pull => Permission::Manage,
+        Class::Open | Class::Account | Class::Unknown => Permission::Use,
     }
 }
 

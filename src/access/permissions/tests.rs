@@ -257,8 +257,8 @@ fn openness_agrees_with_the_verdicts() {
     for (manage, pull) in [(false, false), (false, true), (true, false), (true, true)] {
         let policy = Policy { manage, pull };
         for caller in [Caller::Own, Caller::Paired, Caller::Lan] {
-            let open = policy.openness(caller);
-            assert_eq!(Openness::of_word(open.word()), Some(open));
+            let open = policy.permission(caller);
+            assert_eq!(Permission::of_word(open.word()), Some(open));
             for class in [Class::Open, Class::Manage, Class::Pull] {
                 let passes = |verdict| match verdict {
                     Verdict::Pass => true,
@@ -274,8 +274,8 @@ fn openness_agrees_with_the_verdicts() {
             }
         }
     }
-    assert_eq!(needed(Class::Pull, Some("hf.co/a/b")), Openness::Manage);
-    assert_eq!(needed(Class::Pull, None), Openness::Manage);
+    assert_eq!(needed(Class::Pull, Some("hf.co/a/b")), Permission::Manage);
+    assert_eq!(needed(Class::Pull, None), Permission::Manage);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::{Backend, BackendId, Health, Origin, Pool};
-use crate::access::permissions::Openness;
+use crate::access::permissions::Permission;
 use crate::counters::Tally;
 use crate::ollama::model_name::ModelName;
 
@@ -55,7 +55,7 @@ pub struct Wanted {
     /// Tells a conversation from others; the same in all of its requests.
     pub conversation: Option<u64>,
     /// What the server has to allow for it.
-    pub needs: Openness,
+    pub needs: Permission,
     /// Only the Ollama of this machine will do, whatever its last check said: the LAN asks us.
     pub local_only: bool,
 }
@@ -143,11 +143,11 @@ impl Backend {
     }
 
     /// What it lets us do. A server that the user named and that doesn't say is no proxy of ours.
-    fn openness(&self) -> Openness {
+    fn permission(&self) -> Permission {
         let unsaid = if self.management_open || !self.is_discovered() {
-            Openness::Manage
+            Permission::Manage
         } else {
-            Openness::Use
+            Permission::Use
         };
         self.open.unwrap_or(unsaid)
     }
@@ -311,7 +311,7 @@ impl Pool {
 
     /// Those that allow what is wanted; if none does, all, so that one of them says so.
     fn allowing(&self, all: Vec<usize>, wanted: &Wanted) -> Vec<usize> {
-        let allows = |at: &usize| self.backends[*at].openness() >= wanted.needs;
+        let allows = |at: &usize| self.backends[*at].permission() >= wanted.needs;
         let open: Vec<usize> = all.iter().copied().filter(allows).collect();
         if open.is_empty() { all } else { open }
     }

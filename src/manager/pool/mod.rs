@@ -25,7 +25,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::access::permissions::Openness;
+use crate::access::permissions::Permission;
 use crate::config::{SERVER_PORT, ServerName};
 use crate::counters::Tally;
 use crate::ollama::inventory::Inventory;
@@ -136,7 +136,7 @@ pub enum CheckResult {
         /// Which server proxy of ours that is.
         identity: Option<Identity>,
         /// What a server proxy of ours lets us do.
-        open: Option<Openness>,
+        open: Option<Permission>,
         /// What it has, if that was asked for and answered.
         inventory: Option<Arc<Inventory>>,
     },
@@ -349,7 +349,7 @@ struct Backend {
     /// Whether it announces that its models may be managed.
     management_open: bool,
     /// What it lets us do, as its proxy told when it was checked.
-    open: Option<Openness>,
+    open: Option<Permission>,
     in_flight: u32,
     last_seen: Instant,
     strikes: u32,

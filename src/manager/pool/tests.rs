@@ -1063,7 +1063,7 @@ fn models_are_asked_for_while_somebody_looks() {
 }
 
 /// A discovered server that lets us do this.
-fn open_server(w: &mut World, host: u8, open: Option<Openness>) -> BackendId {
+fn open_server(w: &mut World, host: u8, open: Option<Permission>) -> BackendId {
     let id = w.server(host);
     w.pool.backends.iter_mut().find(|b| b.id == id).expect("there").open = open;
     id
@@ -1072,7 +1072,7 @@ fn open_server(w: &mut World, host: u8, open: Option<Openness>) -> BackendId {
 #[test]
 fn what_a_server_does_not_allow_goes_to_one_that_does() {
     let mut w = World::new();
-    let [closed, pulls, all] = [Openness::Use, Openness::Pull, Openness::Manage]
+    let [closed, pulls, all] = [Permission::Use, Permission::Pull, Permission::Manage]
         .map(|open| open_server(&mut w, 1 + open as u8, Some(open)));
     let chosen = |w: &mut World, task, needs| {
         let wanted = Wanted { task, needs, ..Wanted::default() };
@@ -1081,13 +1081,13 @@ fn what_a_server_does_not_allow_goes_to_one_that_does() {
         pick.id
     };
     for _ in 0..3 {
-        assert_eq!(chosen(&mut w, Task::Build, Openness::Manage), all);
-        assert_eq!(chosen(&mut w, Task::Pull, Openness::Manage), all);
-        assert_ne!(chosen(&mut w, Task::Pull, Openness::Pull), closed);
-        assert_eq!(chosen(&mut w, Task::Use, Openness::Use), closed, "the nearest");
+        assert_eq!(chosen(&mut w, Task::Build, Permission::Manage), all);
+        assert_eq!(chosen(&mut w, Task::Pull, Permission::Manage), all);
+        assert_ne!(chosen(&mut w, Task::Pull, Permission::Pull), closed);
+        assert_eq!(chosen(&mut w, Task::Use, Permission::Use), closed, "the nearest");
     }
     // Where none allows it, one of them has to say so.
-    let wanted = Wanted { task: Task::Build, needs: Openness::Manage, ..Wanted::default() };
+    let wanted = Wanted { task: Task::Build, needs: Permission::Manage, ..Wanted::default() };
     assert!(
         w.pool.pick(w.now, &[all], &wanted).is_ok_and(|pick| [closed, pulls].contains(&pick.id))
     );
@@ -1099,7 +1099,7 @@ fn who_does_not_say_what_it_allows_is_judged_by_its_announcement() {
     let silent = open_server(&mut w, 1, None);
     let announces = open_server(&mut w, 2, None);
     w.pool.backends.iter_mut().find(|b| b.id == announces).expect("there").management_open = true;
-    let wanted = Wanted { task: Task::Pull, needs: Openness::Manage, ..Wanted::default() };
+    let wanted = Wanted { task: Task::Pull, needs: Permission::Manage, ..Wanted::default() };
     assert_eq!(w.pool.pick(w.now, &[], &wanted).expect("picked").id, announces);
     assert_eq!(w.pool.pick(w.now, &[announces], &wanted).expect("picked").id, silent);
 }

@@ -94,12 +94,12 @@ impl Exchange<'_> {
     /// Whether the connection ends after an answer that left the request's body unread.
     fn closes(&self) -> bool {
         let whole = self.framing == Framing::Empty;
-        !whole || !self.head.keep_alive || self.context.registry.is_draining()
+        !whole || !self.head.keep_alive || self.context.connections.is_draining()
     }
 
     fn write_answer(&self, connection: &mut Downstream, answer: &[u8], close: bool) -> End {
         let stall = self.context.timing.stall_timeout;
-        match connection.line().write_all(answer, stall) {
+        match connection.stream().write_all(answer, stall) {
             Ok(()) if !close => End::Keep,
             Ok(()) => End::Close,
             Err(_) => End::Cut,

@@ -41,9 +41,9 @@ use crate::ollama::errors::Dialect;
 use crate::ollama::subject::{self, Subject};
 use crate::pairing::keyring::Keyring;
 use crate::proxy::connection::{BodyFault, BodyReader, BodyState, Budget, Downstream};
-use crate::proxy::connections::Registry;
+use crate::proxy::connections::Connections;
 use crate::proxy::exchange::retry::Attempts;
-use crate::upstream::exchange_io::{Attempt, Fault, Link};
+use crate::upstream::exchange_io::{Attempt, ExchangeIo, Fault};
 use crate::upstream::{self, IDLE_AGE, Upstream};
 
 /// Bytes of a body that are looked at for the model's name.
@@ -108,7 +108,7 @@ pub struct Context {
     /// With whom requests are encrypted.
     pub keyring: Arc<Keyring>,
     /// All connections.
-    pub registry: Arc<Registry>,
+    pub connections: Arc<Connections>,
 }
 
 /// What becomes of the connection.
@@ -140,7 +140,7 @@ pub fn run(
         started: Instant::now(),
     };
     let end = exchange.serve(connection);
-    upstream.link().end();
+    upstream.io().end();
     end
 }
 
@@ -226,8 +226,8 @@ impl Exchange<'_> {
         if self.is_upload() {
             body.transfer = underway.as_ref().map(|underway| Arc::clone(underway));
         }
-        let line = Arc::clone(connection.line());
-        let is_wanted = || !socket::is_gone(line.socket());
+        let stream = Arc::clone(connection.stream());
+        let is_wanted = || !socket::is_gone(stream.socket());
         let lease = |tried: &[BackendId]| self.context.mailbox.lease(tried, &wanted, &is_wanted);
         let mut attempts = Attempts::new(repeatable);
         let mut failure: Option<(String, &'static str)> = None;
@@ -315,15 +315,15 @@ impl Exchange<'_> {
         self.refuse(connection, 403, &refusal.message(&self.context.machine), POLICY)
     }
 
-    /// Lets a pull through only if it is one from Ollama's own registry, in words of our own.
+    /// Lets a pull through only if it is one from Ollama's own connections, in words of our own.
     fn hold_to_registry(
         &mut self,
         connection: &mut Downstream,
         body: &mut BodyState<'_>,
     ) -> Option<End> {
-        let link = Arc::clone(self.upstream.link());
-        link.begin(Some(Arc::clone(connection.line())), Attempt::default());
-        let read = self.reader(connection, body, &link).prefetch(SUBJECT_LIMIT, &|_| false);
+        let io = Arc::clone(self.upstream.io());
+        io.begin(Some(Arc::clone(connection.stream())), Attempt::default());
+        let read = self.reader(connection, body, &io).prefetch(SUBJECT_LIMIT, &|_| false);
         if read.is_err() {
             return Some(self.answer_own_fault(connection, body).unwrap_or(End::Cut));
         }
@@ -364,9 +364,9 @@ impl Exchange<'_> {
         let has_choice = is_pull || self.context.wakes || self.context.presence.backends() > 1;
         let mut subject = Subject::default();
         if has_choice && self.route.names_model && is_plain && self.framing != Framing::Empty {
-            let link = Arc::clone(self.upstream.link());
-            link.begin(Some(Arc::clone(connection.line())), Attempt::default());
-            let mut reader = self.reader(connection, body, &link);
+            let io = Arc::clone(self.upstream.io());
+            io.begin(Some(Arc::clone(connection.stream())), Attempt::default());
+            let mut reader = self.reader(connection, body, &io);
             // Of a create the rest matters too, and a pull's body may have to be rewritten.
             let takes_all = matches!(self.route.task, Task::Pull | Task::Build);
             let names_model = |bytes: &[u8]| !takes_all && subject::subject(bytes).model.is_some();
@@ -389,10 +389,10 @@ impl Exchange<'_> {
         &self,
         connection: &'r mut Downstream,
         state: &'r mut BodyState<'b>,
-        link: &'r Link,
+        io: &'r ExchangeIo,
     ) -> BodyReader<'r, 'b> {
         let idle_timeout = self.context.timing.body_timeout;
-        BodyReader::new(connection, state, link, idle_timeout)
+        BodyReader::new(connection, state, io, idle_timeout)
     }
 
     /// Sends the request to one backend and waits for the head of its answer.
@@ -403,22 +403,22 @@ impl Exchange<'_> {
         lease: &Lease,
         fresh: bool,
     ) -> Result<Response<Body>, Failure> {
-        let link = Arc::clone(self.upstream.link());
+        let io = Arc::clone(self.upstream.io());
         let has_body = self.framing != Framing::Empty;
         let holds_head = has_body && body.is_at_hand(connection);
         let is_lan = !lease.pick.is_local;
         let attempt = Attempt { holds_head, is_large: self.is_large(), is_lan };
-        link.begin(Some(Arc::clone(connection.line())), attempt);
+        io.begin(Some(Arc::clone(connection.stream())), attempt);
         let sent = self.request(lease).and_then(|request| {
             if has_body {
-                let mut reader = self.reader(connection, body, &link);
+                let mut reader = self.reader(connection, body, &io);
                 self.upstream.send(request, Some(&mut reader as &mut dyn Read), fresh)
             } else {
                 self.upstream.send(request, None, fresh)
             }
         });
         sent.map_err(|reason| {
-            let progress = link.progress();
+            let progress = io.progress();
             let stale = progress.reused && !progress.received;
             Failure { reason, unreached: !progress.sent, stale }
         })
@@ -480,7 +480,7 @@ impl Exchange<'_> {
             }
             None => {}
         }
-        match self.upstream.link().progress().fault {
+        match self.upstream.io().progress().fault {
             Some(Fault::ClientLeft | Fault::ClientStalled) => Some(self.client_left(connection)),
             Some(Fault::OutOfResources) => {
                 let message = "this machine is out of file descriptors or memory";

@@ -150,12 +150,12 @@ impl Exchange<'_> {
     /// Whether the caller is this machine, or one that may ask.
     fn is_welcome(&self, connection: &Downstream) -> bool {
         let peer = connection.peer().ip();
-        let own = connection.line().socket().local_addr().ok().map(|own| own.ip());
+        let own = connection.stream().socket().local_addr().ok().map(|own| own.ip());
         Caller::of(peer, own) == Caller::Own
             || self.context.status_from.iter().any(|network| network.contains(peer))
     }
 
-    /// Whether a browser says that a page of another site asks. Following a link to the page is
+    /// Whether a browser says that a page of another site asks. Following a io to the page is
     /// fine: the page shows itself to people, not to who linked.
     fn is_foreign_page(&self, path: &str) -> bool {
         let site = self.head.fields.get("sec-fetch-site").map(HeaderValue::as_bytes);
@@ -181,7 +181,7 @@ impl Exchange<'_> {
         let close = unread
             || connection.is_reserve()
             || !self.head.keep_alive
-            || self.context.registry.is_draining();
+            || self.context.connections.is_draining();
         let is_head = self.head.method == Method::HEAD;
         let length = own.body.len() as u64;
         let framing = if is_head { AnswerFraming::None } else { AnswerFraming::Length(length) };
@@ -191,7 +191,7 @@ impl Exchange<'_> {
             out.extend_from_slice(own.body.as_bytes());
         }
         let stall = self.context.timing.stall_timeout;
-        match connection.line().write_all(&out, stall) {
+        match connection.stream().write_all(&out, stall) {
             Ok(()) if !close => End::Keep,
             Ok(()) => End::Close,
             Err(_) => End::Cut,

@@ -11,7 +11,7 @@ use super::{End, Exchange, Side, poor_outcome};
 use crate::counters::{Kind, Underway};
 use crate::http::body::{CHUNK_PREFIX, CHUNK_SUFFIX, LAST_CHUNK, frame_chunk};
 use crate::http::fields::{
-    self, AnswerFraming, ERROR_FIELD, IDENTITY_FIELD, OPEN_FIELD, ROOM_FIELD, SERVER_FIELD,
+    self, AnswerFraming, ERROR_FIELD, IDENTITY_FIELD, PERMISSION_FIELD, ROOM_FIELD, SERVER_FIELD,
     UPSTREAM,
 };
 use crate::manager::Lease;
@@ -118,20 +118,20 @@ impl Exchange<'_> {
         fields::strip_hop_by_hop(&mut parts.headers);
         parts.headers.append(VIA, self.context.via.clone());
         if let (Some(dir), "/api/version") = (&self.context.models_dir, self.head.target.as_str())
-            && let Some(room) = system::free_space(dir)
+            && let Some(room) = system::files::free_space(dir)
         {
             parts.headers.insert(ROOM_FIELD, HeaderValue::from(room));
         }
         if self.context.side == Side::Server {
             // Whatever an Ollama says of it, this is ours to tell.
-            parts.headers.remove(OPEN_FIELD);
+            parts.headers.remove(PERMISSION_FIELD);
             parts.headers.remove(IDENTITY_FIELD);
             parts.headers.remove(ERROR_FIELD);
             if self.head.target == "/api/version" {
                 let identity = self.context.identity.clone().map(|id| (IDENTITY_FIELD, id));
                 parts.headers.extend(identity);
-                let open = self.context.policy.openness(connection.caller()).word();
-                parts.headers.insert(OPEN_FIELD, HeaderValue::from_static(open));
+                let open = self.context.policy.permission(connection.caller()).word();
+                parts.headers.insert(PERMISSION_FIELD, HeaderValue::from_static(open));
             }
         }
         if !names_itself_well(&parts.headers) {
@@ -148,17 +148,17 @@ impl Exchange<'_> {
         let close = !self.head.keep_alive
             || !request_body.is_done()
             || framing == AnswerFraming::Close
-            || self.context.registry.is_draining();
+            || self.context.connections.is_draining();
         let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let format = content_type.and_then(Format::of);
         if framing == AnswerFraming::Chunked {
             connection.let_buffer_go();
         }
-        let link = self.upstream.link();
+        let io = self.upstream.io();
         {
             let mut out = Vec::with_capacity(1024);
             fields::write_answer_head(&mut out, status, &parts.headers, framing, declared, close);
-            link.push(&out);
+            io.push(&out);
         }
         let first_byte = self.started.elapsed();
         let is_counted = self.route.kind == Kind::Generate && status.is_success();
@@ -182,8 +182,8 @@ impl Exchange<'_> {
         if is_counted && let Some(told) = copy.told_tokens() {
             self.count_tokens(lease, (told as u64).saturating_sub(copy.tokens.counted));
         }
-        let result = result.and_then(|()| link.flush().map_err(|_| String::new()));
-        lease.report.outcome = match (&result, link.progress().fault) {
+        let result = result.and_then(|()| io.flush().map_err(|_| String::new()));
+        lease.report.outcome = match (&result, io.progress().fault) {
             (Ok(()), _) => poor_outcome(status).unwrap_or(Outcome::Answered),
             (Err(_), Some(_)) => Outcome::Void,
             (Err(_), None) => Outcome::Failed,
@@ -201,7 +201,7 @@ impl Exchange<'_> {
             Ok(()) if !close => End::Keep,
             Ok(()) => End::Close,
             Err(reason) => {
-                if link.progress().fault.is_none() {
+                if io.progress().fault.is_none() {
                     let message = format!("{}: {reason}", lease.pick.label());
                     self.note(0, "broken", &message);
                     log::warn!("answer broke off backend={:?} reason={reason:?}", lease.pick.name);
@@ -215,9 +215,9 @@ impl Exchange<'_> {
     /// Copies a body, every read before the next.
     ///
     /// # Errors
-    /// Why it didn't arrive whole; the link knows if that was the client's fault.
+    /// Why it didn't arrive whole; the io knows if that was the client's fault.
     fn copy_body(&self, body: Body, copy: &mut Copy<'_>, lease: &Lease) -> Result<(), String> {
-        let link = self.upstream.link();
+        let io = self.upstream.io();
         let mut reader = body.into_reader();
         let room = match copy.framing {
             AnswerFraming::Chunked => TOKENS,
@@ -247,16 +247,16 @@ impl Exchange<'_> {
                 _ => CHUNK_PREFIX..CHUNK_PREFIX + n,
             };
             if n < GATHER {
-                link.push(&buffer[range]);
+                io.push(&buffer[range]);
             } else {
-                link.send(&buffer[range]).map_err(|_| String::new())?;
+                io.send(&buffer[range]).map_err(|_| String::new())?;
             }
             if n == room && room < LARGE {
                 buffer.resize(CHUNK_PREFIX + room * 2 + CHUNK_SUFFIX, 0);
             }
         }
         match copy.framing {
-            AnswerFraming::Chunked => link.push(LAST_CHUNK),
+            AnswerFraming::Chunked => io.push(LAST_CHUNK),
             AnswerFraming::Length(declared) if copy.total < declared => {
                 return Err("sent less than it declared".to_owned());
             }
@@ -289,17 +289,17 @@ impl Exchange<'_> {
     /// Tells of a failure within the answer: a last line or event where its format has one and
     /// nobody has told yet, and never a clean end.
     fn end_in_failure(&self, connection: &Downstream, copy: &Copy<'_>, message: &str) {
-        let link = self.upstream.link();
+        let io = self.upstream.io();
         let format = copy.format.filter(|format| !copy.tail.tells_error(*format));
         if let (AnswerFraming::Chunked, Some(format)) = (copy.framing, format) {
             let error = self.dialect.in_band_error(format, message);
             let text = format!("{}{error}", copy.tail.separator(format));
-            link.push(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes());
+            io.push(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes());
         }
-        let _ = link.flush();
+        let _ = io.flush();
         if copy.framing == AnswerFraming::Close {
             // Here an ordinary close would look like the end of the answer.
-            socket::reset_on_close(connection.line().socket());
+            socket::reset_on_close(connection.stream().socket());
         }
     }
 }

@@ -14,7 +14,7 @@ use super::running::Running;
 use crate::config::Settings;
 use crate::manager::pool::{CheckResult, Known, Target};
 use crate::manager::store;
-use crate::net::interfaces::{Interface, Links};
+use crate::net::interfaces::{Interface, Subnets};
 use crate::ollama::version::OllamaVersion;
 use crate::pairing::keyring::Keyring;
 use crate::tools::SERVICE_DIR;
@@ -52,7 +52,7 @@ pub(super) fn look(
     keyring: &Arc<Keyring>,
     running: &Running,
 ) {
-    let links = Links::now();
+    let links = Subnets::now();
     let is_blind = running.hides_keys(report, keyring);
     let is_own =
         |ip: IpAddr| ip.is_loopback() || interfaces.iter().any(|one| IpAddr::V4(one.address) == ip);

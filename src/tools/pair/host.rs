@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{HALF, KEPT, Own, Problem, STEP, TRIES, failed, keep, open, seal};
 use crate::access::addresses;
 use crate::discovery::packet::{self, Datagram, Kind, Packet};
-use crate::net::interfaces::Links;
+use crate::net::interfaces::Subnets;
 use crate::net::socket;
 use crate::pairing::code::Code;
 use crate::pairing::noise::{self, Broken, Greeted, Introduction, Key, OVERHEAD, Purpose, Session};
@@ -103,7 +103,7 @@ impl Host {
         for _ in 0..GUESTS {
             let Ok((stream, from)) = self.listener.accept() else { return };
             let from = from.ip();
-            if !addresses::is_local_address(from) && !Links::now().contain(from) {
+            if !addresses::is_local_address(from) && !Subnets::now().contain(from) {
                 continue;
             }
             if stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).is_err() {
@@ -126,7 +126,7 @@ impl Host {
         for _ in 0..16 {
             let Ok((len, from)) = self.ear.recv_from(&mut buffer) else { return };
             let Ok(Packet::V1(probe)) = packet::decode(&buffer[..len]) else { continue };
-            if probe.kind != Kind::Probe || !Links::now().contain(from.ip()) {
+            if probe.kind != Kind::Probe || !Subnets::now().contain(from.ip()) {
                 continue;
             }
             let introduction = &own.introduction;

@@ -26,7 +26,7 @@ use super::state_dir;
 use crate::cli::Tool;
 use crate::config::{DISCOVERY_PORT, SERVER_PORT, Settings, parse_host_port};
 use crate::discovery::packet::{self, Datagram, Kind, Packet};
-use crate::net::interfaces::{Links, broadcast_interfaces};
+use crate::net::interfaces::{Subnets, broadcast_interfaces};
 use crate::pairing::code::Code;
 use crate::pairing::identity::Identity;
 use crate::pairing::keyring::{self, KeysError};
@@ -267,7 +267,7 @@ fn search(settings: &Settings, own: &Own, port: u16) -> Result<Vec<(SocketAddr, 
         let mut fds: Vec<PollFd<'_>> =
             sockets.iter().map(|(socket, _)| PollFd::new(socket, PollFlags::IN)).collect();
         let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 50_000_000 }));
-        let links = Links::now();
+        let links = Subnets::now();
         let mut buffer = [0; packet::MAX_LEN + 1];
         for (socket, _) in &sockets {
             while let Ok((len, from)) = socket.recv_from(&mut buffer) {
