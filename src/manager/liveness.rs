@@ -18,7 +18,8 @@ use crate::manager::wake::Wake;
 use crate::manager::{Job, Mailbox};
 use crate::pairing::keyring::Keyring;
 use crate::system::THREAD_STACK;
-use crate::upstream::{Check, Upstream};
+use crate::upstream::Upstream;
+use crate::upstream::health_check::Check;
 
 /// How often the Manager hears that time has passed.
 const TICK: Duration = Duration::from_millis(200);

@@ -1,13 +1,12 @@
 //! Which connections exist: limits in all and per source, and how they are told to end.
 //!
-//! No source may have more places than are left free, so however many sources take all that they
-//! can get, and keep it, there is room for one more: one alone gets half of them, two get a third
-//! each, nine a tenth. (Dynamic thresholds, as switches share their buffers: Choudhury and Hahne,
-//! 1998.)
+//! No source may have more places than are left free. So however many sources take all that they
+//! can get, and keep it, there is room for one more: one alone gets half of the places, two get a
+//! third each, nine a tenth. (Dynamic thresholds, as switches share their buffers: Choudhury and
+//! Hahne, 1998.)
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Shutdown};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -15,29 +14,25 @@ use crate::net::socket;
 use crate::pairing::stream::Stream;
 use crate::system::lock;
 
-/// Places beyond the limit, for those who look at the state while all others are taken.
+/// Places beyond the limit, for programs that look at the state while all others are taken.
 const RESERVE: usize = 4;
 
-/// Why a connection isn't let in.
+/// Which limit keeps a connection out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Full {
-    /// Too many in all: 503.
+pub(crate) enum Full {
     Total,
-    /// Too many from this address: 429.
     Source,
 }
 
 /// How many places are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage {
-    /// Connections now.
-    pub connections: usize,
-    /// Of these, the most that one other machine has.
-    pub most_of_one: usize,
-    /// Places in all.
-    pub max: usize,
+pub(crate) struct Usage {
+    pub(crate) connections: usize,
+    /// The most that one other machine has.
+    pub(crate) most_of_one: usize,
+    pub(crate) max: usize,
     /// Places that one other machine may have, if as many are free.
-    pub max_per_source: usize,
+    pub(crate) max_per_source: usize,
 }
 
 /// All connections of a proxy.
@@ -51,7 +46,7 @@ pub struct Connections {
 
 #[derive(Debug, Default)]
 struct Table {
-    connections: HashMap<u64, Connection>,
+    connected: HashMap<u64, Connected>,
     per_source: HashMap<IpAddr, usize>,
     next: u64,
     reserve_taken: usize,
@@ -59,24 +54,24 @@ struct Table {
 }
 
 #[derive(Debug)]
-struct Connection {
+struct Connected {
     stream: Arc<Stream>,
-    is_busy: Arc<AtomicBool>,
+    /// A request is under way.
+    is_busy: bool,
 }
 
 /// A connection's place; dropping it frees the place.
 #[derive(Debug)]
-pub struct Entry {
+pub(crate) struct Place {
     connections: Arc<Connections>,
     number: u64,
     source: IpAddr,
-    is_busy: Arc<AtomicBool>,
     is_reserve: bool,
 }
 
 impl Connections {
     /// With these limits; loopback has none per source.
-    pub fn new(max_total: usize, max_per_source: usize) -> Self {
+    pub(crate) fn new(max_total: usize, max_per_source: usize) -> Self {
         Connections {
             table: Mutex::new(Table::default()),
             changed: Condvar::new(),
@@ -89,14 +84,18 @@ impl Connections {
         lock(&self.table)
     }
 
-    /// Lets a connection in; one of this machine to a place of the reserve, if there is no other.
+    /// Lets a connection in; one of this machine to a reserved place, if there is no other.
     ///
     /// # Errors
     /// [`Full`] says which limit is reached.
-    pub fn enter(self: &Arc<Self>, stream: &Arc<Stream>, source: IpAddr) -> Result<Entry, Full> {
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        stream: &Arc<Stream>,
+        source: IpAddr,
+    ) -> Result<Place, Full> {
         let mut table = self.table();
         let source = source.to_canonical();
-        let taken = table.connections.len() - table.reserve_taken;
+        let taken = table.connected.len() - table.reserve_taken;
         let free = self.max_total.saturating_sub(taken);
         let is_full = free == 0;
         let is_reserve = is_full && source.is_loopback() && table.reserve_taken < RESERVE;
@@ -111,66 +110,56 @@ impl Connections {
         table.reserve_taken += usize::from(is_reserve);
         let number = table.next;
         table.next += 1;
-        let is_busy = Arc::new(AtomicBool::new(false));
-        let connection = Connection { stream: Arc::clone(stream), is_busy: Arc::clone(&is_busy) };
-        table.connections.insert(number, connection);
-        Ok(Entry { connections: Arc::clone(self), number, source, is_busy, is_reserve })
+        let connected = Connected { stream: Arc::clone(stream), is_busy: false };
+        table.connected.insert(number, connected);
+        Ok(Place { connections: Arc::clone(self), number, source, is_reserve })
     }
 
-    /// How many places are taken.
-    pub fn usage(&self) -> Usage {
+    pub(crate) fn usage(&self) -> Usage {
         let Connections { max_total, max_per_source, .. } = *self;
         let table = self.table();
         let others = table.per_source.iter().filter(|(source, _)| !source.is_loopback());
         Usage {
-            connections: table.connections.len(),
+            connections: table.connected.len(),
             most_of_one: others.map(|(_, count)| *count).max().unwrap_or(0),
             max: max_total,
             max_per_source,
         }
     }
 
-    /// Connections now.
-    pub fn len(&self) -> usize {
-        self.table().connections.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    pub(crate) fn len(&self) -> usize {
+        self.table().connected.len()
     }
 
     /// Whether connections are to end after the exchange under way.
-    pub fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.table().is_draining
     }
 
     /// Lets no more in and closes those that are idle.
-    pub fn drain(&self) {
+    pub(crate) fn drain(&self) {
         let mut table = self.table();
         table.is_draining = true;
-        for connection in table.connections.values() {
-            if !connection.is_busy.load(SeqCst) {
-                let _ = connection.stream.socket().shutdown(Shutdown::Both);
-            }
+        for idle in table.connected.values().filter(|connected| !connected.is_busy) {
+            let _ = idle.stream.socket().shutdown(Shutdown::Both);
         }
     }
 
     /// Cuts every connection so that no client takes its answer for whole.
-    pub fn cut(&self) {
-        for connection in self.table().connections.values() {
-            socket::reset_on_close(connection.stream.socket());
+    pub(crate) fn cut(&self) {
+        for connected in self.table().connected.values() {
+            socket::reset_on_close(connected.stream.socket());
             // Its worker takes that for the client's leaving and closes. Shutting down our own side
             // would send a FIN, which is how an answer without framing ends.
-            let _ = connection.stream.socket().shutdown(Shutdown::Read);
+            let _ = connected.stream.socket().shutdown(Shutdown::Read);
         }
     }
 
     /// Waits until all have ended; false when the time is up before.
-    pub fn wait_empty(&self, timeout: Duration) -> bool {
+    pub(crate) fn wait_empty(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut table = self.table();
-        while !table.connections.is_empty() {
+        while !table.connected.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -184,35 +173,38 @@ impl Connections {
     }
 }
 
-impl Entry {
+impl Place {
     /// Whether it is beyond the limit, so that it may only look at the state.
-    pub fn is_reserve(&self) -> bool {
+    pub(crate) fn is_reserve(&self) -> bool {
         self.is_reserve
     }
 
     /// A request has begun. False when the connection was already told to end.
-    pub fn set_busy(&self) -> bool {
-        // Under the table's lock, so that a drain either sees it busy or has closed it.
-        let table = self.connections.table();
-        self.is_busy.store(true, SeqCst);
+    pub(crate) fn set_busy(&self) -> bool {
+        let mut table = self.connections.table();
+        if let Some(connected) = table.connected.get_mut(&self.number) {
+            connected.is_busy = true;
+        }
         !table.is_draining
     }
 
     /// The request is over.
-    pub fn set_idle(&self) {
-        let table = self.connections.table();
-        self.is_busy.store(false, SeqCst);
-        if let Some(connection) = table.connections.get(&self.number).filter(|_| table.is_draining)
-        {
-            let _ = connection.stream.socket().shutdown(Shutdown::Both);
+    pub(crate) fn set_idle(&self) {
+        let mut table = self.connections.table();
+        let is_draining = table.is_draining;
+        if let Some(connected) = table.connected.get_mut(&self.number) {
+            connected.is_busy = false;
+            if is_draining {
+                let _ = connected.stream.socket().shutdown(Shutdown::Both);
+            }
         }
     }
 }
 
-impl Drop for Entry {
+impl Drop for Place {
     fn drop(&mut self) {
         let mut table = self.connections.table();
-        table.connections.remove(&self.number);
+        table.connected.remove(&self.number);
         table.reserve_taken -= usize::from(self.is_reserve);
         if let Some(count) = table.per_source.get_mut(&self.source) {
             *count -= 1;
@@ -241,13 +233,13 @@ mod tests {
         connections: &Arc<Connections>,
         stream: &Arc<Stream>,
         sources: &[IpAddr],
-    ) -> Vec<Vec<Entry>> {
-        let mut held: Vec<Vec<Entry>> = sources.iter().map(|_| Vec::new()).collect();
+    ) -> Vec<Vec<Place>> {
+        let mut held: Vec<Vec<Place>> = sources.iter().map(|_| Vec::new()).collect();
         loop {
             let mut is_over = true;
             for (source, held) in sources.iter().zip(&mut held) {
-                if let Ok(entry) = connections.enter(stream, *source) {
-                    held.push(entry);
+                if let Ok(place) = connections.enter(stream, *source) {
+                    held.push(place);
                     is_over = false;
                 }
             }
@@ -274,9 +266,9 @@ mod tests {
             let full = connections.enter(&stream, sources[0]).err();
             assert_eq!(full, Some(Full::Source));
             let honest = IpAddr::from([10, 0, 1, 1]);
-            let entry = connections.enter(&stream, honest).expect("room for one more");
-            drop((entry, held));
-            assert!(connections.is_empty());
+            let place = connections.enter(&stream, honest).expect("room for one more");
+            drop((place, held));
+            assert!(connections.len() == 0);
         }
     }
 
@@ -285,7 +277,7 @@ mod tests {
         let (stream, connections) = (stream(), Arc::new(Connections::new(8, 2)));
         let held = fill(&connections, &stream, &[IpAddr::from([127, 0, 0, 1])]);
         assert_eq!(held[0].len(), 8 + RESERVE);
-        assert!(held[0].last().is_some_and(Entry::is_reserve));
+        assert!(held[0].last().is_some_and(Place::is_reserve));
         assert_eq!(
             connections.enter(&stream, IpAddr::from([10, 0, 0, 1])).err(),
             Some(Full::Total)

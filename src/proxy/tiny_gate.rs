@@ -1,178 +1,135 @@
-//! tiny_http as parser and queue of the worker pool, where no byte of the network reaches it.
+//! tiny_http: the gate through which every client connection comes in, with its first request.
 //!
-//! The only importer of tiny_http, behind one call: [`Intake::admit`].
+//! What tiny_http does here: it parses the request's head a second time and admits it. A worker
+//! writes a canonical head (method, target, a number) to a private connection and waits until that
+//! request comes out of tiny_http's queue. One request is in the gate at a time, so what comes out
+//! is what went in, and nothing has to be matched.
 //!
-//! ```text
-//!  worker ── canonical head: method, target, exchange number ──► private socket
-//!    │                                                              │ tiny_http parses
-//!    └── recv() ◄──────────── queue, first come first served ◄──────┘
-//! ```
+//! What it costs: two switches of threads for a connection, about a quarter of the instructions of
+//! a small request. That is why later requests of a connection don't pass it again.
 //!
-//! What tiny_http 0.12 does when it faces a network (hangs on bursts of connections, aborts on
-//! large declared bodies, ends accepting on EMFILE, deadlocks on HTTP/2.0, panics on resets,
-//! takes heads without limit) can't be reached from here: it has one connection, made at
-//! start-up, after which the socket's path is gone; it sees heads that we wrote ourselves, never a
-//! body, and is never asked to write.
+//! What tiny_http 0.12 does when it faces a network (it hangs on bursts of connections, aborts on
+//! large declared bodies, ends accepting on EMFILE, deadlocks on HTTP/2.0, panics on resets, takes
+//! heads without limit) can't be reached from here: it has one connection, made when the process
+//! starts to serve, after which the socket's path is gone; it sees heads that we wrote, never a body,
+//! and never writes.
 //!
-//! A worker that hands its request in takes the next one out, which may be another worker's: the
-//! connection goes with the request, so it doesn't matter who serves whom, and a request needs
-//! one thread, not two.
-//!
-//! A connection comes in with its first request; those that follow it stay with the worker that has
-//! it, because it waits for nobody then. Two thread switches each, a quarter of all instructions of
-//! a small request, would be spent on finding that out.
+//! tiny_http can't be stopped once the path is gone, so there is one gate for as long as the process
+//! lives. A gate that fails, or takes longer than [`PATIENCE`], is passed by from then on: a request
+//! doesn't need it.
 
-use std::collections::HashMap;
 use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use tiny_http::Server;
 
 use crate::http::head::Head;
-use crate::proxy::connection::Downstream;
-use crate::system::lock;
+use crate::system::{self, Hex};
 
-/// A request waits this long for the queue before we look whether it got lost.
+/// How long a request may take to come out of the gate.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The queue is looked at so often before waiting for it: its thread needs about as long to parse
 /// a head as ours to fall asleep and wake up.
 const YIELDS: u32 = 100;
-/// Field that carries the exchange's number.
+/// The field that carries the number.
 const NUMBER_FIELD: &str = "X";
 
-/// A request that passed the porch, with the connection that it came on.
-#[derive(Debug)]
-pub struct Arrival {
-    /// The client's connection.
-    pub connection: Box<Downstream>,
-    /// The vetted head.
-    pub head: Box<Head>,
+/// The gate of this process; none in it once it has failed.
+static GATE: OnceLock<Mutex<Option<Gate>>> = OnceLock::new();
+
+struct Gate {
+    server: Server,
+    connection: UnixStream,
+    /// Of the last request.
+    number: u64,
 }
 
-/// The queue in front of the workers.
-pub struct Intake {
-    server: tiny_http::Server,
-    line: Mutex<UnixStream>,
-    arrivals: Mutex<HashMap<u64, Arrival>>,
-    next: AtomicU64,
-}
-
-impl Intake {
-    /// Starts tiny_http on a private socket in a fresh directory below one of `places`, connects
-    /// to it, and removes the directory.
-    ///
-    /// # Errors
-    /// When none of the places can hold a socket.
-    pub fn start(places: &[PathBuf]) -> io::Result<Self> {
-        let mut last = io::Error::new(ErrorKind::NotFound, "no directory for a private socket");
-        for place in places {
-            match Self::start_below(place) {
-                Ok(intake) => return Ok(intake),
-                Err(error) => {
-                    last = io::Error::new(error.kind(), format!("{}: {error}", place.display()))
-                }
+/// Opens the gate, unless it is open: a socket in a fresh directory below the first of `places` that
+/// can hold one.
+///
+/// # Errors
+/// When none of them can.
+pub(super) fn open(places: &[PathBuf]) -> io::Result<()> {
+    if GATE.get().is_some() {
+        return Ok(());
+    }
+    let mut last = io::Error::new(ErrorKind::NotFound, "no directory for a private socket");
+    for place in places {
+        match Gate::start_below(place) {
+            // If another thread was faster, its gate is as good.
+            Ok(gate) => {
+                GATE.get_or_init(|| Mutex::new(Some(gate)));
+                return Ok(());
+            }
+            Err(error) => {
+                last = io::Error::new(error.kind(), format!("{}: {error}", place.display()));
             }
         }
-        Err(last)
     }
+    Err(last)
+}
 
+/// Lets a request pass.
+pub(super) fn pass(head: &Head) {
+    let Some(gate) = GATE.get() else { return };
+    let mut gate = system::lock(gate);
+    if let Some(open) = &mut *gate
+        && let Err(error) = open.pass(head.method.as_str(), &head.target)
+    {
+        log::error!("tiny_http is passed by from now on: {error}");
+        *gate = None;
+    }
+}
+
+impl Gate {
     fn start_below(place: &Path) -> io::Result<Self> {
-        let mut random = [0; 8];
-        getrandom::fill(&mut random).map_err(io::Error::other)?;
-        let dir = place.join(format!("ollana-{:016x}", u64::from_ne_bytes(random)));
+        let dir = place.join(format!("ollana-{}", Hex(&system::random::<8>()?)));
         fs::DirBuilder::new().mode(0o700).create(&dir)?;
-        let started = Self::start_in(&dir.join("intake"));
+        let started = Self::start(&dir.join("gate"));
         let _ = fs::remove_dir_all(&dir);
         started
     }
 
-    fn start_in(path: &Path) -> io::Result<Self> {
+    fn start(path: &Path) -> io::Result<Self> {
         let listener = UnixListener::bind(path)?;
-        let line = UnixStream::connect(path)?;
-        // A queue that takes nothing for so long is broken; the request gets an answer then.
-        line.set_write_timeout(Some(PATIENCE))?;
-        let server = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
-        let intake = Intake {
-            server,
-            line: Mutex::new(line),
-            arrivals: Mutex::new(HashMap::new()),
-            next: AtomicU64::new(0),
-        };
-        intake.write(&canonical_head("GET", "/", u64::MAX))?;
-        match intake.server.recv_timeout(Duration::from_secs(5))? {
-            Some(_) => Ok(intake),
-            None => Err(ErrorKind::TimedOut.into()),
-        }
+        let connection = UnixStream::connect(path)?;
+        connection.set_write_timeout(Some(PATIENCE))?;
+        let server = Server::from_listener(listener, None).map_err(io::Error::other)?;
+        let mut gate = Gate { server, connection, number: 0 };
+        gate.pass("GET", "/")?;
+        Ok(gate)
     }
 
-    fn arrivals(&self) -> MutexGuard<'_, HashMap<u64, Arrival>> {
-        lock(&self.arrivals)
-    }
-
-    fn write(&self, head: &[u8]) -> io::Result<()> {
-        lock(&self.line).write_all(head)
-    }
-
-    /// Hands a request in and takes the next one out.
-    ///
-    /// # Errors
-    /// The own request, if the queue lost it.
-    pub fn admit(&self, arrival: Arrival) -> Result<Arrival, Arrival> {
-        let number = self.next.fetch_add(1, Relaxed);
-        let head = canonical_head(arrival.head.method.as_str(), &arrival.head.target, number);
-        self.arrivals().insert(number, arrival);
-        let written = self.write(&head);
-        while written.is_ok() {
-            let mut early = Ok(None);
-            for _ in 0..YIELDS {
-                early = self.server.try_recv();
-                if !matches!(early, Ok(None)) {
-                    break;
-                }
-                std::thread::yield_now();
-            }
-            if matches!(early, Ok(None)) {
-                early = self.server.recv_timeout(PATIENCE);
-            }
-            match early {
-                Ok(Some(request)) => {
-                    if let Some(arrival) = self.claim(request) {
-                        return Ok(arrival);
-                    }
-                }
-                Ok(None) | Err(_) => break,
-            }
-        }
+    fn pass(&mut self, method: &str, target: &str) -> io::Result<()> {
+        self.number += 1;
+        let number = self.number.to_string();
+        let words = [method, " ", target, " HTTP/1.1\r\n", NUMBER_FIELD, ": ", &number, "\r\n\r\n"];
+        self.connection.write_all(words.concat().as_bytes())?;
+        let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(own) = self.arrivals().remove(&number) {
-                return Err(own);
-            }
-            // Somebody else has taken it, so there is one in the queue for us.
-            if let Ok(Some(request)) = self.server.recv_timeout(PATIENCE)
-                && let Some(arrival) = self.claim(request)
-            {
-                return Ok(arrival);
+            let request = self.receive(deadline)?.ok_or(ErrorKind::TimedOut)?;
+            let field = request.headers().iter().find(|field| field.field.equiv(NUMBER_FIELD));
+            let is_own = field.is_some_and(|field| field.value.as_str() == number);
+            // Dropping a request makes tiny_http answer it; dropping its writer does not.
+            drop(request.into_writer());
+            if is_own {
+                return Ok(());
             }
         }
     }
 
-    /// The arrival that a request of the queue stands for. Unknown numbers are dropped.
-    fn claim(&self, request: tiny_http::Request) -> Option<Arrival> {
-        let field = request.headers().iter().find(|field| field.field.equiv(NUMBER_FIELD));
-        let number = field?.value.as_str().parse().ok()?;
-        let arrival = self.arrivals().remove(&number);
-        // Dropping a request makes tiny_http answer it; dropping its writer does not.
-        drop(request.into_writer());
-        arrival
+    fn receive(&self, deadline: Instant) -> io::Result<Option<tiny_http::Request>> {
+        for _ in 0..YIELDS {
+            if let Some(request) = self.server.try_recv()? {
+                return Ok(Some(request));
+            }
+            std::thread::yield_now();
+        }
+        self.server.recv_timeout(deadline.saturating_duration_since(Instant::now()))
     }
-}
-
-fn canonical_head(method: &str, target: &str, number: u64) -> Vec<u8> {
-    let number = number.to_string();
-    let words = [method, " ", target, " HTTP/1.1\r\n", NUMBER_FIELD, ": ", &number, "\r\n\r\n"];
-    words.concat().into_bytes()
 }

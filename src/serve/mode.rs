@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use crate::config::{ModeChoice, OllamaUrl, Settings};
 use crate::manager::pool::{CheckResult, Target};
 use crate::pairing::keyring::Keyring;
-use crate::upstream::{Check, Upstream};
+use crate::upstream::Upstream;
+use crate::upstream::health_check::Check;
 
 /// How long the local Ollama may take to answer at start-up.
 const DETECTION_TIME: Duration = Duration::from_secs(2);

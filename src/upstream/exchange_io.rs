@@ -1,199 +1,244 @@
-//! What the two sockets of one exchange know of each other.
+//! The two sockets of the exchange that a thread serves, and the order in which its bytes move.
 //!
-//! A worker thread serves one exchange at a time, with one blocking call after another. The
-//! io lets the innermost of them, ureq's transport, keep three promises:
+//! ```text
+//!  phase          bytes move                              the thread waits for
+//!  Connecting     none                                    the upstream, or the client's hang-up
+//!  Sending        client ─► request body ─► transport     the client's bytes, or an early answer;
+//!                                          ─► upstream    room at the upstream, likewise
+//!  AnsweredEarly  the rest of the body isn't sent         the upstream, or the client's hang-up
+//!  Awaiting       none                                    the upstream, or the client's hang-up
+//!  Receiving      upstream ─► transport ─► relay          the upstream, or the client's hang-up;
+//!                          ─► outbox ─► client            room at the client
+//!  GivenUp        none: the client's or our own fault
+//! ```
 //!
-//! - it never blocks on the upstream without seeing the client leave;
-//! - it never blocks while bytes for the client are still in our memory (the *outbox*);
-//! - it notices an answer that comes while the request's body is still being sent.
+//! Three promises are kept here, and only here: a thread never waits for the upstream without
+//! seeing the client leave, it never waits while bytes for the client are in our memory (the
+//! outbox), and it notices an answer that comes while the request's body is still being sent.
 //!
-//! Only the worker's own thread locks it, so the lock is never contended; ureq's traits ask for
-//! `Sync`.
+//! ureq owns the transport, but calls it and the body's reader on the thread that sends the request.
+//! So the exchange belongs to that thread ([`with`]), and nothing has to be locked.
 
+use std::cell::RefCell;
 use std::io::{self, ErrorKind};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::mem::take;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::PollFlags;
 
 use crate::net::socket::{self, HANGUP, UNACKNOWLEDGED};
 use crate::pairing::stream::{self, Stream};
-use crate::system::lock;
 
-/// A client may pause for the whole stall time-out once its answer is longer than this, which
-/// its kernel takes even while nobody reads. Up to there, a client that acknowledges nothing
-/// has vanished.
-const PROMPT_BYTES: usize = 32 * 1024;
+/// A client's kernel takes this many bytes of an answer even while nobody reads them. Up to here, a
+/// client that acknowledges nothing has vanished; behind it, it may pause for the stall time-out.
+const KERNEL_BUFFER: usize = 32 * 1024;
 
-/// Why an exchange can't go on, where it isn't the upstream's fault.
+/// Why an exchange is given up, where it isn't the upstream's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The client closed its connection or reset it.
     ClientLeft,
-    /// The client didn't read what we sent for too long.
+    /// The client didn't read what we sent within the stall time-out.
     ClientStalled,
     /// No descriptor or memory for a connection to the upstream.
     OutOfResources,
-}
-
-/// How far one attempt to reach an upstream has come.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// Bytes went to the upstream.
-    pub sent: bool,
-    /// The connection had served another request before.
-    pub reused: bool,
-    /// Bytes of an answer came.
-    pub received: bool,
-    /// The answer began before the whole body was sent; the rest of it isn't sent.
-    pub answered_early: bool,
-    /// What ended the exchange on our or the client's side.
-    pub fault: Option<Fault>,
+    /// The chunks of the request's body are malformed.
+    BodyMalformed(&'static str),
+    /// The client sent nothing of the body within the body time-out.
+    BodyTooSlow,
+    /// The answer came first, and the body declares more bytes than can be skipped.
+    BodyTooLong,
 }
 
 /// What is known of an attempt before it starts.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Attempt {
-    /// Keep the request's head until its body's first bytes, which are at hand, so that both leave
-    /// in one packet.
-    pub holds_head: bool,
-    /// The body is worth larger buffers.
-    pub is_large: bool,
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Attempt {
+    /// None for health checks and tools.
+    pub(crate) client: Option<Arc<Stream>>,
+    /// The body's first bytes are at hand, so the head waits for them and both leave in one packet.
+    pub(crate) holds_head: bool,
+    /// The body is worth larger buffers and more patience.
+    pub(crate) is_large: bool,
     /// The upstream is another machine's proxy, not this machine's Ollama: keys count.
-    pub is_lan: bool,
+    pub(crate) is_lan: bool,
+    /// How long a peer may take nothing of what we send.
+    pub(crate) stall: Duration,
 }
 
+/// How far an attempt has come. It only moves forward.
 #[derive(Debug, Default)]
-struct State {
-    client: Option<Arc<Stream>>,
-    upstream: Option<Arc<Stream>>,
-    outbox: Vec<u8>,
-    /// Bytes that the client got in this attempt, up to [`PROMPT_BYTES`].
-    answered: usize,
-    progress: Progress,
-    attempt: Attempt,
-    /// What the upstream sent while the body was on its way turned out to be no answer.
-    ignores_input: bool,
+enum Phase {
+    #[default]
+    Connecting,
+    /// `heeds_input` ends with an interim response, behind which input tells nothing.
+    Sending {
+        upstream: Arc<Stream>,
+        heeds_input: bool,
+    },
+    AnsweredEarly,
+    Awaiting,
+    Receiving,
+    GivenUp(Fault),
 }
 
-/// See the module's text.
-#[derive(Debug)]
-pub struct ExchangeIo {
-    state: Mutex<State>,
-    stall: Duration,
-}
-
-/// What a wait on the upstream ended with.
+/// How an attempt failed that brought no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Woken {
-    /// The awaited event.
+pub(crate) enum Failure {
+    /// Nothing was sent.
+    Unreached,
+    /// The connection had served another request before, and may have died since.
+    Stale,
+    /// The upstream has got some of the request.
+    Unanswered,
+}
+
+/// What a wait ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Woken {
     Ready,
-    /// The upstream has answered although it wasn't asked for input.
+    /// The upstream has answered although the request isn't sent yet.
     Answered,
-    /// Nothing in time.
     TimedOut,
 }
 
+/// The exchange of a thread; see the module's text.
+#[derive(Debug, Default)]
+pub(crate) struct ExchangeIo {
+    attempt: Attempt,
+    phase: Phase,
+    is_reused: bool,
+    outbox: Vec<u8>,
+    /// Bytes that the client got in this attempt, up to [`KERNEL_BUFFER`].
+    answered: usize,
+}
+
+thread_local! {
+    static CURRENT: RefCell<ExchangeIo> = RefCell::default();
+}
+
+/// Uses the exchange of this thread. `act` must not call this again.
+pub(crate) fn with<T>(act: impl FnOnce(&mut ExchangeIo) -> T) -> T {
+    CURRENT.with_borrow_mut(act)
+}
+
 impl ExchangeIo {
-    /// A io whose peers may stall for so long.
-    pub fn new(stall: Duration) -> Self {
-        ExchangeIo { state: Mutex::new(State::default()), stall }
+    /// Starts an attempt. What was meant for the client before is dropped.
+    pub(crate) fn begin(&mut self, attempt: Attempt) {
+        let mut outbox = take(&mut self.outbox); // Its memory serves the next answer.
+        outbox.clear();
+        *self = ExchangeIo { attempt, outbox, ..ExchangeIo::default() };
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
-    }
-
-    /// How long a peer may stall.
-    pub fn stall(&self) -> Duration {
-        self.stall
-    }
-
-    /// Starts an attempt for this client (none for health checks).
-    pub fn begin(&self, client: Option<Arc<Stream>>, attempt: Attempt) {
-        let mut state = self.state();
-        let outbox = std::mem::take(&mut state.outbox);
-        *state = State { client, outbox, attempt, ..State::default() };
-        state.outbox.clear();
-    }
-
-    /// Lets go of the sockets.
-    pub fn end(&self) {
-        let mut state = self.state();
-        if let Some(client) = state.client.take().filter(|_| state.answered >= PROMPT_BYTES) {
-            // The next answer starts short again. Without it the longer limit holds.
+    /// Releases the sockets.
+    pub(crate) fn end(&mut self) {
+        if let Some(client) = self.attempt.client.take()
+            && self.answered >= KERNEL_BUFFER
+        {
+            // The next answer starts short again. If this fails, the longer limit holds.
             let _ = socket::limit_unacknowledged(client.socket(), UNACKNOWLEDGED);
         }
-        state.upstream = None;
+        self.phase = Phase::default();
     }
 
-    /// How far the attempt has come.
-    pub fn progress(&self) -> Progress {
-        let state = self.state();
-        Progress { ..state.progress }
+    pub(crate) fn attempt(&self) -> &Attempt {
+        &self.attempt
     }
 
-    /// Whether the body is worth larger buffers and more patience.
-    pub(crate) fn is_large(&self) -> bool {
-        self.state().attempt.is_large
+    /// Whether to keep the head back; true at most once per attempt.
+    pub(crate) fn take_holds_head(&mut self) -> bool {
+        take(&mut self.attempt.holds_head)
     }
 
-    /// Whether the upstream is another machine's proxy.
-    pub(crate) fn is_lan(&self) -> bool {
-        self.state().attempt.is_lan
+    pub(crate) fn is_answered_early(&self) -> bool {
+        matches!(self.phase, Phase::AnsweredEarly)
     }
 
-    /// Whether to keep these bytes back; true at most once per attempt.
-    pub(crate) fn take_holds_head(&self) -> bool {
-        std::mem::take(&mut self.state().attempt.holds_head)
-    }
-
-    /// Whether the rest of the request is to be dropped.
-    pub fn answered_early(&self) -> bool {
-        self.state().progress.answered_early
-    }
-
-    /// The transport is about to send on this socket.
-    pub(crate) fn sending(&self, upstream: &Arc<Stream>, reused: bool) {
-        let mut state = self.state();
-        state.progress.sent = true;
-        state.progress.reused = reused;
-        if state.upstream.is_none() {
-            state.upstream = Some(Arc::clone(upstream));
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        match self.phase {
+            Phase::GivenUp(fault) => Some(fault),
+            _ => None,
         }
     }
 
-    /// The transport has read something.
-    pub(crate) fn received(&self) {
-        self.state().progress.received = true;
+    pub(crate) fn failure(&self) -> Failure {
+        match self.phase {
+            Phase::Connecting => Failure::Unreached,
+            Phase::Sending { .. } | Phase::Awaiting if self.is_reused => Failure::Stale,
+            _ => Failure::Unanswered,
+        }
     }
 
-    pub(crate) fn client(&self) -> Option<Arc<Stream>> {
-        self.state().client.clone()
-    }
-
-    /// Records a fault and returns the error that ends the call it happened in.
-    pub(crate) fn fail(&self, fault: Fault) -> io::Error {
-        self.state().progress.fault = Some(fault);
+    /// Gives the exchange up; returns the error that ends the call it happened in.
+    pub(crate) fn give_up(&mut self, fault: Fault) -> io::Error {
+        self.phase = Phase::GivenUp(fault);
         // Not one of the kinds that ureq takes for the end of a body.
         io::Error::new(ErrorKind::BrokenPipe, "the exchange was given up")
     }
 
+    /// The transport begins to send the request. A reused connection has served another before.
+    pub(crate) fn begin_sending(&mut self, upstream: &Arc<Stream>, is_reused: bool) {
+        self.is_reused = is_reused;
+        self.phase = Phase::Sending { upstream: Arc::clone(upstream), heeds_input: true };
+    }
+
+    /// The transport has sent all that it gets of the request.
+    pub(crate) fn finish_sending(&mut self) {
+        if !self.is_answered_early() {
+            self.phase = Phase::Awaiting;
+        }
+    }
+
+    /// The transport has read the answer's first bytes.
+    pub(crate) fn begin_receiving(&mut self) {
+        if !self.is_answered_early() {
+            self.phase = Phase::Receiving;
+        }
+    }
+
+    /// Sends bytes of the request, unless an answer comes first.
+    pub(crate) fn send_upstream(&mut self, upstream: &Stream, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() && !self.is_answered_early() {
+            match upstream.try_write(bytes) {
+                Ok(0) => {
+                    let heeds_input =
+                        matches!(self.phase, Phase::Sending { heeds_input: true, .. });
+                    let input = if heeds_input { PollFlags::IN } else { PollFlags::empty() };
+                    let stall = Some(self.attempt.stall);
+                    match self.wait_upstream(upstream, PollFlags::OUT | input, stall)? {
+                        Woken::Ready => {}
+                        Woken::TimedOut => return Err(ErrorKind::TimedOut.into()),
+                        Woken::Answered => {
+                            self.note_input(upstream)?;
+                        }
+                    }
+                }
+                Ok(n) => bytes = &bytes[n..],
+                // It closed while we were sending: an answer may be there to read nevertheless.
+                Err(error) => match error.kind() {
+                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+                        if self.note_input(upstream).unwrap_or(false) => {}
+                    _ => return Err(error),
+                },
+            }
+        }
+        Ok(())
+    }
+
     /// Waits for an event of the upstream while watching the client, after the outbox is flushed.
     pub(crate) fn wait_upstream(
-        &self,
+        &mut self,
         upstream: &Stream,
         events: PollFlags,
         timeout: Option<Duration>,
     ) -> io::Result<Woken> {
         self.flush()?;
-        let client = self.client();
-        let mut watched = client.as_deref().map(|client| (client, HANGUP));
+        let mut watched = self.attempt.client.as_deref().map(|client| (client, HANGUP));
         loop {
             let (own, other) = stream::wait((upstream, events), watched, timeout)?;
             if let Some((client, _)) = watched.filter(|_| !other.is_empty()) {
                 if socket::has_left(client.socket(), other) {
-                    return Err(self.fail(Fault::ClientLeft));
+                    return Err(self.give_up(Fault::ClientLeft));
                 }
                 if own.is_empty() {
                     watched = None; // The next request is waiting there; its hang-up can't be seen.
@@ -215,16 +260,16 @@ impl ExchangeIo {
     ///
     /// # Errors
     /// Those of poll(2), and when the upstream closes its connection.
-    pub fn wait_client(&self, client: &Stream, timeout: Duration) -> io::Result<Woken> {
+    pub(crate) fn wait_client(&mut self, client: &Stream, timeout: Duration) -> io::Result<Woken> {
         self.flush()?;
-        let upstream = {
-            let state = self.state();
-            state.upstream.clone().filter(|_| !state.ignores_input)
+        let upstream = match &self.phase {
+            Phase::Sending { upstream, heeds_input: true } => Some(Arc::clone(upstream)),
+            _ => None,
         };
         let watched = upstream.as_deref().map(|upstream| (upstream, PollFlags::IN));
         let (own, other) = stream::wait((client, PollFlags::IN), watched, Some(timeout))?;
         if let Some(upstream) = upstream.as_deref().filter(|_| !other.is_empty())
-            && self.note_answer(upstream)?
+            && self.note_input(upstream)?
         {
             return Ok(Woken::Answered);
         }
@@ -236,7 +281,7 @@ impl ExchangeIo {
     ///
     /// # Errors
     /// When it closed the connection instead. What was kept of the body can be sent elsewhere.
-    pub(crate) fn note_answer(&self, upstream: &Stream) -> io::Result<bool> {
+    fn note_input(&mut self, upstream: &Stream) -> io::Result<bool> {
         let mut start = [0; 10];
         let is_interim = match upstream.peek(&mut start) {
             // Not one of the kinds that ureq takes for the end of a body.
@@ -245,59 +290,49 @@ impl ExchangeIo {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
             Err(error) => return Err(error),
         };
-        let mut state = self.state();
-        state.ignores_input |= is_interim;
-        state.progress.answered_early |= !is_interim;
+        match &mut self.phase {
+            Phase::Sending { heeds_input, .. } if is_interim => *heeds_input = false,
+            phase if !is_interim => *phase = Phase::AnsweredEarly,
+            _ => {}
+        }
         Ok(!is_interim)
     }
 
-    /// Whether input of the upstream during the upload tells anything.
-    pub(crate) fn heeds_input(&self) -> bool {
-        !self.state().ignores_input
-    }
-
     /// Puts bytes for the client into the outbox. They leave with [`flush`](Self::flush), at the
-    /// latest before anyone waits.
-    pub fn push(&self, bytes: &[u8]) {
-        self.state().outbox.extend_from_slice(bytes);
+    /// latest before the thread waits.
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.outbox.extend_from_slice(bytes);
     }
 
     /// Sends the outbox to the client.
     ///
     /// # Errors
-    /// After recording the [`Fault`].
-    pub fn flush(&self) -> io::Result<()> {
+    /// The exchange was given up.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.send(&[])
     }
 
-    /// Sends the outbox, then these bytes.
+    /// Sends the outbox to the client, then these bytes.
     ///
     /// # Errors
-    /// After recording the [`Fault`].
-    pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        let (client, mut outbox, grown) = {
-            let mut state = self.state();
-            if state.outbox.is_empty() && bytes.is_empty() {
-                return Ok(());
-            }
-            let before = state.answered;
-            state.answered = PROMPT_BYTES.min(before + state.outbox.len() + bytes.len());
-            let grown = before < PROMPT_BYTES && state.answered == PROMPT_BYTES;
-            (state.client.clone(), std::mem::take(&mut state.outbox), grown)
-        };
-        let Some(client) = client else { return Ok(()) };
-        if grown {
-            let _ = socket::limit_unacknowledged(client.socket(), self.stall.max(UNACKNOWLEDGED));
+    /// The exchange was given up.
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.outbox.is_empty() && bytes.is_empty() {
+            return Ok(());
         }
-        let mut result = client.write_all(&outbox, self.stall);
-        if result.is_ok() {
-            result = client.write_all(bytes, self.stall);
+        let Some(client) = &self.attempt.client else { return Ok(()) };
+        let stall = self.attempt.stall;
+        let before = self.answered;
+        self.answered = KERNEL_BUFFER.min(before + self.outbox.len() + bytes.len());
+        if before < KERNEL_BUFFER && self.answered == KERNEL_BUFFER {
+            let _ = socket::limit_unacknowledged(client.socket(), stall.max(UNACKNOWLEDGED));
         }
-        outbox.clear();
-        self.state().outbox = outbox; // Its memory serves the next answer.
-        result.map_err(|error| match error.kind() {
-            ErrorKind::TimedOut => self.fail(Fault::ClientStalled),
-            _ => self.fail(Fault::ClientLeft),
+        let sent =
+            client.write_all(&self.outbox, stall).and_then(|()| client.write_all(bytes, stall));
+        self.outbox.clear();
+        sent.map_err(|error| match error.kind() {
+            ErrorKind::TimedOut => self.give_up(Fault::ClientStalled),
+            _ => self.give_up(Fault::ClientLeft),
         })
     }
 }

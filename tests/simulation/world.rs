@@ -18,7 +18,7 @@ use ollana::manager::pool::{
 };
 use ollana::manager::queue::{MAX_QUEUE, Refused, Request};
 use ollana::ollama::model_name::ModelName;
-use ollana::proxy::exchange::retry::Attempts;
+use ollana::proxy::Attempts;
 
 use super::client::{Client, Job, Lease, Mail, Token, plain};
 use super::lan::{COMMON, Condition, Lan, Meeting, OTHERS};

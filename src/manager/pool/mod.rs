@@ -33,6 +33,7 @@ use crate::ollama::model_name::ModelName;
 use crate::ollama::version::OllamaVersion;
 use crate::pairing::identity::Identity;
 
+pub use crate::upstream::health_check::{CheckResult, Target};
 pub use choice::{NoPick, Pick, Task, Wanted};
 pub use history::{History, Series};
 pub use snapshot::{HealthNow, Rest, ServerNow};
@@ -120,34 +121,6 @@ pub struct Sighting {
     pub management_open: bool,
 }
 
-/// What a health check found.
-#[derive(Clone, Debug, PartialEq)]
-pub enum CheckResult {
-    /// `/api/version` answered.
-    Healthy {
-        /// Where it was reached.
-        address: SocketAddr,
-        /// How long the answer took.
-        round_trip: Duration,
-        /// Ollama's version as it wrote it.
-        version: String,
-        /// What a server proxy of ours calls itself.
-        name: Option<String>,
-        /// Which server proxy of ours that is.
-        identity: Option<Identity>,
-        /// What a server proxy of ours lets us do.
-        open: Option<Permission>,
-        /// What it has, if that was asked for and answered.
-        inventory: Option<Arc<Inventory>>,
-    },
-    /// An answer that rules the server out for now: refused, 5xx, not Ollama.
-    Refused(String),
-    /// No answer in time.
-    Silent(String),
-    /// We couldn't ask, for want of descriptors or memory of our own.
-    Void,
-}
-
 /// How a request on a backend ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -220,15 +193,6 @@ pub enum Input {
     Watched,
     /// Time has passed.
     Tick,
-}
-
-/// Where to check a backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// A name to resolve first.
-    Name(ServerName),
-    /// An address.
-    Address(SocketAddr),
 }
 
 /// What the Manager has to get done.

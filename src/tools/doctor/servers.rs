@@ -18,7 +18,8 @@ use crate::net::interfaces::{Interface, Subnets};
 use crate::ollama::version::OllamaVersion;
 use crate::pairing::keyring::Keyring;
 use crate::tools::SERVICE_DIR;
-use crate::upstream::{Check, Upstream};
+use crate::upstream::Upstream;
+use crate::upstream::health_check::Check;
 
 /// Most servers that are asked.
 const MOST: usize = 32;

@@ -1,0 +1,193 @@
+//! Accepts connections on one address, and gives each to a worker or to the rejector.
+
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::answers::OwnAnswer;
+use super::connection::Connection;
+use super::connections::Full;
+use super::rejector::Rejected;
+use super::workers::{self, Shared};
+use crate::access::permissions::Caller;
+use crate::net::interfaces::Subnets;
+use crate::net::socket::{self, Waker};
+use crate::pairing::stream::Stream;
+use crate::system::{self, lock};
+
+/// Pause after the kernel had no descriptor or memory for a connection.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Address space in bytes that must be free before another worker starts, where it is limited.
+const HEADROOM: usize = 24 << 20;
+
+pub(super) struct Acceptor {
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    waker: Arc<Waker>,
+    rejected: Rejected,
+    /// Whether the shortage under way was logged.
+    is_short: bool,
+}
+
+/// What a look at the listener brought.
+enum Looked {
+    /// A connection, or none because its client has gone.
+    Done,
+    Nobody,
+    /// No descriptor or memory.
+    Short,
+}
+
+impl Acceptor {
+    /// Starts its thread, which ends when `waker` wakes it.
+    pub(super) fn start(
+        listener: TcpListener,
+        shared: &Arc<Shared>,
+        waker: &Arc<Waker>,
+        rejected: Rejected,
+    ) -> io::Result<JoinHandle<()>> {
+        let (shared, waker) = (Arc::clone(shared), Arc::clone(waker));
+        let acceptor = Acceptor { listener, shared, waker, rejected, is_short: false };
+        system::spawn("acceptor", move || acceptor.run())
+    }
+
+    fn run(mut self) {
+        // Closed when descriptors run out, so that clients can be told instead of left waiting.
+        let mut spare = None;
+        loop {
+            // Before a connection takes it: without a spare, the one after that couldn't be told.
+            spare = spare.or_else(|| self.listener.try_clone().ok());
+            let looked = match spare {
+                None => Looked::Short,
+                Some(_) => match self.look() {
+                    Ok(looked) => looked,
+                    Err(error) => {
+                        spare = None;
+                        self.reject_for_shortage(&error)
+                    }
+                },
+            };
+            let is_over = match looked {
+                Looked::Done => false,
+                Looked::Nobody => self.wait(),
+                Looked::Short => self.pause(),
+            };
+            if is_over {
+                return;
+            }
+        }
+    }
+
+    fn look(&mut self) -> io::Result<Looked> {
+        match self.listener.accept() {
+            Ok((socket, peer)) => {
+                self.is_short = false;
+                self.let_in(socket, peer);
+                Ok(Looked::Done)
+            }
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock => Ok(Looked::Nobody),
+                ErrorKind::Interrupted | ErrorKind::ConnectionAborted => Ok(Looked::Done),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// The kernel says that it is short even if nobody is waiting; a descriptor was just closed.
+    fn reject_for_shortage(&mut self, error: &io::Error) -> Looked {
+        match self.listener.accept() {
+            Ok((socket, peer)) if !self.admits(&socket, peer) => {
+                socket::reset_on_close(&socket);
+                Looked::Done
+            }
+            Ok((socket, _)) => {
+                if !std::mem::replace(&mut self.is_short, true) {
+                    log::error!("cannot accept connections: {error}; answering 503");
+                }
+                self.reject(Arc::new(Stream::new(socket)), OwnAnswer::Full);
+                Looked::Done
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Looked::Nobody,
+            Err(_) => Looked::Short,
+        }
+    }
+
+    /// Waits for a connection; true when we are stopping.
+    fn wait(&self) -> bool {
+        let mut fds = [
+            PollFd::new(&self.waker.watched, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+        ];
+        let _ = poll(&mut fds, None);
+        !fds[0].revents().is_empty()
+    }
+
+    fn pause(&self) -> bool {
+        let waited = socket::wait((&self.waker.watched, PollFlags::IN), None, Some(PAUSE));
+        matches!(waited, Ok((events, _)) if !events.is_empty())
+    }
+
+    fn let_in(&self, socket: TcpStream, peer: SocketAddr) {
+        let context = &self.shared.context;
+        if !self.admits(&socket, peer) {
+            log::debug!("refused a peer that may not connect addr={peer}");
+            socket::reset_on_close(&socket);
+            return;
+        }
+        if socket::prepare(&socket, socket::UNACKNOWLEDGED).is_err() {
+            return; // It is gone already.
+        }
+        let stream = Arc::new(Stream::new(socket));
+        let place = match context.connections.enter(&stream, peer.ip()) {
+            Ok(place) => place,
+            Err(full) => {
+                log::debug!("turned away addr={peer} reason={full:?}");
+                context.presence.counters().failed("full");
+                let answer = match full {
+                    Full::Total => OwnAnswer::Full,
+                    Full::Source => OwnAnswer::FullForSource,
+                };
+                return self.reject(stream, answer);
+            }
+        };
+        let connection = Box::new(Connection::new(Arc::clone(&stream), peer, place));
+        let Err(connection) = self.shared.workers.hand_over(connection) else { return };
+        if self.shared.is_memory_limited && !has_headroom() {
+            log::debug!("turned away addr={peer} reason=\"no memory for another worker\"");
+            drop(connection);
+            return self.reject(stream, OwnAnswer::Full);
+        }
+        // In a slot, to have it back when no thread can be started for it.
+        let slot = Arc::new(Mutex::new(Some(connection)));
+        let first = Arc::clone(&slot);
+        if let Err(error) = workers::start(&self.shared, move || lock(&first).take()) {
+            log::error!("cannot start a worker: {error}; answering 503");
+            self.reject(stream, OwnAnswer::Full);
+        }
+    }
+
+    fn admits(&self, socket: &TcpStream, peer: SocketAddr) -> bool {
+        let local = socket.local_addr().ok().map(|local| local.ip());
+        let is_own = Caller::of(peer.ip(), local) == Caller::Own;
+        let reach = &self.shared.context.reach;
+        reach.admits(peer.ip(), is_own, |ip| Subnets::now().contain(ip))
+    }
+
+    fn reject(&self, stream: Arc<Stream>, answer: OwnAnswer) {
+        // A full queue closes the connection, which is an answer too.
+        let _ = self.rejected.try_send((stream, answer));
+    }
+}
+
+/// Whether there is address space left for what the workers at hand may still need. Without it an
+/// allocation would fail, and that ends the process.
+fn has_headroom() -> bool {
+    let mut probe: Vec<u8> = Vec::new();
+    let reserved = probe.try_reserve_exact(HEADROOM).is_ok();
+    std::hint::black_box(&probe);
+    reserved
+}

@@ -1,0 +1,211 @@
+//! Sends a request to a backend, and to another one where that does no harm.
+//!
+//! A request is sent again only while nothing of an answer has been passed on, and only if that
+//! can't do harm: nothing was sent yet (any method), or it is a read or an inference whose body
+//! was kept. Pull, push, create, copy, delete and blobs are never sent twice.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::{Method, Request, Response, StatusCode};
+use ureq::Body;
+
+use super::retry::Attempts;
+use super::{End, Exchange, OwnAnswer};
+use crate::access::cors;
+use crate::counters::Retry;
+use crate::http::fields::{self, ERROR_FIELD, POLICY, UNREACHED, UPSTREAM};
+use crate::http::head::Framing;
+use crate::manager::pool::{BackendId, Outcome, Wanted};
+use crate::manager::{Lease, Refused};
+use crate::net::socket;
+use crate::proxy::request_body::{BodyReader, RequestBody};
+use crate::upstream::exchange_io::{self, Attempt, Failure, Fault};
+use crate::upstream::{self, Connection, IDLE_AGE};
+
+/// Bytes of a body that is worth larger buffers on the way to the upstream.
+const LARGE_BODY: u64 = 16 * 1024;
+/// Bytes of a line of the head that needs the larger buffer too.
+const LONG_LINE: usize = 3 * 1024;
+
+impl Exchange<'_> {
+    pub(super) fn forward(
+        &mut self,
+        mut body: RequestBody<'_>,
+        wanted: &Wanted,
+    ) -> Result<End, OwnAnswer> {
+        let underway = self.show_progress(wanted);
+        if self.is_upload() {
+            body.transfer = underway.as_ref().map(|underway| Arc::clone(underway));
+        }
+        let is_repeatable = self.route.is_repeatable;
+        let usual = match is_repeatable && !self.context.presence.is_network_new(IDLE_AGE) {
+            true => Connection::Pooled,
+            false => Connection::Fresh,
+        };
+        let mut attempts = Attempts::new(is_repeatable);
+        let mut failed = None;
+        let mut next = None;
+        loop {
+            let (mut lease, connection) = match next.take() {
+                Some(next) => next,
+                // A server that failed says more than that there is no other one.
+                None => match (self.lease(attempts.tried(), wanted), failed.take()) {
+                    (Ok(lease), _) => (lease, usual),
+                    (Err(_), Some(failed)) => return Err(failed),
+                    (Err(refused), None) => return Err(self.no_lease(refused)),
+                },
+            };
+            if let Some(underway) = &underway {
+                underway.goes_to(&lease.pick.name);
+            }
+            let before = body.sent;
+            let attempt = self.attempt(&mut body, &lease, connection);
+            self.count_up(&lease, body.sent - before);
+            let reason = match attempt {
+                Ok(answer) => {
+                    // Another server may do better, if the request can be sent again.
+                    if let Some(outcome) = poor_answer(&answer)
+                        && attempts.may_go_on(lease.pick.id, outcome, body.is_replayable())
+                    {
+                        // Two that hold what the other waits for would wait for ever.
+                        lease.report.outcome = outcome;
+                        lease.give_back();
+                        if let Ok(other) = self.lease(attempts.tried(), wanted) {
+                            self.count_retry(outcome);
+                            next = Some((other, usual));
+                            continue;
+                        }
+                    }
+                    body.release();
+                    let shown = (wanted, underway.as_ref());
+                    return self.relay(&mut lease, body.is_done(), shown, answer);
+                }
+                Err(reason) => reason,
+            };
+            if let Some(fault) = self.fault() {
+                return Err(fault);
+            }
+            let failure = exchange_io::with(|io| io.failure());
+            if failure == Failure::Stale && body.is_replayable() {
+                // Nothing is known against the server; the connection was just old.
+                self.context.presence.counters().retried(Retry::Stale);
+                next = Some((lease, Connection::Fresh));
+                continue;
+            }
+            let name = lease.pick.label();
+            log::warn!("attempt failed backend={name:?} reason={reason:?}");
+            let message = format!("{name}: {reason}");
+            let (outcome, own) = match failure {
+                Failure::Unreached => (Outcome::Unreachable, OwnAnswer::Unreached(message)),
+                Failure::Stale | Failure::Unanswered => {
+                    (Outcome::Failed, OwnAnswer::Failed(message))
+                }
+            };
+            lease.report.outcome = outcome;
+            if !attempts.may_go_on(lease.pick.id, outcome, body.is_replayable()) {
+                return Err(own);
+            }
+            self.count_retry(outcome);
+            self.note(0, own.row().cause, own.row().text);
+            failed = Some(own);
+        }
+    }
+
+    fn lease(&self, tried: &[BackendId], wanted: &Wanted) -> Result<Lease, Refused> {
+        self.context.mailbox.lease(tried, wanted, &|| !self.has_client_left())
+    }
+
+    fn has_client_left(&self) -> bool {
+        socket::is_gone(self.connection.stream().socket())
+    }
+
+    fn no_lease(&self, refused: Refused) -> OwnAnswer {
+        match refused {
+            Refused::NoServer(_) if self.has_client_left() => OwnAnswer::Fault(Fault::ClientLeft),
+            Refused::NoServer(why) => OwnAnswer::NoServer(why),
+            Refused::QueueFull => OwnAnswer::QueueFull,
+        }
+    }
+
+    /// Sends the request to one backend and waits for the head of its answer.
+    ///
+    /// # Errors
+    /// A sentence; the exchange's bytes tell more.
+    fn attempt(
+        &mut self,
+        body: &mut RequestBody<'_>,
+        lease: &Lease,
+        connection: Connection,
+    ) -> Result<Response<Body>, String> {
+        let has_body = self.framing != Framing::Empty;
+        self.upstream.begin(Attempt {
+            client: Some(Arc::clone(self.connection.stream())),
+            holds_head: has_body && body.is_at_hand(self.connection),
+            is_large: self.is_large(),
+            is_lan: !lease.pick.is_local,
+            ..Attempt::default()
+        });
+        let request = self.request(lease)?;
+        if !has_body {
+            return self.upstream.send(request, None, connection);
+        }
+        let timeout = self.context.timing.body_timeout;
+        let mut reader = BodyReader::new(self.connection, body, timeout);
+        self.upstream.send(request, Some(&mut reader as &mut dyn Read), connection)
+    }
+
+    fn is_large(&self) -> bool {
+        let large_body = match self.framing {
+            Framing::Empty => false,
+            Framing::Length(length) => length > LARGE_BODY,
+            Framing::Chunked => true,
+        };
+        let long = |(name, value): (&HeaderName, &HeaderValue)| {
+            name.as_str().len() + value.len() > LONG_LINE
+        };
+        large_body || self.head.target.len() > LONG_LINE || self.head.fields.iter().any(long)
+    }
+
+    fn request(&self, lease: &Lease) -> Result<Request<()>, String> {
+        let prefix = if lease.pick.is_local { self.context.prefix.as_str() } else { "" };
+        let uri = upstream::build_uri(lease.pick.address, prefix, &self.head.target)?;
+        let mut fields = self.head.fields.clone();
+        fields::prepare_request(&mut fields, &self.context.via);
+        cors::strip(&mut fields);
+        let takes_body = matches!(self.head.method, Method::POST | Method::PUT | Method::PATCH);
+        match self.framing {
+            Framing::Length(length) => {
+                fields.insert(CONTENT_LENGTH, HeaderValue::from(length));
+            }
+            Framing::Chunked => {
+                fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
+            Framing::Empty if takes_body => {
+                fields.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+            }
+            Framing::Empty => {}
+        }
+        let mut request = Request::new(());
+        *request.method_mut() = self.head.method.clone();
+        *request.uri_mut() = uri;
+        *request.headers_mut() = fields;
+        Ok(request)
+    }
+}
+
+/// An answer that another server might better: overloaded, or a proxy of ours whose Ollama died
+/// before its answer, or that reached none, or whose owner doesn't allow it.
+fn poor_answer(answer: &Response<Body>) -> Option<Outcome> {
+    match answer.headers().get(ERROR_FIELD).map(HeaderValue::as_bytes) {
+        Some(cause) if cause == UNREACHED.as_bytes() => Some(Outcome::Unreachable),
+        Some(cause) if cause == UPSTREAM.as_bytes() => Some(Outcome::Failed),
+        Some(cause) if cause == POLICY.as_bytes() => Some(Outcome::Answered),
+        _ => is_busy(answer.status()).then_some(Outcome::Overloaded),
+    }
+}
+
+pub(super) fn is_busy(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 429 | 503)
+}

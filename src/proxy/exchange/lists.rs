@@ -1,0 +1,46 @@
+//! Lists of models, merged over several servers.
+
+use http::header::{HeaderValue, VIA};
+use http::{HeaderMap, Method};
+
+use super::{End, Exchange};
+use crate::http::fields::SERVER_FIELD;
+use crate::http::head::Framing;
+use crate::ollama::inventory::{self, List};
+
+impl Exchange<'_> {
+    /// Answers from what is known of several servers; a single one answers for itself.
+    pub(super) fn answer_from_lists(&self) -> Option<End> {
+        let target = self.head.target.as_str();
+        let list = List::of(target);
+        let is_read = matches!(self.head.method, Method::GET | Method::HEAD);
+        if !is_read
+            || (list.is_none() && target != "/api/version")
+            || self.framing != Framing::Empty
+            || self.head.fields.contains_key(SERVER_FIELD)
+            || !self.is_client()
+            || self.context.presence.backends() < 2
+        {
+            return None;
+        }
+        let inventories = self.context.mailbox.inventories();
+        if inventories.backends < 2 || inventories.known.is_empty() {
+            return None;
+        }
+        let (names, known): (Vec<String>, Vec<_>) = inventories.known.into_iter().unzip();
+        let body = match list {
+            Some(list) => inventory::merge(list, &known),
+            None => {
+                let version = inventories.version;
+                let text = format!("{}.{}.{}", version.major, version.minor, version.patch);
+                serde_json::json!({ "version": text }).to_string()
+            }
+        };
+        let mut fields = HeaderMap::new();
+        fields.append(VIA, self.context.via.clone());
+        if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
+            fields.insert(SERVER_FIELD, names);
+        }
+        Some(self.answer(200, fields, &body))
+    }
+}

@@ -1,0 +1,170 @@
+//! What the proxies answer about themselves, below `/ollana/`. Nothing of it goes upstream.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/ollana/` | the page |
+//! | `/ollana/status` | the state as JSON (`status::json`); `?brief` without models on disk |
+//! | `/ollana/metrics` | Prometheus' text |
+//! | `/ollana/health` | 200 while the Manager answers, else 503 |
+//! | `/ollana/ready` | 200 while requests can be served, else 503 |
+//!
+//! Only this machine may ask, and whom `--status-from` lets. `Host` was checked before. A page of
+//! another site can't read the answers, for want of CORS fields, and isn't answered at all where
+//! the browser says who asks (`Sec-Fetch-Site`).
+
+use std::time::Instant;
+
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION,
+    REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
+use http::{HeaderMap, Method};
+use serde_json::json;
+
+use super::{End, Exchange, OwnAnswer};
+use crate::proxy::answers;
+use crate::status::{self, View};
+use crate::system::{self, Hex};
+
+const JSON: &str = "application/json; charset=utf-8";
+const HTML: &str = "text/html; charset=utf-8";
+/// The text format's own media type.
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// For what isn't a page: it runs nothing and shows nowhere.
+const CLOSED: &str = "default-src 'none'; frame-ancestors 'none'";
+/// Where the page's number of one use goes: only the script and the style that carry it run.
+const NONCE: &str = "{nonce}";
+/// The page talks to nobody but us.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'nonce-{nonce}'; \
+                           style-src 'nonce-{nonce}'; img-src data:; connect-src 'self'; \
+                           base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// What is answered on a path of ours.
+struct Content {
+    status: u16,
+    media: &'static str,
+    body: String,
+    policy: HeaderValue,
+}
+
+impl Content {
+    fn new(status: u16, media: &'static str, body: String) -> Self {
+        Content { status, media, body, policy: HeaderValue::from_static(CLOSED) }
+    }
+
+    fn json(status: u16, body: &serde_json::Value) -> Self {
+        Content::new(status, JSON, format!("{body}\n"))
+    }
+
+    fn page() -> Result<Self, OwnAnswer> {
+        let random = system::random::<16>().map_err(|_| OwnAnswer::NoRandomBytes)?;
+        let nonce = Hex(&random).to_string();
+        let page = Content::new(200, HTML, status::PAGE.replace(NONCE, &nonce));
+        match HeaderValue::from_str(&PAGE_POLICY.replace(NONCE, &nonce)) {
+            Ok(policy) => Ok(Content { policy, ..page }),
+            Err(_) => Ok(page),
+        }
+    }
+}
+
+impl From<OwnAnswer> for Content {
+    fn from(own: OwnAnswer) -> Self {
+        let row = own.row();
+        Content::json(row.status, &json!({ "error": row.text }))
+    }
+}
+
+impl Exchange<'_> {
+    /// Answers a request for one of our own paths.
+    pub(super) fn answer_own_path(&self) -> Option<End> {
+        let rest = self.head.target.strip_prefix("/ollana")?;
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        if !path.is_empty() && !path.starts_with('/') {
+            return None;
+        }
+        let content = self.own_content(path, query).unwrap_or_else(Content::from);
+        let mut fields = HeaderMap::new();
+        match content.status {
+            308 => fields.insert(LOCATION, HeaderValue::from_static("/ollana/")),
+            405 => fields.insert(ALLOW, HeaderValue::from_static("GET, HEAD")),
+            _ => None,
+        };
+        Some(self.send_content(content, fields))
+    }
+
+    fn own_content(&self, path: &str, query: &str) -> Result<Content, OwnAnswer> {
+        if !self.may_see_state() {
+            return Err(OwnAnswer::OwnPathClosed);
+        }
+        if self.is_foreign_page(path) {
+            return Err(OwnAnswer::OwnPathForeignPage);
+        }
+        if !matches!(self.head.method, Method::GET | Method::HEAD) {
+            return Err(OwnAnswer::OwnPathMethod);
+        }
+        match path {
+            "" => Ok(Content::new(308, HTML, String::new())),
+            "/" => Content::page(),
+            "/health" => match self.context.mailbox.snapshot() {
+                Some(_) => Ok(Content::json(200, &json!({ "status": "ok" }))),
+                None => Err(OwnAnswer::NoState),
+            },
+            "/ready" => {
+                let presence = &self.context.presence;
+                let is_ready =
+                    if self.is_client() { presence.is_up() } else { presence.is_local_up() };
+                Ok(match is_ready {
+                    true => Content::json(200, &json!({ "status": "ready" })),
+                    false => Content::json(503, &json!({ "status": "no server is ready" })),
+                })
+            }
+            "/status" => self.viewed(|view| {
+                let is_brief = query.split('&').any(|part| part == "brief");
+                let state = if is_brief { status::brief(view) } else { status::full(view) };
+                Content::json(200, &state)
+            }),
+            "/metrics" => self.viewed(|view| Content::new(200, METRICS, status::metrics(view))),
+            _ => Err(OwnAnswer::OwnPathUnknown),
+        }
+    }
+
+    fn viewed(&self, write: impl Fn(&View<'_>) -> Content) -> Result<Content, OwnAnswer> {
+        let presence = &self.context.presence;
+        let known = presence.about().zip(self.context.mailbox.snapshot());
+        let (about, snapshot) = known.ok_or(OwnAnswer::NoState)?;
+        let keyring = &self.context.keyring;
+        Ok(write(&View::new(&about, &snapshot, presence, keyring, Instant::now())))
+    }
+
+    /// Whether the caller is this machine, or one of `--status-from`.
+    fn may_see_state(&self) -> bool {
+        let peer = self.connection.peer().ip();
+        self.connection.is_own()
+            || self.context.status_from.iter().any(|network| network.contains(peer))
+    }
+
+    /// Whether a browser says that a page of another site asks. Following a link to the page is
+    /// fine: the page shows itself to people, not to the site that linked.
+    fn is_foreign_page(&self, path: &str) -> bool {
+        let site = self.head.fields.get("sec-fetch-site").map(HeaderValue::as_bytes);
+        let is_foreign = matches!(site, Some(b"cross-site" | b"same-site"));
+        is_foreign && !matches!(path, "" | "/")
+    }
+
+    fn send_content(&self, content: Content, mut fields: HeaderMap) -> End {
+        fields.insert(CONTENT_SECURITY_POLICY, content.policy);
+        let fixed: [(HeaderName, &'static str); 6] = [
+            (CONTENT_TYPE, content.media),
+            (CACHE_CONTROL, "no-store"),
+            (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            (X_FRAME_OPTIONS, "DENY"),
+            (REFERRER_POLICY, "no-referrer"),
+            (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        ];
+        fields.extend(fixed.map(|(name, value)| (name, HeaderValue::from_static(value))));
+        let form = self.form();
+        let answer = answers::write(content.status, &fields, &content.body, &form);
+        self.write_answer(&answer, form.closes)
+    }
+}

@@ -1,0 +1,111 @@
+//! What is counted, remembered and logged of an exchange.
+
+use std::time::{Duration, Instant};
+
+use http::Method;
+
+use super::Exchange;
+use crate::counters::{Failure, Kind, Retry, Underway};
+use crate::http::head::Framing;
+use crate::manager::Lease;
+use crate::manager::pool::{Outcome, Wanted};
+
+/// Characters of a method and of a path that are logged.
+const LOGGED_METHOD: usize = 20;
+const LOGGED_PATH: usize = 200;
+
+impl Exchange<'_> {
+    /// The target without its query.
+    fn path(&self) -> &str {
+        self.head.target.split('?').next().unwrap_or_default()
+    }
+
+    /// Shows how far a pull, a push, a create or an upload has come, until the result is dropped.
+    pub(super) fn show_progress(&self, wanted: &Wanted) -> Option<Underway> {
+        if self.route.kind != Kind::Manage || self.head.method != Method::POST {
+            return None;
+        }
+        let path = self.path();
+        let (kind, name) = match path {
+            _ if self.is_upload() => ("upload", path.rsplit('/').next().unwrap_or_default()),
+            "/api/pull" => ("pull", ""),
+            "/api/push" => ("push", ""),
+            "/api/create" => ("create", ""),
+            _ => return None,
+        };
+        let total = match self.framing {
+            Framing::Length(length) if kind == "upload" => length,
+            _ => 0,
+        };
+        let model = wanted.model.as_ref().map(|model| model.as_str()).filter(|_| name.is_empty());
+        self.context.presence.counters().begin(kind, model.unwrap_or(name), total)
+    }
+
+    pub(super) fn is_upload(&self) -> bool {
+        self.route.kind == Kind::Manage
+            && self.head.method == Method::POST
+            && self.head.target.starts_with("/api/blobs/")
+    }
+
+    pub(super) fn count_up(&self, lease: &Lease, bytes: u64) {
+        if bytes > 0 {
+            lease.pick.tally.bytes_up.add(bytes);
+            self.context.presence.counters().all.bytes_up.add(bytes);
+        }
+    }
+
+    pub(super) fn count_down(&self, lease: &Lease, bytes: u64) {
+        lease.pick.tally.bytes_down.add(bytes);
+        self.context.presence.counters().all.bytes_down.add(bytes);
+    }
+
+    pub(super) fn count_tokens(&self, lease: &Lease, tokens: u64) {
+        if tokens > 0 {
+            lease.pick.tally.tokens.add(tokens);
+            self.context.presence.counters().all.tokens.add(tokens);
+        }
+    }
+
+    pub(super) fn count_retry(&self, outcome: Outcome) {
+        let why = match outcome {
+            Outcome::Unreachable => Retry::Unreached,
+            Outcome::Overloaded => Retry::Busy,
+            Outcome::Failed | Outcome::Answered | Outcome::Void => Retry::Failed,
+        };
+        self.context.presence.counters().retried(why);
+    }
+
+    /// Remembers a failure for people who look at the state.
+    pub(super) fn note(&self, status: u16, cause: &'static str, reason: &str) {
+        self.context.presence.counters().note(Failure {
+            at: Instant::now(),
+            status,
+            cause,
+            method: self.head.method.to_string(),
+            path: self.head.target.clone(),
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// The access line; 499 stands for a client that left. Nothing that could be a prompt is in
+    /// it: no body, and of the target only the path.
+    pub(super) fn log(&self, status: u16, backend: &str, down: u64, first_byte: Option<Duration>) {
+        self.context.presence.counters().request(self.route.kind, status, first_byte);
+        if log::log_enabled!(log::Level::Debug) {
+            let first_byte = first_byte.map(|time| format!(" ttfb_ms={}", time.as_millis()));
+            log::debug!(
+                "request method={:?} path={:?} status={status} backend={backend:?} up={} \
+                 down={down}{} duration_ms={}",
+                start_of(self.head.method.as_str(), LOGGED_METHOD),
+                start_of(self.path(), LOGGED_PATH),
+                self.connection.body_bytes,
+                first_byte.unwrap_or_default(),
+                self.started.elapsed().as_millis()
+            );
+        }
+    }
+}
+
+fn start_of(text: &str, most: usize) -> &str {
+    text.char_indices().nth(most).map_or(text, |(end, _)| &text[..end])
+}

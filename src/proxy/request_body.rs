@@ -1,0 +1,364 @@
+//! A request's body on its way in: what is still to come, and what was kept for another try.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::connection::{Connection, READ_SIZE};
+use crate::counters::Transfer;
+use crate::http::body::{ChunkDecoder, Step};
+use crate::http::head::{Framing, Head};
+use crate::upstream::exchange_io::{self, Fault, Woken};
+
+/// Declared bytes that are skipped when the answer comes before them. Skipping 32 KiB takes about
+/// 60 ns, so this costs 0.1 s; without a limit, a made-up length would keep a core busy for years.
+const LONGEST_GAP: u64 = 64 << 30;
+
+/// Bytes of memory for kept bodies, shared by all exchanges.
+#[derive(Debug)]
+pub(crate) struct Budget(AtomicUsize);
+
+impl Budget {
+    pub(crate) fn new(bytes: usize) -> Self {
+        Budget(AtomicUsize::new(bytes))
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        self.0.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(bytes)).is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Relaxed);
+    }
+}
+
+/// The part of a body that was received, as long as it fits the limit and the budget.
+#[derive(Debug)]
+struct Kept<'a> {
+    bytes: Vec<u8>,
+    is_whole: bool,
+    limit: usize,
+    /// Bytes taken from the budget.
+    reserved: usize,
+    budget: &'a Budget,
+}
+
+impl Kept<'_> {
+    fn push(&mut self, bytes: &[u8]) {
+        if !self.is_whole || bytes.is_empty() {
+            return;
+        }
+        let fits = self.bytes.len() + bytes.len() <= self.limit;
+        if fits && self.budget.take(bytes.len()) {
+            self.reserved += bytes.len();
+            self.bytes.extend_from_slice(bytes);
+        } else {
+            self.release();
+        }
+    }
+
+    /// Takes as much of the budget, up to `most` bytes, as can be kept for sure.
+    fn reserve(&mut self, most: usize) -> usize {
+        let room = self.limit.saturating_sub(self.bytes.len()).min(most);
+        let room = if self.budget.take(room) { room } else { 0 };
+        self.reserved += room;
+        room
+    }
+
+    fn unreserve(&mut self, bytes: usize) {
+        self.reserved -= bytes;
+        self.budget.give_back(bytes);
+    }
+
+    fn release(&mut self) {
+        self.is_whole = false;
+        self.bytes = Vec::new();
+        self.unreserve(self.reserved);
+    }
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        self.unreserve(self.reserved);
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct RequestBody<'a> {
+    rest: Rest,
+    awaits_continue: bool,
+    kept: Kept<'a>,
+    /// Bytes handed to upstreams, every attempt counted.
+    pub(super) sent: u64,
+    /// Where its progress is shown, if it is an upload.
+    pub(super) transfer: Option<Arc<Transfer>>,
+}
+
+/// What is still to come.
+#[derive(Debug)]
+enum Rest {
+    Done,
+    Length(u64),
+    Chunked(ChunkDecoder),
+}
+
+impl Rest {
+    fn advance(&mut self, n: usize) {
+        match self {
+            Rest::Length(left) if *left > n as u64 => *left -= n as u64,
+            Rest::Length(_) => *self = Rest::Done,
+            Rest::Done | Rest::Chunked(_) => {}
+        }
+    }
+}
+
+impl<'a> RequestBody<'a> {
+    /// The body that follows `head`; up to `keep_limit` bytes are kept for another try.
+    pub(super) fn new(head: &Head, keep_limit: usize, budget: &'a Budget) -> Self {
+        RequestBody {
+            rest: match head.framing {
+                Framing::Empty => Rest::Done,
+                Framing::Length(length) => Rest::Length(length),
+                Framing::Chunked => Rest::Chunked(ChunkDecoder::default()),
+            },
+            awaits_continue: head.expects_continue && head.framing != Framing::Empty,
+            kept: Kept {
+                bytes: Vec::new(),
+                is_whole: true,
+                limit: keep_limit,
+                reserved: 0,
+                budget,
+            },
+            sent: 0,
+            transfer: None,
+        }
+    }
+
+    /// Whether all of it has been received, so that the connection can serve another request.
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.rest, Rest::Done)
+    }
+
+    /// Whether everything received so far can be sent again.
+    pub(super) fn is_replayable(&self) -> bool {
+        self.kept.is_whole
+    }
+
+    pub(super) fn kept(&self) -> &[u8] {
+        &self.kept.bytes
+    }
+
+    /// Puts another body in the place of one that was kept as a whole.
+    pub(super) fn replace(&mut self, body: Vec<u8>) {
+        self.kept.unreserve(self.kept.reserved);
+        self.kept.bytes = body;
+    }
+
+    /// Whether its first bytes can be sent without waiting for the client.
+    pub(super) fn is_at_hand(&self, connection: &Connection) -> bool {
+        !self.kept.bytes.is_empty() || !connection.received().is_empty()
+    }
+
+    /// It won't be sent again.
+    pub(super) fn release(&mut self) {
+        self.kept.release();
+    }
+
+    fn count(&mut self, n: usize) {
+        self.sent += n as u64;
+        if let Some(transfer) = &self.transfer {
+            transfer.advance(n as u64);
+        }
+    }
+}
+
+/// Reads a request's body for one attempt: what was kept first, then the connection.
+pub(super) struct BodyReader<'a, 'b> {
+    connection: &'a mut Connection,
+    body: &'a mut RequestBody<'b>,
+    /// How long the client may send nothing.
+    timeout: Duration,
+    /// Bytes of `kept` that this attempt has had.
+    replayed: usize,
+    /// Bytes that this attempt was given in place of those that an early answer made needless.
+    skipped: u64,
+}
+
+fn give_up(fault: Fault) -> io::Error {
+    exchange_io::with(|io| io.give_up(fault))
+}
+
+fn is_answered_early() -> bool {
+    exchange_io::with(|io| io.is_answered_early())
+}
+
+impl<'a, 'b> BodyReader<'a, 'b> {
+    /// For a new attempt.
+    pub(super) fn new(
+        connection: &'a mut Connection,
+        body: &'a mut RequestBody<'b>,
+        timeout: Duration,
+    ) -> Self {
+        BodyReader { connection, body, timeout, replayed: 0, skipped: 0 }
+    }
+
+    /// Receives and keeps the body until `is_enough` says so of what is kept, it has ended, or
+    /// `most` bytes are kept.
+    ///
+    /// # Errors
+    /// When it can't be received: the exchange was given up.
+    pub(super) fn prefetch(
+        &mut self,
+        most: usize,
+        is_enough: &dyn Fn(&[u8]) -> bool,
+    ) -> io::Result<()> {
+        let mut piece = vec![0; READ_SIZE];
+        while self.body.kept.is_whole
+            && self.body.kept().len() < most
+            && !is_enough(self.body.kept())
+        {
+            // Nothing is taken that can't be kept: it was not sent yet, so it would be lost.
+            let room = self.body.kept.reserve(READ_SIZE.min(most - self.body.kept().len()));
+            let read = if room == 0 { Ok(0) } else { self.receive(&mut piece[..room]) };
+            let n = *read.as_ref().unwrap_or(&0);
+            self.body.kept.bytes.extend_from_slice(&piece[..n]);
+            self.body.kept.unreserve(room - n);
+            if read? == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for bytes; 0 at the body's end, or when an answer has come.
+    fn receive(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let n = self.take_received(out)?;
+            let n =
+                if n > 0 || self.body.is_done() { Some(n) } else { self.take_from_socket(out)? };
+            match n {
+                Some(n) if n > 0 || self.body.is_done() => {
+                    self.connection.body_bytes += n as u64;
+                    return Ok(n);
+                }
+                Some(_) => continue,
+                None => {}
+            }
+            if std::mem::take(&mut self.body.awaits_continue) {
+                exchange_io::with(|io| io.push(b"HTTP/1.1 100 Continue\r\n\r\n"));
+            }
+            let client = self.connection.stream();
+            match exchange_io::with(|io| io.wait_client(client, self.timeout))? {
+                Woken::Ready => {}
+                Woken::TimedOut => return Err(give_up(Fault::BodyTooSlow)),
+                Woken::Answered => return Ok(0),
+            }
+        }
+    }
+
+    /// Puts bytes that are in the connection's buffer into `out`; 0 when there are none.
+    fn take_received(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        match self.body.rest {
+            Rest::Done => Ok(0),
+            Rest::Length(left) => {
+                let received = self.connection.received();
+                let n = left.min(out.len().min(received.len()) as u64) as usize;
+                out[..n].copy_from_slice(&received[..n]);
+                self.body.rest.advance(n);
+                self.connection.consume(n);
+                Ok(n)
+            }
+            Rest::Chunked(_) => self.take_chunks(out),
+        }
+    }
+
+    /// Puts the data of as many chunks into `out` as are here, so that a body of tiny ones costs
+    /// hardly more than any other.
+    fn take_chunks(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while let Rest::Chunked(decoder) = &mut self.body.rest {
+            let received = self.connection.received();
+            // The decoder must not be told of data that `out` can't take.
+            let window = &received[..received.len().min(out.len() - filled)];
+            if window.is_empty() {
+                break;
+            }
+            let used = match decoder.step(window) {
+                Ok(Step::Data { skip, len }) => {
+                    out[filled..filled + len].copy_from_slice(&window[skip..skip + len]);
+                    filled += len;
+                    skip + len
+                }
+                Ok(Step::More) => window.len(),
+                Ok(Step::End { skip }) => {
+                    self.body.rest = Rest::Done;
+                    skip
+                }
+                Err(reason) => return Err(give_up(Fault::BodyMalformed(reason))),
+            };
+            self.connection.consume(used);
+        }
+        Ok(filled)
+    }
+
+    /// Reads the socket: bulk of known length straight into `out`, anything else by way of the
+    /// connection's buffer. `None` when nothing is there.
+    fn take_from_socket(&mut self, out: &mut [u8]) -> io::Result<Option<usize>> {
+        let direct = match self.body.rest {
+            Rest::Length(left) => Some(left.min(out.len() as u64) as usize),
+            Rest::Done | Rest::Chunked(_) => None,
+        };
+        let read = match direct {
+            Some(most) => self.connection.stream().try_read(&mut out[..most]),
+            None => self.connection.fill(),
+        };
+        match read {
+            Ok(None) => Ok(None),
+            Ok(Some(0)) | Err(_) => Err(give_up(Fault::ClientLeft)),
+            Ok(Some(n)) if direct.is_some() => {
+                self.body.rest.advance(n);
+                Ok(Some(n))
+            }
+            Ok(Some(_)) => self.take_received(out).map(Some),
+        }
+    }
+
+    /// The answer is already there. The transport sends nothing more, but ureq wants the body's
+    /// declared length before it reads the answer; chunks may simply end.
+    fn fill_the_gap(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        match self.body.rest {
+            Rest::Length(left) if left > LONGEST_GAP => Err(give_up(Fault::BodyTooLong)),
+            // Another attempt may still need the real bytes, so none of them is used up.
+            Rest::Length(left) => {
+                let n = (left - self.skipped).min(out.len() as u64) as usize;
+                self.skipped += n as u64;
+                Ok(n)
+            }
+            Rest::Done | Rest::Chunked(_) => Ok(0),
+        }
+    }
+}
+
+impl Read for BodyReader<'_, '_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if let Some(kept) = self.body.kept().get(self.replayed..).filter(|kept| !kept.is_empty()) {
+            let n = kept.len().min(out.len());
+            out[..n].copy_from_slice(&kept[..n]);
+            self.replayed += n;
+            self.body.count(n);
+            return Ok(n);
+        }
+        if is_answered_early() {
+            return self.fill_the_gap(out);
+        }
+        let n = self.receive(out)?;
+        if n == 0 && is_answered_early() {
+            return self.fill_the_gap(out);
+        }
+        self.body.kept.push(&out[..n]);
+        self.body.count(n);
+        self.replayed += n;
+        Ok(n)
+    }
+}

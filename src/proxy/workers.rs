@@ -1,0 +1,192 @@
+//! The elastic pool of workers. A worker serves one connection at a time, request after request, and
+//! ends after a while without one.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::process::{Resource, getrlimit};
+
+use super::answers::OwnAnswer;
+use super::connection::{Connection, Next};
+use super::exchange::{self, Context, End};
+use super::tiny_gate;
+use crate::pairing::secure::{self, Opening};
+use crate::system::{self, lock};
+use crate::upstream::Upstream;
+
+/// An idle worker ends after this.
+const IDLE_TIME: Duration = Duration::from_secs(20);
+
+/// What the threads of a proxy share.
+pub(super) struct Shared {
+    pub(super) context: Context,
+    pub(super) workers: Workers,
+    /// Whether this process may have only so much address space.
+    pub(super) is_memory_limited: bool,
+}
+
+impl Shared {
+    pub(super) fn new(context: Context) -> Self {
+        let is_memory_limited = getrlimit(Resource::As).current.is_some();
+        Shared { context, workers: Workers::default(), is_memory_limited }
+    }
+}
+
+/// The workers without work, last come first served, so that surplus ones end.
+#[derive(Default)]
+pub(super) struct Workers {
+    idle: Mutex<Idle>,
+    alive: AtomicUsize,
+    gone: Condvar,
+}
+
+#[derive(Default)]
+struct Idle {
+    waiting: Vec<(u64, Sender<Box<Connection>>)>,
+    next: u64,
+    is_dismissed: bool,
+}
+
+impl Workers {
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        lock(&self.idle)
+    }
+
+    /// Gives a connection to an idle worker, or back.
+    pub(super) fn hand_over(&self, connection: Box<Connection>) -> Result<(), Box<Connection>> {
+        match self.idle().waiting.pop() {
+            // An idle worker's channel is empty and has room for one.
+            Some((_, worker)) => worker.try_send(connection).map_err(|error| error.into_inner()),
+            None => Err(connection),
+        }
+    }
+
+    /// A worker waits for work: its number and where the work comes, or nothing when all are
+    /// dismissed.
+    fn wait_for_work(&self) -> Option<(u64, Receiver<Box<Connection>>)> {
+        let mut idle = self.idle();
+        if idle.is_dismissed {
+            return None;
+        }
+        let number = idle.next;
+        idle.next += 1;
+        let (worker, work) = bounded(1);
+        idle.waiting.push((number, worker));
+        Some((number, work))
+    }
+
+    /// A worker doesn't wait any longer. Work that was handed to it before is still to come.
+    fn stop_waiting(&self, number: u64) {
+        self.idle().waiting.retain(|(other, _)| *other != number);
+    }
+
+    /// Ends the idle workers, and the others once they are idle.
+    pub(super) fn dismiss(&self) {
+        let mut idle = self.idle();
+        idle.is_dismissed = true;
+        idle.waiting.clear();
+    }
+
+    fn ended(&self) {
+        let _idle = self.idle();
+        self.alive.fetch_sub(1, SeqCst);
+        self.gone.notify_all();
+    }
+
+    /// Waits until all have ended; false when the time is up before.
+    pub(super) fn wait_gone(&self, timeout: Duration) -> bool {
+        let guard = self.idle();
+        let waited = self.gone.wait_timeout_while(guard, timeout, |_| self.alive.load(SeqCst) > 0);
+        waited.is_ok_and(|(_, waited)| !waited.timed_out())
+    }
+}
+
+/// Starts a worker, which takes its first connection from `first`.
+///
+/// # Errors
+/// When no thread can be started.
+pub(super) fn start(
+    shared: &Arc<Shared>,
+    first: impl FnOnce() -> Option<Box<Connection>> + Send + 'static,
+) -> io::Result<()> {
+    let own = Arc::clone(shared);
+    shared.workers.alive.fetch_add(1, SeqCst);
+    let started = system::spawn("worker", move || {
+        let upstream = Upstream::new(&own.context.timing, &own.context.keyring);
+        Worker { shared: own, upstream }.run(first());
+    });
+    started.map(drop).inspect_err(|_| shared.workers.ended())
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    upstream: Upstream,
+}
+
+impl Worker {
+    fn run(self, mut connection: Option<Box<Connection>>) {
+        while let Some(present) = connection {
+            // A defect that one connection hits must not end the others, nor this worker.
+            if catch_unwind(AssertUnwindSafe(|| self.serve(present))).is_err() {
+                log::error!("a worker panicked; its connection was closed");
+            }
+            connection = self.next_connection();
+        }
+        self.shared.workers.ended();
+    }
+
+    fn next_connection(&self) -> Option<Box<Connection>> {
+        let (number, work) = self.shared.workers.wait_for_work()?;
+        let connection = work.recv_timeout(IDLE_TIME).ok();
+        if connection.is_none() {
+            self.shared.workers.stop_waiting(number);
+        }
+        connection.or_else(|| work.try_recv().ok())
+    }
+
+    /// Serves a connection, request after request.
+    fn serve(&self, mut connection: Box<Connection>) {
+        let context = &self.shared.context;
+        let timing = &context.timing;
+        let opening = secure::answer(
+            &context.keyring,
+            connection.stream(),
+            timing.idle_timeout,
+            timing.head_timeout,
+        );
+        match opening {
+            Opening::Plain => {}
+            Opening::Paired => connection.expect_soon(),
+            Opening::Refused => return,
+        }
+        let mut has_passed = false;
+        loop {
+            let head = match connection.next_head(timing, &context.limits) {
+                Next::Closed => return,
+                Next::Refused(refusal) => {
+                    context.presence.counters().failed("request");
+                    let peer = connection.peer();
+                    log::debug!("refused a head addr={peer} reason={:?}", refusal.reason);
+                    let answer = OwnAnswer::Head(refusal).write_last();
+                    if connection.stream().write_all(&answer, timing.head_timeout).is_ok() {
+                        connection.close_gently();
+                    }
+                    return;
+                }
+                Next::Head(head) => head,
+            };
+            if !std::mem::replace(&mut has_passed, true) {
+                tiny_gate::pass(&head);
+            }
+            match exchange::run(context, &self.upstream, &mut connection, &head) {
+                End::Keep => connection.set_idle(),
+                End::Close => return connection.close_gently(),
+                End::Cut => return,
+            }
+        }
+    }
+}

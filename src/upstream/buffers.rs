@@ -1,0 +1,105 @@
+//! ureq's buffers, which stay small for token streams and grow for bulk data and large heads.
+
+use ureq::unversioned::transport::Buffers;
+
+use crate::config::MAX_FIELD_LINE;
+
+/// Buffers start with this many bytes, and grow up to [`LARGE`] while data comes faster than it
+/// leaves.
+pub(super) const SMALL: usize = 4 * 1024;
+pub(super) const LARGE: usize = 32 * 1024;
+/// Enough for one token after the other.
+const TOKENS: usize = 1024;
+
+// ureq writes a field line in one piece.
+const _: () = assert!(MAX_FIELD_LINE <= LARGE);
+
+#[derive(Debug, Default)]
+pub(super) struct GrowingBuffers {
+    input: Vec<u8>,
+    /// `input[consumed..filled]` isn't consumed yet.
+    consumed: usize,
+    filled: usize,
+    /// Made when it is first used, `wanted_output` bytes large.
+    pub(super) output: Vec<u8>,
+    pub(super) wanted_output: usize,
+    /// Whether the last use of the input made progress.
+    progress: bool,
+    /// Whether the last read took all the space there was.
+    pub(super) was_filled: bool,
+}
+
+impl GrowingBuffers {
+    fn grow_output(&mut self) {
+        if self.output.len() < self.wanted_output {
+            self.output.resize(self.wanted_output, 0);
+        }
+    }
+
+    /// Makes them as small as a stream of tokens needs. The next request gets new ones.
+    pub(super) fn settle(&mut self) {
+        if self.output.is_empty() {
+            return;
+        }
+        self.output = Vec::new();
+        self.wanted_output = 0;
+        if !self.was_filled && self.filled == 0 {
+            self.input = vec![0; TOKENS];
+        }
+    }
+
+    fn grow_input(&mut self, wanted: usize) {
+        if self.input.len() < wanted {
+            self.input.resize(wanted, 0);
+        }
+    }
+}
+
+impl Buffers for GrowingBuffers {
+    fn output(&mut self) -> &mut [u8] {
+        self.grow_output();
+        &mut self.output
+    }
+
+    fn input(&self) -> &[u8] {
+        &self.input[self.consumed..self.filled]
+    }
+
+    fn input_append_buf(&mut self) -> &mut [u8] {
+        if self.consumed > 0 {
+            self.input.copy_within(self.consumed..self.filled, 0);
+            self.filled -= self.consumed;
+            self.consumed = 0;
+        }
+        if self.filled == self.input.len() || self.was_filled {
+            // Twice as much, from 4 KiB up to 32 KiB; a larger head is refused by its size.
+            let wanted = (self.input.len() * 2).clamp(SMALL, LARGE);
+            self.grow_input(wanted);
+        }
+        &mut self.input[self.filled..]
+    }
+
+    fn input_appended(&mut self, amount: usize) {
+        self.filled += amount;
+    }
+
+    fn input_consume(&mut self, amount: usize) {
+        self.progress = amount > 0;
+        self.consumed += amount;
+        if self.consumed == self.filled {
+            self.consumed = 0;
+            self.filled = 0;
+        }
+    }
+
+    fn tmp_and_output(&mut self) -> (&mut [u8], &mut [u8]) {
+        self.grow_output();
+        let wanted = self.filled + self.output.len().max(SMALL);
+        self.grow_input(wanted);
+        (&mut self.input[self.filled..], &mut self.output)
+    }
+
+    fn can_use_input(&self) -> bool {
+        self.progress && self.filled > self.consumed
+    }
+}

@@ -1,0 +1,187 @@
+//! Health checks: whether an upstream answers as Ollama does, and what models it has.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::Response;
+use serde_json::Value;
+
+use super::exchange_io::{self, Attempt, ExchangeIo};
+use super::{Connection, Upstream, build_uri, describe};
+use crate::access::permissions::Permission;
+use crate::config::{OllamaUrl, ServerName};
+use crate::http::fields::{self, IDENTITY_FIELD, PERMISSION_FIELD, ROOM_FIELD, SERVER_FIELD};
+use crate::net::untrusted_text::is_printable;
+use crate::ollama::inventory::{Inventory, List};
+use crate::pairing::identity::{Identity, MAX_NAME};
+
+/// Longest answer to a check that is read, in bytes: lists of some thousand models.
+const MAX_ANSWER: u64 = 1 << 20;
+
+/// Where to check a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A name to resolve first.
+    Name(ServerName),
+    /// An address.
+    Address(SocketAddr),
+}
+
+/// What a health check found.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CheckResult {
+    /// `/api/version` answered. What isn't Ollama's own is told by a server proxy of ours.
+    Healthy {
+        /// Where it was reached.
+        address: SocketAddr,
+        /// How long the answer took.
+        round_trip: Duration,
+        /// Ollama's version as it wrote it.
+        version: String,
+        /// What the proxy calls itself.
+        name: Option<String>,
+        /// Which proxy that is.
+        identity: Option<Identity>,
+        /// What the proxy lets us do.
+        open: Option<Permission>,
+        /// The models, if they were asked for and told.
+        inventory: Option<Arc<Inventory>>,
+    },
+    /// An answer that rules the server out for now: refused, 5xx, not Ollama.
+    Refused(String),
+    /// No answer in time.
+    Silent(String),
+    /// We couldn't ask, for want of descriptors or memory of our own.
+    Void,
+}
+
+/// How to check a backend.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Check<'a> {
+    pub(crate) target: &'a Target,
+    /// The local Ollama's URL, if it is that: it must not turn out to be a proxy of ours.
+    pub(crate) local: Option<&'a OllamaUrl>,
+    pub(crate) wants_inventory: bool,
+    /// For each answer.
+    pub(crate) timeout: Duration,
+}
+
+impl Check<'_> {
+    /// Asks for `/api/version`, and for the lists of models if they are wanted.
+    pub(crate) fn run(self, upstream: &Upstream) -> CheckResult {
+        let result = self.ask(upstream);
+        // The exchange holds the socket, which would stay open until the next check.
+        exchange_io::with(ExchangeIo::end);
+        result
+    }
+
+    fn ask(self, upstream: &Upstream) -> CheckResult {
+        let address = match resolve(self.target) {
+            Ok(address) => address,
+            Err(reason) => return CheckResult::Refused(reason),
+        };
+        let start = Instant::now();
+        // On a connection of its own: an old one may be broken although the server is well.
+        let answer = match self.get(upstream, Connection::Fresh, address, "/api/version") {
+            Ok(answer) => answer,
+            Err(_) if exchange_io::with(|io| io.fault().is_some()) => return CheckResult::Void,
+            Err(error @ ureq::Error::Timeout(_)) => return CheckResult::Silent(describe(&error)),
+            Err(error) => return CheckResult::Refused(describe(&error)),
+        };
+        let round_trip = start.elapsed();
+        let fields = answer.headers();
+        if self.local.is_some() && fields::is_from_ollana(fields) {
+            return CheckResult::Refused("another ollana answers there, not Ollama".to_owned());
+        }
+        let json: Option<Value> = serde_json::from_str(answer.body()).ok();
+        let member =
+            |name: &str, most: usize| Some(start_of(json.as_ref()?.get(name)?.as_str()?, most));
+        match (answer.status().as_u16(), member("version", 64)) {
+            (200, Some(version)) => {
+                let told = |field| fields.get(field).and_then(|word| word.to_str().ok());
+                let room = told(ROOM_FIELD).and_then(|room| room.parse().ok());
+                CheckResult::Healthy {
+                    address,
+                    round_trip,
+                    version,
+                    name: told(SERVER_FIELD).map(|name| start_of(name, MAX_NAME)),
+                    identity: told(IDENTITY_FIELD).and_then(Identity::parse),
+                    open: told(PERMISSION_FIELD).and_then(Permission::of_word),
+                    inventory: self.inventory(upstream, address, room),
+                }
+            }
+            (200, None) => CheckResult::Refused("answers, but not as Ollama does".to_owned()),
+            (status, _) => {
+                let reason = member("error", 200).unwrap_or_default();
+                let reason = format!("answers with status {status} {reason}");
+                CheckResult::Refused(reason.trim().to_owned())
+            }
+        }
+    }
+
+    fn inventory(
+        self,
+        upstream: &Upstream,
+        address: SocketAddr,
+        room: Option<u64>,
+    ) -> Option<Arc<Inventory>> {
+        if !self.wants_inventory {
+            return None;
+        }
+        let mut answers = [const { String::new() }; 3];
+        for (text, list) in answers.iter_mut().zip(List::ALL) {
+            let answer = self.get(upstream, Connection::Pooled, address, list.path());
+            match answer.map(Response::into_parts) {
+                Ok((parts, body)) => match parts.status.as_u16() {
+                    200 => *text = body,
+                    // Older servers don't have every list.
+                    404 | 405 => {}
+                    // It died since it told its version: what it has is still on its disk.
+                    status => {
+                        log::debug!("no list of models addr={address} status={status}");
+                        return None;
+                    }
+                },
+                Err(error) => {
+                    log::debug!("no list of models addr={address} reason={}", describe(&error));
+                    return None;
+                }
+            }
+        }
+        let [tags, loaded, openai] = &answers;
+        Some(Arc::new(Inventory::new([tags, loaded, openai], room)))
+    }
+
+    fn get(
+        self,
+        upstream: &Upstream,
+        connection: Connection,
+        address: SocketAddr,
+        path: &str,
+    ) -> Result<Response<String>, ureq::Error> {
+        let prefix = self.local.map_or("", |url| url.prefix.as_str());
+        let uri = build_uri(address, prefix, path).map_err(ureq::Error::BadUri)?;
+        upstream.begin(Attempt { is_lan: self.local.is_none(), ..Attempt::default() });
+        upstream.get(uri, connection, self.timeout, MAX_ANSWER)
+    }
+}
+
+/// The start of a text, without what isn't printable.
+fn start_of(text: &str, most: usize) -> String {
+    text.chars().filter(|c| is_printable(*c)).take(most).collect()
+}
+
+fn resolve(target: &Target) -> Result<SocketAddr, String> {
+    let server = match target {
+        Target::Address(address) => return Ok(*address),
+        Target::Name(server) => server,
+    };
+    let addresses = (server.host.as_str(), server.port)
+        .to_socket_addrs()
+        .map_err(|error| format!("can't resolve {}: {error}", server.host))?;
+    // Ollama listens on IPv4 unless told otherwise.
+    addresses
+        .min_by_key(|address| !address.is_ipv4())
+        .ok_or_else(|| format!("{} has no address", server.host))
+}

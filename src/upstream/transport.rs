@@ -1,0 +1,293 @@
+//! ureq's transport: one connection to an upstream, on a non-blocking socket.
+//!
+//! What an exchange promises (see [`exchange_io`]) has to be kept where its bytes move, and those of
+//! the upstream move in ureq's reads and writes.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Uri;
+use http::uri::Authority;
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use ureq::Timeout;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
+
+use super::buffers::{GrowingBuffers, LARGE, SMALL};
+use super::exchange_io::{self, Fault, Woken};
+use crate::net::socket::{self, UNACKNOWLEDGED};
+use crate::pairing::keyring::Keyring;
+use crate::pairing::secure::{self, HopError, Patience};
+use crate::pairing::stream::Stream;
+
+/// A request on a connection that was used before must be acknowledged within this: a machine of a
+/// LAN does that in milliseconds, and one that has gone or moved never. Then a new connection tells
+/// which.
+const PROOF_TIME: Duration = Duration::from_secs(1);
+/// An answer that comes before this is proof enough, and costs no system call.
+const PROMPT: Duration = Duration::from_millis(300);
+
+/// Our URIs hold addresses, so there is nothing to look up (and no thread to do it in).
+#[derive(Debug)]
+pub(super) struct Literal;
+
+impl Resolver for Literal {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        _: &ureq::config::Config,
+        _: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let authority = uri.authority().map(Authority::as_str).unwrap_or_default();
+        let address = authority.parse().map_err(|_| ureq::Error::HostNotFound)?;
+        let mut addresses = self.empty();
+        addresses.push(address);
+        Ok(addresses)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct IoConnector {
+    pub(super) keyring: Arc<Keyring>,
+}
+
+impl Connector for IoConnector {
+    type Out = IoTransport;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails,
+        _: Option<()>,
+    ) -> Result<Option<Self::Out>, ureq::Error> {
+        let address = details.addrs.first().copied().ok_or(ureq::Error::HostNotFound)?;
+        let timeout = details.timeout.not_zero().map_or(UNACKNOWLEDGED, |timeout| *timeout);
+        let (client, is_lan) =
+            exchange_io::with(|io| (io.attempt().client.clone(), io.attempt().is_lan));
+        let patience = Patience { timeout, watched: client.as_deref() };
+        let stream = match is_lan {
+            true => secure::call(&self.keyring, address, patience),
+            false => secure::connect(address, patience).map(|socket| Arc::new(Stream::new(socket))),
+        };
+        Ok(Some(IoTransport {
+            stream: stream.map_err(connect_error)?,
+            address,
+            is_lan,
+            keyring: Arc::clone(&self.keyring),
+            buffers: GrowingBuffers::default(),
+            held: Vec::new(),
+            requests: 0,
+            state: State::Idle,
+            unacknowledged: UNACKNOWLEDGED,
+        }))
+    }
+}
+
+fn connect_error(error: HopError) -> ureq::Error {
+    let give_up = |fault| exchange_io::with(|io| io.give_up(fault));
+    match error {
+        HopError::Connect(error) => match error.kind() {
+            ErrorKind::TimedOut => ureq::Error::Timeout(Timeout::Connect),
+            ErrorKind::ConnectionAborted => give_up(Fault::ClientLeft).into(),
+            _ if is_shortage(&error) => {
+                give_up(Fault::OutOfResources);
+                error.into()
+            }
+            _ => error.into(),
+        },
+        error => io::Error::new(ErrorKind::PermissionDenied, error.to_string()).into(),
+    }
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// What a connection is in the midst of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Idle,
+    Sending,
+    /// The request was sent; nothing of the answer came.
+    Awaiting(Proof),
+    Receiving,
+}
+
+/// Whether a connection that was used before still leads to its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof {
+    /// It does, or it is new.
+    Given,
+    /// No answer came yet.
+    Awaited,
+    /// No answer came soon: now the kernel ends the connection unless the request was acknowledged.
+    Demanded,
+}
+
+#[derive(Debug)]
+pub(super) struct IoTransport {
+    stream: Arc<Stream>,
+    address: SocketAddr,
+    is_lan: bool,
+    keyring: Arc<Keyring>,
+    buffers: GrowingBuffers,
+    /// The head of a request, until the first bytes of its body.
+    held: Vec<u8>,
+    /// Requests that this connection began to carry.
+    requests: u32,
+    state: State,
+    /// How long sent bytes may stay unacknowledged, as the socket was told.
+    unacknowledged: Duration,
+}
+
+impl IoTransport {
+    fn limit_unacknowledged(&mut self, limit: Duration) {
+        if self.unacknowledged != limit {
+            // If this fails, the system's own limits hold; nothing is lost.
+            let _ = socket::limit_unacknowledged(self.stream.socket(), limit);
+            self.unacknowledged = limit;
+        }
+    }
+
+    fn begin_sending(&mut self) {
+        self.state = State::Sending;
+        self.requests += 1;
+        let stall = exchange_io::with(|io| {
+            io.begin_sending(&self.stream, self.requests > 1);
+            io.attempt().is_large.then_some(io.attempt().stall)
+        });
+        self.limit_unacknowledged(stall.map_or(UNACKNOWLEDGED, |stall| stall.max(UNACKNOWLEDGED)));
+    }
+
+    fn send_held(&mut self) -> io::Result<()> {
+        if !self.held.is_empty() {
+            exchange_io::with(|io| io.send_upstream(&self.stream, &self.held))?;
+            self.held.clear();
+        }
+        Ok(())
+    }
+
+    fn finish_sending(&mut self) -> io::Result<()> {
+        self.send_held()?;
+        exchange_io::with(exchange_io::ExchangeIo::finish_sending);
+        self.limit_unacknowledged(UNACKNOWLEDGED);
+        let proof = if self.requests > 1 { Proof::Awaited } else { Proof::Given };
+        self.state = State::Awaiting(proof);
+        Ok(())
+    }
+
+    /// Reads once; `None` when nothing is there, `Some(0)` at the end.
+    fn receive(&mut self) -> io::Result<Option<usize>> {
+        let space = self.buffers.input_append_buf();
+        let len = space.len();
+        // Unlike an end of file, a reset can't be the end of an answer.
+        let read =
+            self.stream.try_read(space).map_err(|e| io::Error::new(ErrorKind::BrokenPipe, e))?;
+        let Some(n) = read else { return Ok(None) };
+        self.buffers.was_filled = n == len;
+        self.buffers.input_appended(n);
+        if n > 0 && self.state != State::Receiving {
+            self.state = State::Receiving;
+            exchange_io::with(exchange_io::ExchangeIo::begin_receiving);
+            self.limit_unacknowledged(UNACKNOWLEDGED);
+        }
+        Ok(Some(n))
+    }
+}
+
+impl Drop for IoTransport {
+    /// A request that was given up half-way: a plain close would leave its last bytes queued in
+    /// front of the FIN, and an Ollama that doesn't read would never hear of it.
+    fn drop(&mut self) {
+        if self.state == State::Sending {
+            socket::reset_on_close(self.stream.socket());
+        }
+    }
+}
+
+impl Transport for IoTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        if self.buffers.wanted_output < LARGE {
+            let is_large = exchange_io::with(|io| io.attempt().is_large);
+            self.buffers.wanted_output = if is_large { LARGE } else { SMALL };
+        }
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), ureq::Error> {
+        if self.state != State::Sending {
+            self.begin_sending();
+        }
+        if exchange_io::with(exchange_io::ExchangeIo::take_holds_head) || !self.held.is_empty() {
+            let is_head = self.held.is_empty();
+            self.held.extend_from_slice(&self.buffers.output[..amount]);
+            return if is_head { Ok(()) } else { Ok(self.send_held()?) };
+        }
+        Ok(exchange_io::with(|io| io.send_upstream(&self.stream, &self.buffers.output[..amount]))?)
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        match self.state {
+            State::Sending => self.finish_sending()?,
+            // The answer comes in pieces, perhaps for minutes.
+            State::Receiving => self.buffers.settle(),
+            State::Idle | State::Awaiting(_) => {}
+        }
+        // Everything that was read before is with the client before more is read.
+        exchange_io::with(exchange_io::ExchangeIo::flush)?;
+        let limit = timeout.for_read();
+        // Bulk data is usually there already; tokens never are.
+        let mut is_likely = self.buffers.was_filled;
+        loop {
+            if is_likely && let Some(n) = self.receive()? {
+                return Ok(n > 0);
+            }
+            let proof = match self.state {
+                State::Awaiting(proof) => proof,
+                _ => Proof::Given,
+            };
+            let wait = match proof {
+                Proof::Given => limit.not_zero().map(|limit| *limit),
+                Proof::Awaited => Some(PROMPT),
+                Proof::Demanded => Some(PROOF_TIME * 2),
+            };
+            let woken =
+                exchange_io::with(|io| io.wait_upstream(&self.stream, PollFlags::IN, wait))?;
+            match (woken, proof) {
+                (Woken::Ready | Woken::Answered, _) => is_likely = true,
+                (Woken::TimedOut, Proof::Given) => return Err(ureq::Error::Timeout(limit.reason)),
+                (Woken::TimedOut, Proof::Awaited) => {
+                    self.limit_unacknowledged(PROOF_TIME);
+                    self.state = State::Awaiting(Proof::Demanded);
+                }
+                // Without an error by now it was acknowledged; the answer may take minutes.
+                (Woken::TimedOut, Proof::Demanded) => {
+                    self.limit_unacknowledged(UNACKNOWLEDGED);
+                    self.state = State::Awaiting(Proof::Given);
+                }
+            }
+        }
+    }
+
+    /// ureq asks when it puts a connection into its pool, right after an answer, and when it takes
+    /// it out again: what the first look would cost a system call to see, the second sees.
+    fn is_open(&mut self) -> bool {
+        if self.state == State::Receiving {
+            self.state = State::Idle;
+            // Behind a request that wasn't sent whole nothing may follow.
+            return !exchange_io::with(|io| io.is_answered_early());
+        }
+        // The machine may have been paired since this connection was made.
+        let is_plain = self.stream.key().is_none() && self.is_lan;
+        if is_plain && !self.keyring.allows_plain(self.address) {
+            return false;
+        }
+        let mut next = [0];
+        self.stream.is_drained()
+            && matches!(self.stream.socket().peek(&mut next), Err(e) if e.kind() == ErrorKind::WouldBlock)
+    }
+}
