@@ -41,7 +41,7 @@ lint:
 	else echo "shellcheck is not installed, scripts not linted"; fi
 
 doc:
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --quiet
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items --quiet
 
 check: lint doc test
 

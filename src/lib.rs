@@ -61,6 +61,8 @@
 //! - Only a health check of the source address makes an announced server usable.
 //! - Another machine gets what [`access`] knows to be harmless, and nothing that it doesn't know.
 
+// The documentation is for people who change this program, private items included.
+#![allow(rustdoc::private_intra_doc_links)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod access;

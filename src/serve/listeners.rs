@@ -32,7 +32,7 @@ pub(super) fn server(settings: &Settings, mode: Mode) -> Result<Vec<TcpListener>
     bind(settings, given, &[SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), SERVER_PORT)])
 }
 
-/// On a machine without IPv6, an own [::1] is left out.
+/// On a machine without IPv6, an own `[::1]` is left out.
 fn bind(
     settings: &Settings,
     given: &[SocketAddr],
