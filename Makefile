@@ -1,5 +1,5 @@
-# make run    a demo of the whole thing on this machine
-# make test   the tests
+# make run   shows ollana on this machine
+# make test  runs the tests
 CARGO  ?= cargo
 PREFIX ?= /usr/local
 TARGET ?= $(shell uname -m)-unknown-linux-musl
@@ -7,22 +7,26 @@ TARGET ?= $(shell uname -m)-unknown-linux-musl
 .PHONY: help run build test check lint doc netns e2e desync page boot faults soak coverage bench static deb install uninstall clean
 
 help:
-	@echo "make run      build and show it: a fake Ollama, a server, a client, one chat"
-	@echo "make test     all tests (those in network namespaces need root)"
-	@echo "make check    formatting, lints, documentation, tests: what CI runs"
-	@echo "make netns    only the tests on several hosts in network namespaces (root)"
-	@echo "make e2e      a real Ollama with a real model and the official clients"
-	@echo "make desync   request smuggling vectors against both proxies"
-	@echo "make faults   the fault matrix: injected, seen, within what time (root)"
-	@echo "make soak     a million requests and failures mixed in; SOAK=1h for longer"
-	@echo "make coverage lines that no test reaches"
-	@echo "make page     the page at /ollana/ in headless Chromium, with screenshots"
-	@echo "make boot     clean Debian machines in qemu: install, boot, break, reboot (root)"
-	@echo "make bench    beside nginx and HAProxy (some minutes)"
-	@echo "make build    target/release/ollana"
-	@echo "make static   a static binary for TARGET=$(TARGET)"
-	@echo "make deb      a Debian package of that"
-	@echo "make install  into DESTDIR=$(DESTDIR) PREFIX=$(PREFIX); make uninstall"
+	@echo "make run       builds ollana and shows a chat through a client and a server"
+	@echo "make test      runs all tests; those in network namespaces need root"
+	@echo "make check     runs what CI runs: lint, doc and test"
+	@echo "make lint      checks the formatting, clippy's lints and the scripts"
+	@echo "make doc       builds the documentation of the code"
+	@echo "make netns     runs the tests on several hosts in network namespaces (root)"
+	@echo "make e2e       tests with a real Ollama, a real model and the official clients"
+	@echo "make desync    sends request smuggling vectors through both proxies"
+	@echo "make faults    injects each fault of a list and measures the reaction (root)"
+	@echo "make soak      sends a million requests, some of which fail; SOAK=1h is longer"
+	@echo "make coverage  lists the lines that no test reaches"
+	@echo "make page      tests the page at /ollana/ in headless Chromium"
+	@echo "make boot      installs ollana on clean Debian machines in qemu (root)"
+	@echo "make bench     measures ollana beside nginx and HAProxy, in some minutes"
+	@echo "make build     builds target/release/ollana"
+	@echo "make static    builds a static binary for TARGET=$(TARGET)"
+	@echo "make deb       builds a Debian package of the static binary"
+	@echo "make install   installs files below DESTDIR=$(DESTDIR) PREFIX=$(PREFIX)"
+	@echo "make uninstall removes the files that make install installs"
+	@echo "make clean     removes everything that was built"
 
 run: build
 	@$(CARGO) build --release --quiet --example demo

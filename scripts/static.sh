@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Builds a static musl binary: scripts/static.sh x86_64-unknown-linux-musl
 #
-# With the target's standard library at hand (rustup target add TARGET) plain cargo does it. Without
-# rustup, Debian's rustc-web, cargo-web and rust-web-src build the standard library too, and
-# ziglang with cargo-zigbuild (from PyPI) link it.
+# With the target's standard library (rustup target add TARGET) and a C compiler for the target
+# (Debian's musl-tools for x86_64), plain cargo does it. Without rustup, Debian's rustc-web, cargo-web
+# and rust-web-src build the standard library too, and ziglang with cargo-zigbuild (from PyPI)
+# compile the C code and link.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,7 +13,7 @@ budget=2621440 # bytes; a Raspberry Pi's SD card doesn't care, a reader of the R
 out=target/$target/release/ollana
 
 if [ -d "$(rustc --print target-libdir --target "$target" 2>/dev/null)" ]; then
-    # rust-lld links every musl target, so no cross compiler is needed.
+    # rust-lld links every musl target; only the C code of ring needs the target's compiler.
     linker=CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$target")_LINKER
     env "$linker=rust-lld" cargo build --release --target "$target"
 elif [ -x /usr/bin/cargo ] && [ -d /usr/lib/rustlib/src ]; then

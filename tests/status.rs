@@ -318,9 +318,22 @@ fn a_point_is_added_every_two_seconds() {
     assert_eq!(server, points(&state));
 }
 
-/// Prometheus' own judge, and README's table: every metric is there, with its type.
+/// What `ollana help metrics` says.
+const HELP: &str = include_str!("../src/cli/help/metrics.txt");
+
+/// The labels of a metric's lines; a histogram's own `le` is Prometheus' business.
+fn labels_of(text: &str, family: &str) -> Option<String> {
+    let ends = ["{", "_count{", " "].map(|end| format!("{family}{end}"));
+    let line = text.lines().find(|line| ends.iter().any(|end| line.starts_with(end)))?;
+    let labels = line.split_once('{').map_or("", |(_, rest)| rest);
+    let names = labels.split("\",").filter_map(|label| label.split_once("=\""));
+    Some(names.map(|(name, _)| name).collect::<Vec<_>>().join(","))
+}
+
+/// Prometheus' own judge, and the table of `ollana help metrics`: every metric is there, with its
+/// type and its labels.
 #[test]
-fn metrics_are_as_prometheus_wants_them_and_the_readme_says() {
+fn metrics_are_as_prometheus_wants_them_and_the_help_says() {
     let fake = Fake::answering(OK);
     let mut texts = Vec::new();
     for way in Way::ALL {
@@ -329,19 +342,23 @@ fn metrics_are_as_prometheus_wants_them_and_the_readme_says() {
         client.post("/api/generate", "{\"model\":\"m\"}");
         texts.push(client.get("/ollana/metrics").text());
     }
-    let readme = include_str!("../README.md");
-    let told = readme.lines().filter(|line| line.starts_with("| `ollana_"));
-    let mut told: Vec<String> = told
-        .map(|row| {
-            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
-            format!("{} {}", cells[1].trim_matches('`'), cells[2])
-        })
-        .collect();
+    let rows = HELP.lines().map(str::trim).filter(|line| line.starts_with("ollana_"));
+    let rows: Vec<Vec<&str>> = rows.map(|row| row.split_whitespace().collect()).collect();
+    let mut told: Vec<String> = rows.iter().map(|row| row[..2].join(" ")).collect();
     let is_type = |line: &str| line.strip_prefix("# TYPE ").map(str::to_owned);
     let mut written: Vec<String> = texts[0].lines().filter_map(is_type).collect();
     told.sort();
     written.sort();
-    assert_eq!(told, written, "README's table and /ollana/metrics");
+    assert_eq!(told, written, "the help's table and /ollana/metrics");
+    for row in &rows {
+        let braced = row[2].strip_prefix('{').and_then(|labels| labels.strip_suffix('}'));
+        let usual = if row[0].starts_with("ollana_backend_") { "server" } else { "" };
+        let labels = texts.iter().find_map(|text| labels_of(text, row[0]));
+        // What isn't known of the servers here has no line.
+        if let Some(labels) = labels {
+            assert_eq!(labels, braced.unwrap_or(usual), "labels of {}", row[0]);
+        }
+    }
     for text in texts {
         let mut command = std::process::Command::new("promtool");
         command.args(["check", "metrics"]).stdin(std::process::Stdio::piped());
@@ -354,6 +371,28 @@ fn metrics_are_as_prometheus_wants_them_and_the_readme_says() {
         let output = promtool.wait_with_output().expect("promtool ends");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && said.is_empty(), "{said}");
+    }
+}
+
+/// The help lists the values of labels.
+#[test]
+fn the_help_lists_the_values_of_labels() {
+    let fake = Fake::answering(OK);
+    let chain = Way::TwoHops.to(&fake);
+    let text = chain.connect().get("/ollana/metrics").text();
+    for label in ["kind", "class", "cause", "reason", "direction"] {
+        let (start, row) = (format!("{label}=\""), format!("\n  {label}  "));
+        let (_, row) = HELP.split_once(&row).expect("a row of the help");
+        // It ends where the next row, or a blank line, begins.
+        let mut lines = row.split('\n');
+        let first = lines.next().unwrap_or_default();
+        let more = lines.take_while(|line| line.starts_with("    "));
+        let told: Vec<&str> = std::iter::once(first).chain(more).collect();
+        let told = told.join(" ");
+        let told: Vec<&str> = told.split([' ', ',', ';', ':']).collect();
+        let values = text.split(&start).skip(1).filter_map(|rest| rest.split('"').next());
+        let missing: Vec<&str> = values.filter(|value| !told.contains(value)).collect();
+        assert!(text.contains(&start) && missing.is_empty(), "{label}: {missing:?}");
     }
 }
 

@@ -124,7 +124,7 @@ def installs(user, init):
 
 
 def finds_faults(user, lan):
-    """README, When it doesn't work."""
+    """ollana help trouble: what the doctor finds, and whether its advice helps."""
     user.does("doctor: the cable is out", "ip link set eth0 down; ollana doctor", "WRONG.*(no interface to broadcast on|eth0 is down)", code=1)
     user.does("the cable is back", "ip link set eth0 up; ifup --force eth0 2>/dev/null; true")
     user.chats("it works again by itself")

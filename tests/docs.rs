@@ -1,0 +1,267 @@
+//! README.md, the texts of `ollana help` and scripts/bench/README.md: what they name is there.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::{Fake, PATIENCE, Process, eventually, free_udp_port};
+
+/// Topics that are made of the table of options, and have no file.
+const FROM_OPTIONS: [&str; 4] = ["access", "limits", "options", "service"];
+/// Options of other programs, and the file of ours that has them, if there is one.
+const FOREIGN: &[(&str, &str)] = &[
+    ("--uninstall", "scripts/install.sh"),
+    ("--bench", ""),
+    ("--quick", "scripts/bench/main.rs"),
+    ("--full", "scripts/bench/main.rs"),
+    ("--paired", "scripts/bench/main.rs"),
+    ("--only", "scripts/bench/main.rs"),
+    ("--network", "scripts/service/Dockerfile"),
+    ("--open", ""),
+    ("--add-port", ""),
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The files of help topics, by topic.
+fn topics() -> Vec<(String, String)> {
+    let folder = std::fs::read_dir(root().join("src/cli/help")).expect("the folder of help texts");
+    let paths = folder.map(|entry| entry.expect("a file").path());
+    let topic = |path: &Path| path.file_stem().expect("a name").to_string_lossy().into_owned();
+    paths.map(|path| (topic(&path), read(&path))).collect()
+}
+
+/// Every text that is looked at, by its name.
+fn texts() -> Vec<(String, String)> {
+    let files = ["README.md", "scripts/bench/README.md"];
+    files.map(|path| (path.to_owned(), read(path))).into_iter().chain(topics()).collect()
+}
+
+fn ollana(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_ollana")).args(arguments).env_clear().output();
+    let output = output.expect("run ollana");
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// What bash is offered: every option, every command, and more.
+fn completions() -> BTreeSet<String> {
+    let script = ollana(&["completions", "bash"]);
+    words(&script, |c| matches!(c, 'a'..='z' | '0'..='9' | '-')).map(str::to_owned).collect()
+}
+
+/// The longest runs of such characters.
+fn words(text: &str, is_part: impl Fn(char) -> bool) -> impl Iterator<Item = &str> {
+    text.split(move |c| !is_part(c)).filter(|word| !word.is_empty())
+}
+
+/// The words of every command line: what Markdown has as code, and help texts in quotes.
+fn command_lines(name: &str, text: &str) -> Vec<Vec<String>> {
+    let mut code = String::new();
+    let odd = |text: &str, quote: &str| {
+        let spans = text.split(quote).skip(1).step_by(2);
+        spans.map(|span| span.replace('\n', " ") + "\n").collect::<String>()
+    };
+    if name.ends_with(".md") {
+        for (at, part) in text.split("```").enumerate() {
+            code += &if at % 2 == 0 { odd(part, "`") } else { part.replace("$ ", "\n") };
+        }
+    } else {
+        code += &odd(text, "\"");
+    }
+    let lines = code.split(['\n', ';']).map(|line| line.trim().trim_start_matches("sudo "));
+    lines.map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
+}
+
+#[test]
+fn readme_is_short() {
+    let readme = read("README.md");
+    assert!(readme.lines().count() <= 220, "README.md has {} lines", readme.lines().count());
+    let prose = readme.lines().filter(|line| !line.starts_with('|'));
+    for line in prose {
+        assert!(line.chars().count() <= 80, "wider than a terminal: {line}");
+    }
+}
+
+#[test]
+fn topics_fit_a_terminal() {
+    for (topic, text) in topics() {
+        let title = text.lines().next().unwrap_or_default();
+        assert!(title.to_lowercase().starts_with(&format!("{topic}: ")), "{topic}: {title}");
+        assert!(text.lines().count() <= 70 && text.ends_with("\n"), "{topic}");
+        for line in text.lines() {
+            assert!(line.len() <= 78 && line.trim_end() == line, "{topic}: {line:?}");
+            assert!(line.bytes().all(|b| matches!(b, b' '..=b'~')), "{topic}: {line:?}");
+        }
+    }
+}
+
+#[test]
+fn options_and_variables_exist() {
+    let known = completions();
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    for (name, text) in texts() {
+        for word in words(&text, is_part) {
+            if let Some(variable) = word.strip_prefix("OLLANA_") {
+                let option = format!("--{}", variable.to_lowercase().replace('_', "-"));
+                let is_bench = read("scripts/bench/main.rs").contains(&format!("`{word}`"));
+                assert!(known.contains(&option) || is_bench, "{name}: {word}");
+            } else if word.starts_with("--")
+                && word.contains(char::is_alphabetic)
+                && !known.contains(word)
+            {
+                let foreign = FOREIGN.iter().find(|(option, _)| *option == word);
+                let (_, place) = foreign.unwrap_or_else(|| panic!("{name}: no option {word}"));
+                let is_there = place.is_empty() || read(place).contains(word);
+                assert!(is_there, "{name}: {place} has no {word}");
+            }
+        }
+    }
+}
+
+#[test]
+fn commands_topics_and_targets_exist() {
+    let known = completions();
+    let makefile = read("Makefile");
+    let files: Vec<String> = topics().into_iter().map(|(topic, _)| topic).collect();
+    let mut seen = BTreeSet::new();
+    for (name, text) in texts() {
+        for line in command_lines(&name, &text) {
+            let line: Vec<&str> = line.iter().map(String::as_str).collect();
+            match line[..] {
+                ["ollana", "help", topic, ..] => {
+                    let is_file = files.iter().any(|file| file == topic);
+                    assert!(is_file || FROM_OPTIONS.contains(&topic), "{name}: no topic {topic}");
+                    seen.insert(topic.to_owned());
+                }
+                ["ollana", command, ..] if !command.starts_with("--") => {
+                    assert!(known.contains(command), "{name}: no command {command}");
+                    seen.insert(format!("ollana {command}"));
+                }
+                ["make", target, ..] => {
+                    assert!(makefile.contains(&format!("\n{target}:")), "{name}: make {target}");
+                }
+                _ => {}
+            }
+        }
+    }
+    for topic in files.iter().map(String::as_str).chain(FROM_OPTIONS) {
+        assert!(seen.contains(topic), "nothing names the topic {topic}");
+    }
+    for command in ["pair", "peers", "unpair", "status", "models", "discover", "doctor", "takeover"]
+    {
+        assert!(seen.contains(&format!("ollana {command}")), "nothing names {command}");
+    }
+    let phony = makefile.lines().find_map(|line| line.strip_prefix(".PHONY: ")).expect("targets");
+    for target in phony.split(' ').filter(|target| *target != "help") {
+        assert!(
+            makefile.contains(&format!("make {target} ")),
+            "make help says nothing of {target}"
+        );
+    }
+}
+
+#[test]
+fn paths_exist() {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_' | '*');
+    let scripts = std::fs::read_dir(root().join("scripts")).expect("the scripts");
+    let scripts = scripts.map(|entry| entry.expect("a file").path()).filter(|path| path.is_file());
+    let files = scripts.chain(["Makefile", ".ci/run"].map(PathBuf::from));
+    let files = files.map(|path| (path.display().to_string(), read(path)));
+    for (name, text) in files.chain(texts()) {
+        for path in words(&text, is_part) {
+            let path = path.trim_end_matches('.');
+            let is_ours = ["src/", "tests/", "scripts/"].iter().any(|top| path.starts_with(top));
+            if is_ours && !path.contains('*') {
+                assert!(root().join(path).exists(), "{name} names {path}, which isn't there");
+            }
+        }
+    }
+}
+
+/// Numbers that are written down elsewhere.
+#[test]
+fn versions_and_sizes_agree() {
+    let readme = read("README.md").replace('\n', " ");
+    let value = |text: &str, start: &str| {
+        let rest = text.split(start).nth(1).unwrap_or_else(|| panic!("no {start}"));
+        rest.split(['"', ' ', '\n']).next().unwrap_or_default().to_owned()
+    };
+    let rust = value(&read("Cargo.toml"), "rust-version = \"");
+    assert!(readme.contains(&format!("{rust} or newer")), "Rust {rust} or newer");
+    let budget: f64 = value(&read("scripts/static.sh"), "budget=").parse().expect("bytes");
+    assert!(readme.contains(&format!("{:.1} MiB", budget / f64::from(1 << 20))), "{budget}");
+}
+
+/// The layout of datagrams in `ollana help protocol`, tried on a running server.
+#[test]
+fn datagrams_are_as_the_help_says() {
+    let text = read("src/cli/help/protocol.txt");
+    let mut fields: Vec<(usize, usize, String)> = Vec::new();
+    for line in text.lines() {
+        let mut cells = line.split_whitespace();
+        let mut number = || cells.next()?.parse().ok();
+        if let Some((at, length)) = number().and_then(|at| Some((at, number()?))) {
+            fields.push((at, length, cells.collect::<Vec<_>>().join(" ")));
+        }
+    }
+    let end = fields.iter().fold(0, |end, (at, length, field)| {
+        assert_eq!(end, *at, "{field} follows what is before it");
+        at + length
+    });
+    assert_eq!(end, 80);
+    let range = |name: &str| {
+        let field = fields.iter().find(|(_, _, field)| field.starts_with(name));
+        let (at, length, _) = field.unwrap_or_else(|| panic!("no field {name}"));
+        *at..at + length
+    };
+
+    let fake =
+        Fake::answering("HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n{\"version\":\"0.5.4\"}");
+    let port = free_udp_port();
+    let process = Process::start(&format!(
+        "--mode server --listen 127.0.0.1:0 --discovery-port {port} --ollama {}",
+        fake.address
+    ));
+    let http = process.addresses()[0].port();
+    let nonce = *b"sixteen bytes ..";
+    let mut probe = vec![0; 128];
+    probe[range("magic")].copy_from_slice(b"LANA");
+    probe[range("version, 1")].copy_from_slice(&[1]);
+    probe[range("kind")].copy_from_slice(&[1]);
+    probe[range("length")].copy_from_slice(&128u16.to_be_bytes());
+    probe[range("nonce")].copy_from_slice(&nonce);
+    probe[range("identity")].copy_from_slice(b"a test's own id!");
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a UDP socket");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    let mut answer = [0; 512];
+    let answer = eventually("an answer that knows of Ollama", || {
+        socket.send_to(&probe, ("127.0.0.1", port)).expect("a probe is sent");
+        let n = socket.recv(&mut answer).expect("an answer");
+        (answer[range("flags")] == [0, 1]).then(|| answer[..n].to_vec())
+    });
+    assert!(answer.len() <= probe.len());
+    assert_eq!(answer[range("magic")], *b"LANA");
+    assert_eq!(answer[range("version, 1")], [1]);
+    assert_eq!(answer[range("kind")], [2]);
+    assert_eq!(answer[range("length")], (answer.len() as u16).to_be_bytes());
+    assert_eq!(answer[range("nonce")], nonce);
+    assert_eq!(answer[range("HTTP port")], http.to_be_bytes());
+    assert_eq!(answer[range("capabilities")], [0, 0]);
+    assert_eq!(answer[range("version of Ollama")], [0, 5, 0, 4]);
+    assert_eq!(answer[range("requests")], [0, 0]);
+    assert_ne!(answer[range("instance")], [0; 4]);
+    assert_eq!(answer[range("zero")], [0; 8]);
+    assert_eq!(answer[range("authentication")], [0; 16]);
+    assert_eq!(answer[80], 1, "a record with the name");
+}
