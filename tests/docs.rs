@@ -189,6 +189,32 @@ fn paths_exist() {
     }
 }
 
+/// Every source file's text, without the line breaks within its sentences.
+fn sources(folder: &Path) -> String {
+    let entries = std::fs::read_dir(folder).expect("a folder of src");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    let text = paths.map(|path| if path.is_dir() { sources(&path) } else { read(path) });
+    let text = text.collect::<String>();
+    let parts = text.split("\\\n").enumerate();
+    parts.map(|(at, part)| if at == 0 { part } else { part.trim_start() }).collect()
+}
+
+/// What ollana says in `ollana help trouble` is what it says.
+#[test]
+fn messages_are_quoted_as_they_are() {
+    let sources = sources(&root().join("src"));
+    let is_quote = |line: &&str| {
+        line.starts_with("  \"") || line.starts_with("  403") || line.starts_with("  503")
+    };
+    let text = read("src/cli/help/trouble.txt");
+    let quotes = text.lines().filter(is_quote).filter_map(|line| line.split('"').nth(1));
+    let pieces: Vec<&str> = quotes.flat_map(|quote| quote.split("...")).map(str::trim).collect();
+    assert!(pieces.len() > 4, "{pieces:?}");
+    for piece in pieces {
+        assert!(sources.contains(piece), "nothing says {piece:?}");
+    }
+}
+
 /// Numbers that are written down elsewhere.
 #[test]
 fn versions_and_sizes_agree() {
