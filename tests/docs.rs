@@ -189,12 +189,17 @@ fn paths_exist() {
     }
 }
 
-/// Every source file's text, without the line breaks within its sentences.
+/// The Rust of a folder, without the line breaks within its sentences.
 fn sources(folder: &Path) -> String {
     let entries = std::fs::read_dir(folder).expect("a folder of src");
     let paths = entries.map(|entry| entry.expect("an entry").path());
-    let text = paths.map(|path| if path.is_dir() { sources(&path) } else { read(path) });
-    let text = text.collect::<String>();
+    let text: String = paths
+        .map(|path| match path.extension() {
+            None => sources(&path),
+            Some(extension) if extension == "rs" => read(path),
+            Some(_) => String::new(),
+        })
+        .collect();
     let parts = text.split("\\\n").enumerate();
     parts.map(|(at, part)| if at == 0 { part } else { part.trim_start() }).collect()
 }
