@@ -45,8 +45,8 @@ sed 's|@PREFIX@|/usr|g' scripts/service/ollana.service >"$root/lib/systemd/syste
     echo "License: Expat"
     sed '1,/^copyright/Id' LICENSE | sed '/./,$!d; s/^$/./; s/^/ /'
 } >"$share/doc/ollana/copyright"
-printf 'ollana (%s) unstable; urgency=medium\n\n  * See the README.\n\n -- %s  %s\n' \
-    "$version" "$maintainer" "$(LC_ALL=C date -u -d "@${SOURCE_DATE_EPOCH:-$(date +%s)}" '+%a, %d %b %Y %H:%M:%S +0000')" |
+printf 'ollana (%s) unstable; urgency=medium\n\n  * Version %s.\n\n -- %s  %s\n' \
+    "$version" "$version" "$maintainer" "$(LC_ALL=C date -u -d "@${SOURCE_DATE_EPOCH:-$(date +%s)}" '+%a, %d %b %Y %H:%M:%S +0000')" |
     gzip -9n >"$share/doc/ollana/changelog.gz"
 cat >"$share/lintian/overrides/ollana" <<END
 # One file for every distribution.
