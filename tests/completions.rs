@@ -1,4 +1,5 @@
-//! The completions in the shells that are here, and the man page in the readers that are here.
+//! The completions in the shells that are here, the man page in the readers that are here, and the
+//! help in a pager.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -122,4 +123,24 @@ fn an_unknown_shell_is_told() {
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(told.contains("bash, zsh or fish"), "{told}");
     }
+}
+
+/// On a terminal of ten lines; `script` (util-linux) makes one.
+#[test]
+fn long_texts_go_through_a_pager() {
+    let on_a_terminal = |pager: &str, page: &str| {
+        let program = env!("CARGO_BIN_EXE_ollana");
+        let line = format!("stty rows 10 cols 80; PAGER='{pager}' {program} {page}");
+        let output = feed(&["script", "-qec", &line, "/dev/null"], "")?;
+        Some(String::from_utf8_lossy(&output.stdout).replace('\r', ""))
+    };
+    let page = ollana(&["help", "limits"]);
+    assert!(page.lines().count() > 10, "{page}");
+    let Some(counted) = on_a_terminal("grep -c .", "help limits") else { return };
+    assert_eq!(counted.trim(), page.lines().count().to_string());
+    for none in ["", "/nowhere/less"] {
+        assert_eq!(on_a_terminal(none, "help limits").as_deref(), Some(page.as_str()), "{none:?}");
+    }
+    let short = ollana(&["help", "peers"]);
+    assert_eq!(on_a_terminal("grep -c .", "help peers").as_deref(), Some(short.as_str()));
 }

@@ -157,6 +157,10 @@ fn commands_topics_and_targets_exist() {
     }
     for topic in files.iter().map(String::as_str).chain(FROM_OPTIONS) {
         assert!(seen.contains(topic), "nothing names the topic {topic}");
+        let shown = ollana(&["help", topic]);
+        let texts = topics();
+        let written = texts.iter().find(|(name, _)| name == topic);
+        assert!(written.is_none_or(|(_, text)| shown.contains(text.trim_end())), "help {topic}");
     }
     for command in ["pair", "peers", "unpair", "status", "models", "discover", "doctor", "takeover"]
     {

@@ -8,7 +8,11 @@ use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRAN
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use crate::config;
+/// Most fields in one head; the parser needs their number when it is compiled.
+pub const MAX_FIELDS: usize = 128;
+/// Bytes of the longest single field line, name and value: ureq writes each in one piece of its
+/// buffer.
+pub(crate) const MAX_FIELD_LINE: usize = 16 * 1024;
 
 /// How a request's body is framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +62,7 @@ const fn refuse<T>(status: u16, reason: &'static str) -> Result<T, Refusal> {
 pub struct HeadLimits {
     /// Bytes, the final empty line included.
     pub max_bytes: usize,
-    /// Fields, at most [`config::MAX_FIELDS`].
+    /// Fields, at most [`MAX_FIELDS`].
     pub max_fields: usize,
 }
 
@@ -108,8 +112,8 @@ fn too_large<T>() -> Result<T, Refusal> {
 // A frame of its own: its 4 KiB of slots would stay resident under every stream.
 #[inline(never)]
 pub fn parse(bytes: &[u8], limits: HeadLimits) -> Result<Head, Refusal> {
-    let mut slots = [httparse::EMPTY_HEADER; config::MAX_FIELDS];
-    let most = limits.max_fields.min(config::MAX_FIELDS);
+    let mut slots = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let most = limits.max_fields.min(MAX_FIELDS);
     let mut request = httparse::Request::new(&mut slots[..most]);
     match request.parse(bytes) {
         Ok(httparse::Status::Complete(used)) if used == bytes.len() => {}
@@ -153,7 +157,7 @@ fn check_target(method: &Method, target: &str) -> Result<(), Refusal> {
     if method == Method::CONNECT {
         return refuse(501, "CONNECT is not served");
     }
-    if target.len() > config::MAX_FIELD_LINE - 64 {
+    if target.len() > MAX_FIELD_LINE - 64 {
         return refuse(414, "the target is too long");
     }
     if !target.bytes().all(|b| (0x21..=0x7e).contains(&b)) {
@@ -175,7 +179,7 @@ fn check_target(method: &Method, target: &str) -> Result<(), Refusal> {
 fn read_fields(parsed: &[httparse::Header<'_>]) -> Result<HeaderMap, Refusal> {
     let mut fields = HeaderMap::with_capacity(parsed.len());
     for field in parsed {
-        if field.name.len() + field.value.len() > config::MAX_FIELD_LINE - 64 {
+        if field.name.len() + field.value.len() > MAX_FIELD_LINE - 64 {
             return refuse(431, "a field is too large");
         }
         let Ok(name) = HeaderName::from_bytes(field.name.as_bytes()) else {

@@ -3,61 +3,24 @@
 //! Our messages are a phrase and then keys: `backend down addr=10.0.0.7:11435 failures=3`. They
 //! become members of their own: `"message":"backend down","addr":"10.0.0.7:11435","failures":3`.
 
-use crate::system::lock;
-use std::io::Write;
-use std::sync::Mutex;
-use std::thread;
-
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use log::Level;
 use serde_json::{Map, Value};
 
-use super::Lines;
+use super::text;
 
-/// A logger that writes JSON; simplelog does the same for text.
-#[derive(Debug)]
-pub struct JsonLogger {
-    level: LevelFilter,
-    lines: Mutex<Lines>,
-}
-
-impl JsonLogger {
-    /// A logger that writes to `lines`.
-    pub fn new(level: LevelFilter, lines: Lines) -> Self {
-        JsonLogger { level, lines: Mutex::new(lines) }
-    }
-}
-
-impl Log for JsonLogger {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= self.level && metadata.target().starts_with("ollana")
-    }
-
-    fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            let thread = thread::current();
-            let line = line(record.level(), thread.name(), &record.args().to_string());
-            let mut lines = lock(&self.lines);
-            let _ = lines.write_all(&line);
-        }
-    }
-
-    fn flush(&self) {}
-}
-
-/// One line.
-pub(super) fn line(level: Level, thread: Option<&str>, text: &str) -> Vec<u8> {
+pub(super) fn line(level: Level, thread: Option<&str>, message: &str) -> Vec<u8> {
     let mut object = Map::new();
-    object.insert("time".to_owned(), super::now().into());
+    object.insert("time".to_owned(), text::now().into());
     object.insert("level".to_owned(), level.as_str().to_ascii_lowercase().into());
     if let Some(thread) = thread {
         object.insert("thread".to_owned(), thread.into());
     }
-    match members(text) {
+    match members(message) {
         Some((phrase, found)) if found.iter().all(|(key, _)| !object.contains_key(*key)) => {
             object.insert("message".to_owned(), phrase.into());
             object.extend(found.into_iter().map(|(key, value)| (key.to_owned(), value)));
         }
-        _ => drop(object.insert("message".to_owned(), text.into())),
+        _ => drop(object.insert("message".to_owned(), message.into())),
     }
     let mut line = Value::from(object).to_string().into_bytes();
     line.push(b'\n');

@@ -1,257 +1,71 @@
-//! The log's way to stderr or to a file: a queue and a thread, so that no request ever waits for a
-//! log line, neither for a pipe that nobody reads nor for a disk that is full.
+//! The log: lines for people or as JSON, to stderr, systemd's journal or a file.
+//!
+//! A logger hands whole lines to a bounded queue, and a thread writes them, so that no request ever
+//! waits for a log line: neither for a pipe that nobody reads nor for a disk that is full. Must not
+//! know what is logged.
+//!
+//! - [`start`] sets the process's logger up.
+//! - [`LogWriter`] reopens the file after a rotation, and waits for the last lines.
 
 mod json;
+mod text;
+mod writer;
 
-use std::fs::File;
-use std::io::{self, ErrorKind, Write};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::io::{self, Write as _};
+use std::sync::Mutex;
 use std::thread;
-use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-use rustix::fs::{Mode, OFlags};
-use time::OffsetDateTime;
-use time::format_description::BorrowedFormatItem;
-use time::macros::format_description;
+use log::{Log, Metadata, Record};
 
-use crate::config::LogFormat;
-use crate::system::THREAD_STACK;
+use crate::config::{LogFormat, Settings};
+use crate::system::lock;
+use writer::LineSender;
 
-pub use json::JsonLogger;
+pub use writer::LogWriter;
 
-/// Lines that may wait for whoever reads our log; more are lost.
-const LOG_QUEUE: usize = 1024;
-/// How long the last lines may take.
-const LAST_LINES: Duration = Duration::from_millis(200);
-
-/// How a line's time is written: UTC, milliseconds.
-pub const TIME: &[BorrowedFormatItem<'_>] =
-    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-
-#[derive(Debug)]
-enum Entry {
-    Line(Vec<u8>),
-    /// Look at the flags.
-    Wake,
-    End(Sender<()>),
-}
-
-/// What the logger's side and the thread both know.
-#[derive(Debug, Default)]
-struct Shared {
-    /// Lines that were not written, because the queue was full or the disk is.
-    lost: AtomicU64,
-    /// Whether the file is to be opened anew.
-    reopen: AtomicBool,
-}
-
-/// Takes the logger's text apart into lines and never waits for them to be written: a log that
-/// nobody reads (`2>&1 | less`) must not stop requests.
-#[derive(Debug)]
-pub struct Lines {
-    line: Vec<u8>,
-    shared: Arc<Shared>,
-    queue: Sender<Entry>,
-}
-
-/// The way to the log's thread.
-#[derive(Debug)]
-pub struct Journal {
-    shared: Arc<Shared>,
-    queue: Sender<Entry>,
-}
-
-impl Journal {
-    /// Starts the thread; the logger writes to what comes with it. Lines go to `file`, or to
-    /// stderr without one. Without a thread, lines are lost and requests are served.
-    ///
-    /// # Errors
-    /// When the file can't be opened.
-    pub fn start(file: Option<&Path>, format: LogFormat) -> io::Result<(Self, Lines)> {
-        let place = match file {
-            Some(path) => Place::File { path: path.to_owned(), file: open(path)? },
-            None if is_systemds() && format == LogFormat::Text => Place::Journald,
-            None => Place::Stderr,
-        };
-        let shared = Arc::new(Shared::default());
-        let (queue, lines) = bounded(LOG_QUEUE);
-        let writer = Writer { place, format, shared: Arc::clone(&shared), is_torn: false };
-        let _ = thread::Builder::new()
-            .name("log".to_owned())
-            .stack_size(THREAD_STACK)
-            .spawn(move || writer.run(&lines));
-        let lines = Lines { line: Vec::new(), shared: Arc::clone(&shared), queue: queue.clone() };
-        Ok((Journal { shared, queue }, lines))
-    }
-
-    /// Opens the file anew, because the old one was rotated away.
-    pub fn reopen(&self) {
-        self.shared.reopen.store(true, SeqCst);
-        // A full queue wakes the thread too.
-        let _ = self.queue.try_send(Entry::Wake);
-    }
-
-    /// Waits a moment for the last lines.
-    pub fn finish(&self) {
-        let (told, end) = bounded(1);
-        if self.queue.send_timeout(Entry::End(told), LAST_LINES).is_ok() {
-            let _ = end.recv_timeout(LAST_LINES);
+/// Starts the writer and sets the process's logger, once.
+///
+/// # Errors
+/// When the log file can't be opened.
+pub fn start(settings: &Settings) -> io::Result<LogWriter> {
+    let level = settings.log_level;
+    let (writer, lines) = LogWriter::start(settings.log_file.as_deref(), settings.log_format)?;
+    // Either fails only if a logger is set already, and there is none.
+    match settings.log_format {
+        LogFormat::Text => {
+            let format = simplelog::ConfigBuilder::new()
+                .set_time_format_custom(text::TIME)
+                .set_thread_level(simplelog::LevelFilter::Debug)
+                .set_thread_mode(simplelog::ThreadLogMode::Names)
+                .set_target_level(simplelog::LevelFilter::Off)
+                .set_location_level(simplelog::LevelFilter::Off)
+                .add_filter_allow_str("ollana")
+                .build();
+            let _ = simplelog::WriteLogger::init(level, format, lines);
+        }
+        LogFormat::Json => {
+            let _ = log::set_boxed_logger(Box::new(JsonLogger(Mutex::new(lines))));
+            log::set_max_level(level);
         }
     }
+    Ok(writer)
 }
 
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.line.extend_from_slice(bytes);
-        if self.line.ends_with(b"\n")
-            && self.queue.try_send(Entry::Line(std::mem::take(&mut self.line))).is_err()
-        {
-            self.shared.lost.fetch_add(1, SeqCst);
-        }
-        Ok(bytes.len())
+/// Writes JSON; simplelog does the same for text.
+struct JsonLogger(Mutex<LineSender>);
+
+impl Log for JsonLogger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level() && metadata.target().starts_with("ollana")
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Opens a log file to append to it. A FIFO that nobody reads is an error, not a wait.
-fn open(path: &Path) -> io::Result<File> {
-    let flags =
-        OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
-    Ok(File::from(rustix::fs::open(path, flags, mode)?))
-}
-
-/// Whether stderr is systemd's journal (systemd.exec(5), `JOURNAL_STREAM`).
-fn is_systemds() -> bool {
-    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
-    let Ok(about) = rustix::fs::fstat(io::stderr()) else { return false };
-    stream == format!("{}:{}", about.st_dev, about.st_ino)
-}
-
-/// A line as systemd's journal takes it, which has the time itself and knows levels by number
-/// (sd-daemon(3)): `<4>backend down …`.
-fn for_journald(line: &[u8]) -> Vec<u8> {
-    let text = String::from_utf8_lossy(line);
-    let parts = text.split_once(" [").and_then(|(_, rest)| rest.split_once("] "));
-    let Some((level, message)) = parts else { return line.to_vec() };
-    let number = match level {
-        "ERROR" => 3,
-        "WARN" => 4,
-        "INFO" => 6,
-        _ => 7,
-    };
-    format!("<{number}>{message}").into_bytes()
-}
-
-#[derive(Debug)]
-enum Place {
-    Stderr,
-    Journald,
-    File { path: PathBuf, file: File },
-}
-
-/// The thread's side.
-struct Writer {
-    place: Place,
-    format: LogFormat,
-    shared: Arc<Shared>,
-    /// Whether half a line is at the end of the file.
-    is_torn: bool,
-}
-
-impl Writer {
-    fn run(mut self, queue: &Receiver<Entry>) {
-        for entry in queue {
-            if self.shared.reopen.swap(false, SeqCst) {
-                self.reopen();
-            }
-            match entry {
-                // A closed or full place is no reason to stop.
-                Entry::Line(line) => self.write(line),
-                Entry::Wake => {}
-                Entry::End(told) => drop(told.send(())),
-            }
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let thread = thread::current();
+            let line = json::line(record.level(), thread.name(), &record.args().to_string());
+            let _ = lock(&self.0).write_all(&line);
         }
     }
 
-    /// The old file is kept until the new one can be had.
-    fn reopen(&mut self) {
-        let Place::File { path, file } = &mut self.place else { return };
-        match open(path) {
-            Ok(new) => {
-                *file = new;
-                self.is_torn = false;
-            }
-            Err(error) => {
-                let text = format!("cannot reopen the log file path={path:?} reason={error:?}");
-                let line = self.own_line(&text);
-                self.write(line);
-            }
-        }
-    }
-
-    fn write(&mut self, line: Vec<u8>) {
-        let lost = self.shared.lost.swap(0, SeqCst);
-        let mut bytes = if self.is_torn { b"\n".to_vec() } else { Vec::new() };
-        if lost > 0 {
-            bytes.extend(self.own_line(&format!("log lines lost lines={lost}")));
-        }
-        match self.place {
-            Place::Journald => bytes.extend(for_journald(&line)),
-            _ => bytes.extend(line),
-        }
-        let Err(written) = self.put(&bytes) else {
-            self.is_torn = false;
-            return;
-        };
-        self.shared.lost.fetch_add(lost + 1, SeqCst);
-        if written > 0 {
-            self.is_torn = !self.take_back(written);
-        }
-    }
-
-    /// Writes all of it, or tells how much was written.
-    fn put(&mut self, bytes: &[u8]) -> Result<(), usize> {
-        let mut written = 0;
-        while written < bytes.len() {
-            let result = match &mut self.place {
-                Place::Stderr | Place::Journald => io::stderr().write(&bytes[written..]),
-                Place::File { file, .. } => file.write(&bytes[written..]),
-            };
-            match result {
-                Ok(n) if n > 0 => written += n,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                _ => return Err(written),
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes the beginning of a line whose end found no room.
-    fn take_back(&self, bytes: usize) -> bool {
-        let Place::File { file, .. } = &self.place else { return false };
-        let length = file.metadata().ok().filter(|data| data.is_file()).map(|data| data.len());
-        let rest = length.and_then(|length| length.checked_sub(bytes as u64));
-        rest.is_some_and(|rest| file.set_len(rest).is_ok())
-    }
-
-    /// A line of the log about the log.
-    fn own_line(&self, text: &str) -> Vec<u8> {
-        match self.format {
-            LogFormat::Json => json::line(log::Level::Warn, Some("log"), text),
-            _ if matches!(self.place, Place::Journald) => format!("<4>{text}\n").into_bytes(),
-            LogFormat::Text => format!("{} [WARN] {text}\n", now()).into_bytes(),
-        }
-    }
-}
-
-/// The time of a line.
-fn now() -> String {
-    OffsetDateTime::now_utc().format(TIME).unwrap_or_default()
+    fn flush(&self) {}
 }

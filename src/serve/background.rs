@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use crate::config::Settings;
-use crate::log::Journal;
+use crate::log::LogWriter;
 
 /// Tells the second process that it is the second.
 const STAGE: &str = "OLLANA_BACKGROUND";
@@ -65,7 +65,7 @@ pub fn leave_session() {
 ///
 /// # Errors
 /// When there is no /dev/null.
-pub fn let_go(journal: &Journal) -> io::Result<()> {
+pub fn let_go(journal: &LogWriter) -> io::Result<()> {
     if std::env::var_os(STAGE).is_none() {
         return Ok(());
     }

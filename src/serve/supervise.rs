@@ -19,7 +19,7 @@ use super::role::{Role, Sight, Step};
 use super::watchdog::Pulse;
 use super::{Daemon, Mode, StartError, system};
 use crate::config::{ModeChoice, Settings};
-use crate::log::Journal;
+use crate::log::LogWriter;
 use crate::manager::pool::CheckResult;
 use crate::serve::background::{self, PidFile};
 use crate::serve::systemd::Notifier;
@@ -37,7 +37,7 @@ const ANSWER_TIME: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// When it can't be started.
-pub fn run(settings: &Settings, journal: &Journal) -> Result<(), StartError> {
+pub fn run(settings: &Settings, journal: &LogWriter) -> Result<(), StartError> {
     let asked = Arc::new(AtomicBool::new(false));
     let stopping = Arc::new(AtomicBool::new(false));
     let (mut bell, handler) = UnixStream::pair().map_err(system("handle signals"))?;

@@ -3,21 +3,23 @@
 
 use std::fmt::Write as _;
 
-use crate::cli::describe::{self, Described};
+use crate::cli::commands::COMMANDS;
+use crate::cli::options::OptionSpec;
+use crate::cli::topics::options;
 
 /// What completes a value.
-enum Kind<'a> {
-    Words(&'a [String]),
+enum Kind {
+    Words(Vec<&'static str>),
     File,
     Folder,
     Unknown,
 }
 
-fn kind(option: &Described) -> Kind<'_> {
-    match option.value {
-        _ if !option.choices.is_empty() => Kind::Words(&option.choices),
-        "FILE" => Kind::File,
-        "DIR" => Kind::Folder,
+fn kind(option: &OptionSpec) -> Kind {
+    match (option.choices(), option.value()) {
+        (words, _) if !words.is_empty() => Kind::Words(words),
+        (_, "FILE") => Kind::File,
+        (_, "DIR") => Kind::Folder,
         _ => Kind::Unknown,
     }
 }
@@ -37,11 +39,10 @@ pub(super) fn script(shell: Option<&str>) -> Result<String, String> {
 }
 
 fn bash() -> String {
-    let (options, commands) = (describe::options(), describe::commands());
     let mut values = String::new();
     let mut unknown = Vec::new();
-    for option in &options {
-        let flag = format!("--{}", option.name);
+    for option in options() {
+        let flag = format!("--{}", option.name());
         let action = match kind(option) {
             Kind::Words(words) => {
                 format!("mapfile -t COMPREPLY < <(compgen -W '{}' -- \"$cur\")", words.join(" "))
@@ -60,18 +61,18 @@ fn bash() -> String {
         let _ = writeln!(values, "    {flag}) {action}; return ;;");
     }
     let _ = writeln!(values, "    {}) return ;;", unknown.join(" | "));
-    let names: Vec<&str> = commands.iter().map(|command| command.name).collect();
-    let flags: Vec<String> = options.iter().map(|option| format!("--{}", option.name)).collect();
+    let names: Vec<&str> = COMMANDS.iter().map(|command| command.name()).collect();
+    let flags: Vec<String> = options().map(|option| format!("--{}", option.name())).collect();
     let mut own = String::new();
-    for command in &commands {
+    for command in COMMANDS {
         let switches: Vec<String> =
-            command.switches.iter().map(|name| format!("--{name}")).collect();
+            command.switches.iter().map(|switch| format!("--{}", switch.name)).collect();
         let _ = writeln!(
             own,
             "    {}) switches='{}' words='{}' ;;",
-            command.name,
+            command.name(),
             switches.join(" "),
-            command.words.join(" ")
+            (command.words)().join(" ")
         );
     }
     format!(
@@ -120,8 +121,8 @@ fn zsh() -> String {
     // Brackets and colons mean something to _arguments.
     let plain = |text: &str| text.replace('[', "(").replace(']', ")").replace(':', "\\:");
     let mut specs = String::new();
-    for option in describe::options() {
-        let action = match kind(&option) {
+    for option in options() {
+        let action = match kind(option) {
             Kind::Words(words) => format!("({})", words.join(" ")),
             Kind::File => "_files".to_owned(),
             Kind::Folder => "_files -/".to_owned(),
@@ -129,22 +130,24 @@ fn zsh() -> String {
         };
         let spec = format!(
             "*--{}=[{}]:{}:{action}",
-            option.name,
-            plain(&option.text),
-            plain(option.value).to_lowercase()
+            option.name(),
+            plain(&option.description()),
+            plain(option.value()).to_lowercase()
         );
         let _ = writeln!(specs, "        {} \\", quoted(&spec));
     }
     let (mut names, mut switches, mut words) = (String::new(), String::new(), String::new());
-    for command in describe::commands() {
-        let described = format!("{}:{}", command.name, plain(&command.text));
+    for command in COMMANDS {
+        let described = format!("{}:{}", command.name(), plain(command.about));
         let _ = writeln!(names, "        {}", quoted(&described));
         for switch in command.switches {
-            let _ = writeln!(switches, "        '--{switch}[for {}]' \\", command.name);
+            let spec =
+                format!("--{}[{} (for {})]", switch.name, plain(switch.text), command.name());
+            let _ = writeln!(switches, "        {} \\", quoted(&spec));
         }
-        if !command.words.is_empty() {
-            let all = command.words.join(" ");
-            let _ = writeln!(words, "        {}) compadd {all} ;;", command.name);
+        if !(command.words)().is_empty() {
+            let all = (command.words)().join(" ");
+            let _ = writeln!(words, "        {}) compadd {all} ;;", command.name());
         }
     }
     format!(
@@ -184,27 +187,28 @@ fn fish() -> String {
         "# fish completion for ollana; made by `ollana completions fish`.\n".to_owned();
     let quoted = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
     let _ = writeln!(script, "complete -c ollana -f");
-    for command in describe::commands() {
-        let (name, text) = (command.name, quoted(&command.text));
+    for command in COMMANDS {
+        let (name, text) = (command.name(), quoted(command.about));
         let _ = writeln!(script, "complete -c ollana -n __fish_use_subcommand -a {name} -d {text}");
         let seen = format!("-n '__fish_seen_subcommand_from {name}'");
         for switch in command.switches {
-            let _ = writeln!(script, "complete -c ollana {seen} -l {switch}");
+            let text = quoted(switch.text);
+            let _ = writeln!(script, "complete -c ollana {seen} -l {} -d {text}", switch.name);
         }
-        if !command.words.is_empty() {
-            let words = command.words.join(" ");
+        if !(command.words)().is_empty() {
+            let words = (command.words)().join(" ");
             let _ = writeln!(script, "complete -c ollana {seen} -a '{words}'");
         }
     }
-    for option in describe::options() {
-        let action = match kind(&option) {
+    for option in options() {
+        let action = match kind(option) {
             Kind::Words(words) => format!("-x -a '{}'", words.join(" ")),
             Kind::File => "-r -F".to_owned(),
             Kind::Folder => "-x -a '(__fish_complete_directories)'".to_owned(),
             Kind::Unknown => "-x".to_owned(),
         };
-        let text = quoted(&option.text);
-        let _ = writeln!(script, "complete -c ollana -l {} {action} -d {text}", option.name);
+        let text = quoted(&option.description());
+        let _ = writeln!(script, "complete -c ollana -l {} {action} -d {text}", option.name());
     }
     script.push_str("complete -c ollana -s h -l help -d 'what it can do'\n");
     script.push_str("complete -c ollana -s V -l version -d 'the version'\n");

@@ -1,41 +1,64 @@
-//! `ollana man`: the man page, made from the help text and the tables.
+//! `ollana man`: the man page, made of the tables and texts of the help.
 
 use std::fmt::Write as _;
 
-use crate::cli::describe::{self, Entry};
+use crate::cli::commands::COMMANDS;
+use crate::cli::topics::TOPICS;
 
 /// The page, for `man -l -` or a file named `ollana.1`.
 pub(super) fn page() -> String {
-    let [options, commands, service, access, limits] = describe::help_entries();
     let mut page = format!(
-        ".TH OLLANA 1 \"2026-11-23\" \"ollana {}\" \"User Commands\"\n",
+        ".TH OLLANA 1 \"2026-11-23\" \"ollana {}\" \"User Commands\"\n{START}",
         env!("CARGO_PKG_VERSION")
     );
-    page.push_str(START);
     page.push_str(".SH COMMANDS\n");
-    list(&mut page, &commands);
-    page.push_str(".SH OPTIONS\n");
-    let is_option = |entry: &&Entry| entry.head.starts_with('-');
-    let options: Vec<Entry> = options.iter().filter(is_option).cloned().collect();
-    list(&mut page, &options);
-    page.push_str(".SH AS A SERVICE\n");
-    list(&mut page, &service);
-    page.push_str(".SH WHAT OTHER MACHINES MAY DO\n");
-    list(&mut page, &access);
-    page.push_str(".SH INTERVALS, TIME-OUTS AND LIMITS\n");
-    page.push_str("Times are written 250ms, 5s or 2m, sizes 4096, 64k or 4m.\n");
-    list(&mut page, &limits);
-    page.push_str(END);
-    page
-}
-
-fn list(page: &mut String, entries: &[Entry]) {
-    for entry in entries {
-        let _ = writeln!(page, ".TP\n.B {}\n{}", escaped(entry.head), escaped(&entry.text));
+    for command in COMMANDS {
+        entry(&mut page, &command.synopsis(), &command.description());
+        if !command.switches.is_empty() {
+            page.push_str(".RS\n");
+            for switch in command.switches {
+                entry(&mut page, &format!("--{}", switch.name), switch.text);
+            }
+            page.push_str(".RE\n");
+        }
     }
+    for topic in TOPICS {
+        let _ = writeln!(page, ".SH {}", escaped(&topic.name.to_uppercase()));
+        if topic.options.is_empty() {
+            literal(&mut page, topic.text);
+            continue;
+        }
+        let _ = writeln!(page, "{}", escaped(topic.intro));
+        for option in topic.options {
+            entry(&mut page, &option.usage(), &option.description());
+        }
+        for (usage, text) in topic.others {
+            entry(&mut page, usage, text);
+        }
+        if !topic.text.is_empty() {
+            page.push_str(".PP\n");
+            lines(&mut page, topic.text);
+        }
+    }
+    page + END
 }
 
-/// Text that roff takes as it is.
+fn entry(page: &mut String, usage: &str, text: &str) {
+    let _ = writeln!(page, ".TP\n.B {}\n{}", escaped(usage), escaped(text.trim_end()));
+}
+
+/// Text with its own lines and columns. It begins at the left border, so that 80 columns suffice.
+fn literal(page: &mut String, text: &str) {
+    page.push_str(".in 0\n.nf\n");
+    lines(page, text);
+    page.push_str(".fi\n.in\n");
+}
+
+fn lines(page: &mut String, text: &str) {
+    text.lines().for_each(|line| page.push_str(&(escaped(line) + "\n")));
+}
+
+/// A line that roff takes as it is.
 fn escaped(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-");
     // At the start of a line these would be requests.
@@ -51,10 +74,6 @@ ollana \- Ollama over LAN
 .SH DESCRIPTION
 Lets every unmodified Ollama program on this machine use the Ollama servers of
 the local network.
-Where an Ollama answers on this machine, ollana shares it (server mode): it
-listens on TCP port 11435 and answers the discovery on UDP port 11436.
-Elsewhere it finds such servers by UDP broadcast and answers on Ollama's own
-port, 127.0.0.1:11434 and [::1]:11434 (client mode).
 .PP
 Methods, paths, headers and bodies pass through as they are, token by token.
 With several servers, each request goes to one that has its model; a server that
@@ -62,11 +81,9 @@ fails before its answer begins is replaced by another one.
 "#;
 
 const END: &str = r#".SH ENVIRONMENT
-Every option with a value is a variable too:
-.B \-\-log\-level debug
-is
-.BR OLLANA_LOG_LEVEL=debug .
-Lists take commas; options win over variables.
+Every option with a value is a variable too, as
+.B OPTIONS
+says.
 .TP
 .B OLLAMA_HOST
 Where this machine's Ollama is, if that is an address of this machine.
@@ -115,18 +132,24 @@ Ollama
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::topics::options;
 
     #[test]
     fn every_option_and_command_is_in_it() {
         let page = page();
-        for option in describe::options() {
-            assert!(page.contains(&escaped(&format!("--{}", option.name))), "{}", option.name);
+        let shown = |usage: &str| page.matches(&format!(".B {}\n", escaped(usage))).count();
+        for option in options() {
+            assert_eq!(shown(&option.usage()), 1, "{}", option.usage());
         }
-        for command in describe::commands() {
-            assert!(page.contains(&format!(".B {}", command.name)), "{}", command.name);
+        for command in COMMANDS {
+            assert_eq!(shown(&command.synopsis()), 1, "{}", command.synopsis());
             for switch in command.switches {
-                assert!(page.contains(&escaped(&format!("--{switch}"))), "{switch}");
+                assert!(shown(&format!("--{}", switch.name)) > 0, "{}", switch.name);
             }
+        }
+        for topic in TOPICS {
+            assert!(page.contains(&format!(".SH {}\n", topic.name.to_uppercase())));
+            assert!(topic.text.lines().all(|line| page.contains(&escaped(line))), "{}", topic.name);
         }
     }
 

@@ -1,4 +1,5 @@
-//! The commands besides `serve`: each does one thing, prints, and exits.
+//! The commands besides `serve`: each does one thing, prints, and exits. Nothing but `main` knows
+//! of them; [`run`] runs one, [`show`] shows a text of the help.
 
 mod completions;
 mod daemon;
@@ -6,6 +7,7 @@ mod discover;
 mod doctor;
 mod man;
 mod models;
+mod pager;
 mod pair;
 mod peers;
 mod screen;
@@ -52,6 +54,12 @@ pub fn run(tool: &Tool) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Shows a text of the help.
+pub fn show(text: &str) -> ExitCode {
+    pager::show(text);
+    ExitCode::SUCCESS
 }
 
 /// Writes to standard output. A reader that has seen enough (`| head`) is no failure.

@@ -29,7 +29,7 @@ pub(super) fn style() -> Style {
 }
 
 /// Columns and lines.
-fn size() -> (usize, usize) {
+pub(super) fn size() -> (usize, usize) {
     match tcgetwinsize(io::stdout()) {
         Ok(size) if size.ws_col > 0 && size.ws_row > 0 => {
             (usize::from(size.ws_col), usize::from(size.ws_row))

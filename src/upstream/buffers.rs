@@ -2,7 +2,7 @@
 
 use ureq::unversioned::transport::Buffers;
 
-use crate::config::MAX_FIELD_LINE;
+use crate::http::head::MAX_FIELD_LINE;
 
 /// Buffers start with this many bytes, and grow up to [`LARGE`] while data comes faster than it
 /// leaves.

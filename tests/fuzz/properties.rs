@@ -100,7 +100,7 @@ fn means_the_same_to_the_next_hop(head: &Head) {
         }
     };
     let text = serialise(head.method.as_str(), target, &passed_on);
-    let limits = HeadLimits { max_bytes: 1 << 20, max_fields: ollana::config::MAX_FIELDS };
+    let limits = HeadLimits { max_bytes: 1 << 20, max_fields: ollana::http::head::MAX_FIELDS };
     assert_eq!(head::find_end(&text, 0, limits), Ok(Some(text.len())), "one head, no more");
     let again = head::parse(&text, limits).expect("what we write, we accept");
     assert_eq!(again.method, head.method);

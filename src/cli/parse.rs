@@ -1,0 +1,216 @@
+//! Arguments and variables → [`Command`]. Arguments win over variables.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use lexopt::prelude::{Long, Short, Value};
+
+use super::commands::{Action, COMMANDS, CommandSpec, Verb, pages};
+use super::help;
+use super::nearest::nearest;
+use super::options::OptionSpec;
+use super::topics::options;
+use crate::access::cors::Origins;
+use crate::config::{self, Settings};
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Run the daemon.
+    Serve(Box<Settings>),
+    /// Do something else and exit.
+    Tool(Box<Tool>),
+    /// Show this text and exit 0.
+    Print(String),
+}
+
+/// A command besides `serve` and `help`, as it was given.
+#[derive(Debug)]
+pub struct Tool {
+    pub(crate) verb: Verb,
+    pub(crate) settings: Settings,
+    switches: Vec<&'static str>,
+    pub(crate) operands: Vec<String>,
+}
+
+impl Tool {
+    pub(crate) fn has(&self, switch: &str) -> bool {
+        self.switches.contains(&switch)
+    }
+}
+
+/// A command line that can't be followed; exit code 2.
+#[derive(Debug)]
+pub struct UsageError(String);
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\ntry 'ollana --help'", self.0)
+    }
+}
+
+impl From<lexopt::Error> for UsageError {
+    fn from(error: lexopt::Error) -> Self {
+        UsageError(error.to_string())
+    }
+}
+
+/// Reads the command line; `env` looks a variable up.
+///
+/// # Errors
+/// [`UsageError`] names the option and what it takes.
+pub fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    env: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<Command, UsageError> {
+    let mut settings = from_variables(env)?;
+    let mut parser = lexopt::Parser::from_iter(args);
+    let mut words = Vec::new();
+    let mut switches = Vec::new();
+    // The first flag of a list replaces what its variable said.
+    let mut seen = Vec::new();
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Short('h') | Long("help") => {
+                let word = words.first().cloned().or_else(|| match parser.next() {
+                    Ok(Some(Value(word))) => word.into_string().ok(),
+                    _ => None,
+                });
+                let command = word.and_then(|word| command(&word));
+                return Ok(Command::Print(command.map_or_else(help::overview, help::command_page)));
+            }
+            Short('V') | Long("version") => {
+                let version = concat!("ollana ", env!("CARGO_PKG_VERSION"), "\n");
+                return Ok(Command::Print(version.to_owned()));
+            }
+            Short(other) => return Err(UsageError(format!("unknown option -{other}"))),
+            Long(name) => {
+                if let Some(switch) = all_switches().find(|switch| *switch == name) {
+                    switches.push(switch);
+                    continue;
+                }
+                let Some(option) = options().find(|option| option.name() == name) else {
+                    return Err(unknown_option(name));
+                };
+                let name = option.name();
+                let value = parser.value()?.into_string();
+                let value =
+                    value.map_err(|v| UsageError(format!("--{name}: {v:?} is not UTF-8")))?;
+                if !seen.contains(&name) {
+                    seen.push(name);
+                    option.clear(&mut settings);
+                }
+                option
+                    .set(&mut settings, &value)
+                    .map_err(|error| UsageError(format!("--{name}: {error}")))?;
+            }
+            Value(word) => {
+                let word = word.into_string();
+                words.push(word.map_err(|w| UsageError(format!("{w:?} is not UTF-8")))?);
+            }
+        }
+    }
+    let mut words = words.into_iter();
+    let word = words.next().unwrap_or_else(|| "serve".to_owned());
+    let Some(command) = command(&word) else {
+        let meant = did_you_mean(&word, "", COMMANDS.iter().map(|command| command.name()));
+        return Err(UsageError(format!("unknown command {word:?}{meant}")));
+    };
+    follow(command, settings, switches, words.collect())
+}
+
+fn follow(
+    command: &CommandSpec,
+    mut settings: Settings,
+    switches: Vec<&'static str>,
+    operands: Vec<String>,
+) -> Result<Command, UsageError> {
+    let name = command.name();
+    if let Some(operand) = operands.get(command.most_operands()) {
+        return Err(UsageError(format!("{name} does not take {operand:?}")));
+    }
+    let is_foreign = |switch: &&&str| command.switches.iter().all(|own| own.name != **switch);
+    if let Some(switch) = switches.iter().find(is_foreign) {
+        return Err(UsageError(format!("{name} does not take --{switch}")));
+    }
+    Ok(match command.action {
+        Action::Serve => {
+            settings.daemon = switches.contains(&"daemon");
+            Command::Serve(Box::new(settings))
+        }
+        Action::Help => Command::Print(help_about(operands.first().map(String::as_str))?),
+        Action::Tool(verb) => Command::Tool(Box::new(Tool { verb, settings, switches, operands })),
+    })
+}
+
+fn help_about(name: Option<&str>) -> Result<String, UsageError> {
+    // The first page has the commands.
+    let Some(name) = name.filter(|name| *name != "commands") else { return Ok(help::overview()) };
+    help::page(name).ok_or_else(|| {
+        let meant = did_you_mean(name, "", pages());
+        UsageError(format!("no help about {name:?}{meant}\n{}", help::contents()))
+    })
+}
+
+fn command(name: &str) -> Option<&'static CommandSpec> {
+    COMMANDS.iter().find(|command| command.name() == name)
+}
+
+fn all_switches() -> impl Iterator<Item = &'static str> {
+    COMMANDS.iter().flat_map(|command| command.switches).map(|switch| switch.name)
+}
+
+fn unknown_option(name: &str) -> UsageError {
+    let names = options().map(OptionSpec::name).chain(all_switches()).chain(["help", "version"]);
+    UsageError(format!("unknown option --{name}{}", did_you_mean(name, "--", names)))
+}
+
+fn did_you_mean<'a>(word: &str, dashes: &str, names: impl IntoIterator<Item = &'a str>) -> String {
+    let meant = nearest(word, names);
+    meant.map(|name| format!("; did you mean {dashes}{name}?")).unwrap_or_default()
+}
+
+fn from_variables(env: &dyn Fn(&str) -> Option<OsString>) -> Result<Settings, UsageError> {
+    let text = |name: &str| env(name).and_then(|v| v.into_string().ok()).filter(|v| !v.is_empty());
+    let mut settings = Settings { state_dir: default_state_dir(env), ..Settings::default() };
+    if let Some(value) = text("OLLAMA_HOST") {
+        // Only an address of this machine is a local Ollama; programs may name others there.
+        match config::parse_ollama(&value) {
+            Ok(url) if is_loopback(&url.host) => settings.ollama = Some(url),
+            Ok(url) => eprintln!("ollana: OLLAMA_HOST={url} is not on this machine, ignored"),
+            Err(error) => eprintln!("ollana: OLLAMA_HOST ignored: {error}"),
+        }
+    }
+    if let Some(value) = text("OLLAMA_ORIGINS") {
+        let (origins, unusable) = Origins::new(&value);
+        settings.origins = origins;
+        for entry in unusable {
+            eprintln!("ollana: OLLAMA_ORIGINS: {entry:?} ignored: expected http://HOST or one *");
+        }
+    }
+    for option in options() {
+        let variable = option.variable();
+        let Some(value) = text(&variable) else { continue };
+        for part in value.split(',').filter(|part| !part.trim().is_empty()) {
+            option
+                .set(&mut settings, part.trim())
+                .map_err(|error| UsageError(format!("{variable}: {error}")))?;
+        }
+    }
+    Ok(settings)
+}
+
+fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+/// systemd's directory, else the XDG place, else the system's for a daemon without a home.
+pub(crate) fn default_state_dir(env: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let dir = |name: &str| env(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    dir("STATE_DIRECTORY")
+        .or_else(|| dir("XDG_STATE_HOME").map(|dir| dir.join("ollana")))
+        .or_else(|| dir("HOME").map(|home| home.join(".local/state/ollana")))
+        .or_else(|| Some(Path::new("/var/lib/ollana").to_owned()))
+}

@@ -1,0 +1,340 @@
+use std::ffi::OsString;
+
+use super::commands::{COMMANDS, CommandSpec};
+use super::options::OptionSpec;
+use super::topics::{TOPICS, options};
+use super::*;
+use crate::config::{ModeChoice, Settings};
+
+fn run(args: &[&str], env: &[(&str, &str)]) -> Result<Command, UsageError> {
+    let env: Vec<(String, OsString)> =
+        env.iter().map(|(k, v)| ((*k).to_owned(), OsString::from(v))).collect();
+    let args = std::iter::once("ollana").chain(args.iter().copied()).map(OsString::from);
+    parse(args, &move |name| env.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone()))
+}
+
+fn settings(args: &[&str], env: &[(&str, &str)]) -> Settings {
+    match run(args, env) {
+        Ok(Command::Serve(settings)) => *settings,
+        other => panic!("{args:?}: {other:?}"),
+    }
+}
+
+fn shown(args: &[&str]) -> String {
+    match run(args, &[]) {
+        Ok(Command::Print(text)) => text,
+        other => panic!("{args:?}: {other:?}"),
+    }
+}
+
+fn refused(args: &[&str]) -> String {
+    run(args, &[]).expect_err("refused").to_string()
+}
+
+fn option(name: &str) -> &'static OptionSpec {
+    options().find(|option| option.name() == name).expect("an option")
+}
+
+/// A value that an option takes, and that isn't its default.
+fn sample(option: &OptionSpec) -> &'static str {
+    if let Some(word) = option.choices().into_iter().find(|word| *word != option.default) {
+        return word;
+    }
+    match option.value() {
+        "ADDR:PORT" => "127.0.0.9:9",
+        "DIR" | "FILE" => "/somewhere",
+        "HOST[:PORT]" | "NAME" | "SERVER" | "SERVER|MAC" => "desktop",
+        "MODEL=SERVER" => "llama3.2=desktop",
+        "N" => "20",
+        "RANGE" => "10.0.0.0/8",
+        "SIZE" => "2k",
+        "T" => "7s",
+        "URL" => "127.0.0.1:9",
+        other => panic!("what is {other}?"),
+    }
+}
+
+#[test]
+fn flags_win_over_variables_and_lists_add_up() {
+    let env = [("OLLANA_MODE", "server"), ("OLLANA_SERVER", "a,b:7"), ("OLLANA_LISTEN", "")];
+    let s = settings(&["serve"], &env);
+    assert_eq!(s.mode, ModeChoice::Server);
+    let names: Vec<String> = s.servers.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["a:11435", "b:7"]);
+    let s = settings(&["--mode", "client", "--server=c", "--server", "[::1]:9"], &env);
+    assert_eq!(s.mode, ModeChoice::Client);
+    let names: Vec<String> = s.servers.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["c:11435", "[::1]:9"]);
+}
+
+#[test]
+fn every_flag_is_a_variable_and_the_first_flag_of_a_list_clears_it() {
+    let debug = |args: &[&str], env: &[(&str, &str)]| format!("{:?}", settings(args, env));
+    let usual = debug(&[], &[]);
+    for option in options() {
+        let (flag, variable) = (format!("--{}", option.name()), option.variable());
+        let value = sample(option);
+        let by_flag = debug(&[&flag, value], &[]);
+        assert_ne!(by_flag, usual, "{flag}");
+        assert_eq!(debug(&[], &[(&variable, value)]), by_flag, "{variable}");
+        assert_eq!(debug(&[&flag, value], &[(&variable, value)]), by_flag, "{flag}");
+        let twice = debug(&[&flag, value, &flag, value], &[]);
+        assert_eq!(twice != by_flag, option.is_list(), "{flag}");
+        let two = [value, value].join(",");
+        let reads_two = run(&[], &[(&variable, &two)]);
+        assert!(!option.is_list() || reads_two.is_ok(), "{variable}");
+    }
+    assert_eq!(option("log-level").variable(), "OLLANA_LOG_LEVEL");
+}
+
+#[test]
+fn defaults_are_what_the_help_says() {
+    // Lists are empty, and these say where a value comes from.
+    let told: &[&str] = &["ollama", "state-dir", "unpaired"];
+    for option in options().filter(|option| !option.is_list() && !told.contains(&option.name())) {
+        let mut settings = Settings::default();
+        if !option.default.is_empty() {
+            option.set(&mut settings, option.default).expect("a value");
+        }
+        let want = format!("{:?}", Settings::default());
+        assert_eq!(format!("{settings:?}"), want, "--{} {}", option.name(), option.default);
+    }
+}
+
+#[test]
+fn every_option_has_a_meaning_and_a_line_of_help() {
+    // Texts may tell of an option, too.
+    let pages = TOPICS.iter().filter(|topic| !topic.options.is_empty());
+    let pages: Vec<String> = pages.map(|topic| shown(&["help", topic.name])).collect();
+    for option in options() {
+        let line = format!("\n  {} ", option.usage());
+        let on = pages.iter().filter(|page| page.contains(&line)).count();
+        assert_eq!(on, 1, "--{} is on {on} pages", option.name());
+        assert_eq!(options().filter(|other| other.name() == option.name()).count(), 1);
+        assert!(!option.text.is_empty() && !option.value().is_empty(), "{}", option.name());
+        assert!(option.is_list() || option.set(&mut Settings::default(), sample(option)).is_ok());
+    }
+}
+
+#[test]
+fn everything_is_described() {
+    for option in options() {
+        assert!(!option.description().starts_with([';', ' ']), "--{}", option.name());
+    }
+    for command in COMMANDS {
+        assert!(!command.about.is_empty(), "{}", command.name());
+        assert!(
+            command.switches.iter().all(|switch| !switch.text.is_empty()),
+            "{}",
+            command.name()
+        );
+    }
+    for topic in TOPICS {
+        assert!(!topic.text.is_empty() || !topic.options.is_empty(), "{}", topic.name);
+    }
+}
+
+#[test]
+fn help_fits_a_screen() {
+    // 24 lines, the last of which is the prompt.
+    let narrow = |args: &[&str]| {
+        let page = shown(args);
+        for line in page.lines() {
+            assert!(line.chars().count() <= 80 && line.trim_end() == line, "{args:?}: {line:?}");
+        }
+        assert!(page.ends_with('\n') && !page.ends_with("\n\n"), "{args:?}");
+        page.lines().count()
+    };
+    for topic in TOPICS {
+        // Texts may be longer; they page.
+        let lines = narrow(&["help", topic.name]);
+        assert!(lines < 24 || topic.options.is_empty(), "{}: {lines} lines", topic.name);
+    }
+    for command in COMMANDS {
+        // The doctor heeds half of the options.
+        let lines = narrow(&[command.name(), "--help"]);
+        assert!(lines < 24 || command.name() == "doctor", "{}: {lines} lines", command.name());
+    }
+    let overview = narrow(&["--help"]);
+    assert!(overview < 24, "{overview} lines");
+}
+
+#[test]
+fn the_first_page_shows_commands_first_and_where_to_read_on() {
+    let page = shown(&["--help"]);
+    for args in [&["help"][..], &["-h"], &["help", "commands"], &["--mode", "both", "--help"]] {
+        assert_eq!(shown(args), page, "{args:?}");
+    }
+    let options_begin = page.find("\n  --").expect("options");
+    for command in COMMANDS {
+        let at = page.find(&format!("\n  {}", command.usage)).expect("the command");
+        assert!(at < options_begin, "{}", command.name());
+    }
+    for topic in TOPICS {
+        assert!(page.contains(topic.name), "{}", topic.name);
+    }
+    let options = page[options_begin..].matches("\n  --").count();
+    assert_eq!(options, 7, "none of those most used is misspelled");
+}
+
+#[test]
+fn every_command_has_help() {
+    for command in COMMANDS {
+        let name = command.name();
+        let page = shown(&[name, "--help"]);
+        let usage = format!("Usage: ollana {}", command.synopsis());
+        assert!(page.starts_with(&usage), "{page}");
+        for switch in command.switches {
+            assert!(page.contains(&format!("\n  --{} ", switch.name)), "{name} --{}", switch.name);
+        }
+        for option in command.taken().filter(|_| name != "serve") {
+            assert!(page.contains(&format!("\n  {} ", option.usage())), "{name} {}", option.name());
+        }
+        assert_eq!(shown(&["--help", name]), page);
+        assert_eq!(shown(&[name, "-h"]), page);
+        let with_topic = shown(&["help", name]);
+        assert!(with_topic.starts_with(&page), "{name}");
+        let has_topic = TOPICS.iter().any(|topic| topic.name == name);
+        assert_eq!(with_topic == page, !has_topic, "{name}");
+    }
+    for topic in TOPICS.iter().filter(|topic| !topic.options.is_empty()) {
+        assert!(shown(&["serve", "--help"]).contains(topic.name), "{}", topic.name);
+    }
+    assert_eq!(
+        shown(&["status", "--version"]),
+        concat!("ollana ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+}
+
+#[test]
+fn commands_name_options_that_exist() {
+    for command in COMMANDS {
+        let is_known = |name: &&&str| options().any(|option| option.name() == **name);
+        let unknown: Vec<&&str> = command.options.iter().filter(|name| !is_known(name)).collect();
+        assert!(unknown.is_empty(), "{}: {unknown:?}", command.name());
+    }
+}
+
+#[test]
+fn bad_command_lines_say_what_is_wrong() {
+    for (args, want) in [
+        (&["--nope"][..], "--nope"),
+        (&["-x"], "unknown option -x"),
+        (&["frobnicate"], "frobnicate"),
+        (&["--mode", "neither"], "auto, client, server or both"),
+        (&["--mode"], "mode"),
+        (&["--listen", "11434"], "ADDR:PORT"),
+        (&["--discovery-port", "65536"], "0 to 65535"),
+        (&["--head-timeout", "0"], "250ms"),
+        (&["--server", ":1"], "HOST"),
+        (&["--allow", "10.0.0.0/33"], "192.168.1.0/24"),
+        (&["--manage", "yes"], "on or off"),
+        (&["--log-level", "trace"], "off, error, warn, info or debug"),
+        (&["--max-head", "2m"], "1k to 1m"),
+        (&["--max-fields", "129"], "10 to 128"),
+        (&["--pin", "=x"], "MODEL=SERVER"),
+    ] {
+        let error = refused(args);
+        assert!(error.contains(want), "{args:?}: {error}");
+        assert!(error.ends_with("\ntry 'ollana --help'"), "{args:?}: {error}");
+    }
+    let error = run(&[], &[("OLLANA_RISE", "0")]).expect_err("refused").to_string();
+    assert!(error.starts_with("OLLANA_RISE: 0: expected a number from 1 to 100\n"), "{error}");
+}
+
+#[test]
+fn misspelled_names_are_recognised() {
+    for (args, want) in [
+        (&["satus"][..], "unknown command \"satus\"; did you mean status?"),
+        (&["status", "--hepl"], "unknown option --hepl; did you mean --help?"),
+        (&["--log-levl", "debug"], "unknown option --log-levl; did you mean --log-level?"),
+        (&["status", "--wach"], "unknown option --wach; did you mean --watch?"),
+        (&["help", "limts"], "no help about \"limts\"; did you mean limits?"),
+        (&["help", "docter"], "no help about \"docter\"; did you mean doctor?"),
+        (&["frobnicate"], "unknown command \"frobnicate\"\n"),
+        (&["--frobnicate"], "unknown option --frobnicate\n"),
+    ] {
+        let error = refused(args);
+        assert!(error.starts_with(want), "{args:?}: {error}");
+    }
+}
+
+#[test]
+fn help_about_nothing_lists_what_there_is() {
+    let error = refused(&["help", "nobody"]);
+    assert!(error.starts_with("no help about \"nobody\"\n"), "{error}");
+    let listed = |name: &str| error.split([' ', ',', '\n']).filter(|word| *word == name).count();
+    for command in COMMANDS {
+        assert!(listed(command.name()) > 0, "{}", command.name());
+    }
+    for topic in TOPICS {
+        assert!(listed(topic.name) > 0, "{}", topic.name);
+    }
+    assert!(error.lines().all(|line| line.len() <= 80), "{error}");
+}
+
+#[test]
+fn commands_take_their_own_switches_only() {
+    let Ok(Command::Tool(tool)) = run(&["takeover", "--undo", "--listen", "[::1]:9"], &[]) else {
+        panic!("a command")
+    };
+    assert!(tool.has("undo") && !tool.has("yes") && tool.operands.is_empty());
+    assert_eq!(tool.settings.listen.len(), 1);
+    for (args, want) in [
+        (&["serve", "--undo"][..], "serve does not take --undo"),
+        (&["takeover", "now"], "takeover does not take \"now\""),
+        (&["pair", "a", "b", "c"], "pair does not take \"c\""),
+        (&["help", "nobody"], "no help about"),
+        (&["help", "limits", "access"], "help does not take \"access\""),
+    ] {
+        let error = refused(args);
+        assert!(error.contains(want), "{args:?}: {error}");
+    }
+    for command in COMMANDS {
+        let takes = |switch: &str| {
+            let flag = format!("--{switch}");
+            run(&[command.name(), &flag], &[]).is_ok()
+        };
+        let own = |command: &CommandSpec, name: &str| {
+            command.switches.iter().any(|switch| switch.name == name)
+        };
+        for switch in COMMANDS.iter().flat_map(|command| command.switches) {
+            let want = own(command, switch.name);
+            assert_eq!(takes(switch.name), want, "{} --{}", command.name(), switch.name);
+        }
+    }
+    assert!(settings(&["--daemon"], &[]).daemon && !settings(&["serve"], &[]).daemon);
+}
+
+#[test]
+fn values_and_choices_are_the_parsers_own() {
+    assert_eq!(option("mode").choices(), ["auto", "client", "server", "both"]);
+    assert_eq!(option("log-level").choices(), ["off", "error", "warn", "info", "debug"]);
+    assert_eq!(option("log-format").choices(), ["text", "json"]);
+    for name in ["listen", "discovery-port", "head-timeout", "max-head", "server"] {
+        assert_eq!(option(name).choices(), [] as [&str; 0], "{name}");
+    }
+    for option in options().filter(|option| !option.choices().is_empty()) {
+        for word in option.choices() {
+            option.set(&mut Settings::default(), word).expect("a choice");
+            option.set(&mut Settings::default(), &word.to_uppercase()).expect("in any case");
+            let says = format!("{} {}", option.value(), option.text);
+            assert!(says.contains(word), "--{} {word}", option.name());
+        }
+        let error = option.set(&mut Settings::default(), "\u{0}").expect_err("no choice");
+        assert!(option.choices().iter().all(|word| error.contains(word)), "{error}");
+    }
+    assert_eq!(option("listen").value(), "ADDR:PORT");
+    assert_eq!(option("fall").value(), "N");
+    assert_eq!(option("log-file").value(), "FILE");
+    let listen = option("listen").description();
+    assert!(listen.ends_with("[client localhost:11434, server 0.0.0.0:11435]"), "{listen}");
+}
+
+#[test]
+fn ollama_host_counts_only_on_this_machine() {
+    assert_eq!(settings(&[], &[("OLLAMA_HOST", "127.0.0.2:9")]).ollama_url().port, 9);
+    assert_eq!(settings(&[], &[("OLLAMA_HOST", "0.0.0.0:9")]).ollama_url().port, 9);
+    assert_eq!(settings(&[], &[("OLLAMA_HOST", "10.1.2.3:9")]).ollama, None);
+    assert_eq!(settings(&[], &[("OLLAMA_HOST", "https://x")]).ollama, None);
+}

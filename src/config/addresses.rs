@@ -1,0 +1,218 @@
+//! The ways to name a machine: Ollama's URL, a server, a hardware address; and the ports.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+/// Ollama's own HTTP port (`envconfig/config.go`).
+pub(crate) const OLLAMA_PORT: u16 = 11434;
+/// HTTP port of an Ollana server's proxy.
+pub(crate) const SERVER_PORT: u16 = 11435;
+/// HTTP port of the client's proxy where Ollama itself has [`OLLAMA_PORT`].
+pub(crate) const POOLED_PORT: u16 = 11437;
+/// UDP port of the discovery.
+pub(crate) const DISCOVERY_PORT: u16 = 11436;
+
+/// Where the local Ollama answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OllamaUrl {
+    /// Host name or address, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Path put in front of every target; empty or `/x` without a trailing slash.
+    pub prefix: String,
+}
+
+impl Default for OllamaUrl {
+    fn default() -> Self {
+        OllamaUrl { host: "127.0.0.1".to_owned(), port: OLLAMA_PORT, prefix: String::new() }
+    }
+}
+
+impl OllamaUrl {
+    /// Its host and port.
+    pub(crate) fn server(&self) -> ServerName {
+        ServerName { host: self.host.clone(), port: self.port }
+    }
+}
+
+impl fmt::Display for OllamaUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}{}", self.server(), self.prefix)
+    }
+}
+
+/// A server named by the user.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ServerName {
+    /// Host name or address, without brackets.
+    pub host: String,
+    /// TCP port of its proxy.
+    pub port: u16,
+}
+
+impl fmt::Display for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// The hardware address of a network card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl FromStr for Mac {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let error = || format!("{text}: expected six bytes such as d8:bb:c1:00:0a:ff");
+        let mut bytes = [0; 6];
+        let mut parts = text.split([':', '-']);
+        for byte in &mut bytes {
+            let digits = parts.next().filter(|part| part.len() == 2).ok_or_else(error)?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| error())?;
+        }
+        if parts.next().is_some() { Err(error()) } else { Ok(Mac(bytes)) }
+    }
+}
+
+/// A machine that may be asleep and is woken when it is needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sleeper {
+    /// By its hardware address.
+    Mac(Mac),
+    /// By name or address; its hardware address is learned while it is up.
+    Server(String),
+}
+
+impl fmt::Display for Sleeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Sleeper::Mac(mac) => mac.fmt(f),
+            Sleeper::Server(name) => write!(f, "{name:?}"),
+        }
+    }
+}
+
+impl FromStr for Sleeper {
+    type Err = String;
+
+    /// What is no hardware address is a name; there is no error.
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(text.parse().map_or_else(|_| Sleeper::Server(text.to_owned()), Sleeper::Mac))
+    }
+}
+
+/// Reads an address of Ollama by the rules of its own `OLLAMA_HOST`
+/// (`envconfig.Host`): quotes and blanks trimmed, no scheme means port 11434,
+/// `http://` means port 80, a path is kept.
+///
+/// # Errors
+/// A sentence for the user: TLS upstreams and malformed addresses are refused.
+pub(crate) fn parse_ollama(text: &str) -> Result<OllamaUrl, String> {
+    let text = text.trim().trim_matches(['"', '\'']).trim();
+    let (rest, default_port) = match text.split_once("://") {
+        None => (text, OLLAMA_PORT),
+        Some(("http", rest)) => (rest, 80),
+        Some(("https", _)) => {
+            return Err(format!("{text}: a local Ollama speaks plain http, not https"));
+        }
+        Some((scheme, _)) => return Err(format!("{text}: unknown scheme {scheme}")),
+    };
+    let (authority, path) = match rest.find('/') {
+        Some(slash) => rest.split_at(slash),
+        None => (rest, ""),
+    };
+    let prefix = path.trim_end_matches('/').to_owned();
+    if prefix.bytes().any(|b| !(0x21..=0x7e).contains(&b) || b == b'#' || b == b'?') {
+        return Err(format!("{text}: the path must be plain ASCII without '?' and '#'"));
+    }
+    let server = parse_host_port(authority, default_port)?;
+    // A server is told to listen on "any address"; to reach it we ask loopback.
+    let host = match server.host.parse::<IpAddr>() {
+        Ok(ip) if ip == IpAddr::V4(Ipv4Addr::UNSPECIFIED) => "127.0.0.1".to_owned(),
+        Ok(ip) if ip == IpAddr::V6(Ipv6Addr::UNSPECIFIED) => "::1".to_owned(),
+        _ if server.host.is_empty() => "127.0.0.1".to_owned(),
+        _ => server.host,
+    };
+    Ok(OllamaUrl { host, port: server.port, prefix })
+}
+
+/// Reads `HOST[:PORT]`, IPv6 with or without brackets.
+///
+/// # Errors
+/// A sentence for the user when the port isn't a number or the host can't be one.
+pub(crate) fn parse_host_port(text: &str, default_port: u16) -> Result<ServerName, String> {
+    let text = text.trim();
+    if let Ok(ip) = text.parse::<Ipv6Addr>() {
+        return Ok(ServerName { host: ip.to_string(), port: default_port });
+    }
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, after) = rest.split_once(']').ok_or(format!("{text}: missing ]"))?;
+            host.parse::<Ipv6Addr>().map_err(|_| format!("{text}: not an IPv6 address"))?;
+            match after.strip_prefix(':') {
+                Some(port) => (host, Some(port)),
+                None if after.is_empty() => (host, None),
+                None => return Err(format!("{text}: expected :PORT after ]")),
+            }
+        }
+        None => match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        },
+    };
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':');
+    if !host.bytes().all(allowed) {
+        return Err(format!("{text}: {host} is no host name or address"));
+    }
+    let port = match port {
+        None => default_port,
+        Some(port) => port.parse().map_err(|_| format!("{text}: {port} is no port"))?,
+    };
+    Ok(ServerName { host: host.to_owned(), port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ollama_host_follows_ollamas_rules() {
+        // Cases of envconfig's own table, where they describe an http address.
+        for (text, want) in [
+            ("", "http://127.0.0.1:11434"),
+            ("1.2.3.4", "http://1.2.3.4:11434"),
+            (":1234", "http://127.0.0.1:1234"),
+            ("1.2.3.4:1234", "http://1.2.3.4:1234"),
+            ("example.com", "http://example.com:11434"),
+            ("http://1.2.3.4", "http://1.2.3.4:80"),
+            ("http://1.2.3.4:1234/", "http://1.2.3.4:1234"),
+            ("example.com/ollama", "http://example.com:11434/ollama"),
+            ("[::1]", "http://[::1]:11434"),
+            ("[::]:1337", "http://[::1]:1337"),
+            ("::1", "http://[::1]:11434"),
+            ("0.0.0.0", "http://127.0.0.1:11434"),
+            ("\"1.2.3.4\"", "http://1.2.3.4:11434"),
+            ("' 1.2.3.4 '", "http://1.2.3.4:11434"),
+        ] {
+            let got = parse_ollama(text).unwrap_or_else(|e| panic!("{text:?}: {e}"));
+            assert_eq!(got.to_string(), want, "{text:?}");
+        }
+        for text in ["https://x", "ftp://x", "x:y", "[::1", "[x]", "a b", "x/?q"] {
+            assert!(parse_ollama(text).is_err(), "{text:?}");
+        }
+    }
+}

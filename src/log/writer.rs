@@ -1,0 +1,223 @@
+//! The log's queue and the thread that writes it.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::fs::{Mode, OFlags};
+
+use super::{json, text};
+use crate::config::LogFormat;
+use crate::system::THREAD_STACK;
+
+/// Lines that may wait to be written; more are lost.
+const LOG_QUEUE: usize = 1024;
+/// For the last lines, at the end of the process.
+const LAST_LINES: Duration = Duration::from_millis(200);
+
+#[derive(Debug)]
+enum Entry {
+    Line(Vec<u8>),
+    /// Only wakes the thread, to look at [`Shared`].
+    Wake,
+    End(Sender<()>),
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Lines that were not written: the queue was full, or the disk.
+    lost: AtomicU64,
+    reopen: AtomicBool,
+}
+
+/// The logger's side: cuts its text into lines and never waits for them to be written, because a
+/// log that nobody reads (`2>&1 | less`) must not stop requests.
+pub(super) struct LineSender {
+    line: Vec<u8>,
+    shared: Arc<Shared>,
+    queue: Sender<Entry>,
+}
+
+/// Handle of the log's thread.
+#[derive(Debug)]
+pub struct LogWriter {
+    shared: Arc<Shared>,
+    queue: Sender<Entry>,
+}
+
+impl LogWriter {
+    /// Starts the thread. Lines go to `file`, or to stderr without one. If no thread can be had,
+    /// lines are lost and requests are served.
+    ///
+    /// # Errors
+    /// When the file can't be opened.
+    pub(super) fn start(file: Option<&Path>, format: LogFormat) -> io::Result<(Self, LineSender)> {
+        let place = match file {
+            Some(path) => Place::File { path: path.to_owned(), file: open(path)? },
+            None if is_journal() && format == LogFormat::Text => Place::Journald,
+            None => Place::Stderr,
+        };
+        let shared = Arc::new(Shared::default());
+        let (queue, lines) = bounded(LOG_QUEUE);
+        let thread = WriterThread { place, format, shared: Arc::clone(&shared), is_torn: false };
+        let _ = thread::Builder::new()
+            .name("log".to_owned())
+            .stack_size(THREAD_STACK)
+            .spawn(move || thread.run(&lines));
+        let lines =
+            LineSender { line: Vec::new(), shared: Arc::clone(&shared), queue: queue.clone() };
+        Ok((LogWriter { shared, queue }, lines))
+    }
+
+    /// Opens the file anew, because the old one was rotated away.
+    pub(crate) fn reopen(&self) {
+        self.shared.reopen.store(true, SeqCst);
+        // A full queue wakes the thread too.
+        let _ = self.queue.try_send(Entry::Wake);
+    }
+
+    /// Waits a moment for the last lines.
+    pub fn finish(&self) {
+        let (told, end) = bounded(1);
+        if self.queue.send_timeout(Entry::End(told), LAST_LINES).is_ok() {
+            let _ = end.recv_timeout(LAST_LINES);
+        }
+    }
+}
+
+impl Write for LineSender {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.line.extend_from_slice(bytes);
+        if self.line.ends_with(b"\n")
+            && self.queue.try_send(Entry::Line(std::mem::take(&mut self.line))).is_err()
+        {
+            self.shared.lost.fetch_add(1, SeqCst);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Opens a log file to append to it. A FIFO that nobody reads is an error, not a wait.
+fn open(path: &Path) -> io::Result<File> {
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
+    Ok(File::from(rustix::fs::open(path, flags, mode)?))
+}
+
+/// Whether stderr is systemd's journal (systemd.exec(5), `JOURNAL_STREAM`).
+fn is_journal() -> bool {
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    let Ok(about) = rustix::fs::fstat(io::stderr()) else { return false };
+    stream == format!("{}:{}", about.st_dev, about.st_ino)
+}
+
+#[derive(Debug)]
+enum Place {
+    Stderr,
+    Journald,
+    File { path: PathBuf, file: File },
+}
+
+struct WriterThread {
+    place: Place,
+    format: LogFormat,
+    shared: Arc<Shared>,
+    /// Whether the last write ended within a line.
+    is_torn: bool,
+}
+
+impl WriterThread {
+    fn run(mut self, queue: &Receiver<Entry>) {
+        for entry in queue {
+            if self.shared.reopen.swap(false, SeqCst) {
+                self.reopen();
+            }
+            match entry {
+                // A closed or full place is no reason to stop.
+                Entry::Line(line) => self.write(line),
+                Entry::Wake => {}
+                Entry::End(told) => drop(told.send(())),
+            }
+        }
+    }
+
+    /// The old file is kept until the new one can be had.
+    fn reopen(&mut self) {
+        let Place::File { path, file } = &mut self.place else { return };
+        match open(path) {
+            Ok(new) => {
+                *file = new;
+                self.is_torn = false;
+            }
+            Err(error) => {
+                let message = format!("cannot reopen the log file path={path:?} reason={error:?}");
+                let line = self.own_line(&message);
+                self.write(line);
+            }
+        }
+    }
+
+    fn write(&mut self, line: Vec<u8>) {
+        let lost = self.shared.lost.swap(0, SeqCst);
+        let mut bytes = if self.is_torn { b"\n".to_vec() } else { Vec::new() };
+        if lost > 0 {
+            bytes.extend(self.own_line(&format!("log lines lost lines={lost}")));
+        }
+        match self.place {
+            Place::Journald => bytes.extend(text::for_journald(&line)),
+            _ => bytes.extend(line),
+        }
+        let Err(written) = self.put(&bytes) else {
+            self.is_torn = false;
+            return;
+        };
+        self.shared.lost.fetch_add(lost + 1, SeqCst);
+        if written > 0 {
+            self.is_torn = !self.take_back(written);
+        }
+    }
+
+    /// Writes all of it, or tells how much was written.
+    fn put(&mut self, bytes: &[u8]) -> Result<(), usize> {
+        let mut written = 0;
+        while written < bytes.len() {
+            let result = match &mut self.place {
+                Place::Stderr | Place::Journald => io::stderr().write(&bytes[written..]),
+                Place::File { file, .. } => file.write(&bytes[written..]),
+            };
+            match result {
+                Ok(n) if n > 0 => written += n,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                _ => return Err(written),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the beginning of a line whose end found no room.
+    fn take_back(&self, bytes: usize) -> bool {
+        let Place::File { file, .. } = &self.place else { return false };
+        let length = file.metadata().ok().filter(|data| data.is_file()).map(|data| data.len());
+        let rest = length.and_then(|length| length.checked_sub(bytes as u64));
+        rest.is_some_and(|rest| file.set_len(rest).is_ok())
+    }
+
+    /// A line of the log about the log.
+    fn own_line(&self, message: &str) -> Vec<u8> {
+        match self.format {
+            LogFormat::Json => json::line(log::Level::Warn, Some("log"), message),
+            _ if matches!(self.place, Place::Journald) => format!("<4>{message}\n").into_bytes(),
+            LogFormat::Text => format!("{} [WARN] {message}\n", text::now()).into_bytes(),
+        }
+    }
+}
