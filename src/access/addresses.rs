@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 /// Whether an address is one that only a local network or this machine uses: loopback,
 /// private (RFC 1918, RFC 4193), link-local, or shared (RFC 6598, used by overlay networks).
-pub fn is_local_address(ip: IpAddr) -> bool {
+pub(crate) fn is_local_address(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => {
             let [a, b, ..] = ip.octets();
@@ -27,7 +27,7 @@ pub struct Cidr {
 
 impl Cidr {
     /// Whether an address is within it. IPv4 within IPv6 counts as IPv4.
-    pub fn contains(&self, ip: IpAddr) -> bool {
+    pub(crate) fn contains(&self, ip: IpAddr) -> bool {
         match (self.base, ip.to_canonical()) {
             (IpAddr::V4(base), IpAddr::V4(ip)) => {
                 let mask = u32::MAX.checked_shl(32 - u32::from(self.bits)).unwrap_or(0);
@@ -49,18 +49,13 @@ impl FromStr for Cidr {
         let error = || {
             format!("{text}: expected an address or a range, such as 192.168.1.0/24 or fd00::/8")
         };
-        let (address, bits) = match text.split_once('/') {
-            Some((address, bits)) => (address, Some(bits)),
-            None => (text, None),
-        };
+        let (address, bits) = text.split_once('/').map_or((text, None), |(a, b)| (a, Some(b)));
         let base: IpAddr = address.parse().map_err(|_| error())?;
         let most = if base.is_ipv4() { 32 } else { 128 };
         let bits = match bits {
             None => most,
-            Some(bits) if bits.bytes().all(|b| b.is_ascii_digit()) => {
-                bits.parse().ok().filter(|bits| *bits <= most).ok_or_else(error)?
-            }
-            Some(_) => return Err(error()),
+            Some(bits) if bits.starts_with('+') => return Err(error()),
+            Some(bits) => bits.parse().ok().filter(|bits| *bits <= most).ok_or_else(error)?,
         };
         // Peers are compared as IPv4 where they are, and so are ranges.
         Ok(match base {
@@ -72,19 +67,19 @@ impl FromStr for Cidr {
     }
 }
 
-/// Who may connect at all: `--allow` and `--deny`.
+/// Which machines may connect: `--allow` and `--deny`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reach {
-    /// Only these and this machine; empty means local networks ([`is_local_address`], on-link).
+pub struct AddressLists {
+    /// Only these and this machine; empty means local networks (private, link-local, shared, on-link).
     pub allow: Vec<Cidr>,
-    /// Never these, whatever else says so.
+    /// Never these, allowed or not.
     pub deny: Vec<Cidr>,
 }
 
-impl Reach {
-    /// Whether a peer may connect; `is_own` says whether it is this machine. `is_on_link` is asked
+impl AddressLists {
+    /// Whether a peer may connect; `is_own` says whether it is this machine. `is_on_link` is called
     /// only where it decides.
-    pub fn admits(
+    pub(crate) fn admits(
         &self,
         peer: IpAddr,
         is_own: bool,
@@ -154,13 +149,13 @@ mod tests {
 
     #[test]
     fn deny_wins_and_allow_replaces_the_usual() {
-        let reach = |allow: &[&str], deny: &[&str]| Reach {
+        let reach = |allow: &[&str], deny: &[&str]| AddressLists {
             allow: allow.iter().map(|range| cidr(range)).collect(),
             deny: deny.iter().map(|range| cidr(range)).collect(),
         };
-        let admits = |reach: &Reach, ip: &str, on_link| {
+        let admits = |lists: &AddressLists, ip: &str, on_link| {
             let ip: IpAddr = ip.parse().unwrap();
-            reach.admits(ip, ip.is_loopback(), |_| on_link)
+            lists.admits(ip, ip.is_loopback(), |_| on_link)
         };
         let usual = reach(&[], &[]);
         assert!(admits(&usual, "192.168.1.7", false) && admits(&usual, "203.0.113.1", true));

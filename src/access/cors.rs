@@ -1,10 +1,10 @@
 //! Which web pages may use Ollama: `Origin` as Ollama decides it, CORS as Ollama answers it. Pure.
 //!
 //! Ollama refuses pages that it doesn't know (gin-contrib/cors 1.7.2 with `envconfig.AllowedOrigins`
-//! and the configuration in `server/routes.go`). The first proxy that a page reaches decides, by
-//! its own `OLLAMA_ORIGINS`: the page runs beside that proxy, and the Ollama behind it knows
-//! nothing of the machine. What was decided isn't asked again: `Origin` and `Sec-Fetch-*` go no
-//! further, so that no other hop can answer otherwise, and CORS fields are in an answer once.
+//! and the configuration in `server/routes.go`). The first proxy that a page's request reaches
+//! decides, by its own `OLLAMA_ORIGINS`: it runs on the page's machine, of which the Ollama behind
+//! it knows nothing. Only that proxy decides: it doesn't pass on `Origin` and `Sec-Fetch-*`, and
+//! answers get its CORS fields alone.
 //!
 //! Beyond Ollama: a browser's request from another site without `Origin`, such as an image's or a
 //! link's, is refused too. Its answer can't be read by the page, but it would still be worked on.
@@ -14,6 +14,8 @@ use http::header::{
     ACCESS_CONTROL_MAX_AGE, HOST, HeaderName, HeaderValue, ORIGIN, VARY,
 };
 use http::{HeaderMap, Method};
+
+use crate::http::fields::remove_where;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -39,7 +41,7 @@ const FIELDS: &str = "Authorization,Content-Type,User-Agent,Accept,X-Requested-W
     X-Stainless-Runtime-Version,X-Stainless-Timeout";
 const MAX_AGE: &str = "43200";
 
-/// The origins that are allowed.
+/// The allowed origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origins {
     allows_all: bool,
@@ -54,25 +56,24 @@ impl Default for Origins {
     }
 }
 
-/// What becomes of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub(crate) enum Decision {
     /// No page of another origin asks.
     Plain,
-    /// A page that may ask; its answer gets these fields.
+    /// A page of an allowed origin; its answer gets these fields.
     Cors(Cors),
-    /// A page that may only ask what it may: answered with these fields, and not passed on.
+    /// Such a page asks what it may do: answered with these fields, and not passed on.
     Preflight(Cors),
-    /// A page that may not.
+    /// A page of any other origin.
     Refuse,
 }
 
 /// The value of `Access-Control-Allow-Origin`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cors(HeaderValue);
+pub(crate) struct Cors(HeaderValue);
 
 impl Origins {
-    /// The built-in ones and those of `OLLAMA_ORIGINS`; and what of that can't be used.
+    /// The built-in ones and those of `OLLAMA_ORIGINS`; and entries that can't be used.
     pub fn new(configured: &str) -> (Self, Vec<String>) {
         let mut origins = Origins { allows_all: false, exact: Vec::new(), wildcards: Vec::new() };
         let mut unusable = Vec::new();
@@ -110,8 +111,7 @@ impl Origins {
         true
     }
 
-    /// Whether pages of this origin are allowed.
-    pub fn allow(&self, origin: &[u8]) -> bool {
+    fn allow(&self, origin: &[u8]) -> bool {
         self.allows_all
             || self.exact.iter().any(|known| known.as_bytes() == origin)
             || self.wildcards.iter().any(|(before, after)| {
@@ -120,7 +120,7 @@ impl Origins {
     }
 
     /// Decides about a request, whose `Host` is known to be this machine's.
-    pub fn judge(&self, method: &Method, fields: &HeaderMap) -> Decision {
+    pub(crate) fn judge(&self, method: &Method, fields: &HeaderMap) -> Decision {
         let mut origins = fields.get_all(ORIGIN).iter();
         let origin = match (origins.next(), origins.next()) {
             (None, _) => None,
@@ -128,10 +128,10 @@ impl Origins {
             (Some(origin), None) => Some(origin).filter(|origin| !origin.is_empty()),
         };
         let Some(origin) = origin else {
-            let sites = fields.get_all(SEC_FETCH_SITE).iter();
-            let is_foreign = sites
-                .into_iter()
-                .any(|site| site.as_bytes().trim_ascii().eq_ignore_ascii_case(b"cross-site"));
+            let is_cross = |site: &HeaderValue| {
+                site.as_bytes().trim_ascii().eq_ignore_ascii_case(b"cross-site")
+            };
+            let is_foreign = fields.get_all(SEC_FETCH_SITE).iter().any(is_cross);
             return if is_foreign && !self.allows_all { Decision::Refuse } else { Decision::Plain };
         };
         let host = fields.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
@@ -153,27 +153,19 @@ impl Origins {
     }
 }
 
-/// Takes out of a request what has been decided about.
-pub fn strip(fields: &mut HeaderMap) {
-    let decided = |name: &&HeaderName| **name == ORIGIN || name.as_str().starts_with("sec-fetch-");
-    let names: Vec<HeaderName> = fields.keys().filter(decided).cloned().collect();
-    for name in names {
-        fields.remove(name);
-    }
+/// Removes from a request the fields by which it was decided.
+pub(crate) fn strip(fields: &mut HeaderMap) {
+    remove_where(fields, |name| name == ORIGIN.as_str() || name.starts_with("sec-fetch-"));
 }
 
 impl Cors {
     /// Gives an answer its CORS fields, each once, whatever it had.
-    pub fn mark(&self, fields: &mut HeaderMap) {
-        let is_cors = |name: &&HeaderName| name.as_str().starts_with("access-control-");
-        let old: Vec<HeaderName> = fields.keys().filter(is_cors).cloned().collect();
-        for name in old {
-            fields.remove(name);
-        }
+    pub(crate) fn mark(&self, fields: &mut HeaderMap) {
+        remove_where(fields, |name| name.starts_with("access-control-"));
         fields.insert(ACCESS_CONTROL_ALLOW_ORIGIN, self.0.clone());
         let varies = fields.get_all(VARY).iter().any(|value| {
-            let names = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
-            names.into_iter().any(|name| name == b"*" || name.eq_ignore_ascii_case(b"origin"))
+            let mut names = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+            names.any(|name| name == b"*" || name.eq_ignore_ascii_case(b"origin"))
         });
         if !self.is_for_all() && !varies {
             fields.append(VARY, HeaderValue::from_static("Origin"));
@@ -181,7 +173,7 @@ impl Cors {
     }
 
     /// The fields of the answer to a preflight, which is a 204 without a body.
-    pub fn preflight(&self) -> HeaderMap {
+    pub(crate) fn preflight(&self) -> HeaderMap {
         let mut fields = HeaderMap::new();
         fields.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(METHODS));
         fields.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(FIELDS));

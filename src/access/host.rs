@@ -1,8 +1,8 @@
-//! Under which names a request may address this machine. Pure.
+//! The check of `Host`: under which names a request may address this machine. Pure.
 //!
-//! Ollama refuses requests whose `Host` it doesn't know, which is its defence against DNS
-//! rebinding (`allowedHostsMiddleware`). A proxy has to send Ollama's own host onwards, so it
-//! must make that check itself or it would switch the defence off.
+//! Ollama refuses requests whose `Host` it doesn't know, as a defence against DNS rebinding
+//! (`allowedHostsMiddleware`). A proxy sends on Ollama's own host, so it must make that check
+//! itself, or it would switch the defence off.
 
 use std::net::IpAddr;
 

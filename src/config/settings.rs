@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use log::LevelFilter;
 
 use super::{DISCOVERY_PORT, Limits, OllamaUrl, ServerName, Sleeper, Timing};
-use crate::access::addresses::{Cidr, Reach};
+use crate::access::addresses::{AddressLists, Cidr};
 use crate::access::cors::Origins;
 use crate::access::permissions::Policy;
 use crate::ollama::model_name::ModelName;
@@ -56,7 +56,7 @@ pub struct Settings {
     /// Which web pages may ask (`OLLAMA_ORIGINS`).
     pub origins: Origins,
     /// Which machines may connect.
-    pub reach: Reach,
+    pub reach: AddressLists,
     /// Further names accepted in `Host`, in lower case.
     pub hosts: Vec<String>,
     pub pins: Vec<(ModelName, String)>,
@@ -93,7 +93,7 @@ impl Default for Settings {
             legacy: true,
             policy: Policy::default(),
             origins: Origins::default(),
-            reach: Reach::default(),
+            reach: AddressLists::default(),
             hosts: Vec::new(),
             pins: Vec::new(),
             bans: Vec::new(),

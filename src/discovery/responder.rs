@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{BATCH, Counters, RecentSubnets, bind_udp, spawn};
-use crate::access::addresses::Reach;
+use crate::access::addresses::AddressLists;
 use crate::discovery::packet::{self, Datagram, Kind, Nonce, Packet, flags};
 use crate::manager::Presence;
 use crate::net::socket::Waker;
@@ -46,7 +46,7 @@ pub struct ServerSetup {
     /// Whether other machines may manage models here.
     pub is_managed: bool,
     /// Which machines may know of us.
-    pub reach: Reach,
+    pub reach: AddressLists,
     /// What there is to announce.
     pub presence: Arc<Presence>,
     /// Who may ask.

@@ -5,11 +5,11 @@ const MAX_SIZE_LINE: usize = 256;
 /// All trailer lines of one body together.
 const MAX_TRAILERS: usize = 8 * 1024;
 /// Bytes in front of a chunk's data that [`frame_chunk`] needs: 8 digits, CR, LF.
-pub const CHUNK_PREFIX: usize = 10;
-/// Bytes behind a chunk's data.
-pub const CHUNK_SUFFIX: usize = 2;
+pub(crate) const CHUNK_PREFIX: usize = 10;
+/// Bytes behind a chunk's data: CR, LF.
+pub(crate) const CHUNK_SUFFIX: usize = 2;
 /// Ends a chunked body.
-pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+pub(crate) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// What the next bytes of a chunked body are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,48 +30,37 @@ pub enum Step {
     },
 }
 
-/// Decodes a chunked body (RFC 9112 §7.1), refusing whatever two readers could take differently.
+/// Decodes a chunked body (RFC 9112 §7.1), refusing what two readers could take differently.
 ///
 /// Extensions and trailers are bounded and dropped.
 #[derive(Debug)]
 pub struct ChunkDecoder {
     state: State,
+    /// Of the current chunk: its size as far as it was read, then the bytes that are left of it.
+    left: u64,
     /// Bytes of the current size line, or of all trailers.
     line: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// `digits` digits of a size were read.
-    Size {
-        value: u64,
-        digits: u8,
-    },
-    Extension {
-        value: u64,
-    },
-    SizeLf {
-        value: u64,
-    },
-    Data {
-        left: u64,
-    },
+    Size,
+    Extension,
+    SizeLf,
+    Data,
     DataCr,
     DataLf,
-    /// At the start of a trailer line, or in the name of its field.
-    TrailerName {
-        at_start: bool,
-    },
+    TrailerStart,
+    TrailerName,
     TrailerValue,
-    TrailerLf {
-        last: bool,
-    },
+    TrailerLf,
+    LastLf,
     Ended,
 }
 
 impl Default for ChunkDecoder {
     fn default() -> Self {
-        ChunkDecoder { state: State::Size { value: 0, digits: 0 }, line: 0 }
+        ChunkDecoder { state: State::Size, left: 0, line: 0 }
     }
 }
 
@@ -83,12 +72,12 @@ impl ChunkDecoder {
     /// A sentence that says what is malformed.
     pub fn step(&mut self, input: &[u8]) -> Result<Step, &'static str> {
         for (at, &byte) in input.iter().enumerate() {
-            if let State::Data { left } = self.state {
-                let len = left.min((input.len() - at) as u64);
-                self.state = match left - len {
-                    0 => State::DataCr,
-                    left => State::Data { left },
-                };
+            if self.state == State::Data {
+                let len = self.left.min((input.len() - at) as u64);
+                self.left -= len;
+                if self.left == 0 {
+                    self.state = State::DataCr;
+                }
                 // `len` is at most input.len(), so it fits.
                 return Ok(Step::Data { skip: at, len: len as usize });
             }
@@ -101,60 +90,49 @@ impl ChunkDecoder {
     }
 
     fn next(&mut self, byte: u8) -> Result<State, &'static str> {
+        use State::*;
         self.line += 1;
-        match self.state {
-            State::Size { .. } | State::Extension { .. } if self.line > MAX_SIZE_LINE => {
+        match (self.state, byte) {
+            (Size | Extension, _) if self.line > MAX_SIZE_LINE => {
                 Err("a chunk-size line is too long")
             }
-            State::Size { value, digits } => match (byte, char::from(byte).to_digit(16)) {
+            (Size | Extension, b'\r') if self.line > 1 => Ok(SizeLf),
+            (Size, b';') if self.line > 1 => Ok(Extension),
+            (Size, _) => match char::from(byte).to_digit(16) {
                 // 15 hexadecimal digits stay far below u64::MAX.
-                (_, Some(digit)) if digits < 15 => {
-                    Ok(State::Size { value: value << 4 | u64::from(digit), digits: digits + 1 })
+                Some(digit) if self.line <= 15 => {
+                    self.left = self.left << 4 | u64::from(digit);
+                    Ok(Size)
                 }
-                (b'\r', _) if digits > 0 => Ok(State::SizeLf { value }),
-                (b';', _) if digits > 0 => Ok(State::Extension { value }),
                 _ => Err("a chunk size is malformed"),
             },
-            State::Extension { value } => match byte {
-                b'\r' => Ok(State::SizeLf { value }),
-                b'\t' | 0x20..=0x7e => Ok(State::Extension { value }),
-                _ => Err("a chunk extension is malformed"),
-            },
-            State::SizeLf { value } => {
+            (Extension, b'\t' | 0x20..=0x7e) => Ok(Extension),
+            (Extension, _) => Err("a chunk extension is malformed"),
+            (SizeLf, b'\n') => {
                 self.line = 0;
-                match (byte, value) {
-                    (b'\n', 0) => Ok(State::TrailerName { at_start: true }),
-                    (b'\n', left) => Ok(State::Data { left }),
-                    _ => Err("a bare CR in a chunk-size line"),
-                }
+                Ok(if self.left == 0 { TrailerStart } else { Data })
             }
-            State::DataCr if byte == b'\r' => Ok(State::DataLf),
-            State::DataLf if byte == b'\n' => {
+            (SizeLf, _) => Err("a bare CR in a chunk-size line"),
+            (DataCr, b'\r') => Ok(DataLf),
+            (DataLf, b'\n') => {
                 self.line = 0;
-                Ok(State::Size { value: 0, digits: 0 })
+                Ok(Size)
             }
-            State::DataCr | State::DataLf => Err("a chunk is longer than its size"),
-            State::TrailerName { .. } | State::TrailerValue if self.line > MAX_TRAILERS => {
+            (DataCr | DataLf, _) => Err("a chunk is longer than its size"),
+            (TrailerStart | TrailerName | TrailerValue, _) if self.line > MAX_TRAILERS => {
                 Err("the trailers are too long")
             }
-            State::TrailerName { at_start } => match byte {
-                b'\r' if at_start => Ok(State::TrailerLf { last: true }),
-                b':' if !at_start => Ok(State::TrailerValue),
-                _ if is_token(byte) => Ok(State::TrailerName { at_start: false }),
-                _ => Err("a trailer is malformed"),
-            },
-            State::TrailerValue => match byte {
-                b'\r' => Ok(State::TrailerLf { last: false }),
-                b'\t' | 0x20..=0x7e | 0x80.. => Ok(State::TrailerValue),
-                _ => Err("a trailer is malformed"),
-            },
-            State::TrailerLf { last } => match (byte, last) {
-                (b'\n', true) => Ok(State::Ended),
-                (b'\n', false) => Ok(State::TrailerName { at_start: true }),
-                _ => Err("a bare CR in a trailer"),
-            },
+            (TrailerStart, b'\r') => Ok(LastLf),
+            (TrailerName, b':') => Ok(TrailerValue),
+            (TrailerStart | TrailerName, _) if is_token(byte) => Ok(TrailerName),
+            (TrailerValue, b'\r') => Ok(TrailerLf),
+            (TrailerValue, b'\t' | 0x20..=0x7e | 0x80..) => Ok(TrailerValue),
+            (TrailerStart | TrailerName | TrailerValue, _) => Err("a trailer is malformed"),
+            (TrailerLf, b'\n') => Ok(TrailerStart),
+            (LastLf, b'\n') => Ok(Ended),
+            (TrailerLf | LastLf, _) => Err("a bare CR in a trailer"),
             // `step` handles these two itself.
-            State::Data { .. } | State::Ended => Ok(self.state),
+            (Data | Ended, _) => Ok(self.state),
         }
     }
 }
@@ -168,7 +146,7 @@ fn is_token(byte: u8) -> bool {
 ///
 /// Returns the range to write: size, data and line ends, contiguous. `len` is at least 1, and
 /// the buffer has [`CHUNK_SUFFIX`] bytes behind the data.
-pub fn frame_chunk(buffer: &mut [u8], len: usize) -> std::ops::Range<usize> {
+pub(crate) fn frame_chunk(buffer: &mut [u8], len: usize) -> std::ops::Range<usize> {
     let end = CHUNK_PREFIX + len;
     buffer[end..end + CHUNK_SUFFIX].copy_from_slice(b"\r\n");
     buffer[CHUNK_PREFIX - 2..CHUNK_PREFIX].copy_from_slice(b"\r\n");

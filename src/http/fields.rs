@@ -1,67 +1,62 @@
 //! What one hop may pass on of a head: end-to-end fields, `Via`, the framing of an answer. Pure.
 
-use http::header::{CONNECTION, EXPECT, GetAll, HOST, HeaderName, HeaderValue, VIA};
+use http::header::{CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, VIA};
 use http::{HeaderMap, StatusCode};
 
 /// Names the server that answered.
-pub const SERVER_FIELD: HeaderName = HeaderName::from_static("x-ollana-server");
+pub(crate) const SERVER_FIELD: HeaderName = HeaderName::from_static("x-ollana-server");
 /// Marks an answer that a proxy of ours made itself, and says why.
-pub const ERROR_FIELD: HeaderName = HeaderName::from_static("x-ollana-error");
+pub(crate) const ERROR_FIELD: HeaderName = HeaderName::from_static("x-ollana-error");
 
-/// Which server that is, told with its version.
-pub const IDENTITY_FIELD: HeaderName = HeaderName::from_static("x-ollana-identity");
-/// What a server lets this caller do, told with its version.
-pub const PERMISSION_FIELD: HeaderName = HeaderName::from_static("x-ollana-open");
-/// Bytes free for models on a server, told with its version.
-pub const ROOM_FIELD: HeaderName = HeaderName::from_static("x-ollana-room");
+// A server tells these together with its version.
+pub(crate) const IDENTITY_FIELD: HeaderName = HeaderName::from_static("x-ollana-identity");
+/// What the server lets this caller do.
+pub(crate) const PERMISSION_FIELD: HeaderName = HeaderName::from_static("x-ollana-open");
+/// Bytes free for models.
+pub(crate) const ROOM_FIELD: HeaderName = HeaderName::from_static("x-ollana-room");
 
-/// Value of [`ERROR_FIELD`] when the request never reached an Ollama: any method may be
-/// tried elsewhere.
-pub const UNREACHED: &str = "unreached";
-/// Value of [`ERROR_FIELD`] when the machine's owner doesn't allow it to other machines.
-pub const POLICY: &str = "policy";
-/// Value of [`ERROR_FIELD`] when the upstream failed before its answer: what can be repeated may
-/// be tried elsewhere.
-pub const UPSTREAM: &str = "upstream";
+// Values of `ERROR_FIELD` after which another server may be tried.
+/// The request never reached an Ollama: any method may be sent again.
+pub(crate) const UNREACHED: &str = "unreached";
+/// The machine's owner doesn't allow it to other machines.
+pub(crate) const POLICY: &str = "policy";
+/// The upstream failed before its answer: repeatable requests may be sent again.
+pub(crate) const UPSTREAM: &str = "upstream";
 
-/// The tokens of all `Connection` fields.
-pub fn connection_tokens(values: GetAll<'_, HeaderValue>) -> impl Iterator<Item = &str> {
-    values
-        .into_iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        .filter(|token| !token.is_empty())
+/// The entries of all fields of a name whose values are lists.
+pub(crate) fn entries(fields: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let values = fields.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
-/// Drops what belongs to this hop alone: the fields of RFC 9110 §7.6.1 and every field that
-/// `Connection` names. Framing fields go too; the next hop gets its own.
-pub fn strip_hop_by_hop(fields: &mut HeaderMap) {
-    if fields.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = connection_tokens(fields.get_all(CONNECTION))
-            .filter_map(|token| token.parse().ok())
-            .collect();
-        for name in named {
-            fields.remove(name);
-        }
-    }
-    while let Some(name) = fields.keys().find(|name| is_hop_by_hop(name)).cloned() {
+/// Removes all fields of these names.
+pub(crate) fn remove_where(fields: &mut HeaderMap, is_meant: impl Fn(&str) -> bool) {
+    while let Some(name) = fields.keys().find(|name| is_meant(name.as_str())).cloned() {
         fields.remove(name);
     }
 }
 
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    matches!(
-        name.as_str(),
-        "connection"
-            | "content-length"
-            | "keep-alive"
-            | "proxy-connection"
-            | "te"
-            | "trailer"
-            | "transfer-encoding"
-            | "upgrade"
-    )
+/// Drops what belongs to this hop alone: the fields of RFC 9110 §7.6.1 and every field that
+/// `Connection` names. Framing fields go too; the next hop gets its own.
+pub(crate) fn strip_hop_by_hop(fields: &mut HeaderMap) {
+    let named: Vec<HeaderName> =
+        entries(fields, CONNECTION).filter_map(|name| name.parse().ok()).collect();
+    for name in named {
+        fields.remove(name);
+    }
+    remove_where(fields, |name| {
+        matches!(
+            name,
+            "connection"
+                | "content-length"
+                | "keep-alive"
+                | "proxy-connection"
+                | "te"
+                | "trailer"
+                | "transfer-encoding"
+                | "upgrade"
+        )
+    });
 }
 
 /// Makes a client's fields fit for the next hop, `via` being this proxy's pseudonym.
@@ -70,10 +65,7 @@ pub fn prepare_request(fields: &mut HeaderMap, via: &HeaderValue) {
     fields.remove(HOST);
     fields.remove(EXPECT);
     // What proxies of ours tell each other is not for a client to say.
-    let is_ours = |name: &&HeaderName| name.as_str().starts_with("x-ollana-");
-    while let Some(name) = fields.keys().find(is_ours).cloned() {
-        fields.remove(name);
-    }
+    remove_where(fields, |name| name.starts_with("x-ollana-"));
     fields.append(VIA, via.clone());
 }
 
@@ -85,35 +77,28 @@ pub fn via_value(instance: u32) -> HeaderValue {
 }
 
 /// Whether the request has been through this process before.
-pub fn is_loop(fields: &HeaderMap, via: &HeaderValue) -> bool {
-    via_entries(fields).any(|entry| entry.as_bytes() == via.as_bytes())
+pub(crate) fn is_loop(fields: &HeaderMap, via: &HeaderValue) -> bool {
+    entries(fields, VIA).any(|entry| entry.as_bytes() == via.as_bytes())
 }
 
 /// Whether an answer came through any proxy of ours.
-pub fn is_from_ollana(fields: &HeaderMap) -> bool {
-    fields.contains_key(ERROR_FIELD) || via_entries(fields).any(|entry| entry.contains(" ollana-"))
-}
-
-fn via_entries(fields: &HeaderMap) -> impl Iterator<Item = &str> {
-    let values = fields.get_all(VIA).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(str::trim)
+pub(crate) fn is_from_ollana(fields: &HeaderMap) -> bool {
+    fields.contains_key(ERROR_FIELD) || entries(fields, VIA).any(|entry| entry.contains(" ollana-"))
 }
 
 /// How an answer's body is framed towards the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AnswerFraming {
+pub(crate) enum AnswerFraming {
     /// No body follows, whatever the fields say.
     None,
-    /// Exactly so many bytes.
     Length(u64),
-    /// Chunks.
     Chunked,
     /// Until the connection closes (HTTP/1.0 clients).
     Close,
 }
 
 /// Chooses the framing (RFC 9112 §6.3): as exact as the upstream's.
-pub fn answer_framing(
+pub(crate) fn answer_framing(
     is_head: bool,
     http_10: bool,
     status: StatusCode,
@@ -131,7 +116,7 @@ pub fn answer_framing(
 /// Writes an answer's head: status line, the end-to-end fields, then `framing`.
 ///
 /// `declared` is the upstream's own Content-Length, which answers without a body keep.
-pub fn write_answer_head(
+pub(crate) fn write_answer_head(
     out: &mut Vec<u8>,
     status: StatusCode,
     fields: &HeaderMap,
@@ -147,17 +132,12 @@ pub fn write_answer_head(
     for (name, value) in fields {
         write_field(out, name.as_str(), value.as_bytes());
     }
-    let length = match framing {
-        AnswerFraming::Length(length) => Some(length),
-        AnswerFraming::None => declared,
-        AnswerFraming::Chunked => {
-            write_field(out, "transfer-encoding", b"chunked");
-            None
+    match (framing, declared) {
+        (AnswerFraming::Length(length), _) | (AnswerFraming::None, Some(length)) => {
+            write_field(out, "content-length", length.to_string().as_bytes());
         }
-        AnswerFraming::Close => None,
-    };
-    if let Some(length) = length {
-        write_field(out, "content-length", length.to_string().as_bytes());
+        (AnswerFraming::Chunked, _) => write_field(out, "transfer-encoding", b"chunked"),
+        (AnswerFraming::Close | AnswerFraming::None, _) => {}
     }
     if close {
         write_field(out, "connection", b"close");

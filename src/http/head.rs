@@ -1,12 +1,14 @@
 //! A request head: bytes → [`Head`], or a [`Refusal`]. Pure.
 //!
-//! Strict on purpose: where two readers could understand a head differently, it is refused
-//! instead of interpreted (RFC 9112 §2.2, §3, §6.3, §11.2), because the next hop might read it
-//! the other way. Whatever passes is written anew for the next hop, never copied.
+//! Strict on purpose: a head that two readers could understand differently is refused
+//! (RFC 9112 §2.2, §3, §6.3, §11.2), because the next hop might read it the other way. An accepted
+//! head is written anew for the next hop, never copied.
 
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+use crate::http::fields::entries;
 
 /// Most fields in one head; the parser needs their number when it is compiled.
 pub const MAX_FIELDS: usize = 128;
@@ -32,16 +34,15 @@ pub struct Head {
     pub method: Method,
     /// Origin form (`/path?query`), or `*` of OPTIONS; visible ASCII without `#`.
     pub target: String,
-    /// Whether the client speaks HTTP/1.0.
-    pub http_10: bool,
+    pub(crate) http_10: bool,
     /// All fields as sent, names in lower case.
     pub fields: HeaderMap,
     /// The body that follows.
     pub framing: Framing,
-    /// Whether the client waits for `100 Continue` before it sends the body.
-    pub expects_continue: bool,
-    /// Whether the connection may serve another request.
-    pub keep_alive: bool,
+    /// The client waits for `100 Continue` before it sends the body.
+    pub(crate) expects_continue: bool,
+    /// The connection may serve another request.
+    pub(crate) keep_alive: bool,
 }
 
 /// A head that isn't served, with the status that says why.
@@ -148,7 +149,8 @@ pub fn parse(bytes: &[u8], limits: HeadLimits) -> Result<Head, Refusal> {
         Some(value) if value.as_bytes().eq_ignore_ascii_case(b"100-continue") => !http_10,
         Some(_) => return refuse(417, "only 100-continue can be expected"),
     };
-    let keep_alive = !http_10 && !has_token(&fields, "close");
+    let closes = entries(&fields, CONNECTION).any(|option| option.eq_ignore_ascii_case("close"));
+    let keep_alive = !http_10 && !closes;
     let target = target.to_owned();
     Ok(Head { method, target, http_10, fields, framing, expects_continue, keep_alive })
 }
@@ -166,14 +168,13 @@ fn check_target(method: &Method, target: &str) -> Result<(), Refusal> {
     if target.contains('#') {
         return refuse(400, "the target has a fragment");
     }
-    let is_origin_form = target.starts_with('/') || (target == "*" && method == Method::OPTIONS);
-    if is_origin_form && target.parse::<PathAndQuery>().is_err() {
+    if !target.starts_with('/') && (target != "*" || method != Method::OPTIONS) {
+        return refuse(400, "only targets in origin form are served");
+    }
+    if target.parse::<PathAndQuery>().is_err() {
         return refuse(400, "the target has characters that a URI can't have");
     }
-    if is_origin_form {
-        return Ok(());
-    }
-    refuse(400, "only targets in origin form are served")
+    Ok(())
 }
 
 fn read_fields(parsed: &[httparse::Header<'_>]) -> Result<HeaderMap, Refusal> {
@@ -212,25 +213,20 @@ fn read_framing(fields: &HeaderMap, http_10: bool) -> Result<Framing, Refusal> {
     match (codings.next(), lengths.next()) {
         (None, None) => Ok(Framing::Empty),
         (Some(_), Some(_)) => refuse(400, "both Transfer-Encoding and Content-Length"),
+        (Some(_), None) if http_10 => refuse(400, "Transfer-Encoding in HTTP/1.0"),
         (Some(coding), None) => {
-            if http_10 {
-                return refuse(400, "Transfer-Encoding in HTTP/1.0");
-            }
-            if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+            let is_chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+            if codings.next().is_some() || !is_chunked {
                 return refuse(501, "Transfer-Encoding other than exactly chunked");
             }
             Ok(Framing::Chunked)
         }
-        (None, Some(length)) => {
-            if lengths.next().is_some() {
-                return refuse(400, "more than one Content-Length");
-            }
-            match parse_length(length.as_bytes()) {
-                Some(0) => Ok(Framing::Empty),
-                Some(length) => Ok(Framing::Length(length)),
-                None => refuse(400, "Content-Length is not a plain number"),
-            }
-        }
+        (None, Some(_)) if lengths.next().is_some() => refuse(400, "more than one Content-Length"),
+        (None, Some(length)) => match parse_length(length.as_bytes()) {
+            Some(0) => Ok(Framing::Empty),
+            Some(length) => Ok(Framing::Length(length)),
+            None => refuse(400, "Content-Length is not a plain number"),
+        },
     }
 }
 
@@ -240,11 +236,6 @@ fn parse_length(bytes: &[u8]) -> Option<u64> {
         return None;
     }
     Some(bytes.iter().fold(0, |n, digit| n * 10 + u64::from(digit - b'0')))
-}
-
-fn has_token(fields: &HeaderMap, token: &str) -> bool {
-    crate::http::fields::connection_tokens(fields.get_all(CONNECTION))
-        .any(|t| t.eq_ignore_ascii_case(token))
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::manager::pool::{Action, BackendId, Input, NoPick, Outcome, Pick, Pool, Task, Wanted};
+use crate::manager::pool::{Action, BackendId, Input, NoPick, Outcome, Pick, Pool, Wanted};
+use crate::ollama::endpoints::Task;
 
 /// Requests that may wait for a backend that is busy; more are refused.
 pub const MAX_QUEUE: usize = 256;

@@ -8,38 +8,19 @@ use serde_json::{Value, json};
 
 use crate::ollama::stream_end::Format;
 
-/// Which API a path belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dialect {
-    /// `/api/…` and everything else.
+pub(crate) enum Dialect {
     Ollama,
-    /// `/v1/…`
     OpenAi,
-    /// `/v1/messages…`
     Anthropic,
 }
 
 impl Dialect {
-    /// By the request's target.
-    pub fn of(target: &str) -> Self {
-        let path = target.split('?').next().unwrap_or(target);
-        if path == "/v1/messages" || path.starts_with("/v1/messages/") {
-            Dialect::Anthropic
-        } else if path.starts_with("/v1/") {
-            Dialect::OpenAi
-        } else {
-            Dialect::Ollama
-        }
-    }
-
-    /// The error object itself.
-    pub fn error(self, status: u16, message: &str) -> Value {
+    pub(crate) fn error(self, status: u16, message: &str) -> Value {
         match self {
             Dialect::Ollama => json!({ "error": message }),
             Dialect::OpenAi => json!({
-                "error": {
-                    "message": message, "type": kind(status), "param": null, "code": null,
-                }
+                "error": { "message": message, "type": kind(status), "param": null, "code": null },
             }),
             Dialect::Anthropic => json!({
                 "type": "error",
@@ -49,14 +30,12 @@ impl Dialect {
     }
 
     /// A last line or event for a stream that ends in failure.
-    pub fn in_band_error(self, format: Format, message: &str) -> String {
+    pub(crate) fn in_band_error(self, format: Format, message: &str) -> String {
         let error = self.error(502, message);
         match (format, self) {
             (Format::Ndjson, _) => format!("{error}\n"),
-            (Format::EventStream, Dialect::Anthropic) => {
-                format!("event: error\ndata: {error}\n\n")
-            }
-            (Format::EventStream, _) => format!("data: {error}\n\n"),
+            (_, Dialect::Anthropic) => format!("event: error\ndata: {error}\n\n"),
+            (_, _) => format!("data: {error}\n\n"),
         }
     }
 }
@@ -73,7 +52,10 @@ fn kind(status: u16) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use http::Method;
+
     use super::*;
+    use crate::ollama::endpoints::Endpoint;
 
     #[test]
     fn each_path_gets_its_apis_shape() {
@@ -89,7 +71,8 @@ mod tests {
                 r#"{"error":{"message":"no \"x\"","type":"overloaded_error"},"type":"error"}"#,
             ),
         ] {
-            assert_eq!(Dialect::of(target).error(503, "no \"x\"").to_string(), want, "{target}");
+            let dialect = Endpoint::of(&Method::GET, target).dialect;
+            assert_eq!(dialect.error(503, "no \"x\"").to_string(), want, "{target}");
         }
     }
 

@@ -1,9 +1,16 @@
-//! What is known of Ollama's API. Pure: knows nothing of sockets, threads or clocks.
+//! What is known of Ollama's API: its endpoints ([`endpoints`]), what a request's body is about
+//! ([`subject`]), names of models, pulls, lists of models and their merging ([`inventory`],
+//! [`merge`]), ends of streamed answers, shapes of errors.
+//!
+//! Pure: knows nothing of who may ask, of servers to choose from, or of sockets. Paths of Ollama's
+//! API are written in [`endpoints`] only.
 
 pub mod endpoints;
-pub mod errors;
+pub(crate) mod errors;
 pub mod inventory;
+pub mod merge;
 pub mod model_name;
-pub mod stream_end;
+pub(crate) mod pull;
+pub(crate) mod stream_end;
 pub mod subject;
 pub mod version;

@@ -26,7 +26,7 @@ impl ModelName {
     }
 
     /// Whether Ollama runs it in its own cloud, so that any signed-in server will do.
-    pub fn is_cloud(&self) -> bool {
+    pub(crate) fn is_cloud(&self) -> bool {
         self.0.ends_with(":cloud") || self.0.ends_with("-cloud")
     }
 

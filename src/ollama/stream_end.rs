@@ -1,14 +1,14 @@
-//! The end of a streamed answer, kept while it passes. Pure.
+//! The end of a streamed answer, kept while the answer passes. Pure.
 //!
-//! What matters of an answer's body stands in its last line: an error, or how fast it was made.
-//! No body is altered or held back for it.
+//! The last line of an answer's body says whether it failed, and how fast it was made. No body is
+//! altered or held back for it.
 
 /// Most bytes kept; longer last lines aren't looked at.
 const KEPT: usize = 4 * 1024;
 
 /// How a streamed body separates its messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub(crate) enum Format {
     /// One JSON object per line.
     Ndjson,
     /// Server-sent events.
@@ -17,25 +17,21 @@ pub enum Format {
 
 impl Format {
     /// By the answer's Content-Type.
-    pub fn of(content_type: &str) -> Option<Self> {
+    pub(crate) fn of(content_type: &str) -> Option<Self> {
         let media = content_type.split(';').next().unwrap_or_default().trim();
-        if media.eq_ignore_ascii_case("application/x-ndjson") {
-            Some(Format::Ndjson)
-        } else if media.eq_ignore_ascii_case("text/event-stream") {
-            Some(Format::EventStream)
-        } else {
-            None
-        }
+        let known =
+            [("application/x-ndjson", Format::Ndjson), ("text/event-stream", Format::EventStream)];
+        let format = known.into_iter().find(|(name, _)| media.eq_ignore_ascii_case(name));
+        format.map(|(_, format)| format)
     }
 }
 
 /// The last bytes of a body.
 #[derive(Debug, Default)]
-pub struct Tail(Vec<u8>);
+pub(crate) struct StreamEnd(Vec<u8>);
 
-impl Tail {
-    /// Takes the next bytes.
-    pub fn push(&mut self, bytes: &[u8]) {
+impl StreamEnd {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
         let bytes = &bytes[bytes.len().saturating_sub(KEPT)..];
         if self.0.ends_with(b"\n") && bytes.iter().any(|b| *b != b'\n') {
             self.0.clear(); // A new line begins; the ones before it don't matter any more.
@@ -46,7 +42,7 @@ impl Tail {
     }
 
     /// What has to stand between the body so far and one more message.
-    pub fn separator(&self, format: Format) -> &'static str {
+    pub(crate) fn separator(&self, format: Format) -> &'static str {
         match (format, self.0.last()) {
             (_, None) => "",
             (Format::Ndjson, Some(b'\n')) => "",
@@ -58,7 +54,7 @@ impl Tail {
     }
 
     /// Whether the last message is an error that another proxy or Ollama told in band.
-    pub fn tells_error(&self, format: Format) -> bool {
+    pub(crate) fn tells_error(&self, format: Format) -> bool {
         if !self.separator(format).is_empty() {
             return false;
         }
@@ -72,8 +68,8 @@ impl Tail {
     }
 
     /// A number that the last line gives for a member; the last of that name, as Ollama puts its
-    /// counts behind everything else. The line itself may be longer than what is kept.
-    pub fn number(&self, member: &str) -> Option<f64> {
+    /// counts behind everything else. The line may have begun before the kept bytes.
+    pub(crate) fn number(&self, member: &str) -> Option<f64> {
         let line = std::str::from_utf8(self.last_line()).ok()?;
         // In text, the quotes would be escaped.
         let (_, after) = line.rsplit_once(&format!("\"{member}\":"))?;
@@ -87,17 +83,17 @@ impl Tail {
     }
 }
 
-/// Whole lines of a stream as they pass, for those who want to look at them.
+/// Whole lines of a stream as they pass.
 #[derive(Debug, Default)]
-pub struct Lines {
+pub(crate) struct Lines {
     begun: Vec<u8>,
     /// The line under way is too long to be looked at.
     is_skipping: bool,
 }
 
 impl Lines {
-    /// Takes the next bytes and shows the lines that end in them.
-    pub fn push(&mut self, bytes: &[u8], look: &mut dyn FnMut(&[u8])) {
+    /// Takes the next bytes and calls `look` with the lines that end in them.
+    pub(crate) fn push(&mut self, bytes: &[u8], look: &mut dyn FnMut(&[u8])) {
         let mut pieces = bytes.split(|byte| *byte == b'\n').peekable();
         while let Some(piece) = pieces.next() {
             self.is_skipping |= self.begun.len() + piece.len() > KEPT;
@@ -138,10 +134,10 @@ mod tests {
         }
     }
 
-    fn tail(pieces: &[&str]) -> Tail {
-        let mut tail = Tail::default();
-        pieces.iter().for_each(|piece| tail.push(piece.as_bytes()));
-        tail
+    fn end(pieces: &[&str]) -> StreamEnd {
+        let mut end = StreamEnd::default();
+        pieces.iter().for_each(|piece| end.push(piece.as_bytes()));
+        end
     }
 
     #[test]
@@ -149,15 +145,15 @@ mod tests {
         let ndjson = Format::of("application/x-ndjson").unwrap();
         let sse = Format::of("Text/Event-Stream; charset=utf-8").unwrap();
         assert_eq!(Format::of("application/json"), None);
-        assert!(tail(&["{\"a\":1}\n{\"er", "ror\":\"gone\"}\n"]).tells_error(ndjson));
-        assert!(!tail(&["{\"error\":\"x\"}\n{\"a\":1}\n"]).tells_error(ndjson));
-        assert!(!tail(&["{\"a\":\"\\\"error\\\"\"}\n"]).tells_error(ndjson));
-        assert!(!tail(&["{\"error\":\"cut"]).tells_error(ndjson));
-        assert!(!tail(&[]).tells_error(ndjson));
+        assert!(end(&["{\"a\":1}\n{\"er", "ror\":\"gone\"}\n"]).tells_error(ndjson));
+        assert!(!end(&["{\"error\":\"x\"}\n{\"a\":1}\n"]).tells_error(ndjson));
+        assert!(!end(&["{\"a\":\"\\\"error\\\"\"}\n"]).tells_error(ndjson));
+        assert!(!end(&["{\"error\":\"cut"]).tells_error(ndjson));
+        assert!(!end(&[]).tells_error(ndjson));
         assert!(
-            tail(&["event: error\ndata: {\"type\":\"error\",\"error\":{}}\n\n"]).tells_error(sse)
+            end(&["event: error\ndata: {\"type\":\"error\",\"error\":{}}\n\n"]).tells_error(sse)
         );
-        assert!(!tail(&["data: [DONE]\n\n"]).tells_error(sse));
+        assert!(!end(&["data: [DONE]\n\n"]).tells_error(sse));
     }
 
     #[test]
@@ -165,30 +161,30 @@ mod tests {
         for (body, ndjson, sse) in
             [("", "", ""), ("{}", "\n", "\n\n"), ("{}\n", "", "\n"), ("x\n\n", "", "")]
         {
-            assert_eq!(tail(&[body]).separator(Format::Ndjson), ndjson, "{body:?}");
-            assert_eq!(tail(&[body]).separator(Format::EventStream), sse, "{body:?}");
+            assert_eq!(end(&[body]).separator(Format::Ndjson), ndjson, "{body:?}");
+            assert_eq!(end(&[body]).separator(Format::EventStream), sse, "{body:?}");
         }
     }
 
     #[test]
     fn counts_are_read_from_the_last_line() {
         let last = r#"{"response":"\"eval_count\":9","context":[1],"eval_count":120,"eval_duration":2000000000}"#;
-        let tail = tail(&["{\"eval_count\":1}\n", last, "\n"]);
-        assert_eq!(tail.number("eval_count"), Some(120.0));
-        assert_eq!(tail.number("eval_duration"), Some(2e9));
-        assert_eq!(tail.number("load_duration"), None);
+        let end = end(&["{\"eval_count\":1}\n", last, "\n"]);
+        assert_eq!(end.number("eval_count"), Some(120.0));
+        assert_eq!(end.number("eval_duration"), Some(2e9));
+        assert_eq!(end.number("load_duration"), None);
     }
 
     #[test]
     fn only_the_end_is_kept() {
-        let mut tail = Tail::default();
+        let mut end = StreamEnd::default();
         for _ in 0..10 {
-            tail.push(&[b'x'; 1000]);
+            end.push(&[b'x'; 1000]);
         }
-        tail.push(&[b'y'; 9000]);
-        assert_eq!(tail.0.len(), KEPT);
-        tail.push(b"\n{\"error\":1}\n");
-        assert!(tail.tells_error(Format::Ndjson));
-        assert_eq!(tail.0.len(), KEPT);
+        end.push(&[b'y'; 9000]);
+        assert_eq!(end.0.len(), KEPT);
+        end.push(b"\n{\"error\":1}\n");
+        assert!(end.tells_error(Format::Ndjson));
+        assert_eq!(end.0.len(), KEPT);
     }
 }

@@ -1,11 +1,11 @@
-//! What a request is about, read from the head of its JSON body. Pure.
+//! What a request is about, read from the start of its JSON body. Pure.
 //!
-//! A scan, not a parse: bodies may be cut anywhere (only their first bytes are looked at), hold
-//! megabytes of images, or be no JSON at all. It never allocates more than the strings it returns.
+//! A scan, not a parse: only a body's first bytes are looked at, so it may be cut anywhere; it may
+//! hold megabytes of images, or be no JSON at all. Strings are bounded, whatever the body holds.
 
 /// Longest string that is taken out of a body.
 const MAX_STRING: usize = 512;
-/// How much of a conversation's first text tells it from others.
+/// Bytes of a conversation's first text that tell it from others.
 const OPENING: usize = 256;
 
 /// What the first bytes of a body say.
@@ -15,18 +15,18 @@ pub struct Subject {
     pub model: Option<String>,
     /// What a `create` starts from: `from`, or the `FROM` line of the Modelfile that servers before
     /// 0.5.5 take.
-    pub base: Option<String>,
-    /// Whether the top-level `keep_alive` is zero, which unloads the model.
-    pub unloads: bool,
+    pub(crate) base: Option<String>,
+    /// The top-level `keep_alive` is zero, which unloads the model.
+    pub(crate) unloads: bool,
     /// The first text of the conversation: the start of its first `content`, `system` or `prompt`.
     pub opening: Option<String>,
 }
 
-/// Scans the first bytes of a body.
+/// Scans the first bytes of a body. One that isn't an object, or ends early, tells what stands
+/// before that.
 pub fn subject(body: &[u8]) -> Subject {
     let mut scan = Scan { bytes: body, at: 0 };
     let mut subject = Subject::default();
-    // A body that isn't an object, or ends early, tells what it told until there.
     let _ = scan.object(&mut subject);
     subject
 }
@@ -52,11 +52,17 @@ impl Scan<'_> {
         self.bytes.get(self.at).copied()
     }
 
+    fn next(&mut self) -> Option<u8> {
+        let byte = self.bytes.get(self.at).copied();
+        self.at += usize::from(byte.is_some());
+        byte
+    }
+
     fn take(&mut self, wanted: u8) -> Option<()> {
         (self.peek()? == wanted).then(|| self.at += 1)
     }
 
-    /// The members of the top-level object, as far as they are there.
+    /// The members of the top-level object; `None` where it ends early.
     fn object(&mut self, subject: &mut Subject) -> Option<()> {
         self.take(b'{')?;
         let mut rank = 0;
@@ -158,40 +164,31 @@ impl Scan<'_> {
     fn text(&mut self, most: usize, may_be_cut: bool) -> Option<String> {
         self.take(b'"')?;
         let mut out = Vec::new();
-        let mut is_closed = false;
-        while let Some(byte) = self.bytes.get(self.at).copied() {
-            self.at += 1;
-            match byte {
-                b'"' => {
-                    is_closed = true;
-                    break;
-                }
-                b'\\' => {
-                    let escaped = self.bytes.get(self.at).copied()?;
-                    self.at += 1;
-                    let byte = match escaped {
-                        b'n' => b'\n',
-                        b't' => b'\t',
-                        b'u' => {
-                            let digits = self.bytes.get(self.at..self.at + 4)?;
-                            self.at += 4;
-                            let code = u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16);
-                            let c = char::from_u32(code.ok()?).unwrap_or('\u{fffd}');
-                            if out.len() < most {
-                                out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
-                            }
-                            continue;
+        let is_closed = loop {
+            let Some(byte) = self.next() else { break false };
+            let byte = match byte {
+                b'"' => break true,
+                b'\\' => match self.next()? {
+                    b'n' => b'\n',
+                    b't' => b'\t',
+                    b'u' => {
+                        let digits = self.bytes.get(self.at..self.at + 4)?;
+                        self.at += 4;
+                        let code = u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16);
+                        let c = char::from_u32(code.ok()?).unwrap_or('\u{fffd}');
+                        if out.len() < most {
+                            out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
                         }
-                        other => other,
-                    };
-                    if out.len() < most {
-                        out.push(byte);
+                        continue;
                     }
-                }
-                _ if out.len() < most => out.push(byte),
-                _ => {}
+                    other => other,
+                },
+                other => other,
+            };
+            if out.len() < most {
+                out.push(byte);
             }
-        }
+        };
         let is_whole = is_closed || (may_be_cut && out.len() >= most);
         is_whole.then(|| String::from_utf8_lossy(&out).into_owned())
     }

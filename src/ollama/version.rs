@@ -1,5 +1,7 @@
 //! Versions of Ollama. Pure.
 
+use std::fmt;
+
 /// Three numbers of an Ollama version; zeros when unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OllamaVersion {
@@ -15,25 +17,27 @@ impl OllamaVersion {
     /// Reads `0.5.4` and `0.5.4-rc1`; anything else is unknown (zeros).
     pub fn parse(text: &str) -> Self {
         let core = text.split(['-', '+']).next().unwrap_or_default();
-        let mut parts = core.split('.');
-        let version = (|| {
-            Some(OllamaVersion {
-                major: parts.next()?.parse().ok()?,
-                minor: parts.next()?.parse().ok()?,
-                patch: parts.next()?.parse().ok()?,
-            })
-        })();
-        version.filter(|_| parts.next().is_none()).unwrap_or_default()
+        let parts: Vec<&str> = core.split('.').collect();
+        let [major, minor, patch] = parts[..] else { return Self::default() };
+        match (major.parse(), minor.parse(), patch.parse()) {
+            (Ok(major), Ok(minor), Ok(patch)) => OllamaVersion { major, minor, patch },
+            _ => Self::default(),
+        }
     }
 
-    /// The same version as one number, for an atomic.
-    pub fn to_bits(self) -> u32 {
+    /// The same version as one number, for datagrams and atomics.
+    pub(crate) fn to_bits(self) -> u32 {
         u32::from(self.major) << 24 | u32::from(self.minor) << 16 | u32::from(self.patch)
     }
 
-    /// The inverse of [`to_bits`](Self::to_bits).
-    pub fn from_bits(bits: u32) -> Self {
+    pub(crate) fn from_bits(bits: u32) -> Self {
         let [major, minor, hi, lo] = bits.to_be_bytes();
         OllamaVersion { major, minor, patch: u16::from_be_bytes([hi, lo]) }
+    }
+}
+
+impl fmt::Display for OllamaVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
     }
 }

@@ -53,7 +53,7 @@ fn written(ways: &[Way], answers: &[Answer]) -> Value {
 fn version(answer: &Answer) -> Option<String> {
     let version = answer.version;
     let known = version != Default::default();
-    known.then(|| format!("{}.{}.{}", version.major, version.minor, version.patch))
+    known.then(|| version.to_string())
 }
 
 fn lines(ways: &[Way], answers: &[Answer], style: Style) -> Vec<String> {

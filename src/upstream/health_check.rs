@@ -13,7 +13,8 @@ use crate::access::permissions::Permission;
 use crate::config::{OllamaUrl, ServerName};
 use crate::http::fields::{self, IDENTITY_FIELD, PERMISSION_FIELD, ROOM_FIELD, SERVER_FIELD};
 use crate::net::untrusted_text::is_printable;
-use crate::ollama::inventory::{Inventory, List};
+use crate::ollama::endpoints::{List, VERSION};
+use crate::ollama::inventory::Inventory;
 use crate::pairing::identity::{Identity, MAX_NAME};
 
 /// Longest answer to a check that is read, in bytes: lists of some thousand models.
@@ -83,7 +84,7 @@ impl Check<'_> {
         };
         let start = Instant::now();
         // On a connection of its own: an old one may be broken although the server is well.
-        let answer = match self.get(upstream, Connection::Fresh, address, "/api/version") {
+        let answer = match self.get(upstream, Connection::Fresh, address, VERSION) {
             Ok(answer) => answer,
             Err(_) if exchange_io::with(|io| io.fault().is_some()) => return CheckResult::Void,
             Err(error @ ureq::Error::Timeout(_)) => return CheckResult::Silent(describe(&error)),

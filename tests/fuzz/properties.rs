@@ -14,7 +14,9 @@ use ollana::discovery::packet::{self, Packet};
 use ollana::http::body::{ChunkDecoder, Step};
 use ollana::http::fields;
 use ollana::http::head::{self, Framing, Head, HeadLimits, Refusal};
-use ollana::ollama::inventory::{self, Inventory, List};
+use ollana::ollama::endpoints::List;
+use ollana::ollama::inventory::Inventory;
+use ollana::ollama::merge::merged;
 use ollana::ollama::subject;
 use ollana::pairing::identity::MAX_NAME;
 use ollana::pairing::identity::{Identity, KeyId};
@@ -311,8 +313,8 @@ pub(crate) fn lists(input: &[u8]) {
     let inventory = |text: &str| Arc::new(Inventory::new([text, text, text], None));
     let inventories = [inventory(one), inventory(two)];
     for (list, member) in List::ALL.into_iter().zip(["models", "models", "data"]) {
-        let merged = inventory::merge(list, &inventories);
-        let parsed: serde_json::Value = serde_json::from_str(&merged).expect("JSON");
+        let text = merged(list, &inventories);
+        let parsed: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         let entries = parsed[member].as_array().expect("a list");
         let told: Vec<serde_json::Value> = [one, two]
             .iter()
@@ -323,7 +325,7 @@ pub(crate) fn lists(input: &[u8]) {
         assert!(entries.len() <= told.len() && entries.iter().all(|entry| told.contains(entry)));
         // Alone and beside itself, a server has the same.
         let twice = [Arc::clone(&inventories[0]), Arc::clone(&inventories[0])];
-        assert_eq!(inventory::merge(list, &twice), inventory::merge(list, &twice[..1]));
+        assert_eq!(merged(list, &twice), merged(list, &twice[..1]));
     }
 }
 

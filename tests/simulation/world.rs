@@ -13,10 +13,10 @@ use ollana::config::ServerName;
 use ollana::discovery::matching::Received;
 use ollana::discovery::packet::{self, Datagram};
 use ollana::manager::pool::{
-    BackendId, CheckResult, Input, Known, MAX_CHECKS, Outcome, Pick, Pool, Report, Rules, Task,
-    Wanted,
+    BackendId, CheckResult, Input, Known, MAX_CHECKS, Outcome, Pick, Pool, Report, Rules, Wanted,
 };
 use ollana::manager::queue::{MAX_QUEUE, Refused, Request};
+use ollana::ollama::endpoints::Task;
 use ollana::ollama::model_name::ModelName;
 use ollana::proxy::Attempts;
 

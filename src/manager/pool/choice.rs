@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use super::{Backend, BackendId, Health, Origin, Pool};
 use crate::access::permissions::Permission;
 use crate::counters::Tally;
+use crate::ollama::endpoints::Task;
 use crate::ollama::model_name::ModelName;
 
 /// Conversations remembered.
@@ -26,20 +27,6 @@ const MAX_BUILDS: usize = 64;
 const CLEARLY_BUSIER: u32 = 4;
 /// A backend that failed is passed over for so long while others can do.
 const RECENT: Duration = Duration::from_secs(5);
-
-/// What kind of work a request is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Task {
-    /// Anything that a model does or tells.
-    #[default]
-    Use,
-    /// Takes the model out of memory: only of use where it is.
-    Unload,
-    /// Uploads of blobs and the `create` that follows: one place per client.
-    Build,
-    /// Needs room on a disk.
-    Pull,
-}
 
 /// What a request needs.
 #[derive(Clone, Debug, Default)]

@@ -34,7 +34,7 @@ use crate::ollama::version::OllamaVersion;
 use crate::pairing::identity::Identity;
 
 pub use crate::upstream::health_check::{CheckResult, Target};
-pub use choice::{NoPick, Pick, Task, Wanted};
+pub use choice::{NoPick, Pick, Wanted};
 pub use history::{History, Series};
 pub use snapshot::{HealthNow, Rest, ServerNow};
 pub use trust::{Contest, Known};

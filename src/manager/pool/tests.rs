@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde_json::json;
 
 use super::*;
+use crate::ollama::endpoints::Task;
 
 pub(super) fn ms(n: u64) -> Duration {
     Duration::from_millis(n)

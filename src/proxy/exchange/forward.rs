@@ -36,10 +36,10 @@ impl Exchange<'_> {
         wanted: &Wanted,
     ) -> Result<End, OwnAnswer> {
         let underway = self.show_progress(wanted);
-        if self.is_upload() {
+        if self.endpoint.is_upload() {
             body.transfer = underway.as_ref().map(|underway| Arc::clone(underway));
         }
-        let is_repeatable = self.route.is_repeatable;
+        let is_repeatable = self.endpoint.is_repeatable;
         let usual = match is_repeatable && !self.context.presence.is_network_new(IDLE_AGE) {
             true => Connection::Pooled,
             false => Connection::Fresh,

@@ -2,20 +2,21 @@
 
 use http::header::{HeaderValue, VIA};
 use http::{HeaderMap, Method};
+use serde_json::json;
 
 use super::{End, Exchange};
 use crate::http::fields::SERVER_FIELD;
 use crate::http::head::Framing;
-use crate::ollama::inventory::{self, List};
+use crate::ollama::endpoints::VERSION;
+use crate::ollama::merge::merged;
 
 impl Exchange<'_> {
     /// Answers from what is known of several servers; a single one answers for itself.
     pub(super) fn answer_from_lists(&self) -> Option<End> {
-        let target = self.head.target.as_str();
-        let list = List::of(target);
+        let list = self.endpoint.list;
         let is_read = matches!(self.head.method, Method::GET | Method::HEAD);
         if !is_read
-            || (list.is_none() && target != "/api/version")
+            || (list.is_none() && self.head.target != VERSION)
             || self.framing != Framing::Empty
             || self.head.fields.contains_key(SERVER_FIELD)
             || !self.is_client()
@@ -29,12 +30,8 @@ impl Exchange<'_> {
         }
         let (names, known): (Vec<String>, Vec<_>) = inventories.known.into_iter().unzip();
         let body = match list {
-            Some(list) => inventory::merge(list, &known),
-            None => {
-                let version = inventories.version;
-                let text = format!("{}.{}.{}", version.major, version.minor, version.patch);
-                serde_json::json!({ "version": text }).to_string()
-            }
+            Some(list) => merged(list, &known),
+            None => json!({ "version": inventories.version.to_string() }).to_string(),
         };
         let mut fields = HeaderMap::new();
         fields.append(VIA, self.context.via.clone());

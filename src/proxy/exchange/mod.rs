@@ -34,7 +34,7 @@ use super::answers::{Form, OwnAnswer, write_json};
 use super::connection::Connection;
 use super::connections::Connections;
 use super::request_body::{Budget, RequestBody};
-use crate::access::addresses::{Cidr, Reach};
+use crate::access::addresses::{AddressLists, Cidr};
 use crate::access::cors::{Cors, Decision, Origins};
 use crate::access::host::HostRule;
 use crate::access::permissions::{Policy, Refusal, Verdict};
@@ -42,8 +42,7 @@ use crate::config::{Limits, Timing};
 use crate::http::fields::{self, AnswerFraming};
 use crate::http::head::{Framing, Head};
 use crate::manager::{Mailbox, Presence};
-use crate::ollama::endpoints::Route;
-use crate::ollama::errors::Dialect;
+use crate::ollama::endpoints::Endpoint;
 use crate::pairing::keyring::Keyring;
 use crate::upstream::Upstream;
 use crate::upstream::exchange_io::{self, ExchangeIo, Fault};
@@ -85,7 +84,7 @@ pub(crate) struct Context {
     /// Which web pages may ask.
     pub(crate) origins: Origins,
     /// Which machines may connect.
-    pub(crate) reach: Reach,
+    pub(crate) reach: AddressLists,
     /// This machine's name, for its refusals.
     pub(crate) machine: String,
     pub(crate) timing: Timing,
@@ -120,8 +119,7 @@ pub(super) fn run(
         connection,
         head,
         framing: head.framing,
-        route: Route::of(&head.method, &head.target),
-        dialect: Dialect::of(&head.target),
+        endpoint: Endpoint::of(&head.method, &head.target),
         cors: None,
         started: Instant::now(),
     };
@@ -137,8 +135,7 @@ struct Exchange<'a> {
     head: &'a Head,
     /// The head's, unless the body was rewritten.
     framing: Framing,
-    route: Route,
-    dialect: Dialect,
+    endpoint: Endpoint,
     /// What an answer needs for a web page to read it.
     cors: Option<Cors>,
     started: Instant,
@@ -195,7 +192,7 @@ impl Exchange<'_> {
         if fields::is_loop(&self.head.fields, &self.context.via) {
             return Err(OwnAnswer::Loop);
         }
-        match self.context.policy.judge(self.connection.caller(), self.route.class) {
+        match self.context.policy.judge(self.connection.caller(), self.endpoint.class) {
             Verdict::Refuse(refusal) => Err(self.forbidden(refusal)),
             verdict => Ok(verdict),
         }
@@ -227,7 +224,7 @@ impl Exchange<'_> {
         }
         log::debug!("refused status={} message={:?}", row.status, row.text);
         self.note(row.status, row.cause, row.text);
-        self.answer(row.status, own.fields(), &own.body(self.dialect))
+        self.answer(row.status, own.fields(), &own.body(self.endpoint.dialect))
     }
 
     /// Answers with JSON of our own.

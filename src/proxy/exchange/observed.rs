@@ -2,7 +2,7 @@
 
 use crate::counters::Underway;
 use crate::ollama::model_name::ModelName;
-use crate::ollama::stream_end::{Format, Lines, Tail};
+use crate::ollama::stream_end::{Format, Lines, StreamEnd};
 use crate::ollama::subject;
 
 pub(super) struct Observed<'a> {
@@ -11,7 +11,7 @@ pub(super) struct Observed<'a> {
     is_counted: bool,
     /// Something of interest may stand in its last line.
     keeps_tail: bool,
-    tail: Tail,
+    tail: StreamEnd,
     has_begun: bool,
     line_breaks: u64,
     tokens: u64,
@@ -34,7 +34,7 @@ impl<'a> Observed<'a> {
             format,
             is_counted,
             keeps_tail: format.is_some() || (is_counted && is_json),
-            tail: Tail::default(),
+            tail: StreamEnd::default(),
             has_begun: false,
             line_breaks: 0,
             tokens: 0,

@@ -22,6 +22,7 @@ use http::{HeaderMap, Method};
 use serde_json::json;
 
 use super::{End, Exchange, OwnAnswer};
+use crate::http::target::split_query;
 use crate::proxy::answers;
 use crate::status::{self, View};
 use crate::system::{self, Hex};
@@ -79,7 +80,7 @@ impl Exchange<'_> {
     /// Answers a request for one of our own paths.
     pub(super) fn answer_own_path(&self) -> Option<End> {
         let rest = self.head.target.strip_prefix("/ollana")?;
-        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (path, query) = split_query(rest);
         if !path.is_empty() && !path.starts_with('/') {
             return None;
         }

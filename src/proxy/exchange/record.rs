@@ -2,11 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use http::Method;
-
 use super::Exchange;
-use crate::counters::{Failure, Kind, Retry, Underway};
+use crate::counters::{Failure, Retry, Underway};
 use crate::http::head::Framing;
+use crate::http::target::split_query;
 use crate::manager::Lease;
 use crate::manager::pool::{Outcome, Wanted};
 
@@ -17,34 +16,21 @@ const LOGGED_PATH: usize = 200;
 impl Exchange<'_> {
     /// The target without its query.
     fn path(&self) -> &str {
-        self.head.target.split('?').next().unwrap_or_default()
+        split_query(&self.head.target).0
     }
 
     /// Shows how far a pull, a push, a create or an upload has come, until the result is dropped.
     pub(super) fn show_progress(&self, wanted: &Wanted) -> Option<Underway> {
-        if self.route.kind != Kind::Manage || self.head.method != Method::POST {
-            return None;
-        }
-        let path = self.path();
-        let (kind, name) = match path {
-            _ if self.is_upload() => ("upload", path.rsplit('/').next().unwrap_or_default()),
-            "/api/pull" => ("pull", ""),
-            "/api/push" => ("push", ""),
-            "/api/create" => ("create", ""),
-            _ => return None,
-        };
+        let kind = self.endpoint.progress?;
+        let is_upload = self.endpoint.is_upload();
+        let digest = self.path().rsplit('/').next();
+        let name = digest.filter(|_| is_upload).unwrap_or_default();
         let total = match self.framing {
-            Framing::Length(length) if kind == "upload" => length,
+            Framing::Length(length) if is_upload => length,
             _ => 0,
         };
         let model = wanted.model.as_ref().map(|model| model.as_str()).filter(|_| name.is_empty());
         self.context.presence.counters().begin(kind, model.unwrap_or(name), total)
-    }
-
-    pub(super) fn is_upload(&self) -> bool {
-        self.route.kind == Kind::Manage
-            && self.head.method == Method::POST
-            && self.head.target.starts_with("/api/blobs/")
     }
 
     pub(super) fn count_up(&self, lease: &Lease, bytes: u64) {
@@ -90,7 +76,7 @@ impl Exchange<'_> {
     /// The access line; 499 stands for a client that left. Nothing that could be a prompt is in
     /// it: no body, and of the target only the path.
     pub(super) fn log(&self, status: u16, backend: &str, down: u64, first_byte: Option<Duration>) {
-        self.context.presence.counters().request(self.route.kind, status, first_byte);
+        self.context.presence.counters().request(self.endpoint.kind, status, first_byte);
         if log::log_enabled!(log::Level::Debug) {
             let first_byte = first_byte.map(|time| format!(" ttfb_ms={}", time.as_millis()));
             log::debug!(

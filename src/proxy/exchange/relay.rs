@@ -15,8 +15,9 @@ use crate::http::fields::{
     self, AnswerFraming, ERROR_FIELD, IDENTITY_FIELD, PERMISSION_FIELD, ROOM_FIELD, SERVER_FIELD,
 };
 use crate::manager::Lease;
-use crate::manager::pool::{Outcome, Task, Wanted};
+use crate::manager::pool::{Outcome, Wanted};
 use crate::net::{socket, untrusted_text};
+use crate::ollama::endpoints::{Task, VERSION};
 use crate::system::files::free_space;
 use crate::upstream::{self, exchange_io};
 
@@ -63,7 +64,7 @@ impl Exchange<'_> {
         exchange_io::with(|io| io.push(&head));
         let first_byte = self.started.elapsed();
         let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let is_counted = self.route.kind == Kind::Generate && status.is_success();
+        let is_counted = self.endpoint.kind == Kind::Generate && status.is_success();
         let mut observed = Observed::new(content_type, is_counted, underway);
         drop((head, parts)); // They were sent; the body may take minutes.
 
@@ -81,10 +82,10 @@ impl Exchange<'_> {
             (Err(_), None) => Outcome::Failed,
         };
         lease.report.first_byte = Some(first_byte);
-        lease.report.changed_models = self.route.changes_models;
+        lease.report.changed_models = self.endpoint.changes_models;
         if lease.report.outcome == Outcome::Answered && status.is_success() {
             let is_loaded = wanted.task != Task::Unload;
-            let model = wanted.model.clone().filter(|_| self.route.uses_model);
+            let model = wanted.model.clone().filter(|_| self.endpoint.loads_model);
             lease.report.loaded = model.map(|model| (model, is_loaded));
         }
         let model = wanted.model.clone().or(observed.model.take());
@@ -108,7 +109,7 @@ impl Exchange<'_> {
     /// The upstream's fields, with what belongs to a hop taken away and what is ours to tell put in.
     fn adapt_fields(&self, answer: &mut HeaderMap, lease: &Lease) {
         let context = self.context;
-        let is_version = self.head.target == "/api/version";
+        let is_version = self.head.target == VERSION;
         fields::strip_hop_by_hop(answer);
         answer.append(VIA, context.via.clone());
         let room = context.models_dir.as_ref().filter(|_| is_version);
@@ -202,7 +203,7 @@ impl Exchange<'_> {
             if framing == AnswerFraming::Chunked
                 && let Some((format, separator)) = observed.room_for_error()
             {
-                let error = self.dialect.in_band_error(format, message);
+                let error = self.endpoint.dialect.in_band_error(format, message);
                 let text = format!("{separator}{error}");
                 io.push(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes());
             }

@@ -1,14 +1,19 @@
 //! What a request needs of a server, as far as that matters, and what has to be rewritten for it.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, HeaderValue};
 
 use super::{Exchange, OwnAnswer};
-use crate::access::permissions::{self, Refusal};
+use crate::access::permissions::{Refusal, needed};
 use crate::http::fields::SERVER_FIELD;
 use crate::http::head::Framing;
-use crate::manager::pool::{Task, Wanted};
-use crate::ollama::endpoints;
+use crate::manager::pool::Wanted;
+use crate::ollama::endpoints::{Endpoint, Task};
+use crate::ollama::model_name::ModelName;
+use crate::ollama::pull;
 use crate::ollama::subject::{self, Subject};
 use crate::proxy::request_body::{BodyReader, RequestBody};
 use crate::upstream::exchange_io::{Attempt, Fault};
@@ -23,7 +28,7 @@ fn is_plain(fields: &HeaderMap) -> bool {
 impl Exchange<'_> {
     /// Bytes of the body that are kept: all that may be sent again, or what tells its subject.
     pub(super) fn keep_limit(&self) -> usize {
-        match self.route.is_repeatable {
+        match self.endpoint.is_repeatable {
             true => self.context.limits.replay_limit,
             false => SUBJECT_LIMIT,
         }
@@ -51,7 +56,7 @@ impl Exchange<'_> {
     pub(super) fn hold_to_registry(&mut self, body: &mut RequestBody<'_>) -> Result<(), OwnAnswer> {
         self.prefetch(body, &|_| false)?;
         let whole = Some(body.kept()).filter(|_| is_plain(&self.head.fields) && body.is_done());
-        let known = whole.and_then(permissions::registry_pull);
+        let known = whole.and_then(pull::registry_pull);
         let known = known.ok_or_else(|| self.forbidden(Refusal::Registry))?;
         self.replace_body(body, known);
         Ok(())
@@ -65,26 +70,26 @@ impl Exchange<'_> {
             return Ok(Wanted { client: Some(client), local_only: true, ..Wanted::default() });
         }
         let mut server = self.named_server();
-        let is_pull = self.route.task == Task::Pull;
+        let is_pull = self.endpoint.task == Task::Pull;
         let has_choice = is_pull || self.context.wakes || self.context.presence.backends() > 1;
-        let names_model = self.route.names_model && is_plain(&self.head.fields);
+        let names_model = self.endpoint.names_model() && is_plain(&self.head.fields);
         let mut subject = Subject::default();
         if has_choice && names_model && self.framing != Framing::Empty {
             // Of a create the rest matters too, and a pull's body may have to be rewritten.
-            let takes_all = matches!(self.route.task, Task::Pull | Task::Build);
+            let takes_all = matches!(self.endpoint.task, Task::Pull | Task::Build);
             let is_enough = |bytes: &[u8]| !takes_all && subject::subject(bytes).model.is_some();
             self.prefetch(body, &is_enough)?;
             subject = subject::subject(body.kept());
         }
         let named = subject.model.clone().filter(|_| is_pull && body.is_done());
-        if let Some((model, place)) = named.as_deref().and_then(endpoints::split_server)
-            && let Some(renamed) = endpoints::rename_model(body.kept(), model)
+        if let Some((model, place)) = named.as_deref().and_then(pull::split_server)
+            && let Some(renamed) = pull::rename_model(body.kept(), model)
         {
             self.replace_body(body, renamed);
             subject.model = Some(model.to_owned());
             server = Some(place.to_owned());
         }
-        Ok(self.route.wanted(&subject, client, server))
+        Ok(wanted(&self.endpoint, &self.head.target, &subject, client, server))
     }
 
     /// The server that the request asks for. Only programs of this machine may choose: a choice
@@ -93,5 +98,67 @@ impl Exchange<'_> {
         let name: &HeaderValue = self.head.fields.get(SERVER_FIELD)?;
         let name = name.to_str().ok().filter(|_| self.connection.caller().is_trusted());
         name.map(str::to_owned)
+    }
+}
+
+/// By what its head and its body say, who asks, and which server the client chose.
+fn wanted(
+    endpoint: &Endpoint,
+    target: &str,
+    subject: &Subject,
+    client: IpAddr,
+    server: Option<String>,
+) -> Wanted {
+    // What a create makes is new, and what it is made from matters.
+    let named = if endpoint.task == Task::Build { &subject.base } else { &subject.model };
+    let named = || named.as_deref().and_then(ModelName::parse);
+    let model = endpoint.model_in_path(target).or_else(named);
+    let conversation = subject.opening.as_ref().map(|opening| {
+        let mut hasher = DefaultHasher::new();
+        (client, &model, opening).hash(&mut hasher);
+        hasher.finish()
+    });
+    let task = if subject.unloads { Task::Unload } else { endpoint.task };
+    let needs = needed(endpoint.class, subject.model.as_deref());
+    Wanted { task, model, server, client: Some(client), conversation, needs, local_only: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+
+    use super::*;
+
+    fn of(target: &str, subject: &Subject, client: IpAddr) -> Wanted {
+        super::wanted(&Endpoint::of(&Method::POST, target), target, subject, client, None)
+    }
+
+    #[test]
+    fn a_conversation_is_told_by_client_model_and_opening() {
+        let subject = |model: &str, opening: &str| Subject {
+            model: Some(model.to_owned()),
+            opening: Some(opening.to_owned()),
+            ..Subject::default()
+        };
+        let chat = |subject: &Subject, client| of("/api/chat", subject, client);
+        let (one, two) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let key = |client, model, opening| chat(&subject(model, opening), client).conversation;
+        assert_eq!(key(one, "a", "hi"), key(one, "A:latest", "hi"));
+        assert_ne!(key(one, "a", "hi"), key(two, "a", "hi"));
+        assert_ne!(key(one, "a", "hi"), key(one, "b", "hi"));
+        assert_ne!(key(one, "a", "hi"), key(one, "a", "ho"));
+        assert_eq!(chat(&Subject::default(), one).conversation, None);
+    }
+
+    #[test]
+    fn unloading_is_a_task_of_its_own() {
+        let subject = Subject { unloads: true, ..Subject::default() };
+        let client = IpAddr::from([10, 0, 0, 1]);
+        let wanted = of("/api/generate", &subject, client);
+        assert_eq!(wanted.task, Task::Unload);
+        let text = |text: &str| Some(text.to_owned());
+        let subject = Subject { model: text("new"), base: text("old"), ..Subject::default() };
+        let wanted = of("/api/create", &subject, client);
+        assert_eq!(wanted.model, ModelName::parse("old"));
     }
 }

@@ -1,0 +1,290 @@
+//! Ollama's endpoints: the one table of what a request means by its method and path. Pure.
+//!
+//! Paths are those of Ollama's `GenerateRoutes` (`server/routes.go`, August 2026 and all earlier
+//! ones), compared byte by byte. Go's router looks at the decoded path, and its mux cleans `//` and
+//! `..`, so other spellings of a path may reach the same handler: they are all unknown here.
+
+use http::Method;
+
+use crate::counters::Kind;
+use crate::http::target::{percent_decode, split_query};
+use crate::ollama::errors::Dialect;
+use crate::ollama::model_name::ModelName;
+
+use Class::{Account, Open, Unknown};
+use Dialect::{Anthropic, OpenAi};
+use Kind::{Embed, Generate, Manage, Other};
+use ModelIn::{Body, Digest, Multipart, Nowhere, Path};
+use Task::Build;
+
+/// Ollama's version, and what our own servers tell besides.
+pub(crate) const VERSION: &str = "/api/version";
+
+/// What Ollama has or had. A path that ends in `/:` takes one more segment. Where a row doesn't say
+/// otherwise, a body may name a model (none of a GET does), a request may be sent once only, the
+/// task is [`Task::Use`], and errors have Ollama's shape.
+const ENDPOINTS: &[Endpoint] = &[
+    get("/", Open),
+    get(VERSION, Open),
+    get("/api/status", Open),
+    get("/api/tags", Open).list(List::Tags),
+    get("/api/ps", Open).list(List::Loaded),
+    post("/api/show", Open, Other).repeatable(),
+    post("/api/generate", Open, Generate).inference(),
+    post("/api/chat", Open, Generate).inference(),
+    post("/api/embed", Open, Embed).inference(),
+    post("/api/embeddings", Open, Embed).inference(),
+    get("/v1/models", Open).list(List::OpenAi).errors(OpenAi),
+    get("/v1/models/:", Open).model(Path).errors(OpenAi),
+    post("/v1/chat/completions", Open, Generate).inference().errors(OpenAi),
+    post("/v1/completions", Open, Generate).inference().errors(OpenAi),
+    post("/v1/responses", Open, Generate).inference().errors(OpenAi),
+    post("/v1/embeddings", Open, Embed).inference().errors(OpenAi),
+    post("/v1/audio/transcriptions", Open, Other).model(Multipart).errors(OpenAi),
+    post("/v1/images/generations", Open, Other).errors(OpenAi),
+    post("/v1/images/edits", Open, Other).errors(OpenAi),
+    post("/v1/messages", Open, Generate).inference().errors(Anthropic),
+    // Ollama doesn't count tokens yet; programs want to hear that from it.
+    post("/v1/messages/count_tokens", Open, Other).errors(Anthropic),
+    post("/api/pull", Class::Pull, Manage).task(Task::Pull).changes_models().progress("pull"),
+    post("/api/push", Class::Manage, Manage).progress("push"),
+    post("/api/create", Class::Manage, Manage).task(Build).changes_models().progress("create"),
+    post("/api/copy", Class::Manage, Manage).changes_models(),
+    row(DELETE, "/api/delete", Class::Manage, Manage).changes_models(),
+    row(HEAD, "/api/blobs/:", Class::Manage, Manage).model(Digest).task(Build),
+    post("/api/blobs/:", Class::Manage, Manage).model(Digest).task(Build).progress("upload"),
+    post("/api/me", Account, Other),
+    post("/api/signout", Account, Other),
+    row(DELETE, "/api/user/keys/:", Account, Other),
+    row(GET_POST_DELETE, "/api/experimental/:", Account, Other),
+];
+
+/// What Ollama isn't known to have: the first row that fits. A path that ends in `*` takes any rest.
+const UNKNOWN: &[Endpoint] = &[
+    post("/api/blobs/*", Unknown, Manage).model(Digest).task(Build).progress("upload"),
+    row(ANY, "/api/blobs/*", Unknown, Manage).model(Digest).task(Build),
+    row(ANY, "/api/push", Unknown, Manage),
+    row(READS, "/v1/models/*", Unknown, Other).model(Path).errors(OpenAi),
+    row(ANY, "/v1/audio/*", Unknown, Other).model(Multipart).errors(OpenAi),
+    row(ANY, "/v1/messages", Unknown, Other).errors(Anthropic),
+    row(ANY, "/v1/messages/*", Unknown, Other).errors(Anthropic),
+    row(ANY, "/v1/*", Unknown, Other).errors(OpenAi),
+    row(ANY, "/api/*", Unknown, Other),
+];
+const ANYTHING: Endpoint = row(ANY, "*", Unknown, Other).model(Nowhere);
+
+/// These change nothing: they may be sent again, and their bodies name no model.
+const READS: &[Method] = &[Method::GET, Method::HEAD, Method::OPTIONS];
+const GET_HEAD: &[Method] = &[Method::GET, Method::HEAD];
+const HEAD: &[Method] = &[Method::HEAD];
+const POST: &[Method] = &[Method::POST];
+const DELETE: &[Method] = &[Method::DELETE];
+const GET_POST_DELETE: &[Method] = &[Method::GET, Method::POST, Method::DELETE];
+const ANY: &[Method] = &[];
+
+/// A row of the table, and what it says of one request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Endpoint {
+    methods: &'static [Method],
+    path: &'static str,
+    pub(crate) class: Class,
+    pub(crate) kind: Kind,
+    model: ModelIn,
+    pub(crate) task: Task,
+    /// It may be sent again after it may have reached an upstream.
+    pub(crate) is_repeatable: bool,
+    /// The model is in the server's memory afterwards.
+    pub(crate) loads_model: bool,
+    /// Other models are on the server's disk afterwards.
+    pub(crate) changes_models: bool,
+    /// The answer is this list, which can be merged over servers.
+    pub(crate) list: Option<List>,
+    /// How `status` calls it while it is under way.
+    pub(crate) progress: Option<&'static str>,
+    pub(crate) dialect: Dialect,
+}
+
+/// What a request does, as far as permissions depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// Inference, and what only reads.
+    Open,
+    /// Changes the server's models, or publishes one.
+    Manage,
+    /// Downloads a model.
+    Pull,
+    /// Uses or changes the owner's account at ollama.com.
+    Account,
+    /// Nothing that Ollama is known to have.
+    Unknown,
+}
+
+/// What a server must be good for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Task {
+    /// Anything that a model does or tells.
+    #[default]
+    Use,
+    /// Takes the model out of memory: only of use where it is.
+    Unload,
+    /// Uploads of blobs and the `create` that follows: one place per client.
+    Build,
+    /// Needs room on a disk.
+    Pull,
+}
+
+/// Where a request names its model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ModelIn {
+    Nowhere,
+    /// A member of its JSON body, if it has one.
+    Body,
+    /// The last segment of its path.
+    Path,
+    /// No model, but a blob's digest in the path.
+    Digest,
+    /// A field of a form, anywhere among its files: not looked for.
+    Multipart,
+}
+
+/// The lists that Ollama has of its models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum List {
+    /// On disk.
+    Tags,
+    /// In memory.
+    Loaded,
+    /// On disk, in OpenAI's shape.
+    OpenAi,
+}
+
+impl List {
+    /// All of them.
+    pub const ALL: [List; 3] = [List::Tags, List::Loaded, List::OpenAi];
+
+    /// Where Ollama answers with it.
+    pub(crate) fn path(self) -> &'static str {
+        ENDPOINTS.iter().find(|row| row.list == Some(self)).map_or("", |row| row.path)
+    }
+}
+
+const fn get(path: &'static str, class: Class) -> Endpoint {
+    row(GET_HEAD, path, class, Other).model(Nowhere)
+}
+
+const fn post(path: &'static str, class: Class, kind: Kind) -> Endpoint {
+    row(POST, path, class, kind)
+}
+
+const fn row(methods: &'static [Method], path: &'static str, class: Class, kind: Kind) -> Endpoint {
+    Endpoint {
+        methods,
+        path,
+        class,
+        kind,
+        model: Body,
+        task: Task::Use,
+        is_repeatable: false,
+        loads_model: false,
+        changes_models: false,
+        list: None,
+        progress: None,
+        dialect: Dialect::Ollama,
+    }
+}
+
+impl Endpoint {
+    const fn model(self, model: ModelIn) -> Self {
+        Endpoint { model, ..self }
+    }
+
+    const fn task(self, task: Task) -> Self {
+        Endpoint { task, ..self }
+    }
+
+    const fn repeatable(self) -> Self {
+        Endpoint { is_repeatable: true, ..self }
+    }
+
+    const fn inference(self) -> Self {
+        Endpoint { is_repeatable: true, loads_model: true, ..self }
+    }
+
+    const fn changes_models(self) -> Self {
+        Endpoint { changes_models: true, ..self }
+    }
+
+    const fn list(self, list: List) -> Self {
+        Endpoint { list: Some(list), ..self }
+    }
+
+    const fn progress(self, word: &'static str) -> Self {
+        Endpoint { progress: Some(word), ..self }
+    }
+
+    const fn errors(self, dialect: Dialect) -> Self {
+        Endpoint { dialect, ..self }
+    }
+
+    /// By the request's method and target.
+    pub(crate) fn of(method: &Method, target: &str) -> Self {
+        let (path, _) = split_query(target);
+        let takes = |row: &Endpoint| row.methods.is_empty() || row.methods.contains(method);
+        let mut rows = ENDPOINTS.iter().chain(UNKNOWN);
+        let mut endpoint = *rows.find(|row| row.fits(path) && takes(row)).unwrap_or(&ANYTHING);
+        if READS.contains(method) {
+            endpoint.is_repeatable = true;
+            endpoint.model = if endpoint.model == Body { Nowhere } else { endpoint.model };
+        }
+        if *method == Method::OPTIONS && (path == "*" || ENDPOINTS.iter().any(|row| row.fits(path)))
+        {
+            // No handler of Ollama's runs for it, whatever the path.
+            endpoint.class = Open;
+        }
+        if path.len() < target.len() {
+            // What the query asks for, only a server can tell.
+            endpoint.list = None;
+        }
+        endpoint
+    }
+
+    fn fits(&self, path: &str) -> bool {
+        let rest = || path.strip_prefix(self.prefix());
+        match self.path.as_bytes().last() {
+            Some(b':') => rest().is_some_and(is_segment),
+            Some(b'*') => rest().is_some(),
+            _ => self.path == path,
+        }
+    }
+
+    fn prefix(&self) -> &'static str {
+        self.path.trim_end_matches([':', '*'])
+    }
+
+    /// Whether the body is JSON that may name a model.
+    pub(crate) fn names_model(&self) -> bool {
+        self.model == Body
+    }
+
+    /// The model that the path of the request's target names.
+    pub(crate) fn model_in_path(&self, target: &str) -> Option<ModelName> {
+        let (path, _) = split_query(target);
+        let name = path.strip_prefix(self.prefix()).filter(|_| self.model == Path)?;
+        ModelName::parse(&String::from_utf8_lossy(&percent_decode(name)?))
+    }
+
+    /// Whether the body is a blob.
+    pub(crate) fn is_upload(&self) -> bool {
+        self.model == Digest && self.progress.is_some()
+    }
+}
+
+/// Whether Go sees one path segment here too, once it has decoded it.
+fn is_segment(text: &str) -> bool {
+    let Some(bytes) = percent_decode(text) else { return false };
+    let plain = bytes.iter().all(|b| !matches!(b, b'/' | b'\\' | 0..=0x1f | 0x7f));
+    plain && !bytes.is_empty() && bytes != b"." && bytes != b".."
+}
+
+#[cfg(test)]
+mod tests;

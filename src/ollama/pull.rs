@@ -1,0 +1,172 @@
+//! Pulls: the names that they may have, and the bodies that are sent on for them. Pure.
+
+use serde_json::{Map, Value};
+
+/// `model@server` of a pull, taken apart. A digest (`model@sha256:…`) is no server.
+pub(crate) fn split_server(model: &str) -> Option<(&str, &str)> {
+    let (model, server) = model.rsplit_once('@')?;
+    let is_name = !server.is_empty() && !server.contains([':', '/']);
+    (is_name && !model.is_empty()).then_some((model, server))
+}
+
+/// A body with another model's name in it; `None` if it isn't a JSON object that names one.
+pub(crate) fn rename_model(body: &[u8], model: &str) -> Option<Vec<u8>> {
+    let mut json: Map<String, Value> = serde_json::from_slice(body).ok()?;
+    let member = if json.contains_key("model") { "model" } else { "name" };
+    *json.get_mut(member)? = model.into();
+    serde_json::to_vec(&json).ok()
+}
+
+/// The body to send on for a pull from Ollama's own registry; `None` for any other pull.
+///
+/// It is written anew from what was understood: Go's decoder takes members in any case, the last of
+/// several, and ignores what follows the object, so the same bytes could name another model to it.
+pub(crate) fn registry_pull(body: &[u8]) -> Option<Vec<u8>> {
+    let object: Map<String, Value> = serde_json::from_slice(body).ok()?;
+    let text = |member: &str| object.get(member).and_then(Value::as_str).filter(|t| !t.is_empty());
+    let model = text("model").or_else(|| text("name")).filter(|model| is_of_registry(model))?;
+    if !matches!(object.get("insecure"), None | Some(Value::Null | Value::Bool(false))) {
+        return None;
+    }
+    let mut known = Map::new();
+    // Servers before 0.1.30 or so know only `name`.
+    known.insert("model".to_owned(), model.into());
+    known.insert("name".to_owned(), model.into());
+    if let Some(stream @ Value::Bool(_)) = object.get("stream") {
+        known.insert("stream".to_owned(), stream.clone());
+    }
+    serde_json::to_vec(&known).ok()
+}
+
+/// Whether a name is plain, or says Ollama's own registry: `[registry.ollama.ai/][user/]model[:tag]`
+/// (`types/model/name.go`, whose host is what precedes two slashes).
+pub(crate) fn is_of_registry(name: &str) -> bool {
+    let is_part = |part: &str| {
+        let starts_well = part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+        starts_well && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    let parts: Vec<&str> = name.split('/').collect();
+    let (user, last) = match parts[..] {
+        [model] => ("library", model),
+        [user, model] | ["registry.ollama.ai", user, model] => (user, model),
+        _ => return false,
+    };
+    let (model, tag) = last.split_once(':').unwrap_or((last, "latest"));
+    is_part(user) && !user.contains('.') && is_part(model) && is_part(tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pulls_from_the_registry_are_written_anew() {
+        let pull = |body: &str| {
+            registry_pull(body.as_bytes()).map(|b| String::from_utf8(b).expect("UTF-8"))
+        };
+        for (body, want) in [
+            (r#"{"model":"llama3.2"}"#, r#"{"model":"llama3.2","name":"llama3.2"}"#),
+            (
+                r#"{"name":"a/b:1b","stream":false}"#,
+                r#"{"model":"a/b:1b","name":"a/b:1b","stream":false}"#,
+            ),
+            (r#"{"name":"","model":"a","insecure":false,"x":1}"#, r#"{"model":"a","name":"a"}"#),
+            (r#" {"model":"","name":"a","stream":null} "#, r#"{"model":"a","name":"a"}"#),
+            (
+                r#"{"model":"registry.ollama.ai/library/a:latest"}"#,
+                r#"{"model":"registry.ollama.ai/library/a:latest","name":"registry.ollama.ai/library/a:latest"}"#,
+            ),
+            // The last one counts, here as in Go; and no other case of a member gets through.
+            (r#"{"model":"hf.co/a/b","model":"a"}"#, r#"{"model":"a","name":"a"}"#),
+            (
+                r#"{"Model":"hf.co/a/b","model":"a","MODEL":"x.y/a/b"}"#,
+                r#"{"model":"a","name":"a"}"#,
+            ),
+        ] {
+            let got = pull(body).unwrap_or_else(|| panic!("{body}: refused"));
+            let parse = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
+            assert_eq!(parse(&got), parse(want), "{body}");
+        }
+        for body in [
+            "",
+            "{}",
+            "[]",
+            "null",
+            r#"{"model":"a"#,
+            r#"{"model":"a"}{"model":"hf.co/a/b"}"#,
+            r#"{"model":"a"} x"#,
+            r#"{"model":3}"#,
+            r#"{"Model":"a"}"#,
+            r#"{"model":"a","insecure":true}"#,
+            r#"{"model":"a","insecure":1}"#,
+            r#"{"model":"a","model":"hf.co/a/b"}"#,
+            r#"{"model":"hf.co/a/b","name":"a"}"#,
+        ] {
+            assert_eq!(pull(body), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn names_of_other_registries_are_told_apart() {
+        for name in [
+            "llama3.2",
+            "llama3.2:1b-instruct-q4_K_M",
+            "me/model",
+            "me/model:v1.0",
+            "registry.ollama.ai/me/model",
+            "library/x",
+            "_x",
+        ] {
+            assert!(is_of_registry(name), "{name}");
+        }
+        for name in [
+            "",
+            "/",
+            "a/",
+            "/a",
+            ":a",
+            "a:",
+            "a:b:c",
+            "hf.co/a/b",
+            "hf.co/a",
+            "huggingface.co/a/b:Q4",
+            "localhost:5000/a/b",
+            "localhost:5000/a",
+            "10.0.0.1/a/b",
+            "REGISTRY.ollama.ai/a/b",
+            "registry.ollama.ai.evil.com/a/b",
+            "registry.ollama.ai:80/a/b",
+            "user@registry.ollama.ai/a/b",
+            "http://registry.ollama.ai/a/b",
+            "https://registry.ollama.ai/a/b",
+            "registry.ollama.ai//b",
+            "registry.ollama.ai/../b",
+            "../a/b",
+            "a/b/c/d",
+            "a b",
+            "a%2fb",
+            "a@sha256:00",
+            "a\u{0}",
+            "a\n",
+            "\u{e9}",
+            "-a",
+            ".a",
+            "..",
+            " a",
+        ] {
+            assert!(!is_of_registry(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn servers_behind_an_at_sign() {
+        assert_eq!(split_server("llama3.2:1b@desktop"), Some(("llama3.2:1b", "desktop")));
+        for plain in ["llama3.2", "llama3.2@sha256:00", "@desktop", "a@", "a@b/c"] {
+            assert_eq!(split_server(plain), None, "{plain}");
+        }
+        let renamed = rename_model(br#"{"name":"a@b","stream":true}"#, "a").expect("an object");
+        assert_eq!(renamed, br#"{"name":"a","stream":true}"#);
+        assert_eq!(rename_model(b"[]", "a"), None);
+        assert_eq!(rename_model(b"{}", "a"), None);
+    }
+}
