@@ -58,10 +58,13 @@ const PURE: &[&str] = &[
     "manager::queue",
     "discovery::matching",
     "discovery::packet",
+    "discovery::rate_limit",
+    "discovery::schedule",
     "pairing::code",
     "pairing::identity",
     "pairing::noise",
     "pairing::peers",
+    "proxy::exchange::retry",
     "net::untrusted_text",
 ];
 
@@ -69,7 +72,6 @@ const PURE: &[&str] = &[
 const TO_MEND: &[&str] = &[
     "manager imports proxy::connections",
     "status::json imports proxy::connections",
-    "discovery::packet",
     "manager",
     "manager::pool",
     "serve",

@@ -1,61 +1,17 @@
-//! When a client asks who is there, and which answers count. Pure.
-//!
-//! Probes go out in a burst at the start and after a change of the network, then at an interval.
-//! An answer counts if it repeats the nonce of one of the last three rounds of probes, is
-//! authenticated with the key that this one was asked with, comes from the same link, and isn't our
-//! own. Without a key, it counts only where such machines are talked to. It only proposes: a health check of the packet's source decides.
+//! Which answers count. Pure.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
 
 use crate::discovery::packet::{self, Datagram, Kind, Nonce, Packet, flags};
 use crate::manager::pool::{Input, Sighting};
 use crate::pairing::identity::Identity;
 use crate::pairing::noise::Key;
 
-/// Probes after the start and after a change of the network, in milliseconds from then.
-const BURST: [u64; 5] = [0, 50, 150, 350, 1000];
-/// Answers count for so many of our last rounds of probes.
+/// Answers to this many of our last rounds of probes count.
 const ROUNDS: usize = 3;
 
-/// When the next probe is due.
-#[derive(Debug)]
-pub struct Schedule {
-    interval: Duration,
-    origin: Instant,
-    sent: usize,
-    due: Instant,
-}
-
-impl Schedule {
-    /// The first is due at once.
-    pub fn new(now: Instant, interval: Duration) -> Self {
-        Schedule { interval, origin: now, sent: 0, due: now }
-    }
-
-    /// Starts over: the network may be another.
-    pub fn restart(&mut self, now: Instant) {
-        *self = Schedule::new(now, self.interval);
-    }
-
-    /// When the next probe is due.
-    pub fn due(&self) -> Instant {
-        self.due
-    }
-
-    /// A probe was sent. A random byte keeps many clients from asking in step: it moves the next
-    /// probe by up to 10 % of the interval.
-    pub fn sent(&mut self, now: Instant, random: u8) {
-        self.sent += 1;
-        self.due = match BURST.get(self.sent) {
-            Some(at) => self.origin + Duration::from_millis(*at),
-            None => now + self.interval * (900 + u32::from(random) * 200 / 255) / 1000,
-        };
-    }
-}
-
-/// Which answers count.
+/// The probes whose answers count.
 #[derive(Debug)]
 pub struct Expected {
     own: Identity,
@@ -65,25 +21,24 @@ pub struct Expected {
 /// One probe: its nonce, and the key that it was made with.
 pub type Question = (Nonce, Option<Key>);
 
-/// What was received, and what is known about it.
+/// A received datagram.
 #[derive(Clone, Debug)]
 pub struct Received<'a> {
-    /// What it says.
+    /// It, decoded.
     pub packet: Packet,
-    /// Its bytes, which the authentication code covers.
+    /// It, as it came.
     pub bytes: &'a [u8],
-    /// Where it came from.
+    /// Its sender.
     pub source: SocketAddr,
 }
 
 impl Expected {
-    /// None do before the first probe. `own` is who we are, so that our own server isn't taken for
-    /// another.
+    /// No probes yet. `own` is this process, whose own server isn't one to use.
     pub fn new(own: Identity) -> Self {
         Expected { own, rounds: VecDeque::with_capacity(ROUNDS + 1) }
     }
 
-    /// These probes are on their way.
+    /// This round of probes is about to be sent.
     pub fn asked(&mut self, round: Vec<Question>) {
         self.rounds.push_back(round);
         if self.rounds.len() > ROUNDS {
@@ -91,9 +46,9 @@ impl Expected {
         }
     }
 
-    /// What a packet means and the key that it was authenticated with, if it counts. `is_open` says
-    /// whether a machine that shows no key is talked to, as far as it is known; `is_on_link` is
-    /// asked last, because it costs most.
+    /// What a packet means to the Manager, and the key that it is authenticated with; `None` if it
+    /// doesn't count. `is_open` tells whether the sender, as far as it is known, is talked to
+    /// without a key. `is_on_link` is called last, because it costs most.
     pub fn accept(
         &self,
         received: Received<'_>,
@@ -109,8 +64,7 @@ impl Expected {
                 let (_, key) = asked.find(|(nonce, _)| *nonce == datagram.nonce)?;
                 let address = SocketAddr::new(source.ip(), datagram.http_port);
                 let is_genuine = match key {
-                    Some(key) => packet::split_code(bytes, None)
-                        .is_some_and(|(covered, code)| key.verifies(&covered, &code)),
+                    Some(key) => packet::is_authentic(bytes, None, key),
                     None => is_open(Some((datagram.sender, address))),
                 };
                 (self.answer(datagram, address).filter(|_| is_genuine)?, key.clone())
@@ -140,11 +94,11 @@ impl Expected {
     }
 }
 
-/// The bytes of a probe. With a key it proves that somebody who has it sends it from this address.
-pub fn probe(probe: Datagram, key: Option<&Key>, from: IpAddr) -> Vec<u8> {
+/// The bytes of a probe that is sent from this address, authenticated if there is a key.
+pub(crate) fn probe(probe: Datagram, key: Option<&Key>, from: IpAddr) -> Vec<u8> {
     let mut bytes = Datagram { key: key.map(Key::id), ..probe }.encode(packet::PROBE_LEN);
     if let Some(key) = key {
-        packet::authenticate(&mut bytes, Some(from), |bytes| key.authenticate(bytes));
+        packet::authenticate(&mut bytes, Some(from), key);
     }
     bytes
 }
@@ -153,30 +107,6 @@ pub fn probe(probe: Datagram, key: Option<&Key>, from: IpAddr) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::ollama::version::OllamaVersion;
-
-    #[test]
-    fn a_burst_then_an_interval_that_varies() {
-        let t0 = Instant::now();
-        let interval = Duration::from_secs(5);
-        let mut schedule = Schedule::new(t0, interval);
-        let mut at = Vec::new();
-        for _ in 0..7 {
-            let due = schedule.due();
-            at.push((due - t0).as_millis());
-            schedule.sent(due, 128);
-        }
-        assert_eq!(at[..5], [0, 50, 150, 350, 1000]);
-        assert_eq!((at[5] - at[4], at[6] - at[5]), (5000, 5000));
-        // A probe that went out late in the burst doesn't move the next one.
-        schedule.restart(t0);
-        schedule.sent(t0 + Duration::from_millis(40), 0);
-        assert_eq!(schedule.due(), t0 + Duration::from_millis(50));
-        for (random, ms) in [(0, 4500), (255, 5500)] {
-            let mut schedule = Schedule { sent: 9, ..Schedule::new(t0, interval) };
-            schedule.sent(t0, random);
-            assert_eq!(schedule.due() - t0, Duration::from_millis(ms));
-        }
-    }
 
     fn announcement(nonce: u8) -> Datagram {
         Datagram {
@@ -216,7 +146,7 @@ mod tests {
             let datagram = announcement(nonce);
             let mut bytes = datagram.encode(packet::PROBE_LEN);
             if let Some(key) = key {
-                packet::authenticate(&mut bytes, None, |bytes| key.authenticate(bytes));
+                packet::authenticate(&mut bytes, None, key);
             }
             let accepted = expected.accept(
                 received(datagram, &bytes, source),

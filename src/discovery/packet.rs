@@ -10,37 +10,35 @@
 //!  8 16  nonce, echoed in the answer  50  2  requests in flight
 //! 24 16  sender's identity            52  4  instance, new at each start
 //! 64 16  authentication code, or 0    56  8  zero
-//! 80  …  records: type u8, length u8, value; 1 name, 2 key id
+//! 80  …  records: type u8, length u8, value; 1 name, 2 key id; type 0 is one byte of padding
 //! ```
 //!
-//! A probe is as long as an answer without records may be, so an answer to a probe is never
-//! longer than the probe (no amplification). Between paired machines the authentication code covers
-//! the whole datagram (with zeros in its own place) and the address that a probe comes from (16
-//! bytes, behind it), so that nobody without the key can ask or answer; the nonce keeps old answers
-//! from counting, the address probes that somebody else repeats. A bare four-byte magic is a probe, or an answer,
-//! of older versions.
+//! A server on a usual port (below 32768) keeps its identity; others, and clients, have a new one at
+//! each start. The authentication code is keyed BLAKE2s over the whole datagram, with zeros in the
+//! code's own place, and behind it, for a probe, the 16 bytes of the (IPv4-mapped) IPv6 address that
+//! it is sent from. A datagram of nothing but the magic is a probe, or an answer, of older versions.
 
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::net::untrusted_text::is_printable;
+use crate::net::untrusted_text::{cut, is_printable};
 use crate::ollama::version::OllamaVersion;
 use crate::pairing::identity::{Identity, KeyId, MAX_NAME};
+use crate::pairing::noise::Key;
 
-/// First four bytes of every datagram: "LANA".
-pub const MAGIC: u32 = 0x4C41_4E41;
+const MAGIC: u32 = 0x4C41_4E41;
 /// Length of a datagram without records.
 pub const FIXED_LEN: usize = 80;
 /// Longest datagram that is read.
 pub const MAX_LEN: usize = 512;
-/// Length of the probes we send: room for an answer with a name of up to 46 bytes.
+/// Length of the probes we send, so that an answer has room for a name of 46 bytes.
 pub const PROBE_LEN: usize = 128;
 
 const VERSION: u8 = 1;
 const RECORD_PADDING: u8 = 0;
 const RECORD_NAME: u8 = 1;
 const RECORD_KEY: u8 = 2;
-/// Where the authentication code is.
+/// Place of the authentication code.
 const CODE: std::ops::Range<usize> = 64..80;
 
 /// Random bytes of a probe that its answers repeat.
@@ -49,12 +47,12 @@ pub type Nonce = [u8; 16];
 /// What a datagram is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// "Which servers are there?"
-    Probe,
-    /// "One is here", in answer to a probe.
-    Announce,
-    /// "I am about to leave": only makes the receiver check.
-    Goodbye,
+    /// A client asks which servers there are.
+    Probe = 1,
+    /// A server's answer to a probe.
+    Announce = 2,
+    /// A server is about to stop.
+    Goodbye = 3,
 }
 
 /// Bits of the flags field.
@@ -65,66 +63,55 @@ pub mod flags {
     pub const KEY_REQUIRED: u16 = 1 << 1;
     /// The hop is encrypted.
     pub const ENCRYPTED: u16 = 1 << 2;
-    /// No new work, please.
-    pub const DRAINING: u16 = 1 << 3;
+    // Bit 3 is reserved: no new work, please.
     /// Pull, create and delete are allowed.
     pub const MANAGEMENT_OPEN: u16 = 1 << 4;
 }
 
-/// One datagram of version 1.
+/// One datagram of version 1; the table above describes its fields.
+#[allow(missing_docs)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
-    /// Probe, announcement or goodbye.
     pub kind: Kind,
-    /// The probe's random bytes.
     pub nonce: Nonce,
-    /// Who sends.
     pub sender: Identity,
-    /// HTTP port of the sender's proxy; 0 in a probe.
     pub http_port: u16,
-    /// See [`flags`].
     pub flags: u16,
-    /// Reserved for features that both sides must know of.
+    /// Reserved for features that both sides must know of; 0.
     pub capabilities: u16,
-    /// Version of the server's Ollama.
     pub version: OllamaVersion,
-    /// Requests that the server works on.
     pub in_flight: u16,
-    /// New at each start of the sender.
     pub instance: u32,
-    /// The sender's name; empty when unknown. At most [`MAX_NAME`] bytes are sent.
+    /// Of the sender's machine, or empty. At most [`MAX_NAME`] bytes are sent.
     pub name: String,
-    /// Which key a probe asks with; the answer is authenticated with the same.
+    /// The key that a probe is authenticated with, as its answer shall be.
     pub key: Option<KeyId>,
 }
 
-/// What a received datagram is.
+/// A received datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Packet {
-    /// Four bytes of magic: a probe, or an answer, of an older version.
+    /// The bare magic of older versions.
     Legacy,
     /// Version 1.
     V1(Datagram),
 }
 
-/// Why a datagram is none of ours.
+/// Why a received datagram is dropped.
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
-    /// Too short or too long for any datagram of ours.
+    /// Neither 4 bytes nor [`FIXED_LEN`] to [`MAX_LEN`].
     Size(usize),
-    /// Another protocol.
     Magic(u32),
-    /// A version that we don't know.
     Version(u8),
-    /// A kind that version 1 doesn't have.
     Kind(u8),
     /// The length field disagrees with the datagram.
     Length(u16),
-    /// The reserved bytes aren't zero.
     Reserved,
-    /// A record leads past the end.
+    /// A record that ends behind the datagram.
     Record,
-    /// A name that isn't short printable UTF-8.
+    /// The name is too long, not UTF-8, or not printable.
     Name,
 }
 
@@ -143,7 +130,7 @@ impl fmt::Display for DecodeError {
     }
 }
 
-/// The four bytes of a probe, and of an answer, of older versions.
+/// A probe, or an answer, of older versions.
 pub fn encode_legacy() -> [u8; 4] {
     MAGIC.to_be_bytes()
 }
@@ -166,21 +153,13 @@ impl Datagram {
         }
     }
 
-    /// The bytes to send, at most `room` of them: the name is cut to fit, and a probe is
-    /// padded to `room`, so that its answer may be as long.
-    ///
-    /// `room` is held between [`FIXED_LEN`] and [`PROBE_LEN`].
+    /// The bytes to send, at most `room` of them ([`FIXED_LEN`] to [`PROBE_LEN`]): the name is cut to
+    /// fit, and a probe is padded, so that its answer may be as long.
     pub fn encode(&self, room: usize) -> Vec<u8> {
         let room = room.clamp(FIXED_LEN, PROBE_LEN);
         let mut out = Vec::with_capacity(room);
         out.extend_from_slice(&MAGIC.to_be_bytes());
-        out.push(VERSION);
-        out.push(match self.kind {
-            Kind::Probe => 1,
-            Kind::Announce => 2,
-            Kind::Goodbye => 3,
-        });
-        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(&[VERSION, self.kind as u8, 0, 0]);
         out.extend_from_slice(&self.nonce);
         out.extend_from_slice(&self.sender.0);
         out.extend_from_slice(&self.http_port.to_be_bytes());
@@ -194,7 +173,7 @@ impl Datagram {
             out.extend_from_slice(&[RECORD_KEY, 8]);
             out.extend_from_slice(&key.0);
         }
-        let name = truncate(&self.name, room.saturating_sub(out.len() + 2));
+        let name = cut(&self.name, room.saturating_sub(out.len() + 2));
         if !name.is_empty() {
             // The name has at most MAX_NAME (46) bytes, so its length fits a byte.
             out.extend_from_slice(&[RECORD_NAME, name.len() as u8]);
@@ -210,28 +189,21 @@ impl Datagram {
     }
 }
 
-/// Puts the authentication code into a datagram: what `code` makes of the bytes that it covers.
-/// `from` is where a probe is sent from: repeated by somebody else, it is worth nothing. Answers
-/// have none; what they repeat is the nonce.
-pub fn authenticate(
-    datagram: &mut [u8],
-    from: Option<IpAddr>,
-    code: impl FnOnce(&[u8]) -> [u8; 16],
-) {
-    let code = code(&covered(datagram, from));
+/// Puts the key's authentication code into a datagram. `from` is the address that a probe is sent
+/// from, and `None` for answers.
+pub fn authenticate(datagram: &mut [u8], from: Option<IpAddr>, key: &Key) {
+    let code = key.authenticate(&covered(datagram, from));
     if let Some(place) = datagram.get_mut(CODE) {
         place.copy_from_slice(&code);
     }
 }
 
-/// Takes the authentication code out of a datagram: the bytes that it covers, and the code.
-/// `from` as in [`authenticate`].
-pub fn split_code(datagram: &[u8], from: Option<IpAddr>) -> Option<(Vec<u8>, [u8; 16])> {
-    let code = *datagram.get(CODE)?.first_chunk()?;
-    Some((covered(datagram, from), code))
+/// Whether a datagram has the key's authentication code. `from` as in [`authenticate`].
+pub fn is_authentic(datagram: &[u8], from: Option<IpAddr>, key: &Key) -> bool {
+    let code = datagram.get(CODE).and_then(|code| code.first_chunk());
+    code.is_some_and(|code| key.verifies(&covered(datagram, from), code))
 }
 
-/// The datagram with zeros for its code, and a probe's address, as IPv6 has it, behind it.
 fn covered(datagram: &[u8], from: Option<IpAddr>) -> Vec<u8> {
     let mut covered = datagram.to_vec();
     if let Some(place) = covered.get_mut(CODE) {
@@ -245,13 +217,13 @@ fn covered(datagram: &[u8], from: Option<IpAddr>) -> Vec<u8> {
     covered
 }
 
-/// Reads a datagram as it came from the socket.
+/// Reads a datagram. Its authentication code isn't looked at.
 ///
 /// # Errors
-/// [`DecodeError`] when it isn't one of ours; such packets are counted and dropped.
+/// When it isn't one of ours.
 pub fn decode(bytes: &[u8]) -> Result<Packet, DecodeError> {
-    let mut fields = Fields(bytes);
     let size = DecodeError::Size(bytes.len());
+    let mut fields = Fields(bytes);
     let magic = u32::from_be_bytes(fields.take().ok_or(size)?);
     if magic != MAGIC {
         return Err(DecodeError::Magic(magic));
@@ -300,18 +272,19 @@ pub fn decode(bytes: &[u8]) -> Result<Packet, DecodeError> {
         }
         let [len] = fields.take().ok_or(DecodeError::Record)?;
         let value = fields.take_slice(usize::from(len)).ok_or(DecodeError::Record)?;
-        if record == RECORD_NAME {
-            datagram.name = printable_name(value).ok_or(DecodeError::Name)?;
-        }
-        if record == RECORD_KEY {
-            let id = value.try_into().map_err(|_| DecodeError::Record)?;
-            datagram.key = Some(KeyId(id));
+        match record {
+            RECORD_NAME => datagram.name = printable_name(value).ok_or(DecodeError::Name)?,
+            RECORD_KEY => {
+                let id = value.try_into().map_err(|_| DecodeError::Record)?;
+                datagram.key = Some(KeyId(id));
+            }
+            _ => {}
         }
     }
     Ok(Packet::V1(datagram))
 }
 
-/// The rest of a datagram; every read is checked.
+/// What is still to be read of a datagram.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -331,12 +304,6 @@ impl<'a> Fields<'a> {
 fn printable_name(bytes: &[u8]) -> Option<String> {
     let name = std::str::from_utf8(bytes).ok()?;
     (name.len() <= MAX_NAME && name.chars().all(is_printable)).then(|| name.to_owned())
-}
-
-/// The longest prefix of at most `max` bytes that ends between two characters.
-fn truncate(text: &str, max: usize) -> &str {
-    let end = (0..=max.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    &text[..end.unwrap_or(0)]
 }
 
 #[cfg(test)]

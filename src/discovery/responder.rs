@@ -5,89 +5,80 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{BATCH, Counters, RecentSubnets, bind_udp, spawn};
+use super::{BATCH, Counts, Verdict, bad_packet};
 use crate::access::addresses::AddressLists;
 use crate::discovery::packet::{self, Datagram, Kind, Nonce, Packet, flags};
+use crate::discovery::rate_limit::RateLimit;
 use crate::manager::Presence;
+use crate::net::interfaces::RecentSubnets;
+use crate::net::lane::bind_udp;
 use crate::net::socket::Waker;
 use crate::pairing::identity::Identity;
 use crate::pairing::keyring::Keyring;
 use crate::pairing::noise::Key;
+use crate::system::spawn;
 
-/// Answers to one address: a burst of 10, then 5 a second.
-const PER_SOURCE: (u32, u32) = (10, 5);
-/// Answers in all, a second. They are never longer than the probes, so this only bounds our own
-/// work; it is above what a whole /24 may ask, so that a flood can't use up an honest share.
-const IN_ALL: (u32, u32) = (2000, 2000);
-/// Sources that are told apart; fixed, whatever a flood claims to be.
-const SOURCES: usize = 256;
-/// Clients that are told when we leave.
-const MAX_FAREWELLS: usize = 64;
+/// Most clients that get a goodbye when we stop: those that were answered last.
+const MAX_GOODBYES: usize = 64;
 
-/// What the answering side needs.
 #[derive(Debug)]
-pub struct ServerSetup {
+pub(crate) struct ServerSetup {
     /// UDP port to answer on.
-    pub port: u16,
+    pub(crate) port: u16,
     /// Where our proxy listens.
-    pub http: Vec<SocketAddr>,
-    /// Who we are.
-    pub identity: Identity,
+    pub(crate) http: Vec<SocketAddr>,
+    pub(crate) identity: Identity,
     /// New at each start.
-    pub instance: u32,
-    /// For people.
-    pub name: String,
+    pub(crate) instance: u32,
+    /// Shown to people.
+    pub(crate) name: String,
     /// Whether bare four-byte probes are answered.
-    pub legacy: bool,
+    pub(crate) legacy: bool,
     /// Whether other machines may manage models here.
-    pub is_managed: bool,
-    /// Which machines may know of us.
-    pub reach: AddressLists,
-    /// What there is to announce.
-    pub presence: Arc<Presence>,
-    /// Who may ask.
-    pub keyring: Arc<Keyring>,
+    pub(crate) is_managed: bool,
+    /// The addresses that may get answers.
+    pub(crate) reach: AddressLists,
+    /// What is announced.
+    pub(crate) presence: Arc<Presence>,
+    pub(crate) keyring: Arc<Keyring>,
 }
 
 /// The responder's thread; dropping it says goodbye, stops and joins it.
 #[derive(Debug)]
-pub struct Responder {
+pub(crate) struct Responder {
     waker: Arc<Waker>,
     address: SocketAddr,
     thread: Option<JoinHandle<()>>,
 }
 
-/// One way to reach our proxy: its port, and the socket whose source address leads there.
-struct Door {
+/// An address of our proxy, and how to announce it.
+struct Endpoint {
     http: SocketAddr,
-    /// For a proxy on one address: answers must come from it.
+    /// Bound to the proxy's address, if it has only one: clients take an answer's source for it.
     socket: Option<UdpSocket>,
 }
 
 impl Responder {
-    /// Starts to answer probes.
-    ///
-    /// # Errors
-    /// When the port is taken.
-    pub fn start(setup: ServerSetup) -> io::Result<Self> {
-        // Whom only loopback can reach has nothing to say on the LAN.
+    /// Fails when the port is taken.
+    pub(crate) fn start(setup: ServerSetup) -> io::Result<Self> {
+        // A proxy that only loopback reaches isn't announced on the LAN.
         let only_loopback = setup.http.iter().all(|address| address.ip().is_loopback());
         let bind = if only_loopback { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
         let socket = bind_udp(bind, setup.port)?;
         let address = socket.local_addr()?;
-        let mut doors = Vec::new();
+        let mut endpoints = Vec::new();
         for http in setup.http.iter().filter(|http| http.is_ipv4()) {
             let socket = match http.ip() {
                 IpAddr::V4(ip) if !ip.is_unspecified() => Some(bind_udp(ip, 0)?),
                 _ => None,
             };
-            doors.push(Door { http: *http, socket });
+            endpoints.push(Endpoint { http: *http, socket });
         }
-        if doors.is_empty() {
+        if endpoints.is_empty() {
             log::warn!("the proxy listens on IPv6 alone, which the discovery can't announce");
         }
         let waker = Arc::new(Waker::new()?);
@@ -95,19 +86,18 @@ impl Responder {
         let answerer = Answerer {
             setup,
             socket,
-            doors,
-            counters: Counters::default(),
-            limiter: Limiter::new(Instant::now()),
-            links: RecentSubnets::new(),
-            farewells: VecDeque::new(),
+            endpoints,
+            limit: RateLimit::new(Instant::now()),
+            subnets: RecentSubnets::new(),
+            answered: VecDeque::new(),
             spare: None,
         };
         let thread = spawn("responder", move || answerer.run(&loop_waker))?;
         Ok(Responder { waker, address, thread: Some(thread) })
     }
 
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
+    /// Where it gets probes.
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 }
@@ -121,8 +111,8 @@ impl Drop for Responder {
     }
 }
 
-/// A client that is told when we leave.
-struct Farewell {
+/// A client that gets a goodbye.
+struct Answered {
     client: SocketAddr,
     nonce: Nonce,
     key: Option<Key>,
@@ -131,25 +121,25 @@ struct Farewell {
 struct Answerer {
     setup: ServerSetup,
     socket: UdpSocket,
-    doors: Vec<Door>,
-    counters: Counters,
-    limiter: Limiter,
-    links: RecentSubnets,
-    farewells: VecDeque<Farewell>,
-    /// Sends what the proper socket doesn't take.
+    endpoints: Vec<Endpoint>,
+    limit: RateLimit,
+    subnets: RecentSubnets,
+    answered: VecDeque<Answered>,
+    /// Sends what the endpoint's socket has no room for.
     spare: Option<UdpSocket>,
 }
 
 impl Answerer {
     fn run(mut self, waker: &Waker) {
         let mut buffer = [0; packet::MAX_LEN + 1];
+        let mut counts = Counts::default();
         let mut is_broken = false;
         loop {
             let mut fds = [
                 PollFd::new(&waker.watched, PollFlags::IN),
                 PollFd::new(&self.socket, PollFlags::IN),
             ];
-            // A socket that reports nothing but errors must not make us spin.
+            // A socket that reports nothing but errors is left alone for a second.
             let pause = Timespec { tv_sec: 1, tv_nsec: 0 };
             let used = if is_broken { 1 } else { 2 };
             let _ = poll(&mut fds[..used], is_broken.then_some(&pause));
@@ -159,45 +149,44 @@ impl Answerer {
             is_broken = false;
             for _ in 0..BATCH {
                 match self.socket.recv_from(&mut buffer) {
-                    Ok((len, source)) => self.receive(&buffer[..len], source),
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                    // An ICMP error of an earlier answer, or a signal.
-                    Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    Err(error) => {
-                        log::debug!("receiving probes failed reason={error}");
-                        is_broken = true;
-                        break;
-                    }
+                    Ok((len, source)) => counts.count(self.receive(&buffer[..len], source)),
+                    Err(error) => match error.kind() {
+                        ErrorKind::WouldBlock => break,
+                        // An ICMP error of an earlier answer, or a signal.
+                        ErrorKind::ConnectionRefused | ErrorKind::Interrupted => {}
+                        _ => {
+                            log::debug!("receiving probes failed reason={error}");
+                            is_broken = true;
+                            break;
+                        }
+                    },
                 }
             }
         }
-        for Farewell { client, nonce, key } in std::mem::take(&mut self.farewells) {
-            self.send(Kind::Goodbye, nonce, client, packet::FIXED_LEN, key.as_ref());
+        for answered in std::mem::take(&mut self.answered) {
+            self.send(Kind::Goodbye, &answered, packet::FIXED_LEN);
         }
-        self.counters.log("responder");
+        counts.log("responder");
     }
 
-    fn receive(&mut self, bytes: &[u8], source: SocketAddr) {
+    fn receive(&mut self, bytes: &[u8], source: SocketAddr) -> Verdict {
         let packet = match packet::decode(bytes) {
             Ok(packet) => packet,
-            Err(error) => {
-                log::debug!("bad packet addr={source} reason={error}");
-                return Counters::count(&self.counters.bad);
-            }
+            Err(error) => return bad_packet(source, error),
         };
         let now = Instant::now();
+        let ip = source.ip();
         if source.port() == 0
-            || !self.links.contain(now, source.ip())
-            || !self.setup.reach.admits(source.ip(), source.ip().is_loopback(), |_| true)
+            || !self.subnets.contain(now, ip)
+            || !self.setup.reach.admits(ip, ip.is_loopback(), |_| true)
         {
-            return Counters::count(&self.counters.ignored);
+            return Verdict::Ignored;
         }
-        let answered = match packet {
+        let is_answered = match packet {
             Packet::Legacy => {
                 self.setup.legacy
                     && self.setup.keyring.takes_unpaired()
-                    && self.limiter.allows(now, source.ip())
+                    && self.limit.allows(now, ip)
                     && self.send_bytes(&packet::encode_legacy(), source)
             }
             Packet::V1(datagram) => {
@@ -206,75 +195,59 @@ impl Answerer {
                     && self.announce(now, &datagram, source, bytes)
             }
         };
-        let counters = &self.counters;
-        Counters::count(if answered { &counters.good } else { &counters.ignored });
+        if is_answered { Verdict::Good } else { Verdict::Ignored }
     }
 
-    /// Answers a probe, unless it is one too many, or has no key where one is needed, or a key that
-    /// isn't ours. Only what the limiter lets through is verified.
+    /// Answers a probe whose key we have, or that has none where none is needed. Only as many as the
+    /// rate limit lets through are verified, because that costs most.
     fn announce(
         &mut self,
         now: Instant,
         probe: &Datagram,
-        source: SocketAddr,
+        client: SocketAddr,
         bytes: &[u8],
     ) -> bool {
         let keyring = &self.setup.keyring;
-        let key = match probe.key {
-            Some(id) => keyring.key(id),
-            None => None,
-        };
+        let key = probe.key.and_then(|id| keyring.key(id));
         let is_known = if probe.key.is_some() { key.is_some() } else { keyring.takes_unpaired() };
-        if !is_known || !self.limiter.allows(now, source.ip()) {
-            return false;
-        }
-        if let Some(key) = &key
-            && !packet::split_code(bytes, Some(source.ip()))
-                .is_some_and(|(covered, code)| key.verifies(&covered, &code))
+        let is_authentic = |key| packet::is_authentic(bytes, Some(client.ip()), key);
+        if !is_known
+            || !self.limit.allows(now, client.ip())
+            || !key.as_ref().is_none_or(is_authentic)
         {
             return false;
         }
-        let room = bytes.len();
-        self.farewells.retain(|old| old.client != source || old.key.is_some() != key.is_some());
-        if self.farewells.len() >= MAX_FAREWELLS {
-            self.farewells.pop_front();
+        self.answered.retain(|old| old.client != client || old.key.is_some() != key.is_some());
+        if self.answered.len() >= MAX_GOODBYES {
+            self.answered.pop_front();
         }
-        let sent = self.send(Kind::Announce, probe.nonce, source, room, key.as_ref());
-        self.farewells.push_back(Farewell { client: source, nonce: probe.nonce, key });
-        sent
+        let answered = Answered { client, nonce: probe.nonce, key };
+        let is_sent = self.send(Kind::Announce, &answered, bytes.len());
+        self.answered.push_back(answered);
+        is_sent
     }
 
-    /// The door that a client can use: loopback ones are for this machine.
-    fn door(&self, client: SocketAddr) -> Option<&Door> {
-        let fits = |door: &&Door| client.ip().is_loopback() || !door.http.ip().is_loopback();
-        self.doors.iter().find(fits)
+    /// The endpoint that a client can reach: those on loopback are for this machine.
+    fn endpoint(&self, client: SocketAddr) -> Option<&Endpoint> {
+        let fits = |one: &&Endpoint| client.ip().is_loopback() || !one.http.ip().is_loopback();
+        self.endpoints.iter().find(fits)
     }
 
-    fn send(
-        &mut self,
-        kind: Kind,
-        nonce: Nonce,
-        client: SocketAddr,
-        room: usize,
-        key: Option<&Key>,
-    ) -> bool {
-        let Some(door) = self.door(client) else { return false };
+    /// Sends a datagram of at most `room` bytes.
+    fn send(&mut self, kind: Kind, to: &Answered, room: usize) -> bool {
+        let Answered { client, nonce, key } = to;
+        let Some(endpoint) = self.endpoint(*client) else { return false };
         let presence = &self.setup.presence;
-        let mut flags = if presence.is_local_up() { flags::OLLAMA_UP } else { 0 };
-        if key.is_some() {
-            flags |= flags::ENCRYPTED;
-        }
-        if !self.setup.keyring.takes_unpaired() {
-            flags |= flags::KEY_REQUIRED;
-        }
-        if self.setup.is_managed {
-            flags |= flags::MANAGEMENT_OPEN;
-        }
+        let bit = |is_set: bool, flag: u16| if is_set { flag } else { 0 };
+        let flags = bit(presence.is_local_up(), flags::OLLAMA_UP)
+            | bit(key.is_some(), flags::ENCRYPTED)
+            | bit(!self.setup.keyring.takes_unpaired(), flags::KEY_REQUIRED)
+            | bit(self.setup.is_managed, flags::MANAGEMENT_OPEN);
         let mut bytes = Datagram {
             kind,
-            nonce,
+            nonce: *nonce,
             sender: self.setup.identity,
-            http_port: door.http.port(),
+            http_port: endpoint.http.port(),
             flags,
             capabilities: 0,
             version: presence.version(),
@@ -285,128 +258,35 @@ impl Answerer {
         }
         .encode(room);
         if let Some(key) = key {
-            packet::authenticate(&mut bytes, None, |bytes| key.authenticate(bytes));
+            packet::authenticate(&mut bytes, None, key);
         }
-        self.send_bytes(&bytes, client)
+        self.send_bytes(&bytes, *client)
     }
 
     fn send_bytes(&mut self, bytes: &[u8], client: SocketAddr) -> bool {
-        let Some(door) = self.door(client) else { return false };
-        let own = match (&door.socket, door.http.ip()) {
+        let Some(endpoint) = self.endpoint(client) else { return false };
+        let own = match (&endpoint.socket, endpoint.http.ip()) {
             (Some(_), IpAddr::V4(ip)) => ip,
             _ => Ipv4Addr::UNSPECIFIED,
         };
-        let mut sent = door.socket.as_ref().unwrap_or(&self.socket).send_to(bytes, client);
+        let mut sent = endpoint.socket.as_ref().unwrap_or(&self.socket).send_to(bytes, client);
         // Answers to forged sources wait until the kernel has found out that nobody is there, and
-        // fill the socket's buffer meanwhile. Each new socket has an empty one; that the limiter
-        // allows 2000 answers a second bounds what waits.
-        if is_full(&sent) {
+        // fill the socket's buffer meanwhile. Each new socket has an empty one. What waits is
+        // bounded by the rate limit.
+        for is_new in [false, true] {
+            if !sent.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+                break;
+            }
+            if is_new {
+                self.spare = bind_udp(own, 0).ok();
+            }
             if let Some(spare) = &self.spare {
                 sent = spare.send_to(bytes, client);
             }
-            if is_full(&sent) {
-                self.spare = bind_udp(own, 0).ok();
-                if let Some(spare) = &self.spare {
-                    sent = spare.send_to(bytes, client);
-                }
-            }
         }
-        match sent {
-            Ok(_) => true,
-            Err(error) => {
-                log::debug!("answer not sent addr={client} reason={error}");
-                false
-            }
+        if let Err(error) = &sent {
+            log::debug!("answer not sent addr={client} reason={error}");
         }
-    }
-}
-
-fn is_full(sent: &io::Result<usize>) -> bool {
-    sent.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
-}
-
-/// Token buckets in a table of fixed size.
-struct Limiter {
-    all: Bucket,
-    sources: Vec<(Option<IpAddr>, Bucket)>,
-}
-
-#[derive(Clone, Copy)]
-struct Bucket {
-    /// Thousandths of an answer.
-    level: u64,
-    filled: Instant,
-}
-
-impl Bucket {
-    fn full(now: Instant, (burst, _): (u32, u32)) -> Self {
-        Bucket { level: u64::from(burst) * 1000, filled: now }
-    }
-
-    fn take(&mut self, now: Instant, (burst, per_second): (u32, u32)) -> bool {
-        let passed = now.saturating_duration_since(self.filled).as_millis().min(60_000) as u64;
-        if passed > 0 {
-            let most = u64::from(burst) * 1000;
-            self.level = (self.level + passed * u64::from(per_second)).min(most);
-            self.filled = now;
-        }
-        let has = self.level >= 1000;
-        if has {
-            self.level -= 1000;
-        }
-        has
-    }
-}
-
-impl Limiter {
-    fn new(now: Instant) -> Self {
-        Limiter {
-            all: Bucket::full(now, IN_ALL),
-            sources: vec![(None, Bucket::full(now, PER_SOURCE)); SOURCES],
-        }
-    }
-
-    /// Whether this source may have an answer now. Sources that share a slot share its rate,
-    /// unless the slot was quiet for a second.
-    fn allows(&mut self, now: Instant, source: IpAddr) -> bool {
-        let slot = match source {
-            // The last byte tells the hosts of a /24 apart without collisions.
-            IpAddr::V4(ip) => usize::from(ip.octets()[3]),
-            IpAddr::V6(ip) => usize::from(ip.octets()[15]),
-        } % SOURCES;
-        let (owner, bucket) = &mut self.sources[slot];
-        let quiet = now.saturating_duration_since(bucket.filled) >= Duration::from_secs(1);
-        if *owner != Some(source) && (quiet || owner.is_none()) {
-            *owner = Some(source);
-            *bucket = Bucket::full(now, PER_SOURCE);
-        }
-        bucket.take(now, PER_SOURCE) && self.all.take(now, IN_ALL)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_source_has_its_rate_whatever_the_others_do() {
-        let t0 = Instant::now();
-        let mut limiter = Limiter::new(t0);
-        let ip = |n: u8| IpAddr::from([10, 0, 0, n]);
-        let mut answered = 0;
-        for ms in 0..10_000 {
-            answered += u32::from(limiter.allows(t0 + Duration::from_millis(ms), ip(1)));
-        }
-        assert!((55..=60).contains(&answered), "{answered} in 10 s");
-        // 253 spoofed neighbours, each as often as it can, and one honest client.
-        for ms in 0..1000 {
-            let now = t0 + Duration::from_millis(20_000 + ms);
-            for n in 2..255 {
-                limiter.allows(now, ip(n));
-            }
-            if ms % 200 == 0 {
-                assert!(limiter.allows(now, ip(1)), "honest probe at {ms} ms");
-            }
-        }
+        sent.is_ok()
     }
 }

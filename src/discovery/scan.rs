@@ -1,178 +1,162 @@
-//! One look around: who answers probes now, and through which interface.
+//! A single look for servers, for commands: probes on some lanes, and the answers to them. Whether an
+//! answer is authentic isn't verified: it is shown, and what is tried with it is the command's.
 
-use crate::system;
+use std::collections::VecDeque;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::bind_udp;
+use crate::config::SERVER_PORT;
 use crate::discovery::matching;
 use crate::discovery::packet::{self, Datagram, Kind, Nonce, Packet, flags};
-use crate::net::interfaces::broadcast_interfaces;
-use crate::net::socket;
+use crate::discovery::schedule::ScanTimes;
+use crate::net::lane::Lane;
 use crate::ollama::version::OllamaVersion;
 use crate::pairing::identity::Identity;
 use crate::pairing::noise::Key;
+use crate::system;
 
-/// When probes are sent, in milliseconds from the start: one may get lost.
-const PROBES: [u64; 3] = [0, 150, 500];
-/// How long answers are waited for.
-const PATIENCE: Duration = Duration::from_millis(1200);
-/// Answers that are kept; a LAN has fewer.
+/// Most answers that are taken; a LAN has fewer.
 const MAX_ANSWERS: usize = 256;
-
-/// A way out, and whether a probe left there.
-#[derive(Clone, Debug)]
-pub struct Way {
-    /// The interface, or `loopback`, or `default route`.
-    pub name: String,
-    /// Where from.
-    pub from: Ipv4Addr,
-    /// Where to.
-    pub to: SocketAddr,
-    /// Why no probe could be sent.
-    pub error: Option<String>,
-}
 
 /// A server that answered.
 #[derive(Clone, Debug)]
-pub struct Answer {
-    /// Its name; may be empty.
-    pub name: String,
+pub(crate) struct Answer {
+    /// `None` of an older version, which tells nothing but that it is there.
+    pub(crate) identity: Option<Identity>,
+    /// May be empty.
+    pub(crate) name: String,
     /// Where its HTTP is.
-    pub address: SocketAddr,
-    /// Through which interface the answer came.
-    pub interface: String,
-    /// Whether it says that its Ollama answers.
-    pub ollama_up: bool,
-    /// Its Ollama's version.
-    pub version: OllamaVersion,
-    /// Requests it has.
-    pub in_flight: u16,
-    /// From the last probe to the answer.
-    pub time: Duration,
-    /// Answered as older versions do, without any of this.
-    pub is_legacy: bool,
+    pub(crate) address: SocketAddr,
+    /// The name of the lane that the answer came through.
+    pub(crate) interface: String,
+    pub(crate) ollama_up: bool,
+    pub(crate) version: OllamaVersion,
+    pub(crate) in_flight: u16,
+    pub(crate) round_trip: Duration,
 }
 
-/// Probes every interface (or the `wanted` ones) and collects the answers; with the keys too, since
-/// paired servers answer nothing else.
-///
-/// # Errors
-/// When there are no random bytes, or no socket at all.
-pub fn scan(port: u16, wanted: &[String], keys: &[Key]) -> io::Result<(Vec<Way>, Vec<Answer>)> {
-    let (mut ways, sockets) = lanes(port, wanted)?;
-    let own = Identity(system::random()?);
-    let start = Instant::now();
-    let (mut sent, mut last_probe) = (0, start);
-    let mut nonces: Vec<Nonce> = Vec::new();
-    let mut answers: Vec<Answer> = Vec::new();
-    let mut buffer = [0; packet::MAX_LEN + 1];
-    while start.elapsed() < PATIENCE {
-        if let Some(at) = PROBES.get(sent)
-            && start.elapsed() >= Duration::from_millis(*at)
-        {
-            for key in keys.iter().map(Some).chain([None]) {
-                let nonce = system::random()?;
-                nonces.push(nonce);
-                for (way, socket) in ways.iter_mut().zip(&sockets) {
-                    let from = socket::source(way.from, way.to);
-                    let probe = matching::probe(Datagram::probe(own, nonce), key, from);
-                    way.error = socket.send_to(&probe, way.to).err().map(|error| error.to_string());
-                }
-            }
-            (sent, last_probe) = (sent + 1, Instant::now());
+/// Iterates over the answers as they come, one for each server and lane, until the time is up.
+pub(crate) struct Scan<'a> {
+    lanes: &'a [Lane],
+    /// Why the last probe on each lane couldn't be sent.
+    pub(crate) errors: Vec<Option<io::Error>>,
+    own: Identity,
+    keys: &'a [Key],
+    times: ScanTimes,
+    start: Instant,
+    rounds: usize,
+    asked: Vec<(Nonce, Instant)>,
+    seen: Vec<(SocketAddr, usize)>,
+    /// Answers that have come and weren't taken yet.
+    ready: VecDeque<Answer>,
+}
+
+impl<'a> Scan<'a> {
+    /// Probes name `own` as their sender. Each round has one without a key and one for each key,
+    /// since paired servers answer nothing else.
+    pub(crate) fn new(lanes: &'a [Lane], own: Identity, keys: &'a [Key], times: ScanTimes) -> Self {
+        Scan {
+            lanes,
+            errors: lanes.iter().map(|_| None).collect(),
+            own,
+            keys,
+            times,
+            start: Instant::now(),
+            rounds: 0,
+            asked: Vec::new(),
+            seen: Vec::new(),
+            ready: VecDeque::new(),
         }
-        let next = PROBES.get(sent).map_or(PATIENCE, |at| Duration::from_millis(*at));
-        let left = next.saturating_sub(start.elapsed()).max(Duration::from_millis(1));
-        let mut fds: Vec<PollFd<'_>> =
-            sockets.iter().map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
-        let time = Timespec { tv_sec: 0, tv_nsec: i64::from(left.subsec_nanos()) };
-        if !matches!(poll(&mut fds, Some(&time)), Ok(1..)) {
-            continue;
-        }
-        for (way, socket) in ways.iter().zip(&sockets) {
-            while let Ok((len, source)) = socket.recv_from(&mut buffer) {
-                let time = last_probe.elapsed();
-                let answer = read(&buffer[..len], source, &nonces, &way.name, time);
-                let is_new = |answer: &Answer| {
-                    let same =
-                        |a: &Answer| a.address == answer.address && a.interface == answer.interface;
-                    !answers.iter().any(same) && answers.len() < MAX_ANSWERS
-                };
-                if let Some(answer) = answer.filter(is_new) {
-                    answers.push(answer);
-                }
+    }
+
+    /// Ends within this time from now.
+    pub(crate) fn end_within(&mut self, time: Duration) {
+        self.times.end = self.times.end.min(self.start.elapsed() + time);
+    }
+
+    fn send_round(&mut self) {
+        self.rounds += 1;
+        for (lane, failed) in self.lanes.iter().zip(&mut self.errors) {
+            let from = lane.source();
+            for key in self.keys.iter().map(Some).chain([None]) {
+                let Ok(nonce) = system::random() else { continue };
+                let probe = matching::probe(Datagram::probe(self.own, nonce), key, from);
+                self.asked.push((nonce, Instant::now()));
+                *failed = lane.send(&probe).err();
             }
         }
     }
-    answers.sort_by_key(|answer| (answer.address, answer.interface.clone()));
-    Ok((ways, answers))
-}
 
-/// A socket on each way out; those without one say why.
-fn lanes(port: u16, wanted: &[String]) -> io::Result<(Vec<Way>, Vec<UdpSocket>)> {
-    let to = |ip: Ipv4Addr| SocketAddr::V4(SocketAddrV4::new(ip, port));
-    let way = |name: &str, from, to| Way { name: name.to_owned(), from, to, error: None };
-    let mut ways: Vec<Way> = broadcast_interfaces(wanted)
-        .iter()
-        .map(|interface| way(&interface.name, interface.address, to(interface.broadcast)))
-        .collect();
-    if ways.is_empty() && wanted.is_empty() {
-        ways.push(way("default route", Ipv4Addr::UNSPECIFIED, to(Ipv4Addr::BROADCAST)));
-    }
-    ways.push(way("loopback", Ipv4Addr::LOCALHOST, to(Ipv4Addr::LOCALHOST)));
-    let mut sockets = Vec::new();
-    let mut last = None;
-    ways.retain(|way| match bind_udp(way.from, 0) {
-        Ok(socket) => {
-            sockets.push(socket);
-            true
+    fn receive(&mut self, at: usize) {
+        let lane = &self.lanes[at];
+        let mut buffer = [0; packet::MAX_LEN + 1];
+        while let Ok((len, source)) = lane.socket.recv_from(&mut buffer) {
+            let Some(answer) = self.read(&buffer[..len], source, &lane.name) else { continue };
+            let place = (answer.address, at);
+            if self.seen.len() < MAX_ANSWERS && !self.seen.contains(&place) {
+                self.seen.push(place);
+                self.ready.push_back(answer);
+            }
         }
-        Err(error) => {
-            last = Some(error);
-            false
-        }
-    });
-    match last {
-        Some(error) if sockets.is_empty() => Err(error),
-        _ => Ok((ways, sockets)),
     }
-}
 
-fn read(
-    bytes: &[u8],
-    source: SocketAddr,
-    nonces: &[Nonce],
-    interface: &str,
-    time: Duration,
-) -> Option<Answer> {
-    let interface = interface.to_owned();
-    match packet::decode(bytes).ok()? {
-        Packet::V1(datagram) => {
-            let fits = datagram.kind == Kind::Announce && datagram.http_port != 0;
-            (fits && nonces.contains(&datagram.nonce)).then(|| Answer {
-                name: datagram.name.clone(),
-                address: SocketAddr::new(source.ip(), datagram.http_port),
-                interface,
-                ollama_up: datagram.flags & flags::OLLAMA_UP != 0,
-                version: datagram.version,
-                in_flight: datagram.in_flight,
-                time,
-                is_legacy: false,
-            })
-        }
-        Packet::Legacy => Some(Answer {
+    fn read(&self, bytes: &[u8], source: SocketAddr, interface: &str) -> Option<Answer> {
+        let mut answer = Answer {
+            identity: None,
             name: String::new(),
-            address: SocketAddr::new(source.ip(), crate::config::SERVER_PORT),
-            interface,
+            address: SocketAddr::new(source.ip(), SERVER_PORT),
+            interface: interface.to_owned(),
             ollama_up: true,
             version: OllamaVersion::default(),
             in_flight: 0,
-            time,
-            is_legacy: true,
-        }),
+            round_trip: self.asked.last()?.1.elapsed(),
+        };
+        match packet::decode(bytes).ok()? {
+            Packet::Legacy => {}
+            Packet::V1(told) if told.kind == Kind::Announce && told.http_port != 0 => {
+                let (_, at) = self.asked.iter().find(|(nonce, _)| *nonce == told.nonce)?;
+                answer.round_trip = at.elapsed();
+                answer.address.set_port(told.http_port);
+                answer.ollama_up = told.flags & flags::OLLAMA_UP != 0;
+                answer = Answer {
+                    identity: Some(told.sender),
+                    name: told.name,
+                    version: told.version,
+                    in_flight: told.in_flight,
+                    ..answer
+                };
+            }
+            Packet::V1(_) => return None,
+        }
+        Some(answer)
+    }
+}
+
+impl Iterator for Scan<'_> {
+    type Item = Answer;
+
+    fn next(&mut self) -> Option<Answer> {
+        loop {
+            if let Some(answer) = self.ready.pop_front() {
+                return Some(answer);
+            }
+            let now = self.start.elapsed();
+            if now >= self.times.end || self.lanes.is_empty() {
+                return None;
+            }
+            if self.times.rounds.get(self.rounds).is_some_and(|at| now >= *at) {
+                self.send_round();
+            }
+            let next = self.times.rounds.get(self.rounds).unwrap_or(&self.times.end);
+            let pause = next.min(&self.times.end).saturating_sub(self.start.elapsed());
+            let mut fds: Vec<PollFd<'_>> =
+                self.lanes.iter().map(|lane| PollFd::new(&lane.socket, PollFlags::IN)).collect();
+            if poll(&mut fds, Timespec::try_from(pause).ok().as_ref()).is_ok_and(|n| n > 0) {
+                (0..self.lanes.len()).for_each(|at| self.receive(at));
+            }
+        }
     }
 }

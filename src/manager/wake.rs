@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::config::{Mac, Sleeper};
 use crate::manager::store;
-use crate::net::interfaces::broadcast_interfaces;
+use crate::net::interfaces::{Interface, broadcast_interfaces};
+use crate::net::lane::Lane;
 
 /// Where such packets are sent by custom: UDP discard.
 const PORT: u16 = 9;
@@ -75,20 +76,13 @@ impl Wake {
     /// Through every interface; one that works is enough.
     fn send(&self, mac: Mac) -> io::Result<()> {
         let packet = packet(mac);
-        let mut paths: Vec<(Ipv4Addr, Ipv4Addr)> = broadcast_interfaces(&self.interfaces)
-            .into_iter()
-            .map(|interface| (interface.address, interface.broadcast))
-            .collect();
-        if paths.is_empty() {
-            paths.push((Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST));
+        let mut interfaces = broadcast_interfaces(&self.interfaces);
+        if interfaces.is_empty() {
+            interfaces.push(Interface::default_route());
         }
         let mut sent = Err(io::ErrorKind::NetworkUnreachable.into());
-        for (from, to) in paths {
-            let socket = UdpSocket::bind((from, 0)).and_then(|socket| {
-                socket.set_broadcast(true)?;
-                socket.send_to(&packet, (to, PORT))
-            });
-            sent = sent.or(socket.map(|_| ()));
+        for interface in &interfaces {
+            sent = sent.or(Lane::open(interface, PORT).and_then(|lane| lane.send(&packet)));
         }
         sent
     }

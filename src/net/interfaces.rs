@@ -1,45 +1,79 @@
-//! This machine's interfaces: where broadcasts go, and who is on the same link.
+//! This machine's interfaces, on which broadcasts are sent, and its subnets, whose addresses need no
+//! router.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
 
-/// An IPv4 address of an interface that is up.
+/// How long a listing of the subnets is relied on: listing costs more than all else about a packet.
+const SUBNETS_AGE: Duration = Duration::from_secs(2);
+/// The same for an address that isn't on the list: its interface may just have come up.
+const UNLISTED_AGE: Duration = Duration::from_millis(100);
+
+/// An IPv4 address of an interface, and where broadcasts from it go.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Interface {
-    /// Its name, such as `eth0`.
-    pub name: String,
-    /// The address.
-    pub address: Ipv4Addr,
-    /// Where a packet reaches everyone on its link.
-    pub broadcast: Ipv4Addr,
+pub(crate) struct Interface {
+    /// Such as `eth0`.
+    pub(crate) name: String,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) broadcast: Ipv4Addr,
 }
 
-/// Bridges and pairs of containers and virtual machines: a broadcast there reaches no LAN.
+impl Interface {
+    fn new(name: &str, address: Ipv4Addr, broadcast: Ipv4Addr) -> Self {
+        Interface { name: name.to_owned(), address, broadcast }
+    }
+
+    /// A broadcast on it reaches this machine's own servers.
+    pub(crate) fn loopback() -> Self {
+        Self::new("loopback", Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)
+    }
+
+    /// Whatever interface the default route leads to, and that one alone.
+    pub(crate) fn default_route() -> Self {
+        Self::new("default route", Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST)
+    }
+}
+
+/// Interfaces of containers and virtual machines: a broadcast there reaches no LAN.
 const VIRTUAL: &[&str] = &["docker", "br-", "veth", "virbr", "cni", "flannel", "podman", "lxcbr"];
 
+fn is_virtual(name: &str) -> bool {
+    VIRTUAL.iter().any(|prefix| name.starts_with(prefix))
+}
+
 /// The interfaces to broadcast on: the `wanted` ones, or every one that is up, can broadcast, and
-/// isn't a container's bridge (unless there are no others). Loopback is never among them.
-pub fn broadcast_interfaces(wanted: &[String]) -> Vec<Interface> {
+/// isn't virtual (unless all are). Loopback is never among them.
+pub(crate) fn broadcast_interfaces(wanted: &[String]) -> Vec<Interface> {
     let all: Vec<Interface> = if_addrs::get_if_addrs()
         .unwrap_or_default()
         .into_iter()
         .filter(|interface| !interface.is_loopback() && !interface.is_p2p())
         .filter(|interface| !matches!(interface.oper_status, if_addrs::IfOperStatus::Down))
-        .filter_map(|interface| match interface.addr {
-            if_addrs::IfAddr::V4(addr) => Some(Interface {
-                name: interface.name,
-                address: addr.ip,
-                broadcast: addr.broadcast.filter(|b| *b != addr.ip).or_else(|| directed(&addr))?,
-            }),
+        .filter_map(|interface| match &interface.addr {
+            if_addrs::IfAddr::V4(addr) => {
+                let broadcast = addr.broadcast.filter(|b| *b != addr.ip).or_else(|| directed(addr));
+                Some(Interface::new(&interface.name, addr.ip, broadcast?))
+            }
             if_addrs::IfAddr::V6(_) => None,
         })
         .collect();
     choose(all, wanted)
 }
 
+/// Where a client's probes go: to [`broadcast_interfaces`] or, where none is suitable and none was
+/// named, along the default route; and to this machine itself.
+pub(crate) fn probed_interfaces(wanted: &[String]) -> Vec<Interface> {
+    let mut interfaces = broadcast_interfaces(wanted);
+    if interfaces.is_empty() && wanted.is_empty() {
+        interfaces.push(Interface::default_route());
+    }
+    interfaces.push(Interface::loopback());
+    interfaces
+}
+
 /// The interfaces with an IPv4 address that [`broadcast_interfaces`] leaves out, and why.
-pub fn other_interfaces(wanted: &[String]) -> Vec<(String, Ipv4Addr, &'static str)> {
+pub(crate) fn other_interfaces(wanted: &[String]) -> Vec<(String, Ipv4Addr, &'static str)> {
     let used: Vec<Ipv4Addr> = broadcast_interfaces(wanted).iter().map(|i| i.address).collect();
-    let is_virtual = |name: &str| VIRTUAL.iter().any(|prefix| name.starts_with(prefix));
     let all = if_addrs::get_if_addrs().unwrap_or_default();
     let others = all.into_iter().filter(|interface| !interface.is_loopback());
     others
@@ -62,11 +96,10 @@ fn choose(all: Vec<Interface>, wanted: &[String]) -> Vec<Interface> {
     if !wanted.is_empty() {
         return all.into_iter().filter(|i| wanted.contains(&i.name)).collect();
     }
-    let is_virtual = |i: &Interface| VIRTUAL.iter().any(|prefix| i.name.starts_with(prefix));
-    if all.iter().all(is_virtual) {
+    if all.iter().all(|interface| is_virtual(&interface.name)) {
         return all;
     }
-    all.into_iter().filter(|interface| !is_virtual(interface)).collect()
+    all.into_iter().filter(|interface| !is_virtual(&interface.name)).collect()
 }
 
 /// The last address of the subnet, if the subnet is large enough to have one.
@@ -75,18 +108,17 @@ fn directed(addr: &if_addrs::Ifv4Addr) -> Option<Ipv4Addr> {
     (mask.leading_ones() < 31).then(|| Ipv4Addr::from(u32::from(addr.ip) | !mask))
 }
 
-/// The subnets that this machine is on, as they were when it was made.
+/// The subnets that this machine was on when they were listed.
 #[derive(Clone, Debug)]
-pub struct Subnets(Vec<if_addrs::Interface>);
+pub(crate) struct Subnets(Vec<if_addrs::Interface>);
 
 impl Subnets {
-    /// The subnets now.
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         Subnets(if_addrs::get_if_addrs().unwrap_or_default())
     }
 
     /// Whether an address is loopback or within one of the subnets.
-    pub fn contain(&self, ip: IpAddr) -> bool {
+    pub(crate) fn contain(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
         if ip.is_loopback() {
             return true;
@@ -105,13 +137,35 @@ impl Subnets {
     }
 }
 
+/// The subnets, listed anew when an address is looked up and the listing is old.
+#[derive(Debug)]
+pub(crate) struct RecentSubnets {
+    subnets: Subnets,
+    listed: Instant,
+}
+
+impl RecentSubnets {
+    pub(crate) fn new() -> Self {
+        RecentSubnets { subnets: Subnets::now(), listed: Instant::now() }
+    }
+
+    pub(crate) fn contain(&mut self, now: Instant, ip: IpAddr) -> bool {
+        let age = now.saturating_duration_since(self.listed);
+        let is_listed = self.subnets.contain(ip);
+        if age < SUBNETS_AGE && (is_listed || age < UNLISTED_AGE) {
+            return is_listed;
+        }
+        *self = RecentSubnets { subnets: Subnets::now(), listed: now };
+        self.subnets.contain(ip)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn named(name: &str) -> Interface {
-        let address = Ipv4Addr::new(10, 0, 0, 1);
-        Interface { name: name.to_owned(), address, broadcast: Ipv4Addr::new(10, 0, 0, 255) }
+        Interface::new(name, Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 255))
     }
 
     fn names(chosen: &[Interface]) -> Vec<&str> {

@@ -1,5 +1,10 @@
-//! Sockets and interfaces of this machine, and what may be shown of text that came over them.
+//! Sockets and interfaces of this machine, and the cleaning of text that came over them. Knows no
+//! protocol above TCP and UDP.
+//!
+//! [`socket`]: non-blocking TCP, waiting, wakers. `lane`: UDP broadcasts, one socket per interface.
+//! `interfaces`: interfaces and subnets. `untrusted_text`: what may be logged and shown of a name.
 
-pub mod interfaces;
+pub(crate) mod interfaces;
+pub(crate) mod lane;
 pub mod socket;
-pub mod untrusted_text;
+pub(crate) mod untrusted_text;

@@ -1,10 +1,10 @@
 //! Non-blocking TCP sockets: waiting on one while another is watched, options, listeners.
 //!
 //! Every socket of the data path is non-blocking, and every wait is one `poll` that also sees
-//! the other side of the exchange leave. Knows nothing of HTTP.
+//! the other side of the exchange leave.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -22,29 +22,20 @@ const BACKLOG: i32 = 4096;
 /// Events that tell that a peer has closed its side. Where the kernel has no such event, input
 /// is watched instead and [`has_left`] looks closer.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-pub const HANGUP: PollFlags = PollFlags::RDHUP;
-/// Events that tell that a peer may have closed its side.
+pub(crate) const HANGUP: PollFlags = PollFlags::RDHUP;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub const HANGUP: PollFlags = PollFlags::IN;
+pub(crate) const HANGUP: PollFlags = PollFlags::IN;
 
 const BROKEN: PollFlags = PollFlags::HUP.union(PollFlags::ERR).union(PollFlags::NVAL);
 
-/// Waits until one of the sockets has one of its events; returns what each has.
-///
-/// No events on either means that the time is up. A signal's handler, which is rare, makes it begin
-/// anew.
-///
-/// # Errors
-/// Those of poll(2), except interruptions.
-pub fn wait(
+/// Waits until one of the sockets has one of its events; returns what each has. No events on either
+/// means that the time is up. A signal starts the time over.
+pub(crate) fn wait(
     first: (&impl AsFd, PollFlags),
     second: Option<(&TcpStream, PollFlags)>,
     timeout: Option<Duration>,
 ) -> io::Result<(PollFlags, PollFlags)> {
-    let timeout = timeout.map(|timeout| Timespec {
-        tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
-        tv_nsec: timeout.subsec_nanos().into(),
-    });
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     let mut fds = [
         PollFd::new(first.0, first.1),
         match second {
@@ -66,7 +57,7 @@ pub fn wait(
 }
 
 /// Whether these events of a watched peer mean that it has left.
-pub fn has_left(stream: &TcpStream, events: PollFlags) -> bool {
+pub(crate) fn has_left(stream: &TcpStream, events: PollFlags) -> bool {
     if events.intersects(BROKEN) {
         return true;
     }
@@ -76,17 +67,14 @@ pub fn has_left(stream: &TcpStream, events: PollFlags) -> bool {
     events.intersects(HANGUP)
 }
 
-/// Whether a peer has left, as far as that can be seen without waiting.
-pub fn is_gone(stream: &TcpStream) -> bool {
+/// Whether a peer is seen to have left, without waiting.
+pub(crate) fn is_gone(stream: &TcpStream) -> bool {
     let look = wait((stream, HANGUP), None, Some(Duration::ZERO));
     look.is_ok_and(|(events, _)| !events.is_empty() && has_left(stream, events))
 }
 
-/// Reads what is there; `None` when nothing is.
-///
-/// # Errors
-/// Those of read(2), except interruptions and "would block".
-pub fn try_read(mut stream: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+/// Reads what has arrived; `None` when nothing has.
+pub(crate) fn try_read(mut stream: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
     loop {
         match stream.read(buffer) {
             Ok(n) => return Ok(Some(n)),
@@ -97,11 +85,8 @@ pub fn try_read(mut stream: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<
     }
 }
 
-/// Writes what the kernel takes now; 0 when it takes nothing.
-///
-/// # Errors
-/// Those of write(2), except interruptions and "would block".
-pub fn try_write(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+/// Writes as much as the kernel takes now; 0 when it takes nothing.
+pub(crate) fn try_write(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     loop {
         match stream.write(bytes) {
             Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(0),
@@ -112,14 +97,11 @@ pub fn try_write(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
 }
 
 /// Unacknowledged bytes are given up after this: a vanished peer shows within about 11 s.
-pub const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+pub(crate) const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
 /// Makes a connected socket fit for streaming: non-blocking, no delay, keepalive, and a limit on
 /// how long sent bytes may stay unacknowledged.
-///
-/// # Errors
-/// Those of setsockopt(2).
-pub fn prepare(stream: &TcpStream, unacknowledged: Duration) -> io::Result<()> {
+pub(crate) fn prepare(stream: &TcpStream, unacknowledged: Duration) -> io::Result<()> {
     stream.set_nonblocking(true)?;
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
@@ -131,11 +113,8 @@ pub fn prepare(stream: &TcpStream, unacknowledged: Duration) -> io::Result<()> {
 }
 
 /// Sets TCP_USER_TIMEOUT where there is one. It also ends connections whose peer announces a
-/// zero window for so long, so it must not be shorter than a stall that is allowed.
-///
-/// # Errors
-/// Those of setsockopt(2).
-pub fn limit_unacknowledged(stream: &TcpStream, limit: Duration) -> io::Result<()> {
+/// zero window for that long, so it must not be shorter than a stall that is allowed.
+pub(crate) fn limit_unacknowledged(stream: &TcpStream, limit: Duration) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     SockRef::from(stream).set_tcp_user_timeout(Some(limit))?;
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -143,11 +122,9 @@ pub fn limit_unacknowledged(stream: &TcpStream, limit: Duration) -> io::Result<(
     Ok(())
 }
 
-/// Connects within `timeout`; ends early when `watched` hangs up.
-///
-/// # Errors
-/// `TimedOut`, `ConnectionAborted` when the watched peer left, otherwise those of connect(2).
-pub fn connect(
+/// Connects within `timeout`, else fails with `TimedOut`; with `ConnectionAborted` as soon as
+/// `watched` has left.
+pub(crate) fn connect(
     address: SocketAddr,
     watched: Option<&TcpStream>,
     timeout: Duration,
@@ -192,49 +169,29 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Closes with a reset, so that the peer can't take what it got for a whole.
-pub fn reset_on_close(stream: &TcpStream) {
+/// Makes the close a reset, so that the peer can't take what it got for a whole answer.
+pub(crate) fn reset_on_close(stream: &TcpStream) {
     // Without the option, the close is an ordinary one; nothing better can be done then.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-/// Wakes threads that wait in [`wait`]: once woken it stays so.
+/// Wakes threads that poll `watched` for reading. There is no way back to sleep.
 #[derive(Debug)]
-pub struct Waker {
+pub(crate) struct Waker {
     keep: UnixStream,
-    /// Becomes readable.
-    pub watched: UnixStream,
+    pub(crate) watched: UnixStream,
 }
 
 impl Waker {
-    /// A waker that hasn't been used.
-    ///
-    /// # Errors
-    /// Those of socketpair(2).
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let (keep, watched) = UnixStream::pair()?;
         Ok(Waker { keep, watched })
     }
 
-    /// Wakes everyone who waits for `watched` to be readable, now and later.
-    pub fn wake(&self) {
-        // It can only fail when it was done before.
-        let _ = self.keep.shutdown(std::net::Shutdown::Both);
-    }
-}
-
-/// Where packets from a UDP socket on `own` to `target` come from: where the route decides, that is
-/// asked without sending anything.
-pub fn source(own: Ipv4Addr, target: SocketAddr) -> IpAddr {
-    let routed = || {
-        let socket = UdpSocket::bind((own, 0))?;
-        socket.set_broadcast(true)?;
-        socket.connect(target)?;
-        socket.local_addr().map(|address| address.ip())
-    };
-    match own.is_unspecified() {
-        true => routed().unwrap_or(IpAddr::V4(own)),
-        false => IpAddr::V4(own),
+    /// Makes `watched` readable, now and for good.
+    pub(crate) fn wake(&self) {
+        // The second time it fails, and needn't succeed.
+        let _ = self.keep.shutdown(Shutdown::Both);
     }
 }
 
@@ -251,13 +208,6 @@ mod tests {
             prepare(stream, Duration::from_secs(10)).unwrap();
         }
         (near, far)
-    }
-
-    #[test]
-    fn the_route_tells_where_packets_come_from() {
-        let target = SocketAddr::from(([127, 0, 0, 1], 9));
-        assert_eq!(source(Ipv4Addr::UNSPECIFIED, target), IpAddr::from([127, 0, 0, 1]));
-        assert_eq!(source(Ipv4Addr::new(127, 0, 0, 7), target), IpAddr::from([127, 0, 0, 7]));
     }
 
     #[test]

@@ -1,22 +1,31 @@
-//! Text of strangers, such as names and reasons, as it may stand in a log, an answer's field or on
-//! a terminal. Pure.
+//! Names, reasons and other text that came from the network, made fit for a log, a header or a
+//! terminal. Pure.
 
-/// Longest such text, in characters.
-pub const MOST: usize = 200;
+/// Longest text that [`printable`] returns, in characters.
+pub(crate) const MOST: usize = 200;
 
 /// Whether a character shows itself and nothing else: it moves no cursor, turns no direction, and
 /// isn't invisible. The rule is that of Rust's `{:?}`, by which the log quotes values.
-pub fn is_printable(c: char) -> bool {
+pub(crate) fn is_printable(c: char) -> bool {
     matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1
 }
 
-/// The start of a text, with `?` in place of what isn't printable.
-pub fn printable(text: &str) -> String {
-    text.chars().take(MOST).map(|c| if is_printable(c) { c } else { '?' }).collect()
+/// The first [`MOST`] characters of a text, with `?` in place of what isn't printable.
+pub(crate) fn printable(text: &str) -> String {
+    replaced(text.chars().take(MOST))
+}
+
+/// A text of any length, with `?` in place of what isn't printable.
+pub(crate) fn printable_whole(text: &str) -> String {
+    replaced(text.chars())
+}
+
+fn replaced(text: impl Iterator<Item = char>) -> String {
+    text.map(|c| if is_printable(c) { c } else { '?' }).collect()
 }
 
 /// The longest start of a text that has at most `bytes` bytes and ends between characters.
-pub fn cut(text: &str, bytes: usize) -> &str {
+pub(crate) fn cut(text: &str, bytes: usize) -> &str {
     let end = (0..=bytes.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]
 }

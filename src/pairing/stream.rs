@@ -136,7 +136,7 @@ impl Stream {
     }
 }
 
-/// Waits until one of the streams has one of its events, as [`socket::wait`] does. Bytes that wait in
+/// Waits until one of the streams has one of its events, as `socket::wait` does. Bytes that wait in
 /// our own memory count as input.
 ///
 /// # Errors

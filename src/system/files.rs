@@ -5,11 +5,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// What root writes is for a daemon that may be another user, to whom its directory belongs.
-///
-/// # Errors
-/// When it can't be given away.
-pub fn give_to_owner_of(dir: &Path, path: &Path) -> io::Result<()> {
+/// Gives a file that root has written to the owner of its directory: the daemon that reads it may be
+/// another user. Other users keep what they write.
+pub(crate) fn give_to_owner_of(dir: &Path, path: &Path) -> io::Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
@@ -17,8 +15,9 @@ pub fn give_to_owner_of(dir: &Path, path: &Path) -> io::Result<()> {
     std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))
 }
 
-/// Writes a new file and renames it, so that a power cut leaves the old one or the new one.
-pub fn replace(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
+/// Writes a new file, readable by its owner alone, and renames it, so that a power cut leaves the
+/// old one or the new one.
+pub(crate) fn replace(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let temporary = path.with_extension(format!("{}.new", std::process::id()));
     let mut file = fs::OpenOptions::new()
@@ -33,8 +32,8 @@ pub fn replace(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
     fs::rename(&temporary, path)
 }
 
-/// Bytes free on the disk that holds a directory.
-pub fn free_space(dir: &Path) -> Option<u64> {
+/// Bytes that this user may still write to the disk that holds a directory.
+pub(crate) fn free_space(dir: &Path) -> Option<u64> {
     let disk = rustix::fs::statvfs(dir).ok()?;
     disk.f_bavail.checked_mul(disk.f_frsize)
 }

@@ -1,23 +1,21 @@
 //! Services of the operating system and of std, each in the one form that this program uses: random
-//! bytes, locks, threads, hexadecimal digits, files.
+//! bytes, locks, threads, sleep, hexadecimal digits, files.
 //!
 //! Every room may use this one, and it knows of none.
 
-pub mod files;
+pub(crate) mod files;
 
 use std::fmt;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 /// Virtual size of a thread's stack in bytes; only touched pages are resident.
-pub const THREAD_STACK: usize = 256 * 1024;
+pub(crate) const THREAD_STACK: usize = 256 * 1024;
 
-/// Random bytes of the system.
-///
-/// # Errors
-/// When the system has no random source.
-pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+/// Random bytes of the system. Fails only where it has no random source.
+pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(io::Error::other)?;
     Ok(bytes)
@@ -25,16 +23,29 @@ pub fn random<const N: usize>() -> io::Result<[u8; N]> {
 
 /// Locks a mutex. A panic of another thread that held it doesn't count: every critical section of
 /// ours leaves its data whole.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Starts a thread with a small stack. The name shows in `top -H` and in the log.
-///
-/// # Errors
-/// When the system has no thread or no memory for it.
-pub fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     Builder::new().name(name.to_owned()).stack_size(THREAD_STACK).spawn(run)
+}
+
+/// How long this machine has slept since it booted: the clock that counts sleep minus the one that
+/// doesn't. Always zero where there are no such clocks.
+pub(crate) fn time_slept() -> Duration {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        use rustix::time::{ClockId, clock_gettime};
+        let read = |clock| {
+            let time = clock_gettime(clock);
+            Duration::new(time.tv_sec.max(0) as u64, time.tv_nsec.max(0) as u32)
+        };
+        read(ClockId::Boottime).saturating_sub(read(ClockId::Monotonic))
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    Duration::ZERO
 }
 
 /// Bytes as lower-case hexadecimal digits.

@@ -14,12 +14,16 @@ pub(super) fn places(settings: &Settings) -> Vec<SocketAddr> {
         let here = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         return [OLLAMA_PORT, POOLED_PORT, SERVER_PORT].map(here).to_vec();
     }
-    let reachable = |address: SocketAddr| match address.ip() {
+    given.into_iter().map(reached).collect()
+}
+
+/// Where a program that listens on this address is reached on its own machine.
+pub(super) fn reached(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),
         IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, address.port()).into(),
         _ => address,
-    };
-    given.into_iter().map(reachable).collect()
+    }
 }
 
 /// Asks the daemon for its state.

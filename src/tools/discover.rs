@@ -1,27 +1,43 @@
 //! `ollana discover`: who answers on the LAN now, and through which interface. Needs no daemon.
 
+use std::io;
+
 use serde_json::{Value, json};
 
 use super::screen;
 use super::table::{Align, Cell, Row, Style, Tone, clean, round_trip, table, wrap};
 use crate::cli::Tool;
-use crate::discovery::{Answer, Way, scan};
+use crate::discovery::scan::{Answer, Scan};
+use crate::discovery::schedule::DISCOVER;
+use crate::net::interfaces::probed_interfaces;
+use crate::net::lane::Lane;
+use crate::pairing::identity::Identity;
+use crate::system;
 
-/// Looks around once and prints who answered.
-///
-/// # Errors
-/// When nobody did.
+/// A lane, and why the last probe on it couldn't be sent.
+type Probed<'a> = (&'a Lane, Option<String>);
+
+/// Scans once and prints who answered. Fails when nobody did.
 pub(super) fn run(tool: &Tool) -> Result<(), String> {
     let port = match tool.settings.discovery_port {
         0 => return Err("--discovery-port 0 turns the discovery off".to_owned()),
         port => port,
     };
     let keys = super::keyring(&tool.settings).map_err(|error| error.to_string())?.keys();
-    let (ways, answers) = scan(port, &tool.settings.interfaces, &keys)
-        .map_err(|error| format!("cannot look for servers: {error}"))?;
+    let failed = |error: io::Error| format!("cannot look for servers: {error}");
+    let own = Identity(system::random().map_err(failed)?);
+    let (lanes, mut unusable) = Lane::open_all(&probed_interfaces(&tool.settings.interfaces), port);
+    if let Some((_, error)) = unusable.pop().filter(|_| lanes.is_empty()) {
+        return Err(failed(error));
+    }
+    let mut scan = Scan::new(&lanes, own, &keys, DISCOVER);
+    let mut answers: Vec<Answer> = scan.by_ref().collect();
+    answers.sort_by_key(|answer| (answer.address, answer.interface.clone()));
+    let errors = scan.errors.iter().map(|error| error.as_ref().map(ToString::to_string));
+    let probed: Vec<Probed<'_>> = lanes.iter().zip(errors).collect();
     let text = match tool.has("json") {
-        true => format!("{:#}\n", written(&ways, &answers)),
-        false => format!("{}\n", lines(&ways, &answers, screen::style()).join("\n")),
+        true => format!("{:#}\n", written(&probed, &answers)),
+        false => format!("{}\n", lines(&probed, &answers, screen::style()).join("\n")),
     };
     super::print(&text)?;
     match answers.is_empty() {
@@ -32,22 +48,24 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
     }
 }
 
-fn written(ways: &[Way], answers: &[Answer]) -> Value {
-    let answers: Vec<Value> = answers
-        .iter()
-        .map(|a| {
-            json!({
-                "name": a.name, "address": a.address, "interface": a.interface,
-                "ollama_up": a.ollama_up, "ollama": version(a), "in_flight": a.in_flight,
-                "round_trip_ms": a.time.as_micros() as f64 / 1e3, "legacy": a.is_legacy,
-            })
+fn written(probed: &[Probed<'_>], answers: &[Answer]) -> Value {
+    let answer = |a: &Answer| {
+        json!({
+            "name": a.name, "address": a.address, "interface": a.interface,
+            "ollama_up": a.ollama_up, "ollama": version(a), "in_flight": a.in_flight,
+            "round_trip_ms": a.round_trip.as_micros() as f64 / 1e3,
+            "legacy": a.identity.is_none(),
         })
-        .collect();
-    let ways: Vec<Value> = ways
-        .iter()
-        .map(|w| json!({ "interface": w.name, "from": w.from, "to": w.to, "error": w.error }))
-        .collect();
-    json!({ "version": 1, "probed": ways, "servers": answers })
+    };
+    let lane = |(lane, error): &Probed<'_>| {
+        let Lane { name, from, to, .. } = lane;
+        json!({ "interface": name, "from": from, "to": to, "error": error })
+    };
+    json!({
+        "version": 1,
+        "probed": probed.iter().map(lane).collect::<Vec<_>>(),
+        "servers": answers.iter().map(answer).collect::<Vec<_>>(),
+    })
 }
 
 fn version(answer: &Answer) -> Option<String> {
@@ -56,7 +74,7 @@ fn version(answer: &Answer) -> Option<String> {
     known.then(|| version.to_string())
 }
 
-fn lines(ways: &[Way], answers: &[Answer], style: Style) -> Vec<String> {
+fn lines(probed: &[Probed<'_>], answers: &[Answer], style: Style) -> Vec<String> {
     let mut out = Vec::new();
     if !answers.is_empty() {
         let columns = [
@@ -68,7 +86,7 @@ fn lines(ways: &[Way], answers: &[Answer], style: Style) -> Vec<String> {
             ("TIME", Align::Right),
         ];
         let row = |answer: &Answer| {
-            let (ollama, tone) = match (answer.is_legacy, answer.ollama_up) {
+            let (ollama, tone) = match (answer.identity.is_none(), answer.ollama_up) {
                 (true, _) => ("older ollana".to_owned(), Tone::Plain),
                 (false, false) => ("not running".to_owned(), Tone::Bad),
                 (false, true) => (version(answer).unwrap_or("up".to_owned()), Tone::Good),
@@ -80,17 +98,17 @@ fn lines(ways: &[Way], answers: &[Answer], style: Style) -> Vec<String> {
                 clean(&answer.interface).into(),
                 Cell { text: ollama, tone },
                 answer.in_flight.to_string().into(),
-                round_trip(answer.time.as_secs_f64() * 1e3).into(),
+                round_trip(answer.round_trip.as_secs_f64() * 1e3).into(),
             ])
         };
         let rows: Vec<Row> = answers.iter().map(row).collect();
         out.extend(table(&columns, &rows, style));
         out.push(String::new());
     }
-    for way in ways {
-        let told = match &way.error {
-            None => format!("probed {} by {}", way.to, clean(&way.name)),
-            Some(why) => format!("no probe to {} by {}: {why}", way.to, clean(&way.name)),
+    for (lane, error) in probed {
+        let told = match error {
+            None => format!("probed {} by {}", lane.to, clean(&lane.name)),
+            Some(why) => format!("no probe to {} by {}: {why}", lane.to, clean(&lane.name)),
         };
         out.extend(wrap(&told, style.width));
     }
@@ -99,31 +117,28 @@ fn lines(ways: &[Way], answers: &[Answer], style: Style) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, SocketAddr};
+    use std::net::SocketAddr;
     use std::time::Duration;
 
     use super::*;
+    use crate::net::interfaces::Interface;
     use crate::ollama::version::OllamaVersion;
 
     #[test]
     fn answers_at_80_columns() {
         let at = |host: u8| SocketAddr::from(([192, 168, 1, host], 11435));
         let answer = |name: &str, host, ollama_up| Answer {
+            identity: Some(Identity([host; 16])),
             name: name.to_owned(),
             address: at(host),
             interface: "eth0".to_owned(),
             ollama_up,
             version: OllamaVersion { major: 0, minor: 13, patch: u16::from(ollama_up) },
             in_flight: 2,
-            time: Duration::from_micros(840),
-            is_legacy: false,
+            round_trip: Duration::from_micros(840),
         };
-        let way = |error: Option<&str>| Way {
-            name: "eth0".to_owned(),
-            from: Ipv4Addr::new(192, 168, 1, 2),
-            to: SocketAddr::from(([192, 168, 1, 255], 11436)),
-            error: error.map(str::to_owned),
-        };
+        let mut lane = Lane::open(&Interface::loopback(), 11436).unwrap();
+        (lane.name, lane.to) = ("eth0".to_owned(), "192.168.1.255:11436".parse().unwrap());
         let want = "\
 SERVER   ADDRESS             THROUGH  OLLAMA       BUSY    TIME
 desktop  192.168.1.20:11435  eth0     0.13.1          2  0.8 ms
@@ -132,8 +147,8 @@ n?s      192.168.1.5:11435   eth0     not running     2  0.8 ms
 probed 192.168.1.255:11436 by eth0
 no probe to 192.168.1.255:11436 by eth0: Network is down";
         let answers = [answer("desktop", 20, true), answer("n\x07s", 5, false)];
-        let ways = [way(None), way(Some("Network is down"))];
+        let probed = [(&lane, None), (&lane, Some("Network is down".to_owned()))];
         let style = Style { width: 80, is_coloured: false };
-        assert_eq!(lines(&ways, &answers, style).join("\n"), want);
+        assert_eq!(lines(&probed, &answers, style).join("\n"), want);
     }
 }

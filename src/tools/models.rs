@@ -9,26 +9,21 @@ use super::table::{Align, Cell, Row, Style, Tone, bytes, figure, list, speed, ta
 use super::{daemon, screen};
 use crate::cli::Tool;
 
-/// Prints the models.
-///
-/// # Errors
-/// When no daemon runs.
+/// Prints the models. Fails when no daemon runs.
 pub(super) fn run(tool: &Tool) -> Result<(), String> {
     let (_, state) = daemon::state(&tool.settings, "/ollana/status")?;
     if tool.has("json") {
+        let place = |(server, model): &(&Value, &Value)| {
+            let mut place = (*model).clone();
+            for (member, of_server) in [("server", "name"), ("health", "health")] {
+                place[member] = server.get(of_server).cloned().unwrap_or_default();
+            }
+            place
+        };
         let models: Vec<Value> = by_model(&state)
-            .into_iter()
-            .map(|(model, places)| {
-                let places: Vec<Value> = places
-                    .into_iter()
-                    .map(|(server, model)| {
-                        let mut place = model.clone();
-                        place["server"] = server.get("name").cloned().unwrap_or_default();
-                        place["health"] = server.get("health").cloned().unwrap_or_default();
-                        place
-                    })
-                    .collect();
-                json!({ "name": model, "servers": places })
+            .iter()
+            .map(|(name, places)| {
+                json!({ "name": name, "servers": places.iter().map(place).collect::<Vec<_>>() })
             })
             .collect();
         let text = json!({ "version": 1, "models": models });
@@ -37,7 +32,7 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
     super::print(&format!("{}\n", lines(&state, screen::style()).join("\n")))
 }
 
-/// Each model with the servers that have it and what they say of it.
+/// Each model's servers, and its entry in each server's list.
 fn by_model(state: &Value) -> BTreeMap<String, Vec<(&Value, &Value)>> {
     let mut models: BTreeMap<String, Vec<(&Value, &Value)>> = BTreeMap::new();
     for server in list(state, "servers") {
@@ -86,7 +81,7 @@ fn lines(state: &Value, style: Style) -> Vec<String> {
     table(&columns, &rows, style)
 }
 
-/// Where in memory it is.
+/// How much of a loaded model is on the GPU, if that is known.
 fn loaded(facts: &Value) -> String {
     match (figure(facts, "size_vram"), figure(facts, "size_loaded")) {
         (Some(on_card), Some(all)) if all > 0.0 => {

@@ -1,4 +1,4 @@
-//! The terminal: how wide it is, and a picture on it that is drawn anew until somebody leaves.
+//! The terminal: its width and colours, and `--watch`, which redraws it until somebody quits.
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -8,18 +8,18 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 
-use super::table::{Style, width};
+use super::table::{Style, Tone, width};
 
-/// Where nothing is known of a terminal.
+/// Columns and lines of a terminal that doesn't tell.
 const USUAL: (usize, usize) = (80, 24);
-/// Narrower than this, tables make no sense.
+/// Tables are never narrower.
 const LEAST: usize = 40;
 
-/// Another screen, no cursor; and back.
+/// To the alternate screen without a cursor, and back.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
 const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 
-/// How to write for standard output.
+/// The style for standard output.
 pub(super) fn style() -> Style {
     let is_terminal = io::stdout().is_terminal();
     let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
@@ -28,7 +28,7 @@ pub(super) fn style() -> Style {
     Style { width, is_coloured: is_terminal && colours }
 }
 
-/// Columns and lines.
+/// Columns and lines of the terminal.
 pub(super) fn size() -> (usize, usize) {
     match tcgetwinsize(io::stdout()) {
         Ok(size) if size.ws_col > 0 && size.ws_row > 0 => {
@@ -38,7 +38,7 @@ pub(super) fn size() -> (usize, usize) {
     }
 }
 
-/// Whatever happens, the terminal gets back what it had.
+/// Gives the terminal its screen and its modes back when dropped.
 struct Restore(Option<rustix::termios::Termios>);
 
 impl Restore {
@@ -66,13 +66,10 @@ impl Drop for Restore {
     }
 }
 
-/// Draws until `q`, a signal, or a terminal that is gone.
-///
-/// # Errors
-/// When the terminal can't be written to.
+/// Draws every `pause` until `q`, a signal, or the end of the terminal.
 pub(super) fn show(pause: Duration, draw: &dyn Fn(Style) -> Vec<String>) -> Result<(), String> {
     let failed = |error: io::Error| format!("the terminal: {error}");
-    let (mut bell, handler) = UnixStream::pair().map_err(failed)?;
+    let (mut stopped, handler) = UnixStream::pair().map_err(failed)?;
     let (mut resized, window) = UnixStream::pair().map_err(failed)?;
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         let handler = handler.try_clone().map_err(failed)?;
@@ -86,18 +83,16 @@ pub(super) fn show(pause: Duration, draw: &dyn Fn(Style) -> Vec<String>) -> Resu
         paint(draw).map_err(failed)?;
         let keys = if has_keys { PollFlags::IN } else { PollFlags::empty() };
         let mut fds = [
-            PollFd::new(&bell, PollFlags::IN),
+            PollFd::new(&stopped, PollFlags::IN),
             PollFd::new(&resized, PollFlags::IN),
             PollFd::from_borrowed_fd(rustix::stdio::stdin(), keys),
         ];
-        let time =
-            Timespec { tv_sec: pause.as_secs() as i64, tv_nsec: pause.subsec_nanos().into() };
-        if poll(&mut fds, Some(&time)).is_err() {
-            continue; // Interrupted; the bell tells by what.
+        if poll(&mut fds, Timespec::try_from(pause).ok().as_ref()).is_err() {
+            continue; // Interrupted; the handlers' sockets tell by what.
         }
-        let [rang, _, key] = fds.map(|fd| fd.revents());
-        if !rang.is_empty() {
-            let _ = bell.read(&mut [0]);
+        let [has_stopped, _, key] = fds.map(|fd| fd.revents());
+        if !has_stopped.is_empty() {
+            let _ = stopped.read(&mut [0]);
             return Ok(());
         }
         let _ = resized.read(&mut [0; 64]);
@@ -112,7 +107,7 @@ pub(super) fn show(pause: Duration, draw: &dyn Fn(Style) -> Vec<String>) -> Resu
     }
 }
 
-/// One picture, in one write, over the one before: nothing is cleared first, so nothing flickers.
+/// Draws over what is there, in one write: nothing is cleared first, so nothing flickers.
 fn paint(draw: &dyn Fn(Style) -> Vec<String>) -> io::Result<()> {
     let style = style();
     let (_, height) = size();
@@ -131,7 +126,7 @@ fn paint(draw: &dyn Fn(Style) -> Vec<String>) -> io::Result<()> {
     let hint = "q quits";
     text.push_str("\x1b[J");
     if width(hint) <= style.width {
-        text.push_str(&format!("\x1b[{height};1H{}", style.paint(hint, super::table::Tone::Faint)));
+        text.push_str(&format!("\x1b[{height};1H{}", style.paint(hint, Tone::Faint)));
     }
     text.push_str("\x1b[?2026l");
     let mut out = io::stdout();

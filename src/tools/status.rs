@@ -13,53 +13,41 @@ use super::{daemon, screen};
 use crate::cli::Tool;
 use crate::config::SERVER_PORT;
 
-/// Between two looks.
+/// Between two requests for the state, with `--watch`.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Prints the state.
-///
-/// # Errors
-/// When no daemon runs.
+/// Prints the state. Fails when no daemon runs.
 pub(super) fn run(tool: &Tool) -> Result<(), String> {
-    let look = || daemon::state(&tool.settings, "/ollana/status?brief");
     if tool.has("json") {
-        let target = "/ollana/status";
-        let (_, json) = daemon::state(&tool.settings, target)?;
+        let (_, json) = daemon::state(&tool.settings, "/ollana/status")?;
         return super::print(&format!("{json:#}\n"));
     }
+    let look = |style| {
+        let (_, json) = daemon::state(&tool.settings, "/ollana/status?brief")?;
+        Ok::<_, String>(lines(&json, style))
+    };
+    let first = look(screen::style())?.join("\n");
     if !tool.has("watch") {
-        let (_, json) = look()?;
-        let text = lines(&json, screen::style()).join("\n");
-        return super::print(&format!("{text}\n"));
+        return super::print(&format!("{first}\n"));
     }
-    look()?; // One that doesn't run is told before the screen changes.
     if !io::stdout().is_terminal() {
         loop {
-            let (_, json) = look()?;
-            super::print(&format!("{}\n\n", lines(&json, screen::style()).join("\n")))?;
+            super::print(&format!("{}\n\n", look(screen::style())?.join("\n")))?;
             io::stdout().flush().map_err(|error| error.to_string())?;
             std::thread::sleep(PAUSE);
         }
     }
-    screen::show(PAUSE, &|style| match look() {
-        Ok((_, json)) => lines(&json, style),
-        Err(reason) => wrap(&reason, style.width),
-    })
+    screen::show(PAUSE, &|style| look(style).unwrap_or_else(|reason| wrap(&reason, style.width)))
 }
 
-/// The whole picture.
 fn lines(json: &Value, style: Style) -> Vec<String> {
     let mut out = servers(json, style);
     out.push(String::new());
     let mut say = |label: &str, text: String, tone: Tone| {
-        for (at, line) in wrap(&format!("{label:<11}{text}"), style.width).iter().enumerate() {
-            // The words of the label are one; the gap behind it is kept.
-            let line = match at {
-                0 => format!("{label:<11}{}", line[label.len()..].trim_start()),
-                _ => line.clone(),
-            };
-            out.push(style.paint(&fit(&line, style.width), tone));
-        }
+        let mut wrapped = wrap(&format!("{label:<11}{text}"), style.width);
+        // Wrapping has made one blank of those behind the label.
+        wrapped[0] = format!("{label:<11}{}", wrapped[0][label.len()..].trim_start());
+        out.extend(wrapped.iter().map(|line| style.paint(&fit(line, style.width), tone)));
     };
     say("queue", queue(json), Tone::Plain);
     for transfer in list(json, "transfers") {
@@ -152,7 +140,7 @@ pub(super) fn is_loaded(model: &Value) -> bool {
     model.get("loaded") == Some(&Value::Bool(true))
 }
 
-/// Its name, or nothing more than what the address says.
+/// The server's name; empty if only its address is known.
 pub(super) fn name(server: &Value) -> String {
     let name = word(server, "name");
     match word(server, "origin").as_str() {
@@ -161,7 +149,7 @@ pub(super) fn name(server: &Value) -> String {
     }
 }
 
-/// The address in use; the port that all servers have is left out.
+/// The address in use, without the port if that is the usual one.
 fn address(server: &Value) -> String {
     let address = list(server, "addresses").first().and_then(Value::as_str).map(clean);
     let address = address.unwrap_or_else(|| word(server, "given"));
@@ -169,7 +157,7 @@ fn address(server: &Value) -> String {
     address.strip_suffix(&usual).unwrap_or(&address).to_owned()
 }
 
-/// As many names as fit, and how many don't.
+/// As many names as fit, and how many are left out.
 fn fit_list(label: &str, names: &[String], most: usize) -> String {
     let mut out = label.to_owned();
     for (at, name) in names.iter().enumerate() {

@@ -1,10 +1,9 @@
-//! Tables and figures for people: columns that fit, names that do no harm, units. Pure.
+//! Text for a terminal: tables that fit its width, cleaned names, figures with units. Pure.
 
 use serde_json::Value;
 
 pub(super) use crate::net::untrusted_text::printable as clean;
 
-/// How a column is filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Align {
     Left,
@@ -14,20 +13,18 @@ pub(super) enum Align {
 /// A line of a table.
 #[derive(Clone, Debug)]
 pub(super) enum Row {
-    /// One cell for each column.
     Cells(Vec<Cell>),
-    /// Text below a row, indented, cut to the width.
+    /// Text below a row, indented, cut to the table's width.
     Note(String, Tone),
 }
 
-/// Text, and what it means.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cell {
     pub(super) text: String,
     pub(super) tone: Tone,
 }
 
-/// What colour says, where there is colour; the words say it too.
+/// The meaning of a text, shown as its colour. The words say it too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Tone {
     #[default]
@@ -50,7 +47,6 @@ impl From<String> for Cell {
     }
 }
 
-/// How wide and how colourful it may be.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Style {
     pub(super) width: usize,
@@ -58,7 +54,6 @@ pub(super) struct Style {
 }
 
 impl Style {
-    /// A text in its tone.
     pub(super) fn paint(self, text: &str, tone: Tone) -> String {
         let code = match tone {
             _ if !self.is_coloured => return text.to_owned(),
@@ -72,8 +67,7 @@ impl Style {
     }
 }
 
-/// The table's lines. When it is too wide, the first column gives way, then the second, then the
-/// others.
+/// The table's lines. If it is too wide, the first column is cut, then the second, then the others.
 pub(super) fn table(columns: &[(&str, Align)], rows: &[Row], style: Style) -> Vec<String> {
     let mut widths: Vec<usize> = columns.iter().map(|(title, _)| width(title)).collect();
     for row in rows {
@@ -125,7 +119,7 @@ pub(super) fn table(columns: &[(&str, Align)], rows: &[Row], style: Style) -> Ve
     lines
 }
 
-/// Text in lines of this width, all but the first indented.
+/// Text in lines of at most `most` columns, all but the first indented.
 pub(super) fn wrap(text: &str, most: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
@@ -142,22 +136,20 @@ pub(super) fn wrap(text: &str, most: usize) -> Vec<String> {
     lines
 }
 
-/// A member's text, cleaned.
+/// A member's text, made printable; empty if there is none.
 pub(super) fn word(json: &Value, member: &str) -> String {
     clean(json.get(member).and_then(Value::as_str).unwrap_or_default())
 }
 
-/// A member's number.
 pub(super) fn figure(json: &Value, member: &str) -> Option<f64> {
     json.get(member).and_then(Value::as_f64)
 }
 
-/// A member's list.
 pub(super) fn list<'a>(json: &'a Value, member: &str) -> &'a [Value] {
     json.get(member).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
-/// Columns that a text takes: letters of East Asia take two.
+/// Columns that a text takes on a terminal: East Asian characters and emoji take two.
 pub(super) fn width(text: &str) -> usize {
     text.chars().map(columns).sum()
 }
@@ -168,7 +160,7 @@ fn columns(c: char) -> usize {
     if wide { 2 } else { 1 }
 }
 
-/// A text cut to a width; its end says that it was.
+/// A text cut to a width; a cut one ends in `~`.
 pub(super) fn fit(text: &str, most: usize) -> String {
     if width(text) <= most {
         return text.to_owned();
@@ -187,8 +179,7 @@ pub(super) fn fit(text: &str, most: usize) -> String {
 }
 
 /// `1.3 GB`: powers of ten, as Ollama writes sizes.
-pub(super) fn bytes(n: f64) -> String {
-    let mut n = n;
+pub(super) fn bytes(mut n: f64) -> String {
     for unit in ["B", "kB", "MB", "GB", "TB"] {
         if n < 999.5 || unit == "TB" {
             let digits = usize::from(unit != "B" && n < 9.95);
@@ -211,7 +202,7 @@ pub(super) fn time(seconds: f64) -> String {
     }
 }
 
-/// Milliseconds or seconds, short.
+/// Milliseconds, shown as such or as seconds.
 pub(super) fn round_trip(ms: f64) -> String {
     match ms {
         ms if ms < 9.95 => format!("{ms:.1} ms"),
@@ -220,7 +211,7 @@ pub(super) fn round_trip(ms: f64) -> String {
     }
 }
 
-/// Tokens per second; nothing when there are none.
+/// Tokens per second; `-` if unknown.
 pub(super) fn speed(per_second: f64) -> String {
     match per_second {
         n if n <= 0.0 => "-".to_owned(),

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::Response;
+use http::{Request, Response};
 use serde_json::Value;
 
 use super::exchange_io::{self, Attempt, ExchangeIo};
@@ -164,7 +164,9 @@ impl Check<'_> {
         let prefix = self.local.map_or("", |url| url.prefix.as_str());
         let uri = build_uri(address, prefix, path).map_err(ureq::Error::BadUri)?;
         upstream.begin(Attempt { is_lan: self.local.is_none(), ..Attempt::default() });
-        upstream.get(uri, connection, self.timeout, MAX_ANSWER)
+        let mut request = Request::new(());
+        *request.uri_mut() = uri;
+        upstream.get(request, connection, self.timeout, MAX_ANSWER)
     }
 }
 

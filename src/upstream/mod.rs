@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response, Uri};
+use http::{HeaderName, HeaderValue, Request, Response, Uri};
 use ureq::{Agent, Body, SendBody, Timeout};
 
 use self::exchange_io::Attempt;
@@ -102,22 +102,21 @@ impl Upstream {
         result.map_err(|error| describe(&error))
     }
 
-    /// Gets a whole answer within `timeout`, of which `most` bytes are read.
+    /// Sends a request without a body and reads the whole answer within `timeout`, at most `most`
+    /// bytes of it.
     fn get(
         &self,
-        uri: Uri,
+        request: Request<()>,
         connection: Connection,
         timeout: Duration,
         most: u64,
     ) -> Result<Response<String>, ureq::Error> {
         let agent = self.agent(connection);
-        let mut request = Request::new(());
-        *request.uri_mut() = uri;
         let request = agent.configure_request(request).timeout_global(Some(timeout)).build();
         let (parts, body) = agent.run(request)?.into_parts();
-        let mut text = String::new();
-        body.into_reader().take(most).read_to_string(&mut text)?;
-        Ok(Response::from_parts(parts, text))
+        let mut bytes = Vec::new();
+        body.into_reader().take(most).read_to_end(&mut bytes)?;
+        Ok(Response::from_parts(parts, String::from_utf8_lossy(&bytes).into_owned()))
     }
 }
 
@@ -139,18 +138,40 @@ pub fn build_uri(address: SocketAddr, prefix: &str, target: &str) -> Result<Uri,
 /// Asks a daemon of ours for one of its own paths: status and body.
 ///
 /// # Errors
-/// A sentence.
+/// Those of [`get`].
 pub(crate) fn fetch(
     timing: &Timing,
     address: SocketAddr,
     target: &str,
-) -> Result<(u16, String), String> {
+) -> io::Result<(u16, String)> {
+    let answer = get(timing, address, target, &[], FETCH_TIME)?;
+    Ok((answer.status().as_u16(), answer.into_body()))
+}
+
+/// Asks a program of this machine, on a connection of its own, within `time`.
+///
+/// # Errors
+/// Those of the socket; `TimedOut`; and `Other` if the answer is no HTTP.
+pub(crate) fn get(
+    timing: &Timing,
+    address: SocketAddr,
+    target: &str,
+    fields: &[(HeaderName, &str)],
+    time: Duration,
+) -> io::Result<Response<String>> {
     let upstream = Upstream::new(timing, &Arc::new(Keyring::none()));
     upstream.begin(Attempt::default());
-    let uri = build_uri(address, "", target)?;
-    let answer = upstream.get(uri, Connection::Fresh, FETCH_TIME, MAX_FETCHED);
-    let answer = answer.map_err(|error| describe(&error))?;
-    Ok((answer.status().as_u16(), answer.into_body()))
+    let mut request = Request::new(());
+    *request.uri_mut() = build_uri(address, "", target).map_err(io::Error::other)?;
+    for (name, value) in fields {
+        let value = HeaderValue::from_str(value).map_err(io::Error::other)?;
+        request.headers_mut().insert(name, value);
+    }
+    upstream.get(request, Connection::Fresh, time, MAX_FETCHED).map_err(|error| match error {
+        ureq::Error::Io(error) => error,
+        ureq::Error::Timeout(_) => ErrorKind::TimedOut.into(),
+        other => io::Error::other(describe(&other)),
+    })
 }
 
 /// A sentence about a failed call, without the library's words for it.

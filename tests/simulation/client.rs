@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ollana::discovery::matching::{Expected, Schedule};
+use ollana::discovery::matching::Expected;
+use ollana::discovery::schedule::Schedule;
 use ollana::manager::pool::{
     Action, BackendId, CheckResult, Input, Outcome, Pick, Pool, Report, Target,
 };

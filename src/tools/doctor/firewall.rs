@@ -1,5 +1,5 @@
-//! Firewalls of this machine that could keep others out. Only what they say themselves: whether
-//! packets arrive is tried with the servers.
+//! Firewalls of this machine, as far as their settings tell. Whether packets arrive is tried
+//! elsewhere, with the servers.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -25,9 +25,9 @@ pub(super) fn look(report: &mut Report, settings: &Settings, is_server: bool) {
     }
 }
 
-/// What a program prints, if it is there and does what it is asked for.
+/// What a program prints, if there is such a program and it exits with 0.
 fn output(program: &str, arguments: &[&str]) -> Option<String> {
-    // Where administrators' programs are isn't in everybody's PATH.
+    // The directories of administrators' programs aren't in every PATH.
     let places = ["", "/usr/sbin/", "/sbin/", "/usr/bin/"];
     let outputs = places.iter().filter_map(|place| {
         let mut command = Command::new(format!("{place}{program}"));
@@ -92,7 +92,7 @@ fn firewalld(report: &mut Report, is_server: bool, tcp: u16, udp: u16) -> bool {
     true
 }
 
-/// The kernel's rules as text, if we may see them.
+/// The kernel's rules, if this user may see them.
 fn rules() -> Option<String> {
     let nft = output("nft", &["list", "ruleset"]);
     let iptables = output("iptables-save", &[]);
@@ -102,7 +102,7 @@ fn rules() -> Option<String> {
     }
 }
 
-/// Rules that name a port are understood; others are only told.
+/// Understands rules that name one of the ports, and the default of the input chain.
 fn judge(report: &mut Report, rules: &str, is_server: bool, tcp: u16, udp: u16) {
     let drops = |line: &&str| {
         let line = line.to_lowercase();

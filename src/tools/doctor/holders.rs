@@ -1,5 +1,5 @@
-//! Who has a port, as far as Linux tells: /proc/net for the sockets, /proc/PID/fd for whose they
-//! are. Other users' processes stay nameless without root.
+//! The programs that have a port, from Linux's /proc/net (sockets) and /proc/PID/fd (their
+//! processes). Only root sees those of other users.
 
 use std::collections::HashMap;
 use std::fs;
@@ -35,6 +35,7 @@ pub(super) fn holders(ports: &[u16]) -> Vec<Holder> {
 /// A line of /proc/net/tcp or udp, if it is of a socket that waits.
 fn parse(line: &str, is_udp: bool) -> Option<Holder> {
     let fields: Vec<&str> = line.split_whitespace().collect();
+    // TCP_CLOSE, which is what an unconnected UDP socket has, and TCP_LISTEN.
     let is_waiting = *fields.get(3)? == if is_udp { "07" } else { "0A" };
     let (ip, port) = fields.get(1)?.split_once(':')?;
     let ip = match ip.len() {

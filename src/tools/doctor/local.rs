@@ -1,4 +1,4 @@
-//! This machine: its ports and who has them, its Ollama, what it runs in.
+//! This machine: its ports and the programs that have them, its Ollama, and what it runs in.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -6,11 +6,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::ask::{self, Answer};
+use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, HOST, ORIGIN};
+
+use super::ask::{self, Answer, LOCALHOST};
 use super::holders::{Holder, holders};
 use super::report::Report;
 use crate::config::{ModeChoice, OLLAMA_PORT, POOLED_PORT, SERVER_PORT, Settings};
 use crate::net::interfaces;
+use crate::tools::daemon::reached;
 use crate::upstream::describe_io;
 
 /// A clock before this was never set; seconds since 1970.
@@ -22,7 +25,7 @@ pub(super) enum Who {
     Nobody,
     Ollama(String),
     Ollana,
-    /// It holds the port and is neither.
+    /// Another program, or one that doesn't answer.
     Other,
 }
 
@@ -51,7 +54,7 @@ impl Here {
         self.places.iter().any(|place| place.is_servers && place.who == Who::Ollana)
     }
 
-    /// Whoever has a UDP port, as text.
+    /// The program that has a UDP port, as text.
     pub(super) fn udp_holder(&self, port: u16) -> Option<String> {
         let mut found = self.holders.iter().filter(|h| h.is_udp && h.address.port() == port);
         found.next().map(|holder| named(holder.program.as_ref()))
@@ -75,23 +78,24 @@ fn named(program: Option<&(String, u32)>) -> String {
     }
 }
 
-/// Looks at ports and asks whoever answers.
+/// Finds out which programs have the ports, and asks them.
 pub(super) fn look(settings: &Settings) -> Here {
     let url = settings.ollama_url();
     let address = (url.host.as_str(), url.port).to_socket_addrs();
     let address = address.ok().and_then(|mut all| all.next());
-    let ollama = match address.map(|address| ask::get(address, "Host: localhost")) {
+    let ollama = match address.map(|address| ask::get(settings, address, &[LOCALHOST])) {
         None => Err(format!("{}: no such host", url.host)),
         Some(Err(error)) => Err(describe_io(&error)),
         Some(Ok(answer)) => match (answer.is_from_ollana(), answer.version()) {
             (true, _) => Err("an ollana answers there".to_owned()),
             (false, Some(version)) => Ok(version),
-            (false, None) => Err(format!("status {}, which is not Ollama's", answer.status)),
+            (false, None) => {
+                Err(format!("status {}, which is not Ollama's", answer.head.status.as_u16()))
+            }
         },
     };
-    let server = |ip| SocketAddr::new(ip, SERVER_PORT);
-    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    let is_shared = who(server(any)) == Who::Ollana;
+    let server = SocketAddr::from((Ipv4Addr::UNSPECIFIED, SERVER_PORT));
+    let is_shared = who(settings, server) == Who::Ollana;
     let (is_client, is_server) = match settings.mode {
         ModeChoice::Client => (true, false),
         ModeChoice::Server => (false, true),
@@ -103,63 +107,49 @@ pub(super) fn look(settings: &Settings) -> Here {
     };
     let both = settings.mode == ModeChoice::Both;
     let port = if both && url.port == OLLAMA_PORT { POOLED_PORT } else { OLLAMA_PORT };
-    let given = &settings.listen;
-    let mut wanted: Vec<(SocketAddr, bool)> = Vec::new();
-    if is_client && !given.is_empty() {
-        wanted.extend(given.iter().map(|address| (*address, false)));
-    } else {
-        let own = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-        wanted.extend(own.map(|ip| (SocketAddr::new(ip, port), false)));
-    }
-    let given = if both { &settings.share } else { &settings.listen };
-    if is_server && !given.is_empty() {
-        wanted.extend(given.iter().map(|address| (*address, true)));
-    } else {
-        wanted.push((server(any), true));
-    }
-    let places: Vec<Place> = wanted
-        .into_iter()
-        .map(|(address, is_servers)| Place { address, is_servers, who: who(address) })
-        .collect();
-    let mut ports: Vec<u16> = places.iter().map(|place| place.address.port()).collect();
-    ports.extend([settings.discovery_port, url.port]);
-    let mut here = Here { ollama, is_client, is_server, places, holders: holders(&ports) };
-    // Where Linux knows nobody, silence is the network's.
-    let is_held = |place: &Place| here.holder(place.address).is_some();
-    let held: Vec<bool> = here.places.iter().map(is_held).collect();
-    for (place, is_held) in here.places.iter_mut().zip(held) {
-        if cfg!(target_os = "linux") && place.who == Who::Other && !is_held {
-            place.who = Who::Nobody;
-        }
+    let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    let of_client = match &settings.listen[..] {
+        given if is_client && !given.is_empty() => given.to_vec(),
+        _ => loopback.map(|ip| SocketAddr::new(ip, port)).to_vec(),
+    };
+    let of_server = match &(if both { &settings.share } else { &settings.listen })[..] {
+        given if is_server && !given.is_empty() => given.to_vec(),
+        _ => vec![server],
+    };
+    let of_client = of_client.into_iter().map(|address| (address, false));
+    let wanted: Vec<(SocketAddr, bool)> =
+        of_client.chain(of_server.into_iter().map(|address| (address, true))).collect();
+    let ports = wanted.iter().map(|(address, _)| address.port());
+    let ports: Vec<u16> = ports.chain([settings.discovery_port, url.port]).collect();
+    let mut here = Here { ollama, is_client, is_server, places: vec![], holders: holders(&ports) };
+    for (address, is_servers) in wanted {
+        let who = match who(settings, address) {
+            // As far as Linux knows, nobody has it: packets are dropped.
+            Who::Other if cfg!(target_os = "linux") && here.holder(address).is_none() => {
+                Who::Nobody
+            }
+            who => who,
+        };
+        here.places.push(Place { address, is_servers, who });
     }
     here
 }
 
-fn who(address: SocketAddr) -> Who {
-    match ask::get(reached(address), "Host: localhost") {
+fn who(settings: &Settings, address: SocketAddr) -> Who {
+    match ask::get(settings, reached(address), &[LOCALHOST]) {
         Ok(answer) if answer.is_from_ollana() => Who::Ollana,
         Ok(answer) => answer.version().map_or(Who::Other, Who::Ollama),
         Err(error) => match error.kind() {
             ErrorKind::ConnectionRefused
             | ErrorKind::AddrNotAvailable
             | ErrorKind::NetworkUnreachable => Who::Nobody,
-            // No IPv6 here at all.
-            kind if address.is_ipv6() && kind != ErrorKind::TimedOut => Who::Nobody,
+            // There may be no IPv6 here at all.
+            _ if address.is_ipv6() => Who::Nobody,
             _ => Who::Other,
         },
     }
 }
 
-/// Where an address that one listens on is reached.
-fn reached(address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, address.port()).into(),
-        _ => address,
-    }
-}
-
-/// Ports and who has them.
 pub(super) fn ports(report: &mut Report, settings: &Settings, here: &Here) {
     let is_running = here.places.iter().any(|place| place.who == Who::Ollana);
     for place in &here.places {
@@ -207,25 +197,25 @@ pub(super) fn ports(report: &mut Report, settings: &Settings, here: &Here) {
     }
     for place in &here.places {
         if matches!(place.who, Who::Ollama(_) | Who::Ollana) {
-            checks(report, reached(place.address), &place.who);
+            checks(report, settings, reached(place.address), &place.who);
         }
     }
 }
 
-/// Whether pages of other sites are kept out.
-fn checks(report: &mut Report, address: SocketAddr, who: &Who) {
+/// Whether web pages of other sites are refused.
+fn checks(report: &mut Report, settings: &Settings, address: SocketAddr, who: &Who) {
     let name = if *who == Who::Ollana { "ollana" } else { "Ollama" };
-    let host = ask::get(address, "Host: rebinding.example");
-    if host.as_ref().is_ok_and(|answer| answer.status == 200) {
+    let host = ask::get(settings, address, &[(HOST, "rebinding.example")]);
+    if host.as_ref().is_ok_and(|answer| answer.head.status == 200) {
         report.warn(
             format!("{name} at {address} answers to any Host: a web page can reach it"),
             "update it; a proxy in front of it must keep the Host it was called by",
         );
     }
     let origin = "https://page.example";
-    let allowed = ask::get(address, &format!("Host: localhost\r\nOrigin: {origin}"));
+    let allowed = ask::get(settings, address, &[LOCALHOST, (ORIGIN, origin)]);
     let allows = |answer: &Answer| {
-        let field = answer.field("access-control-allow-origin");
+        let field = answer.head.headers.get(ACCESS_CONTROL_ALLOW_ORIGIN);
         field.is_some_and(|allowed| allowed == "*" || allowed == origin)
     };
     if allowed.as_ref().is_ok_and(allows) {
@@ -234,14 +224,14 @@ fn checks(report: &mut Report, address: SocketAddr, who: &Who) {
             "narrow OLLAMA_ORIGINS of Ollama, and restart it",
         );
     }
-    let is_closed =
-        |answer: &std::io::Result<Answer>| answer.as_ref().is_ok_and(|answer| answer.status == 403);
+    let is_closed = |answer: &std::io::Result<Answer>| {
+        answer.as_ref().is_ok_and(|answer| answer.head.status == 403)
+    };
     if is_closed(&host) && !allowed.as_ref().is_ok_and(allows) {
         report.well(format!("{name} at {address} refuses a foreign Host and other sites' pages"));
     }
 }
 
-/// The Ollama of this machine.
 pub(super) fn ollama(report: &mut Report, settings: &Settings, here: &Here) {
     let url = settings.ollama_url();
     match &here.ollama {
@@ -258,8 +248,10 @@ pub(super) fn ollama(report: &mut Report, settings: &Settings, here: &Here) {
     let variable = holder.and_then(|holder| variable(holder.program.as_ref()?.1, "OLLAMA_HOST"));
     for interface in interfaces::broadcast_interfaces(&[]) {
         let address = SocketAddr::new(interface.address.into(), url.port);
-        let field = format!("Host: {address}");
-        let answer = ask::get(address, &field).ok().filter(|answer| !answer.is_from_ollana());
+        let host = address.to_string();
+        let answer = ask::get(settings, address, &[(HOST, &host)])
+            .ok()
+            .filter(|answer| !answer.is_from_ollana());
         if answer.and_then(|answer| answer.version()).is_some_and(|other| other == *version) {
             let set = variable.as_ref().map_or(String::new(), |v| format!(" (OLLAMA_HOST={v})"));
             report.warn(
@@ -272,15 +264,15 @@ pub(super) fn ollama(report: &mut Report, settings: &Settings, here: &Here) {
     }
 }
 
-/// A variable of a process, where that may be seen.
+/// An environment variable of a process, if this user may see it.
 fn variable(pid: u32, name: &str) -> Option<String> {
     let bytes = fs::read(format!("/proc/{pid}/environ")).ok()?;
     let mut variables = bytes.split(|byte| *byte == 0).map(String::from_utf8_lossy);
     variables.find_map(|one| Some(one.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
 }
 
-/// What this machine is, and its clock.
-pub(super) fn surroundings(report: &mut Report) {
+/// The clock, the loopback interface, and what this machine runs in.
+pub(super) fn surroundings(report: &mut Report, settings: &Settings) {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     if now.as_secs() < LEAST_TIME {
         report.warn(
@@ -288,10 +280,8 @@ pub(super) fn surroundings(report: &mut Report) {
             "timedatectl set-ntp true, or wait for the network's time",
         );
     }
-    let loopback = ask::get((Ipv4Addr::LOCALHOST, 9).into(), "Host: localhost");
-    let is_down = |kind| {
-        matches!(kind, ErrorKind::NetworkUnreachable | ErrorKind::TimedOut | ErrorKind::WouldBlock)
-    };
+    let loopback = ask::get(settings, (Ipv4Addr::LOCALHOST, 9).into(), &[LOCALHOST]);
+    let is_down = |kind| matches!(kind, ErrorKind::NetworkUnreachable | ErrorKind::TimedOut);
     if loopback.is_err_and(|error| is_down(error.kind())) {
         report.wrong(
             "the loopback interface is down: no program reaches Ollama or ollana",

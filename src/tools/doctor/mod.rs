@@ -1,5 +1,5 @@
-//! `ollana doctor`: looks at everything that the LAN needs to work, and says what to do about what
-//! doesn't. It needs no running ollana, changes nothing, and takes about two seconds.
+//! `ollana doctor`: checks everything that ollana needs on this machine and the LAN, and says what to
+//! do about what doesn't work. Needs no daemon, changes nothing, and takes about two seconds.
 
 mod ask;
 mod firewall;
@@ -9,7 +9,7 @@ mod report;
 mod running;
 mod servers;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -29,8 +29,7 @@ pub(super) fn run(tool: &Tool) -> ExitCode {
         let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         report.text(io::stdout().is_terminal() && !is_plain)
     };
-    // A closed pipe (`ollana doctor | head`) is no failure.
-    let _ = io::stdout().write_all(text.as_bytes());
+    let _ = super::print(&text);
     if report.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -41,7 +40,7 @@ fn examine(settings: &Settings) -> Report {
     let keyring = keyring(&mut report, settings);
     let here = local::look(settings);
     report.about("this machine");
-    local::surroundings(&mut report);
+    local::surroundings(&mut report, settings);
     report.about("Ollama here");
     local::ollama(&mut report, settings, &here);
     report.about("ports");

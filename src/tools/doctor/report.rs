@@ -1,15 +1,14 @@
-//! What was found, and how it is shown. Pure.
+//! The findings, as text and as JSON. Pure.
 
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-/// How bad it is.
+use crate::net::untrusted_text::printable_whole;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Level {
-    /// As it should be.
     Well,
-    /// Worth knowing.
     Note,
     /// It works, but not for everybody or not safely.
     Warning,
@@ -37,18 +36,16 @@ impl Level {
     }
 }
 
-/// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Finding {
     pub(super) level: Level,
-    /// Which part it is about.
     pub(super) area: &'static str,
     pub(super) text: String,
     /// What to do about it.
     pub(super) fix: Option<String>,
 }
 
-/// Everything that was found, in the order in which it was looked at.
+/// Findings in the order in which they were made.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Report {
     pub(super) findings: Vec<Finding>,
@@ -56,17 +53,15 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// What follows is about this.
+    /// Begins the findings about an area.
     pub(super) fn about(&mut self, area: &'static str) {
         self.area = area;
     }
 
     fn add(&mut self, level: Level, text: String, fix: Option<String>) {
-        // Names come from the network.
-        let clean =
-            |text: String| text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-        let (area, text, fix) = (self.area, clean(text), fix.map(clean));
-        self.findings.push(Finding { level, area, text, fix });
+        // Names in it come from the network.
+        let (text, fix) = (printable_whole(&text), fix.as_deref().map(printable_whole));
+        self.findings.push(Finding { level, area: self.area, text, fix });
     }
 
     pub(super) fn well(&mut self, text: impl Into<String>) {
@@ -94,7 +89,6 @@ impl Report {
         self.findings.iter().all(|finding| finding.level < Level::Warning)
     }
 
-    /// For people.
     pub(super) fn text(&self, has_colours: bool) -> String {
         let mut out = String::new();
         let mut area = "";
@@ -112,10 +106,8 @@ impl Report {
                 let start = if n == 0 { word.as_str() } else { "     " };
                 let _ = writeln!(out, "  {start} {line}");
             }
-            let fix = finding.fix.as_deref().unwrap_or_default();
-            for (n, line) in
-                wrapped(fix, 67).iter().enumerate().filter(|(_, line)| !line.is_empty())
-            {
+            let fix = finding.fix.as_deref().map(|fix| wrapped(fix, 67)).unwrap_or_default();
+            for (n, line) in fix.iter().enumerate() {
                 let _ = writeln!(out, "        {} {line}", if n == 0 { "fix:" } else { "    " });
             }
         }
@@ -128,25 +120,17 @@ impl Report {
         out
     }
 
-    /// For programs.
     pub(super) fn json(&self) -> String {
-        let findings: Vec<Value> = self
-            .findings
-            .iter()
-            .map(|finding| {
-                json!({
-                    "level": finding.level.word().to_ascii_lowercase(),
-                    "area": finding.area,
-                    "text": finding.text,
-                    "fix": finding.fix,
-                })
-            })
-            .collect();
+        let value = |Finding { level, area, text, fix }: &Finding| {
+            let level = level.word().to_ascii_lowercase();
+            json!({ "level": level, "area": area, "text": text, "fix": fix })
+        };
+        let findings: Vec<Value> = self.findings.iter().map(value).collect();
         format!("{}\n", json!({ "version": 1, "ok": self.is_well(), "findings": findings }))
     }
 }
 
-/// Lines of at most so many characters, broken at blanks.
+/// Lines of at most `width` characters, broken at blanks.
 fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {

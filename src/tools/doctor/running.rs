@@ -1,26 +1,26 @@
-//! What the ollana that runs here goes by: a service gets its options from files that whoever calls
-//! the doctor knows nothing of.
+//! The options of the ollana that runs here: a service gets them from files of its own, so its state
+//! is asked for them.
 
 use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use super::ask;
+use super::ask::{self, LOCALHOST};
 use super::report::Report;
 use crate::config::{ModeChoice, SERVER_PORT, Settings, parse_host_port, parse_ollama};
 use crate::pairing::keyring::Keyring;
 use crate::tools::daemon;
 use crate::tools::table::{figure, list, word};
 
-/// Its state, as `ollana status` shows it; null when none runs.
+/// The daemon's state, as `ollana status --json` prints it; null when none runs.
 #[derive(Debug, Default)]
 pub(super) struct Running(Value);
 
 impl Running {
     pub(super) fn ask(settings: &Settings) -> Self {
-        // Whoever else holds one of the ports may never answer.
+        // Another program on one of the ports might never answer a request for the state.
         let is_ours = |address: &SocketAddr| {
-            ask::get(*address, "Host: localhost").is_ok_and(|answer| answer.is_from_ollana())
+            ask::get(settings, *address, &[LOCALHOST]).is_ok_and(|answer| answer.is_from_ollana())
         };
         let Some(address) = daemon::places(settings).into_iter().find(is_ours) else {
             return Running::default();
@@ -30,21 +30,18 @@ impl Running {
         Running(state.map(|(_, state)| state).unwrap_or_default())
     }
 
-    /// What was asked for, and where nothing was, what the daemon has.
+    /// The options of this command, and where there are none, the daemon's.
     pub(super) fn settings(&self, asked: &Settings) -> Settings {
         let mut settings = asked.clone();
         let given = |origin: &str| {
             let servers = list(&self.0, "servers").iter();
-            let found: Vec<String> = servers
-                .filter(|server| word(server, "origin") == origin)
-                .map(|server| word(server, "given"))
-                .collect();
-            found
+            let given = servers.filter(|server| word(server, "origin") == origin);
+            given.map(|server| word(server, "given")).collect::<Vec<String>>()
         };
         if settings.ollama.is_none() {
             settings.ollama = given("local").first().and_then(|url| parse_ollama(url).ok());
         }
-        // Client and server follow from what is there; this doesn't.
+        // Client and server mode follow from what is found; this one doesn't.
         let mode = self.0.get("machine").map(|machine| word(machine, "mode"));
         if settings.mode == ModeChoice::Auto && mode.is_some_and(|mode| mode == "both") {
             settings.mode = ModeChoice::Both;
@@ -56,8 +53,8 @@ impl Running {
         settings
     }
 
-    /// Whether it has keys that we don't, which is told: asked without them, paired machines are
-    /// silent or refuse us.
+    /// Whether the daemon has keys that this command can't read. If so, says that too: without a
+    /// key, paired machines are silent or refuse us.
     pub(super) fn hides_keys(&self, report: &mut Report, keyring: &Keyring) -> bool {
         let known = keyring.keys().len() as f64;
         let keys = self.0.get("machine").and_then(|machine| figure(machine, "keys"));
@@ -69,7 +66,7 @@ impl Running {
         true
     }
 
-    /// Whether it uses the server at this address.
+    /// Whether the daemon uses the server at this address.
     pub(super) fn uses(&self, address: SocketAddr) -> bool {
         let address = address.to_string();
         list(&self.0, "servers").iter().any(|server| {

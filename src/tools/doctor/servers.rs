@@ -1,32 +1,40 @@
-//! The servers: those that are named, those of the last run, and those that answer a broadcast.
-//! Each is asked over HTTP and over UDP.
+//! The servers: those named by an option, those of the last run, and those that answer a broadcast.
+//! Each is asked over UDP and over HTTP.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
-use super::ask::{self, Heard, Way};
+use super::ask;
 use super::local::Here;
 use super::report::Report;
 use super::running::Running;
 use crate::config::Settings;
+use crate::discovery::scan::{Answer, Scan};
+use crate::discovery::schedule::DOCTOR;
 use crate::manager::pool::{CheckResult, Known, Target};
 use crate::manager::store;
 use crate::net::interfaces::{Interface, Subnets};
+use crate::net::lane::Lane;
 use crate::ollama::version::OllamaVersion;
+use crate::pairing::identity::Identity;
 use crate::pairing::keyring::Keyring;
+use crate::pairing::noise::Key;
+use crate::system;
 use crate::tools::SERVICE_DIR;
 use crate::upstream::Upstream;
 use crate::upstream::health_check::Check;
 
 /// Most servers that are asked.
 const MOST: usize = 32;
-/// Most keys that a probe is sent with.
+/// Most keys that probes are sent with.
 const KEYS: usize = 4;
+/// The name of lanes to one server alone.
+const DIRECT: &str = "itself";
 
-/// How it came to be known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
     Named,
@@ -38,13 +46,16 @@ struct Server {
     address: SocketAddr,
     name: String,
     origin: Origin,
-    /// Answers to a probe sent to it alone, and to a broadcast.
-    direct: Option<Heard>,
-    broadcast: Option<Heard>,
+    /// Its answer to a probe sent to it alone.
+    direct: Option<Answer>,
+    /// Its answer to a broadcast.
+    broadcast: Option<Answer>,
     http: CheckResult,
+    is_on_link: bool,
+    /// Whether what goes to it is encrypted, if that is known.
+    is_encrypted: Option<bool>,
 }
 
-/// Finds and asks them all.
 pub(super) fn look(
     report: &mut Report,
     settings: &Settings,
@@ -53,62 +64,50 @@ pub(super) fn look(
     keyring: &Arc<Keyring>,
     running: &Running,
 ) {
-    let links = Subnets::now();
+    let subnets = Subnets::now();
     let is_blind = running.hides_keys(report, keyring);
     let is_own =
         |ip: IpAddr| ip.is_loopback() || interfaces.iter().any(|one| IpAddr::V4(one.address) == ip);
     let mut servers = known(report, settings);
     let udp = settings.discovery_port;
-    let mut heard = Vec::new();
+    let mut answers = Vec::new();
     if udp == 0 {
         report.note("the discovery is off: only servers named by --server are used");
     } else {
-        let mut ways = ask::broadcasts(interfaces, udp);
-        ways.extend(servers.iter().filter_map(|server| direct(server.address, udp)));
-        let keys: Vec<_> = keyring.keys().into_iter().take(KEYS).collect();
-        let (answers, failed) = ask::scan(&ways, &keys);
-        heard = answers;
-        // A server that can't be reached is told by its own line.
-        for (name, error) in failed.into_iter().filter(|(name, _)| name != DIRECT) {
-            if matches!(error.kind(), ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown) {
-                report.wrong(
-                    format!("{name} is down: nothing leaves through it"),
-                    format!("look at its cable or Wi-Fi, then: ip link set {name} up"),
-                );
-                continue;
-            }
-            report.warn(
-                format!("a probe through {name} can't be sent: {error}"),
-                "look at this machine's firewall and at the interface: ip address",
-            );
-        }
+        answers = probe(report, interfaces, &servers, udp, keyring);
         if !is_blind {
-            own_discovery(report, here, &heard, udp);
+            own_discovery(report, here, &answers, udp);
         }
     }
-    for answer in heard.iter().filter(|answer| !is_own(answer.from.ip())) {
-        let address = SocketAddr::new(answer.from.ip(), answer.http_port);
-        let is_new = !servers.iter().any(|server| server.address.ip() == address.ip());
+    for answer in answers.iter().filter(|answer| !is_own(answer.address.ip())) {
+        let is_new = !servers.iter().any(|server| server.address.ip() == answer.address.ip());
         if is_new && servers.len() < MOST {
-            servers.push(Server::new(address, &answer.name, Origin::Found));
+            servers.push(Server::new(answer.address, &answer.name, Origin::Found));
         }
     }
     for server in &mut servers {
-        let of = |answer: &&Heard| answer.from.ip() == server.address.ip();
-        let (direct, broadcast): (Vec<_>, Vec<_>) =
-            heard.iter().filter(of).cloned().partition(|answer| answer.through == DIRECT);
-        server.direct = direct.into_iter().next();
-        server.broadcast = broadcast.into_iter().next();
+        let mut of_server =
+            answers.iter().filter(|answer| answer.address.ip() == server.address.ip());
+        server.direct = of_server.clone().find(|answer| answer.interface == DIRECT).cloned();
+        server.broadcast = of_server.find(|answer| answer.interface != DIRECT).cloned();
+        server.is_on_link = subnets.contain(server.address.ip());
     }
     check_all(&mut servers, settings, keyring);
     let works = servers.iter().any(|server| server.works() || running.uses(server.address));
     for server in &servers {
-        if !server.works() && running.uses(server.address) {
-            report.well(format!("{}: the ollana that runs here uses it", server.label()));
-            continue;
+        let label = server.label();
+        match &server.http {
+            CheckResult::Healthy { version, round_trip, .. } => {
+                server.judge_usable(report, udp, version, *round_trip);
+            }
+            _ if running.uses(server.address) => {
+                report.well(format!("{label}: the ollana that runs here uses it"));
+            }
+            CheckResult::Refused(reason) | CheckResult::Silent(reason) => {
+                server.judge_unusable(report, udp, reason, works);
+            }
+            CheckResult::Void => report.note(format!("{label} could not be asked")),
         }
-        let is_near = links.contain(server.address.ip());
-        judge(report, server, udp, works, is_near, keyring.encrypts(server.address));
     }
     skew(report, &servers);
     let used: Vec<&str> = interfaces.iter().map(|one| one.name.as_str()).collect();
@@ -126,10 +125,56 @@ pub(super) fn look(
     }
 }
 
+/// Broadcasts probes, and sends some to each known server alone. Reports those that can't be sent.
+fn probe(
+    report: &mut Report,
+    interfaces: &[Interface],
+    servers: &[Server],
+    port: u16,
+    keyring: &Keyring,
+) -> Vec<Answer> {
+    let broadcasts: Vec<Interface> =
+        interfaces.iter().cloned().chain([Interface::loopback()]).collect();
+    let (mut lanes, mut failed) = Lane::open_all(&broadcasts, port);
+    lanes.extend(servers.iter().filter_map(|server| {
+        let IpAddr::V4(ip) = server.address.ip() else { return None };
+        Lane::open_to(SocketAddrV4::new(ip, port), DIRECT).ok()
+    }));
+    let keys: Vec<Key> = keyring.keys().into_iter().take(KEYS).collect();
+    let own = Identity(system::random().unwrap_or_default());
+    let mut scan = Scan::new(&lanes, own, &keys, DOCTOR);
+    let answers = scan.by_ref().filter(|answer| answer.identity.is_some()).collect();
+    let errors = lanes.iter().zip(std::mem::take(&mut scan.errors));
+    failed.extend(errors.filter_map(|(lane, error)| Some((lane.name.clone(), error?))));
+    // A server that can't be reached has a line of its own.
+    for (name, error) in failed.into_iter().filter(|(name, _)| name != DIRECT) {
+        if matches!(error.kind(), ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown) {
+            report.wrong(
+                format!("{name} is down: nothing leaves through it"),
+                format!("look at its cable or Wi-Fi, then: ip link set {name} up"),
+            );
+            continue;
+        }
+        report.warn(
+            format!("a probe through {name} can't be sent: {error}"),
+            "look at this machine's firewall and at the interface: ip address",
+        );
+    }
+    answers
+}
+
 impl Server {
     fn new(address: SocketAddr, name: &str, origin: Origin) -> Self {
-        let (direct, broadcast, http) = (None, None, CheckResult::Void);
-        Server { address, name: name.to_owned(), origin, direct, broadcast, http }
+        Server {
+            address,
+            name: name.to_owned(),
+            origin,
+            direct: None,
+            broadcast: None,
+            http: CheckResult::Void,
+            is_on_link: false,
+            is_encrypted: None,
+        }
     }
 
     fn works(&self) -> bool {
@@ -143,9 +188,74 @@ impl Server {
             name => format!("{name} ({})", self.address),
         }
     }
+
+    fn judge_usable(&self, report: &mut Report, udp: u16, version: &str, round_trip: Duration) {
+        let (label, ip) = (self.label(), self.address.ip());
+        let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
+        let encrypted = match self.is_encrypted {
+            Some(true) => "encrypted, ",
+            Some(false) => "not encrypted, ",
+            None => "",
+        };
+        let mut text = format!("{label}: Ollama {version}, {encrypted}HTTP {}", ms(round_trip));
+        if let Some(answer) = self.direct.as_ref().or(self.broadcast.as_ref()) {
+            text += &format!(", UDP {}", ms(answer.round_trip));
+        }
+        match (&self.broadcast, &self.direct) {
+            _ if udp == 0 => report.well(text),
+            (Some(answer), _) => {
+                report.well(format!("{text}, found through {}", answer.interface));
+            }
+            _ if !self.is_on_link => report.hint(
+                format!("{text}, on another subnet, which broadcasts don't reach"),
+                format!("keep --server {ip}"),
+            ),
+            (None, Some(_)) => report.warn(
+                format!("{label} answers UDP sent to it, but no broadcast of ours"),
+                format!("let UDP from source port {udp} in here; or keep --server {ip}"),
+            ),
+            (None, None) => report.warn(
+                format!("{label} answers HTTP, but not UDP {udp}: it isn't found by itself"),
+                format!("open it there: ufw allow {udp}/udp, or firewall-cmd --add-port={udp}/udp"),
+            ),
+        }
+    }
+
+    /// `works` tells whether another server can be used.
+    fn judge_unusable(&self, report: &mut Report, udp: u16, reason: &str, works: bool) {
+        let (label, port) = (self.label(), self.address.port());
+        let is_silent = matches!(self.http, CheckResult::Silent(_)) || reason.contains("timed out");
+        match (self.origin, self.direct.is_some() || self.broadcast.is_some()) {
+            (_, true) if is_silent => report.wrong(
+                format!("{label} answers UDP {udp}, but TCP {port} doesn't: {reason}"),
+                format!(
+                    "open it there: ufw allow {port}/tcp, or firewall-cmd --add-port={port}/tcp"
+                ),
+            ),
+            (_, true) => report.wrong(
+                format!("{label} is there, but can't be used: {reason}"),
+                "start Ollama there; ollana doctor on that machine says more",
+            ),
+            (Origin::Remembered, _) if works => {
+                report.note(format!("{label}, known from before, is away: {reason}"));
+            }
+            (Origin::Remembered, _) => report.warn(
+                format!("{label}, known from before, is away: {reason}"),
+                "switch it on and start ollana there; asleep: --wake",
+            ),
+            _ if self.is_on_link => report.wrong(
+                format!("{label} can't be used: {reason}"),
+                "is it on, and does ollana run there? ollana doctor there says more",
+            ),
+            _ => report.wrong(
+                format!("{label}, on another subnet, can't be used: {reason}"),
+                format!("let TCP {port} through to it, on the routers between too"),
+            ),
+        }
+    }
 }
 
-/// The named ones and those of the last run.
+/// The servers named by an option and those of the last run.
 fn known(report: &mut Report, settings: &Settings) -> Vec<Server> {
     let mut servers: Vec<Server> = Vec::new();
     for named in &settings.servers {
@@ -169,20 +279,11 @@ fn known(report: &mut Report, settings: &Settings) -> Vec<Server> {
     servers
 }
 
-/// The name of the ways that lead to one server alone.
-const DIRECT: &str = "itself";
-
-fn direct(server: SocketAddr, port: u16) -> Option<Way> {
-    let SocketAddr::V4(server) = server else { return None };
-    let target = std::net::SocketAddrV4::new(*server.ip(), port);
-    Some(Way { own: std::net::Ipv4Addr::UNSPECIFIED, target, name: DIRECT.to_owned() })
-}
-
-/// Whether our own server's discovery answers.
-fn own_discovery(report: &mut Report, here: &Here, heard: &[Heard], port: u16) {
-    let answers = heard.iter().any(|answer| answer.from.ip().is_loopback());
+/// Whether this machine's own server answers probes.
+fn own_discovery(report: &mut Report, here: &Here, answers: &[Answer], port: u16) {
+    let is_answered = answers.iter().any(|answer| answer.address.ip().is_loopback());
     let holder = here.udp_holder(port);
-    match (answers, here.shares(), holder) {
+    match (is_answered, here.shares(), holder) {
         (true, ..) => report.well(format!("this machine's own server answers UDP {port}")),
         (false, true, None) => report.wrong(
             format!("this machine's ollana shares Ollama, but nobody answers UDP {port}"),
@@ -207,94 +308,13 @@ fn check_all(servers: &mut [Server], settings: &Settings, keyring: &Arc<Keyring>
                     timeout: ask::PATIENCE,
                 };
                 server.http = check.run(&Upstream::new(&settings.timing, keyring));
+                server.is_encrypted = keyring.encrypts(server.address);
             });
         }
     });
 }
 
-fn judge(
-    report: &mut Report,
-    server: &Server,
-    udp: u16,
-    works: bool,
-    is_near: bool,
-    encrypted: Option<bool>,
-) {
-    let label = server.label();
-    let port = server.address.port();
-    let heard = server.direct.as_ref().or(server.broadcast.as_ref());
-    match &server.http {
-        CheckResult::Healthy { version, round_trip, .. } => {
-            let time = |time: std::time::Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
-            let by_udp =
-                heard.map_or(String::new(), |one| format!(", UDP {}", time(one.round_trip)));
-            let hop = match encrypted {
-                Some(true) => "encrypted, ",
-                Some(false) => "not encrypted, ",
-                None => "",
-            };
-            let http = time(*round_trip);
-            let text = format!("{label}: Ollama {version}, {hop}HTTP {http}{by_udp}");
-            match (&server.broadcast, &server.direct, is_near) {
-                _ if udp == 0 => report.well(text),
-                (Some(heard), ..) => {
-                    report.well(format!("{text}, found through {}", heard.through))
-                }
-                (None, _, false) => report.hint(
-                    format!("{text}, on another subnet, which broadcasts don't reach"),
-                    format!("keep --server {}", server.address.ip()),
-                ),
-                (None, Some(_), true) => report.warn(
-                    format!("{label} answers UDP sent to it, but no broadcast of ours"),
-                    format!(
-                        "let UDP from source port {udp} in here; or keep --server {}",
-                        server.address.ip()
-                    ),
-                ),
-                (None, None, true) => report.warn(
-                    format!("{label} answers HTTP, but not UDP {udp}: it isn't found by itself"),
-                    format!(
-                        "open it there: ufw allow {udp}/udp, or firewall-cmd --add-port={udp}/udp"
-                    ),
-                ),
-            }
-        }
-        CheckResult::Refused(reason) | CheckResult::Silent(reason) => {
-            let silent =
-                matches!(server.http, CheckResult::Silent(_)) || reason.contains("timed out");
-            match (heard, server.origin) {
-                (Some(_), _) if silent => report.wrong(
-                    format!("{label} answers UDP {udp}, but TCP {port} doesn't: {reason}"),
-                    format!(
-                        "open it there: ufw allow {port}/tcp, or firewall-cmd --add-port={port}/tcp"
-                    ),
-                ),
-                (Some(_), _) => report.wrong(
-                    format!("{label} is there, but can't be used: {reason}"),
-                    "start Ollama there; ollana doctor on that machine says more",
-                ),
-                (None, Origin::Remembered) if works => {
-                    report.note(format!("{label}, known from before, is away: {reason}"));
-                }
-                (None, Origin::Remembered) => report.warn(
-                    format!("{label}, known from before, is away: {reason}"),
-                    "switch it on and start ollana there; asleep: --wake",
-                ),
-                (None, _) if is_near => report.wrong(
-                    format!("{label} can't be used: {reason}"),
-                    "is it on, and does ollana run there? ollana doctor there says more",
-                ),
-                (None, _) => report.wrong(
-                    format!("{label}, on another subnet, can't be used: {reason}"),
-                    format!("let TCP {port} through to it, on the routers between too"),
-                ),
-            }
-        }
-        CheckResult::Void => report.note(format!("{label} could not be asked")),
-    }
-}
-
-/// Servers of different versions may know different models and fields.
+/// Older versions of Ollama don't know every model.
 fn skew(report: &mut Report, servers: &[Server]) {
     let mut versions: Vec<(OllamaVersion, String)> = servers
         .iter()

@@ -16,17 +16,17 @@ use crate::serve::state_dir;
 use crate::system;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::state_dir;
 use crate::cli::Tool;
 use crate::config::{DISCOVERY_PORT, SERVER_PORT, Settings, parse_host_port};
-use crate::discovery::packet::{self, Datagram, Kind, Packet};
-use crate::net::interfaces::{Subnets, broadcast_interfaces};
+use crate::discovery::scan::{Answer, Scan};
+use crate::discovery::schedule;
+use crate::net::interfaces::{Interface, Subnets, broadcast_interfaces};
+use crate::net::lane::Lane;
 use crate::pairing::code::Code;
 use crate::pairing::identity::Identity;
 use crate::pairing::keyring::{self, KeysError};
@@ -42,9 +42,6 @@ const TRIES: u32 = 5;
 const STEP: Duration = Duration::from_secs(3);
 /// The length of half a key.
 const HALF: usize = 32;
-/// When the other machine is asked for, and when that is given up.
-const ASKED: [u64; 6] = [0, 100, 300, 700, 1500, 3000];
-const SEARCH: Duration = Duration::from_secs(5);
 /// Further machines that show a code are waited for so long.
 const OTHERS: Duration = Duration::from_millis(250);
 /// What ends an exchange well.
@@ -240,51 +237,22 @@ fn read_within(stream: &mut TcpStream, buffer: &mut [u8], time: Duration) -> io:
 
 /// Looks for machines that show a code: where they are, and their names.
 fn search(settings: &Settings, own: &Own, port: u16) -> Result<Vec<(SocketAddr, String)>, Problem> {
-    let nonce = system::random().map_err(failed("cannot get random bytes"))?;
-    let probe = Datagram::probe(own.introduction.identity, nonce).encode(packet::PROBE_LEN);
-    let mut ways: Vec<(Ipv4Addr, Ipv4Addr)> = broadcast_interfaces(&settings.interfaces)
-        .iter()
-        .map(|interface| (interface.address, interface.broadcast))
-        .collect();
-    ways.push((Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST));
-    let open = |(address, target): (Ipv4Addr, Ipv4Addr)| {
-        let socket = UdpSocket::bind((address, 0)).ok()?;
-        socket.set_broadcast(true).ok()?;
-        socket.set_nonblocking(true).ok()?;
-        Some((socket, SocketAddr::from((target, port))))
-    };
-    let sockets: Vec<(UdpSocket, SocketAddr)> = ways.into_iter().filter_map(open).collect();
-    let start = Instant::now();
-    let mut asked = ASKED.into_iter().peekable();
+    let identity = own.introduction.identity;
+    let mut interfaces = broadcast_interfaces(&settings.interfaces);
+    interfaces.push(Interface::loopback());
+    let (lanes, _) = Lane::open_all(&interfaces, port);
+    let mut scan = Scan::new(&lanes, identity, &[], schedule::PAIR);
     let mut found: Vec<(SocketAddr, String, Identity)> = Vec::new();
-    let mut end = start + SEARCH;
-    while Instant::now() < end {
-        if asked.next_if(|at| start.elapsed() >= Duration::from_millis(*at)).is_some() {
-            for (socket, target) in &sockets {
-                let _ = socket.send_to(&probe, target);
-            }
+    while let Some(Answer { address, name, identity: shown, .. }) = scan.next() {
+        let Some(shown) = shown.filter(|shown| *shown != identity) else { continue };
+        let is_known = found.iter().any(|(_, _, identity)| *identity == shown);
+        if is_known || !Subnets::now().contain(address.ip()) {
+            continue;
         }
-        let mut fds: Vec<PollFd<'_>> =
-            sockets.iter().map(|(socket, _)| PollFd::new(socket, PollFlags::IN)).collect();
-        let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 50_000_000 }));
-        let links = Subnets::now();
-        let mut buffer = [0; packet::MAX_LEN + 1];
-        for (socket, _) in &sockets {
-            while let Ok((len, from)) = socket.recv_from(&mut buffer) {
-                let Ok(Packet::V1(answer)) = packet::decode(&buffer[..len]) else { continue };
-                let is_answer = answer.kind == Kind::Announce && answer.nonce == nonce;
-                let is_known = found.iter().any(|(_, _, identity)| *identity == answer.sender);
-                let is_own = answer.sender == own.introduction.identity;
-                if !is_answer || is_known || is_own || !links.contain(from.ip()) {
-                    continue;
-                }
-                if found.is_empty() {
-                    end = end.min(Instant::now() + OTHERS);
-                }
-                let address = SocketAddr::new(from.ip(), answer.http_port);
-                found.push((address, printable(&answer.name, from.ip()), answer.sender));
-            }
+        if found.is_empty() {
+            scan.end_within(OTHERS);
         }
+        found.push((address, printable(&name, address.ip()), shown));
     }
     if found.is_empty() {
         return Err(Problem::Nobody);
