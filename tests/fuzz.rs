@@ -119,14 +119,14 @@ fn introductions() -> Vec<Vec<u8>> {
     use ollana::pairing::identity::Identity;
     use ollana::pairing::noise::{Introduction, Purpose};
     let who = Introduction { name: "b\u{e4}r".to_owned(), ..Introduction::of(Identity([7; 16])) };
-    [Purpose::Hop, Purpose::Pairing].map(|purpose| who.encode(purpose)).to_vec()
+    [Purpose::Requests, Purpose::Pairing].map(|purpose| who.encode(purpose)).to_vec()
 }
 
 /// Nothing laid over each of the true messages, and something else in the place of each.
 fn handshakes() -> Vec<Vec<u8>> {
     use ollana::pairing::noise::Purpose;
     let lengths = |purpose: Purpose| [purpose.hello_len(), purpose.reply_len()];
-    let all = [lengths(Purpose::Hop), lengths(Purpose::Pairing)];
+    let all = [lengths(Purpose::Requests), lengths(Purpose::Pairing)];
     let of = |how: u8| {
         let len = all[usize::from(how & 1)][usize::from(how >> 1 & 1)];
         let mut message = vec![0; 1 + len];

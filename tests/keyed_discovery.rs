@@ -9,7 +9,7 @@ use ollana::config::Settings;
 use ollana::discovery::packet::{self, Datagram, Kind, MAX_LEN, PROBE_LEN, Packet, flags};
 use ollana::ollama::version::OllamaVersion;
 use ollana::pairing::identity::Identity;
-use ollana::pairing::keyring;
+use ollana::pairing::key_files;
 use ollana::pairing::noise::Key;
 use ollana::pairing::peers::{self, Peer};
 use ollana::serve::Daemon;
@@ -214,7 +214,7 @@ fn a_paired_machine_is_not_believed_in_clear() {
     let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let paired = Peer { name: "desk".to_owned(), ..Peer::of_key_file(secret()) };
     let paired = Peer { identity: Some(probe([0; 16]).sender), ..paired };
-    keyring::update(&dir, |peers| peers::add(peers, paired)).expect("kept");
+    key_files::update(&dir, |peers| peers::add(peers, paired)).expect("kept");
     let fake = Fake::answering(OK);
     let open = start(&server_settings(fake.address));
     let ear = socket(PATIENCE);

@@ -14,9 +14,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ollana::config::{ModeChoice, Settings};
-use ollana::pairing::code::Code;
+use ollana::pairing::code::PairingCode;
 use ollana::pairing::identity::Identity;
-use ollana::pairing::keyring;
+use ollana::pairing::key_files;
 use ollana::pairing::noise::{self, Introduction, Purpose};
 use ollana::serve::Daemon;
 use socket2::{Domain, Socket, Type};
@@ -92,7 +92,7 @@ impl Machine {
     }
 
     fn keys(&self) -> Vec<ollana::pairing::identity::KeyId> {
-        keyring::load(&self.dir).expect("keys").iter().map(|peer| peer.id()).collect()
+        key_files::load(&self.dir).expect("keys").iter().map(|peer| peer.id()).collect()
     }
 
     /// A daemon with this machine's state, which doesn't look for others.
@@ -312,9 +312,9 @@ fn silent_connections_hold_nobody_up() {
 
 /// The first message of somebody who typed this code.
 fn hello(code: &str) -> Vec<u8> {
-    let key = Code::parse(code).expect("a code").key();
+    let key = PairingCode::parse(code).expect("a code").key();
     let stranger = Introduction::of(Identity([9; 16]));
-    noise::call(Purpose::Pairing, &key, &stranger).expect("a handshake").1
+    noise::initiate(Purpose::Pairing, &key, &stranger).expect("a handshake").1
 }
 
 #[test]
@@ -414,7 +414,7 @@ fn running_daemons_take_keys_up_and_lose_them() {
     stream.send(post("/api/chat", "{}"));
     assert_eq!(stream.head_of("POST").status(), 200);
     stream.read_until(b"\n");
-    let name = keyring::load(&here.dir).expect("keys")[0].name.clone();
+    let name = key_files::load(&here.dir).expect("keys")[0].name.clone();
     let said = here.run(&format!("unpair {name}"));
     assert!(said.code == Some(0) && said.out.contains("--unpaired off"), "{said:?}");
     let start = Instant::now();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ollana::config::Settings;
 use ollana::pairing::identity::Identity;
-use ollana::pairing::keyring;
+use ollana::pairing::key_files;
 use ollana::pairing::noise::{self, FIRST_BYTE, Introduction, Key, Purpose};
 use ollana::pairing::peers::{self, Peer};
 use ollana::serve::Daemon;
@@ -255,7 +255,7 @@ fn strangers_get_nothing_for_their_handshakes() {
 }
 
 #[test]
-fn who_repeats_a_handshake_is_let_go_soon() {
+fn who_repeats_a_handshake_is_cut_off_soon() {
     let fake = fake(1);
     let mut settings = server_settings(fake.address);
     settings.key_file = Some(key_file());
@@ -264,14 +264,14 @@ fn who_repeats_a_handshake_is_let_go_soon() {
     let secret = std::fs::read_to_string(key_file()).expect("a secret");
     let key = ollana::pairing::peers::parse_secret(&secret).expect("a key");
     let caller = Introduction::of(Identity([9; 16]));
-    let (_, recorded) = noise::call(Purpose::Hop, &key, &caller).expect("a handshake");
+    let (_, recorded) = noise::initiate(Purpose::Requests, &key, &caller).expect("a handshake");
     let mut replayer = TcpStream::connect(server.addresses()[0]).expect("connect");
     replayer.set_read_timeout(Some(support::PATIENCE)).expect("a limit");
     replayer.write_all(&recorded).expect("sent");
     let mut got = Vec::new();
     let end = replayer.read_to_end(&mut got);
     assert!(end.is_ok(), "{end:?}");
-    assert!(got.len() >= Purpose::Hop.reply_len(), "the key is right");
+    assert!(got.len() >= Purpose::Requests.reply_len(), "the key is right");
 }
 
 #[test]
@@ -296,7 +296,7 @@ fn a_connection_in_clear_is_used_no_more_once_machines_are_paired() {
             key: Key::new([7; 32]),
             added: 0,
         };
-        keyring::update(dir, |peers| peers::add(peers, other)).expect("kept");
+        key_files::update(dir, |peers| peers::add(peers, other)).expect("kept");
     }
     let is_paired = || lock(&relay.heard).iter().any(|[said, _]| said.first() == Some(&FIRST_BYTE));
     eventually("an encrypted check", || is_paired().then_some(()));

@@ -18,7 +18,7 @@ use crate::net::interfaces::{Interface, RecentSubnets, probed_interfaces};
 use crate::net::lane::Lane;
 use crate::net::socket::Waker;
 use crate::pairing::identity::Identity;
-use crate::pairing::keyring::{Keyring, Way};
+use crate::pairing::keyring::Keyring;
 use crate::pairing::noise::Key;
 use crate::system::{self, spawn};
 
@@ -221,7 +221,7 @@ impl Asker {
             return Verdict::Ignored;
         };
         if let (Input::Sighted(sighting), Some(key)) = (&input, key) {
-            keyring.note(sighting.address, Way::Key(key.id()));
+            keyring.note(sighting.address, Some(key.id()));
         }
         self.setup.mailbox.offer(input);
         Verdict::Good

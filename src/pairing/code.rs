@@ -1,12 +1,9 @@
-//! The short code with which two machines are paired: 50 random bits, as people read and type
-//! them. Pure.
+//! The pairing code, which one machine shows and which is typed on the other: 50 random bits in
+//! Crockford's base 32, where no letter looks like a digit and case doesn't matter. Pure.
 //!
-//! Crockford's base 32: no letter looks like a digit, case doesn't matter.
-//!
-//! 50 bits are enough because a guess takes a try at the machine that shows the code: it takes five,
-//! within three minutes, for one pairing. Who records the handshake can try codes on his own, but
-//! each costs 2^15 rounds of hashing, and what the code protects can't be opened with it later:
-//! both sides add fresh keys.
+//! 50 bits are enough because the machine that shows the code accepts five guesses within three
+//! minutes. An attacker who records the handshake can try codes offline, but each try costs 2^15
+//! rounds of hashing, and the code that is found opens nothing: both sides add fresh keys.
 
 use std::fmt;
 
@@ -15,19 +12,19 @@ use crate::pairing::noise::Key;
 const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 const LENGTH: usize = 10;
 
-/// A code, in its canonical form without the hyphen.
+/// A code in its canonical form, without the hyphen.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Code(String);
+pub struct PairingCode(String);
 
-impl Code {
-    /// Of random bytes, the last bits of which aren't used.
-    pub fn new(random: [u8; 8]) -> Self {
+impl PairingCode {
+    /// Uses 50 of the 64 random bits.
+    pub(crate) fn new(random: [u8; 8]) -> Self {
         let bits = u64::from_be_bytes(random);
         let digit = |at: usize| char::from(DIGITS[(bits >> (5 * at) & 31) as usize]);
-        Code((0..LENGTH).map(digit).collect())
+        PairingCode((0..LENGTH).map(digit).collect())
     }
 
-    /// As somebody typed it: upper or lower case, with blanks and hyphens, `o` for `0`, `i` and `l`
+    /// Reads a typed code: upper or lower case, with blanks and hyphens, `o` for `0`, `i` and `l`
     /// for `1`.
     pub fn parse(text: &str) -> Option<Self> {
         let digits = text.chars().filter(|c| !matches!(c, '-' | ' ')).map(|c| {
@@ -39,7 +36,7 @@ impl Code {
             Some(c).filter(|c| c.is_ascii() && DIGITS.contains(&(*c as u8)))
         });
         let digits: String = digits.collect::<Option<_>>()?;
-        (digits.len() == LENGTH).then_some(Code(digits))
+        (digits.len() == LENGTH).then_some(PairingCode(digits))
     }
 
     /// The key that it stands for. Takes some milliseconds, on purpose.
@@ -48,16 +45,16 @@ impl Code {
     }
 }
 
-impl fmt::Display for Code {
+impl fmt::Display for PairingCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (first, second) = self.0.split_at(LENGTH / 2);
         write!(f, "{first}-{second}")
     }
 }
 
-impl fmt::Debug for Code {
+impl fmt::Debug for PairingCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Code(…)")
+        f.write_str("PairingCode(…)")
     }
 }
 
@@ -68,12 +65,12 @@ mod tests {
     #[test]
     fn what_is_shown_can_be_typed() {
         for random in [[0; 8], [255; 8], *b"whatever"] {
-            let code = Code::new(random);
+            let code = PairingCode::new(random);
             let shown = code.to_string();
             assert_eq!(shown.len(), 11);
             let sloppy = format!(" {} ", shown.to_uppercase().replace('-', " ").replace('0', "O"));
             for typed in [shown.clone(), shown.replace('-', ""), sloppy, shown.replace('1', "l")] {
-                assert_eq!(Code::parse(&typed), Some(code.clone()), "{typed}");
+                assert_eq!(PairingCode::parse(&typed), Some(code.clone()), "{typed}");
             }
         }
     }
@@ -82,14 +79,14 @@ mod tests {
     fn other_words_are_no_codes() {
         for text in ["", "k7pm2", "k7pm2-xvd9u", "k7pm2-xvd9qq", "k7pm2_xvd9q", "192.168.1.20", "ä"]
         {
-            assert_eq!(Code::parse(text), None, "{text}");
+            assert_eq!(PairingCode::parse(text), None, "{text}");
         }
     }
 
     #[test]
     fn every_bit_counts() {
-        let codes = (0..50).map(|bit| Code::new((1u64 << bit).to_be_bytes()).0);
-        let mut codes: Vec<String> = codes.chain([Code::new([0; 8]).0]).collect();
+        let codes = (0..50).map(|bit| PairingCode::new((1u64 << bit).to_be_bytes()).0);
+        let mut codes: Vec<String> = codes.chain([PairingCode::new([0; 8]).0]).collect();
         codes.sort();
         codes.dedup();
         assert_eq!(codes.len(), 51);

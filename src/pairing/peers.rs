@@ -1,4 +1,4 @@
-//! The file that keeps the keys: what is in it, and how the list changes. Pure.
+//! The list of paired machines: the text of its file, and how the list changes. Pure.
 //!
 //! ```text
 //! {"peers":[{"name":"desktop","identity":"…32 digits","key":"…64 digits","added":1795392000}]}
@@ -10,32 +10,34 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD as STANDARD_NO_PAD;
 use serde_json::{Value, json};
 
+use crate::net::untrusted_text::{cut, printable};
 use crate::pairing::identity::{Identity, KeyId, MAX_NAME};
 use crate::pairing::noise::Key;
+use crate::system::{Hex, parse_hex};
 
-/// Machines that one machine may be paired with.
-pub const MAX_PEERS: usize = 64;
+/// Most machines that one machine may be paired with.
+const MAX_PEERS: usize = 64;
 
 /// A machine that we share a key with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// What it calls itself, or a variation where two have the same name.
+    /// What the machine calls itself, with a number behind it where two have the same name.
     pub name: String,
-    /// Who it is; unknown for whoever has a key file.
+    /// `None` for the key of a key file, which any number of machines may have.
     pub identity: Option<Identity>,
-    /// The secret.
+    /// The secret that is shared with it.
     pub key: Key,
     /// When it was paired, in seconds since 1970 by this machine's clock; 0 when unknown.
     pub added: u64,
 }
 
 impl Peer {
-    /// Whoever has the secret of a key file.
+    /// The key of a key file, whose owners are not known.
     pub fn of_key_file(key: Key) -> Self {
         Peer { name: "key file".to_owned(), identity: None, key, added: 0 }
     }
 
-    /// Its key's public name.
+    /// Names its key.
     pub fn id(&self) -> KeyId {
         self.key.id()
     }
@@ -44,9 +46,9 @@ impl Peer {
 /// Why a file of keys can't be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unreadable {
-    /// It isn't JSON of the form above.
+    /// Not JSON of the documented form.
     Form(&'static str),
-    /// More machines than can be.
+    /// More machines than may be paired.
     TooMany,
     /// Not 64 hexadecimal digits, nor 44 characters of base64.
     Secret,
@@ -66,11 +68,8 @@ impl fmt::Display for Unreadable {
     }
 }
 
-/// Reads the file of paired machines. An empty one has none.
-///
-/// # Errors
-/// [`Unreadable`]; a part of it is never used.
-pub fn parse(text: &str) -> Result<Vec<Peer>, Unreadable> {
+/// Reads the file of paired machines, as a whole or not at all. An empty one has none.
+pub(crate) fn parse(text: &str) -> Result<Vec<Peer>, Unreadable> {
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
@@ -87,35 +86,30 @@ fn peer(entry: &Value) -> Option<Peer> {
     let text = |name: &str| entry.get(name).and_then(Value::as_str);
     let name = text("name").filter(|name| !name.is_empty() && name.len() <= MAX_NAME)?;
     Some(Peer {
-        name: name.chars().map(|c| if c.is_control() { '?' } else { c }).collect(),
-        identity: Some(Identity(from_hex(text("identity")?)?)),
-        key: Key::new(from_hex(text("key")?)?),
+        name: printable(name),
+        identity: Some(Identity::parse(text("identity")?)?),
+        key: Key::new(parse_hex(text("key")?)?),
         added: entry.get("added")?.as_u64()?,
     })
 }
 
-/// Writes the file.
-pub fn format(peers: &[Peer]) -> String {
-    let list: Vec<Value> = peers
-        .iter()
-        .map(|peer| {
-            json!({
-                "name": peer.name,
-                "identity": peer.identity.map(|identity| identity.to_string()),
-                "key": hex(peer.key.bytes()),
-                "added": peer.added,
-            })
+/// The file's text, one machine a line.
+pub(crate) fn format(peers: &[Peer]) -> String {
+    let line = |peer: &Peer| {
+        json!({
+            "name": peer.name,
+            "identity": peer.identity.map(|identity| identity.to_string()),
+            "key": Hex(peer.key.bytes()).to_string(),
+            "added": peer.added,
         })
-        .collect();
-    let lines: Vec<String> = list.iter().map(Value::to_string).collect();
+        .to_string()
+    };
+    let lines: Vec<String> = peers.iter().map(line).collect();
     format!("{{\"peers\":[\n{}\n]}}", lines.join(",\n"))
 }
 
-/// Adds a machine. It takes the place of one with the same identity; its name is changed where
-/// another machine has it. Returns the name that it got.
-///
-/// # Errors
-/// When there are too many.
+/// Adds a machine, unless there are too many, and returns its name, which gets a number where
+/// another machine has the same name. A machine with the same identity is replaced.
 pub fn add(peers: &mut Vec<Peer>, mut new: Peer) -> Result<String, Unreadable> {
     peers.retain(|peer| peer.identity != new.identity);
     if peers.len() >= MAX_PEERS {
@@ -124,10 +118,7 @@ pub fn add(peers: &mut Vec<Peer>, mut new: Peer) -> Result<String, Unreadable> {
     let base = if new.name.is_empty() { "unnamed".to_owned() } else { new.name };
     let numbered = (2..).map(|n| {
         let suffix = format!("-{n}");
-        let end = (0..=base.len().min(MAX_NAME - suffix.len()))
-            .rev()
-            .find(|end| base.is_char_boundary(*end));
-        format!("{}{suffix}", &base[..end.unwrap_or(0)])
+        format!("{}{suffix}", cut(&base, MAX_NAME - suffix.len()))
     });
     let mut names = std::iter::once(base.clone()).chain(numbered);
     let is_free = |name: &String| peers.iter().all(|peer| peer.name != *name);
@@ -138,26 +129,10 @@ pub fn add(peers: &mut Vec<Peer>, mut new: Peer) -> Result<String, Unreadable> {
 }
 
 /// Reads the one secret of a key file.
-///
-/// # Errors
-/// When it isn't one.
 pub fn parse_secret(text: &str) -> Result<Key, Unreadable> {
     let text = text.trim();
-    let bytes = from_hex(text).or_else(|| from_base64(text));
+    let bytes = parse_hex(text).or_else(|| from_base64(text));
     bytes.map(Key::new).ok_or(Unreadable::Secret)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    let is_hex = text.len() == 2 * N && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    for (at, byte) in bytes.iter_mut().enumerate().filter(|_| is_hex) {
-        *byte = u8::from_str_radix(&text[at * 2..at * 2 + 2], 16).ok()?;
-    }
-    is_hex.then_some(bytes)
 }
 
 /// With or without padding.

@@ -1,168 +1,183 @@
-//! The handshake on a connection between two machines, on either side of it.
+//! Connecting to a server and accepting a client, with the handshake of paired machines where there
+//! is a key.
 //!
-//! The same port takes both: the first byte tells a handshake from plain HTTP.
+//! A server's port takes handshakes and plain HTTP: the first byte tells which.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
 use crate::net::socket::{self, HANGUP};
-use crate::pairing::keyring::{Keyring, Way, Ways};
-use crate::pairing::noise::{self, Broken, FIRST_BYTE, Key, Purpose};
+use crate::pairing::keyring::{Keyring, KeysToTry};
+use crate::pairing::noise::{
+    self, Established, FIRST_BYTE, Introduction, Key, NoiseError, Purpose,
+};
 use crate::pairing::stream::Stream;
 
-/// Why a server can't be reached in the way that its key asks for.
+/// Why there is no connection to a server.
 #[derive(Debug)]
-pub enum HopError {
-    /// No connection.
+pub(crate) enum SecureError {
+    /// TCP failed.
     Connect(io::Error),
-    /// It closes when it sees our keys.
-    Unknown,
+    /// It closes the connection when it sees our keys.
+    KeyRefused,
     /// It answers in clear.
-    Plain,
-    /// Its answer is not what the key's owner would say.
-    Broken(Broken),
-    /// We have no key and may not do without.
+    NotPaired,
+    /// Its handshake isn't that of a machine with the key.
+    Handshake(NoiseError),
+    /// We have no key, and may not talk to it in clear.
     NoKey,
 }
 
-impl fmt::Display for HopError {
+impl fmt::Display for SecureError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            HopError::Connect(error) => write!(f, "{error}"),
-            HopError::Unknown => write!(f, "it does not take our key (pair again: ollana pair)"),
-            HopError::Plain => write!(
-                f,
+        f.write_str(match self {
+            SecureError::Connect(error) => return error.fmt(f),
+            SecureError::Handshake(error) => return error.fmt(f),
+            SecureError::KeyRefused => "it does not take our key (pair again: ollana pair)",
+            SecureError::NotPaired => {
                 "it is not paired with this machine (run ollana pair on both, or allow it with \
                  --unpaired on)"
-            ),
-            HopError::Broken(broken) => write!(f, "{broken}"),
-            HopError::NoKey => write!(f, "no machine is paired with this one (run ollana pair)"),
-        }
+            }
+            SecureError::NoKey => "no machine is paired with this one (run ollana pair)",
+        })
     }
 }
 
-/// How long steps of a handshake may take, and who else is to be watched meanwhile.
-#[derive(Clone, Copy, Debug)]
-pub struct Patience<'a> {
-    /// For the connection, and again for the handshake.
-    pub timeout: Duration,
-    /// Whose hang-up ends it.
-    pub watched: Option<&'a Stream>,
-}
-
-/// Connects to a server, encrypted if there is a key for it.
-///
-/// # Errors
-/// [`HopError`]; nothing of a request was sent.
-pub fn call(
+/// Connects to a server, encrypted if there is a key for it. The TCP connection and the handshake
+/// may take `timeout` each; they end early when `watched` hangs up.
+pub(crate) fn connect(
     keyring: &Keyring,
     address: SocketAddr,
-    patience: Patience<'_>,
-) -> Result<Arc<Stream>, HopError> {
-    let Ways { keys, plain } = keyring.ways(address);
-    let mut refused = HopError::NoKey;
+    timeout: Duration,
+    watched: Option<&Stream>,
+) -> Result<Arc<Stream>, SecureError> {
+    let KeysToTry { keys, then_plain } = keyring.keys_to_try(address);
+    let mut refused = SecureError::NoKey;
     for key in keys {
-        match call_with(keyring, &key, address, patience) {
-            Ok(stream) => {
-                keyring.note(address, Way::Key(key.id()));
-                let stream = Arc::new(stream);
-                return if keyring.watch(&stream) { Ok(stream) } else { Err(HopError::Unknown) };
+        let stream = connect_plain(address, timeout, watched)?;
+        let own = keyring.introduction();
+        match initiate(&stream, Purpose::Requests, &key, &own, timeout, watched) {
+            Ok(_) => {
+                keyring.note(address, Some(key.id()));
+                let is_valid = keyring.watch(&stream);
+                return is_valid.then_some(stream).ok_or(SecureError::KeyRefused);
             }
-            Err(error @ HopError::Unknown) => refused = error,
-            // It knows no handshakes at all.
-            Err(error @ HopError::Plain) => {
+            Err(error @ SecureError::KeyRefused) => refused = error,
+            Err(error @ SecureError::NotPaired) => {
                 refused = error;
-                break;
+                break; // It doesn't know handshakes, whatever the key.
             }
             Err(error) => return Err(error),
         }
     }
-    if !plain {
+    if !then_plain {
         return Err(refused);
     }
-    let stream = Stream::new(connect(address, patience)?);
-    // Only who can't shake hands at all counts as plain from now on.
-    if matches!(refused, HopError::Plain) {
-        keyring.note(address, Way::Plain);
+    let stream = connect_plain(address, timeout, watched)?;
+    // One that refuses our keys may have another; one that answers in clear has none.
+    if matches!(refused, SecureError::NotPaired) {
+        keyring.note(address, None);
     }
-    Ok(Arc::new(stream))
-}
-
-/// Connects without a handshake.
-///
-/// # Errors
-/// [`HopError::Connect`].
-pub fn connect(address: SocketAddr, patience: Patience<'_>) -> Result<TcpStream, HopError> {
-    socket::connect(address, patience.watched.map(Stream::socket), patience.timeout)
-        .and_then(|socket| socket::prepare(&socket, socket::UNACKNOWLEDGED).map(|()| socket))
-        .map_err(HopError::Connect)
-}
-
-// A frame of its own: its 2 KiB would stay resident under every plain stream.
-#[inline(never)]
-fn call_with(
-    keyring: &Keyring,
-    key: &Key,
-    address: SocketAddr,
-    patience: Patience<'_>,
-) -> Result<Stream, HopError> {
-    let socket = connect(address, patience)?;
-    let (caller, hello) =
-        noise::call(Purpose::Hop, key, &keyring.introduction()).map_err(HopError::Broken)?;
-    // A new connection takes this little at once.
-    let sent = socket::try_write(&socket, &hello).map_err(HopError::Connect)?;
-    if sent != hello.len() {
-        return Err(HopError::Connect(ErrorKind::WriteZero.into()));
-    }
-    let mut reply = vec![0; Purpose::Hop.reply_len()];
-    match receive(&socket, &mut reply, patience) {
-        Ok(_) => {}
-        Err((n, _)) if reply[..n].starts_with(b"HTTP/") => return Err(HopError::Plain),
-        Err((0, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset)) => {
-            return Err(HopError::Unknown);
-        }
-        Err((_, kind)) => return Err(HopError::Connect(kind.into())),
-    }
-    if reply.starts_with(b"HTTP/") {
-        return Err(HopError::Plain);
-    }
-    let greeted = caller.finish(&reply).map_err(HopError::Broken)?;
-    let stream = Stream::new(socket);
-    stream.encrypt(greeted.session, key.id());
     Ok(stream)
 }
 
-/// Fills `buffer` and takes no byte more. On failure, how much of it came and what went wrong.
-fn receive(
-    socket: &TcpStream,
+/// Connects without a handshake.
+pub(crate) fn connect_plain(
+    address: SocketAddr,
+    timeout: Duration,
+    watched: Option<&Stream>,
+) -> Result<Arc<Stream>, SecureError> {
+    socket::connect(address, watched.map(Stream::socket), timeout)
+        .and_then(|socket| socket::prepare(&socket, socket::UNACKNOWLEDGED).map(|()| socket))
+        .map(|socket| Arc::new(Stream::new(socket)))
+        .map_err(SecureError::Connect)
+}
+
+/// Shakes hands on a new stream, which is encrypted from then on; returns who the peer is.
+// Not inlined: its 2 KiB of stack would stay resident under every plain stream.
+#[inline(never)]
+pub(crate) fn initiate(
+    stream: &Stream,
+    purpose: Purpose,
+    key: &Key,
+    own: &Introduction,
+    timeout: Duration,
+    watched: Option<&Stream>,
+) -> Result<Introduction, SecureError> {
+    let (initiator, hello) = noise::initiate(purpose, key, own).map_err(SecureError::Handshake)?;
+    send(stream, &hello)?;
+    let mut reply = vec![0; purpose.reply_len()];
+    let received = receive(stream, &mut reply, timeout, watched);
+    if reply.starts_with(b"HTTP/") {
+        return Err(SecureError::NotPaired);
+    }
+    received.map_err(|(n, error)| match (n, error.kind()) {
+        (0, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => SecureError::KeyRefused,
+        (_, kind) => SecureError::Connect(kind.into()),
+    })?;
+    let Established { session, peer } = initiator.finish(&reply).map_err(SecureError::Handshake)?;
+    stream.encrypt(session, key.id());
+    Ok(peer)
+}
+
+/// Answers the first message of a handshake; as [`initiate`].
+#[inline(never)]
+pub(crate) fn respond(
+    stream: &Stream,
+    purpose: Purpose,
+    key: &Key,
+    own: &Introduction,
+    hello: &[u8],
+) -> Result<Introduction, SecureError> {
+    let (reply, Established { session, peer }) =
+        noise::respond(purpose, key, own, hello).map_err(SecureError::Handshake)?;
+    send(stream, &reply)?;
+    stream.encrypt(session, key.id());
+    Ok(peer)
+}
+
+/// Sends a message of a handshake. The empty buffer of a new connection takes it at once.
+fn send(stream: &Stream, message: &[u8]) -> Result<(), SecureError> {
+    match stream.try_write(message) {
+        Ok(sent) if sent == message.len() => Ok(()),
+        Ok(_) => Err(io::Error::new(ErrorKind::WriteZero, "it takes no answer")),
+        Err(error) => Err(error),
+    }
+    .map_err(SecureError::Connect)
+}
+
+/// Fills `buffer` and takes no byte more. On failure, how many bytes came and what went wrong.
+pub(crate) fn receive(
+    stream: &Stream,
     buffer: &mut [u8],
-    patience: Patience<'_>,
-) -> Result<(), (usize, ErrorKind)> {
-    let deadline = Instant::now() + patience.timeout;
-    let mut watched = patience.watched;
+    timeout: Duration,
+    mut watched: Option<&Stream>,
+) -> Result<(), (usize, io::Error)> {
+    let deadline = Instant::now() + timeout;
     let mut filled = 0;
     while filled < buffer.len() {
-        let fail = |error: io::Error| (filled, error.kind());
-        match socket::try_read(socket, &mut buffer[filled..]).map_err(fail)? {
-            Some(0) => return Err((filled, ErrorKind::UnexpectedEof)),
+        let fail = |error| (filled, error);
+        match stream.try_read(&mut buffer[filled..]).map_err(fail)? {
+            Some(0) => return Err(fail(ErrorKind::UnexpectedEof.into())),
             Some(n) => filled += n,
             None => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 let second = watched.map(|stream| (stream.socket(), HANGUP));
                 let (own, other) =
-                    socket::wait((socket, PollFlags::IN), second, Some(left)).map_err(fail)?;
+                    socket::wait((stream.socket(), PollFlags::IN), second, Some(left))
+                        .map_err(fail)?;
                 match watched {
-                    Some(stream) if socket::has_left(stream.socket(), other) => {
-                        return Err((filled, ErrorKind::ConnectionAborted));
+                    Some(watched) if socket::has_left(watched.socket(), other) => {
+                        return Err(fail(ErrorKind::ConnectionAborted.into()));
                     }
                     _ if !own.is_empty() => {}
                     Some(_) if !other.is_empty() => watched = None,
-                    _ => return Err((filled, ErrorKind::TimedOut)),
+                    _ => return Err(fail(ErrorKind::TimedOut.into())),
                 }
             }
         }
@@ -170,23 +185,27 @@ fn receive(
     Ok(())
 }
 
-/// How a new connection begins.
+/// How a client's connection begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Opening {
-    /// As HTTP in clear, or not at all yet.
+pub(crate) enum Accepted {
+    /// As HTTP in clear, or it has ended already.
     Plain,
-    /// With the handshake of a paired machine; from now on it is encrypted.
-    Paired,
-    /// With something that gets no answer.
+    /// With the handshake of a paired machine; it is encrypted from now on.
+    Encrypted,
+    /// With bytes that get no answer: the connection is to be closed.
     Refused,
 }
 
-/// Waits for the first byte of a connection, and answers a handshake.
-///
-/// A machine without the key gets no byte: the connection is closed.
-pub fn answer(keyring: &Keyring, stream: &Arc<Stream>, idle: Duration, rest: Duration) -> Opening {
+/// Waits up to `idle` for the first byte of a connection, and answers a handshake, of which the rest
+/// may take up to `rest`. A machine without the key gets no byte.
+pub(crate) fn accept(
+    keyring: &Keyring,
+    stream: &Arc<Stream>,
+    idle: Duration,
+    rest: Duration,
+) -> Accepted {
     if !keyring.has_keys() {
-        return Opening::Plain;
+        return Accepted::Plain;
     }
     let socket = stream.socket();
     let mut first = [0];
@@ -194,41 +213,32 @@ pub fn answer(keyring: &Keyring, stream: &Arc<Stream>, idle: Duration, rest: Dur
         let waited = match error.kind() {
             ErrorKind::WouldBlock => socket::wait((socket, PollFlags::IN), None, Some(idle)),
             ErrorKind::Interrupted => continue,
-            _ => return Opening::Plain, // It is over, as its reader will see.
+            _ => return Accepted::Plain, // It is over, as its reader will see.
         };
         if !matches!(waited, Ok((events, _)) if !events.is_empty()) {
-            return Opening::Refused;
+            return Accepted::Refused;
         }
     }
     if first != [FIRST_BYTE] {
-        return Opening::Plain;
+        return Accepted::Plain;
     }
-    match shake_hands(keyring, stream, rest) {
-        Ok(()) if keyring.watch(stream) => Opening::Paired,
-        Ok(()) => Opening::Refused,
+    match accept_handshake(keyring, stream, rest) {
+        Ok(()) if keyring.watch(stream) => Accepted::Encrypted,
+        Ok(()) => Accepted::Refused,
         Err(reason) => {
             log::debug!("handshake refused reason={reason:?}");
-            Opening::Refused
+            Accepted::Refused
         }
     }
 }
 
-// A frame of its own, as above.
-#[inline(never)]
-fn shake_hands(keyring: &Keyring, stream: &Stream, timeout: Duration) -> Result<(), String> {
-    let socket = stream.socket();
-    let mut hello = vec![0; Purpose::Hop.hello_len()];
-    receive(socket, &mut hello, Patience { timeout, watched: None })
-        .map_err(|(n, kind)| format!("{kind} behind {n} bytes"))?;
-    let id = Purpose::Hop.read_id(&hello).ok_or_else(|| Broken::Form.to_string())?;
+fn accept_handshake(keyring: &Keyring, stream: &Stream, timeout: Duration) -> Result<(), String> {
+    let mut hello = vec![0; Purpose::Requests.hello_len()];
+    receive(stream, &mut hello, timeout, None)
+        .map_err(|(n, error)| format!("{} behind {n} bytes", error.kind()))?;
+    let id = Purpose::Requests.read_id(&hello).ok_or_else(|| NoiseError::Malformed.to_string())?;
     let key = keyring.key(id).ok_or_else(|| format!("unknown key {id}"))?;
-    let (reply, greeted) = noise::answer(Purpose::Hop, &key, &keyring.introduction(), &hello)
-        .map_err(|broken| broken.to_string())?;
-    match socket::try_write(socket, &reply) {
-        Ok(n) if n == reply.len() => {}
-        Ok(_) => return Err("it takes no answer".to_owned()),
-        Err(error) => return Err(error.to_string()),
-    }
-    stream.encrypt(greeted.session, id);
-    Ok(())
+    respond(stream, Purpose::Requests, &key, &keyring.introduction(), &hello)
+        .map(|_| ())
+        .map_err(|error| error.to_string())
 }

@@ -14,7 +14,7 @@ use super::answers::OwnAnswer;
 use super::connection::{Connection, Next};
 use super::exchange::{self, Context, End};
 use super::tiny_gate;
-use crate::pairing::secure::{self, Opening};
+use crate::pairing::secure::{self, Accepted};
 use crate::system::{self, lock};
 use crate::upstream::Upstream;
 
@@ -152,16 +152,11 @@ impl Worker {
     fn serve(&self, mut connection: Box<Connection>) {
         let context = &self.shared.context;
         let timing = &context.timing;
-        let opening = secure::answer(
-            &context.keyring,
-            connection.stream(),
-            timing.idle_timeout,
-            timing.head_timeout,
-        );
-        match opening {
-            Opening::Plain => {}
-            Opening::Paired => connection.expect_soon(),
-            Opening::Refused => return,
+        let idle = timing.idle_timeout;
+        match secure::accept(&context.keyring, connection.stream(), idle, timing.head_timeout) {
+            Accepted::Plain => {}
+            Accepted::Encrypted => connection.expect_soon(),
+            Accepted::Refused => return,
         }
         let mut has_passed = false;
         loop {

@@ -3,22 +3,24 @@
 //! ```text
 //!  ollana --daemon ──► the same program again, in a session of its own
 //!       │ ◄── "ready" on a pipe, or the pipe's end ──┤
-//!       └► says so and exits 0, or with its code     └► lets go of the terminal
+//!       └► says so and exits 0, or with its code     └► detaches from the terminal
 //! ```
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use crate::config::Settings;
 use crate::log::LogWriter;
+use crate::system::files;
 
-/// Tells the second process that it is the second.
+/// Set in the second process's environment.
 const STAGE: &str = "OLLANA_BACKGROUND";
 const READY: &[u8] = b"ready";
 
-/// Starts the program again in the background and waits until it is ready. `None`: this is it.
+/// Starts the program again in the background and waits until it is ready. `None` in the process
+/// that is to serve.
 pub fn launch(settings: &Settings) -> Option<ExitCode> {
     if !settings.daemon || std::env::var_os(STAGE).is_some() {
         return None;
@@ -30,7 +32,7 @@ pub fn launch(settings: &Settings) -> Option<ExitCode> {
 }
 
 fn start(settings: &Settings) -> io::Result<ExitCode> {
-    // Its stderr is ours until it is ready, so that its complaints are read.
+    // It has our stderr until it is ready, so that its complaints are seen.
     let mut child = Command::new(std::env::current_exe()?)
         .args(std::env::args_os().skip(1))
         .env(STAGE, "1")
@@ -53,48 +55,36 @@ fn start(settings: &Settings) -> io::Result<ExitCode> {
     Ok(ExitCode::from(if code == 0 { 1 } else { code }))
 }
 
-/// In the second process: leaves the terminal's session, so that its end isn't ours.
+/// In the second process: leaves the terminal's session, whose end would end the process.
 pub fn leave_session() {
     if std::env::var_os(STAGE).is_some() {
-        // It fails only for the leader of a group, which a started process isn't.
+        // Fails only for the leader of a process group, which a child isn't.
         let _ = rustix::process::setsid();
     }
 }
 
-/// In the second process: tells the first one that we serve, and lets go of its descriptors.
-///
-/// # Errors
-/// When there is no /dev/null.
-pub fn let_go(journal: &LogWriter) -> io::Result<()> {
+/// In the second process: tells the first one that it serves, and closes its descriptors. Fails
+/// where there is no /dev/null.
+pub(super) fn detach(journal: &LogWriter) -> io::Result<()> {
     if std::env::var_os(STAGE).is_none() {
         return Ok(());
     }
-    journal.finish(); // What was said so far goes to whoever started us.
+    journal.finish(); // The log up to here goes to the terminal.
     let nowhere = fs::File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stderr(&nowhere)?;
-    // Whoever started us may have been killed.
-    let mut stdout = io::stdout();
-    let _ = stdout.write_all(READY).and_then(|()| stdout.flush());
+    // Fails if the first process was killed.
+    let _ = stdout().write_all(READY).and_then(|()| stdout().flush());
     rustix::stdio::dup2_stdout(&nowhere)?;
     Ok(())
 }
 
-/// Our process number in a file; dropping it removes the file.
-#[derive(Debug)]
-pub struct PidFile(PathBuf);
+/// The process number in a file; dropping it removes the file.
+pub(super) struct PidFile(PathBuf);
 
 impl PidFile {
-    /// Writes it.
-    ///
-    /// # Errors
-    /// When it can't be written; the text names it.
-    pub fn write(path: &Path) -> io::Result<Self> {
-        // A reader finds the old number or the new one, never half of it.
-        let temporary = path.with_extension(format!("{}.new", std::process::id()));
-        let text = format!("{}\n", std::process::id());
-        let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path));
-        written.map_err(|error| {
-            let _ = fs::remove_file(&temporary);
+    /// The error's text names the file.
+    pub(super) fn write(path: &Path) -> io::Result<Self> {
+        files::replace_readable(path, &std::process::id().to_string()).map_err(|error| {
             io::Error::new(error.kind(), format!("{}: {error}", path.display()))
         })?;
         Ok(PidFile(path.to_owned()))
@@ -103,7 +93,7 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // Another one that was started since then may have put its own there.
+        // A process that was started since then may have written its own number.
         let own = std::process::id().to_string();
         if fs::read_to_string(&self.0).is_ok_and(|text| text.trim() == own) {
             let _ = fs::remove_file(&self.0);

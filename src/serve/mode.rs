@@ -1,4 +1,4 @@
-//! Client, server or both: what is asked for, or what fits this machine.
+//! Client, server or both: the mode that is asked for, or that fits this machine.
 
 use std::fmt;
 use std::path::Path;
@@ -15,15 +15,15 @@ use crate::upstream::health_check::Check;
 
 /// How long the local Ollama may take to answer at start-up.
 const DETECTION_TIME: Duration = Duration::from_secs(2);
-/// After this long the machine isn't starting any more.
+/// Time since boot within which a machine counts as starting.
 const BOOT_TIME: Duration = Duration::from_secs(180);
 /// How long a starting machine's Ollama is waited for.
-const BOOT_PATIENCE: Duration = Duration::from_secs(60);
+const BOOT_WAIT: Duration = Duration::from_secs(60);
 const BOOT_RETRY: Duration = Duration::from_millis(500);
 
-/// What this daemon is.
+/// What a daemon does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// Uses the LAN's servers.
     Client,
     /// Shares the local Ollama.
@@ -33,13 +33,11 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Whether it answers this machine's programs.
-    pub fn is_client(self) -> bool {
+    pub(super) fn is_client(self) -> bool {
         self != Mode::Server
     }
 
-    /// Whether it answers the LAN.
-    pub fn is_server(self) -> bool {
+    pub(super) fn is_server(self) -> bool {
         self != Mode::Client
     }
 }
@@ -55,23 +53,20 @@ impl fmt::Display for Mode {
 }
 
 /// The mode and, for people, the reason.
-pub(super) fn choose(
-    settings: &Settings,
-    ollama: &OllamaUrl,
-    stopping: &AtomicBool,
-) -> (Mode, String) {
+pub(super) fn choose(settings: &Settings, stopping: &AtomicBool) -> (Mode, String) {
+    let ollama = settings.ollama_url();
     match settings.mode {
         ModeChoice::Client => return (Mode::Client, "asked for".to_owned()),
         ModeChoice::Server => return (Mode::Server, format!("asked for, sharing {ollama}")),
         ModeChoice::Both => return (Mode::Both, format!("asked for, sharing {ollama}")),
         ModeChoice::Auto => {}
     }
-    let deadline = is_ollama_starting().then(|| Instant::now() + BOOT_PATIENCE);
+    let deadline = is_ollama_starting().then(|| Instant::now() + BOOT_WAIT);
     if deadline.is_some() {
         log::info!("this machine is starting and has an Ollama service; waiting for it");
     }
     loop {
-        match ask(settings, ollama, DETECTION_TIME) {
+        match ask(settings, &ollama, DETECTION_TIME) {
             CheckResult::Healthy { version, .. } => {
                 return (Mode::Server, format!("Ollama {version} answers at {ollama}"));
             }
@@ -88,8 +83,8 @@ pub(super) fn choose(
     }
 }
 
-/// Whether this machine booted a moment ago and is set up to start Ollama: a client that came
-/// first would take Ollama's port.
+/// Whether this machine booted a moment ago and has systemd start Ollama, whose port a client would
+/// take.
 fn is_ollama_starting() -> bool {
     let is_enabled = ["default.target.wants", "multi-user.target.wants"]
         .iter()

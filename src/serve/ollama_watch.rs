@@ -1,8 +1,8 @@
-//! Signs that somebody starts Ollama on this machine while we have its port.
+//! Sees that Ollama is being started on this machine while this daemon has its port.
 //!
-//! The kernel tells when Ollama's program file is opened, which is before it runs; the processes
-//! tell whether it is `ollama serve`. Ollama takes some ten milliseconds from there to the moment
-//! in which it wants its port, so that we are gone by then.
+//! The kernel tells when Ollama's program file is opened, which is before it runs; the list of
+//! processes tells whether it is `ollama serve`. Ollama binds its port some ten milliseconds later,
+//! when this daemon has left it.
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,106 +12,110 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
 
-/// The file is opened this long before the process has its new name, at most.
+/// From the opening of the file until the process has its new name, at most.
 const EXEC_TIME: Duration = Duration::from_millis(500);
-/// However many signs there are, the rest has to go on.
-const LONGEST: Duration = Duration::from_secs(2);
-/// How often the processes are looked at: at once often, then less.
-const LOOKS_MS: [u64; 3] = [1, 2, 10];
+/// How long one look at the processes may take, however often the file is opened meanwhile.
+const MAX_LOOK: Duration = Duration::from_secs(2);
+/// Pauses between looks at the processes; each is used eight times, the last from then on.
+const PAUSES_MS: [u64; 3] = [1, 2, 10];
 
 /// A watch on Ollama's program.
-pub(super) struct Arrivals {
-    watch: OwnedFd,
-    places: Vec<PathBuf>,
-    /// Those that run already have what they need.
+pub(super) struct OllamaWatch {
+    inotify: OwnedFd,
+    /// Where the program may be installed.
+    programs: Vec<PathBuf>,
+    /// Processes that ran before the watch began.
     known: Vec<PathBuf>,
 }
 
-impl Arrivals {
-    /// Where Ollama may be installed. `None` where the kernel can't tell.
+impl OllamaWatch {
+    /// `None` where the kernel has no inotify.
     pub(super) fn new() -> Option<Self> {
-        let watch = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).ok()?;
+        let inotify = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).ok()?;
         let path = std::env::var_os("PATH").unwrap_or_default();
         let usual = ["/usr/local/bin", "/usr/bin"].map(PathBuf::from);
         let folders = std::env::split_paths(&path).filter(|dir| dir.is_absolute()).chain(usual);
-        let mut places: Vec<PathBuf> = folders.map(|dir| dir.join("ollama")).collect();
-        places.sort();
-        places.dedup();
-        let mut arrivals = Arrivals { watch, places, known: Vec::new() };
-        arrivals.forget();
-        Some(arrivals)
+        let mut programs: Vec<PathBuf> = folders.map(|dir| dir.join("ollama")).collect();
+        programs.sort();
+        programs.dedup();
+        let mut watch = OllamaWatch { inotify, programs, known: Vec::new() };
+        watch.restart();
+        Some(watch)
     }
 
-    /// Begins anew: what runs by now is no arrival.
-    pub(super) fn forget(&mut self) {
-        self.refresh();
-        self.take_signs();
+    /// Begins anew: processes that run now aren't being started.
+    pub(super) fn restart(&mut self) {
+        self.watch_programs();
+        self.take_events();
         self.known = processes();
     }
 
-    /// Readable when there is a sign.
-    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.watch.as_fd()
-    }
-
-    /// Watches what is installed now; an upgrade puts another file in the place of the old one.
-    fn refresh(&self) {
-        let signs = WatchFlags::OPEN | WatchFlags::ATTRIB | WatchFlags::MOVE_SELF;
-        for place in &self.places {
-            let _ = add_watch(&self.watch, place, signs);
+    /// Watches the files that are installed now; an upgrade replaces them.
+    fn watch_programs(&self) {
+        let events = WatchFlags::OPEN | WatchFlags::ATTRIB | WatchFlags::MOVE_SELF;
+        for program in &self.programs {
+            let _ = add_watch(&self.inotify, program, events);
         }
     }
 
-    fn take_signs(&self) -> bool {
+    /// Whether there were events.
+    fn take_events(&self) -> bool {
         let mut events = [0; 1024];
-        let mut has_sign = false;
-        while rustix::io::read(&self.watch, &mut events).is_ok_and(|n| n > 0) {
-            has_sign = true;
+        let mut any = false;
+        while rustix::io::read(&self.inotify, &mut events).is_ok_and(|n| n > 0) {
+            any = true;
         }
-        has_sign
+        any
     }
 
-    /// Whether there was a sign, and Ollama's server is being started.
+    /// Whether the program's file was opened and Ollama's server is being started.
     pub(super) fn is_starting(&self) -> bool {
-        if !self.take_signs() {
+        if !self.take_events() {
             return false;
         }
-        self.refresh();
+        self.watch_programs();
         let mut seen = self.known.clone();
         let start = Instant::now();
-        let (mut last_sign, mut looks) = (start, 0);
-        while last_sign.elapsed() < EXEC_TIME && start.elapsed() < LONGEST {
+        let (mut last_event, mut looks) = (start, 0);
+        while last_event.elapsed() < EXEC_TIME && start.elapsed() < MAX_LOOK {
             for process in processes() {
                 if seen.contains(&process) {
                     continue;
                 }
-                // The words come a moment after the name.
+                // The arguments appear a moment after the name.
                 match is_server(&process) {
                     Some(true) => return true,
                     Some(false) => seen.push(process),
                     None => {}
                 }
             }
-            let pause = Duration::from_millis(LOOKS_MS[looks / 8]);
-            looks = (looks + 1).min(LOOKS_MS.len() * 8 - 1);
+            let pause = Duration::from_millis(PAUSES_MS[looks / 8]);
+            looks = (looks + 1).min(PAUSES_MS.len() * 8 - 1);
             let pause = Timespec::try_from(pause).ok();
-            let _ = poll(&mut [PollFd::new(&self.watch, PollFlags::IN)], pause.as_ref());
-            if self.take_signs() {
-                (last_sign, looks) = (Instant::now(), 0);
+            let _ = poll(&mut [PollFd::new(&self.inotify, PollFlags::IN)], pause.as_ref());
+            if self.take_events() {
+                (last_event, looks) = (Instant::now(), 0);
             }
         }
         false
     }
 }
 
-/// The processes in our network that run Ollama's program.
+impl AsFd for OllamaWatch {
+    /// Readable when the program's file was opened.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+}
+
+/// The processes in this network namespace that run Ollama's program.
 fn processes() -> Vec<PathBuf> {
     let own = fs::read_link("/proc/self/ns/net").ok();
     let is_ours = |process: &PathBuf| {
         // Such as `ollama`, or `.ollama-wrapped` where a script starts it.
         let is_named = |name: Vec<u8>| name.windows(6).any(|part| part == b"ollama");
         let is_ollama = fs::read(process.join("comm")).is_ok_and(is_named);
-        // A container's network isn't ours; where that can't be told, it is taken for ours.
+        // A container has a network of its own. Where that can't be told, it is taken for this one.
         let net = || fs::read_link(process.join("ns/net"));
         is_ollama && net().map_or(true, |net| own.as_ref() == Some(&net))
     };

@@ -1,147 +1,143 @@
-//! When a daemon that chose its mode itself changes it: Ollama of this machine was stopped, or is
-//! being started. Pure; the clock comes in with each look.
+//! When a daemon that chose its mode itself changes it: this machine's Ollama was stopped, or is
+//! being started. Pure; the clock comes in with each call.
 //!
 //! ```text
 //!  server ──Ollama unanswered for 5 s──► client
 //!    ▲                                     │ Ollama's program is being started
 //!    │ it answers                          ▼
-//!    └────────────────────────────── makes room ──it doesn't come──► client
+//!    └──────────────────────────── leaves the port ──it doesn't come──► client
 //! ```
 
 use std::time::{Duration, Instant};
 
-use super::Mode;
+use super::mode::Mode;
 
-/// An Ollama that is being restarted or upgraded comes back within this.
+/// An Ollama that is being restarted or upgraded comes back within this time.
 const GRACE: Duration = Duration::from_secs(5);
-/// From one change to the next, so that a flapping Ollama doesn't make us flap.
-const LEAST_STAY: Duration = Duration::from_secs(10);
-/// Room is made for so long, as long as nobody takes it.
-const ROOM: Duration = Duration::from_secs(5);
-/// An Ollama that has the port may take this long to answer.
-const START: Duration = Duration::from_secs(60);
+/// Least time from one change to the next, so that a flapping Ollama doesn't make the role flap.
+const MIN_STAY: Duration = Duration::from_secs(10);
+/// How long the port is left free while nobody takes it.
+const FREE_TIME: Duration = Duration::from_secs(5);
+/// How long an Ollama that has the port may take to answer.
+const START_TIME: Duration = Duration::from_secs(60);
 /// From a change that failed to the next attempt.
-const RETRY: Duration = Duration::from_secs(2);
-/// Signs of an arrival are ignored after one that came to nothing: from, doubling, up to.
-const FIRST_PAUSE: Duration = Duration::from_secs(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+const RETRY_TIME: Duration = Duration::from_secs(2);
+/// How long starts are ignored after one that came to nothing; doubles from the first to the last.
+const FIRST_IGNORED: Duration = Duration::from_secs(10);
+const LAST_IGNORED: Duration = Duration::from_secs(300);
 
-/// What the local Ollama's address shows.
+/// What Ollama's address on this machine shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sight {
-    /// Ollama answers.
+pub(super) enum LocalOllama {
     Answers,
-    /// Somebody has the port, but doesn't answer as Ollama.
+    /// A program has the port, but doesn't answer as Ollama.
     Silent,
-    /// Nobody is there.
-    Nobody,
+    /// No program has the port.
+    Absent,
 }
 
-/// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Stay,
     Become(Mode),
-    /// Leave Ollama's port so that it can have it.
-    MakeRoom,
+    /// Leave Ollama's port, so that Ollama can bind it.
+    FreePort,
 }
 
 /// The present role and what led to it.
 #[derive(Debug)]
 pub(super) struct Role {
     mode: Mode,
-    changed: Option<Instant>,
+    changed_at: Option<Instant>,
     missing_since: Option<Instant>,
-    room_since: Option<Instant>,
-    /// Nothing is done before.
-    idle_until: Option<Instant>,
-    /// Signs of an arrival count from then on.
-    deaf_until: Option<Instant>,
-    pause: Duration,
+    port_free_since: Option<Instant>,
+    /// Set while a failed change waits for its next attempt.
+    retry_at: Option<Instant>,
+    ignore_starts_until: Option<Instant>,
+    /// For how long the next start that comes to nothing makes others be ignored.
+    ignored: Duration,
 }
 
 impl Role {
     pub(super) fn new(mode: Mode) -> Self {
         Role {
             mode,
-            changed: None,
+            changed_at: None,
             missing_since: None,
-            room_since: None,
-            idle_until: None,
-            deaf_until: None,
-            pause: FIRST_PAUSE,
+            port_free_since: None,
+            retry_at: None,
+            ignore_starts_until: None,
+            ignored: FIRST_IGNORED,
         }
     }
 
-    /// Whether the port is left free for Ollama.
-    pub(super) fn makes_room(&self) -> bool {
-        self.room_since.is_some()
+    fn leaves_port_free(&self) -> bool {
+        self.port_free_since.is_some()
     }
 
-    /// Looks at Ollama's address.
-    pub(super) fn look(&mut self, now: Instant, sight: Sight) -> Step {
-        if self.idle_until.is_some_and(|until| now < until) {
+    pub(super) fn observe(&mut self, now: Instant, ollama: LocalOllama) -> Step {
+        if self.retry_at.is_some_and(|until| now < until) {
             return Step::Stay;
         }
         let since = |then: Instant| now.saturating_duration_since(then);
-        if let Some(room) = self.room_since {
-            let is_over = match sight {
-                Sight::Answers => {
-                    self.pause = FIRST_PAUSE;
-                    return self.become_(now, Mode::Server);
+        if let Some(freed) = self.port_free_since {
+            let is_over = match ollama {
+                LocalOllama::Answers => {
+                    self.ignored = FIRST_IGNORED;
+                    return self.change_to(now, Mode::Server);
                 }
-                Sight::Silent => since(room) >= START,
-                Sight::Nobody => since(room) >= ROOM,
+                LocalOllama::Silent => since(freed) >= START_TIME,
+                LocalOllama::Absent => since(freed) >= FREE_TIME,
             };
             if !is_over {
                 return Step::Stay;
             }
-            self.deaf_until = Some(now + self.pause);
-            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-            return self.become_(now, Mode::Client);
+            self.ignore_starts_until = Some(now + self.ignored);
+            self.ignored = (self.ignored * 2).min(LAST_IGNORED);
+            return self.change_to(now, Mode::Client);
         }
-        if sight == Sight::Answers {
+        if ollama == LocalOllama::Answers {
             self.missing_since = None;
         }
-        let may_change = self.changed.is_none_or(|changed| since(changed) >= LEAST_STAY);
-        match (self.mode, sight) {
-            (Mode::Server, Sight::Nobody) => {
+        let may_change = self.changed_at.is_none_or(|changed| since(changed) >= MIN_STAY);
+        match (self.mode, ollama) {
+            (Mode::Server, LocalOllama::Absent) => {
                 let missing = *self.missing_since.get_or_insert(now);
                 if may_change && since(missing) >= GRACE {
-                    return self.become_(now, Mode::Client);
+                    return self.change_to(now, Mode::Client);
                 }
             }
-            // Frozen, or another program: the port isn't to be had.
-            (Mode::Server, Sight::Silent) => self.missing_since = None,
-            (Mode::Client, Sight::Answers) if may_change => {
-                return self.become_(now, Mode::Server);
+            // Frozen, or another program: a client couldn't bind the port.
+            (Mode::Server, LocalOllama::Silent) => self.missing_since = None,
+            (Mode::Client, LocalOllama::Answers) if may_change => {
+                return self.change_to(now, Mode::Server);
             }
             _ => {}
         }
         Step::Stay
     }
 
-    /// Ollama's program is being started, and we have its port.
-    pub(super) fn arrival(&mut self, now: Instant) -> Step {
-        let is_deaf = self.deaf_until.is_some_and(|until| now < until);
-        if self.mode != Mode::Client || self.makes_room() || is_deaf {
+    /// Ollama's program is being started while this daemon has its port.
+    pub(super) fn ollama_starts(&mut self, now: Instant) -> Step {
+        let is_ignored = self.ignore_starts_until.is_some_and(|until| now < until);
+        if self.mode != Mode::Client || self.leaves_port_free() || is_ignored {
             return Step::Stay;
         }
-        self.room_since = Some(now);
-        Step::MakeRoom
+        self.port_free_since = Some(now);
+        Step::FreePort
     }
 
-    /// The change couldn't be made, so that there is no role now.
+    /// The change couldn't be made: no daemon runs now.
     pub(super) fn failed(&mut self, now: Instant) {
-        self.room_since = Some(now);
-        self.idle_until = Some(now + RETRY);
+        self.port_free_since = Some(now);
+        self.retry_at = Some(now + RETRY_TIME);
     }
 
-    fn become_(&mut self, now: Instant, mode: Mode) -> Step {
+    fn change_to(&mut self, now: Instant, mode: Mode) -> Step {
         self.mode = mode;
-        self.changed = Some(now);
+        self.changed_at = Some(now);
         self.missing_since = None;
-        self.room_since = None;
+        self.port_free_since = None;
         Step::Become(mode)
     }
 }
@@ -158,47 +154,47 @@ mod tests {
     fn a_restart_changes_nothing_and_an_end_does() {
         let t0 = Instant::now();
         let mut role = Role::new(Mode::Server);
-        for (at, sight, want) in [
-            (0, Sight::Answers, Step::Stay),
-            (1, Sight::Nobody, Step::Stay),
-            (5, Sight::Nobody, Step::Stay),
-            (6, Sight::Answers, Step::Stay),
-            (7, Sight::Nobody, Step::Stay),
-            (8, Sight::Silent, Step::Stay),
-            (12, Sight::Nobody, Step::Stay),
-            (16, Sight::Nobody, Step::Stay),
-            (17, Sight::Nobody, Step::Become(Mode::Client)),
-            (18, Sight::Nobody, Step::Stay),
+        for (at, ollama, want) in [
+            (0, LocalOllama::Answers, Step::Stay),
+            (1, LocalOllama::Absent, Step::Stay),
+            (5, LocalOllama::Absent, Step::Stay),
+            (6, LocalOllama::Answers, Step::Stay),
+            (7, LocalOllama::Absent, Step::Stay),
+            (8, LocalOllama::Silent, Step::Stay),
+            (12, LocalOllama::Absent, Step::Stay),
+            (16, LocalOllama::Absent, Step::Stay),
+            (17, LocalOllama::Absent, Step::Become(Mode::Client)),
+            (18, LocalOllama::Absent, Step::Stay),
         ] {
-            assert_eq!(role.look(t0 + secs(at), sight), want, "at {at}");
+            assert_eq!(role.observe(t0 + secs(at), ollama), want, "at {at}");
         }
     }
 
     #[test]
-    fn room_is_made_for_an_arrival() {
+    fn the_port_is_left_to_a_starting_ollama() {
         let t0 = Instant::now();
         let mut role = Role::new(Mode::Client);
-        assert_eq!(role.look(t0, Sight::Nobody), Step::Stay);
-        assert_eq!(role.arrival(t0), Step::MakeRoom);
-        assert!(role.makes_room());
-        assert_eq!(role.arrival(t0), Step::Stay, "once");
-        assert_eq!(role.look(t0 + secs(1), Sight::Nobody), Step::Stay);
-        assert_eq!(role.look(t0 + secs(20), Sight::Silent), Step::Stay, "it has the port");
-        assert_eq!(role.look(t0 + secs(21), Sight::Answers), Step::Become(Mode::Server));
-        assert!(!role.makes_room());
-        assert_eq!(role.arrival(t0 + secs(22)), Step::Stay, "a server has nothing to give");
+        assert_eq!(role.observe(t0, LocalOllama::Absent), Step::Stay);
+        assert_eq!(role.ollama_starts(t0), Step::FreePort);
+        assert!(role.leaves_port_free());
+        assert_eq!(role.ollama_starts(t0), Step::Stay, "once");
+        assert_eq!(role.observe(t0 + secs(1), LocalOllama::Absent), Step::Stay);
+        assert_eq!(role.observe(t0 + secs(20), LocalOllama::Silent), Step::Stay, "it has the port");
+        assert_eq!(role.observe(t0 + secs(21), LocalOllama::Answers), Step::Become(Mode::Server));
+        assert!(!role.leaves_port_free());
+        assert_eq!(role.ollama_starts(t0 + secs(22)), Step::Stay, "a server has nothing to give");
     }
 
     #[test]
-    fn arrivals_that_come_to_nothing_count_less_and_less() {
+    fn starts_that_come_to_nothing_count_less_and_less() {
         let mut now = Instant::now();
         let mut role = Role::new(Mode::Client);
         for pause in [10, 20, 40, 80, 160, 300, 300] {
-            assert_eq!(role.arrival(now), Step::MakeRoom);
-            assert_eq!(role.look(now + secs(4), Sight::Nobody), Step::Stay);
+            assert_eq!(role.ollama_starts(now), Step::FreePort);
+            assert_eq!(role.observe(now + secs(4), LocalOllama::Absent), Step::Stay);
             now += secs(5);
-            assert_eq!(role.look(now, Sight::Nobody), Step::Become(Mode::Client));
-            assert_eq!(role.arrival(now + secs(pause - 1)), Step::Stay, "pause {pause}");
+            assert_eq!(role.observe(now, LocalOllama::Absent), Step::Become(Mode::Client));
+            assert_eq!(role.ollama_starts(now + secs(pause - 1)), Step::Stay, "pause {pause}");
             now += secs(pause);
         }
     }
@@ -208,50 +204,54 @@ mod tests {
         let t0 = Instant::now();
         let mut role = Role::new(Mode::Server);
         role.failed(t0);
-        assert_eq!(role.look(t0 + secs(1), Sight::Answers), Step::Stay);
-        assert_eq!(role.look(t0 + secs(2), Sight::Answers), Step::Become(Mode::Server));
+        assert_eq!(role.observe(t0 + secs(1), LocalOllama::Answers), Step::Stay);
+        assert_eq!(role.observe(t0 + secs(2), LocalOllama::Answers), Step::Become(Mode::Server));
         role.failed(t0 + secs(2));
-        assert_eq!(role.look(t0 + secs(4), Sight::Nobody), Step::Stay);
-        assert_eq!(role.look(t0 + secs(7), Sight::Nobody), Step::Become(Mode::Client));
+        assert_eq!(role.observe(t0 + secs(4), LocalOllama::Absent), Step::Stay);
+        assert_eq!(role.observe(t0 + secs(7), LocalOllama::Absent), Step::Become(Mode::Client));
     }
 
-    /// Whatever is seen, two changes of role are at least ten seconds apart, and room that was made
-    /// is taken or given up.
+    /// Whatever is seen, two changes of role are at least ten seconds apart, and a port that was left
+    /// free is taken or given up.
     #[test]
     fn no_flapping() {
         let mut random: u64 = 1;
         for _ in 0..200 {
             let mut now = Instant::now();
             let mut role = Role::new(Mode::Server);
-            let (mut last, mut room) = (None::<Instant>, None);
+            let (mut last, mut freed) = (None::<Instant>, None);
             for _ in 0..2000 {
                 random ^= random << 13;
                 random ^= random >> 7;
                 random ^= random << 17;
                 now += Duration::from_millis(random % 700);
-                let sight = [Sight::Answers, Sight::Silent, Sight::Nobody, Sight::Nobody]
-                    [(random >> 20) as usize % 4];
+                let ollama = [
+                    LocalOllama::Answers,
+                    LocalOllama::Silent,
+                    LocalOllama::Absent,
+                    LocalOllama::Absent,
+                ][(random >> 20) as usize % 4];
                 let before = role.mode;
                 let step = if (random >> 30).is_multiple_of(50) {
-                    role.arrival(now)
+                    role.ollama_starts(now)
                 } else {
-                    role.look(now, sight)
+                    role.observe(now, ollama)
                 };
                 match step {
-                    Step::MakeRoom => room = Some(now),
+                    Step::FreePort => freed = Some(now),
                     Step::Become(mode) => {
                         if mode != before {
                             let pause = last.map(|last| now.duration_since(last));
-                            let was_arrival = room.is_some();
-                            assert!(was_arrival || pause.is_none_or(|p| p >= LEAST_STAY));
+                            let was_start = freed.is_some();
+                            assert!(was_start || pause.is_none_or(|p| p >= MIN_STAY));
                             last = Some(now);
                         }
-                        room = None;
+                        freed = None;
                     }
                     Step::Stay => {}
                 }
-                assert!(room.is_none_or(|room| now.duration_since(room) < START + secs(1)));
-                assert_eq!(room.is_some(), role.makes_room());
+                assert!(freed.is_none_or(|freed| now.duration_since(freed) < START_TIME + secs(1)));
+                assert_eq!(freed.is_some(), role.leaves_port_free());
             }
         }
     }

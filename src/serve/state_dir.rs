@@ -1,22 +1,16 @@
-//! What a daemon keeps on disk for itself: its identity, and where private files may be.
+//! What a daemon keeps on disk, its identity, and what it finds on this machine: the host's name,
+//! the local models, a place for its socket.
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use crate::pairing::identity::Identity;
-use crate::system::files::replace;
-use crate::system::random;
+use crate::pairing::identity::{Identity, MAX_NAME};
+use crate::system::{files, random};
 
-/// The identity of the server on this port, made at its first start.
-///
-/// It goes with the port, so that two servers on one machine are two. Without a place to keep
-/// it, or with an ephemeral port, it lasts as long as the process.
-///
-/// # Errors
-/// When the system has no random source.
-pub fn identity(dir: Option<&Path>, port: u16) -> io::Result<Identity> {
+/// The identity of the server on this port, made at its first start. Without a directory, or with
+/// port 0, it lasts as long as the process. Fails when the system has no random source.
+pub(crate) fn identity(dir: Option<&Path>, port: u16) -> io::Result<Identity> {
     let fresh = Identity(random()?);
     let (Some(dir), true) = (dir, port != 0) else { return Ok(fresh) };
     let path = dir.join(format!("identity-{port}"));
@@ -28,7 +22,7 @@ pub fn identity(dir: Option<&Path>, port: u16) -> io::Result<Identity> {
             return Ok(fresh);
         }
     }
-    if let Err(error) = replace(dir, &path, &fresh.to_string()) {
+    if let Err(error) = files::replace(dir, &path, &fresh.to_string()) {
         log::warn!("identity not kept, try --state-dir path={path:?} reason={error}");
     }
     Ok(fresh)
@@ -44,8 +38,15 @@ fn load(path: &Path) -> io::Result<Option<Identity>> {
     identity.map(Some).ok_or_else(|| io::Error::other("not 32 hexadecimal digits"))
 }
 
+/// The host's name, as far as it can be printed.
+pub(crate) fn host_name() -> String {
+    let name = rustix::system::uname();
+    let name = name.nodename().to_string_lossy();
+    name.chars().filter(char::is_ascii_graphic).take(MAX_NAME).collect()
+}
+
 /// Where the local Ollama keeps its models, if that can be told.
-pub fn models_dir() -> Option<PathBuf> {
+pub(super) fn models_dir() -> Option<PathBuf> {
     let named = std::env::var_os("OLLAMA_MODELS").map(PathBuf::from);
     let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".ollama/models"));
     // The second is where Ollama's installer has its service keep them.
@@ -54,13 +55,13 @@ pub fn models_dir() -> Option<PathBuf> {
 }
 
 /// Directories in which the private socket may be made, best first.
-pub fn private_places(state_dir: Option<&Path>) -> Vec<PathBuf> {
+pub(super) fn private_places(state_dir: Option<&Path>) -> Vec<PathBuf> {
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
     let mut places: Vec<PathBuf> =
         ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].into_iter().filter_map(variable).collect();
     places.push(std::env::temp_dir());
     if let Some(dir) = state_dir
-        && fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).is_ok()
+        && files::make_private_dir(dir).is_ok()
     {
         places.push(dir.to_owned());
     }

@@ -1,4 +1,4 @@
-//! Tells a service manager how we are: the sd_notify datagrams, in plain std.
+//! Tells a service manager the state of this process: the sd_notify datagrams, in plain std.
 //!
 //! systemd names a socket in `NOTIFY_SOCKET` and wants to hear `READY=1` once, `STOPPING=1` at the
 //! end, and `WATCHDOG=1` at least every `WATCHDOG_USEC` microseconds (sd_notify(3),
@@ -9,78 +9,76 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-/// The way to the service manager, if there is one.
-#[derive(Clone, Debug, Default)]
-pub struct Notifier {
-    line: Option<Arc<(UnixDatagram, SocketAddr)>>,
+use crate::net::untrusted_text::printable;
+
+/// The service manager's socket, if there is one.
+#[derive(Default)]
+pub(super) struct Notifier {
+    socket: Option<(UnixDatagram, SocketAddr)>,
+    /// `WATCHDOG_USEC`.
     watchdog: Option<Duration>,
 }
 
 impl Notifier {
-    /// The one that the environment names.
-    pub fn from_env(env: &dyn Fn(&str) -> Option<OsString>) -> Self {
+    pub(super) fn from_env(env: &dyn Fn(&str) -> Option<OsString>) -> Self {
         let Some(name) = env("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
             return Notifier::default();
         };
-        let line = address(name.as_bytes()).and_then(|address| {
+        let socket = address(name.as_bytes()).and_then(|address| {
             let socket = UnixDatagram::unbound()?;
-            // Nobody may have to wait for a service manager that doesn't read.
+            // A service manager that doesn't read is never waited for.
             socket.set_nonblocking(true)?;
-            Ok(Arc::new((socket, address)))
+            Ok((socket, address))
         });
-        if let Err(error) = &line {
+        if let Err(error) = &socket {
             log::warn!("the service manager can't be told socket={name:?} reason={error}");
         }
         let number = |name| env(name).and_then(|value| value.to_str()?.parse::<u64>().ok());
         let is_ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
         let period = number("WATCHDOG_USEC").filter(|period| is_ours && *period > 0);
-        let line = line.ok();
-        let watchdog = period.filter(|_| line.is_some()).map(Duration::from_micros);
-        Notifier { line, watchdog }
+        let socket = socket.ok();
+        let watchdog = period.filter(|_| socket.is_some()).map(Duration::from_micros);
+        Notifier { socket, watchdog }
     }
 
-    /// Whether anybody listens.
-    pub fn is_heard(&self) -> bool {
-        self.line.is_some()
+    /// Whether there is a service manager.
+    pub(super) fn is_connected(&self) -> bool {
+        self.socket.is_some()
     }
 
-    /// How long it waits for a sign of life, if it does.
-    pub fn watchdog(&self) -> Option<Duration> {
+    /// How often at least the service manager wants to hear [`alive`](Self::alive), if it does.
+    pub(super) fn watchdog(&self) -> Option<Duration> {
         self.watchdog
     }
 
-    /// We serve.
-    pub fn ready(&self) {
+    pub(super) fn ready(&self) {
         self.say("READY=1");
     }
 
-    /// We are about to end.
-    pub fn stopping(&self) {
+    pub(super) fn stopping(&self) {
         self.say("STOPPING=1\nSTATUS=letting streams finish");
     }
 
-    /// What we are doing, for people.
-    pub fn status(&self, status: &str) {
-        self.say(&format!("STATUS={}", one_line(status)));
+    /// Says in a line for people what this process is doing.
+    pub(super) fn status(&self, status: &str) {
+        self.say(&format!("STATUS={}", printable(status)));
     }
 
-    /// We are alive.
-    pub fn alive(&self) {
+    pub(super) fn alive(&self) {
         self.say("WATCHDOG=1");
     }
 
     fn say(&self, text: &str) {
-        let Some(line) = &self.line else { return };
-        if let Err(error) = line.0.send_to_addr(text.as_bytes(), &line.1) {
+        let Some((socket, address)) = &self.socket else { return };
+        if let Err(error) = socket.send_to_addr(text.as_bytes(), address) {
             log::debug!("the service manager wasn't told {text:?}: {error}");
         }
     }
 }
 
-/// A path, or with `@` in front a name without a file.
+/// A path or, with `@` in front, a name without a file.
 fn address(name: &[u8]) -> io::Result<SocketAddr> {
     match name {
         [b'/', ..] => SocketAddr::from_pathname(Path::new(std::ffi::OsStr::from_bytes(name))),
@@ -91,10 +89,6 @@ fn address(name: &[u8]) -> io::Result<SocketAddr> {
         }
         _ => Err(io::Error::new(io::ErrorKind::Unsupported, "neither a path nor @name")),
     }
-}
-
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect()
 }
 
 #[cfg(test)]
@@ -114,7 +108,7 @@ mod tests {
                 ("NOTIFY_SOCKET", name.to_owned()),
                 ("WATCHDOG_USEC", "1000000".to_owned()),
             ]);
-            assert!(silent.line.is_none() && silent.watchdog().is_none(), "{name}");
+            assert!(silent.socket.is_none() && silent.watchdog().is_none(), "{name}");
             silent.ready();
         }
     }
@@ -142,6 +136,6 @@ mod tests {
         notifier(&[("NOTIFY_SOCKET", name)]).status("a\nREADY=0\u{1b}b");
         let mut bytes = [0; 300];
         let n = socket.recv(&mut bytes).unwrap();
-        assert_eq!(&bytes[..n], b"STATUS=a READY=0 b");
+        assert_eq!(&bytes[..n], b"STATUS=a?READY=0?b");
     }
 }

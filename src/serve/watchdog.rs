@@ -1,51 +1,51 @@
-//! Tells the service manager how we are, while we are.
+//! Tells the service manager that this process is alive, while its Manager works, and what it knows.
 
 use std::time::{Duration, Instant};
 
+use super::systemd::Notifier;
 use crate::manager::Presence;
-use crate::serve::systemd::Notifier;
 
-/// How often what we tell people may change.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the status line may change.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the service manager was told, and when.
-#[derive(Debug)]
-pub(super) struct Pulse {
-    notifier: Notifier,
-    alive_at: Option<Instant>,
-    beats: Option<u32>,
-    known: Option<(bool, u32)>,
+/// What the service manager was told last, and when.
+pub(super) struct Watchdog {
+    pub(super) notifier: Notifier,
+    told_alive: Option<Instant>,
+    /// The Manager's count of loops then.
+    loops: Option<u32>,
+    status: Option<(bool, u32)>,
 }
 
-impl Pulse {
+impl Watchdog {
     pub(super) fn new(notifier: Notifier) -> Self {
-        Pulse { notifier, alive_at: None, beats: None, known: None }
+        Watchdog { notifier, told_alive: None, loops: None, status: None }
     }
 
-    /// How often [`tell`](Self::tell) wants to be called, if anybody listens.
+    /// How often [`report`](Self::report) must be called, if there is a service manager.
     pub(super) fn interval(&self) -> Option<Duration> {
-        let third = self.notifier.watchdog().map_or(LOOK, |period| period / 3);
-        self.notifier.is_heard().then_some(third.min(LOOK))
+        let third = self.notifier.watchdog().map_or(STATUS_INTERVAL, |period| period / 3);
+        self.notifier.is_connected().then_some(third.min(STATUS_INTERVAL))
     }
 
-    /// Says that we are alive, only if the present Manager has done something since that was said
-    /// last. While there is none, because the role changes, there is nothing to ask.
-    pub(super) fn tell(&mut self, now: Instant, presence: Option<&Presence>) {
-        let beats = presence.map(Presence::beats);
+    /// Says that this process is alive if the Manager has done something since that was said last,
+    /// or if there is no Manager, because the role changes.
+    pub(super) fn report(&mut self, now: Instant, presence: Option<&Presence>) {
+        let loops = presence.map(Presence::beats);
         if let Some(period) = self.notifier.watchdog()
-            && (beats.is_none() || beats != self.beats)
-            // Not much more often than asked for.
-            && self.alive_at.is_none_or(|at| now.saturating_duration_since(at) >= period / 4)
+            && (loops.is_none() || loops != self.loops)
+            // Not much more often than it asks for.
+            && self.told_alive.is_none_or(|at| now.saturating_duration_since(at) >= period / 4)
         {
             self.notifier.alive();
-            self.alive_at = Some(now);
-            self.beats = beats;
+            self.told_alive = Some(now);
+            self.loops = loops;
         }
         let Some(presence) = presence else { return };
-        let known = (presence.is_up(), presence.backends());
-        if self.known.replace(known) != Some(known) {
-            let servers = if known.1 == 1 { "server" } else { "servers" };
-            self.notifier.status(&match known {
+        let status = (presence.is_up(), presence.backends());
+        if self.status.replace(status) != Some(status) {
+            let servers = if status.1 == 1 { "server" } else { "servers" };
+            self.notifier.status(&match status {
                 (true, n) => format!("{n} {servers} known, Ollama answers"),
                 (false, 0) => "no server found yet".to_owned(),
                 (false, n) => format!("{n} {servers} known, none answers"),
@@ -64,16 +64,16 @@ mod tests {
 
     #[test]
     fn it_says_alive_only_while_the_manager_does_something() {
-        let name = format!("ollana-pulse-{}", std::process::id());
+        let name = format!("ollana-watchdog-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let socket = UnixDatagram::bind_addr(&address).unwrap();
         socket.set_nonblocking(true).unwrap();
-        let mut pulse = Pulse::new(Notifier::from_env(&|variable| match variable {
+        let mut watchdog = Watchdog::new(Notifier::from_env(&|variable| match variable {
             "NOTIFY_SOCKET" => Some(format!("@{name}").into()),
             "WATCHDOG_USEC" => Some("600000".into()),
             _ => None,
         }));
-        assert_eq!(pulse.interval(), Some(Duration::from_millis(200)));
+        assert_eq!(watchdog.interval(), Some(Duration::from_millis(200)));
         let mut bytes = [0; 300];
         let mut heard = || {
             let said = std::iter::from_fn(|| {
@@ -85,22 +85,22 @@ mod tests {
         let start = Instant::now();
         let at = |n: u32| start + n * Duration::from_millis(200);
         let presence = Presence::default();
-        pulse.tell(at(0), Some(&presence));
+        watchdog.report(at(0), Some(&presence));
         assert_eq!(heard(), ["WATCHDOG=1", "STATUS=no server found yet"]);
         presence.beat();
-        pulse.tell(at(0) + Duration::from_millis(1), Some(&presence));
+        watchdog.report(at(0) + Duration::from_millis(1), Some(&presence));
         assert_eq!(heard(), [] as [&str; 0], "not so often");
-        pulse.tell(at(1), Some(&presence));
+        watchdog.report(at(1), Some(&presence));
         assert_eq!(heard(), ["WATCHDOG=1"]);
         for n in 2..50 {
-            pulse.tell(at(n), Some(&presence));
+            watchdog.report(at(n), Some(&presence));
         }
         assert_eq!(heard(), [] as [&str; 0], "the Manager is stuck");
-        pulse.tell(at(50), None);
-        pulse.tell(at(51), None);
+        watchdog.report(at(50), None);
+        watchdog.report(at(51), None);
         assert_eq!(heard(), ["WATCHDOG=1", "WATCHDOG=1"], "there is none");
         presence.beat();
-        pulse.tell(at(52), Some(&presence));
+        watchdog.report(at(52), Some(&presence));
         assert_eq!(heard(), ["WATCHDOG=1"]);
     }
 }

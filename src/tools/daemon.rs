@@ -1,4 +1,4 @@
-//! The running daemon, as the commands find it.
+//! Finds the running daemon and asks it for its state.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::config::{OLLAMA_PORT, POOLED_PORT, SERVER_PORT, Settings};
 use crate::upstream;
 
-/// Where a daemon with these settings may be.
+/// Addresses where a daemon with these settings may listen.
 pub(super) fn places(settings: &Settings) -> Vec<SocketAddr> {
     let given: Vec<SocketAddr> = settings.listen.iter().chain(&settings.share).copied().collect();
     if given.is_empty() {
@@ -26,10 +26,7 @@ pub(super) fn reached(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Asks the daemon for its state.
-///
-/// # Errors
-/// A sentence when none runs, or it doesn't tell.
+/// Asks the daemon for the JSON at `target`; the error is a sentence.
 pub(super) fn state(settings: &Settings, target: &str) -> Result<(SocketAddr, Value), String> {
     let places = places(settings);
     let mut refusal = None;

@@ -22,7 +22,8 @@ use std::process::ExitCode;
 use crate::cli::{self, Tool, Verb};
 use crate::config::Settings;
 use crate::pairing::identity::Identity;
-use crate::pairing::keyring::{Keyring, KeysError};
+use crate::pairing::key_files::KeysError;
+use crate::pairing::keyring::Keyring;
 
 /// Where an ollana that the system runs keeps what it keeps.
 const SERVICE_DIR: &str =
@@ -37,13 +38,13 @@ pub fn run(tool: &Tool) -> ExitCode {
         }
         Verb::Doctor => return doctor::run(tool),
         Verb::Man => print(&man::page()),
-        Verb::Pair => pair::run(tool).map_err(|problem| problem.to_string()),
+        Verb::Pair => pair::run(tool),
         Verb::Peers => peers::list(tool),
         Verb::Unpair => peers::remove(tool),
         Verb::Discover => discover::run(tool),
         Verb::Models => models::run(tool),
         Verb::Status => status::run(tool),
-        Verb::Takeover => takeover::run(tool).map_err(|problem| problem.to_string()),
+        Verb::Takeover => takeover::run(tool),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

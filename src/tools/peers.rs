@@ -1,18 +1,14 @@
-//! `ollana peers` and `ollana unpair NAME`: who this machine is paired with.
+//! `ollana peers` and `ollana unpair NAME`: the machines that this one is paired with.
 
 use std::fs;
 
 use super::state_dir;
 use crate::cli::Tool;
-use crate::pairing::keyring;
+use crate::pairing::key_files;
 use crate::pairing::peers::{self, Peer};
 
-/// Shows the paired machines.
-///
-/// # Errors
-/// A sentence.
 pub(super) fn list(tool: &Tool) -> Result<(), String> {
-    let mut peers = keyring::load(&state_dir(&tool.settings)?).map_err(|e| e.to_string())?;
+    let mut peers = key_files::load(&state_dir(&tool.settings)?).map_err(|e| e.to_string())?;
     if let Some(path) = &tool.settings.key_file {
         let text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
         let key = peers::parse_secret(&text).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -22,26 +18,22 @@ pub(super) fn list(tool: &Tool) -> Result<(), String> {
     Ok(())
 }
 
-/// Forgets a machine.
-///
-/// # Errors
-/// A sentence.
 pub(super) fn remove(tool: &Tool) -> Result<(), String> {
     let Some(name) = tool.operands.first() else {
         return Err("unpair takes a name; 'ollana peers' shows them".to_owned());
     };
     let dir = state_dir(&tool.settings)?;
     let is_meant = |peer: &Peer| peer.name == *name;
-    if !keyring::load(&dir).map_err(|e| e.to_string())?.iter().any(is_meant) {
+    if !key_files::load(&dir).map_err(|e| e.to_string())?.iter().any(is_meant) {
         return Err(format!("no peer is called {name:?}; 'ollana peers' shows them"));
     }
-    let rest = keyring::update(&dir, |peers| {
+    let left = key_files::update(&dir, |peers| {
         peers.retain(|peer| !is_meant(peer));
         Ok(peers.len())
     });
-    let rest = rest.map_err(|e| e.to_string())?;
+    let left = left.map_err(|e| e.to_string())?;
     println!("{name} is not a peer any more; a running ollana cuts its connections by itself");
-    if rest == 0 {
+    if left == 0 {
         println!(
             "No peer is left: ollana talks unencrypted to the LAN again. To stop that,\n\
              start it with --unpaired off."
@@ -55,12 +47,9 @@ fn table(peers: &[Peer]) -> String {
     if peers.is_empty() {
         return "no peers; 'ollana pair' on two machines makes them so\n".to_owned();
     }
-    let mut out = format!("{:<46}  {:<10}  {}\n", "NAME", "ADDED", "KEY");
-    for peer in peers {
-        let added = date(peer.added);
-        out.push_str(&format!("{:<46}  {added:<10}  {}\n", peer.name, peer.id()));
-    }
-    out
+    let row = |name: &str, added: &str, key: &str| format!("{name:<46}  {added:<10}  {key}\n");
+    let peers = peers.iter().map(|peer| row(&peer.name, &date(peer.added), &peer.id().to_string()));
+    row("NAME", "ADDED", "KEY") + &peers.collect::<String>()
 }
 
 fn date(seconds: u64) -> String {

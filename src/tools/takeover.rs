@@ -25,84 +25,48 @@ const OLLAMA: &str = "ollama.service";
 const OLLANA: &str = "ollana.service";
 /// The last drop-in of a unit wins.
 const DROP_IN: &str = "zz-ollana-takeover.conf";
-/// How long a service may take to come up; Ollama looks for GPUs first.
+/// How long a service may take to start; Ollama looks for GPUs first.
 const START_TIME: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(200);
+/// Pause between questions whether it has started, and how long each may take.
+const POLL: Duration = Duration::from_millis(200);
+const ANSWER_TIME: Duration = Duration::from_secs(1);
 
-/// Why it wasn't done.
-pub(super) enum Problem {
-    /// Not systemd, or Ollama isn't run by it.
-    NoUnit,
-    /// Only root may.
-    NotRoot,
-    /// Asked for twice.
-    AlreadyDone,
-    /// Nothing to undo.
-    NotDone,
-    /// An ollana that systemd doesn't run has Ollama's port.
-    PortHeld,
-    /// Nobody said yes.
-    NotConfirmed,
-    /// Something went wrong; what was changed is back as it was, unless the text says otherwise.
-    Failed(String),
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Problem::NoUnit => write!(
-                f,
-                "systemd runs no {OLLAMA} here; start Ollama yourself with \
-                 OLLAMA_HOST=127.0.0.1:{MOVED_PORT}, and ollana with \
-                 --mode both --ollama http://127.0.0.1:{MOVED_PORT}"
-            ),
-            Problem::NotRoot => write!(f, "this changes system services; run it with sudo"),
-            Problem::AlreadyDone => write!(f, "done already; --undo gives the port back"),
-            Problem::NotDone => write!(f, "nothing to undo: there was no takeover"),
-            Problem::PortHeld => write!(
-                f,
-                "an ollana that systemd doesn't run listens on port {OLLAMA_PORT}; stop it first"
-            ),
-            Problem::NotConfirmed => write!(f, "nothing was changed; --yes goes ahead"),
-            Problem::Failed(what) => f.write_str(what),
-        }
-    }
-}
-
-/// Runs the command.
-///
-/// # Errors
-/// [`Problem`] says why nothing was changed.
-pub(super) fn run(tool: &Tool) -> Result<(), Problem> {
+pub(super) fn run(tool: &Tool) -> Result<(), String> {
     let takes = !tool.has("undo");
     if !is_loaded(OLLAMA) {
-        return Err(Problem::NoUnit);
+        return Err(format!(
+            "systemd runs no {OLLAMA} here; start Ollama yourself with \
+             OLLAMA_HOST=127.0.0.1:{MOVED_PORT}, and ollana with \
+             --mode both --ollama http://127.0.0.1:{MOVED_PORT}"
+        ));
     }
     let plan = Plan { takes, has_ollana: is_loaded(OLLANA) };
     match (takes, drop_in(OLLAMA).exists()) {
-        (true, true) => return Err(Problem::AlreadyDone),
-        (false, false) => return Err(Problem::NotDone),
+        (true, true) => return Err("done already; --undo gives the port back".to_owned()),
+        (false, false) => return Err("nothing to undo: there was no takeover".to_owned()),
         _ => {}
     }
     if !takes && !plan.has_ollana && is_ollana(&tool.settings) {
-        return Err(Problem::PortHeld);
+        return Err(format!(
+            "an ollana that systemd doesn't run listens on port {OLLAMA_PORT}; stop it first"
+        ));
     }
     print!("{plan}");
     if !rustix::process::geteuid().is_root() {
-        return Err(Problem::NotRoot);
+        return Err("this changes system services; run it with sudo".to_owned());
     }
     if !tool.has("yes") && !is_confirmed() {
-        return Err(Problem::NotConfirmed);
+        return Err("nothing was changed; --yes goes ahead".to_owned());
     }
     let done = if takes { plan.take(&tool.settings) } else { plan.give_back(&tool.settings) };
     if let Err(reason) = done {
         if !takes {
-            return Err(Problem::Failed(reason));
+            return Err(reason);
         }
         println!("{reason}; putting it back");
         let back = plan.give_back(&tool.settings);
         let state = back.map_or_else(|e| format!("not back: {e}"), |()| "back as it was".into());
-        return Err(Problem::Failed(format!("{reason} ({state})")));
+        return Err(format!("{reason} ({state})"));
     }
     println!("done");
     if !plan.has_ollana {
@@ -112,8 +76,9 @@ pub(super) fn run(tool: &Tool) -> Result<(), Problem> {
     Ok(())
 }
 
-/// What will be done.
+/// What will be done: shown first, then carried out.
 struct Plan {
+    /// Take the port, or give it back.
     takes: bool,
     /// Whether systemd runs ollana too.
     has_ollana: bool,
@@ -180,7 +145,7 @@ impl Plan {
             remove(&drop_in(unit)).map_err(|e| format!("cannot remove for {unit}: {e}"))?;
         }
         systemctl(&["daemon-reload"])?;
-        // It has the port that Ollama is to get.
+        // ollana has the port that Ollama is to bind.
         if self.has_ollana {
             systemctl(&["stop", OLLANA])?;
         }
@@ -212,7 +177,7 @@ fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // Only if it is empty, so that nobody else's drop-in goes.
+    // Fails if there are drop-ins of others, which is right.
     if let Some(dir) = path.parent() {
         let _ = fs::remove_dir(dir);
     }
@@ -243,11 +208,11 @@ fn local(port: u16) -> OllamaUrl {
 }
 
 fn is_ollama(settings: &Settings, url: &OllamaUrl) -> bool {
-    matches!(ask(settings, url, LOOK * 5), CheckResult::Healthy { .. })
+    matches!(ask(settings, url, ANSWER_TIME), CheckResult::Healthy { .. })
 }
 
 fn is_ollana(settings: &Settings) -> bool {
-    let answer = ask(settings, &local(OLLAMA_PORT), LOOK * 5);
+    let answer = ask(settings, &local(OLLAMA_PORT), ANSWER_TIME);
     matches!(answer, CheckResult::Refused(reason) if reason.contains("ollana"))
 }
 
@@ -257,7 +222,7 @@ fn wait(complaint: &str, is_so: impl Fn() -> bool) -> Result<(), String> {
         if is_so() {
             return Ok(());
         }
-        thread::sleep(LOOK);
+        thread::sleep(POLL);
     }
     Err(format!("{complaint} after {} s", START_TIME.as_secs()))
 }

@@ -20,7 +20,7 @@ use super::buffers::{GrowingBuffers, LARGE, SMALL};
 use super::exchange_io::{self, Fault, Woken};
 use crate::net::socket::{self, UNACKNOWLEDGED};
 use crate::pairing::keyring::Keyring;
-use crate::pairing::secure::{self, HopError, Patience};
+use crate::pairing::secure::{self, SecureError};
 use crate::pairing::stream::Stream;
 
 /// A request on a connection that was used before must be acknowledged within this: a machine of a
@@ -66,10 +66,9 @@ impl Connector for IoConnector {
         let timeout = details.timeout.not_zero().map_or(UNACKNOWLEDGED, |timeout| *timeout);
         let (client, is_lan) =
             exchange_io::with(|io| (io.attempt().client.clone(), io.attempt().is_lan));
-        let patience = Patience { timeout, watched: client.as_deref() };
         let stream = match is_lan {
-            true => secure::call(&self.keyring, address, patience),
-            false => secure::connect(address, patience).map(|socket| Arc::new(Stream::new(socket))),
+            true => secure::connect(&self.keyring, address, timeout, client.as_deref()),
+            false => secure::connect_plain(address, timeout, client.as_deref()),
         };
         Ok(Some(IoTransport {
             stream: stream.map_err(connect_error)?,
@@ -85,10 +84,10 @@ impl Connector for IoConnector {
     }
 }
 
-fn connect_error(error: HopError) -> ureq::Error {
+fn connect_error(error: SecureError) -> ureq::Error {
     let give_up = |fault| exchange_io::with(|io| io.give_up(fault));
     match error {
-        HopError::Connect(error) => match error.kind() {
+        SecureError::Connect(error) => match error.kind() {
             ErrorKind::TimedOut => ureq::Error::Timeout(Timeout::Connect),
             ErrorKind::ConnectionAborted => give_up(Fault::ClientLeft).into(),
             _ if is_shortage(&error) => {

@@ -20,7 +20,7 @@ use ollana::ollama::merge::merged;
 use ollana::ollama::subject;
 use ollana::pairing::identity::MAX_NAME;
 use ollana::pairing::identity::{Identity, KeyId};
-use ollana::pairing::noise::{self, FIRST_BYTE, Greeted, Introduction, Key, OVERHEAD, Purpose};
+use ollana::pairing::noise::{self, Established, FIRST_BYTE, Introduction, Key, OVERHEAD, Purpose};
 use ollana::pairing::stream::Stream;
 use ollana::upstream;
 
@@ -332,7 +332,7 @@ pub(crate) fn lists(input: &[u8]) {
 /// What somebody with the key says of himself is refused, or means the same after it was encoded
 /// again.
 pub(crate) fn introduction(input: &[u8]) {
-    for purpose in [Purpose::Hop, Purpose::Pairing] {
+    for purpose in [Purpose::Requests, Purpose::Pairing] {
         let Some(who) = Introduction::decode(purpose, input) else { continue };
         assert_eq!(input.len(), purpose.introduction_len());
         assert!(input.starts_with(&who.identity.0));
@@ -351,10 +351,10 @@ fn machine(n: u8) -> Introduction {
 /// the rest is that message or is laid over the true one.
 pub(crate) fn handshake(input: &[u8]) {
     let Some((how, rest)) = input.split_first() else { return };
-    let purpose = if how & 1 == 0 { Purpose::Hop } else { Purpose::Pairing };
+    let purpose = if how & 1 == 0 { Purpose::Requests } else { Purpose::Pairing };
     let key = Key::new([1; 32]);
-    let (caller, hello) = noise::call(purpose, &key, &machine(1)).expect("random bytes");
-    let (reply, mut there) = noise::answer(purpose, &key, &machine(2), &hello).expect("an answer");
+    let (caller, hello) = noise::initiate(purpose, &key, &machine(1)).expect("random bytes");
+    let (reply, mut there) = noise::respond(purpose, &key, &machine(2), &hello).expect("an answer");
     let is_second = how & 2 == 2;
     let sent = if is_second { &reply } else { &hello };
     let mut message = rest.to_vec();
@@ -365,7 +365,7 @@ pub(crate) fn handshake(input: &[u8]) {
     if !is_second {
         let id = purpose.read_id(&message);
         assert!(id.is_none() || message.len() == hello.len() && message[0] == FIRST_BYTE);
-        let answered = noise::answer(purpose, &key, &machine(2), &message);
+        let answered = noise::respond(purpose, &key, &machine(2), &message);
         assert_eq!(answered.is_ok(), is_true, "{answered:?}");
         let Ok((reply, _)) = answered else { return };
         assert_eq!(reply.len(), purpose.reply_len());
@@ -381,11 +381,13 @@ pub(crate) fn handshake(input: &[u8]) {
 }
 
 /// Both ends of a connection whose near end is a `Stream`.
-fn connection(uses_aes: bool) -> (Stream, UnixStream, Greeted) {
+fn connection(uses_aes: bool) -> (Stream, UnixStream, Established) {
     let key = Key::new([1; 32]);
     let machine = |n| Introduction { has_aes: uses_aes, ..machine(n) };
-    let (caller, hello) = noise::call(Purpose::Hop, &key, &machine(1)).expect("random bytes");
-    let (reply, far) = noise::answer(Purpose::Hop, &key, &machine(2), &hello).expect("an answer");
+    let (caller, hello) =
+        noise::initiate(Purpose::Requests, &key, &machine(1)).expect("random bytes");
+    let (reply, far) =
+        noise::respond(Purpose::Requests, &key, &machine(2), &hello).expect("an answer");
     let near = caller.finish(&reply).expect("a session");
     let (socket, peer) = UnixStream::pair().expect("sockets");
     socket.set_nonblocking(true).expect("an option");

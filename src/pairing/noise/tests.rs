@@ -9,18 +9,18 @@ fn who(n: u8) -> Introduction {
     Introduction { name: format!("machine {n}"), ..Introduction::of(Identity([n; 16])) }
 }
 
-const BOTH: [Purpose; 2] = [Purpose::Hop, Purpose::Pairing];
+const BOTH: [Purpose; 2] = [Purpose::Requests, Purpose::Pairing];
 
-fn greet(purpose: Purpose) -> (Greeted, Greeted) {
-    greet_with(purpose, [true; 2])
+fn shake_hands(purpose: Purpose) -> (Established, Established) {
+    shake_hands_with(purpose, [true; 2])
 }
 
 /// Two machines of which each has AES instructions or not.
-fn greet_with(purpose: Purpose, aes: [bool; 2]) -> (Greeted, Greeted) {
+fn shake_hands_with(purpose: Purpose, aes: [bool; 2]) -> (Established, Established) {
     let who = |n: u8| Introduction { has_aes: aes[usize::from(n) - 1], ..who(n) };
-    let (caller, hello) = call(purpose, &key(1), &who(1)).unwrap();
-    let (reply, server) = answer(purpose, &key(1), &who(2), &hello).unwrap();
-    (caller.finish(&reply).unwrap(), server)
+    let (initiator, hello) = initiate(purpose, &key(1), &who(1)).unwrap();
+    let (reply, server) = respond(purpose, &key(1), &who(2), &hello).unwrap();
+    (initiator.finish(&reply).unwrap(), server)
 }
 
 fn seal(session: &mut Session, plain: &[u8]) -> Vec<u8> {
@@ -30,7 +30,7 @@ fn seal(session: &mut Session, plain: &[u8]) -> Vec<u8> {
     out
 }
 
-fn open(session: &mut Session, record: &[u8]) -> Result<Vec<u8>, Broken> {
+fn open(session: &mut Session, record: &[u8]) -> Result<Vec<u8>, NoiseError> {
     let mut record = record.to_vec();
     let plain = session.open(&mut record)?;
     Ok(record[plain].to_vec())
@@ -39,7 +39,7 @@ fn open(session: &mut Session, record: &[u8]) -> Result<Vec<u8>, Broken> {
 #[test]
 fn who_has_the_key_is_known_and_heard() {
     for purpose in BOTH {
-        let (mut client, mut server) = greet(purpose);
+        let (mut client, mut server) = shake_hands(purpose);
         assert_eq!(client.peer.identity, who(2).identity);
         assert_eq!(server.peer.identity, who(1).identity);
         let name = if purpose == Purpose::Pairing { "machine 1" } else { "" };
@@ -56,31 +56,31 @@ fn who_has_the_key_is_known_and_heard() {
 
 #[test]
 fn the_first_message_has_the_documented_bytes() {
-    let (_, hello) = call(Purpose::Hop, &key(1), &who(1)).unwrap();
+    let (_, hello) = initiate(Purpose::Requests, &key(1), &who(1)).unwrap();
     assert_eq!(hello.len(), 77);
     assert_eq!(hello[..4], [0xF5, b'L', b'N', 1]);
     assert_eq!(hello[4..12], key(1).id().0);
-    assert_eq!(Purpose::Hop.read_id(&hello), Some(key(1).id()));
-    assert_eq!(Purpose::Hop.reply_len(), 65);
-    let (_, hello) = call(Purpose::Pairing, &key(1), &who(1)).unwrap();
+    assert_eq!(Purpose::Requests.read_id(&hello), Some(key(1).id()));
+    assert_eq!(Purpose::Requests.reply_len(), 65);
+    let (_, hello) = initiate(Purpose::Pairing, &key(1), &who(1)).unwrap();
     assert_eq!(hello[..12], [0xF5, b'L', b'N', 2, 0, 0, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(Purpose::Hop.read_id(&hello), None);
+    assert_eq!(Purpose::Requests.read_id(&hello), None);
 }
 
 #[test]
 fn every_flipped_bit_of_a_handshake_is_refused() {
     for purpose in BOTH {
-        let (_, hello) = call(purpose, &key(1), &who(1)).unwrap();
+        let (_, hello) = initiate(purpose, &key(1), &who(1)).unwrap();
         for bit in 0..hello.len() * 8 {
             let mut changed = hello.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
-            assert!(answer(purpose, &key(1), &who(2), &changed).is_err(), "bit {bit}");
+            assert!(respond(purpose, &key(1), &who(2), &changed).is_err(), "bit {bit}");
         }
         for bit in 0..purpose.reply_len() * 8 {
-            let (caller, hello) = call(purpose, &key(1), &who(1)).unwrap();
-            let (mut reply, _) = answer(purpose, &key(1), &who(2), &hello).unwrap();
+            let (initiator, hello) = initiate(purpose, &key(1), &who(1)).unwrap();
+            let (mut reply, _) = respond(purpose, &key(1), &who(2), &hello).unwrap();
             reply[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(caller.finish(&reply).unwrap_err(), Broken::Key, "bit {bit}");
+            assert_eq!(initiator.finish(&reply).unwrap_err(), NoiseError::WrongKey, "bit {bit}");
         }
     }
 }
@@ -88,67 +88,67 @@ fn every_flipped_bit_of_a_handshake_is_refused() {
 #[test]
 fn every_truncation_of_a_handshake_is_refused() {
     for purpose in BOTH {
-        let (_, hello) = call(purpose, &key(1), &who(1)).unwrap();
+        let (_, hello) = initiate(purpose, &key(1), &who(1)).unwrap();
         for len in 0..hello.len() {
-            assert!(answer(purpose, &key(1), &who(2), &hello[..len]).is_err(), "{len} bytes");
+            assert!(respond(purpose, &key(1), &who(2), &hello[..len]).is_err(), "{len} bytes");
         }
         let long = [&hello[..], &[0]].concat();
-        assert!(answer(purpose, &key(1), &who(2), &long).is_err());
+        assert!(respond(purpose, &key(1), &who(2), &long).is_err());
         for len in (0..purpose.reply_len()).chain([purpose.reply_len() + 1]) {
-            let (caller, hello) = call(purpose, &key(1), &who(1)).unwrap();
-            let (mut reply, _) = answer(purpose, &key(1), &who(2), &hello).unwrap();
+            let (initiator, hello) = initiate(purpose, &key(1), &who(1)).unwrap();
+            let (mut reply, _) = respond(purpose, &key(1), &who(2), &hello).unwrap();
             reply.resize(len, 0);
-            assert!(caller.finish(&reply).is_err(), "{len} bytes");
+            assert!(initiator.finish(&reply).is_err(), "{len} bytes");
         }
     }
 }
 
 #[test]
 fn another_key_another_purpose_and_ourselves_are_refused() {
-    let (caller, hello) = call(Purpose::Hop, &key(1), &who(1)).unwrap();
-    assert!(answer(Purpose::Hop, &key(2), &who(2), &hello).is_err());
-    assert!(answer(Purpose::Pairing, &key(1), &who(2), &hello).is_err());
+    let (initiator, hello) = initiate(Purpose::Requests, &key(1), &who(1)).unwrap();
+    assert!(respond(Purpose::Requests, &key(2), &who(2), &hello).is_err());
+    assert!(respond(Purpose::Pairing, &key(1), &who(2), &hello).is_err());
     // With the right key's name and another key.
-    let mut forged = call(Purpose::Hop, &key(2), &who(1)).unwrap().1;
-    forged[..CLEAR].copy_from_slice(&hello[..CLEAR]);
-    let refused = answer(Purpose::Hop, &key(1), &who(2), &forged).unwrap_err();
-    assert_eq!(refused, Broken::Key);
-    // From somebody who knows no more than the key's name, or another code.
-    let clear = Purpose::Hop.clear(key(1).id());
-    let mut state = builder(&key(2).psk(), &clear).unwrap().build_initiator().unwrap();
-    let mut forged = vec![0; Purpose::Hop.hello_len()];
-    forged[..CLEAR].copy_from_slice(&clear);
-    state.write_message(&who(1).encode(Purpose::Hop), &mut forged[CLEAR..]).unwrap();
-    let refused = answer(Purpose::Hop, &key(1), &who(2), &forged).unwrap_err();
-    assert_eq!(refused, Broken::Key);
-    let (_, guess) = call(Purpose::Pairing, &key(2), &who(1)).unwrap();
-    let refused = answer(Purpose::Pairing, &key(1), &who(2), &guess).unwrap_err();
-    assert_eq!(refused, Broken::Key);
-    // Sent back to its sender, as a call and as an answer.
-    let refused = answer(Purpose::Hop, &key(1), &who(1), &hello).unwrap_err();
-    assert_eq!(refused, Broken::Mirror);
-    assert_eq!(caller.finish(&hello[CLEAR..]).unwrap_err(), Broken::Key);
+    let mut forged = initiate(Purpose::Requests, &key(2), &who(1)).unwrap().1;
+    forged[..PROLOGUE].copy_from_slice(&hello[..PROLOGUE]);
+    let refused = respond(Purpose::Requests, &key(1), &who(2), &forged).unwrap_err();
+    assert_eq!(refused, NoiseError::WrongKey);
+    // From a machine that only knows the id of the key, or has another code.
+    let prologue = Purpose::Requests.prologue(key(1).id());
+    let mut state = builder(&key(2).handshake_key(), &prologue).unwrap().build_initiator().unwrap();
+    let mut forged = vec![0; Purpose::Requests.hello_len()];
+    forged[..PROLOGUE].copy_from_slice(&prologue);
+    state.write_message(&who(1).encode(Purpose::Requests), &mut forged[PROLOGUE..]).unwrap();
+    let refused = respond(Purpose::Requests, &key(1), &who(2), &forged).unwrap_err();
+    assert_eq!(refused, NoiseError::WrongKey);
+    let (_, guess) = initiate(Purpose::Pairing, &key(2), &who(1)).unwrap();
+    let refused = respond(Purpose::Pairing, &key(1), &who(2), &guess).unwrap_err();
+    assert_eq!(refused, NoiseError::WrongKey);
+    // Sent back to its sender, as a first and as a second message.
+    let refused = respond(Purpose::Requests, &key(1), &who(1), &hello).unwrap_err();
+    assert_eq!(refused, NoiseError::OwnIdentity);
+    assert_eq!(initiator.finish(&hello[PROLOGUE..]).unwrap_err(), NoiseError::WrongKey);
 }
 
 #[test]
 fn a_replayed_handshake_leads_nowhere() {
-    let (caller, hello) = call(Purpose::Hop, &key(1), &who(1)).unwrap();
-    let (reply, _) = answer(Purpose::Hop, &key(1), &who(2), &hello).unwrap();
-    let mut client = caller.finish(&reply).unwrap();
+    let (initiator, hello) = initiate(Purpose::Requests, &key(1), &who(1)).unwrap();
+    let (reply, _) = respond(Purpose::Requests, &key(1), &who(2), &hello).unwrap();
+    let mut client = initiator.finish(&reply).unwrap();
     let recorded = seal(&mut client.session, b"POST /api/chat");
     // To the same server again: it answers, with another key of its own …
-    let (second, mut server) = answer(Purpose::Hop, &key(1), &who(2), &hello).unwrap();
+    let (second, mut server) = respond(Purpose::Requests, &key(1), &who(2), &hello).unwrap();
     assert_ne!(second, reply);
     // … under which the recorded request doesn't open.
-    assert_eq!(open(&mut server.session, &recorded).unwrap_err(), Broken::Record);
-    // A recorded answer fits no other call.
-    let (caller, _) = call(Purpose::Hop, &key(1), &who(1)).unwrap();
-    assert_eq!(caller.finish(&reply).unwrap_err(), Broken::Key);
+    assert_eq!(open(&mut server.session, &recorded).unwrap_err(), NoiseError::Record);
+    // A recorded answer fits no other handshake.
+    let (initiator, _) = initiate(Purpose::Requests, &key(1), &who(1)).unwrap();
+    assert_eq!(initiator.finish(&reply).unwrap_err(), NoiseError::WrongKey);
 }
 
 #[test]
 fn records_open_once_in_order_and_unchanged() {
-    let (mut client, mut server) = greet(Purpose::Hop);
+    let (mut client, mut server) = shake_hands(Purpose::Requests);
     let records: Vec<_> = (0..3).map(|n| seal(&mut client.session, &[n; 20])).collect();
     assert!(open(&mut server.session, &records[1]).is_err(), "out of turn");
     assert_eq!(open(&mut server.session, &records[0]).unwrap(), [0; 20]);
@@ -169,7 +169,7 @@ fn records_open_once_in_order_and_unchanged() {
 fn aes_is_used_where_both_have_it_in_hardware() {
     for aes in [[true, true], [true, false], [false, true], [false, false]] {
         for purpose in BOTH {
-            let (mut client, mut server) = greet_with(purpose, aes);
+            let (mut client, mut server) = shake_hands_with(purpose, aes);
             for session in [&client.session, &server.session] {
                 assert_eq!(session.uses_aes(), aes == [true; 2], "{aes:?}");
             }
@@ -184,7 +184,7 @@ fn aes_is_used_where_both_have_it_in_hardware() {
 #[test]
 fn keys_are_replaced_on_both_sides_at_once() {
     for aes in [true, false] {
-        let (mut client, mut server) = greet_with(Purpose::Hop, [aes; 2]);
+        let (mut client, mut server) = shake_hands_with(Purpose::Requests, [aes; 2]);
         let mut record = [0; 1 + OVERHEAD];
         for n in 0..REKEY_AFTER * 2 + 3 {
             client.session.seal(&[n as u8], &mut record).unwrap();
@@ -210,10 +210,10 @@ fn datagrams_are_authenticated() {
 #[test]
 fn each_use_has_a_key_of_its_own() {
     let key = key(1);
-    assert_ne!(key.psk(), *key.bytes());
-    assert_ne!(key.psk()[..8], key.id().0);
+    assert_ne!(key.handshake_key(), *key.bytes());
+    assert_ne!(key.handshake_key()[..8], key.id().0);
     assert_ne!(Key::of_code("k7pm2xvd9q"), Key::of_code("k7pm2xvd9r"));
-    let unstretched = derive(&[0; 32], b"ollana code", b"k7pm2xvd9q");
+    let unstretched = key::derive(&[0; 32], b"ollana code", b"k7pm2xvd9q");
     assert_ne!(Key::of_code("k7pm2xvd9q").bytes(), &unstretched, "each guess costs time");
     assert_ne!(Key::of_halves(&[1; 32], &[2; 32]), Key::of_halves(&[2; 32], &[1; 32]));
     assert_ne!(Key::of_halves(&[1; 32], &[2; 32]), Key::of_halves(&[1; 32], &[3; 32]));

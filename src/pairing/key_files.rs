@@ -1,0 +1,209 @@
+//! The files that hold keys: `keys/peers` below the state directory, and that of `--key-file`.
+//!
+//! Another user who can read them can pass for any of the peers, so loose permissions are an
+//! error.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::pairing::peers::{self, Peer, Unreadable};
+use crate::system::files;
+
+/// Bytes of a file of keys that are read; a longer one is damaged.
+const MAX_FILE: u64 = 64 * 1024;
+
+/// Why the keys can't be read or changed, and what to do.
+#[derive(Debug)]
+pub struct KeysError {
+    path: PathBuf,
+    cause: Cause,
+}
+
+#[derive(Debug)]
+enum Cause {
+    /// Other users may read or change the file or folder; the mode that it should have.
+    Loose(u32),
+    Unusable(String),
+}
+
+impl fmt::Display for KeysError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match &self.cause {
+            Cause::Loose(mode) => {
+                write!(f, "keys are open to others; fix it: chmod {mode:o} {path}")
+            }
+            Cause::Unusable(why) => write!(f, "cannot use the keys in {path}: {why}"),
+        }
+    }
+}
+
+fn unusable<E: fmt::Display>(path: &Path) -> impl Fn(E) -> KeysError {
+    |why| KeysError { path: path.to_owned(), cause: Cause::Unusable(why.to_string()) }
+}
+
+/// Other users can read neither `path` nor what is in it.
+fn check_private(path: &Path, about: &fs::Metadata, mode: u32) -> Result<(), KeysError> {
+    if about.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(KeysError { path: path.to_owned(), cause: Cause::Loose(mode) })
+}
+
+fn file_in(state_dir: &Path) -> PathBuf {
+    state_dir.join("keys/peers")
+}
+
+/// Reads a file that no other user may read; `None` if it doesn't exist.
+fn read_private(path: &Path) -> Result<Option<String>, KeysError> {
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unusable(path)(error)),
+    };
+    check_private(path, &file.metadata().map_err(unusable(path))?, 0o600)?;
+    let mut text = String::new();
+    file.take(MAX_FILE).read_to_string(&mut text).map_err(unusable(path))?;
+    Ok(Some(text))
+}
+
+/// The machines that this one is paired with.
+pub fn load(state_dir: &Path) -> Result<Vec<Peer>, KeysError> {
+    let path = file_in(state_dir);
+    if let Some(folder) = path.parent()
+        && let Ok(about) = fs::metadata(folder)
+    {
+        check_private(folder, &about, 0o700)?;
+    }
+    peers::parse(&read_private(&path)?.unwrap_or_default()).map_err(unusable(&path))
+}
+
+/// Changes the list of paired machines, and returns what `change` returns. Changes at the same
+/// time wait for each other. A file that can't be read is never overwritten.
+pub fn update<T>(
+    state_dir: &Path,
+    change: impl FnOnce(&mut Vec<Peer>) -> Result<T, Unreadable>,
+) -> Result<T, KeysError> {
+    let path = file_in(state_dir);
+    let folder = path.parent().unwrap_or(state_dir);
+    let _lock = lock(state_dir, folder).map_err(unusable(&path))?;
+    let mut peers = load(state_dir)?;
+    let result = change(&mut peers).map_err(unusable(&path))?;
+    files::replace(state_dir, &path, &peers::format(&peers)).map_err(unusable(&path))?;
+    Ok(result)
+}
+
+/// Makes the folder of keys if need be, and waits until nobody else changes them. Closing the file
+/// ends the lock.
+fn lock(state_dir: &Path, folder: &Path) -> io::Result<fs::File> {
+    files::make_private_dir(state_dir)?;
+    if !folder.exists() {
+        files::make_private_dir(folder)?;
+        files::give_to_owner_of(state_dir, folder)?;
+    }
+    let path = folder.join("lock");
+    let lock =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+    files::give_to_owner_of(state_dir, &path)?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    Ok(lock)
+}
+
+/// Inode, modification time and length: while they are the same, so is the file.
+pub(super) type Stamp = Option<(u64, i64, i64, u64)>;
+
+/// Where a daemon's keys come from.
+#[derive(Debug, Default)]
+pub(super) struct KeyFiles {
+    pub(super) state_dir: Option<PathBuf>,
+    pub(super) key_file: Option<PathBuf>,
+}
+
+impl KeyFiles {
+    pub(super) fn read(&self) -> Result<Vec<Peer>, KeysError> {
+        let mut peers = match &self.state_dir {
+            Some(dir) => load(dir)?,
+            None => Vec::new(),
+        };
+        if let Some(path) = &self.key_file {
+            let missing = || unusable(path)(io::Error::from(ErrorKind::NotFound));
+            let text = read_private(path)?.ok_or_else(missing)?;
+            let key = peers::parse_secret(&text).map_err(unusable(path))?;
+            peers.push(Peer::of_key_file(key));
+        }
+        Ok(peers)
+    }
+
+    pub(super) fn stamps(&self) -> [Stamp; 2] {
+        let stamp = |path: Option<PathBuf>| {
+            let about = fs::metadata(path?).ok()?;
+            Some((about.ino(), about.mtime(), about.mtime_nsec(), about.len()))
+        };
+        [stamp(self.state_dir.as_deref().map(file_in)), stamp(self.key_file.clone())]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::pairing::identity::Identity;
+    use crate::pairing::noise::Key;
+    use crate::system::random;
+
+    fn folder() -> PathBuf {
+        std::env::temp_dir().join(format!("ollana-keys-{:?}", random::<8>().unwrap()))
+    }
+
+    fn machine(n: u8) -> Peer {
+        let identity = Some(Identity([n; 16]));
+        Peer { name: format!("m{n}"), identity, key: Key::new([n; 32]), added: 0 }
+    }
+
+    #[test]
+    fn keys_are_kept_for_nobody_else() {
+        let dir = folder();
+        assert_eq!(load(&dir).unwrap(), []);
+        update(&dir, |peers| peers::add(peers, machine(1))).unwrap();
+        assert_eq!(load(&dir).unwrap(), [machine(1)]);
+        let file = file_in(&dir);
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!((mode(&file), mode(file.parent().unwrap())), (0o600, 0o700));
+        let set = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        for (path, loose, tight) in [(&file, 0o640, 0o600), (&dir.join("keys"), 0o750, 0o700)] {
+            set(path, loose);
+            let error = load(&dir).unwrap_err().to_string();
+            assert!(error.ends_with(&format!("chmod {tight:o} {}", path.display())), "{error}");
+            assert!(update(&dir, |_| Ok(())).is_err());
+            set(path, tight);
+        }
+        fs::write(&file, "{broken").unwrap();
+        assert!(update(&dir, |_| Ok(())).unwrap_err().to_string().contains("not JSON"));
+        assert_eq!(fs::read_to_string(&file).unwrap(), "{broken", "never overwritten");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// `sudo ollana pair` for a daemon that is another user.
+    #[test]
+    fn all_files_belong_to_whom_the_folder_belongs_to() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = folder();
+        fs::create_dir(&dir).unwrap();
+        std::os::unix::fs::chown(&dir, Some(12345), Some(12345)).unwrap();
+        update(&dir, |peers| peers::add(peers, machine(1))).unwrap();
+        for name in ["keys", "keys/peers", "keys/lock"] {
+            assert_eq!(fs::metadata(dir.join(name)).unwrap().uid(), 12345, "{name}");
+        }
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,133 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use super::*;
+use crate::pairing::key_files::update;
+use crate::pairing::key_use::MAX_SERVERS;
+use crate::pairing::noise::{self, Purpose};
+use crate::pairing::peers;
+use crate::system::random;
+
+fn folder() -> PathBuf {
+    std::env::temp_dir().join(format!("ollana-keys-{:?}", random::<8>().unwrap()))
+}
+
+fn machine(n: u8) -> Peer {
+    let identity = Some(Identity([n; 16]));
+    Peer { name: format!("m{n}"), identity, key: Key::new([n; 32]), added: 0 }
+}
+
+fn open(dir: &Path, unpaired: Option<bool>) -> Keyring {
+    Keyring::open(Identity([0; 16]), Some(dir), None, unpaired).unwrap()
+}
+
+#[test]
+fn a_key_file_is_a_peer() {
+    let dir = folder();
+    fs::create_dir(&dir).unwrap();
+    let path = dir.join("secret");
+    let open = || Keyring::open(Identity([0; 16]), None, Some(&path), None);
+    assert!(open().is_err(), "a file that isn't there");
+    fs::write(&path, "00".repeat(32)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(open().unwrap_err().to_string().contains("chmod 600"));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(open().unwrap().keys(), [Key::new([0; 32])]);
+    fs::write(&path, "hunter2").unwrap();
+    assert!(open().unwrap_err().to_string().contains("32 bytes"));
+    fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn keys_come_and_go_without_a_restart() {
+    let dir = folder();
+    let keyring = open(&dir, None);
+    assert!(keyring.takes_unpaired());
+    for n in [1, 2] {
+        update(&dir, |peers| peers::add(peers, machine(n))).unwrap();
+    }
+    keyring.refresh();
+    assert!(keyring.keys().len() == 2 && !keyring.takes_unpaired());
+    let file = dir.join("keys/peers");
+    fs::write(&file, "damaged").unwrap();
+    keyring.refresh();
+    assert_eq!(keyring.keys().len(), 2, "a damaged file opens no door");
+    fs::remove_file(&file).unwrap();
+    update(&dir, |peers| peers::add(peers, machine(2))).unwrap();
+    keyring.refresh();
+    assert_eq!(keyring.keys(), [machine(2).key]);
+    fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn who_has_a_key_is_never_talked_to_in_clear() {
+    let dir = folder();
+    for n in [1, 2] {
+        update(&dir, |peers| peers::add(peers, machine(n))).unwrap();
+    }
+    let address = "10.0.0.7:11435".parse().unwrap();
+    for unpaired in [None, Some(false), Some(true)] {
+        let keyring = open(&dir, unpaired);
+        let attempt = keyring.keys_to_try(address);
+        assert_eq!((attempt.keys.len(), attempt.then_plain), (2, unpaired == Some(true)));
+        assert_eq!(keyring.allows_plain(address), unpaired == Some(true));
+        assert_eq!(keyring.encrypts(address), (unpaired == Some(true)).then_some(false));
+        keyring.note(address, Some(machine(2).id()));
+        let attempt = keyring.keys_to_try(address);
+        assert_eq!(attempt.keys, [machine(2).key, machine(1).key], "the likely one first");
+        assert!(!attempt.then_plain);
+        assert!(keyring.is_paired(Identity([9; 16]), address));
+        assert!(keyring.is_paired(Identity([1; 16]), "10.0.0.8:1".parse().unwrap()));
+        assert!(!keyring.is_paired(Identity([9; 16]), "10.0.0.8:1".parse().unwrap()));
+        keyring.note(address, None);
+        let attempt = keyring.keys_to_try(address);
+        assert_eq!((attempt.keys.len(), attempt.then_plain), (2, false), "there is no way back");
+        assert!(!keyring.allows_plain(address));
+        let other = "10.0.0.9:11435".parse().unwrap();
+        keyring.note(other, None);
+        let attempt = keyring.keys_to_try(other);
+        assert_eq!(attempt.then_plain, unpaired == Some(true));
+        assert_eq!(attempt.keys.len(), if attempt.then_plain { 0 } else { 2 });
+    }
+    fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn no_flood_makes_us_forget_who_has_a_key() {
+    let dir = folder();
+    update(&dir, |peers| peers::add(peers, machine(1))).unwrap();
+    let keyring = open(&dir, Some(true));
+    let address = |n: usize| SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 11435));
+    keyring.note(address(0), Some(machine(1).id()));
+    for n in 1..3 * MAX_SERVERS {
+        keyring.note(address(n), None);
+    }
+    assert!(!keyring.keys_to_try(address(0)).then_plain && !keyring.allows_plain(address(0)));
+    assert!(keyring.state().servers.0.len() <= MAX_SERVERS);
+    for n in 0..MAX_SERVERS {
+        keyring.note(address(n), Some(machine(1).id()));
+    }
+    keyring.note(address(MAX_SERVERS), Some(machine(1).id()));
+    assert_eq!(keyring.state().servers.0.len(), MAX_SERVERS);
+    fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn a_key_that_goes_during_a_handshake_is_missed() {
+    let dir = folder();
+    update(&dir, |peers| peers::add(peers, machine(1))).unwrap();
+    let keyring = open(&dir, None);
+    let stream = |key: Key| {
+        let who = |n| Introduction::of(Identity([n; 16]));
+        let (_, hello) = noise::initiate(Purpose::Requests, &key, &who(1)).unwrap();
+        let (_, established) = noise::respond(Purpose::Requests, &key, &who(2), &hello).unwrap();
+        let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        let stream = Stream::new(std::os::fd::OwnedFd::from(socket).into());
+        stream.encrypt(established.session, key.id());
+        Arc::new(stream)
+    };
+    assert!(keyring.watch(&stream(machine(1).key)));
+    assert!(!keyring.watch(&stream(machine(2).key)), "nobody would cut it");
+    fs::remove_dir_all(&dir).unwrap();
+}

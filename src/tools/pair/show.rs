@@ -1,0 +1,277 @@
+//! The machine that shows the code. Every machine of the LAN may connect, and none keeps another
+//! from being heard.
+
+use std::cmp::Reverse;
+use std::io::{self, ErrorKind, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{HALF, KEPT, MAX_WRONG, Own, STEP_TIMEOUT, failed, keep};
+use crate::access::addresses;
+use crate::discovery::packet::{self, Datagram, Kind, Packet};
+use crate::net::interfaces::Subnets;
+use crate::net::socket;
+use crate::pairing::code::PairingCode;
+use crate::pairing::noise::{Introduction, Key, NoiseError, Purpose};
+use crate::pairing::peers::Peer;
+use crate::pairing::secure::{self, SecureError};
+use crate::pairing::stream::Stream;
+use crate::system;
+
+/// How long a code can be used.
+pub(super) const CODE_LIFE: Duration = Duration::from_secs(180);
+/// Connections that are read from at once, however many there are.
+const MAX_CONNECTIONS: usize = 64;
+const EXPIRED: &str = "nobody typed the code in time; run it again for a new one";
+
+/// The sockets of the machine that shows the code.
+pub(super) struct Host {
+    listener: TcpListener,
+    /// Receives the probes of machines that look for this one.
+    probes: UdpSocket,
+    port: u16,
+}
+
+impl Host {
+    pub(super) fn open(port: u16) -> Result<Host, String> {
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let refused = |error: io::Error| match error.kind() {
+            ErrorKind::AddrInUse => {
+                format!("port {port} is taken: another 'ollana pair' waits here; end it first")
+            }
+            _ => failed("cannot listen")(error),
+        };
+        let listener = socket::listen(any).map_err(refused)?;
+        let probes = UdpSocket::bind(any).map_err(refused)?;
+        probes.set_nonblocking(true).map_err(refused)?;
+        Ok(Host { listener, probes, port })
+    }
+
+    /// Shows a code, and waits until a machine on which it was typed has paired.
+    pub(super) fn show(&self, own: &Own, life: Duration) -> Result<Peer, String> {
+        let random = system::random().map_err(failed("cannot get random bytes"))?;
+        let code = PairingCode::new(random);
+        println!("Type this on the other machine within 3 minutes:\n\n  ollana pair {code}\n");
+        let _ = io::stdout().flush();
+        let key = code.key();
+        let deadline = Instant::now() + life;
+        let mut connections: Vec<Connection> = Vec::new();
+        let mut wrong = 0;
+        loop {
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(EXPIRED.to_owned());
+            }
+            self.wait(&connections, deadline - now);
+            self.answer_probes(own);
+            self.accept(&mut connections);
+            let mut at = 0;
+            while let Some(connection) = connections.get_mut(at) {
+                match connection.advance(own, &key) {
+                    Ok(None) => {
+                        at += 1;
+                        continue;
+                    }
+                    Ok(Some(peer)) => return Ok(peer),
+                    Err(Failure::WrongCode) => {
+                        wrong += 1;
+                        println!("{} typed a wrong code ({wrong} of {MAX_WRONG})", connection.from);
+                        if wrong == MAX_WRONG {
+                            return Err(format!(
+                                "the code was typed wrong {MAX_WRONG} times; run it again for a new one"
+                            ));
+                        }
+                    }
+                    Err(Failure::NoHandshake) => {}
+                    Err(Failure::BrokeOff(error)) => {
+                        println!("{} broke off: {error}; it can try again", connection.from);
+                    }
+                    Err(Failure::NotKept(reason)) => return Err(reason),
+                }
+                connections.swap_remove(at);
+            }
+        }
+    }
+
+    /// Waits for bytes, for a connection, or until a connection has been silent for too long.
+    fn wait(&self, connections: &[Connection], most: Duration) {
+        let now = Instant::now();
+        let left = connections.iter().map(|one| one.deadline.saturating_duration_since(now));
+        let time = Timespec::try_from(left.fold(most, Duration::min)).ok();
+        let sockets =
+            [PollFd::new(&self.probes, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+        let streams = connections.iter().map(|one| PollFd::new(one.stream.socket(), PollFlags::IN));
+        let mut fds: Vec<PollFd<'_>> = sockets.into_iter().chain(streams).collect();
+        let _ = poll(&mut fds, time.as_ref());
+    }
+
+    /// Accepts machines of the LAN. Where there are too many connections, one is closed: of the
+    /// address with the most, the oldest.
+    fn accept(&self, connections: &mut Vec<Connection>) {
+        for _ in 0..MAX_CONNECTIONS {
+            let Ok((stream, from)) = self.listener.accept() else { return };
+            let from = from.ip();
+            if !addresses::is_local_address(from) && !Subnets::now().contain(from) {
+                continue;
+            }
+            if stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).is_err() {
+                continue;
+            }
+            if connections.len() == MAX_CONNECTIONS {
+                let of_address = |from| connections.iter().filter(|one| one.from == from).count();
+                let rank = |one: &Connection| (Reverse(of_address(one.from)), one.deadline);
+                let closed = (0..connections.len()).min_by_key(|at| rank(&connections[*at]));
+                connections.swap_remove(closed.unwrap_or(0));
+            }
+            connections.push(Connection::new(stream, from));
+        }
+    }
+
+    /// Tells machines that look for one that shows a code where this one is.
+    fn answer_probes(&self, own: &Own) {
+        let mut buffer = [0; packet::MAX_LEN + 1];
+        for _ in 0..16 {
+            let Ok((len, from)) = self.probes.recv_from(&mut buffer) else { return };
+            let Ok(Packet::V1(probe)) = packet::decode(&buffer[..len]) else { continue };
+            if probe.kind != Kind::Probe || !Subnets::now().contain(from.ip()) {
+                continue;
+            }
+            let answer = Datagram {
+                kind: Kind::Announce,
+                http_port: self.port,
+                name: own.introduction.name.clone(),
+                ..Datagram::probe(own.introduction.identity, probe.nonce)
+            };
+            let _ = self.probes.send_to(&answer.encode(len), from);
+        }
+    }
+}
+
+/// Why a connection paired nobody.
+enum Failure {
+    /// A handshake with another code.
+    WrongCode,
+    /// No handshake at all, which doesn't count as a guess.
+    NoHandshake,
+    /// The code was right, but the rest failed.
+    BrokeOff(io::Error),
+    /// The key can't be kept.
+    NotKept(String),
+}
+
+/// A connection to the machine that shows the code. It is never waited for.
+struct Connection {
+    stream: Stream,
+    from: IpAddr,
+    /// When the present message must be complete.
+    deadline: Instant,
+    /// The present message, of which `received` bytes have come.
+    message: Vec<u8>,
+    received: usize,
+    /// Who the other machine is, once it has proved to have the code, and our half of the key.
+    verified: Option<(Introduction, [u8; HALF])>,
+}
+
+impl Connection {
+    fn new(socket: TcpStream, from: IpAddr) -> Connection {
+        let (stream, deadline) = (Stream::new(socket), Instant::now() + STEP_TIMEOUT);
+        let message = vec![0; Purpose::Pairing.hello_len()];
+        Connection { stream, from, deadline, message, received: 0, verified: None }
+    }
+
+    /// Reads what is there; returns the new peer once its last message is complete.
+    fn advance(&mut self, own: &Own, key: &Key) -> Result<Option<Peer>, Failure> {
+        while self.receive().map_err(|error| self.failure(error))? {
+            match self.verified.take() {
+                None => self.answer_handshake(own, key)?,
+                Some((peer, half)) => return self.agree(own, peer, half).map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the present message is complete.
+    fn receive(&mut self) -> io::Result<bool> {
+        while self.received < self.message.len() {
+            match self.stream.try_read(&mut self.message[self.received..])? {
+                Some(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Some(n) => self.received += n,
+                None if Instant::now() >= self.deadline => return Err(ErrorKind::TimedOut.into()),
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    fn failure(&self, error: io::Error) -> Failure {
+        if self.verified.is_some() { Failure::BrokeOff(error) } else { Failure::NoHandshake }
+    }
+
+    /// Answers the handshake, and sends half a key.
+    fn answer_handshake(&mut self, own: &Own, key: &Key) -> Result<(), Failure> {
+        let own = &own.introduction;
+        let peer = secure::respond(&self.stream, Purpose::Pairing, key, own, &self.message)
+            .map_err(|error| match error {
+                SecureError::Handshake(NoiseError::WrongKey) => Failure::WrongCode,
+                SecureError::Connect(error) => Failure::BrokeOff(error),
+                _ => Failure::NoHandshake,
+            })?;
+        let half = system::random().map_err(Failure::BrokeOff)?;
+        // The nearly empty buffer of a new connection takes this at once.
+        if self.stream.try_write(&half).map_err(Failure::BrokeOff)? != HALF {
+            return Err(Failure::BrokeOff(ErrorKind::WriteZero.into()));
+        }
+        self.deadline = Instant::now() + STEP_TIMEOUT;
+        self.message = vec![0; HALF];
+        self.received = 0;
+        self.verified = Some((peer, half));
+        Ok(())
+    }
+
+    /// Takes the other half of the key, and keeps the whole.
+    fn agree(&self, own: &Own, peer: Introduction, half: [u8; HALF]) -> Result<Peer, Failure> {
+        let mut theirs = [0; HALF];
+        theirs.copy_from_slice(&self.message);
+        let key = Key::of_halves(&half, &theirs);
+        let peer = keep(own, peer, key).map_err(Failure::NotKept)?;
+        // If this gets lost, the other machine says that it failed, and pairing again mends it.
+        let _ = self.stream.try_write(KEPT);
+        Ok(peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pairing::identity::Identity;
+
+    #[test]
+    fn who_says_nothing_in_time_is_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _silent = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, from) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let mut connection = Connection::new(stream, from.ip());
+        assert!(matches!(connection.receive(), Ok(false)) && connection.deadline > Instant::now());
+        connection.deadline = Instant::now();
+        assert_eq!(connection.receive().unwrap_err().kind(), ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_code_lives_no_longer_for_those_who_connect() {
+        let host = Host::open(0).ok().unwrap();
+        let own = Own {
+            state_dir: std::env::temp_dir(),
+            introduction: Introduction::of(Identity([1; 16])),
+        };
+        let address =
+            SocketAddr::from(([127, 0, 0, 1], host.listener.local_addr().unwrap().port()));
+        let _silent = TcpStream::connect(address).unwrap();
+        let start = Instant::now();
+        let shown = host.show(&own, Duration::from_millis(300));
+        assert_eq!(shown, Err(EXPIRED.to_owned()));
+        assert!(start.elapsed() >= Duration::from_millis(300) && start.elapsed() < STEP_TIMEOUT);
+    }
+}
