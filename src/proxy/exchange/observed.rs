@@ -76,8 +76,10 @@ impl<'a> Observed<'a> {
 
     /// Tokens that the answer says to have, beyond those that were counted as they passed.
     pub(super) fn uncounted_tokens(&self) -> u64 {
-        let told = self.told_tokens().filter(|_| self.is_counted).unwrap_or(0.0);
-        (told as u64).saturating_sub(self.tokens)
+        if !self.is_counted {
+            return 0;
+        }
+        (self.told_tokens().unwrap_or(0.0) as u64).saturating_sub(self.tokens)
     }
 
     fn told_tokens(&self) -> Option<f64> {
