@@ -173,7 +173,7 @@ impl Acceptor {
     fn admits(&self, socket: &TcpStream, peer: SocketAddr) -> bool {
         let local = socket.local_addr().ok().map(|local| local.ip());
         let is_own = Caller::of(peer.ip(), local) == Caller::Own;
-        let reach = &self.shared.context.reach;
+        let reach = &self.shared.context.settings.reach;
         reach.admits(peer.ip(), is_own, |ip| Subnets::now().contain(ip))
     }
 

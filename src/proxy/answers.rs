@@ -12,6 +12,9 @@ use crate::http::head::Refusal;
 use crate::ollama::errors::Dialect;
 use crate::upstream::exchange_io::Fault;
 
+/// The status, for the log and the metrics, where no client is left to read an answer.
+pub(crate) const CLIENT_LEFT: u16 = 499;
+
 /// Which answer. Texts come with those that name a machine or a reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum OwnAnswer {
@@ -73,8 +76,7 @@ impl OwnAnswer {
             OwnAnswer::QueueFull => (503, "busy", "all servers are busy and the queue is full"),
             OwnAnswer::Unreached(text) => (502, UNREACHED, text.as_str()),
             OwnAnswer::Failed(text) => (502, UPSTREAM, text.as_str()),
-            // Nobody is there to read it; 499 is for the log and the metrics.
-            OwnAnswer::Fault(Fault::ClientLeft | Fault::ClientStalled) => (499, "left", ""),
+            OwnAnswer::Fault(Fault::ClientLeft | Fault::ClientStalled) => (CLIENT_LEFT, "left", ""),
             OwnAnswer::Fault(Fault::OutOfResources) => (503, UNREACHED,
                 "this machine is out of file descriptors or memory"),
             OwnAnswer::Fault(Fault::BodyMalformed(reason)) => (400, "body", *reason),
@@ -92,11 +94,6 @@ impl OwnAnswer {
             OwnAnswer::NoState => (503, "own", "the state can't be had"),
         };
         Row { status, cause, text }
-    }
-
-    /// The client has left, so nothing is written.
-    pub(crate) fn has_no_reader(&self) -> bool {
-        matches!(self, OwnAnswer::Fault(Fault::ClientLeft | Fault::ClientStalled))
     }
 
     /// The fields that go with it.

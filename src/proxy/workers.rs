@@ -116,7 +116,7 @@ pub(super) fn start(
     let own = Arc::clone(shared);
     shared.workers.alive.fetch_add(1, SeqCst);
     let started = system::spawn("worker", move || {
-        let upstream = Upstream::new(&own.context.timing, &own.context.keyring);
+        let upstream = Upstream::new(&own.context.settings.timing, &own.context.keyring);
         Worker { shared: own, upstream }.run(first());
     });
     started.map(drop).inspect_err(|_| shared.workers.ended())
@@ -151,7 +151,7 @@ impl Worker {
     /// Serves a connection, request after request.
     fn serve(&self, mut connection: Box<Connection>) {
         let context = &self.shared.context;
-        let timing = &context.timing;
+        let timing = &context.settings.timing;
         let idle = timing.idle_timeout;
         match secure::accept(&context.keyring, connection.stream(), idle, timing.head_timeout) {
             Accepted::Plain => {}
@@ -160,7 +160,7 @@ impl Worker {
         }
         let mut has_passed = false;
         loop {
-            let head = match connection.next_head(timing, &context.limits) {
+            let head = match connection.next_head(timing, &context.settings.limits) {
                 Next::Closed => return,
                 Next::Refused(refusal) => {
                     context.presence.counters().failed("request");

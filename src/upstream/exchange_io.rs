@@ -68,7 +68,7 @@ pub(crate) struct Attempt {
 
 /// How far an attempt has come. It only moves forward.
 #[derive(Debug, Default)]
-enum Phase {
+pub(super) enum Phase {
     #[default]
     Connecting,
     /// `heeds_input` ends with an interim response, behind which input tells nothing.
@@ -182,17 +182,10 @@ impl ExchangeIo {
         self.phase = Phase::Sending { upstream: Arc::clone(upstream), heeds_input: true };
     }
 
-    /// The transport has sent all that it gets of the request.
-    pub(crate) fn finish_sending(&mut self) {
+    /// The transport has sent all that it gets of the request, or read the answer's first bytes.
+    pub(super) fn advance(&mut self, phase: Phase) {
         if !self.is_answered_early() {
-            self.phase = Phase::Awaiting;
-        }
-    }
-
-    /// The transport has read the answer's first bytes.
-    pub(crate) fn begin_receiving(&mut self) {
-        if !self.is_answered_early() {
-            self.phase = Phase::Receiving;
+            self.phase = phase;
         }
     }
 

@@ -17,7 +17,7 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
 use super::buffers::{GrowingBuffers, LARGE, SMALL};
-use super::exchange_io::{self, Fault, Woken};
+use super::exchange_io::{self, ExchangeIo, Fault, Phase, Woken};
 use crate::net::socket::{self, UNACKNOWLEDGED};
 use crate::pairing::keyring::Keyring;
 use crate::pairing::secure::{self, SecureError};
@@ -172,7 +172,7 @@ impl IoTransport {
 
     fn finish_sending(&mut self) -> io::Result<()> {
         self.send_held()?;
-        exchange_io::with(exchange_io::ExchangeIo::finish_sending);
+        exchange_io::with(|io| io.advance(Phase::Awaiting));
         self.limit_unacknowledged(UNACKNOWLEDGED);
         let proof = if self.requests > 1 { Proof::Awaited } else { Proof::Given };
         self.state = State::Awaiting(proof);
@@ -191,7 +191,7 @@ impl IoTransport {
         self.buffers.input_appended(n);
         if n > 0 && self.state != State::Receiving {
             self.state = State::Receiving;
-            exchange_io::with(exchange_io::ExchangeIo::begin_receiving);
+            exchange_io::with(|io| io.advance(Phase::Receiving));
             self.limit_unacknowledged(UNACKNOWLEDGED);
         }
         Ok(Some(n))
@@ -221,7 +221,7 @@ impl Transport for IoTransport {
         if self.state != State::Sending {
             self.begin_sending();
         }
-        if exchange_io::with(exchange_io::ExchangeIo::take_holds_head) || !self.held.is_empty() {
+        if exchange_io::with(ExchangeIo::take_holds_head) || !self.held.is_empty() {
             let is_head = self.held.is_empty();
             self.held.extend_from_slice(&self.buffers.output[..amount]);
             return if is_head { Ok(()) } else { Ok(self.send_held()?) };
@@ -237,7 +237,7 @@ impl Transport for IoTransport {
             State::Idle | State::Awaiting(_) => {}
         }
         // Everything that was read before is with the client before more is read.
-        exchange_io::with(exchange_io::ExchangeIo::flush)?;
+        exchange_io::with(ExchangeIo::flush)?;
         let limit = timeout.for_read();
         // Bulk data is usually there already; tokens never are.
         let mut is_likely = self.buffers.was_filled;

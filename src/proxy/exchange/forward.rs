@@ -151,7 +151,7 @@ impl Exchange<'_> {
         if !has_body {
             return self.upstream.send(request, None, connection);
         }
-        let timeout = self.context.timing.body_timeout;
+        let timeout = self.context.settings.timing.body_timeout;
         let mut reader = BodyReader::new(self.connection, body, timeout);
         self.upstream.send(request, Some(&mut reader as &mut dyn Read), connection)
     }

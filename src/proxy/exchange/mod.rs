@@ -30,15 +30,14 @@ use http::header::{HOST, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
 
 pub use self::retry::Attempts;
-use super::answers::{Form, OwnAnswer, write_json};
+use super::answers::{CLIENT_LEFT, Form, OwnAnswer, write_json};
 use super::connection::Connection;
 use super::connections::Connections;
 use super::request_body::{Budget, RequestBody};
-use crate::access::addresses::{AddressLists, Cidr};
-use crate::access::cors::{Cors, Decision, Origins};
+use crate::access::cors::{Cors, Decision};
 use crate::access::host::HostRule;
-use crate::access::permissions::{Policy, Refusal, Verdict};
-use crate::config::{Limits, Timing};
+use crate::access::permissions::{Refusal, Verdict};
+use crate::config::Settings;
 use crate::http::fields::{self, AnswerFraming};
 use crate::http::head::{Framing, Head};
 use crate::manager::{Mailbox, Presence};
@@ -59,6 +58,8 @@ pub(crate) enum Side {
 /// What all exchanges of a proxy share.
 #[derive(Debug)]
 pub(crate) struct Context {
+    pub(crate) settings: Settings,
+    pub(crate) side: Side,
     pub(crate) mailbox: Mailbox,
     /// What is known of the backends without asking the Manager.
     pub(crate) presence: Arc<Presence>,
@@ -66,29 +67,16 @@ pub(crate) struct Context {
     pub(crate) models_dir: Option<PathBuf>,
     /// This process in `Via` fields.
     pub(crate) via: HeaderValue,
-    pub(crate) side: Side,
-    /// This server's name for `X-Ollana-Server`; a client uses the backend's.
+    /// This machine's name, for its refusals.
+    pub(crate) machine: String,
+    /// A server's name for `X-Ollana-Server`; a client uses the backend's.
     pub(crate) own_name: Option<HeaderValue>,
     /// This server's identity, for `X-Ollana-Identity`.
     pub(crate) identity: Option<HeaderValue>,
     /// Put in front of targets for the local Ollama (the path of `--ollama`).
     pub(crate) prefix: String,
-    /// Whether machines may be woken, so that it matters what a request needs.
-    pub(crate) wakes: bool,
     /// Which names a `Host` may have.
     pub(crate) hosts: HostRule,
-    /// Who may ask for the state besides this machine.
-    pub(crate) status_from: Vec<Cidr>,
-    /// What other machines may do here.
-    pub(crate) policy: Policy,
-    /// Which web pages may ask.
-    pub(crate) origins: Origins,
-    /// Which machines may connect.
-    pub(crate) reach: AddressLists,
-    /// This machine's name, for its refusals.
-    pub(crate) machine: String,
-    pub(crate) timing: Timing,
-    pub(crate) limits: Limits,
     /// Memory for kept bodies.
     pub(crate) budget: Budget,
     pub(crate) keyring: Arc<Keyring>,
@@ -177,7 +165,7 @@ impl Exchange<'_> {
         if !self.connection.caller().is_trusted() && !self.context.keyring.takes_unpaired() {
             return Err(OwnAnswer::Unpaired);
         }
-        match self.context.origins.judge(&self.head.method, &self.head.fields) {
+        match self.context.settings.origins.judge(&self.head.method, &self.head.fields) {
             Decision::Plain => Ok(None),
             Decision::Cors(cors) => {
                 self.cors = Some(cors);
@@ -192,7 +180,7 @@ impl Exchange<'_> {
         if fields::is_loop(&self.head.fields, &self.context.via) {
             return Err(OwnAnswer::Loop);
         }
-        match self.context.policy.judge(self.connection.caller(), self.endpoint.class) {
+        match self.context.settings.policy.judge(self.connection.caller(), self.endpoint.class) {
             Verdict::Refuse(refusal) => Err(self.forbidden(refusal)),
             verdict => Ok(verdict),
         }
@@ -214,7 +202,7 @@ impl Exchange<'_> {
     /// Answers with an error of our own, if there is still a client.
     fn refuse(&self, own: &OwnAnswer) -> End {
         let row = own.row();
-        if own.has_no_reader() {
+        if row.status == CLIENT_LEFT {
             self.context.presence.counters().failed(row.cause);
             self.log(row.status, "-", 0, None);
             return End::Cut;
@@ -261,7 +249,7 @@ impl Exchange<'_> {
     }
 
     fn write_answer(&self, answer: &[u8], closes: bool) -> End {
-        let stall = self.context.timing.stall_timeout;
+        let stall = self.context.settings.timing.stall_timeout;
         match self.connection.stream().write_all(answer, stall) {
             Ok(()) if closes => End::Close,
             Ok(()) => End::Keep,

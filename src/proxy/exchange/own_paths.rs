@@ -142,7 +142,7 @@ impl Exchange<'_> {
     fn may_see_state(&self) -> bool {
         let peer = self.connection.peer().ip();
         self.connection.is_own()
-            || self.context.status_from.iter().any(|network| network.contains(peer))
+            || self.context.settings.status_from.iter().any(|network| network.contains(peer))
     }
 
     /// Whether a browser says that a page of another site asks. Following a link to the page is

@@ -123,7 +123,8 @@ impl Exchange<'_> {
             answer.remove(ERROR_FIELD);
             if is_version {
                 answer.extend(context.identity.clone().map(|id| (IDENTITY_FIELD, id)));
-                let permission = context.policy.permission(self.connection.caller()).word();
+                let permission =
+                    context.settings.policy.permission(self.connection.caller()).word();
                 answer.insert(PERMISSION_FIELD, HeaderValue::from_static(permission));
             }
         }

@@ -29,7 +29,7 @@ impl Exchange<'_> {
     /// Bytes of the body that are kept: all that may be sent again, or what tells its subject.
     pub(super) fn keep_limit(&self) -> usize {
         match self.endpoint.is_repeatable {
-            true => self.context.limits.replay_limit,
+            true => self.context.settings.limits.replay_limit,
             false => SUBJECT_LIMIT,
         }
     }
@@ -42,7 +42,7 @@ impl Exchange<'_> {
     ) -> Result<(), OwnAnswer> {
         let client = Some(self.connection.stream().clone());
         self.upstream.begin(Attempt { client, ..Attempt::default() });
-        BodyReader::new(self.connection, body, self.context.timing.body_timeout)
+        BodyReader::new(self.connection, body, self.context.settings.timing.body_timeout)
             .prefetch(SUBJECT_LIMIT, is_enough)
             .map_err(|_| self.fault().unwrap_or(OwnAnswer::Fault(Fault::ClientLeft)))
     }
@@ -71,7 +71,9 @@ impl Exchange<'_> {
         }
         let mut server = self.named_server();
         let is_pull = self.endpoint.task == Task::Pull;
-        let has_choice = is_pull || self.context.wakes || self.context.presence.backends() > 1;
+        let has_choice = is_pull
+            || !self.context.settings.wake.is_empty()
+            || self.context.presence.backends() > 1;
         let names_model = self.endpoint.names_model() && is_plain(&self.head.fields);
         let mut subject = Subject::default();
         if has_choice && names_model && self.framing != Framing::Empty {
