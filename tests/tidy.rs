@@ -255,6 +255,29 @@ fn no_circle_inside_a_room() {
 }
 
 #[test]
+fn the_map_names_files_that_exist() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let map = fs::read_to_string(src.join("lib.rs")).expect("lib.rs");
+    let is_path = |word: &&str| {
+        word.contains('/') && word.bytes().all(|b| b.is_ascii_lowercase() || b"/_".contains(&b))
+    };
+    let lives = map.lines().filter(|line| line.starts_with("//! ") && !line.starts_with("//! |"));
+    let named: Vec<&str> = lives.flat_map(|line| line.split('`')).filter(is_path).collect();
+    assert!(named.len() > 30, "the lives of a request and of a datagram: {named:?}");
+    for name in named {
+        // Parts of the exchange are named without their room.
+        let places = [src.join(name), src.join("proxy").join(name)];
+        let exists = |place: &PathBuf| place.is_dir() || place.with_extension("rs").is_file();
+        assert!(places.iter().any(exists), "lib.rs names {name}");
+    }
+    for life in ["request", "datagram"] {
+        let start = map.find(&format!("# The life of a {life}")).expect("a life");
+        let lines = map[start..].lines().skip(2).take_while(|line| line.len() > 3).count();
+        assert!(lines <= 15, "the life of a {life} has {lines} lines");
+    }
+}
+
+#[test]
 fn long_files_say_why() {
     for source in sources().iter().filter(|source| source.lines > LONG) {
         if TO_MEND.contains(&source.module.as_str()) {
