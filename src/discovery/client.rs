@@ -223,7 +223,7 @@ impl Asker {
         if let (Input::Sighted(sighting), Some(key)) = (&input, key) {
             keyring.note(sighting.address, Some(key.id()));
         }
-        self.setup.mailbox.offer(input);
+        self.setup.mailbox.try_send(input);
         Verdict::Good
     }
 }

@@ -1,87 +1,80 @@
-//! A standing offer: the one backend that a request would get anyway, had without asking.
+//! The fast path: the one backend that a request would get anyway, leased without asking.
 //!
 //! Most proxies have no choice: a server has its own Ollama, most homes have one server. Asking the
 //! Manager's thread and telling it the end costs two wake-ups per request, which is more than all
-//! else that a small request costs. So while there is no choice, the Manager hangs out the pick,
-//! and workers count themselves in and out on it. When that changes it takes the offer down, and
-//! with it the count: whoever took it by then reports to the Manager as usual.
+//! else that a small request costs. So while there is no choice, the Manager publishes the pick,
+//! and workers count themselves in and out on it. When that changes it retracts the pick, and takes
+//! over the count: workers that have it by then report to the Manager as usual.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::manager::pool::Pick;
+use super::pool::Pick;
 use crate::system::lock;
 
-/// What workers may take without asking.
+/// A published pick.
 #[derive(Debug)]
-pub struct Offer {
-    /// The backend.
-    pub pick: Pick,
-    taken: Mutex<Taken>,
+pub(crate) struct FastPath {
+    pub(super) pick: Pick,
+    users: Mutex<Users>,
 }
 
 #[derive(Debug, Default)]
-struct Taken {
+struct Users {
     count: u32,
-    is_withdrawn: bool,
+    is_retracted: bool,
 }
 
-impl Offer {
-    /// An offer that nobody has taken yet.
-    pub fn new(pick: Pick) -> Self {
-        Offer { pick, taken: Mutex::default() }
+impl FastPath {
+    fn users(&self) -> MutexGuard<'_, Users> {
+        lock(&self.users)
     }
 
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        lock(&self.taken)
+    fn enter(&self) -> bool {
+        let mut users = self.users();
+        users.count += u32::from(!users.is_retracted);
+        !users.is_retracted
     }
 
-    fn take(&self) -> bool {
-        let mut taken = self.taken();
-        taken.count += u32::from(!taken.is_withdrawn);
-        !taken.is_withdrawn
+    /// A request has ended. False when the pick was retracted: then the Manager counts, and has to
+    /// be told.
+    pub(super) fn leave(&self) -> bool {
+        let mut users = self.users();
+        users.count -= u32::from(!users.is_retracted);
+        !users.is_retracted
     }
 
-    /// Gives it back. False when it was withdrawn: then the Manager counts, and has to be told.
-    pub fn give_back(&self) -> bool {
-        let mut taken = self.taken();
-        taken.count -= u32::from(!taken.is_withdrawn);
-        !taken.is_withdrawn
-    }
-
-    /// Takes the offer down; returns how many have it, all of whom will report.
-    pub fn withdraw(&self) -> u32 {
-        let mut taken = self.taken();
-        taken.is_withdrawn = true;
-        std::mem::take(&mut taken.count)
-    }
-
-    /// How many have it.
-    pub fn count(&self) -> u32 {
-        self.taken().count
+    /// Requests that have the backend this way.
+    pub(super) fn count(&self) -> u32 {
+        self.users().count
     }
 }
 
-/// Where the Manager hangs an offer out.
+/// Where the Manager publishes a pick.
 #[derive(Debug, Default)]
-pub struct Board(Mutex<Option<Arc<Offer>>>);
+pub(super) struct Slot(Mutex<Option<Arc<FastPath>>>);
 
-impl Board {
-    fn offer(&self) -> MutexGuard<'_, Option<Arc<Offer>>> {
-        lock(&self.0)
+impl Slot {
+    /// Uses the published pick, if there is one.
+    pub(super) fn enter(&self) -> Option<Arc<FastPath>> {
+        self.published().filter(|path| path.enter())
     }
 
-    /// Takes what is offered, if anything is.
-    pub fn take(&self) -> Option<Arc<Offer>> {
-        self.offer().clone().filter(|offer| offer.take())
+    pub(super) fn published(&self) -> Option<Arc<FastPath>> {
+        lock(&self.0).clone()
     }
 
-    /// What is offered.
-    pub fn look(&self) -> Option<Arc<Offer>> {
-        self.offer().clone()
+    /// The slot must be empty, or the count of its pick is lost.
+    pub(super) fn publish(&self, pick: Pick) {
+        *lock(&self.0) = Some(Arc::new(FastPath { pick, users: Mutex::default() }));
     }
 
-    /// Replaces what is offered.
-    pub fn hang_out(&self, offer: Option<Arc<Offer>>) {
-        *self.offer() = offer;
+    /// Empties the slot. The pick that was there, and how many requests have it, all of which will
+    /// report.
+    pub(super) fn retract(&self) -> Option<(Pick, u32)> {
+        let path = lock(&self.0).take()?;
+        let mut users = path.users();
+        users.is_retracted = true;
+        let count = std::mem::take(&mut users.count);
+        Some((path.pick.clone(), count))
     }
 }

@@ -1,64 +1,86 @@
-//! The ticker, and the checkers that ask backends for `/api/version`.
+//! The ticker, and the checkers that do the Manager's jobs: above all asking backends for
+//! `/api/version`.
 //!
 //! The Manager decides when a backend is checked; the ticker only tells it that time passes, and
 //! the checkers do what it asks for, each with its own connection.
 
 use std::io;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
+use super::mailbox::Mailbox;
+use super::pool::{BackendId, Input, Known, MAX_CHECKS};
+use super::store;
+use super::wake::Wake;
 use crate::config::{OllamaUrl, Timing};
-use crate::manager::pool::{Input, MAX_CHECKS, Target};
-use crate::manager::store;
-use crate::manager::wake::Wake;
-use crate::manager::{Job, Mailbox};
 use crate::pairing::keyring::Keyring;
-use crate::system::THREAD_STACK;
+use crate::system::spawn;
 use crate::upstream::Upstream;
-use crate::upstream::health_check::Check;
+use crate::upstream::health_check::{Check, Target};
 
 /// How often the Manager hears that time has passed.
 const TICK: Duration = Duration::from_millis(200);
 /// Ticks from one look at the files of keys to the next.
 const KEY_LOOK: u32 = 5;
+/// Jobs that may wait. One per backend is under way at most.
+const MAX_JOBS: usize = 128;
+
+/// Something that takes time.
+#[derive(Debug)]
+pub enum Job {
+    /// Check a backend.
+    Check(CheckJob),
+    /// Remember these servers for the next start.
+    Remember(Vec<Known>),
+    /// These servers are up and go by these names: remember how to wake them.
+    Learn(Vec<(SocketAddr, Vec<String>)>),
+    /// Wake the machines that may be woken.
+    Wake,
+}
+
+/// A health check to run.
+#[derive(Debug)]
+pub struct CheckJob {
+    /// The backend that the result is about.
+    pub id: BackendId,
+    /// What to ask.
+    pub target: Target,
+    /// Whether to ask for its models too.
+    pub wants_inventory: bool,
+}
 
 /// Where the Manager puts its jobs, and where the checkers take them from.
 pub fn job_queue() -> (Sender<Job>, Receiver<Job>) {
-    // One per backend is under way at most.
-    bounded(128)
+    bounded(MAX_JOBS)
 }
 
 /// The ticker's thread; dropping it stops and joins it.
 #[derive(Debug)]
-pub struct Ticker {
+pub(crate) struct Ticker {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Ticker {
-    /// Starts to tick.
-    ///
     /// # Errors
     /// When the thread can't be started.
-    pub fn start(mailbox: Mailbox, keyring: Arc<Keyring>) -> io::Result<Self> {
+    pub(crate) fn start(mailbox: Mailbox, keyring: Arc<Keyring>) -> io::Result<Self> {
         let (stop, stopped) = bounded::<()>(0);
-        let thread = thread::Builder::new()
-            .name("ticker".to_owned())
-            .stack_size(THREAD_STACK)
-            .spawn(move || {
-                let mut ticks = 0u32;
-                while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
-                    mailbox.offer(Input::Tick);
-                    ticks = ticks.wrapping_add(1);
-                    if ticks.is_multiple_of(KEY_LOOK) {
-                        keyring.refresh();
-                    }
+        let thread = spawn("ticker", move || {
+            let mut ticks = 0u32;
+            while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                mailbox.try_send(Input::Tick);
+                ticks = ticks.wrapping_add(1);
+                if ticks.is_multiple_of(KEY_LOOK) {
+                    keyring.refresh();
                 }
-            })?;
+            }
+        })?;
         Ok(Ticker { stop: Some(stop), thread: Some(thread) })
     }
 }
@@ -74,15 +96,15 @@ impl Drop for Ticker {
 
 /// The checkers' threads. They end when the queue's other side, the Manager, is gone.
 #[derive(Debug)]
-pub struct Checkers(Vec<JoinHandle<()>>);
+pub(crate) struct Checkers(Vec<JoinHandle<()>>);
 
 impl Checkers {
     /// Starts the checkers. `local` is the Ollama of this machine, if it is shared; `memory` takes
-    /// the servers to remember; `wake` knows whom to wake.
+    /// the servers to remember; `wake` knows which machines may be woken.
     ///
     /// # Errors
     /// When a thread can't be started.
-    pub fn start(
+    pub(crate) fn start(
         jobs: &Receiver<Job>,
         mailbox: &Mailbox,
         timing: &Timing,
@@ -91,57 +113,53 @@ impl Checkers {
         memory: Option<&Path>,
         wake: Option<&Wake>,
     ) -> io::Result<Self> {
-        let mut threads = Vec::with_capacity(MAX_CHECKS);
-        for _ in 0..MAX_CHECKS {
+        let start = |_| {
+            let checker = Checker {
+                mailbox: mailbox.clone(),
+                upstream: Upstream::new(timing, keyring),
+                timeout: timing.health_timeout,
+                local: local.cloned(),
+                memory: memory.map(Path::to_owned),
+                wake: wake.cloned(),
+            };
             let jobs = jobs.clone();
-            let mailbox = mailbox.clone();
-            let timeout = timing.health_timeout;
-            let upstream = Upstream::new(timing, keyring);
-            let local = local.cloned();
-            let memory = memory.map(Path::to_owned);
-            let wake = wake.cloned();
-            let thread = thread::Builder::new()
-                .name("checker".to_owned())
-                .stack_size(THREAD_STACK)
-                .spawn(move || {
-                    for job in jobs {
-                        let job = match job {
-                            Job::Check(job) => job,
-                            Job::Remember(servers) => {
-                                if let Some(dir) = &memory {
-                                    store::remember(dir, &servers);
-                                }
-                                continue;
-                            }
-                            Job::Learn(servers) => {
-                                wake.iter().for_each(|wake| wake.learn(&servers));
-                                continue;
-                            }
-                            Job::Wake => {
-                                wake.iter().for_each(Wake::call);
-                                continue;
-                            }
-                        };
-                        let is_local = |url: &&OllamaUrl| job.target == Target::Name(url.server());
-                        let check = Check {
-                            target: &job.target,
-                            local: local.as_ref().filter(is_local),
-                            wants_inventory: job.wants_inventory,
-                            timeout,
-                        };
-                        let result = check.run(&upstream);
-                        mailbox.send(Input::Checked(job.id, result));
-                    }
-                })?;
-            threads.push(thread);
-        }
-        Ok(Checkers(threads))
+            spawn("checker", move || jobs.iter().for_each(|job| checker.run(job)))
+        };
+        (0..MAX_CHECKS).map(start).collect::<io::Result<_>>().map(Checkers)
     }
 
     /// Waits for their end; the Manager must be gone.
-    pub fn join(self) {
+    pub(crate) fn join(self) {
         for thread in self.0 {
             let _ = thread.join();
+        }
+    }
+}
+
+struct Checker {
+    mailbox: Mailbox,
+    upstream: Upstream,
+    timeout: Duration,
+    local: Option<OllamaUrl>,
+    memory: Option<PathBuf>,
+    wake: Option<Wake>,
+}
+
+impl Checker {
+    fn run(&self, job: Job) {
+        match job {
+            Job::Check(CheckJob { id, target, wants_inventory }) => {
+                let is_local = |url: &&OllamaUrl| target == Target::Name(url.server());
+                let local = self.local.as_ref().filter(is_local);
+                let check =
+                    Check { target: &target, local, wants_inventory, timeout: self.timeout };
+                self.mailbox.send(Input::Checked(id, check.run(&self.upstream)));
+            }
+            Job::Remember(servers) => {
+                self.memory.iter().for_each(|dir| store::remember(dir, &servers));
+            }
+            Job::Learn(servers) => self.wake.iter().for_each(|wake| wake.learn(&servers)),
+            Job::Wake => self.wake.iter().for_each(Wake::call),
         }
     }
 }

@@ -1,11 +1,11 @@
-//! Who gets which backend and who waits for one: the pool, and the queue in front of it.
+//! The queue of requests in front of the pool.
 //!
-//! Pure: no channels, no threads, no clock. Requests come in with a token that stands for whoever
-//! asks, answers go out into a list with the same token.
+//! Pure: no channels, no threads, no clock. Requests come in with a token that stands for the
+//! asker, answers go out into a list with the same token.
 //!
 //! A request waits while all backends that could do are busy, while one that may be ready in a
-//! moment is being checked, or while a machine is woken for it. Nobody overtakes those who wait for a busy backend, and of those the
-//! client comes first whose last turn is longest ago.
+//! moment is being checked, or while a machine is woken for it. No request overtakes those that wait
+//! for a busy backend, and of those the one comes first whose client had its last turn longest ago.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -29,7 +29,7 @@ pub enum Refused {
     QueueFull,
 }
 
-/// How long requests wait for a backend.
+/// How long requests wait for a backend, by reason.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     /// While one that may be ready in a moment is being checked.
@@ -67,9 +67,9 @@ struct Waiting<A> {
     is_busy: bool,
 }
 
-/// The pool and who waits for it.
+/// The pool and the requests that wait for it.
 #[derive(Debug)]
-pub struct Dispatch<A> {
+pub struct Queue<A> {
     pool: Pool,
     patience: Patience,
     /// In the order of arrival.
@@ -78,23 +78,23 @@ pub struct Dispatch<A> {
     turns: HashMap<Option<IpAddr>, u64>,
     turn: u64,
     /// Whether machines are to be woken, and when that was last said.
-    wakes: bool,
-    woken: Option<Instant>,
-    /// How long those waited who were answered since the last look.
+    is_wake_due: bool,
+    woken_at: Option<Instant>,
+    /// How long the requests waited that were answered since the last look.
     waits: Vec<Duration>,
 }
 
-impl<A: Asker> Dispatch<A> {
+impl<A: Asker> Queue<A> {
     /// Nobody waits yet.
     pub fn new(pool: Pool, patience: Patience) -> Self {
-        Dispatch {
+        Queue {
             pool,
             patience,
             waiting: Vec::new(),
             turns: HashMap::new(),
             turn: 0,
-            wakes: false,
-            woken: None,
+            is_wake_due: false,
+            woken_at: None,
             waits: Vec::new(),
         }
     }
@@ -114,14 +114,14 @@ impl<A: Asker> Dispatch<A> {
         self.waiting.first().map(|waiting| now.saturating_duration_since(waiting.since))
     }
 
-    /// How long those waited who were answered since the last call.
-    pub fn take_waits(&mut self) -> Vec<Duration> {
+    /// How long the requests waited that were answered since the last call.
+    pub(crate) fn take_waits(&mut self) -> Vec<Duration> {
         std::mem::take(&mut self.waits)
     }
 
     /// Whether it is time for a wake-up call; true once per call.
-    pub fn take_wake(&mut self) -> bool {
-        std::mem::take(&mut self.wakes)
+    pub(crate) fn take_wake(&mut self) -> bool {
+        std::mem::take(&mut self.is_wake_due)
     }
 
     /// Whether a request may wait for a machine that sleeps: it needs a model that runs.
@@ -132,8 +132,8 @@ impl<A: Asker> Dispatch<A> {
     }
 
     /// Counts in requests that were counted elsewhere until now.
-    pub fn adopt(&mut self, id: BackendId, requests: u32) {
-        self.pool.adopt(id, requests);
+    pub fn transfer(&mut self, id: BackendId, requests: u32) {
+        self.pool.transfer(id, requests);
     }
 
     /// The backend that every request gets, while there is no choice and nobody waits. Not counted
@@ -142,7 +142,7 @@ impl<A: Asker> Dispatch<A> {
         self.pool.sole(now, local_only).filter(|_| self.waiting.is_empty())
     }
 
-    /// Lets the pool decide what follows from an input, and serves those who wait.
+    /// Lets the pool decide what follows from an input, and serves the requests that wait.
     pub fn handle(
         &mut self,
         now: Instant,
@@ -154,8 +154,8 @@ impl<A: Asker> Dispatch<A> {
         self.serve(now, answers);
     }
 
-    /// Takes back what its asker didn't take.
-    pub fn untaken(
+    /// Takes back a backend that its asker didn't claim.
+    pub fn unclaimed(
         &mut self,
         now: Instant,
         pick: &Pick,
@@ -167,7 +167,6 @@ impl<A: Asker> Dispatch<A> {
 
     /// Answers a request, at once or when a backend is free for it.
     pub fn ask(&mut self, now: Instant, asker: A, request: Request, answers: &mut Answers<A>) {
-        // Nobody overtakes those who wait for a busy backend.
         let picked = match self.waiting.iter().any(|waiting| waiting.is_busy) {
             true => Err(NoPick::Busy),
             false => self.pool.pick(now, &request.tried, &request.wanted),
@@ -187,12 +186,12 @@ impl<A: Asker> Dispatch<A> {
                 answers.push((asker, Err(Refused::NoServer(reason))));
             }
             Err(_) => {
-                self.queue(now, Waiting { asker, request, since: now, is_busy }, answers);
+                self.enqueue(now, Waiting { asker, request, since: now, is_busy }, answers);
             }
         }
     }
 
-    fn queue(&mut self, now: Instant, waiting: Waiting<A>, answers: &mut Answers<A>) {
+    fn enqueue(&mut self, now: Instant, waiting: Waiting<A>, answers: &mut Answers<A>) {
         if self.waiting.len() >= MAX_QUEUE {
             answers.push((waiting.asker, Err(Refused::QueueFull)));
             return;
@@ -201,7 +200,7 @@ impl<A: Asker> Dispatch<A> {
         self.serve(now, answers);
     }
 
-    /// Serves those who wait, the client first whose last turn is longest ago.
+    /// Serves the requests that wait, in the order of their clients' last turns.
     fn serve(&mut self, now: Instant, answers: &mut Answers<A>) {
         self.waiting.retain(|waiting| waiting.asker.is_present());
         if self.waiting.is_empty() {
@@ -227,7 +226,6 @@ impl<A: Asker> Dispatch<A> {
         }
     }
 
-    /// The answer to one of those who wait, if there is one by now.
     fn try_serve(&mut self, now: Instant, at: usize) -> Option<Result<Pick, Refused>> {
         let Waiting { request, since, .. } = &self.waiting[at];
         let waited = now.saturating_duration_since(*since);
@@ -245,10 +243,9 @@ impl<A: Asker> Dispatch<A> {
             }
             Err(NoPick::Busy) => Some(Err(Refused::QueueFull)),
             Err(NoPick::NoneUp(reason) | NoPick::Away(reason)) => {
-                let patience = self.patience.wake.filter(|_| self.may_wake(request));
-                match patience {
+                match self.patience.wake.filter(|_| self.may_wake(request)) {
                     Some(patience) if waited < patience => {
-                        self.call_for_help(now);
+                        self.wake(now);
                         None
                     }
                     Some(_) => {
@@ -261,11 +258,11 @@ impl<A: Asker> Dispatch<A> {
         }
     }
 
-    fn call_for_help(&mut self, now: Instant) {
-        let is_due = |woken| now.saturating_duration_since(woken) >= WAKE_AGAIN;
-        if self.woken.is_none_or(is_due) {
-            self.woken = Some(now);
-            self.wakes = true;
+    fn wake(&mut self, now: Instant) {
+        let is_due = |woken_at| now.saturating_duration_since(woken_at) >= WAKE_AGAIN;
+        if self.woken_at.is_none_or(is_due) {
+            self.woken_at = Some(now);
+            self.is_wake_due = true;
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::pairing::identity::Identity;
 use crate::system::files::replace;
 
 /// Writes down which servers there are, for [`recall`]. Failing only costs the next start a moment.
-pub fn remember(dir: &Path, servers: &[Known]) {
+pub(crate) fn remember(dir: &Path, servers: &[Known]) {
     let list: Vec<_> = servers
         .iter()
         .map(|Known { identity, name, address, is_present }| {
@@ -26,7 +26,7 @@ pub fn remember(dir: &Path, servers: &[Known]) {
 }
 
 /// The servers of earlier runs, in the order in which they were met.
-pub fn recall(dir: &Path) -> Vec<Known> {
+pub(crate) fn recall(dir: &Path) -> Vec<Known> {
     let text = fs::read_to_string(dir.join("servers.json")).unwrap_or_default();
     let list: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     let member =
@@ -44,7 +44,7 @@ pub fn recall(dir: &Path) -> Vec<Known> {
 }
 
 /// Writes down the hardware addresses of servers, for [`recall_macs`].
-pub fn remember_macs(dir: &Path, macs: &[(String, Mac)]) {
+pub(crate) fn remember_macs(dir: &Path, macs: &[(String, Mac)]) {
     let text =
         serde_json::Value::from_iter(macs.iter().map(|(name, mac)| (&**name, mac.to_string())));
     if let Err(error) = replace(dir, &dir.join("wake.json"), &text.to_string()) {
@@ -53,7 +53,7 @@ pub fn remember_macs(dir: &Path, macs: &[(String, Mac)]) {
 }
 
 /// The hardware addresses that were kept, by server.
-pub fn recall_macs(dir: &Path) -> Vec<(String, Mac)> {
+pub(crate) fn recall_macs(dir: &Path) -> Vec<(String, Mac)> {
     let text = fs::read_to_string(dir.join("wake.json")).unwrap_or_default();
     let map: serde_json::Map<String, serde_json::Value> =
         serde_json::from_str(&text).unwrap_or_default();

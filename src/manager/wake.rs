@@ -16,21 +16,19 @@ const PORT: u16 = 9;
 /// Where Linux tells the hardware addresses of its neighbours.
 const NEIGHBOURS: &str = "/proc/net/arp";
 
-/// Whom to wake, and how.
+/// Which machines to wake, and how.
 #[derive(Clone, Debug)]
-pub struct Wake {
-    /// The servers that may be woken.
-    pub sleepers: Vec<Sleeper>,
+pub(crate) struct Wake {
+    pub(crate) sleepers: Vec<Sleeper>,
     /// Interfaces to send through; all suitable ones if empty.
-    pub interfaces: Vec<String>,
-    /// Where hardware addresses are kept.
-    pub dir: Option<PathBuf>,
+    pub(crate) interfaces: Vec<String>,
+    pub(crate) dir: Option<PathBuf>,
 }
 
 impl Wake {
-    /// Remembers the hardware addresses of those servers, with the names that they go by, that may
-    /// have to be woken.
-    pub fn learn(&self, servers: &[(SocketAddr, Vec<String>)]) {
+    /// Remembers the hardware addresses of those of these servers that may have to be woken; each
+    /// comes with the names that it goes by.
+    pub(crate) fn learn(&self, servers: &[(SocketAddr, Vec<String>)]) {
         let Some(dir) = &self.dir else { return };
         let neighbours = fs::read_to_string(NEIGHBOURS).unwrap_or_default();
         let known = store::recall_macs(dir);
@@ -52,8 +50,7 @@ impl Wake {
         }
     }
 
-    /// Wakes all of them.
-    pub fn call(&self) {
+    pub(crate) fn call(&self) {
         let known = self.dir.as_deref().map(store::recall_macs).unwrap_or_default();
         for sleeper in &self.sleepers {
             let mac = match sleeper {

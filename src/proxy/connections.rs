@@ -10,6 +10,7 @@ use std::net::{IpAddr, Shutdown};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::counters::{ConnectionCounts, Usage};
 use crate::net::socket;
 use crate::pairing::stream::Stream;
 use crate::system::lock;
@@ -24,20 +25,9 @@ pub(crate) enum Full {
     Source,
 }
 
-/// How many places are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Usage {
-    pub(crate) connections: usize,
-    /// The most that one other machine has.
-    pub(crate) most_of_one: usize,
-    pub(crate) max: usize,
-    /// Places that one other machine may have, if as many are free.
-    pub(crate) max_per_source: usize,
-}
-
 /// All connections of a proxy.
 #[derive(Debug)]
-pub struct Connections {
+pub(crate) struct Connections {
     table: Mutex<Table>,
     changed: Condvar,
     max_total: usize,
@@ -115,18 +105,6 @@ impl Connections {
         Ok(Place { connections: Arc::clone(self), number, source, is_reserve })
     }
 
-    pub(crate) fn usage(&self) -> Usage {
-        let Connections { max_total, max_per_source, .. } = *self;
-        let table = self.table();
-        let others = table.per_source.iter().filter(|(source, _)| !source.is_loopback());
-        Usage {
-            connections: table.connected.len(),
-            most_of_one: others.map(|(_, count)| *count).max().unwrap_or(0),
-            max: max_total,
-            max_per_source,
-        }
-    }
-
     pub(crate) fn len(&self) -> usize {
         self.table().connected.len()
     }
@@ -170,6 +148,20 @@ impl Connections {
                 .map_or_else(|e| e.into_inner().0, |(table, _)| table);
         }
         true
+    }
+}
+
+impl ConnectionCounts for Connections {
+    fn usage(&self) -> Usage {
+        let Connections { max_total, max_per_source, .. } = *self;
+        let table = self.table();
+        let others = table.per_source.iter().filter(|(source, _)| !source.is_loopback());
+        Usage {
+            connections: table.connected.len(),
+            most_of_one: others.map(|(_, count)| *count).max().unwrap_or(0),
+            max: max_total,
+            max_per_source,
+        }
     }
 }
 

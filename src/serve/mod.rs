@@ -114,7 +114,11 @@ impl Daemon {
             why: why.to_owned(),
             listen: self.addresses(),
             discovery: discovery.clone(),
-            connections: self.proxies.iter().map(|proxy| Arc::clone(proxy.connections())).collect(),
+            connections: self
+                .proxies
+                .iter()
+                .map(|proxy| Arc::clone(proxy.connections()) as _)
+                .collect(),
             timing: settings.timing.clone(),
             started: Instant::now(),
         });

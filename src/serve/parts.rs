@@ -111,7 +111,7 @@ impl Parts<'_> {
     }
 
     pub(super) fn start_ticker(&self) -> Result<Ticker, StartError> {
-        self.mailbox.offer(Input::Tick);
+        self.mailbox.try_send(Input::Tick);
         Ticker::start(self.mailbox.clone(), Arc::clone(&self.keyring))
             .map_err(system("start the ticker"))
     }

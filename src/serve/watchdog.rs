@@ -12,14 +12,14 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Watchdog {
     pub(super) notifier: Notifier,
     told_alive: Option<Instant>,
-    /// The Manager's count of loops then.
-    loops: Option<u32>,
+    /// The Manager's count of events then.
+    events_handled: Option<u32>,
     status: Option<(bool, u32)>,
 }
 
 impl Watchdog {
     pub(super) fn new(notifier: Notifier) -> Self {
-        Watchdog { notifier, told_alive: None, loops: None, status: None }
+        Watchdog { notifier, told_alive: None, events_handled: None, status: None }
     }
 
     /// How often [`report`](Self::report) must be called, if there is a service manager.
@@ -31,15 +31,15 @@ impl Watchdog {
     /// Says that this process is alive if the Manager has done something since that was said last,
     /// or if there is no Manager, because the role changes.
     pub(super) fn report(&mut self, now: Instant, presence: Option<&Presence>) {
-        let loops = presence.map(Presence::beats);
+        let events_handled = presence.map(Presence::events_handled);
         if let Some(period) = self.notifier.watchdog()
-            && (loops.is_none() || loops != self.loops)
+            && (events_handled.is_none() || events_handled != self.events_handled)
             // Not much more often than it asks for.
             && self.told_alive.is_none_or(|at| now.saturating_duration_since(at) >= period / 4)
         {
             self.notifier.alive();
             self.told_alive = Some(now);
-            self.loops = loops;
+            self.events_handled = events_handled;
         }
         let Some(presence) = presence else { return };
         let status = (presence.is_up(), presence.backends());
@@ -87,7 +87,7 @@ mod tests {
         let presence = Presence::default();
         watchdog.report(at(0), Some(&presence));
         assert_eq!(heard(), ["WATCHDOG=1", "STATUS=no server found yet"]);
-        presence.beat();
+        presence.event_handled();
         watchdog.report(at(0) + Duration::from_millis(1), Some(&presence));
         assert_eq!(heard(), [] as [&str; 0], "not so often");
         watchdog.report(at(1), Some(&presence));
@@ -99,7 +99,7 @@ mod tests {
         watchdog.report(at(50), None);
         watchdog.report(at(51), None);
         assert_eq!(heard(), ["WATCHDOG=1", "WATCHDOG=1"], "there is none");
-        presence.beat();
+        presence.event_handled();
         watchdog.report(at(52), Some(&presence));
         assert_eq!(heard(), ["WATCHDOG=1"]);
     }

@@ -6,7 +6,7 @@
 //! machine    name, mode, why, listen [..], discovery, uptime_s, keys (machines it is paired with),
 //!            unpaired: whether it talks to machines without a key, in clear
 //! limits     connections [{now, most_of_one, max, max_per_source}] for each proxy, the client's
-//!            first; head_s, idle_s, body_s, stall_s, queue_s: how long whom is waited for
+//!            first; head_s, idle_s, body_s, stall_s, queue_s: timeouts
 //! ready      whether requests can be served
 //! warnings   [sentence ..]
 //! queue      length, longest_wait_s, last_wait_s, waits
@@ -31,19 +31,19 @@ use serde_json::{Value, json};
 
 use super::View;
 use crate::config::Timing;
-use crate::counters::{CAUSES, Failure, Retry, Transfer};
+use crate::counters::{CAUSES, Failure, Retry, Transfer, Usage};
 use crate::manager::About;
-use crate::manager::pool::{HealthNow, Rest, ServerNow, Transition};
+use crate::manager::pool::{Backend, Models, QUARANTINED, ServerNow, Transition};
 use crate::net::untrusted_text::printable;
-use crate::proxy::connections::Usage;
+use crate::ollama::inventory::Model;
 
 /// Everything.
-pub fn full(view: &View<'_>) -> Value {
+pub(crate) fn full(view: &View<'_>) -> Value {
     write(view, true)
 }
 
 /// Without the models that are only on disk.
-pub fn brief(view: &View<'_>) -> Value {
+pub(crate) fn brief(view: &View<'_>) -> Value {
     write(view, false)
 }
 
@@ -51,7 +51,7 @@ fn write(view: &View<'_>, all_models: bool) -> Value {
     let View { about, snapshot, counters, now, .. } = view;
     let servers: Vec<Value> =
         snapshot.servers.iter().map(|s| server(s, view, all_models)).collect();
-    let in_flight: u32 = snapshot.servers.iter().map(|server| server.in_flight).sum();
+    let in_flight: u32 = snapshot.servers.iter().map(|server| server.backend.load.in_flight).sum();
     let failures: serde_json::Map<String, Value> = CAUSES
         .into_iter()
         .zip(counters.failures())
@@ -105,7 +105,7 @@ fn write(view: &View<'_>, all_models: bool) -> Value {
 }
 
 fn limits(about: &About) -> Value {
-    let connections = about.connections.iter().map(|registry| registry.usage());
+    let connections = about.connections.iter().map(|proxy| proxy.usage());
     let connections: Vec<Value> = connections
         .map(|Usage { connections, most_of_one, max, max_per_source }| {
             json!({
@@ -126,85 +126,74 @@ fn limits(about: &About) -> Value {
 
 fn server(server: &ServerNow, view: &View<'_>, all_models: bool) -> Value {
     let history = &view.snapshot.history;
-    let (health, reason) = match &server.health {
-        HealthNow::New => ("new", None),
-        HealthNow::Ready => ("ready", None),
-        HealthNow::Down(reason) => ("down", Some(printable(reason))),
-    };
-    let (rest, rest_left) = match server.rest {
-        None => (None, None),
-        Some(Rest::Cooling(left)) => (Some("busy"), Some(left)),
-        Some(Rest::Ejected(left)) => (Some("ejected"), Some(left)),
-    };
-    let trust = match &server.contest {
-        Some(contest) if contest.is_held_back => "held_back",
-        Some(contest) if !contest.is_settled => "contested",
-        _ if server.is_newcomer => "new",
+    let Backend { id, addresses, claims, health, load, models, tally, .. } = &server.backend;
+    let trust = match &claims.conflict {
+        Some(conflict) if conflict.is_quarantined => QUARANTINED,
+        Some(conflict) if !conflict.is_settled => "contested",
+        _ if claims.is_newcomer => "new",
         _ => "known",
     };
     let step = history.step().as_secs_f64();
-    let (tokens, in_flight) = match history.server(server.id) {
+    let (tokens, in_flight) = match history.server(*id) {
         Some((tokens, in_flight)) => (
             tokens.values().map(|n| round(f64::from(n) / step, 10.0)).collect(),
             in_flight.values().collect(),
         ),
         None => (Vec::new(), Vec::new()),
     };
-    let mut known = server.inventory.as_ref().map(|inventory| inventory.models());
+    let inventory = models.inventory.as_ref();
+    let known = inventory.map(|inventory| inventory.models());
     let model_count = known.as_ref().map(Vec::len);
-    if let Some(known) = &mut known {
-        known.retain(|model| all_models || server.has_loaded(&model.name));
-    }
-    let models: Option<Vec<Value>> = known.map(|models| {
-        models
-            .iter()
-            .map(|model| {
-                let loaded = model.loaded.clone().unwrap_or_default();
-                let given = |n: u64| (n > 0).then_some(n);
-                let expires = Some(printable(&loaded.expires_at)).filter(|at| !at.is_empty());
-                json!({
-                    "name": printable(&model.label),
-                    "size": given(model.size),
-                    "kind": printable(model.kind.join(" ").trim()),
-                    "loaded": server.has_loaded(&model.name),
-                    "size_vram": model.loaded.as_ref().map(|_| loaded.size_vram),
-                    "size_loaded": given(loaded.size),
-                    "expires_at": expires,
-                    "context_length": given(loaded.context_length),
-                    "tokens_per_s": server.speed(&model.name).map(|speed| round(speed, 10.0)),
-                })
-            })
-            .collect()
+    let shown: Option<Vec<Value>> = known.map(|known| {
+        let known = known.iter().filter(|it| all_models || models.has_loaded(&it.name));
+        known.map(|known| model(known, models)).collect()
     });
     json!({
-        "id": server.id.number(),
+        "id": id.number(),
         "name": printable(&server.name),
         "origin": server.origin,
         "given": server.given,
-        "addresses": server.addresses,
-        "health": health,
-        "reason": reason,
+        "addresses": addresses.known,
+        "health": server.state.health(),
+        "reason": health.down_reason().map(printable),
         "since_s": seconds(server.since),
         "trust": trust,
-        "contest": server.contest.as_ref().map(|contest| printable(&contest.reason)),
+        "contest": claims.conflict.as_ref().map(|conflict| printable(&conflict.reason)),
         "encrypted": view.encrypts(server),
-        "rest": rest,
-        "rest_s": rest_left.map(seconds),
-        "round_trip_ms": server.round_trip.map(milliseconds),
-        "ollama": Some(printable(&server.version)).filter(|version| !version.is_empty()),
-        "in_flight": server.in_flight,
+        "rest": server.pause.and_then(|(why, _)| why.rest()),
+        "rest_s": server.pause.map(|(_, left)| seconds(left)),
+        "round_trip_ms": health.round_trip.map(milliseconds),
+        "ollama": Some(printable(&health.version)).filter(|version| !version.is_empty()),
+        "in_flight": load.in_flight,
         "limit": server.limit,
-        "first_byte_ms": server.first_byte.map(milliseconds),
-        "requests": server.tally.requests.value(),
-        "failures": server.tally.failures.value(),
-        "tokens": server.tally.tokens.value(),
+        "first_byte_ms": load.first_byte.map(milliseconds),
+        "requests": tally.requests.value(),
+        "failures": tally.failures.value(),
+        "tokens": tally.tokens.value(),
         "tokens_per_s": tokens.last().copied().unwrap_or(0.0),
-        "bytes_up": server.tally.bytes_up.value(),
-        "bytes_down": server.tally.bytes_down.value(),
-        "room_bytes": server.inventory.as_ref().and_then(|inventory| inventory.room),
+        "bytes_up": tally.bytes_up.value(),
+        "bytes_down": tally.bytes_down.value(),
+        "room_bytes": inventory.and_then(|inventory| inventory.room),
         "model_count": model_count,
-        "models": models,
+        "models": shown,
         "history": { "tokens_per_s": tokens, "in_flight": in_flight },
+    })
+}
+
+fn model(model: &Model, known: &Models) -> Value {
+    let loaded = model.loaded.clone().unwrap_or_default();
+    let given = |n: u64| (n > 0).then_some(n);
+    let expires = Some(printable(&loaded.expires_at)).filter(|at| !at.is_empty());
+    json!({
+        "name": printable(&model.label),
+        "size": given(model.size),
+        "kind": printable(model.kind.join(" ").trim()),
+        "loaded": known.has_loaded(&model.name),
+        "size_vram": model.loaded.as_ref().map(|loaded| loaded.size_vram),
+        "size_loaded": given(loaded.size),
+        "expires_at": expires,
+        "context_length": given(loaded.context_length),
+        "tokens_per_s": known.speed(&model.name).map(|speed| round(speed, 10.0)),
     })
 }
 
@@ -224,13 +213,13 @@ fn change(ago: Duration, transition: &Transition) -> Value {
     let (what, server, detail) = match transition {
         Transition::Up { name, version, .. } => ("up", name, format!("Ollama {version}")),
         Transition::Down { name, reason } => ("down", name, reason.clone()),
-        Transition::Ejected { name, pause } => {
+        Transition::OutlierEjected { name, pause } => {
             ("rests", name, format!("requests failed; rests {} s", pause.as_secs()))
         }
         Transition::Forgotten { name } => ("forgotten", name, String::new()),
         Transition::Moved { name, address } => ("moved", name, format!("to {address}")),
-        Transition::Contested { name, reason, is_held_back, .. } => {
-            let what = if *is_held_back { "; gets no requests" } else { "" };
+        Transition::IdentityConflict { name, reason, is_quarantined, .. } => {
+            let what = if *is_quarantined { "; gets no requests" } else { "" };
             ("contested", name, format!("{reason}{what}"))
         }
         Transition::Refused { address } => ("refused", &String::new(), format!("{address}")),

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use super::View;
 use crate::counters::{BOUNDS, CAUSES, CLASSES, Histogram, Kind, Retry};
-use crate::manager::pool::{HealthNow, ServerNow};
+use crate::manager::pool::ServerNow;
 
 /// Longest label value, in characters.
 const MAX_LABEL: usize = 100;
@@ -63,8 +63,7 @@ impl Text {
     }
 }
 
-/// Everything that is counted.
-pub fn write(view: &View<'_>) -> String {
+pub(crate) fn write(view: &View<'_>) -> String {
     let mut text = Text::default();
     daemon(&mut text, view);
     requests(&mut text, view);
@@ -82,7 +81,7 @@ fn daemon(text: &mut Text, view: &View<'_>) {
     text.single("ollana_uptime_seconds", "gauge", "Time since the start.", uptime);
     let ready = f64::from(u8::from(view.is_ready));
     text.single("ollana_ready", "gauge", "Whether requests can be served.", ready);
-    let usage = || about.connections.iter().map(|registry| registry.usage());
+    let usage = || about.connections.iter().map(|proxy| proxy.usage());
     let now = usage().map(|usage| usage.connections as f64).sum();
     text.single("ollana_connections", "gauge", "Connections of clients.", now);
     let max = usage().map(|usage| usage.max as f64).sum();
@@ -136,8 +135,7 @@ type Look = fn(&ServerNow, &View<'_>) -> Option<f64>;
 /// What there is about every server: name, type, help, value.
 const SERVER_FAMILIES: &[(&str, &str, &str, Look)] = &[
     ("ollana_backend_up", "gauge", "Whether the server gets work.", |s, _| {
-        let is_held_back = s.contest.as_ref().is_some_and(|contest| contest.is_held_back);
-        Some(f64::from(u8::from(s.health == HealthNow::Ready && !is_held_back)))
+        Some(f64::from(u8::from(s.state.gets_work())))
     }),
     ("ollana_backend_encrypted", "gauge", "Whether the hop to it is encrypted.", |s, view| {
         view.encrypts(s).map(|is| f64::from(u8::from(is)))
@@ -146,37 +144,37 @@ const SERVER_FAMILIES: &[(&str, &str, &str, Look)] = &[
         "ollana_backend_resting",
         "gauge",
         "Whether it is passed over while others can do.",
-        |s, _| Some(f64::from(u8::from(s.rest.is_some()))),
+        |s, _| Some(f64::from(u8::from(s.pause.is_some()))),
     ),
     ("ollana_backend_in_flight_requests", "gauge", "Requests it has.", |s, _| {
-        Some(f64::from(s.in_flight))
+        Some(f64::from(s.backend.load.in_flight))
     }),
     ("ollana_backend_limit_requests", "gauge", "Requests it takes at once, if known.", |s, _| {
         s.limit.map(f64::from)
     }),
     ("ollana_backend_round_trip_seconds", "gauge", "Of a health check, smoothed.", |s, _| {
-        s.round_trip.map(|time| time.as_secs_f64())
+        s.backend.health.round_trip.map(|time| time.as_secs_f64())
     }),
     ("ollana_backend_first_byte_seconds", "gauge", "Time to its first byte, smoothed.", |s, _| {
-        s.first_byte.map(|time| time.as_secs_f64())
+        s.backend.load.first_byte.map(|time| time.as_secs_f64())
     }),
     ("ollana_backend_models", "gauge", "Models on its disk, if known.", |s, _| {
-        s.inventory.as_ref().map(|inventory| inventory.len() as f64)
+        s.backend.models.inventory.as_ref().map(|inventory| inventory.len() as f64)
     }),
     ("ollana_backend_requests_total", "counter", "Requests that ended there.", |s, _| {
-        Some(s.tally.requests.value() as f64)
+        Some(s.backend.tally.requests.value() as f64)
     }),
     ("ollana_backend_failures_total", "counter", "Requests that failed by its fault.", |s, _| {
-        Some(s.tally.failures.value() as f64)
+        Some(s.backend.tally.failures.value() as f64)
     }),
     ("ollana_backend_tokens_total", "counter", "Tokens that it wrote.", |s, _| {
-        Some(s.tally.tokens.value() as f64)
+        Some(s.backend.tally.tokens.value() as f64)
     }),
     ("ollana_backend_sent_bytes_total", "counter", "Bytes of bodies sent to it.", |s, _| {
-        Some(s.tally.bytes_up.value() as f64)
+        Some(s.backend.tally.bytes_up.value() as f64)
     }),
     ("ollana_backend_received_bytes_total", "counter", "Bytes of its answers' bodies.", |s, _| {
-        Some(s.tally.bytes_down.value() as f64)
+        Some(s.backend.tally.bytes_down.value() as f64)
     }),
 ];
 
@@ -185,24 +183,19 @@ fn servers(text: &mut Text, view: &View<'_>) {
     let labels = labels(servers);
     let name = "ollana_backends";
     text.family(name, "gauge", "Servers by health.");
-    let count = |is: fn(&HealthNow) -> bool| servers.iter().filter(|s| is(&s.health)).count();
-    let states: [(&str, usize); 3] = [
-        ("ready", count(|health| matches!(health, HealthNow::Ready))),
-        ("down", count(|health| matches!(health, HealthNow::Down(_)))),
-        ("new", count(|health| matches!(health, HealthNow::New))),
-    ];
-    for (state, count) in states {
-        text.sample(name, &[("state", state)], count as f64);
+    for health in ["ready", "down", "new"] {
+        let count = servers.iter().filter(|s| s.state.health() == health).count();
+        text.sample(name, &[("state", health)], count as f64);
     }
     let name = "ollana_backend_info";
     text.family(name, "gauge", "Always 1; the labels tell address, origin and Ollama's version.");
     for (server, label) in servers.iter().zip(&labels) {
-        let address = server.addresses.first().map(ToString::to_string).unwrap_or_default();
+        let address = server.backend.addresses.first().map(|it| it.to_string()).unwrap_or_default();
         let labels = [
             ("server", label.as_str()),
             ("address", &address),
             ("origin", server.origin),
-            ("ollama", &server.version),
+            ("ollama", &server.backend.health.version),
         ];
         text.sample(name, &labels, 1.0);
     }
@@ -225,7 +218,7 @@ fn labels(servers: &[ServerNow]) -> Vec<String> {
         // As it will be written, because that is what must differ.
         let clean = |c: char| if c.is_control() && c != '\n' { '?' } else { c };
         let name: String = server.name.chars().take(MAX_LABEL - 16).map(clean).collect();
-        let number = server.id.number();
+        let number = server.backend.id.number();
         let label = if used.contains(&name) { format!("{name} #{number}") } else { name };
         used.insert(label.clone());
         labels.push(label);

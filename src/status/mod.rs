@@ -10,12 +10,13 @@ mod metrics;
 use std::time::{Duration, Instant};
 
 use crate::counters::Counters;
-use crate::manager::pool::{HealthNow, Rest, ServerNow};
+use crate::manager::pool::{ServerNow, State};
 use crate::manager::{About, Presence, Snapshot};
+use crate::ollama::version::OllamaVersion;
 use crate::pairing::keyring::Keyring;
 
-pub use json::{brief, full};
-pub use metrics::write as metrics;
+pub(crate) use json::{brief, full};
+pub(crate) use metrics::write as metrics;
 
 /// The page at `/ollana/`.
 pub const PAGE: &str = include_str!("page.html");
@@ -24,24 +25,18 @@ pub const PAGE: &str = include_str!("page.html");
 const LONG_WAIT: Duration = Duration::from_secs(10);
 
 /// Everything that is known at one moment.
-pub struct View<'a> {
-    /// What this daemon is.
-    pub about: &'a About,
-    /// What the Manager knows.
-    pub snapshot: &'a Snapshot,
-    /// What has happened.
-    pub counters: &'a Counters,
-    /// Who is talked to with which key.
-    pub keyring: &'a Keyring,
+pub(crate) struct View<'a> {
+    pub(crate) about: &'a About,
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) counters: &'a Counters,
+    pub(crate) keyring: &'a Keyring,
     /// Whether requests can be served.
-    pub is_ready: bool,
-    /// Now.
-    pub now: Instant,
+    pub(crate) is_ready: bool,
+    pub(crate) now: Instant,
 }
 
 impl<'a> View<'a> {
-    /// Puts it together.
-    pub fn new(
+    pub(crate) fn new(
         about: &'a About,
         snapshot: &'a Snapshot,
         presence: &'a Presence,
@@ -54,12 +49,12 @@ impl<'a> View<'a> {
 
     /// Whether the hop to this server is encrypted. This machine's own Ollama is no hop.
     fn encrypts(&self, server: &ServerNow) -> Option<bool> {
-        let address = server.addresses.first().filter(|_| server.origin != "local")?;
-        self.keyring.encrypts(*address)
+        let address = server.backend.addresses.first().filter(|_| server.origin != "local")?;
+        self.keyring.encrypts(address)
     }
 
     /// What people should know, worst first.
-    pub fn warnings(&self) -> Vec<String> {
+    pub(crate) fn warnings(&self) -> Vec<String> {
         let servers = &self.snapshot.servers;
         let mut warnings = Vec::new();
         if servers.is_empty() {
@@ -69,19 +64,20 @@ impl<'a> View<'a> {
         }
         for server in servers {
             let name = &server.name;
-            match (&server.health, server.rest) {
-                (HealthNow::Down(reason), _) => warnings.push(format!("{name} is down: {reason}")),
-                (_, Some(Rest::Ejected(_))) => {
+            let backend = &server.backend;
+            match (backend.health.down_reason(), server.pause) {
+                (Some(reason), _) => warnings.push(format!("{name} is down: {reason}")),
+                (None, Some((State::OutlierEjected, _))) => {
                     warnings.push(format!("{name} rests, because requests failed there"));
                 }
                 _ => {}
             }
-            if let Some(contest) = server.contest.as_ref().filter(|contest| !contest.is_settled) {
-                let what = match contest.is_held_back {
+            if let Some(conflict) = backend.claims.conflict.as_ref().filter(|it| !it.is_settled) {
+                let what = match conflict.is_quarantined {
                     true => "it gets no requests (if it is yours: --server ADDRESS)",
                     false => "it is used all the same",
                 };
-                warnings.push(format!("{name}: {}; {what}", contest.reason));
+                warnings.push(format!("{name}: {}; {what}", conflict.reason));
             }
         }
         if let Some(wait) = self.snapshot.longest_wait.filter(|wait| *wait > LONG_WAIT) {
@@ -96,12 +92,37 @@ impl<'a> View<'a> {
 
 /// The lowest and the highest version, if they differ in more than the last part.
 fn version_skew(servers: &[ServerNow]) -> Option<(String, String)> {
-    use crate::ollama::version::OllamaVersion;
-    let ready = servers.iter().filter(|s| s.health == HealthNow::Ready && !s.version.is_empty());
-    let mut versions: Vec<(OllamaVersion, &str)> =
-        ready.map(|s| (OllamaVersion::parse(&s.version), s.version.as_str())).collect();
+    let up = servers.iter().filter(|server| server.state.is_up());
+    let versions = up.map(|server| server.backend.health.version.as_str());
+    let mut versions: Vec<(OllamaVersion, &str)> = versions
+        .filter(|version| !version.is_empty())
+        .map(|version| (OllamaVersion::parse(version), version))
+        .collect();
     versions.sort();
     let ((low, old), (high, new)) = (versions.first()?, versions.last()?);
     let differ = (low.major, low.minor) != (high.major, high.minor);
     differ.then(|| ((*old).to_owned(), (*new).to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_called_the_same_everywhere() {
+        // JSON's health, trust and rest; in tables; on the page.
+        for (state, [health, trust, rest], table, page) in [
+            (State::New, ["new", "new", ""], "new", "being checked"),
+            (State::Ready, ["ready", "known", ""], "ready", "ready"),
+            (State::CoolingDown, ["ready", "contested", "busy"], "busy", "busy"),
+            (State::OutlierEjected, ["ready", "known", "ejected"], "rests", "rests"),
+            (State::Quarantined, ["ready", "held_back", "ejected"], "held", "held"),
+            (State::Down, ["down", "held_back", "busy"], "down", "down"),
+        ] {
+            assert_eq!(State::parse(health, trust, rest), state);
+            assert_eq!((state.health(), state.label()), (health, table));
+            assert_eq!(state.gets_work(), matches!(table, "ready" | "busy" | "rests"));
+            assert!(PAGE.contains(&format!("'{page}'")), "{page}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::status::{is_loaded, name};
+use super::status::{self, is_loaded, name};
 use super::table::{Align, Cell, Row, Style, Tone, bytes, figure, list, speed, table, word};
 use super::{daemon, screen};
 use crate::cli::Tool;
@@ -62,8 +62,8 @@ fn lines(state: &Value, style: Style) -> Vec<String> {
     let mut rows = Vec::new();
     for (model, places) in &models {
         for (at, (server, facts)) in places.iter().enumerate() {
-            let is_ready = word(server, "health") == "ready";
-            let (state, tone) = match (is_ready, is_loaded(facts)) {
+            let is_up = status::state(server).is_up();
+            let (state, tone) = match (is_up, is_loaded(facts)) {
                 (false, _) => ("server down".to_owned(), Tone::Bad),
                 (true, true) => (loaded(facts), Tone::Good),
                 (true, false) => ("on disk".to_owned(), Tone::Plain),

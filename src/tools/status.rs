@@ -12,6 +12,7 @@ use super::table::{
 use super::{daemon, screen};
 use crate::cli::Tool;
 use crate::config::SERVER_PORT;
+use crate::manager::pool::State;
 
 /// Between two requests for the state, with `--watch`.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -87,16 +88,12 @@ fn servers(json: &Value, style: Style) -> Vec<String> {
     ];
     let mut rows = Vec::new();
     for server in servers {
-        let health = word(server, "health");
-        let rest = word(server, "rest");
-        let is_held_back = word(server, "trust") == "held_back";
-        let (state, tone) = match (health.as_str(), rest.as_str()) {
-            ("ready", _) if is_held_back => ("held", Tone::Bad),
-            ("ready", "") => ("ready", Tone::Good),
-            ("ready", "busy") => ("busy", Tone::Plain),
-            ("ready", _) => ("rests", Tone::Bad),
-            ("down", _) => ("down", Tone::Bad),
-            _ => ("new", Tone::Faint),
+        let state = state(server);
+        let tone = match state {
+            State::Ready => Tone::Good,
+            State::CoolingDown => Tone::Plain,
+            State::Quarantined | State::OutlierEjected | State::Down => Tone::Bad,
+            State::New => Tone::Faint,
         };
         let number = |member| figure(server, member).unwrap_or(0.0);
         let busy = match figure(server, "limit") {
@@ -107,7 +104,7 @@ fn servers(json: &Value, style: Style) -> Vec<String> {
         rows.push(Row::Cells(vec![
             Cell { text: name(server), tone: Tone::Bold },
             address(server).into(),
-            Cell { text: state.to_owned(), tone },
+            Cell { text: state.label().to_owned(), tone },
             trip.into(),
             Some(word(server, "ollama")).filter(|v| !v.is_empty()).unwrap_or("-".into()).into(),
             match server.get("encrypted").and_then(Value::as_bool) {
@@ -119,7 +116,7 @@ fn servers(json: &Value, style: Style) -> Vec<String> {
             speed(number("tokens_per_s")).into(),
             bytes(number("bytes_up") + number("bytes_down")).into(),
         ]));
-        if health == "down" {
+        if state == State::Down {
             let since = time(number("since_s"));
             let why = format!("for {since}: {}", word(server, "reason"));
             rows.push(Row::Note(why, Tone::Bad));
@@ -138,6 +135,11 @@ fn servers(json: &Value, style: Style) -> Vec<String> {
 
 pub(super) fn is_loaded(model: &Value) -> bool {
     model.get("loaded") == Some(&Value::Bool(true))
+}
+
+/// The state that `/ollana/status` tells of a server.
+pub(super) fn state(server: &Value) -> State {
+    State::parse(&word(server, "health"), &word(server, "trust"), &word(server, "rest"))
 }
 
 /// The server's name; empty if only its address is known.

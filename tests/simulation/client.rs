@@ -12,7 +12,7 @@ use ollana::discovery::schedule::Schedule;
 use ollana::manager::pool::{
     Action, BackendId, CheckResult, Input, Outcome, Pick, Pool, Report, Target,
 };
-use ollana::manager::queue::{Answers, Asker, Dispatch, Patience, Refused, Request};
+use ollana::manager::queue::{Answers, Asker, Patience, Queue, Refused, Request};
 use ollana::pairing::identity::Identity;
 
 /// Jobs that may wait for a checker.
@@ -48,15 +48,15 @@ pub(crate) struct Job {
     pub(crate) wants_inventory: bool,
 }
 
-/// A lease, and which offer it was taken from without asking.
+/// A lease, and which published pick it was taken from without asking.
 #[derive(Clone, Debug)]
 pub(crate) struct Lease {
     pub(crate) pick: Pick,
-    offer: Option<u64>,
+    fast_path: Option<u64>,
 }
 
 #[derive(Debug)]
-struct Offer {
+struct FastPath {
     number: u64,
     pick: Pick,
     taken: u32,
@@ -65,12 +65,12 @@ struct Offer {
 /// The client daemon.
 #[derive(Debug)]
 pub(crate) struct Client {
-    pub(crate) dispatch: Dispatch<Token>,
+    pub(crate) queue: Queue<Token>,
     pub(crate) schedule: Schedule,
     pub(crate) expected: Expected,
     pub(crate) jobs: VecDeque<Job>,
-    offer: Option<Offer>,
-    offers: u64,
+    fast_path: Option<FastPath>,
+    published: u64,
     actions: Vec<Action>,
     answers: Answers<Token>,
     /// Whether the queue of jobs is full, whoever filled it.
@@ -88,12 +88,12 @@ impl Client {
             wake: None,
         };
         Client {
-            dispatch: Dispatch::new(pool, patience),
+            queue: Queue::new(pool, patience),
             schedule: Schedule::new(now, Duration::from_secs(5)),
             expected: Expected::new(OWN),
             jobs: VecDeque::new(),
-            offer: None,
-            offers: 0,
+            fast_path: None,
+            published: 0,
             actions: Vec::new(),
             answers: Vec::new(),
             loses_jobs: false,
@@ -109,21 +109,21 @@ impl Client {
         let mut heard = Vec::new();
         match mail {
             Mail::Ask(token, request) => {
-                self.dispatch.ask(now, token, request, &mut self.answers);
+                self.queue.ask(now, token, request, &mut self.answers);
                 self.carry_out(now, &mut heard);
             }
             Mail::Input(input) | Mail::Checked(input, _) => {
                 if matches!(&input, Input::Noted(_, report) if report.is_trouble()) {
-                    self.take_down();
+                    self.retract();
                 }
-                self.dispatch.handle(now, input, &mut self.actions, &mut self.answers);
+                self.queue.handle(now, input, &mut self.actions, &mut self.answers);
                 self.carry_out(now, &mut heard);
-                let sole = self.dispatch.sole(now, false);
-                if self.offer.as_ref().map(|offer| &offer.pick) != sole.as_ref() {
-                    self.take_down();
-                    self.offers += 1;
-                    let number = self.offers;
-                    self.offer = sole.map(|pick| Offer { number, pick, taken: 0 });
+                let sole = self.queue.sole(now, false);
+                if self.fast_path.as_ref().map(|fast_path| &fast_path.pick) != sole.as_ref() {
+                    self.retract();
+                    self.published += 1;
+                    let number = self.published;
+                    self.fast_path = sole.map(|pick| FastPath { number, pick, taken: 0 });
                 }
             }
         }
@@ -135,9 +135,9 @@ impl Client {
             for (token, answer) in std::mem::take(&mut self.answers) {
                 match answer {
                     Ok(pick) if !token.is_present() => {
-                        self.dispatch.untaken(now, &pick, &mut self.actions, &mut self.answers);
+                        self.queue.unclaimed(now, &pick, &mut self.actions, &mut self.answers);
                     }
-                    Ok(pick) => heard.push((token.request, Ok(Lease { pick, offer: None }))),
+                    Ok(pick) => heard.push((token.request, Ok(Lease { pick, fast_path: None }))),
                     Err(refused) => heard.push((token.request, Err(refused))),
                 }
             }
@@ -155,31 +155,31 @@ impl Client {
         };
         if self.loses_jobs || self.jobs.len() >= JOBS {
             let void = Input::Checked(id, CheckResult::Void);
-            self.dispatch.handle(now, void, &mut self.actions, &mut self.answers);
+            self.queue.handle(now, void, &mut self.actions, &mut self.answers);
         } else {
             self.jobs.push_back(Job { id, address, wants_inventory });
         }
     }
 
-    fn take_down(&mut self) {
-        if let Some(offer) = self.offer.take() {
-            self.dispatch.adopt(offer.pick.id, offer.taken);
+    fn retract(&mut self) {
+        if let Some(fast_path) = self.fast_path.take() {
+            self.queue.transfer(fast_path.pick.id, fast_path.taken);
         }
     }
 
-    /// What hangs out for everybody.
-    pub(crate) fn take_offer(&mut self) -> Option<Lease> {
-        let offer = self.offer.as_mut()?;
-        offer.taken += 1;
-        Some(Lease { pick: offer.pick.clone(), offer: Some(offer.number) })
+    /// The published pick.
+    pub(crate) fn enter_fast_path(&mut self) -> Option<Lease> {
+        let fast_path = self.fast_path.as_mut()?;
+        fast_path.taken += 1;
+        Some(Lease { pick: fast_path.pick.clone(), fast_path: Some(fast_path.number) })
     }
 
     /// What has to be told when a lease ends.
-    pub(crate) fn give_back(&mut self, lease: &Lease, report: Report) -> Option<Input> {
-        if let (Some(number), Some(offer)) = (lease.offer, &mut self.offer)
-            && number == offer.number
+    pub(crate) fn release(&mut self, lease: &Lease, report: Report) -> Option<Input> {
+        if let (Some(number), Some(fast_path)) = (lease.fast_path, &mut self.fast_path)
+            && number == fast_path.number
         {
-            offer.taken -= 1;
+            fast_path.taken -= 1;
             return report.is_news().then_some(Input::Noted(lease.pick.id, report));
         }
         Some(Input::Finished(lease.pick.id, report))
@@ -187,7 +187,8 @@ impl Client {
 
     /// Leases that are out, as it knows.
     pub(crate) fn in_flight(&self) -> u32 {
-        self.dispatch.pool().in_flight() + self.offer.as_ref().map_or(0, |offer| offer.taken)
+        self.queue.pool().in_flight()
+            + self.fast_path.as_ref().map_or(0, |fast_path| fast_path.taken)
     }
 }
 

@@ -457,9 +457,9 @@ impl World {
                 Err(Refused::QueueFull) => self.end(request, End::Error("busy".to_owned())),
             }
         }
-        let pool = self.client.dispatch.pool().len();
+        let pool = self.client.queue.pool().len();
         self.must(pool <= self.most_servers, || format!("{pool} servers in the pool"));
-        let waiting = self.client.dispatch.waiting();
+        let waiting = self.client.queue.waiting();
         self.must(waiting <= MAX_QUEUE, || format!("{waiting} wait"));
         self.check_leases();
     }
@@ -560,7 +560,7 @@ impl World {
     fn ask(&mut self, request: usize) {
         let exchange = &self.exchanges[request];
         let is_first = exchange.attempts.tried().is_empty() && exchange.wanted.server.is_none();
-        if is_first && let Some(lease) = self.client.take_offer() {
+        if is_first && let Some(lease) = self.client.enter_fast_path() {
             return self.leased(request, lease);
         }
         let exchange = &self.exchanges[request];
@@ -693,7 +693,7 @@ impl World {
     fn give_back(&mut self, request: usize, report: Report) {
         let Some(lease) = self.exchanges[request].lease.take() else { return };
         self.exchanges[request].at = None;
-        if let Some(input) = self.client.give_back(&lease, report) {
+        if let Some(input) = self.client.release(&lease, report) {
             self.told += u32::from(matches!(input, Input::Finished(..)));
             let pause = self.between(0, 1);
             self.after(pause, Event::Mail(Mail::Input(input)));
@@ -803,7 +803,7 @@ impl World {
                 self.set(at, Condition::NoOllama);
             }
         }
-        let pool = self.client.dispatch.pool().len() as u32;
+        let pool = self.client.queue.pool().len() as u32;
         let strangers = if self.was_forged { pool } else { 0 };
         // A check of the old address may have to end before the new one is asked.
         let moved = if self.has_moved { CHECK_TIMEOUT } else { Duration::ZERO };
@@ -847,7 +847,7 @@ impl World {
 
     fn judge_servers(&mut self) {
         let well = self.lan.servers.iter().filter(|server| server.is_well()).count();
-        let ready = self.client.dispatch.pool().ready();
+        let ready = self.client.queue.pool().ready();
         // Who borrows identities can make two servers look like one.
         let least = if self.was_forged { well.min(1) } else { well.min(self.most_servers) };
         self.must(ready >= least, || format!("{ready} of {well} servers that are well get work"));

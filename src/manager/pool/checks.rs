@@ -3,11 +3,19 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{
-    Action, Backend, BackendId, CheckResult, FIRST_RETRY, Health, INVENTORY_AGE, LEGACY_RETRY,
-    LONGEST_RETRY, MAX_ADDRESSES, MAX_CHECKS, MAX_DOUBTFUL, MAX_VERIFICATIONS, Origin, Pool, Rules,
-    Transition,
-};
+use super::backend::Backend;
+use super::events::{Action, BackendId, Origin, Rules, Transition};
+use super::health::{Checked, FIRST_RETRY, RunningCheck, spread};
+use super::{MAX_CHECKS, Pool};
+use crate::upstream::health_check::CheckResult;
+
+/// Of [`MAX_CHECKS`], checks of servers whose last one failed: a silent server takes its time, and
+/// must not hold up the checks of the others.
+const MAX_DOUBTFUL: usize = 5;
+/// Of these in turn, checks of announced servers that were never well.
+pub(super) const MAX_VERIFICATIONS: usize = 3;
+/// A bare four-byte answer that led nowhere isn't followed again before this.
+const LEGACY_RETRY: Duration = Duration::from_secs(60);
 
 impl Pool {
     pub(super) fn checked(
@@ -18,12 +26,16 @@ impl Pool {
         actions: &mut Vec<Action>,
     ) {
         self.abandoned.retain(|(abandoned, _)| *abandoned != id);
-        let found_at = match &result {
+        let well_at = match &result {
             CheckResult::Healthy { address, .. } => Some(*address),
             _ => None,
         };
-        self.note_check(now, id, result, actions);
-        if let Some(address) = found_at {
+        let terms = Terms { now, jitter: self.jitter(), rules: &self.rules };
+        if let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) {
+            let transition = backend.checked(terms, result, well_at);
+            actions.extend(transition.map(Action::Report));
+        }
+        if let Some(address) = well_at {
             self.drop_twins(id, address);
         }
     }
@@ -33,181 +45,9 @@ impl Pool {
     fn drop_twins(&mut self, id: BackendId, address: SocketAddr) {
         if self.backends.iter().any(|b| b.id == id && matches!(b.origin, Origin::Named(_))) {
             let is_twin = |b: &Backend| {
-                b.is_discovered() && b.in_flight == 0 && b.addresses.contains(&address)
+                b.is_discovered() && b.load.in_flight == 0 && b.addresses.known.contains(&address)
             };
             self.backends.retain(|b| b.id == id || !is_twin(b));
-        }
-    }
-
-    fn note_check(
-        &mut self,
-        now: Instant,
-        id: BackendId,
-        result: CheckResult,
-        actions: &mut Vec<Action>,
-    ) {
-        let jitter = self.jitter();
-        let Rules { health_interval, rise, fall, .. } = self.rules;
-        let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
-        let Some(asked_at) = backend.checking_since.take() else {
-            return; // It was given up before it reported.
-        };
-        let was_candidate = std::mem::take(&mut backend.checking_candidate);
-        if result == CheckResult::Void {
-            backend.next_check = now + FIRST_RETRY;
-            return;
-        }
-        let is_well = matches!(result, CheckResult::Healthy { .. });
-        if was_candidate && !(is_well && backend.in_doubt) {
-            // Whoever hears an announcement can repeat its identity, so a backend that is well
-            // never moves: the new address is used once the old one has failed.
-            if let CheckResult::Healthy { address, .. } = result
-                && backend.addresses.len() < MAX_ADDRESSES
-                && !backend.addresses.contains(&address)
-            {
-                backend.addresses.push(address);
-            }
-            // The address in use comes next, however many others were announced meanwhile.
-            backend.candidate = None;
-            backend.next_check = now;
-            return;
-        }
-        let asked = backend.checking_address.take();
-        if !is_well && asked.is_some_and(|asked| backend.addresses.first() != Some(&asked)) {
-            // It was announced elsewhere meanwhile, and this says nothing about there.
-            backend.next_check = now;
-            return;
-        }
-        match result {
-            CheckResult::Healthy {
-                address,
-                round_trip,
-                version,
-                name,
-                identity,
-                open,
-                inventory,
-            } => {
-                // Each failed check has turned to the next address.
-                let turns = backend.failures as usize;
-                if backend.health == Health::Ready
-                    && !turns.is_multiple_of(backend.addresses.len().max(1))
-                {
-                    let name = backend.label();
-                    actions.push(Action::Report(Transition::Moved { name, address }));
-                }
-                backend.failures = 0;
-                backend.last_seen = now;
-                backend.version = version;
-                backend.open = open;
-                backend.is_confirmed = identity.is_some();
-                backend.is_unreached = false;
-                let claimed = backend.contradicted.take();
-                if let Some(identity) = identity {
-                    backend.identity = Some(identity);
-                    if claimed.is_some_and(|claimed| claimed != identity) {
-                        backend.forged_at = Some(now);
-                    }
-                }
-                if let Some(name) = name {
-                    backend.name = name;
-                }
-                let has_answered = inventory.is_some();
-                if let Some(inventory) = inventory {
-                    backend.inventory = Some(inventory);
-                    backend.inventory_due = now + INVENTORY_AGE;
-                    // An answer to an earlier question says nothing about the change.
-                    if backend.inventory_stale.is_some_and(|since| since <= asked_at) {
-                        backend.inventory_stale = None;
-                        backend.loaded_since.clear();
-                    }
-                }
-                backend.round_trip = Some(match backend.round_trip {
-                    Some(old) => (old * 3 + round_trip) / 4,
-                    None => round_trip,
-                });
-                backend.use_address(address);
-                backend.in_doubt = false;
-                backend.next_check = now + jitter.spread(health_interval);
-                if let Some(since) = backend.inventory_stale {
-                    let again = since.max(now);
-                    backend.inventory_due = again;
-                    backend.next_check =
-                        if has_answered { again } else { again + jitter.spread(FIRST_RETRY) };
-                }
-                if backend.health == Health::Ready {
-                    backend.streak = 0;
-                    return;
-                }
-                backend.streak += 1;
-                if backend.streak >= rise {
-                    backend.streak = 0;
-                    backend.health = Health::Ready;
-                    backend.since = now;
-                    actions.push(Action::Report(Transition::Up {
-                        name: backend.label(),
-                        address,
-                        version: backend.version.clone(),
-                    }));
-                }
-            }
-            CheckResult::Void => {}
-            CheckResult::Refused(reason) => {
-                Self::check_failed(backend, now, reason, true, fall, jitter, actions);
-            }
-            CheckResult::Silent(reason) => {
-                Self::check_failed(backend, now, reason, false, fall, jitter, actions);
-            }
-        }
-    }
-
-    fn check_failed(
-        backend: &mut Backend,
-        now: Instant,
-        reason: String,
-        definite: bool,
-        fall: u32,
-        jitter: Jitter,
-        actions: &mut Vec<Action>,
-    ) {
-        backend.failures += 1;
-        let pause = FIRST_RETRY.saturating_mul(1 << backend.failures.min(6).saturating_sub(1));
-        backend.next_check = now + jitter.spread(pause.min(LONGEST_RETRY));
-        if backend.origin == Origin::Legacy {
-            backend.next_check = now + LEGACY_RETRY;
-        }
-        if backend.addresses.len() > 1 {
-            // Another of its addresses may do; health changes once all have failed.
-            backend.addresses.rotate_left(1);
-            // Anyone can have announced the other one, so it gets no work before its own check.
-            backend.in_doubt = true;
-            if !(backend.failures as usize).is_multiple_of(backend.addresses.len()) {
-                backend.next_check = now;
-                return;
-            }
-        }
-        match &mut backend.health {
-            Health::Down { reason: old, .. } => {
-                backend.streak = 0;
-                *old = reason;
-            }
-            Health::New if !definite && backend.streak + 1 < fall => backend.streak += 1,
-            Health::Ready if !definite && backend.streak + 1 < fall => {
-                backend.streak += 1;
-                backend.next_check = now;
-            }
-            was => {
-                let was_ready = *was == Health::Ready;
-                backend.streak = 0;
-                backend.health = Health::Down { since: now, reason: reason.clone() };
-                backend.since = now;
-                // Whatever strangers announce is not worth a line each.
-                let told = was_ready || !backend.is_stranger();
-                if told {
-                    let name = backend.label();
-                    actions.push(Action::Report(Transition::Down { name, reason }));
-                }
-            }
         }
     }
 
@@ -215,55 +55,134 @@ impl Pool {
     /// announce many, leave places for the others.
     pub(super) fn start_checks(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let running = |kind: &dyn Fn(&Backend) -> bool| {
-            let checked = self.backends.iter().filter(|b| b.checking_since.is_some());
+            let checked = self.backends.iter().filter(|b| b.health.running.is_some());
             checked.filter(|b| kind(b)).count() + self.abandoned.len()
         };
         let mut places = MAX_CHECKS.saturating_sub(running(&|_| true));
-        let mut doubtful = MAX_DOUBTFUL.saturating_sub(running(&|b| b.failures > 0));
+        let mut doubtful = MAX_DOUBTFUL.saturating_sub(running(&|b| b.health.failures > 0));
         let mut strange = MAX_VERIFICATIONS.saturating_sub(running(&Backend::is_stranger));
         let inventories = self.rules.inventories || self.is_watched(now);
-        let mut due: Vec<&mut Backend> = self
-            .backends
-            .iter_mut()
-            .filter(|b| b.checking_since.is_none() && b.next_check <= now)
-            .collect();
+        let mut due: Vec<&mut Backend> =
+            self.backends.iter_mut().filter(|b| b.health.is_due(now)).collect();
         // Strangers that have failed come last. Among equals those that were heard of since, then
-        // whoever was asked longest ago, so that none waits for ever.
+        // those asked longest ago, so that none waits for ever.
         due.sort_by_key(|b| {
-            (b.is_stranger() && b.failures > 0, !b.is_heard(), b.checked_at, b.next_check)
+            let health = &b.health;
+            let is_weak = b.is_stranger() && health.failures > 0;
+            (is_weak, !b.is_heard(), health.checked_at, health.next_check)
         });
         for backend in due {
-            let (is_stranger, is_doubtful) = (backend.is_stranger(), backend.failures > 0);
+            let (is_stranger, is_doubtful) = (backend.is_stranger(), backend.health.failures > 0);
             if places == 0 || (is_stranger && strange == 0) || (is_doubtful && doubtful == 0) {
                 continue;
             }
-            let wants_inventory = inventories && backend.inventory_due <= now;
-            if let Some(target) = backend.next_target() {
+            let wants_inventory = inventories && backend.models.is_due(now);
+            if let Some((target, of)) = backend.next_target() {
                 places -= 1;
                 strange -= usize::from(is_stranger);
                 doubtful -= usize::from(is_doubtful);
-                backend.checking_since = Some(now);
-                backend.checked_at = Some(now);
+                backend.health.running = Some(RunningCheck { since: now, of });
+                backend.health.checked_at = Some(now);
                 actions.push(Action::Check(backend.id, target, wants_inventory));
             }
         }
     }
 
-    fn jitter(&mut self) -> Jitter {
+    fn jitter(&mut self) -> u32 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        Jitter((self.random % 401) as u32)
+        (self.random % 401) as u32
     }
 }
 
-/// 0 to 400 thousandths, spread around the middle.
+/// What a check's result is judged by.
 #[derive(Clone, Copy)]
-struct Jitter(u32);
+struct Terms<'a> {
+    now: Instant,
+    rules: &'a Rules,
+    jitter: u32,
+}
 
-impl Jitter {
-    /// `pause` ± 20 %.
-    fn spread(self, pause: Duration) -> Duration {
-        pause * (800 + self.0) / 1000
+impl Backend {
+    fn checked(
+        &mut self,
+        terms: Terms<'_>,
+        result: CheckResult,
+        well_at: Option<SocketAddr>,
+    ) -> Option<Transition> {
+        // A check that is no longer known was given up before it reported.
+        let check = self.health.running.take()?;
+        if result == CheckResult::Void {
+            self.health.next_check = terms.now + FIRST_RETRY;
+            return None;
+        }
+        let is_well = well_at.is_some();
+        match check.of {
+            // Anyone who hears an announcement can repeat its identity, so a backend that is well
+            // never moves: the new address is used once the old one has failed.
+            Checked::Candidate if !(is_well && self.addresses.in_doubt) => {
+                self.addresses.candidate_checked(well_at);
+                self.health.next_check = terms.now;
+                return None;
+            }
+            // It was announced elsewhere meanwhile, and this says nothing about there.
+            Checked::InUse(asked) if !is_well && self.addresses.first() != Some(asked) => {
+                self.health.next_check = terms.now;
+                return None;
+            }
+            _ => {}
+        }
+        match result {
+            CheckResult::Refused(reason) => self.failed(terms, reason, true),
+            CheckResult::Silent(reason) => self.failed(terms, reason, false),
+            well => self.passed(terms, check.since, well),
+        }
+    }
+
+    fn passed(
+        &mut self,
+        Terms { now, rules, jitter }: Terms<'_>,
+        asked_at: Instant,
+        result: CheckResult,
+    ) -> Option<Transition> {
+        let CheckResult::Healthy { address, round_trip, version, name, identity, open, inventory } =
+            result
+        else {
+            return None;
+        };
+        let is_moved = self.health.is_ready() && self.addresses.is_turned(self.health.failures);
+        let moved = is_moved.then(|| Transition::Moved { name: self.label(), address });
+        let is_up = self.health.passed(now, round_trip, rules.rise);
+        self.last_seen = now;
+        self.health.version = version;
+        self.claims.checked(now, identity, name, open);
+        self.addresses.put_first(address, true, !self.is_discovered());
+        let has_answered = inventory.is_some();
+        self.health.next_check = match self.models.told(now, asked_at, inventory) {
+            Some(again) if has_answered => again,
+            Some(again) => again + spread(FIRST_RETRY, jitter),
+            None => now + spread(rules.health_interval, jitter),
+        };
+        let version = || self.health.version.clone();
+        let up = || Transition::Up { name: self.label(), address, version: version() };
+        moved.or_else(|| is_up.then(up))
+    }
+
+    fn failed(&mut self, terms: Terms<'_>, reason: String, is_refusal: bool) -> Option<Transition> {
+        let Terms { now, rules, jitter } = terms;
+        self.health.back_off(now, jitter);
+        if self.origin == Origin::Legacy {
+            self.health.next_check = now + LEGACY_RETRY;
+        }
+        // Another of its addresses may do; health changes once all have failed.
+        if self.addresses.turn(self.health.failures) {
+            self.health.next_check = now;
+            return None;
+        }
+        // What strangers announce is not worth a line each.
+        let is_news = self.health.is_ready() || !self.is_stranger();
+        let is_down = self.health.failed(now, &reason, is_refusal, rules.fall);
+        (is_down && is_news).then(|| Transition::Down { name: self.label(), reason })
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::BackendId;
+use super::events::BackendId;
 
 /// Between two points.
 const STEP: Duration = Duration::from_secs(2);
@@ -12,7 +12,7 @@ const POINTS: usize = 120;
 
 /// Numbers of the last minutes, oldest first.
 #[derive(Clone, Debug, Default)]
-pub struct Series(VecDeque<u32>);
+pub(crate) struct Series(VecDeque<u32>);
 
 impl Series {
     fn push(&mut self, value: u32) {
@@ -22,8 +22,7 @@ impl Series {
         self.0.push_back(value);
     }
 
-    /// The numbers.
-    pub fn values(&self) -> impl ExactSizeIterator<Item = u32> {
+    pub(crate) fn values(&self) -> impl ExactSizeIterator<Item = u32> {
         self.0.iter().copied()
     }
 }
@@ -39,24 +38,22 @@ struct Course {
 
 /// What all did.
 #[derive(Clone, Debug, Default)]
-pub struct History {
+pub(crate) struct History {
     recorded: Option<Instant>,
     requests_before: u64,
     /// Requests that ended in each step.
-    pub requests: Series,
+    pub(crate) requests: Series,
     /// Requests that waited at its end.
-    pub queue: Series,
+    pub(crate) queue: Series,
     servers: Vec<Course>,
 }
 
 impl History {
-    /// Time between two points.
-    pub fn step(&self) -> Duration {
+    pub(crate) fn step(&self) -> Duration {
         STEP
     }
 
-    /// Whether it is time for a point.
-    pub fn is_due(&self, now: Instant) -> bool {
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.recorded.is_none_or(|at| now.saturating_duration_since(at) >= STEP)
     }
 
@@ -93,7 +90,7 @@ impl History {
     }
 
     /// Of one server: tokens written in each step, and requests it had at its end.
-    pub fn server(&self, id: BackendId) -> Option<(&Series, &Series)> {
+    pub(crate) fn server(&self, id: BackendId) -> Option<(&Series, &Series)> {
         let course = self.servers.iter().find(|course| course.id == id)?;
         Some((&course.tokens, &course.in_flight))
     }

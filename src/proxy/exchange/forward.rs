@@ -71,7 +71,7 @@ impl Exchange<'_> {
                     {
                         // Two that hold what the other waits for would wait for ever.
                         lease.report.outcome = outcome;
-                        lease.give_back();
+                        lease.release();
                         if let Ok(other) = self.lease(attempts.tried(), wanted) {
                             self.count_retry(outcome);
                             next = Some((other, usual));

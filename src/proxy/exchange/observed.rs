@@ -1,6 +1,6 @@
 //! What is read along of an answer that passes: tokens, the model, the progress of a pull.
 
-use crate::counters::Underway;
+use crate::counters::TransferGuard;
 use crate::ollama::model_name::ModelName;
 use crate::ollama::stream_end::{Format, Lines, StreamEnd};
 use crate::ollama::subject;
@@ -16,7 +16,7 @@ pub(super) struct Observed<'a> {
     line_breaks: u64,
     tokens: u64,
     /// Where the progress is shown that its lines tell of.
-    progress: Option<&'a Underway>,
+    progress: Option<&'a TransferGuard>,
     lines: Lines,
     /// The model that the answer names first, for requests that weren't looked at.
     pub(super) model: Option<ModelName>,
@@ -26,7 +26,7 @@ impl<'a> Observed<'a> {
     pub(super) fn new(
         content_type: Option<&str>,
         is_counted: bool,
-        progress: Option<&'a Underway>,
+        progress: Option<&'a TransferGuard>,
     ) -> Self {
         let format = content_type.and_then(Format::of);
         let is_json = content_type.is_some_and(|media| media.starts_with("application/json"));

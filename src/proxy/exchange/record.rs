@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Exchange;
-use crate::counters::{Failure, Retry, Underway};
+use crate::counters::{Failure, Retry, TransferGuard};
 use crate::http::head::Framing;
 use crate::http::target::split_query;
 use crate::manager::Lease;
@@ -20,7 +20,7 @@ impl Exchange<'_> {
     }
 
     /// Shows how far a pull, a push, a create or an upload has come, until the result is dropped.
-    pub(super) fn show_progress(&self, wanted: &Wanted) -> Option<Underway> {
+    pub(super) fn show_progress(&self, wanted: &Wanted) -> Option<TransferGuard> {
         let kind = self.endpoint.progress?;
         let is_upload = self.endpoint.is_upload();
         let digest = self.path().rsplit('/').next();

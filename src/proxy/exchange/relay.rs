@@ -9,7 +9,7 @@ use ureq::Body;
 use super::forward::is_busy;
 use super::observed::Observed;
 use super::{End, Exchange, OwnAnswer, Side};
-use crate::counters::{Kind, Underway};
+use crate::counters::{Kind, TransferGuard};
 use crate::http::body::{CHUNK_PREFIX, CHUNK_SUFFIX, LAST_CHUNK, frame_chunk};
 use crate::http::fields::{
     self, AnswerFraming, ERROR_FIELD, IDENTITY_FIELD, PERMISSION_FIELD, ROOM_FIELD, SERVER_FIELD,
@@ -38,7 +38,7 @@ impl Exchange<'_> {
         &mut self,
         lease: &mut Lease,
         is_body_done: bool,
-        (wanted, underway): (&Wanted, Option<&Underway>),
+        (wanted, underway): (&Wanted, Option<&TransferGuard>),
         answer: Response<Body>,
     ) -> Result<End, OwnAnswer> {
         let (mut parts, body) = answer.into_parts();

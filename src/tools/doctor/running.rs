@@ -10,6 +10,7 @@ use super::report::Report;
 use crate::config::{ModeChoice, SERVER_PORT, Settings, parse_host_port, parse_ollama};
 use crate::pairing::keyring::Keyring;
 use crate::tools::daemon;
+use crate::tools::status::state;
 use crate::tools::table::{figure, list, word};
 
 /// The daemon's state, as `ollana status --json` prints it; null when none runs.
@@ -71,7 +72,7 @@ impl Running {
         let address = address.to_string();
         list(&self.0, "servers").iter().any(|server| {
             let mut addresses = list(server, "addresses").iter();
-            word(server, "health") == "ready" && addresses.any(|one| *one == address.as_str())
+            state(server).gets_work() && addresses.any(|one| *one == address.as_str())
         })
     }
 }

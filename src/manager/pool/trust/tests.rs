@@ -1,10 +1,14 @@
 //! Scenarios of who is who. Hosts are numbered; a server is an identity and a name at a host.
 
+use std::net::SocketAddr;
+
 use super::*;
+use crate::manager::pool::records::{MAX_RECORDS, PROBATION};
 use crate::manager::pool::tests::{World, address, ms};
 use crate::manager::pool::{
-    BackendId, CheckResult, HealthNow, Input, NoPick, Outcome, Sighting, Wanted,
+    BackendId, CheckResult, Input, NoPick, Outcome, Sighting, State, Wanted,
 };
+use crate::pairing::identity::Identity;
 
 /// One server as it presents itself.
 #[derive(Clone, Copy)]
@@ -103,11 +107,11 @@ impl World {
         hosts
     }
 
-    fn contests(&mut self) -> Vec<(u8, bool)> {
+    fn conflicts(&mut self) -> Vec<(u8, bool)> {
         let of = |report| match report {
-            Transition::Contested { address: SocketAddr::V4(v4), is_held_back, .. } => {
-                Some((v4.ip().octets()[3], is_held_back))
-            }
+            Transition::IdentityConflict {
+                address: SocketAddr::V4(v4), is_quarantined, ..
+            } => Some((v4.ip().octets()[3], is_quarantined)),
             _ => None,
         };
         self.reports().into_iter().filter_map(of).collect()
@@ -118,9 +122,9 @@ impl World {
 fn another_identity_at_a_known_name_gets_nothing_while_that_one_is_well() {
     let mut w = World::new();
     w.live(ms(3000), &[DESK]);
-    assert_eq!(w.contests(), []);
+    assert_eq!(w.conflicts(), []);
     w.live(ms(3000), &[DESK, IMPOSTOR, OTHER]);
-    assert_eq!(w.contests(), [(66, true)], "said once");
+    assert_eq!(w.conflicts(), [(66, true)], "said once");
     assert_eq!(w.hosts(9), [20, 31]);
     assert_eq!(w.pool.ready(), 2, "it isn't listed either");
     // Nor does it get what is meant for the known one by name; by its address it does.
@@ -132,7 +136,7 @@ fn another_identity_at_a_known_name_gets_nothing_while_that_one_is_well() {
     assert_eq!(asked.address, address(66));
     // A request that failed on the known one doesn't go to whoever has its name.
     let [desk, other] = [20, 31].map(|host| {
-        let is_there = |b: &&Backend| b.addresses[0] == address(host);
+        let is_there = |b: &&Backend| b.addresses.known[0] == address(host);
         w.pool.backends.iter().find(is_there).expect("a server").id
     });
     for outcome in [Outcome::Failed, Outcome::Overloaded] {
@@ -154,7 +158,7 @@ fn it_is_used_once_the_known_one_is_away_and_gives_way_when_that_returns() {
     w.live(ms(3000), &[DESK]);
     w.live(ms(3000), &[]);
     w.live(ms(3000), &[IMPOSTOR]);
-    assert_eq!(w.contests(), [(66, false)]);
+    assert_eq!(w.conflicts(), [(66, false)]);
     assert_eq!(w.hosts(3), [66]);
     w.live(ms(3000), &[IMPOSTOR, DESK]);
     assert_eq!(w.hosts(9), [20]);
@@ -187,16 +191,16 @@ fn another_machine_at_a_known_address_is_told_and_used() {
     w.pool.recall(w.now, vec![known(DESK, true)]);
     let visitor = Server { host: DESK.host, ..OTHER };
     w.live(ms(3000), &[visitor]);
-    assert_eq!(w.contests(), [(20, false)]);
+    assert_eq!(w.conflicts(), [(20, false)]);
     assert_eq!(w.hosts(3), [20]);
-    let contest = w.pool.snapshot(w.now)[0].contest.clone().expect("a contest");
-    assert!(contest.reason.contains("\"desk\""), "{contest:?}");
+    let conflict = w.pool.snapshot(w.now)[0].backend.claims.conflict.clone().expect("a conflict");
+    assert!(conflict.reason.contains("\"desk\""), "{conflict:?}");
     // The known one is known wherever it is, and then its old address is the visitor's.
     let moved = Server { host: 50, ..DESK };
     w.live(ms(3000), &[visitor, moved]);
     assert_eq!(w.hosts(9), [20, 50]);
-    assert!(w.pool.snapshot(w.now).iter().all(|server| server.contest.is_none()));
-    assert_eq!(w.contests(), []);
+    assert!(w.pool.snapshot(w.now).iter().all(|server| server.backend.claims.conflict.is_none()));
+    assert_eq!(w.conflicts(), []);
 }
 
 #[test]
@@ -206,7 +210,7 @@ fn a_known_server_may_move_to_where_another_was() {
     let swapped = [Server { host: OTHER.host, ..DESK }, Server { host: DESK.host, ..OTHER }];
     w.live(ms(70_000), &[]);
     w.live(ms(5000), &swapped);
-    assert_eq!(w.contests(), []);
+    assert_eq!(w.conflicts(), []);
     assert_eq!(w.hosts(9), [20, 31]);
 }
 
@@ -217,7 +221,7 @@ fn of_two_that_swapped_their_names_one_is_used() {
     let swapped = [Server { name: OTHER.name, ..DESK }, Server { name: DESK.name, ..OTHER }];
     w.live(ms(5000), &swapped);
     assert_eq!(w.hosts(9).len(), 1);
-    assert_eq!(w.contests().len(), 2);
+    assert_eq!(w.conflicts().len(), 2);
 }
 
 #[test]
@@ -226,14 +230,14 @@ fn a_machine_set_up_anew_succeeds_its_former_self_in_an_hour() {
     w.live(ms(3000), &[DESK]);
     let anew = Server { id: 9, ..DESK };
     w.live(ms(3000), &[anew]);
-    assert_eq!(w.contests(), [(20, false)]);
+    assert_eq!(w.conflicts(), [(20, false)]);
     w.live(PROBATION + ms(10_000), &[anew]);
-    assert!(w.pool.snapshot(w.now)[0].contest.is_none());
-    assert_eq!(w.contests(), []);
+    assert!(w.pool.snapshot(w.now)[0].backend.claims.conflict.is_none());
+    assert_eq!(w.conflicts(), []);
     let mut next = World::new();
     next.pool.recall(next.now, w.pool.memorable());
     next.live(ms(3000), &[anew]);
-    assert_eq!(next.contests(), [], "and is known after a restart");
+    assert_eq!(next.conflicts(), [], "and is known after a restart");
 }
 
 #[test]
@@ -278,7 +282,7 @@ fn a_copied_identity_gets_nothing_beside_the_original() {
         announce(&mut w);
         w.answer(&[DESK, copy]);
     }
-    assert_eq!(w.contests(), [(77, true)]);
+    assert_eq!(w.conflicts(), [(77, true)]);
     assert_eq!(w.hosts(9), [20]);
 }
 
@@ -289,17 +293,21 @@ fn a_forged_announcement_changes_nothing_about_a_server() {
     for name in ["other", "desk", "x"] {
         // In desk's address: with another identity, and with its own and another name.
         w.announces(Server { id: 9, name, ..DESK });
-        assert_eq!(w.pool.backends[0].identity, Some(identity(DESK.id)), "before it was asked");
+        assert_eq!(
+            w.pool.backends[0].claims.identity,
+            Some(identity(DESK.id)),
+            "before it was asked"
+        );
         w.announces(Server { name, ..DESK });
-        assert_eq!(w.pool.backends[0].name, "desk");
+        assert_eq!(w.pool.backends[0].claims.name, "desk");
         w.answer(&[DESK, OTHER]);
         assert_eq!(w.hosts(9), [20, 31]);
     }
     w.live(ms(2000), &[DESK, OTHER]);
     let desk = &w.pool.snapshot(w.now)[0];
-    assert_eq!((desk.name.as_str(), &desk.health), ("desk", &HealthNow::Ready));
-    assert_eq!(w.pool.backends[0].identity, Some(identity(DESK.id)));
-    assert_eq!(w.contests(), [(20, false)], "people are told once");
+    assert_eq!((desk.name.as_str(), desk.state), ("desk", State::Ready));
+    assert_eq!(w.pool.backends[0].claims.identity, Some(identity(DESK.id)));
+    assert_eq!(w.conflicts(), [(20, false)], "people are told once");
     // A flood of them doesn't become a flood of checks.
     let mut checks = 0;
     for _ in 0..1000 {
@@ -321,7 +329,8 @@ fn a_newcomer_wins_nothing_by_what_it_says() {
     w.live(ms(3000), &[DESK, OTHER]);
     let tags = r#"{"models":[{"name":"a:latest","model":"a:latest"}]}"#;
     let give = |w: &mut World, at: usize, loaded: &str| {
-        w.pool.backends[at].inventory = Some(Arc::new(Inventory::new([tags, loaded, ""], None)));
+        w.pool.backends[at].models.inventory =
+            Some(Arc::new(Inventory::new([tags, loaded, ""], None)));
     };
     let model = ModelName::parse("a");
     let wanted = Wanted { model: model.clone(), ..Wanted::default() };
@@ -342,7 +351,7 @@ fn a_newcomer_wins_nothing_by_what_it_says() {
     claim(&mut w, 1, 1e9);
     assert_eq!(pick(&mut w), address(20), "the newcomer says that it is fast");
     // Beside one that is busy it helps, and after an hour it is one like the others.
-    w.pool.adopt(w.pool.backends[0].id, 1);
+    w.pool.transfer(w.pool.backends[0].id, 1);
     assert_eq!(pick(&mut w), address(31));
     w.pool.count_out(w.pool.backends[0].id);
     w.live(PROBATION, &[DESK, OTHER]);
@@ -397,6 +406,6 @@ fn two_servers_on_one_machine_may_share_its_name() {
             ));
         }
     }
-    assert_eq!(w.contests(), []);
+    assert_eq!(w.conflicts(), []);
     assert_eq!(w.pool.ready(), 2);
 }

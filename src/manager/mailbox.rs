@@ -1,0 +1,236 @@
+//! How other threads reach the Manager, and what they get from it.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, TrySendError, bounded};
+
+use super::fast_path::FastPath;
+use super::pool::{
+    BackendId, History, Input, Outcome, Pick, Report, ServerNow, Transition, Wanted,
+};
+use super::presence::Presence;
+use super::queue::{Asker, Refused, Request};
+use crate::ollama::inventory::Inventory;
+use crate::ollama::version::OllamaVersion;
+
+/// Events that may wait. A full mailbox makes workers wait a moment; every place costs 136 bytes.
+const MAILBOX: usize = 512;
+/// How long somebody who looks at the state waits for the Manager.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(3);
+/// How often a waiting request's client is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+#[derive(Debug)]
+pub(super) enum Event {
+    Pool(Input),
+    Lease(Caller, Request),
+    Inventories(Sender<Inventories>),
+    Snapshot(Sender<Snapshot>),
+    Stop,
+}
+
+/// What the backends have that get work.
+#[derive(Debug, Default)]
+pub struct Inventories {
+    /// Backends, whether their models are known or not.
+    pub(crate) backends: usize,
+    /// Names and models of those that are known.
+    pub(crate) known: Vec<(String, Arc<Inventory>)>,
+    pub(crate) version: OllamaVersion,
+}
+
+/// The state of the backends and of the queue at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    /// In the order in which they came.
+    pub(crate) servers: Vec<ServerNow>,
+    pub(crate) waiting: usize,
+    /// Time that the first of them has waited.
+    pub(crate) longest_wait: Option<Duration>,
+    /// Time that the last queued request waited.
+    pub(crate) last_wait: Option<Duration>,
+    /// How long ago each of the last changes was, the newest first.
+    pub(crate) transitions: Vec<(Duration, Transition)>,
+    pub(crate) history: History,
+}
+
+/// Somebody who asked for a lease.
+#[derive(Debug)]
+pub(super) struct Caller {
+    reply: Sender<Result<PickInTransit, Refused>>,
+    /// Alive as long as somebody waits for the reply.
+    waits: Weak<()>,
+    mailbox: Mailbox,
+}
+
+impl Asker for Caller {
+    fn is_present(&self) -> bool {
+        self.waits.strong_count() > 0
+    }
+}
+
+impl Caller {
+    /// Hands over the answer; a pick comes back if nobody is there any more.
+    pub(super) fn answer(self, answer: Result<Pick, Refused>) -> Option<Pick> {
+        let answer = answer.map(|pick| PickInTransit { pick: Some(pick), mailbox: self.mailbox });
+        match self.reply.send(answer) {
+            Err(SendError(Ok(unclaimed))) => unclaimed.claim(),
+            _ => None,
+        }
+    }
+}
+
+/// A pick in transit; dropping it unclaimed returns the backend.
+#[derive(Debug)]
+struct PickInTransit {
+    pick: Option<Pick>,
+    mailbox: Mailbox,
+}
+
+impl PickInTransit {
+    fn claim(mut self) -> Option<Pick> {
+        self.pick.take()
+    }
+}
+
+impl Drop for PickInTransit {
+    fn drop(&mut self) {
+        if let Some(pick) = self.pick.take() {
+            self.mailbox.send(Input::Finished(pick.id, Outcome::Void.into()));
+        }
+    }
+}
+
+/// Where events for the Manager go.
+#[derive(Clone, Debug)]
+pub struct Mailbox {
+    events: Sender<Event>,
+    presence: Arc<Presence>,
+}
+
+impl Mailbox {
+    pub(super) fn new(presence: Arc<Presence>) -> (Mailbox, Receiver<Event>) {
+        let (events, received) = bounded(MAILBOX);
+        (Mailbox { events, presence }, received)
+    }
+
+    /// Reports something that must not get lost; waits while the mailbox is full.
+    pub fn send(&self, input: Input) {
+        // A closed mailbox means that we are stopping.
+        let _ = self.events.send(Event::Pool(input));
+    }
+
+    /// Reports something that will be said again; dropped when the mailbox is full.
+    pub(crate) fn try_send(&self, input: Input) {
+        if let Err(TrySendError::Full(_)) = self.events.try_send(Event::Pool(input)) {
+            log::debug!("mailbox full, event dropped");
+        }
+    }
+
+    pub(super) fn stop(&self) {
+        let _ = self.events.send(Event::Stop);
+    }
+
+    /// The network has changed, or the machine has slept.
+    pub(crate) fn network_changed(&self) {
+        self.presence.note_network_change();
+    }
+
+    /// Asks for a backend, passing over the `tried` ones. While it waits, `is_wanted` is asked
+    /// now and then; when it says no, so does the answer.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn lease(
+        &self,
+        tried: &[BackendId],
+        wanted: &Wanted,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Lease, Refused> {
+        // The fast path is there while there is no choice, so the model doesn't matter.
+        if tried.is_empty()
+            && wanted.server.is_none()
+            && let Some(path) = self.presence.slot(wanted.local_only).enter()
+        {
+            return Ok(Lease::new(path.pick.clone(), self.clone(), Some(path)));
+        }
+        let (reply, answer) = bounded(1);
+        let present = Arc::new(());
+        let caller = Caller { reply, waits: Arc::downgrade(&present), mailbox: self.clone() };
+        let request = Request { tried: tried.to_vec(), wanted: wanted.clone() };
+        let stopping = || Refused::NoServer("ollana is stopping".to_owned());
+        self.events.send(Event::Lease(caller, request)).map_err(|_| stopping())?;
+        loop {
+            match answer.recv_timeout(LOOK) {
+                Ok(answer) => {
+                    let pick = answer?.claim().ok_or_else(stopping)?;
+                    return Ok(Lease::new(pick, self.clone(), None));
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(stopping()),
+                Err(RecvTimeoutError::Timeout) if is_wanted() => {}
+                // What is handed over in this moment is dropped with the channel, and returned.
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(Refused::NoServer("no longer wanted".to_owned()));
+                }
+            }
+        }
+    }
+
+    /// The state as it is now. `None` when we are stopping, or busy beyond measure.
+    pub(crate) fn snapshot(&self) -> Option<Snapshot> {
+        let (reply, answer) = bounded(1);
+        self.events.send_timeout(Event::Snapshot(reply), SNAPSHOT_PATIENCE).ok()?;
+        answer.recv_timeout(SNAPSHOT_PATIENCE).ok()
+    }
+
+    /// What the backends have that get work.
+    pub fn inventories(&self) -> Inventories {
+        let (reply, answer) = bounded(1);
+        let _ = self.events.send(Event::Inventories(reply));
+        answer.recv().unwrap_or_default()
+    }
+}
+
+/// A backend for one request. Dropping it reports the outcome.
+#[derive(Debug)]
+pub struct Lease {
+    /// Which backend, and where.
+    pub pick: Pick,
+    /// How the request ended; [`Outcome::Void`] until said otherwise.
+    pub report: Report,
+    mailbox: Mailbox,
+    fast_path: Option<Arc<FastPath>>,
+    is_released: bool,
+}
+
+impl Lease {
+    fn new(pick: Pick, mailbox: Mailbox, fast_path: Option<Arc<FastPath>>) -> Self {
+        Lease { pick, report: Outcome::Void.into(), mailbox, fast_path, is_released: false }
+    }
+
+    /// Reports the outcome, so that others may have the backend. What the report says later comes
+    /// too late.
+    pub(crate) fn release(&mut self) {
+        if std::mem::replace(&mut self.is_released, true) {
+            return;
+        }
+        let report = std::mem::replace(&mut self.report, Outcome::Void.into());
+        self.pick.tally.requests.add(1);
+        if report.is_trouble() {
+            self.pick.tally.failures.add(1);
+        }
+        let is_counted = self.fast_path.as_ref().is_none_or(|path| !path.leave());
+        if is_counted {
+            self.mailbox.send(Input::Finished(self.pick.id, report));
+        } else if report.is_news() {
+            self.mailbox.send(Input::Noted(self.pick.id, report));
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.release();
+    }
+}

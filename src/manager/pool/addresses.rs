@@ -1,0 +1,69 @@
+//! Where a backend is: the address in use, those that may do if it fails, and one to be tried.
+
+use std::net::{IpAddr, SocketAddr};
+
+/// Addresses kept per server (a machine has few interfaces).
+pub(super) const MAX_ADDRESSES: usize = 4;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Addresses {
+    /// The first is in use; the others are tried when it fails.
+    pub(crate) known: Vec<SocketAddr>,
+    /// Whether the first one is there because another failed or was announced, and no check has
+    /// confirmed it yet. Anyone can have announced it, so it gets no work before.
+    pub(super) in_doubt: bool,
+    /// An announced further address of a backend that is up; kept as an alternative once a check
+    /// has passed.
+    pub(super) candidate: Option<SocketAddr>,
+}
+
+impl Addresses {
+    /// The address in use, whether confirmed or not.
+    pub(crate) fn first(&self) -> Option<SocketAddr> {
+        self.known.first().copied()
+    }
+
+    /// The address in use, unless it waits for a check.
+    pub(super) fn confirmed(&self) -> Option<SocketAddr> {
+        self.first().filter(|_| !self.in_doubt)
+    }
+
+    pub(super) fn has_ip(&self, ip: IpAddr) -> bool {
+        self.known.iter().any(|known| known.ip() == ip)
+    }
+
+    /// Puts an address first, confirmed by a check or not, and keeps the others as alternatives
+    /// unless it is the only one.
+    pub(super) fn put_first(&mut self, address: SocketAddr, is_confirmed: bool, is_only: bool) {
+        self.known.retain(|known| *known != address && !is_only);
+        self.known.insert(0, address);
+        self.known.truncate(MAX_ADDRESSES);
+        self.in_doubt = !is_confirmed;
+    }
+
+    /// A check of the address in use failed: another one may do. Whether there is one that wasn't
+    /// tried, after so many failed checks in a row.
+    pub(super) fn turn(&mut self, failures: u32) -> bool {
+        if self.known.len() < 2 {
+            return false;
+        }
+        self.known.rotate_left(1);
+        self.in_doubt = true;
+        self.is_turned(failures)
+    }
+
+    /// Whether another address is in use than before so many failed checks in a row, each of which
+    /// has turned to the next one.
+    pub(super) fn is_turned(&self, failures: u32) -> bool {
+        !(failures as usize).is_multiple_of(self.known.len().max(1))
+    }
+
+    /// The candidate was checked, and is an alternative if it was well at this address. Whatever
+    /// else was announced meanwhile has to wait: the address in use is checked next.
+    pub(super) fn candidate_checked(&mut self, well_at: Option<SocketAddr>) {
+        self.candidate = None;
+        let known = &mut self.known;
+        let has_room = known.len() < MAX_ADDRESSES;
+        known.extend(well_at.filter(|well_at| has_room && !known.contains(well_at)));
+    }
+}

@@ -1,0 +1,160 @@
+//! One member of the pool, put together of its sub-states.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::addresses::Addresses;
+use super::claims::Claims;
+use super::events::{BackendId, Origin, Pick};
+use super::health::{Checked, Health, Verdict};
+use super::load::Load;
+use super::models::Models;
+use super::state::State;
+use crate::access::permissions::Permission;
+use crate::config::ServerName;
+use crate::counters::Tally;
+use crate::upstream::health_check::Target;
+
+/// A discovered server that is down and unseen for so long is forgotten.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Debug)]
+pub(crate) struct Backend {
+    pub(crate) id: BackendId,
+    pub(super) origin: Origin,
+    /// When it was announced or found well last.
+    pub(super) last_seen: Instant,
+    /// What it has done; goes with every pick.
+    pub(crate) tally: Tally,
+    pub(crate) addresses: Addresses,
+    pub(crate) claims: Claims,
+    pub(crate) health: Health,
+    pub(crate) load: Load,
+    pub(crate) models: Models,
+}
+
+impl Backend {
+    /// What its checks and its claims make it. While it is passed over ([`Load::pause`]), that is
+    /// the state of a ready one.
+    pub(super) fn state(&self) -> State {
+        match self.health.verdict {
+            Verdict::New => State::New,
+            Verdict::Down(_) => State::Down,
+            Verdict::Ready if self.claims.is_quarantined() => State::Quarantined,
+            Verdict::Ready => State::Ready,
+        }
+    }
+
+    pub(super) fn gets_work(&self) -> bool {
+        self.state().gets_work()
+    }
+
+    /// Whether the last checks found it well at the address in use, whatever else tells against it.
+    pub(super) fn is_verified(&self) -> bool {
+        self.health.is_ready() && !self.addresses.in_doubt
+    }
+
+    pub(super) fn is_local(&self) -> bool {
+        matches!(self.origin, Origin::Local(_))
+    }
+
+    pub(super) fn is_discovered(&self) -> bool {
+        matches!(self.origin, Origin::Discovered | Origin::Legacy)
+    }
+
+    /// Whether it was announced but has never been well.
+    pub(super) fn is_stranger(&self) -> bool {
+        self.is_discovered() && self.health.round_trip.is_none()
+    }
+
+    /// Whether it has announced itself since it was asked last.
+    pub(super) fn is_heard(&self) -> bool {
+        self.health.checked_at.is_none_or(|at| self.last_seen > at)
+    }
+
+    /// Whether it is a stranger that was asked and had its chance.
+    pub(super) fn has_failed_first(&self) -> bool {
+        self.is_stranger() && self.health.failures > 0 && self.load.in_flight == 0
+    }
+
+    pub(super) fn is_forgettable(&self, now: Instant) -> bool {
+        let is_long = |since: Instant| now.saturating_duration_since(since) >= FORGET_AFTER;
+        let is_gone = match self.health.verdict {
+            Verdict::New => true,
+            Verdict::Ready => false,
+            Verdict::Down(_) => is_long(self.health.since),
+        };
+        self.is_discovered() && is_long(self.last_seen) && is_gone && self.load.in_flight == 0
+    }
+
+    /// The name that the user or this machine's configuration gave.
+    pub(super) fn given(&self) -> Option<&ServerName> {
+        match &self.origin {
+            Origin::Local(server) | Origin::Named(server) => Some(server),
+            Origin::Discovered | Origin::Legacy => None,
+        }
+    }
+
+    /// For the log and for messages.
+    pub(super) fn label(&self) -> String {
+        let address = || self.addresses.first().map_or(String::new(), |it| it.to_string());
+        let place = self.given().map_or_else(address, ToString::to_string);
+        let name = &self.claims.name;
+        if name.is_empty() { place } else { format!("{name} ({place})") }
+    }
+
+    /// Its name, or where it is.
+    pub(super) fn short_name(&self) -> String {
+        match self.addresses.first() {
+            Some(address) if self.claims.name.is_empty() => address.to_string(),
+            _ => self.claims.name.clone(),
+        }
+    }
+
+    /// Whether people mean this backend by `name`.
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        let is_given = |server: &ServerName| {
+            server.host.eq_ignore_ascii_case(name) || server.to_string() == name
+        };
+        let is_address =
+            |address: &SocketAddr| address.to_string() == name || address.ip().to_string() == name;
+        let claims = &self.claims;
+        self.given().is_some_and(is_given)
+            || (!claims.name.is_empty()
+                && claims.name.eq_ignore_ascii_case(name)
+                && !claims.is_quarantined())
+            || self.addresses.known.iter().any(is_address)
+    }
+
+    /// What it lets us do. A server that the user named and that doesn't say is no proxy of ours.
+    pub(super) fn permission(&self) -> Permission {
+        let unsaid = if self.claims.management_open || !self.is_discovered() {
+            Permission::Manage
+        } else {
+            Permission::Use
+        };
+        self.claims.permission.unwrap_or(unsaid)
+    }
+
+    /// What to check next: a candidate, then what its name means, then the address in use.
+    pub(super) fn next_target(&mut self) -> Option<(Target, Checked)> {
+        if let Some(candidate) = self.addresses.candidate.take() {
+            return Some((Target::Address(candidate), Checked::Candidate));
+        }
+        if let Some(server) = self.given() {
+            return Some((Target::Name(server.clone()), Checked::Name));
+        }
+        let address = self.addresses.first()?;
+        Some((Target::Address(address), Checked::InUse(address)))
+    }
+
+    pub(super) fn pick(&self, address: SocketAddr) -> Pick {
+        Pick {
+            id: self.id,
+            address,
+            name: self.short_name(),
+            is_local: self.is_local(),
+            tally: self.tally.clone(),
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Which backend gets a request.
+//!
+//! 1. Only backends that get work, at an address that a check has confirmed, not yet tried, and not
+//!    ruled out by a header or a flag.
+//! 2. Those that have the model: loaded before on disk before unknown. If none of them has it but
+//!    one that is away does, that is said; only a model that nobody has goes anywhere, for Ollama's
+//!    own answer.
+//! 3. Among equals: those that are not passed over and didn't just fail, preferred ones, the
+//!    conversation's last one unless it is clearly busier, then the least work weighed by learned
+//!    speed, then those known for longer than an hour, then the nearest.
+
+use std::cmp::Reverse;
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use super::Pool;
+use super::backend::Backend;
+use super::events::{BackendId, NoPick, Pick, Wanted};
+use super::state::State;
+use crate::ollama::endpoints::Task;
+use crate::ollama::model_name::ModelName;
+
+/// Conversations remembered.
+const MAX_CONVERSATIONS: usize = 4096;
+/// Clients remembered that upload parts of a model.
+const MAX_BUILDS: usize = 64;
+/// A loaded model isn't worth waiting behind so many more requests than elsewhere.
+const CLEARLY_BUSIER: u32 = 4;
+
+impl Pool {
+    /// Picks the backend for a request and counts it in; `tried` ones are passed over.
+    ///
+    /// # Errors
+    /// [`NoPick`] says why there is none.
+    pub fn pick(
+        &mut self,
+        now: Instant,
+        tried: &[BackendId],
+        wanted: &Wanted,
+    ) -> Result<Pick, NoPick> {
+        let mut able = self.able(self.eligible(tried, wanted)?, tried, wanted)?;
+        able.retain(|b| !b.load.is_full(self.rules.max_in_flight));
+        let best = self.best(now, &able, wanted).ok_or(NoPick::Busy)?;
+        let address = best.addresses.first();
+        let address = address.ok_or_else(|| NoPick::NoneUp("no address".to_owned()))?;
+        let pick = best.pick(address);
+        self.remember_choice(pick.id, wanted);
+        self.transfer(pick.id, 1);
+        Ok(pick)
+    }
+
+    /// The backend that every request gets, while there is no choice and nothing to count. Not
+    /// counted in.
+    pub fn sole(&self, now: Instant, local_only: bool) -> Option<Pick> {
+        if self.rules.max_in_flight > 0 {
+            return None;
+        }
+        let (sole, address) = match (local_only, &self.backends[..]) {
+            (true, _) => self.local().map(|local| (local, local.addresses.first()))?,
+            // A server that is away may be the only one with a model, so it counts too.
+            (false, [one]) if self.rules.bans.is_empty() && one.gets_work() => {
+                (one, one.addresses.confirmed())
+            }
+            (false, _) => return None,
+        };
+        let load = &sole.load;
+        let is_troubled =
+            load.is_passed_over(now) || load.failed_recently(now) || load.learned_limit.is_some();
+        address.filter(|_| !is_troubled).map(|address| sole.pick(address))
+    }
+
+    /// Backends that are up and allowed.
+    fn eligible(&self, tried: &[BackendId], wanted: &Wanted) -> Result<Vec<&Backend>, NoPick> {
+        let is_asked_for = |b: &Backend| wanted.server.as_ref().is_some_and(|it| b.is_called(it));
+        let is_up = |b: &&Backend| match wanted.local_only {
+            true => b.is_local() && b.addresses.first().is_some(),
+            false => {
+                b.addresses.confirmed().is_some()
+                    && (b.gets_work() || (b.state() == State::Quarantined && is_asked_for(b)))
+            }
+        };
+        let up = self.backends.iter().filter(is_up);
+        let mut all: Vec<&Backend> = up.filter(|b| !tried.contains(&b.id)).collect();
+        if all.is_empty() {
+            return Err(NoPick::NoneUp(self.explain(wanted.local_only)));
+        }
+        if let Some(name) = &wanted.server {
+            all.retain(|b| is_asked_for(b));
+            if all.is_empty() {
+                return Err(NoPick::Away(format!("no server called {name:?} is up")));
+            }
+            return Ok(all);
+        }
+        let Some(model) = &wanted.model else { return Ok(all) };
+        let is_listed = |list: &[(ModelName, String)], b: &Backend| {
+            list.iter().any(|(listed, server)| listed == model && b.is_called(server))
+        };
+        all.retain(|b| !is_listed(&self.rules.bans, b));
+        if all.is_empty() {
+            let model = model.as_str();
+            return Err(NoPick::Away(format!("no server that is up may run {model:?}")));
+        }
+        Ok(prefer(all, |b| is_listed(&self.rules.pins, b)))
+    }
+
+    /// Of the eligible ones, those that are as good as any for this work.
+    fn able<'a>(
+        &self,
+        eligible: Vec<&'a Backend>,
+        tried: &[BackendId],
+        wanted: &Wanted,
+    ) -> Result<Vec<&'a Backend>, NoPick> {
+        if matches!(wanted.task, Task::Build | Task::Pull) {
+            return Ok(self.able_to_store(eligible, wanted));
+        }
+        let Some(model) = wanted.model.as_ref().filter(|model| !model.is_cloud()) else {
+            return Ok(eligible);
+        };
+        let owners = only(&eligible, |b| b.models.has(model));
+        if owners.is_empty() {
+            let unknown = only(&eligible, |b| b.models.is_unknown());
+            if !unknown.is_empty() {
+                return Ok(unknown);
+            }
+            return match self.absent_owner(model, tried) {
+                Some(owner) if wanted.server.is_none() => Err(NoPick::Away(owner)),
+                _ => Ok(eligible),
+            };
+        }
+        let owners = prefer(owners, |b| b.permission() >= wanted.needs);
+        // Servers that the user named, and this machine's Ollama, come before those that merely
+        // announce themselves.
+        let set = self.rules.max_in_flight;
+        let owners = prefer(owners, |b| !b.is_discovered() && !b.load.is_full(set));
+        // Where the conversation was just now it is loaded, whether that has been told yet or not.
+        let last = self.last_choice(wanted);
+        let was_there = |b: &Backend| {
+            let is_untold = b.load.in_flight > 0 || b.models.is_stale();
+            Some(b.id) == last && b.models.has(model) && is_untold
+        };
+        // Believe a newcomer's "loaded" only if no established server has the model.
+        let has_established = owners.iter().any(|b| !b.claims.is_newcomer);
+        let is_believed = |b: &Backend| !(b.claims.is_newcomer && has_established);
+        let loaded =
+            only(&owners, |b| is_believed(b) && (b.models.has_loaded(model) || was_there(b)));
+        let least = |of: &[&Backend]| of.iter().map(|b| b.load.in_flight).min();
+        let is_clearly_busier = match (least(&loaded), least(&owners)) {
+            (Some(loaded), Some(least)) => loaded >= least + CLEARLY_BUSIER,
+            _ => true,
+        };
+        let stays = wanted.task == Task::Unload || !is_clearly_busier;
+        Ok(if !loaded.is_empty() && stays { loaded } else { owners })
+    }
+
+    /// Of the eligible ones, those that are as good as any for a new model.
+    fn able_to_store<'a>(&self, eligible: Vec<&'a Backend>, wanted: &Wanted) -> Vec<&'a Backend> {
+        // From another model, a new one can be made only where that is.
+        let base = wanted.model.as_ref().filter(|_| wanted.task == Task::Build);
+        let has_base = |b: &Backend| base.is_some_and(|model| b.models.has(model));
+        let is_bound = eligible.iter().any(|b| has_base(b));
+        let able = prefer(prefer(eligible, has_base), |b| b.permission() >= wanted.needs);
+        if wanted.task == Task::Build {
+            let build = self.builds.iter().find(|(client, _)| Some(*client) == wanted.client);
+            let same = only(&able, |b| build.is_some_and(|(_, id)| b.id == *id));
+            if !same.is_empty() {
+                return same;
+            }
+        }
+        if is_bound {
+            return able;
+        }
+        let room = |b: &Backend| b.models.inventory.as_ref().and_then(|known| known.room);
+        let most = able.iter().filter_map(|b| room(b)).max();
+        prefer(able, |b| most.is_some() && room(b) == most)
+    }
+
+    /// A backend that has the model but is not up, or was tried in vain, for people.
+    fn absent_owner(&self, model: &ModelName, tried: &[BackendId]) -> Option<String> {
+        let is_away = |b: &Backend| tried.contains(&b.id) || b.health.down_reason().is_some();
+        let owner = self.backends.iter().find(|b| b.models.has(model) && is_away(b))?;
+        let reason = owner.health.down_reason().unwrap_or("it does not answer");
+        let (model, owner) = (model.as_str(), owner.label());
+        Some(format!("model {model:?} is on server {owner}, which is away: {reason}"))
+    }
+
+    fn best<'a>(&self, now: Instant, free: &[&'a Backend], wanted: &Wanted) -> Option<&'a Backend> {
+        let told_speed =
+            |b: &Backend| wanted.model.as_ref().and_then(|model| b.models.speed(model));
+        // A newcomer isn't faster than the fastest established server by what it says.
+        let established = free.iter().filter(|b| !b.claims.is_newcomer);
+        let fastest = established.filter_map(|b| told_speed(b)).reduce(f64::max);
+        let speed = |b: &Backend| match (told_speed(b), fastest) {
+            (Some(told), Some(fastest)) if b.claims.is_newcomer => Some(told.min(fastest)),
+            (told, _) => told,
+        };
+        let known: Vec<f64> = free.iter().filter_map(|b| speed(b)).collect();
+        let usual =
+            if known.is_empty() { 1.0 } else { known.iter().sum::<f64>() / known.len() as f64 };
+        let least = free.iter().map(|b| b.load.in_flight).min().unwrap_or(0);
+        let last = self.last_choice(wanted);
+        free.iter().copied().min_by_key(|b| {
+            let in_flight = b.load.in_flight;
+            let rank = self.rules.preferred.iter().position(|name| b.is_called(name));
+            let continues = Some(b.id) == last && in_flight <= least + 1;
+            // Relative time until a new request is done, in thousandths.
+            let work = f64::from(in_flight + 1) * usual / speed(b).unwrap_or(usual).max(0.01);
+            let distance = b.health.round_trip.map_or(u128::MAX, |rtt| rtt.as_millis() / 2);
+            (
+                b.load.is_passed_over(now),
+                b.load.failed_recently(now),
+                rank.unwrap_or(usize::MAX),
+                Reverse(continues),
+                (work * 1000.0) as u64,
+                b.claims.is_newcomer,
+                distance,
+                b.id,
+            )
+        })
+    }
+
+    /// Where the conversation went last.
+    fn last_choice(&self, wanted: &Wanted) -> Option<BackendId> {
+        let conversation = wanted.conversation?;
+        self.conversations.iter().rfind(|(known, _)| *known == conversation).map(|(_, id)| *id)
+    }
+
+    fn remember_choice(&mut self, id: BackendId, wanted: &Wanted) {
+        if let Some(conversation) = wanted.conversation {
+            push_bounded(&mut self.conversations, (conversation, id), MAX_CONVERSATIONS);
+        }
+        if let (Task::Build, Some(client)) = (wanted.task, wanted.client) {
+            self.builds.retain(|(known, _): &(IpAddr, _)| *known != client);
+            push_bounded(&mut self.builds, (client, id), MAX_BUILDS);
+        }
+    }
+}
+
+/// The last choices, oldest first; the oldest goes when there are too many.
+fn push_bounded<T: PartialEq>(list: &mut VecDeque<T>, entry: T, most: usize) {
+    if list.len() >= most {
+        list.pop_front();
+    }
+    if list.back() != Some(&entry) {
+        list.push_back(entry);
+    }
+}
+
+fn only<'a>(all: &[&'a Backend], keep: impl Fn(&Backend) -> bool) -> Vec<&'a Backend> {
+    all.iter().copied().filter(|b| keep(b)).collect()
+}
+
+/// Those that are better; if there is none, all.
+fn prefer(all: Vec<&Backend>, is_better: impl Fn(&Backend) -> bool) -> Vec<&Backend> {
+    let better = only(&all, is_better);
+    if better.is_empty() { all } else { better }
+}
+
+#[cfg(test)]
+mod tests;

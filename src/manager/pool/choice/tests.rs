@@ -1,0 +1,463 @@
+//! Which backend gets a request: scenarios over the pure pool.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::*;
+use crate::access::permissions::Permission;
+use crate::config::ServerName;
+use crate::manager::pool::load::COOL_DOWN;
+use crate::manager::pool::tests::{World, address, healthy, ms, sighting};
+use crate::manager::pool::{CheckResult, Input, Outcome, Report, Transition};
+use crate::ollama::inventory::Inventory;
+
+/// A server's models: on disk, and of those the loaded ones.
+fn models(disk: &[&str], loaded: &[&str]) -> Option<Arc<Inventory>> {
+    let list = |names: &[&str]| {
+        let models: Vec<_> = names.iter().map(|name| json!({ "name": name })).collect();
+        json!({ "models": models }).to_string()
+    };
+    Some(Arc::new(Inventory::new([&list(disk), &list(loaded), ""], None)))
+}
+
+fn model(name: &str) -> Wanted {
+    Wanted { model: ModelName::parse(name), ..Wanted::default() }
+}
+
+impl World {
+    /// Servers 1, 2, 3 … with these models, all equally near.
+    fn with_models(inventories: &[Option<Arc<Inventory>>]) -> (Self, Vec<BackendId>) {
+        let mut w = World::new();
+        w.pool.rules.max_servers = 64;
+        let ids = inventories
+            .iter()
+            .zip(1..)
+            .map(|(inventory, host)| {
+                let id = w.server(host);
+                w.pool.backends.iter_mut().for_each(|b| {
+                    b.health.round_trip = None;
+                    if b.id == id {
+                        b.models.inventory = inventory.clone();
+                    }
+                });
+                id
+            })
+            .collect();
+        (w, ids)
+    }
+
+    fn choose(&mut self, wanted: &Wanted) -> Result<BackendId, NoPick> {
+        self.pool.pick(self.now, &[], wanted).map(|pick| pick.id)
+    }
+}
+
+#[test]
+fn the_lan_gets_the_local_ollama_alone_whatever_its_check_said() {
+    let mut w = World::new();
+    w.pool.add_local(w.now, ServerName { host: "127.0.0.1".to_owned(), port: 11434 });
+    w.pass(ms(0));
+    w.input(Input::Checked(BackendId(0), healthy(address(1), 1)));
+    assert!(w.pool.is_local_ready());
+    w.reports();
+    let other = w.server(2);
+    let lan = Wanted { local_only: true, ..Wanted::default() };
+    for _ in 0..3 {
+        let pick = w.pool.pick(w.now, &[], &lan).expect("local");
+        assert!(pick.is_local);
+    }
+    w.pass(ms(1300));
+    w.checks();
+    w.input(Input::Checked(BackendId(0), CheckResult::Refused("refused".to_owned())));
+    assert!(!w.pool.is_local_ready());
+    assert_eq!(w.pool.pick(w.now, &[], &lan).map(|p| p.id), Ok(BackendId(0)));
+    // This machine's own programs have a choice.
+    assert_eq!(w.pick(), Some(other));
+    let none = w.pool.pick(w.now, &[BackendId(0)], &lan);
+    let Err(NoPick::NoneUp(reason)) = none else { panic!("{none:?}") };
+    assert_eq!(reason, "Ollama does not answer (127.0.0.1:11434: refused)");
+}
+
+#[test]
+fn requests_spread_by_work_then_by_distance() {
+    let mut w = World::new();
+    let near = w.server(2);
+    let far = w.server(200);
+    assert_eq!(w.pick(), Some(near));
+    assert_eq!(w.pick(), Some(far));
+    assert_eq!(w.pick(), Some(near));
+    w.input(Input::Finished(far, Outcome::Answered.into()));
+    assert_eq!(w.pick(), Some(far));
+    assert_eq!(w.pool.pick(w.now, &[far], &Wanted::default()).map(|p| p.id), Ok(near));
+    assert!(w.pool.pick(w.now, &[far, near], &Wanted::default()).is_err());
+}
+
+#[test]
+fn a_failing_server_rests_gets_one_trial_and_the_last_one_is_never_ejected() {
+    let mut w = World::new();
+    let bad = w.server(1);
+    let good = w.server(200);
+    for _ in 0..3 {
+        let _ = w.pool.pick(w.now, &[good], &Wanted::default());
+        w.input(Input::Finished(bad, Outcome::Failed.into()));
+    }
+    assert!(w.reports().iter().any(|r| matches!(r, Transition::OutlierEjected { .. })));
+    for _ in 0..5 {
+        assert_eq!(w.pick(), Some(good));
+    }
+    assert_eq!(
+        w.pool.pick(w.now, &[good], &Wanted::default()).map(|p| p.id),
+        Ok(bad),
+        "better than none"
+    );
+    w.input(Input::Finished(bad, Outcome::Failed.into()));
+    // After the pause: one trial at a time, and success ends it.
+    w.now += ms(5100);
+    assert_eq!(w.pick(), Some(bad));
+    assert_eq!(w.pick(), Some(good));
+    w.input(Input::Finished(bad, Outcome::Answered.into()));
+    assert_eq!(w.pick(), Some(bad));
+}
+
+#[test]
+fn an_overloaded_server_is_passed_over_for_a_moment() {
+    let mut w = World::new();
+    let busy = w.server(1);
+    let other = w.server(200);
+    w.pick();
+    w.input(Input::Finished(busy, Outcome::Overloaded.into()));
+    assert_eq!(w.pick(), Some(other));
+    w.now += ms(1001);
+    assert_eq!(w.pick(), Some(busy));
+}
+
+#[test]
+fn a_model_goes_where_it_is_loaded_then_where_it_is_at_all() {
+    let disk = models(&["a", "b"], &[]);
+    let loaded = models(&["a"], &["a"]);
+    let other = models(&["c"], &["c"]);
+    let (mut w, ids) = World::with_models(&[disk, loaded, other, None]);
+    for (name, want) in [("a", 1), ("A:latest", 1), ("b", 0), ("c", 2), ("nobody", 3)] {
+        let got = w.choose(&model(name)).expect(name);
+        assert_eq!(got, ids[want], "{name}");
+        w.done(got);
+    }
+    // Waiting behind many others isn't better than loading it elsewhere.
+    for _ in 0..4 {
+        assert_eq!(w.choose(&model("a")), Ok(ids[1]));
+    }
+    assert_eq!(w.choose(&model("a")), Ok(ids[0]));
+    // But it can be unloaded only where it is loaded.
+    let unload = Wanted { task: Task::Unload, ..model("a") };
+    assert_eq!(w.choose(&unload), Ok(ids[1]));
+}
+
+#[test]
+fn a_model_of_a_server_that_is_away_is_not_called_missing() {
+    let (mut w, ids) = World::with_models(&[models(&["a"], &[]), models(&["b"], &[])]);
+    w.down(ids[0]);
+    let Err(NoPick::Away(reason)) = w.choose(&model("a")) else { panic!("not away") };
+    assert!(reason.contains("host1") && reason.contains("refused"), "{reason}");
+    assert_eq!(w.choose(&model("b")), Ok(ids[1]));
+    assert_eq!(w.choose(&model("never seen")), Ok(ids[1]), "Ollama's own 404");
+    assert_eq!(w.choose(&model("x:cloud")), Ok(ids[1]));
+}
+
+#[test]
+fn a_conversation_stays_unless_its_server_is_clearly_busier() {
+    let both = || models(&["a"], &["a"]);
+    let (mut w, ids) = World::with_models(&[both(), both()]);
+    let talk = |n| Wanted { conversation: Some(n), ..model("a") };
+    assert_eq!(w.choose(&talk(1)), Ok(ids[0]));
+    assert_eq!(w.choose(&talk(2)), Ok(ids[1]));
+    w.done(ids[0]);
+    w.done(ids[1]);
+    for _ in 0..3 {
+        assert_eq!(w.choose(&talk(2)), Ok(ids[1]));
+        w.done(ids[1]);
+    }
+    w.choose(&talk(2)).expect("picked");
+    w.choose(&talk(2)).expect("picked");
+    assert_eq!(w.choose(&talk(2)), Ok(ids[0]), "two ahead there, none here");
+    // Affinity never outweighs a dead server.
+    w.down(ids[0]);
+    assert_eq!(w.choose(&talk(1)), Ok(ids[1]));
+}
+
+#[test]
+fn faster_servers_get_more_and_failing_ones_none() {
+    let both = || models(&["a"], &["a"]);
+    let (mut w, ids) = World::with_models(&[both(), both()]);
+    let name = ModelName::parse("a").expect("name");
+    for (id, speed) in [(ids[0], 20.0), (ids[1], 100.0)] {
+        let _ = w.pool.pick(w.now, &[], &Wanted::default());
+        let speed = Some((name.clone(), speed));
+        w.input(Input::Finished(id, Report { speed, ..Outcome::Answered.into() }));
+    }
+    let mut counts = [0; 2];
+    for _ in 0..12 {
+        let id = w.choose(&model("a")).expect("picked");
+        counts[usize::from(id == ids[1])] += 1;
+    }
+    assert!((1..=2).contains(&counts[0]), "{counts:?} is not about 20 : 100");
+    for _ in 0..12 {
+        w.done(ids[0]);
+        w.done(ids[1]);
+    }
+    // Failing fast keeps a server idle, but must not attract the traffic.
+    w.choose(&model("a")).expect("picked");
+    w.input(Input::Finished(ids[1], Outcome::Failed.into()));
+    for _ in 0..5 {
+        assert_eq!(w.choose(&model("a")), Ok(ids[0]));
+    }
+}
+
+#[test]
+fn headers_pins_bans_and_preferences_are_kept() {
+    let all = || models(&["a", "b"], &[]);
+    let (mut w, ids) = World::with_models(&[all(), all(), all()]);
+    let name = |text: &str| ModelName::parse(text).expect("name");
+    w.pool.rules.pins = vec![(name("a"), "host3".to_owned())];
+    w.pool.rules.bans = vec![(name("b"), "host1".to_owned()), (name("b"), "10.0.0.2".to_owned())];
+    assert_eq!(w.choose(&model("a")), Ok(ids[2]));
+    assert_eq!(w.choose(&model("b")), Ok(ids[2]));
+    let named = Wanted { server: Some("HOST2".to_owned()), ..model("a") };
+    assert_eq!(w.choose(&named), Ok(ids[1]));
+    let unknown = Wanted { server: Some("nobody".to_owned()), ..model("a") };
+    assert!(matches!(w.choose(&unknown), Err(NoPick::Away(_))));
+    w.down(ids[2]);
+    assert!(w.choose(&model("a")).is_ok(), "a pin holds while its server is up");
+    assert!(matches!(w.choose(&model("b")), Err(NoPick::Away(_))), "a ban always holds");
+    w.pool.rules.preferred = vec!["host2".to_owned()];
+    for _ in 0..5 {
+        assert_eq!(w.choose(&model("c")), Ok(ids[1]));
+    }
+}
+
+#[test]
+fn builds_stay_together_and_pulls_go_where_there_is_room() {
+    let room = |bytes| Some(Arc::new(Inventory::new(["", "", ""], Some(bytes))));
+    let (mut w, ids) = World::with_models(&[room(1), room(9), room(5)]);
+    let pull = Wanted { task: Task::Pull, ..model("new") };
+    assert_eq!(w.choose(&pull), Ok(ids[1]));
+    let build =
+        |host| Wanted { task: Task::Build, client: Some(address(host).ip()), ..Wanted::default() };
+    assert_eq!(w.choose(&build(50)), Ok(ids[1]));
+    for backend in &mut w.pool.backends {
+        backend.models.inventory = room(if backend.id == ids[0] { 100 } else { 1 });
+    }
+    assert_eq!(w.choose(&build(50)), Ok(ids[1]), "its blobs are there");
+    assert_eq!(w.choose(&build(51)), Ok(ids[0]));
+}
+
+#[test]
+fn full_servers_are_left_alone_and_busy_answers_teach_the_limit() {
+    let (mut w, ids) = World::with_models(&[None, None]);
+    w.pool.rules.max_in_flight = 1;
+    assert!(w.choose(&model("a")).is_ok() && w.choose(&model("a")).is_ok());
+    assert_eq!(w.choose(&model("a")), Err(NoPick::Busy));
+    w.done(ids[1]);
+    assert_eq!(w.choose(&model("a")), Ok(ids[1]));
+    w.pool.rules.max_in_flight = 0;
+    let only = |ids: &[BackendId]| ids[1];
+    for _ in 0..2 {
+        let _ = w.pool.pick(w.now, &[only(&[ids[1], ids[0]])], &Wanted::default());
+    }
+    w.input(Input::Finished(ids[1], Outcome::Overloaded.into()));
+    let to_second = w.pool.pick(w.now, &[ids[0]], &Wanted::default());
+    assert_eq!(to_second, Err(NoPick::Busy), "it refused the third, so it takes two");
+    w.now += Duration::from_secs(61);
+    w.input(Input::Tick);
+    w.checks();
+    assert!(w.pool.pick(w.now, &[ids[0]], &Wanted::default()).is_ok(), "forgotten after a minute");
+}
+
+#[test]
+fn a_busy_answer_to_the_only_request_teaches_no_limit() {
+    let mut w = World::new();
+    let id = w.server(1);
+    assert_eq!(w.pick(), Some(id));
+    w.input(Input::Finished(id, Outcome::Overloaded.into()));
+    w.pass(COOL_DOWN);
+    assert_eq!((w.pick(), w.pick()), (Some(id), Some(id)), "whatever kept it busy wasn't ours");
+}
+
+#[test]
+fn random_routing_keeps_its_promises() {
+    for seed in 1..300u64 {
+        let mut random = seed;
+        let mut next = |n: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % n
+        };
+        const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+        let inventories: Vec<_> = (0..2 + next(6))
+            .map(|_| {
+                let disk: Vec<&str> = NAMES.iter().copied().filter(|_| next(2) == 0).collect();
+                let loaded: Vec<&str> = disk.iter().copied().filter(|_| next(3) == 0).collect();
+                if next(5) == 0 { None } else { models(&disk, &loaded) }
+            })
+            .collect();
+        let (mut w, ids) = World::with_models(&inventories);
+        let mut picked = vec![0u32; ids.len()];
+        for _ in 0..100 {
+            let name = NAMES[next(5) as usize];
+            let wanted = Wanted { conversation: Some(next(4)), ..model(name) };
+            let id = w.choose(&wanted);
+            let at = ids.iter().position(|known| Ok(*known) == id).unwrap_or_else(|| {
+                panic!("seed {seed}: nothing picked for {name} although all are up")
+            });
+            picked[at] += 1;
+            let has = |i: &Option<Arc<Inventory>>| {
+                i.as_ref().is_some_and(|i| i.has(wanted.model.as_ref().expect("model")))
+            };
+            assert!(
+                has(&inventories[at]) || !inventories.iter().any(has),
+                "seed {seed}: {name} went to a server without it although another has it"
+            );
+            if next(3) > 0 {
+                w.done(ids[at]);
+                picked[at] -= 1;
+            }
+        }
+        let total: u32 = picked.iter().sum();
+        assert_eq!(w.pool.in_flight(), total, "seed {seed}");
+    }
+}
+
+#[test]
+fn without_a_choice_there_is_a_fast_path() {
+    let mut w = World::new();
+    assert_eq!(w.pool.sole(w.now, false), None);
+    let id = w.server(1);
+    assert_eq!(w.pool.sole(w.now, false).map(|pick| pick.id), Some(id));
+    assert_eq!(w.pool.sole(w.now, true), None, "nothing local");
+    // Trouble ends it until it has passed.
+    w.input(Input::Noted(id, Outcome::Failed.into()));
+    assert_eq!(w.pool.sole(w.now, false), None);
+    w.input(Input::Noted(id, Outcome::Answered.into()));
+    assert!(w.pool.sole(w.now, false).is_some());
+    // Those who had it are counted once it is gone.
+    w.pool.transfer(id, 3);
+    w.input(Input::Finished(id, Outcome::Answered.into()));
+    assert_eq!(w.pool.in_flight(), 2);
+    w.input(Input::Noted(id, Outcome::Overloaded.into()));
+    assert!(w.pool.pick(w.now, &[], &Wanted::default()) == Err(NoPick::Busy), "it took two");
+    w.input(sighting(2, 2, 1));
+    assert_eq!(w.pool.sole(w.now, false), None, "a second one is a choice");
+}
+
+#[test]
+fn a_change_that_went_through_us_is_not_answered_from_before_it() {
+    let (mut w, ids) = World::with_models(&[models(&["a"], &[]), models(&["b"], &[])]);
+    w.pool.rules.inventories = true;
+    w.pass(ms(1300));
+    assert_eq!(w.checks().len(), 2, "checks are under way");
+    w.choose(&model("a")).expect("picked");
+    w.now += ms(1);
+    let changed = Report { changed_models: true, ..Outcome::Answered.into() };
+    w.input(Input::Finished(ids[0], changed));
+    assert!(w.pool.has_stale_inventory());
+    // What it has is unknown now, so a new model may be there.
+    assert_eq!(w.choose(&model("new")), Ok(ids[0]));
+    let with = |inventory| match healthy(address(1), 1) {
+        CheckResult::Healthy { address, round_trip, version, name, identity, open, .. } => {
+            CheckResult::Healthy { address, round_trip, version, name, identity, open, inventory }
+        }
+        other => other,
+    };
+    // The answer to a question from before the change doesn't count; another one follows at once.
+    w.input(Input::Checked(ids[0], with(models(&["a"], &[]))));
+    assert!(w.pool.has_stale_inventory());
+    let again = w.checks();
+    assert_eq!(again.first().map(|(id, _)| *id), Some(ids[0]));
+    w.input(Input::Checked(ids[0], with(models(&["a", "new"], &[]))));
+    assert!(!w.pool.has_stale_inventory());
+    assert_eq!(w.choose(&model("new")), Ok(ids[0]));
+}
+
+#[test]
+fn an_owner_that_just_failed_is_away_and_not_without_the_model() {
+    let (mut w, ids) = World::with_models(&[models(&["a"], &[]), models(&["b"], &[])]);
+    assert_eq!(w.choose(&model("a")), Ok(ids[0]));
+    w.input(Input::Finished(ids[0], Outcome::Failed.into()));
+    let again = w.pool.pick(w.now, &[ids[0]], &model("a"));
+    assert!(matches!(again, Err(NoPick::Away(_))), "{again:?}: the other would say 404");
+}
+
+#[test]
+fn a_create_goes_where_its_base_is_and_an_unload_where_it_was_just_used() {
+    let (mut w, ids) = World::with_models(&[models(&["a"], &["a"]), models(&["a", "b"], &[])]);
+    let create = Wanted { task: Task::Build, ..model("b") };
+    assert_eq!(w.choose(&create), Ok(ids[1]));
+    let unload = Wanted { task: Task::Unload, ..model("a") };
+    assert_eq!(w.choose(&unload), Ok(ids[0]));
+    // Faster than anyone asks: unloaded here, loaded there.
+    for (id, is_loaded) in [(ids[1], true), (ids[1], false), (ids[0], false), (ids[1], true)] {
+        let loaded = ModelName::parse("a").map(|name| (name, is_loaded));
+        let _ = w.pool.pick(w.now, &[], &Wanted::default());
+        w.input(Input::Finished(id, Report { loaded, ..Outcome::Answered.into() }));
+    }
+    assert!(w.pool.has_stale_inventory());
+    assert_eq!(w.choose(&unload), Ok(ids[1]));
+}
+
+#[test]
+fn a_conversation_stays_where_the_news_of_its_first_turn_is_not_in_yet() {
+    let (mut w, ids) = World::with_models(&[models(&["a"], &["a"]), models(&["a"], &[])]);
+    let turn = Wanted { conversation: Some(1), ..model("a") };
+    assert_eq!(w.pool.pick(w.now, &[ids[0]], &turn).map(|pick| pick.id), Ok(ids[1]));
+    let again = w.pool.pick(w.now, &[], &turn).map(|pick| pick.id);
+    assert_eq!(again, Ok(ids[1]), "the first turn's end is not told yet");
+    for _ in 0..2 {
+        let loaded = ModelName::parse("a").map(|name| (name, true));
+        w.input(Input::Finished(ids[1], Report { loaded, ..Outcome::Answered.into() }));
+    }
+    assert_eq!(w.choose(&turn), Ok(ids[1]), "its inventory is not in yet");
+}
+
+/// A discovered server that lets us do this.
+fn open_server(w: &mut World, host: u8, open: Option<Permission>) -> BackendId {
+    let id = w.server(host);
+    w.pool.backends.iter_mut().find(|b| b.id == id).expect("there").claims.permission = open;
+    id
+}
+
+#[test]
+fn what_a_server_does_not_allow_goes_to_one_that_does() {
+    let mut w = World::new();
+    let [closed, pulls, all] = [Permission::Use, Permission::Pull, Permission::Manage]
+        .map(|open| open_server(&mut w, 1 + open as u8, Some(open)));
+    let chosen = |w: &mut World, task, needs| {
+        let wanted = Wanted { task, needs, ..Wanted::default() };
+        let pick = w.pool.pick(w.now, &[], &wanted).expect("picked");
+        w.input(Input::Finished(pick.id, Outcome::Answered.into()));
+        pick.id
+    };
+    for _ in 0..3 {
+        assert_eq!(chosen(&mut w, Task::Build, Permission::Manage), all);
+        assert_eq!(chosen(&mut w, Task::Pull, Permission::Manage), all);
+        assert_ne!(chosen(&mut w, Task::Pull, Permission::Pull), closed);
+        assert_eq!(chosen(&mut w, Task::Use, Permission::Use), closed, "the nearest");
+    }
+    // Where none allows it, one of them has to say so.
+    let wanted = Wanted { task: Task::Build, needs: Permission::Manage, ..Wanted::default() };
+    assert!(
+        w.pool.pick(w.now, &[all], &wanted).is_ok_and(|pick| [closed, pulls].contains(&pick.id))
+    );
+}
+
+#[test]
+fn who_does_not_say_what_it_allows_is_judged_by_its_announcement() {
+    let mut w = World::new();
+    let silent = open_server(&mut w, 1, None);
+    let announces = open_server(&mut w, 2, None);
+    w.pool.backends.iter_mut().find(|b| b.id == announces).expect("there").claims.management_open =
+        true;
+    let wanted = Wanted { task: Task::Pull, needs: Permission::Manage, ..Wanted::default() };
+    assert_eq!(w.pool.pick(w.now, &[], &wanted).expect("picked").id, announces);
+    assert_eq!(w.pool.pick(w.now, &[announces], &wanted).expect("picked").id, silent);
+}

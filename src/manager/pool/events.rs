@@ -1,0 +1,242 @@
+//! What comes into the pool and what goes out of it: requests and picks, inputs and actions.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use crate::access::permissions::Permission;
+use crate::config::ServerName;
+use crate::counters::Tally;
+use crate::ollama::endpoints::Task;
+use crate::ollama::model_name::ModelName;
+use crate::pairing::identity::Identity;
+use crate::upstream::health_check::{CheckResult, Target};
+
+/// Names a backend for as long as the pool lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendId(pub(super) u32);
+
+impl BackendId {
+    /// As a number, for programs that look at the state.
+    pub(crate) fn number(self) -> u32 {
+        self.0
+    }
+}
+
+/// How the pool knows of a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The Ollama of this machine.
+    Local(ServerName),
+    /// Named with `--server`; never forgotten.
+    Named(ServerName),
+    /// Answered a probe.
+    Discovered,
+    /// Answered a probe with bare magic; its port is a guess.
+    Legacy,
+}
+
+/// An announcement, already matched to one of our probes.
+#[derive(Clone, Debug)]
+pub struct Sighting {
+    /// Source address of the packet with the announced HTTP port.
+    pub address: SocketAddr,
+    /// The server's persistent identity.
+    pub identity: Identity,
+    /// New at each start of the server.
+    pub instance: u32,
+    /// Its name; may be empty.
+    pub name: String,
+    /// Whether it says that its Ollama answers.
+    pub ollama_up: bool,
+    /// Whether it says that other machines may manage its models.
+    pub management_open: bool,
+}
+
+/// What a request needs.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// The kind of work.
+    pub task: Task,
+    /// The model it names.
+    pub model: Option<ModelName>,
+    /// The server that the client asks for by name or address.
+    pub server: Option<String>,
+    /// The client's address.
+    pub client: Option<IpAddr>,
+    /// Tells a conversation from others; the same in all of its requests.
+    pub conversation: Option<u64>,
+    /// What the server has to allow for it.
+    pub needs: Permission,
+    /// Only the Ollama of this machine will do, whatever its last check said: the LAN asks us.
+    pub local_only: bool,
+}
+
+/// A backend picked for one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pick {
+    /// The backend that counts the request until [`Input::Finished`].
+    pub id: BackendId,
+    /// Where to connect.
+    pub address: SocketAddr,
+    /// For the log and `X-Ollana-Server`.
+    pub name: String,
+    /// Whether it is the Ollama of this machine.
+    pub is_local: bool,
+    /// Where to count what it does.
+    pub(crate) tally: Tally,
+}
+
+impl Pick {
+    pub(crate) fn label(&self) -> String {
+        let address = self.address;
+        if self.is_local {
+            format!("Ollama at {address}")
+        } else if self.name == address.to_string() {
+            format!("server {address}")
+        } else {
+            format!("server {} ({address})", self.name)
+        }
+    }
+}
+
+/// Why there is no backend for a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoPick {
+    /// None is up, or none is left to try.
+    NoneUp(String),
+    /// All that could do have as many requests as they take.
+    Busy,
+    /// Only servers that are away could do.
+    Away(String),
+}
+
+/// How a request on a backend ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A whole answer of any status.
+    Answered,
+    /// The connection was refused or timed out; nothing was sent.
+    Unreachable,
+    /// The backend failed before or within its answer.
+    Failed,
+    /// It answered 429 or 503.
+    Overloaded,
+    /// The client left, or we ourselves were at fault.
+    Void,
+}
+
+/// What a finished request taught.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// From the request's head to the first byte of the answer.
+    pub first_byte: Option<Duration>,
+    /// Tokens per second that the server generated for this model.
+    pub speed: Option<(ModelName, f64)>,
+    /// It changed what models the server has.
+    pub changed_models: bool,
+    /// It left this model in memory, or took it out.
+    pub loaded: Option<(ModelName, bool)>,
+}
+
+impl Report {
+    /// Whether the pool has to know, beyond the count of requests in flight.
+    pub fn is_news(&self) -> bool {
+        self.is_trouble() || self.changed_models || self.speed.is_some()
+    }
+
+    /// Whether the backend did badly.
+    pub fn is_trouble(&self) -> bool {
+        !matches!(self.outcome, Outcome::Answered | Outcome::Void)
+    }
+}
+
+impl From<Outcome> for Report {
+    fn from(outcome: Outcome) -> Self {
+        Report { outcome, first_byte: None, speed: None, changed_models: false, loaded: None }
+    }
+}
+
+/// Something happened.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A server announced itself.
+    Sighted(Sighting),
+    /// An older server answered from this address.
+    LegacySighted(IpAddr),
+    /// A server says that it leaves.
+    Farewell {
+        /// The server that says so.
+        identity: Identity,
+        /// Where the packet came from.
+        from: IpAddr,
+    },
+    /// A health check ended.
+    Checked(BackendId, CheckResult),
+    /// A request ended that [`Pool::pick`](super::Pool::pick) counted in.
+    Finished(BackendId, Report),
+    /// A request ended that was counted elsewhere.
+    Noted(BackendId, Report),
+    /// Somebody looks at the state, and wants to see models too.
+    Watched,
+    /// Time has passed.
+    Tick,
+}
+
+/// What the Manager has to get done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Ask this target for `/api/version`, and for its models if told so; report
+    /// [`Input::Checked`].
+    Check(BackendId, Target, bool),
+    /// Tell people.
+    Report(Transition),
+    /// Write down what is known now.
+    Remember,
+}
+
+/// An edge in a backend's life, for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields' names say it all")]
+pub enum Transition {
+    /// It gets work from now on.
+    Up { name: String, address: SocketAddr, version: String },
+    /// It gets none.
+    Down { name: String, reason: String },
+    /// Its requests fail, so it gets none for a while.
+    OutlierEjected { name: String, pause: Duration },
+    /// The pool knows it no longer.
+    Forgotten { name: String },
+    /// It is used at another address.
+    Moved { name: String, address: SocketAddr },
+    /// It has the name, the address or the identity of another server.
+    IdentityConflict { name: String, address: SocketAddr, reason: String, is_quarantined: bool },
+    /// The pool is full.
+    Refused { address: SocketAddr },
+}
+
+/// What the pool goes by.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Pause between two checks of a backend that is up.
+    pub health_interval: Duration,
+    /// A check that hasn't reported by then is counted as silent.
+    pub health_timeout: Duration,
+    /// Good checks in a row before a backend gets work.
+    pub rise: u32,
+    /// Silent checks in a row before it gets none.
+    pub fall: u32,
+    /// Most backends.
+    pub max_servers: usize,
+    /// Whether to ask what models they have.
+    pub inventories: bool,
+    /// Requests that a backend may have at once; 0 means that it is learned from busy answers.
+    pub max_in_flight: u32,
+    /// Models that go to the named servers while one of them is up.
+    pub pins: Vec<(ModelName, String)>,
+    /// Models that never go to the named servers.
+    pub bans: Vec<(ModelName, String)>,
+    /// Servers that come first while they are up, best first.
+    pub preferred: Vec<String>,
+}

@@ -1,0 +1,164 @@
+//! Whether a backend is well, as its checks found, and when the next check is due.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// Pauses between checks of a server that is down: from, and up to. However long it was away, a
+/// named server and this machine's Ollama are used within 3 s of being back.
+pub(super) const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LONGEST_RETRY: Duration = Duration::from_millis(1600);
+/// Requests wait for a server that was well until so long ago.
+const FRESHLY_DOWN: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Never well, and not found down yet.
+    New,
+    Ready,
+    /// With the reason of the last failed check.
+    Down(String),
+}
+
+/// A check under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RunningCheck {
+    pub(super) since: Instant,
+    pub(super) of: Checked,
+}
+
+/// What a check is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Checked {
+    /// The address that a name means now.
+    Name,
+    /// The address in use.
+    InUse(SocketAddr),
+    /// A further address that was announced.
+    Candidate,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Health {
+    pub(super) verdict: Verdict,
+    /// Since when that is the verdict.
+    pub(crate) since: Instant,
+    /// Checks in a row that contradict the verdict.
+    streak: u32,
+    /// Failed checks in a row, for the backoff.
+    pub(super) failures: u32,
+    pub(super) next_check: Instant,
+    pub(super) running: Option<RunningCheck>,
+    pub(super) checked_at: Option<Instant>,
+    /// Smoothed; `None` if it never passed a check.
+    pub(crate) round_trip: Option<Duration>,
+    /// Ollama's version as it wrote it.
+    pub(crate) version: String,
+    /// A request couldn't connect; the check that follows tells more.
+    pub(super) is_unreached: bool,
+}
+
+impl Health {
+    pub(super) fn new(now: Instant) -> Self {
+        Health {
+            verdict: Verdict::New,
+            since: now,
+            streak: 0,
+            failures: 0,
+            next_check: now,
+            running: None,
+            checked_at: None,
+            round_trip: None,
+            version: String::new(),
+            is_unreached: false,
+        }
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.verdict == Verdict::Ready
+    }
+
+    pub(crate) fn down_reason(&self) -> Option<&str> {
+        match &self.verdict {
+            Verdict::Down(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// Whether it may be well in a moment: it wasn't asked yet, or was well until a moment ago, as
+    /// while an Ollama restarts.
+    pub(super) fn may_recover(&self, now: Instant) -> bool {
+        match self.verdict {
+            Verdict::New => self.failures == 0,
+            Verdict::Ready => false,
+            Verdict::Down(_) => {
+                now.saturating_duration_since(self.since) < FRESHLY_DOWN
+                    && self.round_trip.is_some()
+            }
+        }
+    }
+
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.running.is_none() && self.next_check <= now
+    }
+
+    pub(super) fn check_by(&mut self, at: Instant) {
+        self.next_check = self.next_check.min(at);
+    }
+
+    /// A check passed. True if the backend is ready from now on and wasn't before.
+    pub(super) fn passed(&mut self, now: Instant, round_trip: Duration, rise: u32) -> bool {
+        self.failures = 0;
+        self.is_unreached = false;
+        self.round_trip = Some(smooth(self.round_trip, round_trip));
+        if self.is_ready() {
+            self.streak = 0;
+            return false;
+        }
+        self.streak += 1;
+        if self.streak < rise {
+            return false;
+        }
+        (self.verdict, self.since, self.streak) = (Verdict::Ready, now, 0);
+        true
+    }
+
+    /// A check failed; the next one follows after a pause.
+    pub(super) fn back_off(&mut self, now: Instant, jitter: u32) {
+        self.failures += 1;
+        let pause = FIRST_RETRY.saturating_mul(1 << self.failures.min(6).saturating_sub(1));
+        self.next_check = now + spread(pause.min(LONGEST_RETRY), jitter);
+    }
+
+    /// All addresses failed their checks: a refusal decides at once, silence after `fall` times.
+    /// True if the backend is down from now on and wasn't before.
+    pub(super) fn failed(
+        &mut self,
+        now: Instant,
+        reason: &str,
+        is_refusal: bool,
+        fall: u32,
+    ) -> bool {
+        let was_down = self.down_reason().is_some();
+        if !was_down && !is_refusal && self.streak + 1 < fall {
+            self.streak += 1;
+            if self.is_ready() {
+                self.next_check = now;
+            }
+            return false;
+        }
+        self.verdict = Verdict::Down(reason.to_owned());
+        self.streak = 0;
+        self.since = if was_down { self.since } else { now };
+        !was_down
+    }
+}
+
+/// The old value counts three times, the new one once.
+pub(super) fn smooth(old: Option<Duration>, new: Duration) -> Duration {
+    old.map_or(new, |old| (old * 3 + new) / 4)
+}
+
+/// `pause` ± 20 %; `jitter` is 0 to 400.
+pub(super) fn spread(pause: Duration, jitter: u32) -> Duration {
+    pause * (800 + jitter) / 1000
+}

@@ -1,0 +1,117 @@
+//! What a backend has to do, how much it can take, and how its last requests ended.
+
+use std::time::{Duration, Instant};
+
+use super::events::Outcome;
+use super::health::smooth;
+use super::state::State;
+
+/// Requests that fail in a row before a server is ejected.
+pub(super) const STRIKES: u32 = 3;
+/// First ejection; doubled each time, up to [`LONGEST_EJECTION`].
+pub(super) const FIRST_EJECTION: Duration = Duration::from_secs(1);
+const LONGEST_EJECTION: Duration = Duration::from_secs(30);
+/// A server that answered 429 or 503 is passed over for so long while others can do.
+pub(super) const COOL_DOWN: Duration = Duration::from_secs(1);
+/// A learned limit of concurrent requests is lifted after this long without a busy answer.
+const LIMIT_AGE: Duration = Duration::from_secs(60);
+/// A backend that failed is passed over for so long while others can do.
+const RECENT: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Load {
+    pub(crate) in_flight: u32,
+    /// From a request's head to the first byte of its answer, smoothed.
+    pub(crate) first_byte: Option<Duration>,
+    /// How many requests it takes, as a busy answer told, and when that was.
+    pub(super) learned_limit: Option<(u32, Instant)>,
+    cooling_until: Option<Instant>,
+    /// Requests that failed in a row.
+    strikes: u32,
+    /// Ejections in a row.
+    ejections: u32,
+    /// Set until a request succeeds, even when the time is over.
+    ejected_until: Option<Instant>,
+    failed_at: Option<Instant>,
+}
+
+impl Load {
+    /// A request ended. For how long the backend is ejected, if that is the consequence.
+    pub(super) fn finished(
+        &mut self,
+        now: Instant,
+        outcome: Outcome,
+        first_byte: Option<Duration>,
+    ) -> Option<Duration> {
+        self.first_byte = first_byte.map(|new| smooth(self.first_byte, new)).or(self.first_byte);
+        if matches!(outcome, Outcome::Overloaded | Outcome::Unreachable) {
+            self.cooling_until = Some(now + COOL_DOWN);
+        }
+        match outcome {
+            Outcome::Void => {}
+            Outcome::Answered => {
+                self.strikes = 0;
+                self.ejections = 0;
+                self.ejected_until = None;
+                self.failed_at = None;
+            }
+            // It took the others. If there are none, others than we keep it busy.
+            Outcome::Overloaded if self.in_flight > 0 => {
+                self.learned_limit = Some((self.in_flight, now));
+            }
+            Outcome::Overloaded => {}
+            Outcome::Unreachable | Outcome::Failed => {
+                self.failed_at = Some(now);
+                self.strikes += 1;
+                if self.strikes >= STRIKES {
+                    return Some(self.eject(now));
+                }
+            }
+        }
+        None
+    }
+
+    fn eject(&mut self, now: Instant) -> Duration {
+        let pause = FIRST_EJECTION.saturating_mul(1 << self.ejections.min(8)).min(LONGEST_EJECTION);
+        self.strikes = 0;
+        self.ejections += 1;
+        self.ejected_until = Some(now + pause);
+        pause
+    }
+
+    pub(super) fn lift_old_limit(&mut self, now: Instant) {
+        self.learned_limit.take_if(|(_, at)| now.saturating_duration_since(*at) > LIMIT_AGE);
+    }
+
+    /// Requests that it takes at once, if that is known; `set` is the user's limit, or 0.
+    pub(super) fn limit(&self, set: u32) -> Option<u32> {
+        match set {
+            0 => self.learned_limit.map(|(limit, _)| limit),
+            set => Some(set),
+        }
+    }
+
+    pub(super) fn is_full(&self, set: u32) -> bool {
+        self.limit(set).is_some_and(|limit| self.in_flight >= limit)
+    }
+
+    /// Whether it is passed over while others can do. After its pause, an ejected backend gets one
+    /// request at a time until one succeeds.
+    pub(super) fn is_passed_over(&self, now: Instant) -> bool {
+        let later = |until: Option<Instant>| until.is_some_and(|until| now < until);
+        let is_on_trial = self.ejected_until.is_some() && self.in_flight > 0;
+        later(self.cooling_until) || later(self.ejected_until) || is_on_trial
+    }
+
+    /// As which state, and for how long, it is passed over. An ejection may last zero seconds more.
+    pub(super) fn pause(&self, now: Instant) -> Option<(State, Duration)> {
+        let left = |until: Instant| until.saturating_duration_since(now);
+        let ejected = self.ejected_until.map(|until| (State::OutlierEjected, left(until)));
+        let cooling = self.cooling_until.filter(|until| now < *until);
+        ejected.or(cooling.map(|until| (State::CoolingDown, left(until))))
+    }
+
+    pub(super) fn failed_recently(&self, now: Instant) -> bool {
+        self.failed_at.is_some_and(|at| now.saturating_duration_since(at) < RECENT)
+    }
+}

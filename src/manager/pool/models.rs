@@ -1,0 +1,116 @@
+//! What models a backend has: as it told, and as requests that went through us have changed since.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::events::Report;
+use crate::ollama::inventory::Inventory;
+use crate::ollama::model_name::ModelName;
+
+/// A server's lists of models are asked for again after this.
+const INVENTORY_AGE: Duration = Duration::from_secs(4);
+/// Models that may be loaded or unloaded through us between two looks at a server.
+const MAX_LOADED_SINCE: usize = 16;
+/// Ollama still lists a model as loaded for a moment after it was told to unload it.
+const UNLOADING: Duration = Duration::from_millis(500);
+/// Models whose speed is remembered per server.
+const MAX_SPEEDS: usize = 64;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Models {
+    pub(crate) inventory: Option<Arc<Inventory>>,
+    /// When to ask for the inventory again; at once if it never told one.
+    due: Option<Instant>,
+    /// Since when the inventory is known to be out of date.
+    stale_since: Option<Instant>,
+    /// Models that requests have loaded or unloaded since the inventory was taken, oldest first.
+    loaded_since: Vec<(ModelName, bool)>,
+    /// Tokens per second, learned from answers.
+    speeds: HashMap<ModelName, f64>,
+}
+
+impl Models {
+    pub(super) fn has(&self, model: &ModelName) -> bool {
+        self.inventory.as_ref().is_some_and(|inventory| inventory.has(model))
+    }
+
+    /// Whether the model is in its memory. What went through us is younger than what it told.
+    pub(crate) fn has_loaded(&self, model: &ModelName) -> bool {
+        match self.loaded_since.iter().rfind(|(name, _)| name == model) {
+            Some((_, is_loaded)) => *is_loaded,
+            None => self.inventory.as_ref().is_some_and(|known| known.has_loaded(model)),
+        }
+    }
+
+    pub(crate) fn speed(&self, model: &ModelName) -> Option<f64> {
+        self.speeds.get(model).copied()
+    }
+
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.due.is_none_or(|due| due <= now)
+    }
+
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale_since.is_some()
+    }
+
+    /// Whether it may have models that we don't know of.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.inventory.is_none() || self.is_stale()
+    }
+
+    /// Takes up what a request did. When the backend is to be asked again, if that matters.
+    pub(super) fn finished(&mut self, now: Instant, report: Report) -> Option<Instant> {
+        let Report { speed, changed_models, loaded, .. } = report;
+        let loaded = loaded.filter(|(model, is_loaded)| self.has_loaded(model) != *is_loaded);
+        let mut again = None;
+        if let (Some((model, false)), Some(inventory)) = (&loaded, &self.inventory) {
+            self.inventory = Some(Arc::new(inventory.unloaded(model)));
+            again = Some(now + UNLOADING);
+        }
+        if changed_models || matches!(loaded, Some((_, true))) {
+            again = Some(now);
+        }
+        if let Some(at) = again {
+            self.due = Some(at);
+            self.stale_since = Some(at);
+        }
+        if let Some(loaded) = loaded {
+            if self.loaded_since.len() >= MAX_LOADED_SINCE {
+                self.loaded_since.remove(0);
+            }
+            self.loaded_since.push(loaded);
+        }
+        if let Some((model, speed)) = speed.filter(|(_, speed)| speed.is_finite()) {
+            if self.speeds.len() >= MAX_SPEEDS && !self.speeds.contains_key(&model) {
+                self.speeds.clear(); // Rare, and learned again with the next answers.
+            }
+            let known = self.speeds.entry(model).or_insert(speed);
+            *known = (*known * 3.0 + speed) / 4.0;
+        }
+        again
+    }
+
+    /// A check that began at `asked_at` has passed, and told this if it asked. When the next one
+    /// has to be, if what is known is out of date.
+    pub(super) fn told(
+        &mut self,
+        now: Instant,
+        asked_at: Instant,
+        inventory: Option<Arc<Inventory>>,
+    ) -> Option<Instant> {
+        if let Some(inventory) = inventory {
+            self.inventory = Some(inventory);
+            self.due = Some(now + INVENTORY_AGE);
+            // An answer to an earlier question says nothing about the change.
+            if self.stale_since.is_some_and(|since| since <= asked_at) {
+                self.stale_since = None;
+                self.loaded_since.clear();
+            }
+        }
+        let again = self.stale_since?.max(now);
+        self.due = Some(again);
+        Some(again)
+    }
+}

@@ -1,0 +1,124 @@
+//! Servers that have been well, and the name and address that each is known by.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::pairing::identity::Identity;
+
+/// Servers remembered.
+pub(super) const MAX_RECORDS: usize = 64;
+/// Probation: for so long after it was first met a server is a newcomer, and for so long it must be
+/// well in the name of another that is away before it is taken for its successor.
+pub(super) const PROBATION: Duration = Duration::from_secs(3600);
+
+/// A server that was well at some time, as it is kept between two runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// What it said that it is; older servers don't.
+    pub identity: Option<Identity>,
+    /// What it called itself.
+    pub name: String,
+    /// Where it was.
+    pub address: SocketAddr,
+    /// Whether it was found by itself and well when this was written down.
+    pub is_present: bool,
+}
+
+/// Of two records with the same name or address the earlier one owns it.
+#[derive(Clone, Debug)]
+pub(super) struct Record {
+    pub(super) identity: Identity,
+    pub(super) name: String,
+    pub(super) address: SocketAddr,
+    /// When it was met, if that was in this run.
+    pub(super) met: Option<Instant>,
+    /// When it was last well in this run.
+    pub(super) seen: Option<Instant>,
+}
+
+impl Record {
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        !name.is_empty() && self.name.eq_ignore_ascii_case(name)
+    }
+
+    pub(super) fn is_newcomer(&self, now: Instant) -> bool {
+        self.met.is_some_and(|met| is_within_probation(met, now))
+    }
+
+    /// Whether it wasn't well for so long that another may take its place.
+    fn is_away(&self, now: Instant) -> bool {
+        self.seen.is_none_or(|seen| !is_within_probation(seen, now))
+    }
+}
+
+pub(super) fn is_within_probation(since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) < PROBATION
+}
+
+/// The earliest first.
+#[derive(Debug, Default)]
+pub(super) struct Records(Vec<Record>);
+
+impl Records {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Record> {
+        self.0.iter()
+    }
+
+    pub(super) fn of(&self, identity: Identity) -> Option<&Record> {
+        self.0.iter().find(|record| record.identity == identity)
+    }
+
+    /// Takes up what was known in an earlier run.
+    pub(super) fn recall(&mut self, identity: Identity, name: String, address: SocketAddr) {
+        if self.0.len() < MAX_RECORDS {
+            self.0.push(Record { identity, name, address, met: None, seen: None });
+        }
+    }
+
+    /// Writes down that a server is well, and since when; whether that is news. What belongs to
+    /// another (`is_contested`) it gets once that one has been away for long, and behind it.
+    pub(super) fn write_down(
+        &mut self,
+        now: Instant,
+        (identity, name, address): (Identity, &str, SocketAddr),
+        (well_since, is_contested): (Instant, bool),
+        is_there: impl Fn(&Record) -> bool,
+    ) -> bool {
+        let own = self.0.iter().position(|record| record.identity == identity);
+        if let Some(own) = own.map(|own| &mut self.0[own])
+            && own.address == address
+            && (own.is_called(name) || own.name == name)
+        {
+            own.seen = Some(now);
+            return false;
+        }
+        let is_claimed =
+            |r: &&Record| r.identity != identity && (r.address == address || r.is_called(name));
+        let may_succeed = || self.0.iter().filter(is_claimed).all(|r| r.is_away(now));
+        if is_contested && (is_within_probation(well_since, now) || !may_succeed()) {
+            return false;
+        }
+        let met = own.map_or(Some(now), |own| self.0[own].met);
+        let record = Record { identity, name: name.to_owned(), address, met, seen: Some(now) };
+        match own {
+            Some(own) if !is_contested => self.0[own] = record,
+            Some(own) => {
+                self.0.remove(own);
+                self.0.push(record);
+            }
+            None if self.make_room(is_there) => self.0.push(record),
+            None => return false,
+        }
+        true
+    }
+
+    /// The newest of those that aren't there gives way, so that many new names can't make the old
+    /// ones forgotten.
+    fn make_room(&mut self, is_there: impl Fn(&Record) -> bool) -> bool {
+        if self.0.len() < MAX_RECORDS {
+            return true;
+        }
+        let absent = self.0.iter().rposition(|record| !is_there(record));
+        absent.map(|at| self.0.remove(at)).is_some()
+    }
+}

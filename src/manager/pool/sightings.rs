@@ -1,0 +1,116 @@
+//! Announcements: which backend one is about, and who has to give way in a full pool.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use super::Pool;
+use super::backend::Backend;
+use super::claims::Proof;
+use super::events::{Action, Origin, Sighting, Transition};
+use super::health::FIRST_RETRY;
+use crate::config::SERVER_PORT;
+
+/// Servers that one address may announce, loopback apart: one machine runs few, and an attacker who
+/// announces more must not fill the pool.
+const MAX_PER_ADDRESS: usize = 4;
+
+impl Pool {
+    pub(super) fn sighted(&mut self, now: Instant, sighting: Sighting, actions: &mut Vec<Action>) {
+        let Sighting { address, identity, instance, ollama_up, .. } = sighting;
+        // Same address first. The same identity elsewhere is the same server if it is the same
+        // run of it, or if the old place has stopped to answer; else it may be a copied disk.
+        let is_same = |b: &Backend| {
+            b.claims.identity == Some(identity)
+                && b.is_discovered()
+                && (b.claims.instance == instance || b.health.down_reason().is_some())
+        };
+        let known = (self.backends.iter().position(|b| b.addresses.known.contains(&address)))
+            .or_else(|| self.backends.iter().position(is_same));
+        let backend = match known {
+            Some(at) => &mut self.backends[at],
+            None => {
+                if !self.may_announce(address.ip()) || !self.make_room(now) {
+                    actions.push(Action::Report(Transition::Refused { address }));
+                    return;
+                }
+                self.add(now, Origin::Discovered, vec![address])
+            }
+        };
+        backend.last_seen = now;
+        if backend.claims.is_contradicted_by(identity) && backend.is_verified() {
+            // Anyone can send that from a forged source. The server itself is asked.
+            backend.claims.proof = Proof::Contradicted(identity);
+            let again = backend.health.checked_at.map_or(now, |at| at + FIRST_RETRY);
+            backend.health.check_by(again.max(now));
+            return;
+        }
+        let is_new_run = backend.claims.instance != instance;
+        let is_new_address = !backend.addresses.known.contains(&address);
+        if !backend.is_verified() {
+            // Of all its places this is the likeliest, which a check has to show.
+            backend.addresses.put_first(address, false, !backend.is_discovered());
+        } else if is_new_address {
+            backend.addresses.candidate = Some(address);
+        }
+        if backend.origin == Origin::Legacy {
+            backend.origin = Origin::Discovered; // It has been updated.
+        }
+        backend.claims.announced(sighting);
+        if is_new_run || is_new_address || !backend.health.is_ready() || !ollama_up {
+            backend.health.next_check = now;
+        }
+    }
+
+    pub(super) fn legacy_sighted(&mut self, now: Instant, ip: IpAddr, actions: &mut Vec<Action>) {
+        let address = SocketAddr::new(ip, SERVER_PORT);
+        if let Some(backend) = self.backends.iter_mut().find(|b| b.addresses.has_ip(ip)) {
+            backend.last_seen = now;
+        } else if self.make_room(now) {
+            self.add(now, Origin::Legacy, vec![address]);
+        } else {
+            actions.push(Action::Report(Transition::Refused { address }));
+        }
+    }
+
+    fn may_announce(&self, ip: IpAddr) -> bool {
+        let from_there = self.backends.iter().filter(|b| b.addresses.has_ip(ip));
+        ip.is_loopback() || from_there.count() < MAX_PER_ADDRESS
+    }
+
+    /// Makes room for one more; only servers that never answered or are down give way: those that
+    /// have failed their very first checks whenever room is needed, others once they are forgotten.
+    fn make_room(&mut self, now: Instant) -> bool {
+        if self.backends.len() < self.rules.max_servers {
+            return true;
+        }
+        let weakness =
+            |b: &Backend| (!b.has_failed_first(), b.health.running.is_some(), b.last_seen);
+        let weakest = (self.backends.iter().enumerate())
+            .filter(|(_, b)| b.has_failed_first() || b.is_forgettable(now))
+            .min_by_key(|(_, b)| weakness(b));
+        let Some((at, _)) = weakest else { return false };
+        let gone = self.backends.swap_remove(at);
+        self.abandoned.extend(gone.health.running.map(|check| (gone.id, check.since)));
+        true
+    }
+
+    /// Time has passed: forgets servers that are gone, lost checks, and old limits.
+    pub(super) fn forget(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let patience = self.rules.health_timeout * 4;
+        let is_lost = |since: Instant| now.saturating_duration_since(since) > patience;
+        self.abandoned.retain(|(_, since)| !is_lost(*since));
+        for backend in &mut self.backends {
+            backend.load.lift_old_limit(now);
+            // The job was dropped; ask again.
+            backend.health.running.take_if(|check| is_lost(check.since));
+        }
+        self.backends.retain(|backend| {
+            let forget = backend.is_forgettable(now);
+            if forget {
+                let name = backend.label();
+                actions.push(Action::Report(Transition::Forgotten { name }));
+            }
+            !forget
+        });
+    }
+}
