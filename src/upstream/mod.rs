@@ -116,7 +116,10 @@ impl Upstream {
         let (parts, body) = agent.run(request)?.into_parts();
         let mut bytes = Vec::new();
         body.into_reader().take(most).read_to_end(&mut bytes)?;
-        Ok(Response::from_parts(parts, String::from_utf8_lossy(&bytes).into_owned()))
+        // Without a copy of what may be a megabyte, unless it isn't text.
+        let text = String::from_utf8(bytes)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+        Ok(Response::from_parts(parts, text))
     }
 }
 
