@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
 use ollana::config::{Limits, ServerName, Settings};
-use ollana::manager::pool::{CheckResult, Input, Pool, Rules, Wanted};
+use ollana::manager::pool::{Input, Pool, Rules, Wanted};
 use ollana::manager::{Handle, Job, Patience};
+use ollana::upstream::CheckResult;
 use support::{Chain, Client, Fake, Gate, Way, eventually, request};
 
 const SOON: Duration = Duration::from_secs(1);

@@ -8,13 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ollana::manager::liveness::job_queue;
-use ollana::manager::pool::{
-    Action, CheckResult, Input, Outcome, Pool, Report, Rules, Sighting, Wanted,
-};
+use ollana::manager::pool::{Action, Input, Outcome, Pool, Report, Rules, Sighting, Wanted};
 use ollana::manager::{Handle, Patience};
 use ollana::ollama::inventory::Inventory;
 use ollana::ollama::model_name::ModelName;
 use ollana::pairing::identity::Identity;
+use ollana::upstream::{CheckResult, Target};
 use serde_json::{Value, json};
 
 use super::children::Failable;
@@ -167,9 +166,7 @@ impl World {
         let mut actions = Vec::new();
         self.pool.handle(self.now, input, &mut actions);
         while let Some(action) = actions.pop() {
-            let Action::Check(id, ollana::manager::pool::Target::Address(address), wants_inventory) =
-                action
-            else {
+            let Action::Check(id, Target::Address(address), wants_inventory) = action else {
                 continue;
             };
             let server = usize::from(address.port()) - FIRST_PORT;

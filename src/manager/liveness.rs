@@ -21,7 +21,7 @@ use crate::config::{OllamaUrl, Timing};
 use crate::pairing::keyring::Keyring;
 use crate::system::spawn;
 use crate::upstream::Upstream;
-use crate::upstream::health_check::{Check, Target};
+use crate::upstream::{Check, Target};
 
 /// How often the Manager hears that time has passed.
 const TICK: Duration = Duration::from_millis(200);

@@ -14,7 +14,7 @@ use super::pool::{Action, History, Input, Pool, Transition};
 use super::presence::Presence;
 use super::queue::{Answers, Patience, Queue};
 use crate::system::spawn;
-use crate::upstream::health_check::CheckResult;
+use crate::upstream::CheckResult;
 
 /// How long a list waits for a change to be known; a slow server delays it no longer.
 const LIST_PATIENCE: Duration = Duration::from_millis(500);

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::StartError;
 use super::mode::{Mode, ask};
 use crate::config::{ModeChoice, OLLAMA_PORT, OllamaUrl, POOLED_PORT, SERVER_PORT, Settings};
-use crate::manager::pool::CheckResult;
 use crate::net::socket;
+use crate::upstream::CheckResult;
 
 /// How long the program that holds a port may take to say what it is.
 const HOLDER_TIME: Duration = Duration::from_millis(500);

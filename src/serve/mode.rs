@@ -8,10 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::{ModeChoice, OllamaUrl, Settings};
-use crate::manager::pool::{CheckResult, Target};
 use crate::pairing::keyring::Keyring;
+use crate::upstream::Check;
 use crate::upstream::Upstream;
-use crate::upstream::health_check::Check;
+use crate::upstream::{CheckResult, Target};
 
 /// How long the local Ollama may take to answer at start-up.
 const DETECTION_TIME: Duration = Duration::from_secs(2);

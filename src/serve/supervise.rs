@@ -22,7 +22,7 @@ use super::watchdog::Watchdog;
 use super::{Daemon, Mode, StartError};
 use crate::config::{ModeChoice, Settings};
 use crate::log::LogWriter;
-use crate::manager::pool::CheckResult;
+use crate::upstream::CheckResult;
 
 /// Signals this close together are one.
 const SAME_SIGNAL: Duration = Duration::from_millis(5);

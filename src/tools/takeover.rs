@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use crate::cli::Tool;
 use crate::config::{OLLAMA_PORT, OllamaUrl, Settings};
-use crate::manager::pool::CheckResult;
 use crate::serve::ask;
+use crate::upstream::CheckResult;
 
 /// Where Ollama goes; 11435 to 11437 are ollana's.
 const MOVED_PORT: u16 = 11438;

@@ -8,7 +8,7 @@
 
 mod buffers;
 pub(crate) mod exchange_io;
-pub(crate) mod health_check;
+mod health_check;
 mod transport;
 
 use std::io::{self, ErrorKind, Read};
@@ -23,6 +23,9 @@ use self::exchange_io::Attempt;
 use self::transport::{IoConnector, Literal};
 use crate::config::Timing;
 use crate::pairing::keyring::Keyring;
+
+pub(crate) use self::health_check::Check;
+pub use self::health_check::{CheckResult, Target};
 
 /// Idle connections kept per worker; it rarely talks to more than one server.
 const MAX_IDLE: usize = 2;

@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 
 use ollana::discovery::matching::Expected;
 use ollana::discovery::schedule::Schedule;
-use ollana::manager::pool::{
-    Action, BackendId, CheckResult, Input, Outcome, Pick, Pool, Report, Target,
-};
+use ollana::manager::pool::{Action, BackendId, Input, Outcome, Pick, Pool, Report};
 use ollana::manager::queue::{Answers, Asker, Patience, Queue, Refused, Request};
 use ollana::pairing::identity::Identity;
+use ollana::upstream::{CheckResult, Target};
 
 /// Jobs that may wait for a checker.
 const JOBS: usize = 128;

@@ -13,12 +13,13 @@ use ollana::config::ServerName;
 use ollana::discovery::matching::Received;
 use ollana::discovery::packet::{self, Datagram};
 use ollana::manager::pool::{
-    BackendId, CheckResult, Input, Known, MAX_CHECKS, Outcome, Pick, Pool, Report, Rules, Wanted,
+    BackendId, Input, Known, MAX_CHECKS, Outcome, Pick, Pool, Report, Rules, Wanted,
 };
 use ollana::manager::queue::{MAX_QUEUE, Refused, Request};
 use ollana::ollama::endpoints::Task;
 use ollana::ollama::model_name::ModelName;
 use ollana::proxy::Attempts;
+use ollana::upstream::CheckResult;
 
 use super::client::{Client, Job, Lease, Mail, Token, plain};
 use super::lan::{COMMON, Condition, Lan, Meeting, OTHERS};

@@ -13,7 +13,7 @@ use super::state::State;
 use crate::access::permissions::Permission;
 use crate::config::ServerName;
 use crate::counters::Tally;
-use crate::upstream::health_check::Target;
+use crate::upstream::Target;
 
 /// A discovered server that is down and unseen for so long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(60);

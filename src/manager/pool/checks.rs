@@ -7,7 +7,7 @@ use super::backend::Backend;
 use super::events::{Action, BackendId, Origin, Rules, Transition};
 use super::health::{Checked, FIRST_RETRY, RunningCheck, spread};
 use super::{MAX_CHECKS, Pool};
-use crate::upstream::health_check::CheckResult;
+use crate::upstream::CheckResult;
 
 /// Of [`MAX_CHECKS`], checks of servers whose last one failed: a silent server takes its time, and
 /// must not hold up the checks of the others.

@@ -9,7 +9,7 @@ use crate::counters::Tally;
 use crate::ollama::endpoints::Task;
 use crate::ollama::model_name::ModelName;
 use crate::pairing::identity::Identity;
-use crate::upstream::health_check::{CheckResult, Target};
+use crate::upstream::{CheckResult, Target};
 
 /// Names a backend for as long as the pool lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

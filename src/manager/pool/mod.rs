@@ -57,7 +57,6 @@ use crate::counters::Tally;
 use crate::ollama::inventory::Inventory;
 use crate::ollama::version::OllamaVersion;
 
-pub use crate::upstream::health_check::{CheckResult, Target};
 pub use events::{
     Action, BackendId, Input, NoPick, Outcome, Pick, Report, Rules, Sighting, Transition, Wanted,
 };

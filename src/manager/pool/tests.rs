@@ -8,6 +8,7 @@ use super::checks::MAX_VERIFICATIONS;
 use super::load::{COOL_DOWN, FIRST_EJECTION, STRIKES};
 use super::*;
 use crate::pairing::identity::Identity;
+use crate::upstream::{CheckResult, Target};
 
 pub(super) fn ms(n: u64) -> Duration {
     Duration::from_millis(n)

@@ -15,7 +15,7 @@ use super::running::Running;
 use crate::config::Settings;
 use crate::discovery::scan::{Answer, Scan};
 use crate::discovery::schedule::DOCTOR;
-use crate::manager::pool::{CheckResult, Known, Target};
+use crate::manager::pool::Known;
 use crate::manager::store;
 use crate::net::interfaces::{Interface, Subnets};
 use crate::net::lane::Lane;
@@ -25,8 +25,9 @@ use crate::pairing::keyring::Keyring;
 use crate::pairing::noise::Key;
 use crate::system;
 use crate::tools::SERVICE_DIR;
+use crate::upstream::Check;
 use crate::upstream::Upstream;
-use crate::upstream::health_check::Check;
+use crate::upstream::{CheckResult, Target};
 
 /// Most servers that are asked.
 const MOST: usize = 32;

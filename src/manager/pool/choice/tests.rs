@@ -10,8 +10,9 @@ use crate::access::permissions::Permission;
 use crate::config::ServerName;
 use crate::manager::pool::load::COOL_DOWN;
 use crate::manager::pool::tests::{World, address, healthy, ms, sighting};
-use crate::manager::pool::{CheckResult, Input, Outcome, Report, Transition};
+use crate::manager::pool::{Input, Outcome, Report, Transition};
 use crate::ollama::inventory::Inventory;
+use crate::upstream::CheckResult;
 
 /// A server's models: on disk, and of those the loaded ones.
 fn models(disk: &[&str], loaded: &[&str]) -> Option<Arc<Inventory>> {

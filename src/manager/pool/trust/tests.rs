@@ -5,10 +5,9 @@ use std::net::SocketAddr;
 use super::*;
 use crate::manager::pool::records::{MAX_RECORDS, PROBATION};
 use crate::manager::pool::tests::{World, address, ms};
-use crate::manager::pool::{
-    BackendId, CheckResult, Input, NoPick, Outcome, Sighting, State, Wanted,
-};
+use crate::manager::pool::{BackendId, Input, NoPick, Outcome, Sighting, State, Wanted};
 use crate::pairing::identity::Identity;
+use crate::upstream::CheckResult;
 
 /// One server as it presents itself.
 #[derive(Clone, Copy)]
@@ -63,9 +62,8 @@ impl World {
         let checks = self.checks();
         let count = checks.len();
         for (id, target) in checks {
-            let is_asked = |server: &&Server| {
-                target == crate::manager::pool::Target::Address(address(server.host))
-            };
+            let is_asked =
+                |server: &&Server| target == crate::upstream::Target::Address(address(server.host));
             let result = match servers.iter().find(is_asked) {
                 Some(server) => well(*server),
                 None => CheckResult::Refused("connection refused".to_owned()),
@@ -391,7 +389,7 @@ fn two_servers_on_one_machine_may_share_its_name() {
         management_open: false,
     }));
     for (id, target) in w.checks() {
-        if target == crate::manager::pool::Target::Address(second) {
+        if target == crate::upstream::Target::Address(second) {
             w.input(Input::Checked(
                 id,
                 CheckResult::Healthy {
