@@ -3,16 +3,15 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use crate::net::interfaces::share_prefix;
+
 /// Whether an address is one that only a local network or this machine uses: loopback,
 /// private (RFC 1918, RFC 4193), link-local, or shared (RFC 6598, used by overlay networks).
 pub(crate) fn is_local_address(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => {
-            let [a, b, ..] = ip.octets();
-            ip.is_loopback()
-                || ip.is_private()
-                || ip.is_link_local()
-                || (a == 100 && (64..128).contains(&b))
+            let is_shared = matches!(ip.octets(), [100, 64..128, ..]);
+            ip.is_loopback() || ip.is_private() || ip.is_link_local() || is_shared
         }
         IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
     }
@@ -28,17 +27,7 @@ pub struct Cidr {
 impl Cidr {
     /// Whether an address is within it. IPv4 within IPv6 counts as IPv4.
     pub(crate) fn contains(&self, ip: IpAddr) -> bool {
-        match (self.base, ip.to_canonical()) {
-            (IpAddr::V4(base), IpAddr::V4(ip)) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(self.bits)).unwrap_or(0);
-                u32::from(base) & mask == u32::from(ip) & mask
-            }
-            (IpAddr::V6(base), IpAddr::V6(ip)) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(self.bits)).unwrap_or(0);
-                u128::from(base) & mask == u128::from(ip) & mask
-            }
-            _ => false,
-        }
+        share_prefix(self.base, ip.to_canonical(), self.bits)
     }
 }
 
@@ -58,10 +47,8 @@ impl FromStr for Cidr {
             Some(bits) => bits.parse().ok().filter(|bits| *bits <= most).ok_or_else(error)?,
         };
         // Peers are compared as IPv4 where they are, and so are ranges.
-        Ok(match base {
-            IpAddr::V6(ip) if bits >= 96 && ip.to_ipv4_mapped().is_some() => {
-                Cidr { base: base.to_canonical(), bits: bits - 96 }
-            }
+        Ok(match base.to_canonical() {
+            base @ IpAddr::V4(_) if bits >= 96 => Cidr { base, bits: bits - 96 },
             _ => Cidr { base, bits },
         })
     }

@@ -9,13 +9,10 @@
 //! Beyond Ollama: a browser's request from another site without `Origin`, such as an image's or a
 //! link's, is refused too. Its answer can't be read by the page, but it would still be worked on.
 
-use http::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_MAX_AGE, HOST, HeaderName, HeaderValue, ORIGIN, VARY,
-};
+use http::header::{self, HOST, HeaderName, HeaderValue, ORIGIN, VARY};
 use http::{HeaderMap, Method};
 
-use crate::http::fields::remove_where;
+use crate::http::fields::{entries, remove_where};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -76,13 +73,9 @@ impl Origins {
     /// The built-in ones and those of `OLLAMA_ORIGINS`; and entries that can't be used.
     pub fn new(configured: &str) -> (Self, Vec<String>) {
         let mut origins = Origins { allows_all: false, exact: Vec::new(), wildcards: Vec::new() };
-        let mut unusable = Vec::new();
-        let configured = configured.trim().trim_matches(['"', '\'']);
-        for entry in configured.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-            if !origins.add(entry) {
-                unusable.push(entry.to_owned());
-            }
-        }
+        let entries = configured.trim().trim_matches(['"', '\'']).split(',').map(str::trim);
+        let unusable = entries.filter(|entry| !entry.is_empty() && !origins.add(entry));
+        let unusable = unusable.map(str::to_owned).collect();
         for host in BUILT_IN_HOSTS {
             for scheme in ["http", "https"] {
                 origins.add(&format!("{scheme}://{host}"));
@@ -96,17 +89,15 @@ impl Origins {
     }
 
     fn add(&mut self, entry: &str) -> bool {
+        let lower = entry.to_lowercase();
         match entry.split_once('*') {
             Some((_, after)) if after.contains('*') => return false,
             Some(("", "")) => self.allows_all = true,
             Some((before, after)) => self.wildcards.push((before.to_owned(), after.to_owned())),
-            None => {
-                let entry = entry.to_lowercase();
-                if !SCHEMES.iter().any(|scheme| entry.starts_with(scheme)) {
-                    return false;
-                }
-                self.exact.push(entry);
+            None if SCHEMES.iter().any(|scheme| lower.starts_with(scheme)) => {
+                self.exact.push(lower)
             }
+            None => return false,
         }
         true
     }
@@ -122,16 +113,14 @@ impl Origins {
     /// Decides about a request, whose `Host` is known to be this machine's.
     pub(crate) fn judge(&self, method: &Method, fields: &HeaderMap) -> Decision {
         let mut origins = fields.get_all(ORIGIN).iter();
-        let origin = match (origins.next(), origins.next()) {
-            (None, _) => None,
-            (Some(_), Some(_)) => return Decision::Refuse,
-            (Some(origin), None) => Some(origin).filter(|origin| !origin.is_empty()),
-        };
+        let origin = origins.next().filter(|origin| !origin.is_empty());
+        if origins.next().is_some() {
+            return Decision::Refuse;
+        }
         let Some(origin) = origin else {
-            let is_cross = |site: &HeaderValue| {
-                site.as_bytes().trim_ascii().eq_ignore_ascii_case(b"cross-site")
-            };
-            let is_foreign = fields.get_all(SEC_FETCH_SITE).iter().any(is_cross);
+            let mut sites = fields.get_all(SEC_FETCH_SITE).iter().map(|site| site.as_bytes());
+            let is_foreign =
+                sites.any(|site| site.trim_ascii().eq_ignore_ascii_case(b"cross-site"));
             return if is_foreign && !self.allows_all { Decision::Refuse } else { Decision::Plain };
         };
         let host = fields.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
@@ -142,14 +131,9 @@ impl Origins {
         if !self.allow(origin.as_bytes()) {
             return Decision::Refuse;
         }
-        let cors = Cors(match self.allows_all {
-            true => HeaderValue::from_static("*"),
-            false => origin.clone(),
-        });
-        match *method {
-            Method::OPTIONS => Decision::Preflight(cors),
-            _ => Decision::Cors(cors),
-        }
+        let all = HeaderValue::from_static("*");
+        let cors = Cors(if self.allows_all { all } else { origin.clone() });
+        if method == Method::OPTIONS { Decision::Preflight(cors) } else { Decision::Cors(cors) }
     }
 }
 
@@ -162,11 +146,9 @@ impl Cors {
     /// Gives an answer its CORS fields, each once, whatever it had.
     pub(crate) fn mark(&self, fields: &mut HeaderMap) {
         remove_where(fields, |name| name.starts_with("access-control-"));
-        fields.insert(ACCESS_CONTROL_ALLOW_ORIGIN, self.0.clone());
-        let varies = fields.get_all(VARY).iter().any(|value| {
-            let mut names = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
-            names.any(|name| name == b"*" || name.eq_ignore_ascii_case(b"origin"))
-        });
+        fields.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, self.0.clone());
+        let varies =
+            entries(fields, VARY).any(|name| name == "*" || name.eq_ignore_ascii_case("origin"));
         if !self.is_for_all() && !varies {
             fields.append(VARY, HeaderValue::from_static("Origin"));
         }
@@ -175,16 +157,15 @@ impl Cors {
     /// The fields of the answer to a preflight, which is a 204 without a body.
     pub(crate) fn preflight(&self) -> HeaderMap {
         let mut fields = HeaderMap::new();
-        fields.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(METHODS));
-        fields.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(FIELDS));
-        fields.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(MAX_AGE));
-        fields.insert(ACCESS_CONTROL_ALLOW_ORIGIN, self.0.clone());
+        let value = HeaderValue::from_static;
+        fields.insert(header::ACCESS_CONTROL_ALLOW_METHODS, value(METHODS));
+        fields.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, value(FIELDS));
+        fields.insert(header::ACCESS_CONTROL_MAX_AGE, value(MAX_AGE));
+        fields.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, self.0.clone());
         if !self.is_for_all() {
-            for name in
-                ["Origin", "Access-Control-Request-Method", "Access-Control-Request-Headers"]
-            {
-                fields.append(VARY, HeaderValue::from_static(name));
-            }
+            fields.append(VARY, value("Origin"));
+            fields.append(VARY, value("Access-Control-Request-Method"));
+            fields.append(VARY, value("Access-Control-Request-Headers"));
         }
         fields
     }

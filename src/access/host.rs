@@ -37,17 +37,13 @@ impl HostRule {
 fn strip_port(host: &str) -> Option<&str> {
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => match rest.split_once(']')? {
-            (name, "") => (name, None),
-            (name, after) => (name, Some(after.strip_prefix(':')?)),
+            (name, "") => (name, ""),
+            (name, after) => (name, after.strip_prefix(':')?),
         },
-        None => match host.split_once(':') {
-            Some((name, port)) => (name, Some(port)),
-            None => (host, None),
-        },
+        None => host.split_once(':').unwrap_or((host, "")),
     };
-    let port_fits = port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()));
-    let named =
-        name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':'));
+    let port_fits = port.bytes().all(|b| b.is_ascii_digit());
+    let named = name.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:".contains(&b));
     (port_fits && named && !name.is_empty()).then_some(name)
 }
 

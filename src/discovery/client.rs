@@ -3,54 +3,46 @@
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{BATCH, Counts, Verdict, bad_packet};
-use crate::discovery::matching::{self, Expected, Received};
-use crate::discovery::packet::{self, Datagram};
-use crate::discovery::schedule::{LOOK_INTERVAL, SLEPT, Schedule};
-use crate::manager::Mailbox;
-use crate::manager::pool::Input;
+use super::matching::{self, Expected, Question, Received};
+use super::packet::{self, Datagram, Packet};
+use super::schedule::{LOOK_INTERVAL, SLEPT, Schedule};
+use super::{BATCH, Counts, SideThread};
+use crate::manager::{Mailbox, pool::Input};
 use crate::net::interfaces::{Interface, RecentSubnets, probed_interfaces};
-use crate::net::lane::Lane;
-use crate::net::socket::Waker;
+use crate::net::{lane::Lane, socket::Waker};
 use crate::pairing::identity::Identity;
 use crate::pairing::keyring::Keyring;
 use crate::pairing::noise::Key;
-use crate::system::{self, spawn};
+use crate::system;
 
 /// Most keys that one round of probes is sent with. If there are more, they take turns.
 const KEYS: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct ClientSetup {
-    /// UDP port of the servers.
     pub(crate) port: u16,
     /// Pause between two rounds of probes after a burst.
     pub(crate) interval: Duration,
     /// Interfaces to use; empty means every suitable one.
     pub(crate) interfaces: Vec<String>,
-    /// This process, whose own server isn't one to use.
     pub(crate) identity: Identity,
-    /// Gets the sightings.
     pub(crate) mailbox: Mailbox,
     pub(crate) keyring: Arc<Keyring>,
 }
 
-/// The thread that sends probes and takes answers; dropping it stops and joins it.
+/// The thread that sends probes and takes answers.
 #[derive(Debug)]
 pub(crate) struct Client {
-    waker: Arc<Waker>,
-    thread: Option<JoinHandle<()>>,
+    _thread: SideThread,
 }
 
 impl Client {
     /// A missing network is no error.
     pub(crate) fn start(setup: ClientSetup) -> io::Result<Self> {
-        let waker = Arc::new(Waker::new()?);
         let mut asker = Asker {
             instance: u32::from_ne_bytes(system::random()?),
             interfaces: Vec::new(),
@@ -62,18 +54,8 @@ impl Client {
             logged_error: None,
             setup,
         };
-        let stop = Arc::clone(&waker);
-        let thread = spawn("discovery", move || asker.run(&stop))?;
-        Ok(Client { waker, thread: Some(thread) })
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.waker.wake();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        let thread = SideThread::start("discovery", move |stop| asker.run(stop))?;
+        Ok(Client { _thread: thread })
     }
 }
 
@@ -87,7 +69,6 @@ struct Asker {
     first_key: usize,
     expected: Expected,
     subnets: RecentSubnets,
-    /// Kind of the last error that was logged.
     logged_error: Option<ErrorKind>,
 }
 
@@ -164,11 +145,8 @@ impl Asker {
         let takes_unpaired = self.setup.keyring.takes_unpaired();
         let turn = self.keys.iter().cycle().skip(self.first_key).take(self.keys.len().min(KEYS));
         let keys = turn.cloned().map(Some).chain(takes_unpaired.then_some(None));
-        let mut round = Vec::new();
-        for key in keys {
-            let Ok(nonce) = system::random() else { return };
-            round.push((nonce, key));
-        }
+        let questions = keys.map(|key| Ok((system::random()?, key)));
+        let Ok(round) = questions.collect::<io::Result<Vec<Question>>>() else { return };
         self.first_key = (self.first_key + KEYS) % self.keys.len().max(1);
         self.expected.asked(round.clone());
         let mut failed = None;
@@ -192,48 +170,43 @@ impl Asker {
         self.logged_error = kind;
     }
 
-    /// Takes what has come on every lane.
     fn receive(&mut self, counts: &mut Counts) {
         let mut buffer = [0; packet::MAX_LEN + 1];
         for at in 0..self.lanes.len() {
             for _ in 0..BATCH {
                 let Ok((len, source)) = self.lanes[at].socket.recv_from(&mut buffer) else { break };
-                counts.count(self.accept(&buffer[..len], source));
+                let bytes = &buffer[..len];
+                counts.count(bytes, source, |packet| self.accept(packet, bytes, source));
             }
         }
     }
 
-    /// Passes an answer that counts on to the Manager.
-    fn accept(&mut self, bytes: &[u8], source: SocketAddr) -> Verdict {
-        let packet = match packet::decode(bytes) {
-            Ok(packet) => packet,
-            Err(error) => return bad_packet(source, error),
-        };
+    /// Passes an answer that counts on to the Manager; whether it does.
+    fn accept(&mut self, packet: Packet, bytes: &[u8], source: SocketAddr) -> bool {
         let keyring = &self.setup.keyring;
         let is_open = |about: Option<(Identity, SocketAddr)>| {
-            let is_paired = about.is_some_and(|(who, address)| keyring.is_paired(who, address));
-            keyring.takes_unpaired() && !is_paired
+            keyring.takes_unpaired() && !about.is_some_and(|(who, at)| keyring.is_paired(who, at))
         };
         let subnets = &mut self.subnets;
         let is_on_link = || subnets.contain(Instant::now(), source.ip());
         let received = Received { packet, bytes, source };
         let Some((input, key)) = self.expected.accept(received, is_open, is_on_link) else {
-            return Verdict::Ignored;
+            return false;
         };
         if let (Input::Sighted(sighting), Some(key)) = (&input, key) {
             keyring.note(sighting.address, Some(key.id()));
         }
         self.setup.mailbox.try_send(input);
-        Verdict::Good
+        true
     }
 }
 
 fn hint(error: &io::Error) -> &'static str {
-    if cfg!(target_os = "macos") && error.kind() == ErrorKind::HostUnreachable {
-        " (allow ollana in System Settings > Privacy & Security > Local Network)"
-    } else if error.kind() == ErrorKind::PermissionDenied {
-        " (does a firewall forbid outgoing UDP?)"
-    } else {
-        ""
+    match error.kind() {
+        ErrorKind::HostUnreachable if cfg!(target_os = "macos") => {
+            " (allow ollana in System Settings > Privacy & Security > Local Network)"
+        }
+        ErrorKind::PermissionDenied => " (does a firewall forbid outgoing UDP?)",
+        _ => "",
     }
 }

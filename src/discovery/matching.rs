@@ -3,10 +3,9 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::discovery::packet::{self, Datagram, Kind, Nonce, Packet, flags};
+use super::packet::{self, Datagram, Kind, Nonce, Packet, flags};
 use crate::manager::pool::{Input, Sighting};
-use crate::pairing::identity::Identity;
-use crate::pairing::noise::Key;
+use crate::pairing::{identity::Identity, noise::Key};
 
 /// Answers to this many of our last rounds of probes count.
 const ROUNDS: usize = 3;
@@ -21,29 +20,25 @@ pub struct Expected {
 /// One probe: its nonce, and the key that it was made with.
 pub type Question = (Nonce, Option<Key>);
 
-/// A received datagram.
+/// A received datagram: what it says, its bytes, and its sender.
+#[allow(missing_docs)]
 #[derive(Clone, Debug)]
 pub struct Received<'a> {
-    /// It, decoded.
     pub packet: Packet,
-    /// It, as it came.
     pub bytes: &'a [u8],
-    /// Its sender.
     pub source: SocketAddr,
 }
 
 impl Expected {
     /// No probes yet. `own` is this process, whose own server isn't one to use.
     pub fn new(own: Identity) -> Self {
-        Expected { own, rounds: VecDeque::with_capacity(ROUNDS + 1) }
+        Expected { own, rounds: VecDeque::new() }
     }
 
     /// This round of probes is about to be sent.
     pub fn asked(&mut self, round: Vec<Question>) {
-        self.rounds.push_back(round);
-        if self.rounds.len() > ROUNDS {
-            self.rounds.pop_front();
-        }
+        self.rounds.push_front(round);
+        self.rounds.truncate(ROUNDS);
     }
 
     /// What a packet means to the Manager, and the key that it is authenticated with; `None` if it
@@ -57,8 +52,7 @@ impl Expected {
     ) -> Option<(Input, Option<Key>)> {
         let Received { packet, bytes, source } = received;
         let accepted = match packet {
-            Packet::Legacy if is_open(None) => (Input::LegacySighted(source.ip()), None),
-            Packet::Legacy => return None,
+            Packet::Legacy => is_open(None).then_some((Input::LegacySighted(source.ip()), None))?,
             Packet::V1(datagram) => {
                 let mut asked = self.rounds.iter().flatten();
                 let (_, key) = asked.find(|(nonce, _)| *nonce == datagram.nonce)?;
@@ -74,10 +68,8 @@ impl Expected {
     }
 
     fn answer(&self, datagram: Datagram, address: SocketAddr) -> Option<Input> {
-        if datagram.sender == self.own {
-            return None;
-        }
         match datagram.kind {
+            _ if datagram.sender == self.own => None,
             Kind::Announce if datagram.http_port != 0 => Some(Input::Sighted(Sighting {
                 address,
                 identity: datagram.sender,

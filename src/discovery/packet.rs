@@ -35,23 +35,22 @@ pub const MAX_LEN: usize = 512;
 pub const PROBE_LEN: usize = 128;
 
 const VERSION: u8 = 1;
+const KINDS: [Kind; 3] = [Kind::Probe, Kind::Announce, Kind::Goodbye];
 const RECORD_PADDING: u8 = 0;
 const RECORD_NAME: u8 = 1;
 const RECORD_KEY: u8 = 2;
-/// Place of the authentication code.
+// The authentication code's place.
 const CODE: std::ops::Range<usize> = 64..80;
 
 /// Random bytes of a probe that its answers repeat.
 pub type Nonce = [u8; 16];
 
-/// What a datagram is for.
+/// A client's question, a server's answer, or that the server is about to stop.
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A client asks which servers there are.
     Probe = 1,
-    /// A server's answer to a probe.
     Announce = 2,
-    /// A server is about to stop.
     Goodbye = 3,
 }
 
@@ -106,10 +105,8 @@ pub enum DecodeError {
     Magic(u32),
     Version(u8),
     Kind(u8),
-    /// The length field disagrees with the datagram.
     Length(u16),
     Reserved,
-    /// A record that ends behind the datagram.
     Record,
     /// The name is too long, not UTF-8, or not printable.
     Name,
@@ -200,7 +197,7 @@ pub fn authenticate(datagram: &mut [u8], from: Option<IpAddr>, key: &Key) {
 
 /// Whether a datagram has the key's authentication code. `from` as in [`authenticate`].
 pub fn is_authentic(datagram: &[u8], from: Option<IpAddr>, key: &Key) -> bool {
-    let code = datagram.get(CODE).and_then(|code| code.first_chunk());
+    let code = datagram.get(CODE).and_then(<[u8]>::first_chunk);
     code.is_some_and(|code| key.verifies(&covered(datagram, from), code))
 }
 
@@ -217,61 +214,53 @@ fn covered(datagram: &[u8], from: Option<IpAddr>) -> Vec<u8> {
     covered
 }
 
-/// Reads a datagram. Its authentication code isn't looked at.
-///
-/// # Errors
-/// When it isn't one of ours.
+/// Reads a datagram of ours. Its authentication code isn't looked at.
 pub fn decode(bytes: &[u8]) -> Result<Packet, DecodeError> {
     let size = DecodeError::Size(bytes.len());
-    let mut fields = Fields(bytes);
-    let magic = u32::from_be_bytes(fields.take().ok_or(size)?);
+    let mut rest = bytes;
+    let magic = u32::from_be_bytes(take(&mut rest).map_err(|_| size)?);
     if magic != MAGIC {
         return Err(DecodeError::Magic(magic));
     }
     if bytes.len() == 4 {
         return Ok(Packet::Legacy);
     }
-    if bytes.len() < FIXED_LEN || bytes.len() > MAX_LEN {
+    if !(FIXED_LEN..=MAX_LEN).contains(&bytes.len()) {
         return Err(size);
     }
-    let [version, kind] = fields.take().ok_or(size)?;
+    let [version, kind] = take(&mut rest)?;
     if version != VERSION {
         return Err(DecodeError::Version(version));
     }
-    let kind = match kind {
-        1 => Kind::Probe,
-        2 => Kind::Announce,
-        3 => Kind::Goodbye,
-        other => return Err(DecodeError::Kind(other)),
-    };
-    let length = u16::from_be_bytes(fields.take().ok_or(size)?);
+    let known = KINDS.into_iter().find(|known| *known as u8 == kind);
+    let kind = known.ok_or(DecodeError::Kind(kind))?;
+    let length = u16::from_be_bytes(take(&mut rest)?);
     if usize::from(length) != bytes.len() {
         return Err(DecodeError::Length(length));
     }
+    let nonce = take(&mut rest)?;
+    let sender = Identity(take(&mut rest)?);
     let mut datagram = Datagram {
         kind,
-        nonce: fields.take().ok_or(size)?,
-        sender: Identity(fields.take().ok_or(size)?),
-        http_port: u16::from_be_bytes(fields.take().ok_or(size)?),
-        flags: u16::from_be_bytes(fields.take().ok_or(size)?),
-        capabilities: u16::from_be_bytes(fields.take().ok_or(size)?),
-        version: OllamaVersion::from_bits(u32::from_be_bytes(fields.take().ok_or(size)?)),
-        in_flight: u16::from_be_bytes(fields.take().ok_or(size)?),
-        instance: u32::from_be_bytes(fields.take().ok_or(size)?),
-        name: String::new(),
-        key: None,
+        http_port: u16::from_be_bytes(take(&mut rest)?),
+        flags: u16::from_be_bytes(take(&mut rest)?),
+        capabilities: u16::from_be_bytes(take(&mut rest)?),
+        version: OllamaVersion::from_bits(u32::from_be_bytes(take(&mut rest)?)),
+        in_flight: u16::from_be_bytes(take(&mut rest)?),
+        instance: u32::from_be_bytes(take(&mut rest)?),
+        ..Datagram::probe(sender, nonce)
     };
-    let reserved: [u8; 8] = fields.take().ok_or(size)?;
+    let reserved: [u8; 8] = take(&mut rest)?;
     if reserved != [0; 8] {
         return Err(DecodeError::Reserved);
     }
-    let _authentication: [u8; 16] = fields.take().ok_or(size)?;
-    while let Some([record]) = fields.take() {
+    let _authentication: [u8; 16] = take(&mut rest)?;
+    while let Ok([record]) = take(&mut rest) {
         if record == RECORD_PADDING {
             continue;
         }
-        let [len] = fields.take().ok_or(DecodeError::Record)?;
-        let value = fields.take_slice(usize::from(len)).ok_or(DecodeError::Record)?;
+        let [len] = take(&mut rest)?;
+        let value = rest.split_off(..usize::from(len)).ok_or(DecodeError::Record)?;
         match record {
             RECORD_NAME => datagram.name = printable_name(value).ok_or(DecodeError::Name)?,
             RECORD_KEY => {
@@ -284,21 +273,10 @@ pub fn decode(bytes: &[u8]) -> Result<Packet, DecodeError> {
     Ok(Packet::V1(datagram))
 }
 
-/// What is still to be read of a datagram.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (head, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(*head)
-    }
-
-    fn take_slice(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (head, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
-        Some(head)
-    }
+fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], DecodeError> {
+    let (taken, left) = rest.split_first_chunk().ok_or(DecodeError::Record)?;
+    *rest = left;
+    Ok(*taken)
 }
 
 fn printable_name(bytes: &[u8]) -> Option<String> {

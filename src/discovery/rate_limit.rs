@@ -5,15 +5,12 @@ use std::time::{Duration, Instant};
 
 /// Answers that may be given at once, and how many a second after that.
 #[derive(Clone, Copy)]
-struct Rate {
-    burst: u32,
-    per_second: u32,
-}
+struct Rate(u64, u64);
 
-const PER_SOURCE: Rate = Rate { burst: 10, per_second: 5 };
+const PER_SOURCE: Rate = Rate(10, 5);
 /// Answers are never longer than the probes, so this only bounds our own work. It is above what a
 /// whole /24 may get, so that a flood can't use up an honest source's share.
-const IN_ALL: Rate = Rate { burst: 2000, per_second: 2000 };
+const IN_ALL: Rate = Rate(2000, 2000);
 /// Sources that are told apart. The table never grows, however many a flood pretends to be.
 const SOURCES: usize = 256;
 
@@ -54,22 +51,19 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn full(now: Instant, rate: Rate) -> Self {
-        Bucket { level: u64::from(rate.burst) * 1000, filled: now }
+    fn full(now: Instant, Rate(burst, _): Rate) -> Self {
+        Bucket { level: burst * 1000, filled: now }
     }
 
-    fn take(&mut self, now: Instant, rate: Rate) -> bool {
+    fn take(&mut self, now: Instant, Rate(burst, per_second): Rate) -> bool {
         let passed = now.saturating_duration_since(self.filled).as_millis().min(60_000) as u64;
         if passed > 0 {
-            let filled = self.level + passed * u64::from(rate.per_second);
-            self.level = filled.min(u64::from(rate.burst) * 1000);
+            self.level = (self.level + passed * per_second).min(burst * 1000);
             self.filled = now;
         }
-        let has_one = self.level >= 1000;
-        if has_one {
-            self.level -= 1000;
-        }
-        has_one
+        let left = self.level.checked_sub(1000);
+        self.level = left.unwrap_or(self.level);
+        left.is_some()
     }
 }
 

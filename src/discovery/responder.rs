@@ -2,62 +2,50 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{BATCH, Counts, Verdict, bad_packet};
+use super::packet::{self, Datagram, Kind, Nonce, Packet, flags};
+use super::{BATCH, Counts, SideThread, rate_limit::RateLimit};
 use crate::access::addresses::AddressLists;
-use crate::discovery::packet::{self, Datagram, Kind, Nonce, Packet, flags};
-use crate::discovery::rate_limit::RateLimit;
 use crate::manager::Presence;
-use crate::net::interfaces::RecentSubnets;
-use crate::net::lane::bind_udp;
-use crate::net::socket::Waker;
-use crate::pairing::identity::Identity;
-use crate::pairing::keyring::Keyring;
-use crate::pairing::noise::Key;
-use crate::system::spawn;
+use crate::net::{interfaces::RecentSubnets, lane::bind_udp, socket::Waker};
+use crate::pairing::{identity::Identity, keyring::Keyring, noise::Key};
 
 /// Most clients that get a goodbye when we stop: those that were answered last.
 const MAX_GOODBYES: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct ServerSetup {
-    /// UDP port to answer on.
     pub(crate) port: u16,
     /// Where our proxy listens.
     pub(crate) http: Vec<SocketAddr>,
     pub(crate) identity: Identity,
-    /// New at each start.
     pub(crate) instance: u32,
-    /// Shown to people.
     pub(crate) name: String,
     /// Whether bare four-byte probes are answered.
     pub(crate) legacy: bool,
     /// Whether other machines may manage models here.
     pub(crate) is_managed: bool,
-    /// The addresses that may get answers.
     pub(crate) reach: AddressLists,
-    /// What is announced.
     pub(crate) presence: Arc<Presence>,
     pub(crate) keyring: Arc<Keyring>,
 }
 
-/// The responder's thread; dropping it says goodbye, stops and joins it.
+/// The thread that answers probes; it says goodbye when it is stopped.
 #[derive(Debug)]
 pub(crate) struct Responder {
-    waker: Arc<Waker>,
-    address: SocketAddr,
-    thread: Option<JoinHandle<()>>,
+    /// Where it gets probes.
+    pub(crate) address: SocketAddr,
+    _thread: SideThread,
 }
 
 /// An address of our proxy, and how to announce it.
 struct Endpoint {
-    http: SocketAddr,
+    http: SocketAddrV4,
     /// Bound to the proxy's address, if it has only one: clients take an answer's source for it.
     socket: Option<UdpSocket>,
 }
@@ -71,18 +59,15 @@ impl Responder {
         let socket = bind_udp(bind, setup.port)?;
         let address = socket.local_addr()?;
         let mut endpoints = Vec::new();
-        for http in setup.http.iter().filter(|http| http.is_ipv4()) {
-            let socket = match http.ip() {
-                IpAddr::V4(ip) if !ip.is_unspecified() => Some(bind_udp(ip, 0)?),
-                _ => None,
-            };
-            endpoints.push(Endpoint { http: *http, socket });
+        for http in &setup.http {
+            let SocketAddr::V4(http) = *http else { continue };
+            let is_any = http.ip().is_unspecified();
+            let socket = if is_any { None } else { Some(bind_udp(*http.ip(), 0)?) };
+            endpoints.push(Endpoint { http, socket });
         }
         if endpoints.is_empty() {
             log::warn!("the proxy listens on IPv6 alone, which the discovery can't announce");
         }
-        let waker = Arc::new(Waker::new()?);
-        let loop_waker = Arc::clone(&waker);
         let answerer = Answerer {
             setup,
             socket,
@@ -92,22 +77,8 @@ impl Responder {
             answered: VecDeque::new(),
             spare: None,
         };
-        let thread = spawn("responder", move || answerer.run(&loop_waker))?;
-        Ok(Responder { waker, address, thread: Some(thread) })
-    }
-
-    /// Where it gets probes.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
-    }
-}
-
-impl Drop for Responder {
-    fn drop(&mut self) {
-        self.waker.wake();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        let thread = SideThread::start("responder", move |stop| answerer.run(stop))?;
+        Ok(Responder { address, _thread: thread })
     }
 }
 
@@ -130,13 +101,13 @@ struct Answerer {
 }
 
 impl Answerer {
-    fn run(mut self, waker: &Waker) {
+    fn run(mut self, stop: &Waker) {
         let mut buffer = [0; packet::MAX_LEN + 1];
         let mut counts = Counts::default();
         let mut is_broken = false;
         loop {
             let mut fds = [
-                PollFd::new(&waker.watched, PollFlags::IN),
+                PollFd::new(&stop.watched, PollFlags::IN),
                 PollFd::new(&self.socket, PollFlags::IN),
             ];
             // A socket that reports nothing but errors is left alone for a second.
@@ -149,7 +120,10 @@ impl Answerer {
             is_broken = false;
             for _ in 0..BATCH {
                 match self.socket.recv_from(&mut buffer) {
-                    Ok((len, source)) => counts.count(self.receive(&buffer[..len], source)),
+                    Ok((len, source)) => {
+                        let bytes = &buffer[..len];
+                        counts.count(bytes, source, |packet| self.answer(packet, bytes, source));
+                    }
                     Err(error) => match error.kind() {
                         ErrorKind::WouldBlock => break,
                         // An ICMP error of an earlier answer, or a signal.
@@ -163,26 +137,23 @@ impl Answerer {
                 }
             }
         }
-        for answered in std::mem::take(&mut self.answered) {
-            self.send(Kind::Goodbye, &answered, packet::FIXED_LEN);
+        for answered in std::mem::take(&mut self.answered).iter().rev() {
+            self.send(Kind::Goodbye, answered, packet::FIXED_LEN);
         }
         counts.log("responder");
     }
 
-    fn receive(&mut self, bytes: &[u8], source: SocketAddr) -> Verdict {
-        let packet = match packet::decode(bytes) {
-            Ok(packet) => packet,
-            Err(error) => return bad_packet(source, error),
-        };
+    /// Answers a probe if it may have an answer; whether it got one.
+    fn answer(&mut self, packet: Packet, bytes: &[u8], source: SocketAddr) -> bool {
         let now = Instant::now();
         let ip = source.ip();
         if source.port() == 0
             || !self.subnets.contain(now, ip)
             || !self.setup.reach.admits(ip, ip.is_loopback(), |_| true)
         {
-            return Verdict::Ignored;
+            return false;
         }
-        let is_answered = match packet {
+        match packet {
             Packet::Legacy => {
                 self.setup.legacy
                     && self.setup.keyring.takes_unpaired()
@@ -194,36 +165,24 @@ impl Answerer {
                     && datagram.sender != self.setup.identity
                     && self.announce(now, &datagram, source, bytes)
             }
-        };
-        if is_answered { Verdict::Good } else { Verdict::Ignored }
+        }
     }
 
     /// Answers a probe whose key we have, or that has none where none is needed. Only as many as the
     /// rate limit lets through are verified, because that costs most.
-    fn announce(
-        &mut self,
-        now: Instant,
-        probe: &Datagram,
-        client: SocketAddr,
-        bytes: &[u8],
-    ) -> bool {
+    fn announce(&mut self, now: Instant, probe: &Datagram, from: SocketAddr, bytes: &[u8]) -> bool {
         let keyring = &self.setup.keyring;
         let key = probe.key.and_then(|id| keyring.key(id));
         let is_known = if probe.key.is_some() { key.is_some() } else { keyring.takes_unpaired() };
-        let is_authentic = |key| packet::is_authentic(bytes, Some(client.ip()), key);
-        if !is_known
-            || !self.limit.allows(now, client.ip())
-            || !key.as_ref().is_none_or(is_authentic)
-        {
+        let is_forged = |key| !packet::is_authentic(bytes, Some(from.ip()), key);
+        if !is_known || !self.limit.allows(now, from.ip()) || key.as_ref().is_some_and(is_forged) {
             return false;
         }
-        self.answered.retain(|old| old.client != client || old.key.is_some() != key.is_some());
-        if self.answered.len() >= MAX_GOODBYES {
-            self.answered.pop_front();
-        }
-        let answered = Answered { client, nonce: probe.nonce, key };
+        self.answered.retain(|old| old.client != from || old.key.is_some() != key.is_some());
+        self.answered.truncate(MAX_GOODBYES - 1);
+        let answered = Answered { client: from, nonce: probe.nonce, key };
         let is_sent = self.send(Kind::Announce, &answered, bytes.len());
-        self.answered.push_back(answered);
+        self.answered.push_front(answered);
         is_sent
     }
 
@@ -245,16 +204,13 @@ impl Answerer {
             | bit(self.setup.is_managed, flags::MANAGEMENT_OPEN);
         let mut bytes = Datagram {
             kind,
-            nonce: *nonce,
-            sender: self.setup.identity,
             http_port: endpoint.http.port(),
             flags,
-            capabilities: 0,
             version: presence.version(),
             in_flight: u16::try_from(presence.in_flight()).unwrap_or(u16::MAX),
             instance: self.setup.instance,
             name: self.setup.name.clone(),
-            key: None,
+            ..Datagram::probe(self.setup.identity, *nonce)
         }
         .encode(room);
         if let Some(key) = key {
@@ -265,10 +221,7 @@ impl Answerer {
 
     fn send_bytes(&mut self, bytes: &[u8], client: SocketAddr) -> bool {
         let Some(endpoint) = self.endpoint(client) else { return false };
-        let own = match (&endpoint.socket, endpoint.http.ip()) {
-            (Some(_), IpAddr::V4(ip)) => ip,
-            _ => Ipv4Addr::UNSPECIFIED,
-        };
+        let own = *endpoint.http.ip();
         let mut sent = endpoint.socket.as_ref().unwrap_or(&self.socket).send_to(bytes, client);
         // Answers to forged sources wait until the kernel has found out that nobody is there, and
         // fill the socket's buffer meanwhile. Each new socket has an empty one. What waits is
@@ -284,9 +237,7 @@ impl Answerer {
                 sent = spare.send_to(bytes, client);
             }
         }
-        if let Err(error) = &sent {
-            log::debug!("answer not sent addr={client} reason={error}");
-        }
-        sent.is_ok()
+        sent.inspect_err(|error| log::debug!("answer not sent addr={client} reason={error}"))
+            .is_ok()
     }
 }

@@ -8,14 +8,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::packet::{self, Datagram, Kind, Nonce, Packet, flags};
+use super::{matching, schedule::ScanTimes};
 use crate::config::SERVER_PORT;
-use crate::discovery::matching;
-use crate::discovery::packet::{self, Datagram, Kind, Nonce, Packet, flags};
-use crate::discovery::schedule::ScanTimes;
 use crate::net::lane::Lane;
 use crate::ollama::version::OllamaVersion;
-use crate::pairing::identity::Identity;
-use crate::pairing::noise::Key;
+use crate::pairing::{identity::Identity, noise::Key};
 use crate::system;
 
 /// Most answers that are taken; a LAN has fewer.
@@ -26,11 +24,9 @@ const MAX_ANSWERS: usize = 256;
 pub(crate) struct Answer {
     /// `None` of an older version, which tells nothing but that it is there.
     pub(crate) identity: Option<Identity>,
-    /// May be empty.
     pub(crate) name: String,
     /// Where its HTTP is.
     pub(crate) address: SocketAddr,
-    /// The name of the lane that the answer came through.
     pub(crate) interface: String,
     pub(crate) ollama_up: bool,
     pub(crate) version: OllamaVersion,
@@ -50,7 +46,6 @@ pub(crate) struct Scan<'a> {
     rounds: usize,
     asked: Vec<(Nonce, Instant)>,
     seen: Vec<(SocketAddr, usize)>,
-    /// Answers that have come and weren't taken yet.
     ready: VecDeque<Answer>,
 }
 
@@ -104,34 +99,28 @@ impl<'a> Scan<'a> {
     }
 
     fn read(&self, bytes: &[u8], source: SocketAddr, interface: &str) -> Option<Answer> {
-        let mut answer = Answer {
-            identity: None,
-            name: String::new(),
-            address: SocketAddr::new(source.ip(), SERVER_PORT),
-            interface: interface.to_owned(),
-            ollama_up: true,
-            version: OllamaVersion::default(),
-            in_flight: 0,
-            round_trip: self.asked.last()?.1.elapsed(),
-        };
-        match packet::decode(bytes).ok()? {
-            Packet::Legacy => {}
+        let (identity, told, asked) = match packet::decode(bytes).ok()? {
+            Packet::Legacy => {
+                let told = Datagram::probe(self.own, Nonce::default());
+                let told = Datagram { http_port: SERVER_PORT, flags: flags::OLLAMA_UP, ..told };
+                (None, told, self.asked.last()?)
+            }
             Packet::V1(told) if told.kind == Kind::Announce && told.http_port != 0 => {
-                let (_, at) = self.asked.iter().find(|(nonce, _)| *nonce == told.nonce)?;
-                answer.round_trip = at.elapsed();
-                answer.address.set_port(told.http_port);
-                answer.ollama_up = told.flags & flags::OLLAMA_UP != 0;
-                answer = Answer {
-                    identity: Some(told.sender),
-                    name: told.name,
-                    version: told.version,
-                    in_flight: told.in_flight,
-                    ..answer
-                };
+                let asked = self.asked.iter().find(|(nonce, _)| *nonce == told.nonce)?;
+                (Some(told.sender), told, asked)
             }
             Packet::V1(_) => return None,
-        }
-        Some(answer)
+        };
+        Some(Answer {
+            identity,
+            name: told.name,
+            address: SocketAddr::new(source.ip(), told.http_port),
+            interface: interface.to_owned(),
+            ollama_up: told.flags & flags::OLLAMA_UP != 0,
+            version: told.version,
+            in_flight: told.in_flight,
+            round_trip: asked.1.elapsed(),
+        })
     }
 }
 

@@ -11,29 +11,21 @@ pub(crate) const CHUNK_SUFFIX: usize = 2;
 /// Ends a chunked body.
 pub(crate) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// What the next bytes of a chunked body are.
+/// What comes next in a chunked body, behind `skip` bytes of framing.
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// `skip` bytes of framing, then `len` bytes of data.
-    Data {
-        /// Framing bytes to drop.
-        skip: usize,
-        /// Data bytes behind them, at least one.
-        len: usize,
-    },
-    /// All of the input was framing; more is needed.
+    /// `len` bytes of data, at least one.
+    Data { skip: usize, len: usize },
+    /// Nothing: all of the input was framing; more is needed.
     More,
-    /// The body ended with the first `skip` bytes; what follows is another request.
-    End {
-        /// Framing bytes to drop.
-        skip: usize,
-    },
+    /// The body has ended; what follows is another request.
+    End { skip: usize },
 }
 
 /// Decodes a chunked body (RFC 9112 §7.1), refusing what two readers could take differently.
-///
 /// Extensions and trailers are bounded and dropped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ChunkDecoder {
     state: State,
     /// Of the current chunk: its size as far as it was read, then the bytes that are left of it.
@@ -42,8 +34,9 @@ pub struct ChunkDecoder {
     line: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
+    #[default]
     Size,
     Extension,
     SizeLf,
@@ -58,18 +51,10 @@ enum State {
     Ended,
 }
 
-impl Default for ChunkDecoder {
-    fn default() -> Self {
-        ChunkDecoder { state: State::Size, left: 0, line: 0 }
-    }
-}
-
 impl ChunkDecoder {
     /// Looks at the next bytes of the body. The caller drops `skip` (all of the input for
-    /// [`Step::More`]), uses `len` bytes of data, and calls again with what follows.
-    ///
-    /// # Errors
-    /// A sentence that says what is malformed.
+    /// [`Step::More`]), uses `len` bytes of data, and calls again with what follows. An error says
+    /// what is malformed.
     pub fn step(&mut self, input: &[u8]) -> Result<Step, &'static str> {
         for (at, &byte) in input.iter().enumerate() {
             if self.state == State::Data {
@@ -142,10 +127,8 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Frames `len` bytes of data that stand at `buffer[CHUNK_PREFIX..]` as one chunk, in place.
-///
-/// Returns the range to write: size, data and line ends, contiguous. `len` is at least 1, and
-/// the buffer has [`CHUNK_SUFFIX`] bytes behind the data.
+/// Frames the data at `buffer[CHUNK_PREFIX..]` as one chunk, in place; returns the range to write.
+/// `len` is at least 1, and the buffer has [`CHUNK_SUFFIX`] bytes behind the data.
 pub(crate) fn frame_chunk(buffer: &mut [u8], len: usize) -> std::ops::Range<usize> {
     let end = CHUNK_PREFIX + len;
     buffer[end..end + CHUNK_SUFFIX].copy_from_slice(b"\r\n");

@@ -113,9 +113,8 @@ pub(crate) fn answer_framing(
     }
 }
 
-/// Writes an answer's head: status line, the end-to-end fields, then `framing`.
-///
-/// `declared` is the upstream's own Content-Length, which answers without a body keep.
+/// Writes an answer's head: status line, the end-to-end fields, then `framing`. `declared` is the
+/// upstream's own Content-Length, which answers without a body keep.
 pub(crate) fn write_answer_head(
     out: &mut Vec<u8>,
     status: StatusCode,
@@ -124,11 +123,8 @@ pub(crate) fn write_answer_head(
     declared: Option<u64>,
     close: bool,
 ) {
-    out.extend_from_slice(b"HTTP/1.1 ");
-    out.extend_from_slice(status.as_str().as_bytes());
-    out.push(b' ');
-    out.extend_from_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
-    out.extend_from_slice(b"\r\n");
+    let reason = status.canonical_reason().unwrap_or("Unknown");
+    write_all(out, [b"HTTP/1.1 ", status.as_str().as_bytes(), b" ", reason.as_bytes(), b"\r\n"]);
     for (name, value) in fields {
         write_field(out, name.as_str(), value.as_bytes());
     }
@@ -146,10 +142,11 @@ pub(crate) fn write_answer_head(
 }
 
 fn write_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
-    out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
-    out.extend_from_slice(b"\r\n");
+    write_all(out, [name.as_bytes(), b": ", value, b"\r\n"]);
+}
+
+fn write_all<const N: usize>(out: &mut Vec<u8>, parts: [&[u8]; N]) {
+    parts.into_iter().for_each(|part| out.extend_from_slice(part));
 }
 
 #[cfg(test)]

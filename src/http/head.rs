@@ -17,13 +17,11 @@ pub const MAX_FIELDS: usize = 128;
 pub(crate) const MAX_FIELD_LINE: usize = 16 * 1024;
 
 /// How a request's body is framed.
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// No body.
     Empty,
-    /// Exactly so many bytes.
     Length(u64),
-    /// Chunks until the last one.
     Chunked,
 }
 
@@ -45,12 +43,11 @@ pub struct Head {
     pub(crate) keep_alive: bool,
 }
 
-/// A head that isn't served, with the status that says why.
+/// Why a head isn't served, for the client and the log: status 400, 414, 417, 431, 501 or 505.
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// 400, 414, 417, 431, 501 or 505.
     pub status: u16,
-    /// What is wrong with it, for the client and the log.
     pub reason: &'static str,
 }
 
@@ -58,29 +55,27 @@ const fn refuse<T>(status: u16, reason: &'static str) -> Result<T, Refusal> {
     Err(Refusal { status, reason })
 }
 
-/// Sizes that a head must keep.
+fn refuse_if(is_wrong: bool, status: u16, reason: &'static str) -> Result<(), Refusal> {
+    if is_wrong { refuse(status, reason) } else { Ok(()) }
+}
+
+/// Sizes that a head must keep: bytes, the final empty line included, and at most [`MAX_FIELDS`].
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug)]
 pub struct HeadLimits {
-    /// Bytes, the final empty line included.
     pub max_bytes: usize,
-    /// Fields, at most [`MAX_FIELDS`].
     pub max_fields: usize,
 }
 
-/// Looks for a whole head at the start of `bytes`; `scanned` bytes were looked at before.
-///
-/// Returns its length, or `None` while the end is missing.
-///
-/// # Errors
-/// 400 for line ends other than CR LF and for NUL, 431 for a head over the limit.
+/// The length of the head at the start of `bytes`, of which `scanned` were looked at before; `None`
+/// while its end is missing. Refuses NUL, line ends other than CR LF, and a head over the limit.
 pub fn find_end(
     bytes: &[u8],
     scanned: usize,
     limits: HeadLimits,
 ) -> Result<Option<usize>, Refusal> {
-    if matches!(bytes.first(), Some(b'\r' | b'\n')) {
-        return refuse(400, "empty line before the request");
-    }
+    let is_empty = matches!(bytes.first(), Some(b'\r' | b'\n'));
+    refuse_if(is_empty, 400, "empty line before the request")?;
     // A line end may straddle the border of what was scanned, hence three bytes back.
     let start = scanned.saturating_sub(3);
     for at in start..bytes.len() {
@@ -94,56 +89,51 @@ pub fn find_end(
             0 => return refuse(400, "NUL in the head"),
             b'\n' if at >= 3 && bytes[at - 2] == b'\n' => {
                 let len = at + 1;
-                return if len > limits.max_bytes { too_large() } else { Ok(Some(len)) };
+                return check_len(len <= limits.max_bytes).map(|()| Some(len));
             }
             _ => {}
         }
     }
-    if bytes.len() >= limits.max_bytes { too_large() } else { Ok(None) }
+    check_len(bytes.len() < limits.max_bytes).map(|()| None)
 }
 
-fn too_large<T>() -> Result<T, Refusal> {
-    refuse(431, "the head is too large")
+fn check_len(fits: bool) -> Result<(), Refusal> {
+    refuse_if(!fits, 431, "the head is too large")
 }
 
-/// Reads a whole head, as [`find_end`] delimited it.
-///
-/// # Errors
-/// [`Refusal`] with the status to answer; the connection must then be closed.
+/// Reads a whole head, as [`find_end`] delimited it. The connection of one that is refused must be
+/// closed.
 // A frame of its own: its 4 KiB of slots would stay resident under every stream.
 #[inline(never)]
 pub fn parse(bytes: &[u8], limits: HeadLimits) -> Result<Head, Refusal> {
     let mut slots = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let most = limits.max_fields.min(MAX_FIELDS);
     let mut request = httparse::Request::new(&mut slots[..most]);
-    match request.parse(bytes) {
-        Ok(httparse::Status::Complete(used)) if used == bytes.len() => {}
-        Ok(_) => return refuse(400, "the head doesn't end where its empty line is"),
-        Err(httparse::Error::TooManyHeaders) => return refuse(431, "too many fields"),
-        Err(httparse::Error::Version) => {
-            return refuse(505, "only HTTP/1.0 and HTTP/1.1 are served");
-        }
-        Err(httparse::Error::Token) => return refuse(400, "the request line is malformed"),
-        Err(httparse::Error::HeaderName) => return refuse(400, "a field name is malformed"),
-        Err(httparse::Error::HeaderValue) => return refuse(400, "a field value is malformed"),
-        Err(_) => return refuse(400, "the head is malformed"),
-    }
+    let parsed = request.parse(bytes).or_else(|error| match error {
+        httparse::Error::TooManyHeaders => refuse(431, "too many fields"),
+        httparse::Error::Version => refuse(505, "only HTTP/1.0 and HTTP/1.1 are served"),
+        httparse::Error::Token => refuse(400, "the request line is malformed"),
+        httparse::Error::HeaderName => refuse(400, "a field name is malformed"),
+        httparse::Error::HeaderValue => refuse(400, "a field value is malformed"),
+        _ => refuse(400, "the head is malformed"),
+    })?;
+    let is_whole = parsed == httparse::Status::Complete(bytes.len());
+    refuse_if(!is_whole, 400, "the head doesn't end where its empty line is")?;
     let (Some(method), Some(target), Some(version)) =
         (request.method, request.path, request.version)
     else {
         return refuse(400, "the request line is incomplete");
     };
-    let Ok(method) = Method::from_bytes(method.as_bytes()) else {
-        return refuse(400, "the method is malformed");
-    };
+    let method = Method::from_bytes(method.as_bytes());
+    let method = method.or_else(|_| refuse(400, "the method is malformed"))?;
     check_target(&method, target)?;
     let http_10 = version == 0;
     let fields = read_fields(request.headers)?;
-    check_host(&fields, http_10)?;
+    let hosts = fields.get_all(HOST).iter().count();
+    refuse_if(hosts == 0 && !http_10, 400, "the Host field is missing")?;
+    refuse_if(hosts > 1, 400, "more than one Host field")?;
     let framing = read_framing(&fields, http_10)?;
-    if method == Method::HEAD && framing != Framing::Empty {
-        return refuse(400, "HEAD with a body");
-    }
+    refuse_if(method == Method::HEAD && framing != Framing::Empty, 400, "HEAD with a body")?;
     let expects_continue = match fields.get(EXPECT) {
         None => false,
         Some(value) if value.as_bytes().eq_ignore_ascii_case(b"100-continue") => !http_10,
@@ -156,86 +146,58 @@ pub fn parse(bytes: &[u8], limits: HeadLimits) -> Result<Head, Refusal> {
 }
 
 fn check_target(method: &Method, target: &str) -> Result<(), Refusal> {
-    if method == Method::CONNECT {
-        return refuse(501, "CONNECT is not served");
-    }
-    if target.len() > MAX_FIELD_LINE - 64 {
-        return refuse(414, "the target is too long");
-    }
-    if !target.bytes().all(|b| (0x21..=0x7e).contains(&b)) {
-        return refuse(400, "the target is not visible ASCII");
-    }
-    if target.contains('#') {
-        return refuse(400, "the target has a fragment");
-    }
-    if !target.starts_with('/') && (target != "*" || method != Method::OPTIONS) {
-        return refuse(400, "only targets in origin form are served");
-    }
-    if target.parse::<PathAndQuery>().is_err() {
-        return refuse(400, "the target has characters that a URI can't have");
-    }
-    Ok(())
+    refuse_if(method == Method::CONNECT, 501, "CONNECT is not served")?;
+    refuse_if(target.len() > MAX_FIELD_LINE - 64, 414, "the target is too long")?;
+    let is_visible = target.bytes().all(|b| b.is_ascii_graphic());
+    refuse_if(!is_visible, 400, "the target is not visible ASCII")?;
+    refuse_if(target.contains('#'), 400, "the target has a fragment")?;
+    let is_origin_form = target.starts_with('/') || (target == "*" && method == Method::OPTIONS);
+    refuse_if(!is_origin_form, 400, "only targets in origin form are served")?;
+    let is_uri = target.parse::<PathAndQuery>().is_ok();
+    refuse_if(!is_uri, 400, "the target has characters that a URI can't have")
 }
 
 fn read_fields(parsed: &[httparse::Header<'_>]) -> Result<HeaderMap, Refusal> {
     let mut fields = HeaderMap::with_capacity(parsed.len());
     for field in parsed {
-        if field.name.len() + field.value.len() > MAX_FIELD_LINE - 64 {
-            return refuse(431, "a field is too large");
-        }
-        let Ok(name) = HeaderName::from_bytes(field.name.as_bytes()) else {
-            return refuse(400, "a field name is malformed");
-        };
-        let Ok(value) = HeaderValue::from_bytes(field.value) else {
-            return refuse(400, "a field value is malformed");
-        };
-        if name == AUTHORIZATION && value.to_str().is_err() {
-            // ureq can't send it, which would look like a failure of every server.
-            return refuse(400, "Authorization is not ASCII");
-        }
+        let is_large = field.name.len() + field.value.len() > MAX_FIELD_LINE - 64;
+        refuse_if(is_large, 431, "a field is too large")?;
+        let name = HeaderName::from_bytes(field.name.as_bytes());
+        let name = name.or_else(|_| refuse(400, "a field name is malformed"))?;
+        let value = HeaderValue::from_bytes(field.value);
+        let value = value.or_else(|_| refuse(400, "a field value is malformed"))?;
+        // ureq can't send it, which would look like a failure of every server.
+        let is_unfit = name == AUTHORIZATION && value.to_str().is_err();
+        refuse_if(is_unfit, 400, "Authorization is not ASCII")?;
         fields.append(name, value);
     }
     Ok(fields)
 }
 
-fn check_host(fields: &HeaderMap, http_10: bool) -> Result<(), Refusal> {
-    match fields.get_all(HOST).iter().count() {
-        1 => Ok(()),
-        0 if http_10 => Ok(()),
-        0 => refuse(400, "the Host field is missing"),
-        _ => refuse(400, "more than one Host field"),
-    }
-}
-
 fn read_framing(fields: &HeaderMap, http_10: bool) -> Result<Framing, Refusal> {
-    let mut codings = fields.get_all(TRANSFER_ENCODING).iter();
     let mut lengths = fields.get_all(CONTENT_LENGTH).iter();
-    match (codings.next(), lengths.next()) {
-        (None, None) => Ok(Framing::Empty),
-        (Some(_), Some(_)) => refuse(400, "both Transfer-Encoding and Content-Length"),
-        (Some(_), None) if http_10 => refuse(400, "Transfer-Encoding in HTTP/1.0"),
-        (Some(coding), None) => {
-            let is_chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-            if codings.next().is_some() || !is_chunked {
-                return refuse(501, "Transfer-Encoding other than exactly chunked");
-            }
-            Ok(Framing::Chunked)
-        }
-        (None, Some(_)) if lengths.next().is_some() => refuse(400, "more than one Content-Length"),
-        (None, Some(length)) => match parse_length(length.as_bytes()) {
-            Some(0) => Ok(Framing::Empty),
-            Some(length) => Ok(Framing::Length(length)),
-            None => refuse(400, "Content-Length is not a plain number"),
-        },
+    let length = lengths.next();
+    let mut codings = fields.get_all(TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next() {
+        refuse_if(length.is_some(), 400, "both Transfer-Encoding and Content-Length")?;
+        refuse_if(http_10, 400, "Transfer-Encoding in HTTP/1.0")?;
+        let is_chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+        let is_exact = is_chunked && codings.next().is_none();
+        refuse_if(!is_exact, 501, "Transfer-Encoding other than exactly chunked")?;
+        return Ok(Framing::Chunked);
+    }
+    refuse_if(lengths.next().is_some(), 400, "more than one Content-Length")?;
+    match length.map(|length| parse_length(length.as_bytes())) {
+        None | Some(Some(0)) => Ok(Framing::Empty),
+        Some(Some(length)) => Ok(Framing::Length(length)),
+        Some(None) => refuse(400, "Content-Length is not a plain number"),
     }
 }
 
 /// Digits only, at most 18 of them: no sign, no blank, no overflow.
 fn parse_length(bytes: &[u8]) -> Option<u64> {
-    if bytes.is_empty() || bytes.len() > 18 || !bytes.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    Some(bytes.iter().fold(0, |n, digit| n * 10 + u64::from(digit - b'0')))
+    let is_plain = bytes.len() <= 18 && bytes.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(bytes).ok().filter(|_| is_plain)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -7,21 +7,14 @@ pub(crate) fn split_query(target: &str) -> (&str, &str) {
 
 /// What a text with `%xx` in it stands for; `None` where Go would call it malformed.
 pub(crate) fn percent_decode(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: &u8| char::from(*byte).to_digit(16);
+    let digit = |byte: u8| char::from(byte).to_digit(16);
     let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        match (first, tail) {
-            (b'%', [high, low, after @ ..]) => {
-                out.push((digit(high)? * 16 + digit(low)?) as u8);
-                rest = after;
-            }
-            (b'%', _) => return None,
-            _ => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        out.push(match byte {
+            b'%' => (digit(bytes.next()?)? * 16 + digit(bytes.next()?)?) as u8,
+            plain => plain,
+        });
     }
     Some(out)
 }

@@ -4,6 +4,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
+use if_addrs::{IfAddr, IfOperStatus};
+
 /// How long a listing of the subnets is relied on: listing costs more than all else about a packet.
 const SUBNETS_AGE: Duration = Duration::from_secs(2);
 /// The same for an address that isn't on the list: its interface may just have come up.
@@ -12,14 +14,13 @@ const UNLISTED_AGE: Duration = Duration::from_millis(100);
 /// An IPv4 address of an interface, and where broadcasts from it go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Interface {
-    /// Such as `eth0`.
     pub(crate) name: String,
     pub(crate) address: Ipv4Addr,
     pub(crate) broadcast: Ipv4Addr,
 }
 
 impl Interface {
-    fn new(name: &str, address: Ipv4Addr, broadcast: Ipv4Addr) -> Self {
+    pub(crate) fn new(name: &str, address: Ipv4Addr, broadcast: Ipv4Addr) -> Self {
         Interface { name: name.to_owned(), address, broadcast }
     }
 
@@ -44,20 +45,16 @@ fn is_virtual(name: &str) -> bool {
 /// The interfaces to broadcast on: the `wanted` ones, or every one that is up, can broadcast, and
 /// isn't virtual (unless all are). Loopback is never among them.
 pub(crate) fn broadcast_interfaces(wanted: &[String]) -> Vec<Interface> {
-    let all: Vec<Interface> = if_addrs::get_if_addrs()
-        .unwrap_or_default()
-        .into_iter()
+    let all = if_addrs::get_if_addrs().unwrap_or_default().into_iter();
+    let fit = all
         .filter(|interface| !interface.is_loopback() && !interface.is_p2p())
-        .filter(|interface| !matches!(interface.oper_status, if_addrs::IfOperStatus::Down))
-        .filter_map(|interface| match &interface.addr {
-            if_addrs::IfAddr::V4(addr) => {
-                let broadcast = addr.broadcast.filter(|b| *b != addr.ip).or_else(|| directed(addr));
-                Some(Interface::new(&interface.name, addr.ip, broadcast?))
-            }
-            if_addrs::IfAddr::V6(_) => None,
-        })
-        .collect();
-    choose(all, wanted)
+        .filter(|interface| interface.oper_status != IfOperStatus::Down);
+    let broadcasting = fit.filter_map(|interface| {
+        let IfAddr::V4(addr) = &interface.addr else { return None };
+        let broadcast = addr.broadcast.filter(|b| *b != addr.ip).or_else(|| directed(addr));
+        Some(Interface::new(&interface.name, addr.ip, broadcast?))
+    });
+    choose(broadcasting.collect(), wanted)
 }
 
 /// Where a client's probes go: to [`broadcast_interfaces`] or, where none is suitable and none was
@@ -74,32 +71,29 @@ pub(crate) fn probed_interfaces(wanted: &[String]) -> Vec<Interface> {
 /// The interfaces with an IPv4 address that [`broadcast_interfaces`] leaves out, and why.
 pub(crate) fn other_interfaces(wanted: &[String]) -> Vec<(String, Ipv4Addr, &'static str)> {
     let used: Vec<Ipv4Addr> = broadcast_interfaces(wanted).iter().map(|i| i.address).collect();
-    let all = if_addrs::get_if_addrs().unwrap_or_default();
-    let others = all.into_iter().filter(|interface| !interface.is_loopback());
-    others
-        .filter_map(|interface| {
-            let IpAddr::V4(ip) = interface.ip() else { return None };
-            let why = match &interface.oper_status {
-                _ if used.contains(&ip) => return None,
-                if_addrs::IfOperStatus::Down => "is down",
-                _ if interface.is_p2p() => "is a tunnel, such as a VPN's, without broadcasts",
-                _ if is_virtual(&interface.name) => "is of containers or virtual machines",
-                _ if !wanted.is_empty() => "is not named by --interface",
-                _ => "has no broadcast address",
-            };
-            Some((interface.name, ip, why))
-        })
-        .collect()
+    let all = if_addrs::get_if_addrs().unwrap_or_default().into_iter();
+    let others = all.filter_map(|interface| {
+        let IpAddr::V4(ip) = interface.ip() else { return None };
+        let why = match &interface.oper_status {
+            _ if interface.is_loopback() || used.contains(&ip) => return None,
+            IfOperStatus::Down => "is down",
+            _ if interface.is_p2p() => "is a tunnel, such as a VPN's, without broadcasts",
+            _ if is_virtual(&interface.name) => "is of containers or virtual machines",
+            _ if !wanted.is_empty() => "is not named by --interface",
+            _ => "has no broadcast address",
+        };
+        Some((interface.name, ip, why))
+    });
+    others.collect()
 }
 
-fn choose(all: Vec<Interface>, wanted: &[String]) -> Vec<Interface> {
+fn choose(mut all: Vec<Interface>, wanted: &[String]) -> Vec<Interface> {
     if !wanted.is_empty() {
-        return all.into_iter().filter(|i| wanted.contains(&i.name)).collect();
+        all.retain(|interface| wanted.contains(&interface.name));
+    } else if !all.iter().all(|interface| is_virtual(&interface.name)) {
+        all.retain(|interface| !is_virtual(&interface.name));
     }
-    if all.iter().all(|interface| is_virtual(&interface.name)) {
-        return all;
-    }
-    all.into_iter().filter(|interface| !is_virtual(&interface.name)).collect()
+    all
 }
 
 /// The last address of the subnet, if the subnet is large enough to have one.
@@ -108,33 +102,35 @@ fn directed(addr: &if_addrs::Ifv4Addr) -> Option<Ipv4Addr> {
     (mask.leading_ones() < 31).then(|| Ipv4Addr::from(u32::from(addr.ip) | !mask))
 }
 
-/// The subnets that this machine was on when they were listed.
+/// The subnets that this machine was on when they were listed: an address and the prefix's bits.
 #[derive(Clone, Debug)]
-pub(crate) struct Subnets(Vec<if_addrs::Interface>);
+pub(crate) struct Subnets(Vec<(IpAddr, u8)>);
 
 impl Subnets {
     pub(crate) fn now() -> Self {
-        Subnets(if_addrs::get_if_addrs().unwrap_or_default())
+        let interfaces = if_addrs::get_if_addrs().unwrap_or_default().into_iter();
+        let subnets = interfaces.map(|interface| match interface.addr {
+            IfAddr::V4(addr) => (IpAddr::V4(addr.ip), addr.prefixlen),
+            IfAddr::V6(addr) => (IpAddr::V6(addr.ip), addr.prefixlen),
+        });
+        Subnets(subnets.filter(|(_, bits)| *bits > 0).collect())
     }
 
     /// Whether an address is loopback or within one of the subnets.
     pub(crate) fn contain(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
-        if ip.is_loopback() {
-            return true;
-        }
-        self.0.iter().any(|interface| match (&interface.addr, ip) {
-            (if_addrs::IfAddr::V4(addr), IpAddr::V4(ip)) => {
-                let mask = u32::from(addr.netmask);
-                mask != 0 && u32::from(addr.ip) & mask == u32::from(ip) & mask
-            }
-            (if_addrs::IfAddr::V6(addr), IpAddr::V6(ip)) => {
-                let mask = u128::from(addr.netmask);
-                mask != 0 && u128::from(addr.ip) & mask == u128::from(ip) & mask
-            }
-            _ => false,
-        })
+        ip.is_loopback() || self.0.iter().any(|(own, bits)| share_prefix(*own, ip, *bits))
     }
+}
+
+/// Whether two addresses of one kind begin with the same `bits` bits.
+pub(crate) fn share_prefix(one: IpAddr, other: IpAddr, bits: u8) -> bool {
+    let same = match (one, other) {
+        (IpAddr::V4(one), IpAddr::V4(other)) => (one.to_bits() ^ other.to_bits()).leading_zeros(),
+        (IpAddr::V6(one), IpAddr::V6(other)) => (one.to_bits() ^ other.to_bits()).leading_zeros(),
+        _ => return false,
+    };
+    same >= u32::from(bits)
 }
 
 /// The subnets, listed anew when an address is looked up and the listing is old.

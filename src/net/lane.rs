@@ -6,7 +6,7 @@
 //! answered there. Lanes are opened anew when interfaces change; a lane never changes.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -15,7 +15,6 @@ use crate::net::interfaces::Interface;
 /// One socket on one interface, and the address that it sends to. Never blocks.
 #[derive(Debug)]
 pub(crate) struct Lane {
-    /// The interface's name.
     pub(crate) name: String,
     pub(crate) from: Ipv4Addr,
     pub(crate) to: SocketAddr,
@@ -26,17 +25,9 @@ impl Lane {
     /// To a UDP port of every machine that the interface's broadcasts reach. Fails when the address
     /// has just gone.
     pub(crate) fn open(interface: &Interface, port: u16) -> io::Result<Self> {
-        let to = SocketAddrV4::new(interface.broadcast, port);
-        Self::new(&interface.name, interface.address, to)
-    }
-
-    /// To one machine alone, along whatever route leads to it.
-    pub(crate) fn open_to(machine: SocketAddrV4, name: &str) -> io::Result<Self> {
-        Self::new(name, Ipv4Addr::UNSPECIFIED, machine)
-    }
-
-    fn new(name: &str, from: Ipv4Addr, to: SocketAddrV4) -> io::Result<Self> {
-        Ok(Lane { name: name.to_owned(), from, to: to.into(), socket: bind_udp(from, 0)? })
+        let Interface { name, address, broadcast } = interface.clone();
+        let socket = bind_udp(address, 0)?;
+        Ok(Lane { name, from: address, to: (broadcast, port).into(), socket })
     }
 
     /// Lanes on these interfaces; and the names of those that can't have one, and why.
@@ -63,10 +54,8 @@ impl Lane {
             socket.connect(self.to)?;
             socket.local_addr().map(|address| address.ip())
         };
-        match self.from.is_unspecified() {
-            true => routed().unwrap_or(IpAddr::V4(self.from)),
-            false => IpAddr::V4(self.from),
-        }
+        let own = IpAddr::V4(self.from);
+        if own.is_unspecified() { routed().unwrap_or(own) } else { own }
     }
 
     /// No error is for good: the next datagram may pass.
@@ -81,7 +70,7 @@ pub(crate) fn bind_udp(address: Ipv4Addr, port: u16) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_broadcast(true)?;
     socket.set_nonblocking(true)?;
-    socket.bind(&SocketAddr::V4(SocketAddrV4::new(address, port)).into())?;
+    socket.bind(&SocketAddr::from((address, port)).into())?;
     Ok(socket.into())
 }
 

@@ -10,12 +10,9 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-/// A peer that vanished while nothing is under way is noticed after 5 + 3 × 2 seconds.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEPALIVE_PROBES: u32 = 3;
 /// Pending connections that the kernel keeps for us (it caps this at `somaxconn`).
 const BACKLOG: i32 = 4096;
 
@@ -36,35 +33,23 @@ pub(crate) fn wait(
     timeout: Option<Duration>,
 ) -> io::Result<(PollFlags, PollFlags)> {
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-    let mut fds = [
-        PollFd::new(first.0, first.1),
-        match second {
-            Some((stream, events)) => PollFd::new(stream, events),
-            None => PollFd::new(first.0, PollFlags::empty()),
-        },
-    ];
+    let first = PollFd::new(first.0, first.1);
+    let mut fds = match second {
+        Some((stream, events)) => [first, PollFd::new(stream, events)],
+        None => [first.clone(), first],
+    };
     let used = if second.is_some() { 2 } else { 1 };
-    loop {
-        match poll(&mut fds[..used], timeout.as_ref()) {
-            Ok(_) => {
-                let of_second = if used == 2 { fds[1].revents() } else { PollFlags::empty() };
-                return Ok((fds[0].revents(), of_second));
-            }
-            Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
+    retry_on_intr(|| poll(&mut fds[..used], timeout.as_ref()))?;
+    Ok((fds[0].revents(), fds[1].revents()))
 }
 
 /// Whether these events of a watched peer mean that it has left.
 pub(crate) fn has_left(stream: &TcpStream, events: PollFlags) -> bool {
-    if events.intersects(BROKEN) {
-        return true;
+    match events {
+        _ if events.intersects(BROKEN) => true,
+        _ if events.contains(PollFlags::IN) => matches!(stream.peek(&mut [0]), Ok(0)),
+        _ => events.intersects(HANGUP),
     }
-    if events.contains(PollFlags::IN) {
-        return matches!(stream.peek(&mut [0]), Ok(0));
-    }
-    events.intersects(HANGUP)
 }
 
 /// Whether a peer is seen to have left, without waiting.
@@ -75,23 +60,20 @@ pub(crate) fn is_gone(stream: &TcpStream) -> bool {
 
 /// Reads what has arrived; `None` when nothing has.
 pub(crate) fn try_read(mut stream: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    loop {
-        match stream.read(buffer) {
-            Ok(n) => return Ok(Some(n)),
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
+    at_once(|| stream.read(buffer))
 }
 
 /// Writes as much as the kernel takes now; 0 when it takes nothing.
 pub(crate) fn try_write(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    at_once(|| stream.write(bytes)).map(Option::unwrap_or_default)
+}
+
+fn at_once(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<Option<usize>> {
     loop {
-        match stream.write(bytes) {
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(0),
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            done => return done,
+        match call() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done.map(Some),
         }
     }
 }
@@ -104,10 +86,11 @@ pub(crate) const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 pub(crate) fn prepare(stream: &TcpStream, unacknowledged: Duration) -> io::Result<()> {
     stream.set_nonblocking(true)?;
     stream.set_nodelay(true)?;
+    // A peer that vanished while nothing is under way is noticed after 5 + 3 × 2 seconds.
     let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_PROBES);
+        .with_time(Duration::from_secs(5))
+        .with_interval(Duration::from_secs(2))
+        .with_retries(3);
     SockRef::from(stream).set_tcp_keepalive(&keepalive)?;
     limit_unacknowledged(stream, unacknowledged)
 }
@@ -131,31 +114,23 @@ pub(crate) fn connect(
 ) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
-    match socket.connect(&address.into()) {
-        Ok(()) => {}
-        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
-            let (own, other) =
-                wait((&socket, PollFlags::OUT), watched.map(|w| (w, HANGUP)), Some(timeout))?;
-            if own.is_empty() {
-                return Err(match watched {
-                    Some(watched) if has_left(watched, other) => ErrorKind::ConnectionAborted,
-                    _ => ErrorKind::TimedOut,
-                }
-                .into());
-            }
-            if let Some(error) = socket.take_error()? {
-                return Err(error);
-            }
+    if let Err(error) = socket.connect(&address.into()) {
+        if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) {
+            return Err(error);
         }
-        Err(e) => return Err(e),
+        let watching = watched.map(|stream| (stream, HANGUP));
+        let (own, other) = wait((&socket, PollFlags::OUT), watching, Some(timeout))?;
+        if own.is_empty() {
+            let is_left = watched.is_some_and(|stream| has_left(stream, other));
+            let kind = if is_left { ErrorKind::ConnectionAborted } else { ErrorKind::TimedOut };
+            return Err(kind.into());
+        }
+        socket.take_error()?.map_or(Ok(()), Err)?;
     }
     Ok(socket.into())
 }
 
 /// Listens with a long queue, so that a burst of connections isn't dropped by the kernel.
-///
-/// # Errors
-/// Those of socket(2), bind(2) and listen(2).
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // Only lets us take a port over from connections in TIME_WAIT, not from another listener.

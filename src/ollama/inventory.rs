@@ -1,42 +1,24 @@
-//! What a server has: its models, and those loaded. Pure.
+//! What a server has: its models, and those loaded; and the lists of several servers as one. Pure.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::ollama::endpoints::List;
-use crate::ollama::model_name::ModelName;
+use super::{endpoints::List, model_name::ModelName};
 
 /// Models of one server that are looked at; the rest is left out.
 const MAX_MODELS: usize = 2000;
 /// Longest fact about a model that is told, in characters.
 const MAX_FACT: usize = 64;
 
-impl List {
-    fn member(self) -> &'static str {
-        match self {
-            List::Tags | List::Loaded => "models",
-            List::OpenAi => "data",
-        }
-    }
-
-    /// What makes two entries one: name and digest, or OpenAI's name.
-    fn key(self, entry: &Value) -> (String, String) {
-        match self {
-            List::Tags | List::Loaded => {
-                (name_of(entry).to_owned(), text(entry, "digest").to_owned())
-            }
-            List::OpenAi => (text(entry, "id").to_owned(), String::new()),
-        }
-    }
-}
-
 fn number(json: &Value, member: &str) -> u64 {
-    json.get(member).and_then(Value::as_u64).unwrap_or_default()
+    json[member].as_u64().unwrap_or_default()
 }
 
 fn text<'a>(json: &'a Value, member: &str) -> &'a str {
-    json.get(member).and_then(Value::as_str).unwrap_or_default()
+    json[member].as_str().unwrap_or_default()
 }
 
 fn fact(json: &Value, member: &str) -> String {
@@ -44,31 +26,32 @@ fn fact(json: &Value, member: &str) -> String {
 }
 
 fn name_of(entry: &Value) -> &str {
-    let named = ["model", "name"].into_iter().find_map(|member| entry.get(member)?.as_str());
-    named.unwrap_or_default()
+    entry["model"].as_str().unwrap_or_else(|| text(entry, "name"))
 }
 
 /// An entry of a list: as text, because parsed JSON takes up to sixteen times the memory, and
 /// servers may send entries of any length.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Entry {
-    pub(crate) key: (String, String),
+struct Entry {
+    /// What makes two entries one: name and digest, or OpenAI's name.
+    key: (String, String),
     /// When it was made or changed: OpenAI's number, Ollama's text.
-    pub(crate) time: (i64, String),
-    pub(crate) text: String,
+    time: (i64, String),
+    text: String,
 }
 
 impl Entry {
     fn new(list: List, entry: &Value) -> Self {
-        let created = entry.get("created").and_then(Value::as_i64).unwrap_or_default();
-        let time = (created, text(entry, "modified_at").to_owned());
-        Entry { key: list.key(entry), time, text: entry.to_string() }
-    }
-
-    /// Its model, and its JSON.
-    fn parse(&self) -> Option<(ModelName, Value)> {
-        let name = ModelName::parse(&self.key.0)?;
-        Some((name, serde_json::from_str(&self.text).unwrap_or_default()))
+        let (name, digest) = match list {
+            List::Tags | List::Loaded => (name_of(entry), text(entry, "digest")),
+            List::OpenAi => (text(entry, "id"), ""),
+        };
+        let created = entry["created"].as_i64().unwrap_or_default();
+        Entry {
+            key: (name.to_owned(), digest.to_owned()),
+            time: (created, text(entry, "modified_at").to_owned()),
+            text: entry.to_string(),
+        }
     }
 }
 
@@ -82,18 +65,17 @@ pub(crate) struct Model {
     pub(crate) size: u64,
     /// Such as `8.0B`, and `Q4_K_M`.
     pub(crate) kind: [String; 2],
-    /// What it is like in memory, if it was there when the list was made.
     pub(crate) loaded: Option<Loaded>,
 }
 
 /// A model in memory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Loaded {
-    /// Bytes of it.
+    /// In bytes.
     pub(crate) size: u64,
-    /// Those of them on a graphics card.
+    /// Those bytes of them that are on a graphics card.
     pub(crate) size_vram: u64,
-    /// When it will be unloaded, as Ollama writes it; empty if it doesn't say.
+    /// When it will be unloaded, as Ollama writes it.
     pub(crate) expires_at: String,
     /// Tokens that it takes in; 0 if it doesn't say.
     pub(crate) context_length: u64,
@@ -117,7 +99,8 @@ impl Inventory {
         let mut inventory = Inventory { room, ..Inventory::default() };
         for (list, answer) in List::ALL.into_iter().zip(answers) {
             let answer: Value = serde_json::from_str(answer).unwrap_or_default();
-            let Some(all) = answer.get(list.member()).and_then(Value::as_array) else { continue };
+            let member = if list == List::OpenAi { "data" } else { "models" };
+            let Some(all) = answer[member].as_array() else { continue };
             let all = || all.iter().take(MAX_MODELS);
             inventory.entries[list as usize] = all().map(|entry| Entry::new(list, entry)).collect();
             let names = all().filter_map(|entry| ModelName::parse(name_of(entry)));
@@ -128,10 +111,6 @@ impl Inventory {
             }
         }
         inventory
-    }
-
-    pub(crate) fn entries(&self, list: List) -> &[Entry] {
-        &self.entries[list as usize]
     }
 
     /// Whether the model is on this server's disk, as whatever is loaded must be.
@@ -155,31 +134,31 @@ impl Inventory {
     /// Every model, those on disk in the server's order, then those that are only in memory.
     pub(crate) fn models(&self) -> Vec<Model> {
         let parsed = |list| {
-            let entries = self.entries(list).iter();
-            entries.filter_map(|entry| Some((entry.key.0.clone(), entry.parse()?)))
-        };
-        let mut models: Vec<Model> = parsed(List::Tags)
-            .map(|(label, (name, json))| Model {
-                label,
-                name,
-                size: number(&json, "size"),
-                kind: ["parameter_size", "quantization_level"]
-                    .map(|member| fact(&json["details"], member)),
-                loaded: None,
+            self.entries[list as usize].iter().filter_map(|entry| {
+                let json: Value = serde_json::from_str(&entry.text).unwrap_or_default();
+                Some((entry.key.0.clone(), ModelName::parse(&entry.key.0)?, json))
             })
-            .collect();
-        for (label, (name, json)) in parsed(List::Loaded) {
+        };
+        let on_disk = parsed(List::Tags).map(|(label, name, json)| Model {
+            label,
+            name,
+            size: number(&json, "size"),
+            kind: ["parameter_size", "quantization_level"]
+                .map(|member| fact(&json["details"], member)),
+            loaded: None,
+        });
+        let mut models: Vec<Model> = on_disk.collect();
+        for (label, name, json) in parsed(List::Loaded) {
             let loaded = Some(Loaded {
                 size: number(&json, "size"),
                 size_vram: number(&json, "size_vram"),
                 expires_at: fact(&json, "expires_at"),
                 context_length: number(&json, "context_length"),
             });
+            let kind = Default::default();
             match models.iter_mut().find(|model| model.name == name) {
                 Some(model) => model.loaded = loaded,
-                None => {
-                    models.push(Model { label, name, size: 0, kind: Default::default(), loaded })
-                }
+                None => models.push(Model { label, name, size: 0, kind, loaded }),
             }
         }
         models
@@ -191,14 +170,30 @@ impl Inventory {
     }
 }
 
+/// One list over several servers, as JSON: the same name and digest once, newest first as Ollama does.
+pub fn merged(list: List, inventories: &[Arc<Inventory>]) -> String {
+    let mut seen = HashSet::new();
+    let mut entries: Vec<&Entry> = inventories
+        .iter()
+        .flat_map(|inventory| &inventory.entries[list as usize])
+        .filter(|entry| seen.insert(&entry.key))
+        .collect();
+    if list != List::Loaded {
+        entries.sort_by_key(|entry| Reverse(&entry.time));
+    }
+    let texts: Vec<&str> = entries.iter().map(|entry| entry.text.as_str()).collect();
+    let texts = texts.join(",");
+    match list {
+        List::OpenAi => format!(r#"{{"object":"list","data":[{texts}]}}"#),
+        List::Tags | List::Loaded => format!(r#"{{"models":[{texts}]}}"#),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use serde_json::json;
 
     use super::*;
-    use crate::ollama::merge::merged;
 
     fn tags(entries: &[(&str, &str, &str)]) -> String {
         let models: Vec<Value> = entries
@@ -247,5 +242,42 @@ mod tests {
         assert_eq!(loaded.expires_at, "2026");
         assert_eq!(models[1].loaded, None);
         assert_eq!((models[2].label.as_str(), models.len()), ("gone:latest", 3));
+    }
+    fn list_of(list: List, inventories: &[Arc<Inventory>]) -> Value {
+        serde_json::from_str(&merged(list, inventories)).expect("JSON")
+    }
+
+    #[test]
+    fn merged_lists_hold_each_model_once() {
+        let tags = |entries: &[(&str, &str, &str)]| {
+            let models = entries.iter().map(|(name, digest, at)| {
+                json!({"name": name, "model": name, "digest": digest, "modified_at": at})
+            });
+            json!({ "models": models.collect::<Vec<_>>() }).to_string()
+        };
+        let one = tags(&[("a:latest", "1", "2026-01-02"), ("b:latest", "2", "2026-01-01")]);
+        let two = tags(&[("b:latest", "3", "2026-01-03"), ("a:latest", "1", "2025-01-01")]);
+        let openai = r#"{"object":"list","data":[{"id":"a","created":5},{"id":"b","created":9}]}"#;
+        let inventories =
+            [&one, &two].map(|list| Arc::new(Inventory::new([list.as_str(), list, openai], None)));
+        let tags = list_of(List::Tags, &inventories);
+        let of = |value: &Value| {
+            value["models"]
+                .as_array()
+                .expect("models")
+                .iter()
+                .map(|m| {
+                    format!(
+                        "{}={}",
+                        m["name"].as_str().expect("name"),
+                        m["digest"].as_str().expect("digest")
+                    )
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of(&tags), ["b:latest=3", "a:latest=1", "b:latest=2"]);
+        assert_eq!(list_of(List::OpenAi, &inventories)["data"][0]["id"], "b");
+        assert_eq!(list_of(List::OpenAi, &inventories)["data"].as_array().map(Vec::len), Some(2));
+        assert_eq!(merged(List::Tags, &[]), r#"{"models":[]}"#);
     }
 }

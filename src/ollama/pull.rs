@@ -1,6 +1,6 @@
 //! Pulls: the names that they may have, and the bodies that are sent on for them. Pure.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// `model@server` of a pull, taken apart. A digest (`model@sha256:…`) is no server.
 pub(crate) fn split_server(model: &str) -> Option<(&str, &str)> {
@@ -28,12 +28,10 @@ pub(crate) fn registry_pull(body: &[u8]) -> Option<Vec<u8>> {
     if !matches!(object.get("insecure"), None | Some(Value::Null | Value::Bool(false))) {
         return None;
     }
-    let mut known = Map::new();
     // Servers before 0.1.30 or so know only `name`.
-    known.insert("model".to_owned(), model.into());
-    known.insert("name".to_owned(), model.into());
+    let mut known = json!({ "model": model, "name": model });
     if let Some(stream @ Value::Bool(_)) = object.get("stream") {
-        known.insert("stream".to_owned(), stream.clone());
+        known["stream"] = stream.clone();
     }
     serde_json::to_vec(&known).ok()
 }

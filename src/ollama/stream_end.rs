@@ -43,14 +43,9 @@ impl StreamEnd {
 
     /// What has to stand between the body so far and one more message.
     pub(crate) fn separator(&self, format: Format) -> &'static str {
-        match (format, self.0.last()) {
-            (_, None) => "",
-            (Format::Ndjson, Some(b'\n')) => "",
-            (Format::Ndjson, _) => "\n",
-            (Format::EventStream, _) if self.0.ends_with(b"\n\n") => "",
-            (Format::EventStream, Some(b'\n')) => "\n",
-            (Format::EventStream, _) => "\n\n",
-        }
+        let end = if format == Format::Ndjson { "\n" } else { "\n\n" };
+        let there = self.0.iter().rev().take_while(|byte| **byte == b'\n').count();
+        if self.0.is_empty() { "" } else { &end[there.min(end.len())..] }
     }
 
     /// Whether the last message is an error that another proxy or Ollama told in band.
@@ -94,20 +89,18 @@ pub(crate) struct Lines {
 impl Lines {
     /// Takes the next bytes and calls `look` with the lines that end in them.
     pub(crate) fn push(&mut self, bytes: &[u8], look: &mut dyn FnMut(&[u8])) {
-        let mut pieces = bytes.split(|byte| *byte == b'\n').peekable();
-        while let Some(piece) = pieces.next() {
-            self.is_skipping |= self.begun.len() + piece.len() > KEPT;
-            let is_whole = pieces.peek().is_some();
-            match (self.is_skipping, is_whole) {
-                (true, _) => self.begun.clear(),
-                (false, true) if self.begun.is_empty() => look(piece),
-                (false, _) => self.begun.extend_from_slice(piece),
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let line = piece.strip_suffix(b"\n");
+            let text = line.unwrap_or(piece);
+            self.is_skipping |= self.begun.len() + text.len() > KEPT;
+            if !self.is_skipping {
+                self.begun.extend_from_slice(text);
             }
-            if is_whole {
-                if !self.begun.is_empty() {
+            if line.is_some() {
+                if !self.is_skipping {
                     look(&self.begun);
-                    self.begun.clear();
                 }
+                self.begun.clear();
                 self.is_skipping = false;
             }
         }

@@ -25,9 +25,8 @@ pub struct Subject {
 /// Scans the first bytes of a body. One that isn't an object, or ends early, tells what stands
 /// before that.
 pub fn subject(body: &[u8]) -> Subject {
-    let mut scan = Scan { bytes: body, at: 0 };
     let mut subject = Subject::default();
-    let _ = scan.object(&mut subject);
+    let _ = Scan(body).object(&mut subject);
     subject
 }
 
@@ -39,43 +38,35 @@ fn from_line(modelfile: &str) -> Option<String> {
     })
 }
 
-struct Scan<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
+/// The rest of a body. What is read of it is `None` where the body ends early or is no JSON.
+struct Scan<'a>(&'a [u8]);
 
 impl Scan<'_> {
+    /// The next byte that isn't blank.
     fn peek(&mut self) -> Option<u8> {
-        while let Some(b' ' | b'\t' | b'\r' | b'\n') = self.bytes.get(self.at) {
-            self.at += 1;
+        while let [b' ' | b'\t' | b'\r' | b'\n', rest @ ..] = self.0 {
+            self.0 = rest;
         }
-        self.bytes.get(self.at).copied()
+        self.0.first().copied()
     }
 
     fn next(&mut self) -> Option<u8> {
-        let byte = self.bytes.get(self.at).copied();
-        self.at += usize::from(byte.is_some());
-        byte
+        self.0.split_off_first().copied()
     }
 
     fn take(&mut self, wanted: u8) -> Option<()> {
-        (self.peek()? == wanted).then(|| self.at += 1)
+        (self.peek()? == wanted).then(|| self.0 = &self.0[1..])
     }
 
-    /// The members of the top-level object; `None` where it ends early.
+    /// The members of the top-level object.
     fn object(&mut self, subject: &mut Subject) -> Option<()> {
         self.take(b'{')?;
-        let mut rank = 0;
+        let mut rank = None;
         while self.peek()? != b'}' {
             let key = self.string()?;
             self.take(b':')?;
             // `model` wins over `name`, which older programs send.
-            let model_rank = match key.as_str() {
-                "model" => 3,
-                "name" => 2,
-                "source" => 1,
-                _ => 0,
-            };
+            let model_rank = ["source", "name", "model"].iter().position(|name| *name == key);
             match (key.as_str(), self.peek()?) {
                 (_, b'"') if model_rank > rank => {
                     let text = self.string()?;
@@ -91,7 +82,7 @@ impl Scan<'_> {
                     subject.base = subject.base.take().or_else(|| from_line(&text));
                 }
                 ("system" | "prompt" | "input", b'"') if subject.opening.is_none() => {
-                    subject.opening = Some(self.opening()?);
+                    subject.opening = Some(self.text(OPENING, true)?);
                 }
                 ("messages", b'[') => self.value(&mut subject.opening)?,
                 ("keep_alive", b'"') => {
@@ -100,15 +91,13 @@ impl Scan<'_> {
                     subject.unloads = !digits.is_empty() && digits.bytes().all(|b| b == b'0');
                 }
                 ("keep_alive", b'0') => {
-                    self.at += 1;
+                    self.next();
                     subject.unloads = !matches!(self.peek()?, b'.' | b'0'..=b'9');
                     self.value(&mut None)?;
                 }
                 _ => self.value(&mut Some(String::new()))?,
             }
-            if self.peek()? == b',' {
-                self.at += 1;
-            }
+            let _ = self.take(b',');
         }
         Some(())
     }
@@ -118,36 +107,21 @@ impl Scan<'_> {
         let mut depth = 0usize;
         loop {
             match self.peek()? {
-                b'{' | b'[' => {
-                    depth += 1;
-                    self.at += 1;
-                }
-                b'}' | b']' if depth > 0 => {
-                    depth -= 1;
-                    self.at += 1;
-                }
-                b'}' | b']' => return Some(()),
+                b'}' | b']' | b',' if depth == 0 => return Some(()),
                 b'"' => {
                     let key = self.string()?;
-                    if depth > 0 && self.peek()? == b':' {
-                        self.at += 1;
-                        let is_text = matches!(key.as_str(), "content" | "text");
-                        if is_text && opening.is_none() && self.peek()? == b'"' {
-                            *opening = Some(self.opening()?);
-                        }
-                        continue;
+                    let is_key = depth > 0 && self.take(b':').is_some();
+                    let is_text = is_key && matches!(key.as_str(), "content" | "text");
+                    if is_text && opening.is_none() && self.peek()? == b'"' {
+                        *opening = Some(self.text(OPENING, true)?);
                     }
-                }
-                b',' | b':' if depth > 0 => {
-                    self.at += 1;
                     continue;
                 }
-                b',' => return Some(()),
-                _ => self.at += 1,
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' => depth -= 1,
+                _ => {}
             }
-            if depth == 0 && matches!(self.peek()?, b',' | b'}') {
-                return Some(());
-            }
+            self.next();
         }
     }
 
@@ -156,37 +130,32 @@ impl Scan<'_> {
         self.text(MAX_STRING, false)
     }
 
-    /// The start of a string, which may be cut by the end of the bytes.
-    fn opening(&mut self) -> Option<String> {
-        self.text(OPENING, true)
-    }
-
+    /// The start of a string. If it may be cut, the body may end behind that.
     fn text(&mut self, most: usize, may_be_cut: bool) -> Option<String> {
         self.take(b'"')?;
         let mut out = Vec::new();
         let is_closed = loop {
-            let Some(byte) = self.next() else { break false };
-            let byte = match byte {
-                b'"' => break true,
-                b'\\' => match self.next()? {
-                    b'n' => b'\n',
-                    b't' => b'\t',
+            let end = self.0.iter().position(|byte| matches!(byte, b'"' | b'\\'));
+            let plain = self.0.split_off(..end.unwrap_or(self.0.len()))?;
+            out.extend_from_slice(&plain[..plain.len().min(most.saturating_sub(out.len()))]);
+            let mut utf8 = [0; 4];
+            let escaped = match self.next() {
+                None => break false,
+                Some(b'"') => break true,
+                Some(_) => match self.next()? {
+                    b'n' => b"\n",
+                    b't' => b"\t",
                     b'u' => {
-                        let digits = self.bytes.get(self.at..self.at + 4)?;
-                        self.at += 4;
-                        let code = u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16);
-                        let c = char::from_u32(code.ok()?).unwrap_or('\u{fffd}');
-                        if out.len() < most {
-                            out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
-                        }
-                        continue;
+                        let digits = std::str::from_utf8(self.0.split_off(..4)?).ok()?;
+                        let code = u32::from_str_radix(digits, 16).ok()?;
+                        let c = char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
+                        c.encode_utf8(&mut utf8).as_bytes()
                     }
-                    other => other,
+                    other => &[other],
                 },
-                other => other,
             };
             if out.len() < most {
-                out.push(byte);
+                out.extend_from_slice(escaped);
             }
         };
         let is_whole = is_closed || (may_be_cut && out.len() >= most);

@@ -3,13 +3,11 @@
 use std::fmt;
 
 /// Three numbers of an Ollama version; zeros when unknown.
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OllamaVersion {
-    /// First number.
     pub major: u8,
-    /// Second number.
     pub minor: u8,
-    /// Third number.
     pub patch: u16,
 }
 

@@ -141,7 +141,7 @@ impl Daemon {
 
     /// Where the discovery answers, if it does.
     pub fn discovery_address(&self) -> Option<SocketAddr> {
-        self.responder.as_ref().map(Responder::address)
+        self.responder.as_ref().map(|responder| responder.address)
     }
 
     /// What the Manager shows of its state.

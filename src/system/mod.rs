@@ -59,16 +59,12 @@ impl fmt::Display for Hex<'_> {
 
 /// Reads exactly `2 * N` hexadecimal digits of either case; `None` for anything else.
 pub fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digits = text.as_bytes();
-    if digits.len() != 2 * N {
-        return None;
-    }
     let digit = |byte: u8| char::from(byte).to_digit(16);
     let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
         *byte = (digit(pair[0])? * 16 + digit(pair[1])?) as u8;
     }
-    Some(bytes)
+    (text.len() == 2 * N).then_some(bytes)
 }
 
 #[cfg(test)]

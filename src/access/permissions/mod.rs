@@ -130,8 +130,7 @@ impl Policy {
     pub(crate) fn judge(self, caller: Caller, class: Class) -> Verdict {
         match (class, self.permission(caller)) {
             _ if caller.is_trusted() => Verdict::Pass,
-            (Class::Open, _) => Verdict::Pass,
-            (Class::Manage | Class::Pull, Permission::Manage) => Verdict::Pass,
+            (Class::Open, _) | (Class::Manage | Class::Pull, Permission::Manage) => Verdict::Pass,
             (Class::Pull, Permission::Pull) => Verdict::PassFromRegistry,
             (Class::Pull, _) => Verdict::Refuse(Refusal::Pull),
             (Class::Manage, _) => Verdict::Refuse(Refusal::Manage),

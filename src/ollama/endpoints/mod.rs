@@ -6,10 +6,9 @@
 
 use http::Method;
 
+use super::{errors::Dialect, model_name::ModelName};
 use crate::counters::Kind;
 use crate::http::target::{percent_decode, split_query};
-use crate::ollama::errors::Dialect;
-use crate::ollama::model_name::ModelName;
 
 use Class::{Account, Open, Unknown};
 use Dialect::{Anthropic, OpenAi};
@@ -104,16 +103,14 @@ pub(crate) struct Endpoint {
     pub(crate) dialect: Dialect,
 }
 
-/// What a request does, as far as permissions depend on it.
+/// What a request does, as far as permissions depend on it (`access::permissions`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
     /// Inference, and what only reads.
     Open,
     /// Changes the server's models, or publishes one.
     Manage,
-    /// Downloads a model.
     Pull,
-    /// Uses or changes the owner's account at ollama.com.
     Account,
     /// Nothing that Ollama is known to have.
     Unknown,

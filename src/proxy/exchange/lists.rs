@@ -8,7 +8,7 @@ use super::{End, Exchange};
 use crate::http::fields::SERVER_FIELD;
 use crate::http::head::Framing;
 use crate::ollama::endpoints::VERSION;
-use crate::ollama::merge::merged;
+use crate::ollama::inventory::merged;
 
 impl Exchange<'_> {
     /// Answers from what is known of several servers; a single one answers for itself.

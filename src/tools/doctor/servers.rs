@@ -2,7 +2,7 @@
 //! Each is asked over UDP and over HTTP.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -139,7 +139,7 @@ fn probe(
     let (mut lanes, mut failed) = Lane::open_all(&broadcasts, port);
     lanes.extend(servers.iter().filter_map(|server| {
         let IpAddr::V4(ip) = server.address.ip() else { return None };
-        Lane::open_to(SocketAddrV4::new(ip, port), DIRECT).ok()
+        Lane::open(&Interface::new(DIRECT, Ipv4Addr::UNSPECIFIED, ip), port).ok()
     }));
     let keys: Vec<Key> = keyring.keys().into_iter().take(KEYS).collect();
     let own = Identity(system::random().unwrap_or_default());
