@@ -119,7 +119,9 @@ fn sources() -> Vec<Source> {
 
 /// `a::{b, c::{d, e}}` as `a::b`, `a::c::d`, `a::c::e`.
 fn expand(path: &str) -> Vec<String> {
-    let Some((head, rest)) = path.split_once('{') else { return vec![path.trim().to_owned()] };
+    let Some((head, rest)) = path.split_once('{') else {
+        return vec![path.split(" as ").next().unwrap_or_default().trim().to_owned()];
+    };
     let inner = rest.trim_end().strip_suffix('}').unwrap_or(rest);
     let (mut parts, mut depth, mut start) = (Vec::new(), 0, 0);
     for (at, c) in inner.char_indices() {
