@@ -21,7 +21,6 @@ fn main() -> ExitCode {
     if let Some(code) = background::launch(&settings) {
         return code;
     }
-    background::leave_session();
     let log = match log::start(&settings) {
         Ok(log) => log,
         Err(error) => {

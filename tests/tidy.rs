@@ -30,7 +30,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("ureq", &["upstream", "proxy::exchange::forward", "proxy::exchange::relay"]),
     ("lexopt", &["cli::parse"]),
     ("simplelog", &["log"]),
-    ("signal_hook", &["serve::signals", "tools::screen"]),
+    ("signal_hook", &["serve::supervise", "tools::screen"]),
     ("if_addrs", &["net::interfaces"]),
     ("httparse", &["http::head"]),
     ("snow", &["pairing::noise"]),

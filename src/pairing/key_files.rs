@@ -1,7 +1,7 @@
 //! The files that hold keys: `keys/peers` below the state directory, and that of `--key-file`.
 //!
 //! Another user who can read them can pass for any of the peers, so loose permissions are an
-//! error.
+//! error. An error's text names the file and says what to do.
 
 use std::fmt;
 use std::fs;
@@ -12,47 +12,21 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::pairing::peers::{self, Peer, Unreadable};
-use crate::system::files;
+use crate::system::{failed, files};
 
 /// Bytes of a file of keys that are read; a longer one is damaged.
 const MAX_FILE: u64 = 64 * 1024;
 
-/// Why the keys can't be read or changed, and what to do.
-#[derive(Debug)]
-pub struct KeysError {
-    path: PathBuf,
-    cause: Cause,
+fn unusable<E: fmt::Display>(path: &Path) -> impl Fn(E) -> String {
+    failed(format!("cannot use the keys in {}", path.display()))
 }
 
-#[derive(Debug)]
-enum Cause {
-    /// Other users may read or change the file or folder; the mode that it should have.
-    Loose(u32),
-    Unusable(String),
-}
-
-impl fmt::Display for KeysError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = self.path.display();
-        match &self.cause {
-            Cause::Loose(mode) => {
-                write!(f, "keys are open to others; fix it: chmod {mode:o} {path}")
-            }
-            Cause::Unusable(why) => write!(f, "cannot use the keys in {path}: {why}"),
-        }
+/// Fails if other users can read `path` or what is in it.
+fn check_private(path: &Path, about: &fs::Metadata, mode: u32) -> Result<(), String> {
+    match about.mode() & 0o077 {
+        0 => Ok(()),
+        _ => Err(format!("keys are open to others; fix it: chmod {mode:o} {}", path.display())),
     }
-}
-
-fn unusable<E: fmt::Display>(path: &Path) -> impl Fn(E) -> KeysError {
-    |why| KeysError { path: path.to_owned(), cause: Cause::Unusable(why.to_string()) }
-}
-
-/// Other users can read neither `path` nor what is in it.
-fn check_private(path: &Path, about: &fs::Metadata, mode: u32) -> Result<(), KeysError> {
-    if about.mode() & 0o077 == 0 {
-        return Ok(());
-    }
-    Err(KeysError { path: path.to_owned(), cause: Cause::Loose(mode) })
 }
 
 fn file_in(state_dir: &Path) -> PathBuf {
@@ -60,11 +34,10 @@ fn file_in(state_dir: &Path) -> PathBuf {
 }
 
 /// Reads a file that no other user may read; `None` if it doesn't exist.
-fn read_private(path: &Path) -> Result<Option<String>, KeysError> {
+fn read_private(path: &Path) -> Result<Option<String>, String> {
     let file = match fs::File::open(path) {
-        Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unusable(path)(error)),
+        file => file.map_err(unusable(path))?,
     };
     check_private(path, &file.metadata().map_err(unusable(path))?, 0o600)?;
     let mut text = String::new();
@@ -73,7 +46,7 @@ fn read_private(path: &Path) -> Result<Option<String>, KeysError> {
 }
 
 /// The machines that this one is paired with.
-pub fn load(state_dir: &Path) -> Result<Vec<Peer>, KeysError> {
+pub fn load(state_dir: &Path) -> Result<Vec<Peer>, String> {
     let path = file_in(state_dir);
     if let Some(folder) = path.parent()
         && let Ok(about) = fs::metadata(folder)
@@ -83,12 +56,12 @@ pub fn load(state_dir: &Path) -> Result<Vec<Peer>, KeysError> {
     peers::parse(&read_private(&path)?.unwrap_or_default()).map_err(unusable(&path))
 }
 
-/// Changes the list of paired machines, and returns what `change` returns. Changes at the same
-/// time wait for each other. A file that can't be read is never overwritten.
+/// Changes the list of paired machines; changes at the same time wait for each other. A file that
+/// can't be read is never overwritten.
 pub fn update<T>(
     state_dir: &Path,
     change: impl FnOnce(&mut Vec<Peer>) -> Result<T, Unreadable>,
-) -> Result<T, KeysError> {
+) -> Result<T, String> {
     let path = file_in(state_dir);
     let folder = path.parent().unwrap_or(state_dir);
     let _lock = lock(state_dir, folder).map_err(unusable(&path))?;
@@ -101,14 +74,13 @@ pub fn update<T>(
 /// Makes the folder of keys if need be, and waits until nobody else changes them. Closing the file
 /// ends the lock.
 fn lock(state_dir: &Path, folder: &Path) -> io::Result<fs::File> {
-    files::make_private_dir(state_dir)?;
     if !folder.exists() {
         files::make_private_dir(folder)?;
         files::give_to_owner_of(state_dir, folder)?;
     }
     let path = folder.join("lock");
-    let lock =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+    let mut options = fs::File::options();
+    let lock = options.write(true).create(true).truncate(true).mode(0o600).open(&path)?;
     files::give_to_owner_of(state_dir, &path)?;
     flock(&lock, FlockOperation::LockExclusive)?;
     Ok(lock)
@@ -125,11 +97,8 @@ pub(super) struct KeyFiles {
 }
 
 impl KeyFiles {
-    pub(super) fn read(&self) -> Result<Vec<Peer>, KeysError> {
-        let mut peers = match &self.state_dir {
-            Some(dir) => load(dir)?,
-            None => Vec::new(),
-        };
+    pub(super) fn read(&self) -> Result<Vec<Peer>, String> {
+        let mut peers = self.state_dir.as_deref().map(load).transpose()?.unwrap_or_default();
         if let Some(path) = &self.key_file {
             let missing = || unusable(path)(io::Error::from(ErrorKind::NotFound));
             let text = read_private(path)?.ok_or_else(missing)?;
@@ -140,11 +109,10 @@ impl KeyFiles {
     }
 
     pub(super) fn stamps(&self) -> [Stamp; 2] {
-        let stamp = |path: Option<PathBuf>| {
+        [self.state_dir.as_deref().map(file_in), self.key_file.clone()].map(|path| {
             let about = fs::metadata(path?).ok()?;
             Some((about.ino(), about.mtime(), about.mtime_nsec(), about.len()))
-        };
-        [stamp(self.state_dir.as_deref().map(file_in)), stamp(self.key_file.clone())]
+        })
     }
 }
 

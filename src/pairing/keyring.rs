@@ -1,19 +1,20 @@
-//! The keys of a running daemon: which there are, and where they must be used.
+//! The keys of a running daemon: which there are, where they must be used, and which servers and
+//! streams have which.
 
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{Shutdown, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::pairing::identity::{Identity, KeyId};
-use crate::pairing::key_files::{KeyFiles, KeysError, Stamp};
-use crate::pairing::key_use::{KeyedStreams, ServerKeys};
-use crate::pairing::noise::{Introduction, Key};
-use crate::pairing::peers::Peer;
-use crate::pairing::stream::Stream;
+use crate::pairing::key_files::{KeyFiles, Stamp};
+use crate::pairing::{noise::Key, peers::Peer, stream::Stream};
 use crate::system::lock;
 
 /// Keys tried against a server whose key is unknown.
 const MAX_TRIES: usize = 16;
+/// Servers whose key is remembered.
+const MAX_SERVERS: usize = 1024;
 
 /// What to try with a server, in this order.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub(crate) struct KeysToTry {
 /// The keys of a running daemon.
 #[derive(Debug)]
 pub struct Keyring {
-    own: Identity,
+    pub(super) own: Identity,
     files: KeyFiles,
     unpaired: Option<bool>,
     state: Mutex<State>,
@@ -37,13 +38,19 @@ struct State {
     peers: Vec<Peer>,
     stamps: [Stamp; 2],
     has_complained: bool,
-    servers: ServerKeys,
-    streams: KeyedStreams,
+    /// The key that a server has proved to have; `None` if it knows no handshakes.
+    servers: HashMap<SocketAddr, Option<KeyId>>,
+    /// The open streams that are encrypted, and the key of each.
+    streams: Vec<(KeyId, Weak<Stream>)>,
 }
 
 impl State {
     fn peer(&self, id: KeyId) -> Option<&Peer> {
         self.peers.iter().find(|peer| peer.id() == id)
+    }
+
+    fn has_key(&self, address: SocketAddr) -> bool {
+        self.servers.get(&address).is_some_and(Option::is_some)
     }
 }
 
@@ -55,7 +62,7 @@ impl Keyring {
         state_dir: Option<&Path>,
         key_file: Option<&Path>,
         unpaired: Option<bool>,
-    ) -> Result<Self, KeysError> {
+    ) -> Result<Self, String> {
         let (state_dir, key_file) = (state_dir.map(Path::to_owned), key_file.map(Path::to_owned));
         let files = KeyFiles { state_dir, key_file };
         // Stamped before they are read: a change in between is read again.
@@ -92,8 +99,15 @@ impl Keyring {
                 for peer in new.iter().filter(|new| peers.iter().all(|old| old.id() != new.id())) {
                     log::info!("key taken up peer={:?} key={}", peer.name, peer.id());
                 }
-                streams.cut(is_valid);
-                servers.forget(is_valid);
+                streams.retain(|(id, stream)| match stream.upgrade() {
+                    Some(stream) if !is_valid(*id) => {
+                        let _ = stream.socket().shutdown(Shutdown::Both);
+                        false
+                    }
+                    stream => stream.is_some(),
+                });
+                // Those without a key may have one now.
+                servers.retain(|_, key| key.is_some_and(is_valid));
                 *peers = new;
                 state.stamps = stamps;
                 state.has_complained = false;
@@ -105,11 +119,6 @@ impl Keyring {
                 }
             }
         }
-    }
-
-    /// What this machine tells of itself in handshakes.
-    pub(crate) fn introduction(&self) -> Introduction {
-        Introduction::of(self.own)
     }
 
     pub(crate) fn has_keys(&self) -> bool {
@@ -137,13 +146,22 @@ impl Keyring {
     /// key must not be talked to.
     pub(crate) fn is_paired(&self, identity: Identity, address: SocketAddr) -> bool {
         let state = self.state();
-        state.peers.iter().any(|peer| peer.identity == Some(identity))
-            || state.servers.has_key(address)
+        state.has_key(address) || state.peers.iter().any(|peer| peer.identity == Some(identity))
     }
 
     /// The server at this address has proved to have this key or, with `None`, knows no handshakes.
+    /// One that once had a key keeps it.
     pub(crate) fn note(&self, address: SocketAddr, key: Option<KeyId>) {
-        self.state().servers.note(address, key);
+        let servers = &mut self.state().servers;
+        // What many machines announce can't fill our memory, nor make us forget who has a key.
+        if servers.len() >= MAX_SERVERS {
+            servers.retain(|_, key| key.is_some());
+        }
+        // An address without an entry is asked for its key each time.
+        if servers.len() < MAX_SERVERS {
+            let known = servers.entry(address).or_default();
+            *known = key.or(*known);
+        }
     }
 
     /// What to try with the server at this address. A server that is known to have a key is never
@@ -151,26 +169,24 @@ impl Keyring {
     pub(crate) fn keys_to_try(&self, address: SocketAddr) -> KeysToTry {
         let state = self.state();
         let takes_unpaired = self.allows_unpaired(&state);
-        let known = state.servers.known(address);
+        let known = state.servers.get(&address).copied();
         if known == Some(None) && takes_unpaired {
             return KeysToTry { keys: Vec::new(), then_plain: true };
         }
-        let is_first = |peer: &&Peer| known == Some(Some(peer.id()));
-        let first = state.peers.iter().filter(is_first);
-        let others = state.peers.iter().filter(|peer| !is_first(peer));
-        let keys = first.chain(others).take(MAX_TRIES).map(|peer| peer.key.clone()).collect();
-        KeysToTry { keys, then_plain: takes_unpaired && !state.servers.has_key(address) }
+        let mut peers: Vec<&Peer> = state.peers.iter().collect();
+        peers.sort_by_cached_key(|peer| known != Some(Some(peer.id())));
+        let keys = peers.into_iter().take(MAX_TRIES).map(|peer| peer.key.clone()).collect();
+        KeysToTry { keys, then_plain: takes_unpaired && !state.has_key(address) }
     }
 
     /// Whether what goes to this server is encrypted; `None` for a server that has shown no key
     /// yet and may not be talked to in clear.
     pub(crate) fn encrypts(&self, address: SocketAddr) -> Option<bool> {
         let state = self.state();
-        let has_key = state.servers.has_key(address);
+        let has_key = state.has_key(address);
         (has_key || self.allows_unpaired(&state)).then_some(has_key)
     }
 
-    /// Whether requests may go to this server in clear.
     pub(crate) fn allows_plain(&self, address: SocketAddr) -> bool {
         self.encrypts(address) == Some(false)
     }
@@ -179,7 +195,10 @@ impl Keyring {
     pub(crate) fn watch(&self, stream: &Arc<Stream>) -> bool {
         let Some(id) = stream.key() else { return true };
         let mut state = self.state();
-        state.streams.add(id, stream);
+        if state.streams.len() == state.streams.capacity() {
+            state.streams.retain(|(_, stream)| stream.strong_count() > 0);
+        }
+        state.streams.push((id, Arc::downgrade(stream)));
         state.peer(id).is_some()
     }
 }

@@ -15,7 +15,6 @@ use crate::pairing::identity::{Identity, KeyId, MAX_NAME};
 use crate::pairing::noise::Key;
 use crate::system::{Hex, parse_hex};
 
-/// Most machines that one machine may be paired with.
 const MAX_PEERS: usize = 64;
 
 /// A machine that we share a key with.
@@ -59,10 +58,9 @@ impl fmt::Display for Unreadable {
         match self {
             Unreadable::Form(what) => write!(f, "damaged, {what}"),
             Unreadable::TooMany => write!(f, "more than {MAX_PEERS} peers"),
-            Unreadable::Secret => write!(
-                f,
+            Unreadable::Secret => f.write_str(
                 "expected a secret of 32 bytes in hexadecimal or base64, such as \
-                 'openssl rand -hex 32' makes"
+                 'openssl rand -hex 32' makes",
             ),
         }
     }
@@ -74,8 +72,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Peer>, Unreadable> {
         return Ok(Vec::new());
     }
     let root: Value = serde_json::from_str(text).map_err(|_| Unreadable::Form("not JSON"))?;
-    let list = root.get("peers").and_then(Value::as_array);
-    let list = list.ok_or(Unreadable::Form("no list of peers"))?;
+    let list = root["peers"].as_array().ok_or(Unreadable::Form("no list of peers"))?;
     if list.len() > MAX_PEERS {
         return Err(Unreadable::TooMany);
     }
@@ -83,26 +80,23 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Peer>, Unreadable> {
 }
 
 fn peer(entry: &Value) -> Option<Peer> {
-    let text = |name: &str| entry.get(name).and_then(Value::as_str);
+    let text = |name: &str| entry[name].as_str();
     let name = text("name").filter(|name| !name.is_empty() && name.len() <= MAX_NAME)?;
     Some(Peer {
         name: printable(name),
         identity: Some(Identity::parse(text("identity")?)?),
         key: Key::new(parse_hex(text("key")?)?),
-        added: entry.get("added")?.as_u64()?,
+        added: entry["added"].as_u64()?,
     })
 }
 
 /// The file's text, one machine a line.
 pub(crate) fn format(peers: &[Peer]) -> String {
     let line = |peer: &Peer| {
-        json!({
-            "name": peer.name,
-            "identity": peer.identity.map(|identity| identity.to_string()),
-            "key": Hex(peer.key.bytes()).to_string(),
-            "added": peer.added,
-        })
-        .to_string()
+        let identity = peer.identity.map(|identity| identity.to_string());
+        let key = Hex(peer.key.bytes()).to_string();
+        json!({"name": peer.name, "identity": identity, "key": key, "added": peer.added})
+            .to_string()
     };
     let lines: Vec<String> = peers.iter().map(line).collect();
     format!("{{\"peers\":[\n{}\n]}}", lines.join(",\n"))
@@ -110,37 +104,33 @@ pub(crate) fn format(peers: &[Peer]) -> String {
 
 /// Adds a machine, unless there are too many, and returns its name, which gets a number where
 /// another machine has the same name. A machine with the same identity is replaced.
-pub fn add(peers: &mut Vec<Peer>, mut new: Peer) -> Result<String, Unreadable> {
+pub fn add(peers: &mut Vec<Peer>, new: Peer) -> Result<String, Unreadable> {
     peers.retain(|peer| peer.identity != new.identity);
     if peers.len() >= MAX_PEERS {
         return Err(Unreadable::TooMany);
     }
     let base = if new.name.is_empty() { "unnamed".to_owned() } else { new.name };
-    let numbered = (2..).map(|n| {
-        let suffix = format!("-{n}");
-        format!("{}{suffix}", cut(&base, MAX_NAME - suffix.len()))
-    });
-    let mut names = std::iter::once(base.clone()).chain(numbered);
-    let is_free = |name: &String| peers.iter().all(|peer| peer.name != *name);
-    new.name = names.find(is_free).unwrap_or(base);
-    let name = new.name.clone();
-    peers.push(new);
+    let mut name = base.clone();
+    let mut suffixes = (2..).map(|n| format!("-{n}"));
+    while peers.iter().any(|peer| peer.name == name)
+        && let Some(suffix) = suffixes.next()
+    {
+        name = format!("{}{suffix}", cut(&base, MAX_NAME - suffix.len()));
+    }
+    peers.push(Peer { name: name.clone(), ..new });
     Ok(name)
 }
 
 /// Reads the one secret of a key file.
 pub fn parse_secret(text: &str) -> Result<Key, Unreadable> {
     let text = text.trim();
-    let bytes = parse_hex(text).or_else(|| from_base64(text));
-    bytes.map(Key::new).ok_or(Unreadable::Secret)
-}
-
-/// With or without padding.
-fn from_base64(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 33];
-    let text = text.strip_suffix('=').unwrap_or(text);
-    let n = STANDARD_NO_PAD.decode_slice(text, &mut bytes).ok()?;
-    bytes[..n].try_into().ok()
+    let from_base64 = || {
+        let mut bytes = [0; 33];
+        let unpadded = text.strip_suffix('=').unwrap_or(text);
+        let n = STANDARD_NO_PAD.decode_slice(unpadded, &mut bytes).ok()?;
+        bytes[..n].try_into().ok()
+    };
+    parse_hex(text).or_else(from_base64).map(Key::new).ok_or(Unreadable::Secret)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The records of an encrypted stream: what was received and isn't read, what was sealed and isn't
-//! sent.
+//! The records of an encrypted [`Stream`](super::stream::Stream): what was received and isn't read,
+//! what was sealed and isn't sent.
 
 use std::io::{self, ErrorKind};
 use std::net::TcpStream;
@@ -58,12 +58,10 @@ impl Records {
         Session::record_len(received).filter(|len| *len <= received.len())
     }
 
-    /// Whether there are bytes to read, or a record to open.
     pub(super) fn has_input(&self) -> bool {
         !self.opened.is_empty() || self.next_record().is_some()
     }
 
-    /// As [`Stream::try_read`](super::stream::Stream::try_read).
     pub(super) fn read(&mut self, socket: &TcpStream, out: &mut [u8]) -> io::Result<Option<usize>> {
         if !self.open_more(socket)? {
             return Ok(None);
@@ -76,7 +74,6 @@ impl Records {
         Ok(Some(filled))
     }
 
-    /// As [`read`](Self::read), without taking the bytes.
     pub(super) fn peek(&mut self, socket: &TcpStream, out: &mut [u8]) -> io::Result<Option<usize>> {
         Ok(self.open_more(socket)?.then(|| self.copy(out)))
     }
@@ -107,11 +104,11 @@ impl Records {
     /// have been read.
     fn open(&mut self) -> io::Result<bool> {
         let Some(len) = self.next_record().filter(|_| !self.has_ended) else { return Ok(false) };
-        let start = self.sealed.start;
-        let record = &mut self.received[start..start + len];
         if self.is_damaged {
             return Err(NoiseError::Record.into());
         }
+        let start = self.sealed.start;
+        let record = &mut self.received[start..start + len];
         let plain = self.session.open(record).inspect_err(|_| self.is_damaged = true)?;
         self.opened = start + plain.start..start + plain.end;
         self.sealed.start += len;
@@ -130,27 +127,22 @@ impl Records {
             }
         }
         let wanted = Session::record_len(&self.received[self.sealed.clone()]).unwrap_or(2);
-        if self.sealed.end == self.received.len()
-            || self.sealed.start + wanted > self.received.len()
-        {
+        let size = self.received.len();
+        if self.sealed.end == size || self.sealed.start + wanted > size {
             self.received.copy_within(self.sealed.clone(), 0);
             self.sealed = 0..self.sealed.len();
             // It grows for a record longer than all before, and for reads that fill it.
-            let is_tight = self.sealed.len() * 2 >= self.received.len();
-            let size = if is_tight { self.received.len() * 2 } else { self.received.len() };
+            let size = if self.sealed.len() * 2 >= size { size * 2 } else { size };
             self.received.resize(size.clamp(SMALL, LARGE).max(wanted), 0);
         }
-        match socket::try_read(socket, &mut self.received[self.sealed.end..])? {
-            None => Ok(false),
-            Some(0) => Err(ErrorKind::ConnectionReset.into()),
-            Some(n) => {
-                self.sealed.end += n;
-                Ok(true)
-            }
+        let n = socket::try_read(socket, &mut self.received[self.sealed.end..])?;
+        if n == Some(0) {
+            return Err(ErrorKind::ConnectionReset.into());
         }
+        self.sealed.end += n.unwrap_or(0);
+        Ok(n.is_some())
     }
 
-    /// As [`Stream::try_write`](super::stream::Stream::try_write).
     pub(super) fn write(&mut self, socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
         if self.unsent.is_empty() {
             self.seal(&bytes[..bytes.len().min(MAX_RECORD)])?;

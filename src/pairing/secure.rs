@@ -1,7 +1,5 @@
 //! Connecting to a server and accepting a client, with the handshake of paired machines where there
-//! is a key.
-//!
-//! A server's port takes handshakes and plain HTTP: the first byte tells which.
+//! is a key. A server's port takes handshakes and plain HTTP: the first byte tells which.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -12,22 +10,16 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 
 use crate::net::socket::{self, HANGUP};
-use crate::pairing::keyring::{Keyring, KeysToTry};
-use crate::pairing::noise::{
-    self, Established, FIRST_BYTE, Introduction, Key, NoiseError, Purpose,
-};
-use crate::pairing::stream::Stream;
+use crate::pairing::noise::{self, FIRST_BYTE, Introduction, Key, NoiseError, Purpose};
+use crate::pairing::{keyring::Keyring, stream::Stream};
 
-/// Why there is no connection to a server.
 #[derive(Debug)]
 pub(crate) enum SecureError {
-    /// TCP failed.
     Connect(io::Error),
     /// It closes the connection when it sees our keys.
     KeyRefused,
     /// It answers in clear.
     NotPaired,
-    /// Its handshake isn't that of a machine with the key.
     Handshake(NoiseError),
     /// We have no key, and may not talk to it in clear.
     NoKey,
@@ -56,26 +48,25 @@ pub(crate) fn connect(
     timeout: Duration,
     watched: Option<&Stream>,
 ) -> Result<Arc<Stream>, SecureError> {
-    let KeysToTry { keys, then_plain } = keyring.keys_to_try(address);
+    let attempt = keyring.keys_to_try(address);
+    let own = Introduction::of(keyring.own);
     let mut refused = SecureError::NoKey;
-    for key in keys {
+    for key in attempt.keys {
         let stream = connect_plain(address, timeout, watched)?;
-        let own = keyring.introduction();
-        match initiate(&stream, Purpose::Requests, &key, &own, timeout, watched) {
-            Ok(_) => {
-                keyring.note(address, Some(key.id()));
-                let is_valid = keyring.watch(&stream);
-                return is_valid.then_some(stream).ok_or(SecureError::KeyRefused);
-            }
-            Err(error @ SecureError::KeyRefused) => refused = error,
-            Err(error @ SecureError::NotPaired) => {
-                refused = error;
-                break; // It doesn't know handshakes, whatever the key.
-            }
-            Err(error) => return Err(error),
+        let shaken = initiate(&stream, Purpose::Requests, &key, &own, timeout, watched);
+        let Err(error) = shaken else {
+            keyring.note(address, Some(key.id()));
+            let is_valid = keyring.watch(&stream);
+            return is_valid.then_some(stream).ok_or(SecureError::KeyRefused);
+        };
+        refused = error;
+        match refused {
+            SecureError::KeyRefused => {}
+            SecureError::NotPaired => break, // It doesn't know handshakes, whatever the key.
+            _ => return Err(refused),
         }
     }
-    if !then_plain {
+    if !attempt.then_plain {
         return Err(refused);
     }
     let stream = connect_plain(address, timeout, watched)?;
@@ -86,7 +77,6 @@ pub(crate) fn connect(
     Ok(stream)
 }
 
-/// Connects without a handshake.
 pub(crate) fn connect_plain(
     address: SocketAddr,
     timeout: Duration,
@@ -110,7 +100,7 @@ pub(crate) fn initiate(
     watched: Option<&Stream>,
 ) -> Result<Introduction, SecureError> {
     let (initiator, hello) = noise::initiate(purpose, key, own).map_err(SecureError::Handshake)?;
-    send(stream, &hello)?;
+    send(stream, &hello).map_err(SecureError::Connect)?;
     let mut reply = vec![0; purpose.reply_len()];
     let received = receive(stream, &mut reply, timeout, watched);
     if reply.starts_with(b"HTTP/") {
@@ -120,12 +110,11 @@ pub(crate) fn initiate(
         (0, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => SecureError::KeyRefused,
         (_, kind) => SecureError::Connect(kind.into()),
     })?;
-    let Established { session, peer } = initiator.finish(&reply).map_err(SecureError::Handshake)?;
-    stream.encrypt(session, key.id());
-    Ok(peer)
+    let established = initiator.finish(&reply).map_err(SecureError::Handshake)?;
+    stream.encrypt(established.session, key.id());
+    Ok(established.peer)
 }
 
-/// Answers the first message of a handshake; as [`initiate`].
 #[inline(never)]
 pub(crate) fn respond(
     stream: &Stream,
@@ -134,21 +123,19 @@ pub(crate) fn respond(
     own: &Introduction,
     hello: &[u8],
 ) -> Result<Introduction, SecureError> {
-    let (reply, Established { session, peer }) =
-        noise::respond(purpose, key, own, hello).map_err(SecureError::Handshake)?;
-    send(stream, &reply)?;
-    stream.encrypt(session, key.id());
-    Ok(peer)
+    let responded = noise::respond(purpose, key, own, hello);
+    let (reply, established) = responded.map_err(SecureError::Handshake)?;
+    send(stream, &reply).map_err(SecureError::Connect)?;
+    stream.encrypt(established.session, key.id());
+    Ok(established.peer)
 }
 
 /// Sends a message of a handshake. The empty buffer of a new connection takes it at once.
-fn send(stream: &Stream, message: &[u8]) -> Result<(), SecureError> {
-    match stream.try_write(message) {
-        Ok(sent) if sent == message.len() => Ok(()),
-        Ok(_) => Err(io::Error::new(ErrorKind::WriteZero, "it takes no answer")),
-        Err(error) => Err(error),
+fn send(stream: &Stream, message: &[u8]) -> io::Result<()> {
+    match stream.try_write(message)? == message.len() {
+        true => Ok(()),
+        false => Err(io::Error::new(ErrorKind::WriteZero, "it takes no answer")),
     }
-    .map_err(SecureError::Connect)
 }
 
 /// Fills `buffer` and takes no byte more. On failure, how many bytes came and what went wrong.
@@ -168,9 +155,8 @@ pub(crate) fn receive(
             None => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 let second = watched.map(|stream| (stream.socket(), HANGUP));
-                let (own, other) =
-                    socket::wait((stream.socket(), PollFlags::IN), second, Some(left))
-                        .map_err(fail)?;
+                let first = (stream.socket(), PollFlags::IN);
+                let (own, other) = socket::wait(first, second, Some(left)).map_err(fail)?;
                 match watched {
                     Some(watched) if socket::has_left(watched.socket(), other) => {
                         return Err(fail(ErrorKind::ConnectionAborted.into()));
@@ -185,8 +171,6 @@ pub(crate) fn receive(
     Ok(())
 }
 
-/// How a client's connection begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Accepted {
     /// As HTTP in clear, or it has ended already.
     Plain,
@@ -215,21 +199,17 @@ pub(crate) fn accept(
             ErrorKind::Interrupted => continue,
             _ => return Accepted::Plain, // It is over, as its reader will see.
         };
-        if !matches!(waited, Ok((events, _)) if !events.is_empty()) {
+        if waited.map_or(true, |(events, _)| events.is_empty()) {
             return Accepted::Refused;
         }
     }
     if first != [FIRST_BYTE] {
         return Accepted::Plain;
     }
-    match accept_handshake(keyring, stream, rest) {
-        Ok(()) if keyring.watch(stream) => Accepted::Encrypted,
-        Ok(()) => Accepted::Refused,
-        Err(reason) => {
-            log::debug!("handshake refused reason={reason:?}");
-            Accepted::Refused
-        }
-    }
+    let shaken = accept_handshake(keyring, stream, rest)
+        .inspect_err(|reason| log::debug!("handshake refused reason={reason:?}"));
+    let is_taken = shaken.is_ok() && keyring.watch(stream);
+    if is_taken { Accepted::Encrypted } else { Accepted::Refused }
 }
 
 fn accept_handshake(keyring: &Keyring, stream: &Stream, timeout: Duration) -> Result<(), String> {
@@ -238,7 +218,7 @@ fn accept_handshake(keyring: &Keyring, stream: &Stream, timeout: Duration) -> Re
         .map_err(|(n, error)| format!("{} behind {n} bytes", error.kind()))?;
     let id = Purpose::Requests.read_id(&hello).ok_or_else(|| NoiseError::Malformed.to_string())?;
     let key = keyring.key(id).ok_or_else(|| format!("unknown key {id}"))?;
-    respond(stream, Purpose::Requests, &key, &keyring.introduction(), &hello)
-        .map(|_| ())
+    respond(stream, Purpose::Requests, &key, &Introduction::of(keyring.own), &hello)
+        .map(drop)
         .map_err(|error| error.to_string())
 }

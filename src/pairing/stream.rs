@@ -12,12 +12,10 @@ use std::time::Duration;
 use rustix::event::PollFlags;
 
 use crate::net::socket::{self, HANGUP};
-use crate::pairing::identity::KeyId;
-use crate::pairing::noise::Session;
-use crate::pairing::records::Records;
+use crate::pairing::{identity::KeyId, noise::Session, records::Records};
 use crate::system::lock;
 
-/// A connection. Only one thread at a time reads or writes.
+/// Only one thread at a time reads or writes.
 #[derive(Debug)]
 pub struct Stream {
     socket: TcpStream,
@@ -40,7 +38,6 @@ impl Stream {
         self.encryption.get().map(|encryption| encryption.0)
     }
 
-    /// The socket below, to watch it, set options or end it.
     pub(crate) fn socket(&self) -> &TcpStream {
         &self.socket
     }
@@ -49,11 +46,9 @@ impl Stream {
         self.encryption.get().map(|encryption| lock(&encryption.1))
     }
 
-    /// Reads what is there; `None` when nothing is, 0 when the peer has ended its side.
-    ///
-    /// # Errors
-    /// Those of read(2), except interruptions and "would block"; `InvalidData` for a record that
-    /// doesn't open, `ConnectionReset` for an end without a closing record.
+    /// Reads what is there; `None` when nothing is, 0 when the peer has ended its side. Fails with
+    /// `InvalidData` for a record that doesn't open, `ConnectionReset` for an end without a closing
+    /// record.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         match self.records() {
             None => socket::try_read(&self.socket, buffer),
@@ -61,11 +56,7 @@ impl Stream {
         }
     }
 
-    /// As [`try_read`](Self::try_read), without taking the bytes; `WouldBlock` when there are
-    /// none.
-    ///
-    /// # Errors
-    /// As [`try_read`](Self::try_read).
+    /// As [`try_read`](Self::try_read), without taking the bytes; `WouldBlock` when there are none.
     pub fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.records() {
             None => self.socket.peek(buffer),
@@ -77,9 +68,6 @@ impl Stream {
 
     /// Writes what the kernel takes now; 0 when it takes nothing more. After a 0, the next call
     /// must come with the same bytes: some of their record may be on the way.
-    ///
-    /// # Errors
-    /// Those of write(2), except interruptions and "would block".
     pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self.records() {
             None => socket::try_write(&self.socket, bytes),
@@ -87,29 +75,26 @@ impl Stream {
         }
     }
 
-    /// Writes all bytes.
-    ///
-    /// # Errors
-    /// `TimedOut` for a peer that takes nothing for `stall`, `BrokenPipe` for one that left,
-    /// otherwise those of write(2).
+    /// Fails with `TimedOut` for a peer that takes nothing for `stall`, `BrokenPipe` for one that
+    /// left.
     pub(crate) fn write_all(&self, mut bytes: &[u8], stall: Duration) -> io::Result<()> {
         let mut watched = HANGUP;
         while !bytes.is_empty() {
-            match self.try_write(bytes)? {
-                0 => {
-                    let (events, _) =
-                        socket::wait((&self.socket, PollFlags::OUT | watched), None, Some(stall))?;
-                    if events.is_empty() {
-                        return Err(ErrorKind::TimedOut.into());
-                    }
-                    if socket::has_left(&self.socket, events) {
-                        return Err(ErrorKind::BrokenPipe.into());
-                    }
-                    if !events.contains(PollFlags::OUT) {
-                        watched = PollFlags::empty(); // The next request is waiting there.
-                    }
-                }
-                n => bytes = &bytes[n..],
+            let n = self.try_write(bytes)?;
+            bytes = &bytes[n..];
+            if n > 0 {
+                continue;
+            }
+            let wanted = (&self.socket, PollFlags::OUT | watched);
+            let (events, _) = socket::wait(wanted, None, Some(stall))?;
+            if events.is_empty() {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            if socket::has_left(&self.socket, events) {
+                return Err(ErrorKind::BrokenPipe.into());
+            }
+            if !events.contains(PollFlags::OUT) {
+                watched = PollFlags::empty(); // The next request is waiting there.
             }
         }
         Ok(())

@@ -13,7 +13,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use crate::config::Settings;
 use crate::log::LogWriter;
-use crate::system::files;
+use crate::system::{failed, files};
 
 /// Set in the second process's environment.
 const STAGE: &str = "OLLANA_BACKGROUND";
@@ -22,13 +22,17 @@ const READY: &[u8] = b"ready";
 /// Starts the program again in the background and waits until it is ready. `None` in the process
 /// that is to serve.
 pub fn launch(settings: &Settings) -> Option<ExitCode> {
-    if !settings.daemon || std::env::var_os(STAGE).is_some() {
+    if std::env::var_os(STAGE).is_some() {
+        // The end of the terminal's session would end the process. Fails only for the leader of a
+        // process group, which a child isn't.
+        let _ = rustix::process::setsid();
         return None;
     }
-    Some(start(settings).unwrap_or_else(|error| {
+    let failed = |error| {
         eprintln!("ollana: cannot start in the background: {error}");
         ExitCode::FAILURE
-    }))
+    };
+    settings.daemon.then(|| start(settings).unwrap_or_else(failed))
 }
 
 fn start(settings: &Settings) -> io::Result<ExitCode> {
@@ -40,27 +44,15 @@ fn start(settings: &Settings) -> io::Result<ExitCode> {
         .stdout(Stdio::piped())
         .spawn()?;
     let mut told = Vec::new();
-    if let Some(mut pipe) = child.stdout.take() {
-        pipe.read_to_end(&mut told)?;
-    }
+    child.stdout.take().map(|mut pipe| pipe.read_to_end(&mut told)).transpose()?;
     if told == READY {
-        let log = match &settings.log_file {
-            Some(file) => format!("log: {}", file.display()),
-            None => "no log from here on, --log-file FILE keeps one".to_owned(),
-        };
+        let file = settings.log_file.as_deref().map(|file| format!("log: {}", file.display()));
+        let log = file.as_deref().unwrap_or("no log from here on, --log-file FILE keeps one");
         eprintln!("ollana runs in the background, pid {} ({log})", child.id());
         return Ok(ExitCode::SUCCESS);
     }
     let code = child.wait()?.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
     Ok(ExitCode::from(if code == 0 { 1 } else { code }))
-}
-
-/// In the second process: leaves the terminal's session, whose end would end the process.
-pub fn leave_session() {
-    if std::env::var_os(STAGE).is_some() {
-        // Fails only for the leader of a process group, which a child isn't.
-        let _ = rustix::process::setsid();
-    }
 }
 
 /// In the second process: tells the first one that it serves, and closes its descriptors. Fails
@@ -74,20 +66,17 @@ pub(super) fn detach(journal: &LogWriter) -> io::Result<()> {
     rustix::stdio::dup2_stderr(&nowhere)?;
     // Fails if the first process was killed.
     let _ = stdout().write_all(READY).and_then(|()| stdout().flush());
-    rustix::stdio::dup2_stdout(&nowhere)?;
-    Ok(())
+    rustix::stdio::dup2_stdout(&nowhere).map_err(io::Error::from)
 }
 
 /// The process number in a file; dropping it removes the file.
 pub(super) struct PidFile(PathBuf);
 
 impl PidFile {
-    /// The error's text names the file.
-    pub(super) fn write(path: &Path) -> io::Result<Self> {
-        files::replace_readable(path, &std::process::id().to_string()).map_err(|error| {
-            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-        })?;
-        Ok(PidFile(path.to_owned()))
+    /// The error names the file.
+    pub(super) fn write(path: &Path) -> Result<Self, String> {
+        let written = files::replace_readable(path, &std::process::id().to_string());
+        written.map(|()| PidFile(path.to_owned())).map_err(failed(path.display()))
     }
 }
 

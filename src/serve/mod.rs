@@ -1,8 +1,7 @@
 //! Runs the daemon: chooses its mode, starts every thread, follows the local Ollama from role to
-//! role, and ends the threads in the right order.
+//! role, and ends the threads in the right order. [`run`] is the process, [`Daemon`] one role of it.
 //!
 //! This room only wires the others: it knows no HTTP, no datagram and no rule of choice.
-//! [`run`] is the process, [`Daemon`] one role of it; a change of role is another daemon.
 //!
 //! ```text
 //!  start:  listeners ─► identity and keys ─► Manager, checkers, ticker ─► proxies ─► discovery
@@ -11,17 +10,14 @@
 //! ```
 
 pub mod background;
-mod error;
 mod listeners;
 mod mode;
 mod ollama_watch;
 mod parts;
 mod role;
-mod signals;
 pub(crate) mod state_dir;
 mod supervise;
 mod systemd;
-mod watchdog;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,14 +28,11 @@ use crate::config::Settings;
 use crate::discovery::{Client, Responder};
 use crate::manager::liveness::{Checkers, Ticker};
 use crate::manager::{self, About, Presence};
-use crate::proxy::Proxy;
-use crate::proxy::exchange::Side;
+use crate::proxy::{Proxy, exchange::Side};
 
-use parts::Parts;
-
-pub use error::StartError;
-pub(crate) use mode::Mode;
+use mode::Mode;
 pub(crate) use mode::ask;
+use parts::Parts;
 pub(crate) use state_dir::host_name;
 pub use supervise::run;
 
@@ -57,21 +50,13 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Chooses the mode and starts everything.
-    ///
-    /// # Errors
-    /// [`StartError`] says what failed and what to do.
-    pub fn start(settings: &Settings) -> Result<Daemon, StartError> {
-        Self::start_unless(settings, &AtomicBool::new(false))
-    }
-
-    /// As [`start`](Self::start); `stopping` ends the wait for an Ollama that is about to start.
-    fn start_unless(settings: &Settings, stopping: &AtomicBool) -> Result<Daemon, StartError> {
-        let (mode, why) = mode::choose(settings, stopping);
+    /// Chooses the mode and starts everything. The error says what failed and what to do.
+    pub fn start(settings: &Settings) -> Result<Daemon, String> {
+        let (mode, why) = mode::choose(settings, &AtomicBool::new(false));
         Self::start_as(settings, mode, &why)
     }
 
-    fn start_as(settings: &Settings, mode: Mode, why: &str) -> Result<Daemon, StartError> {
+    fn start_as(settings: &Settings, mode: Mode, why: &str) -> Result<Daemon, String> {
         let client = listeners::client(settings, mode)?;
         let server = listeners::server(settings, mode)?;
         let (parts, manager, jobs) = Parts::start(settings, mode, &server)?;
@@ -93,14 +78,17 @@ impl Daemon {
                 daemon.proxies.push(parts.start_proxy(side, listeners)?);
             }
         }
-        let http = daemon.proxies.last().map(Proxy::addresses).unwrap_or_default();
-        daemon.responder = parts.start_responder(http)?;
-        daemon.discovery = parts.start_discovery()?;
+        let has_discovery = settings.discovery_port != 0;
+        if let Some(proxy) = daemon.proxies.last().filter(|_| has_discovery && mode.is_server()) {
+            daemon.responder = Some(parts.start_responder(proxy.addresses())?);
+        }
+        if has_discovery && mode.is_client() {
+            daemon.discovery = Some(parts.start_discovery()?);
+        }
         daemon.describe(why, settings);
         Ok(daemon)
     }
 
-    /// Tells the status and the log what was started.
     fn describe(&self, why: &str, settings: &Settings) {
         let listen: Vec<String> = self.addresses().iter().map(ToString::to_string).collect();
         let discovery = match self.discovery_address() {
@@ -122,16 +110,8 @@ impl Daemon {
             timing: settings.timing.clone(),
             started: Instant::now(),
         });
-        log::info!(
-            "ready mode={} why={why:?} listen={} discovery={discovery}",
-            self.mode,
-            listen.join(",")
-        );
-    }
-
-    /// Client, server or both.
-    pub(crate) fn mode(&self) -> Mode {
-        self.mode
+        let listen = listen.join(",");
+        log::info!("ready mode={} why={why:?} listen={listen} discovery={discovery}", self.mode);
     }
 
     /// Where the proxies listen, the client's first.

@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::config::{ModeChoice, OllamaUrl, Settings};
 use crate::pairing::keyring::Keyring;
-use crate::upstream::Check;
-use crate::upstream::Upstream;
-use crate::upstream::{CheckResult, Target};
+use crate::system::time_since_boot;
+use crate::upstream::{Check, CheckResult, Target, Upstream};
 
 /// How long the local Ollama may take to answer at start-up.
 const DETECTION_TIME: Duration = Duration::from_secs(2);
@@ -21,7 +20,6 @@ const BOOT_TIME: Duration = Duration::from_secs(180);
 const BOOT_WAIT: Duration = Duration::from_secs(60);
 const BOOT_RETRY: Duration = Duration::from_millis(500);
 
-/// What a daemon does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// Uses the LAN's servers.
@@ -66,40 +64,30 @@ pub(super) fn choose(settings: &Settings, stopping: &AtomicBool) -> (Mode, Strin
         log::info!("this machine is starting and has an Ollama service; waiting for it");
     }
     loop {
-        match ask(settings, &ollama, DETECTION_TIME) {
+        let reason = match ask(settings, &ollama, DETECTION_TIME) {
             CheckResult::Healthy { version, .. } => {
                 return (Mode::Server, format!("Ollama {version} answers at {ollama}"));
             }
-            _ if deadline.is_some_and(|deadline| Instant::now() < deadline)
-                && !stopping.load(SeqCst) =>
-            {
-                thread::sleep(BOOT_RETRY);
+            CheckResult::Refused(why) | CheckResult::Silent(why) => {
+                format!("no Ollama at {ollama}: {why}")
             }
-            CheckResult::Refused(reason) | CheckResult::Silent(reason) => {
-                return (Mode::Client, format!("no Ollama at {ollama}: {reason}"));
-            }
-            CheckResult::Void => return (Mode::Client, format!("{ollama} could not be asked")),
+            CheckResult::Void => format!("{ollama} could not be asked"),
+        };
+        if deadline.is_none_or(|deadline| Instant::now() >= deadline) || stopping.load(SeqCst) {
+            return (Mode::Client, reason);
         }
+        thread::sleep(BOOT_RETRY);
     }
 }
 
 /// Whether this machine booted a moment ago and has systemd start Ollama, whose port a client would
 /// take.
 fn is_ollama_starting() -> bool {
-    let is_enabled = ["default.target.wants", "multi-user.target.wants"]
-        .iter()
-        .any(|wants| Path::new("/etc/systemd/system").join(wants).join("ollama.service").exists());
-    is_enabled && since_boot().is_some_and(|time| time < BOOT_TIME)
-}
-
-fn since_boot() -> Option<Duration> {
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    {
-        let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        Some(Duration::from_secs(time.tv_sec.try_into().ok()?))
-    }
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    None
+    let is_wanted = |target: &str| {
+        Path::new(&format!("/etc/systemd/system/{target}.target.wants/ollama.service")).exists()
+    };
+    let is_enabled = is_wanted("default") || is_wanted("multi-user");
+    is_enabled && time_since_boot().is_some_and(|time| time < BOOT_TIME)
 }
 
 /// Asks whether Ollama, and no proxy of ours, answers at a URL.

@@ -1,11 +1,10 @@
-//! Sees that Ollama is being started on this machine while this daemon has its port.
-//!
-//! The kernel tells when Ollama's program file is opened, which is before it runs; the list of
-//! processes tells whether it is `ollama serve`. Ollama binds its port some ten milliseconds later,
-//! when this daemon has left it.
+//! Sees that Ollama is being started on this machine while this daemon has its port: the kernel
+//! tells when Ollama's program file is opened, which is before it runs; the list of processes tells
+//! whether it is `ollama serve`. Ollama binds its port some ten milliseconds later, when this daemon
+//! has left it.
 
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,9 +18,9 @@ const MAX_LOOK: Duration = Duration::from_secs(2);
 /// Pauses between looks at the processes; each is used eight times, the last from then on.
 const PAUSES_MS: [u64; 3] = [1, 2, 10];
 
-/// A watch on Ollama's program.
 pub(super) struct OllamaWatch {
-    inotify: OwnedFd,
+    /// Readable when the program's file was opened.
+    pub(super) inotify: OwnedFd,
     /// Where the program may be installed.
     programs: Vec<PathBuf>,
     /// Processes that ran before the watch began.
@@ -35,9 +34,7 @@ impl OllamaWatch {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let usual = ["/usr/local/bin", "/usr/bin"].map(PathBuf::from);
         let folders = std::env::split_paths(&path).filter(|dir| dir.is_absolute()).chain(usual);
-        let mut programs: Vec<PathBuf> = folders.map(|dir| dir.join("ollama")).collect();
-        programs.sort();
-        programs.dedup();
+        let programs = folders.map(|dir| dir.join("ollama")).collect();
         let mut watch = OllamaWatch { inotify, programs, known: Vec::new() };
         watch.restart();
         Some(watch)
@@ -58,11 +55,9 @@ impl OllamaWatch {
         }
     }
 
-    /// Whether there were events.
     fn take_events(&self) -> bool {
-        let mut events = [0; 1024];
         let mut any = false;
-        while rustix::io::read(&self.inotify, &mut events).is_ok_and(|n| n > 0) {
+        while rustix::io::read(&self.inotify, &mut [0; 1024]).is_ok_and(|n| n > 0) {
             any = true;
         }
         any
@@ -89,22 +84,14 @@ impl OllamaWatch {
                     None => {}
                 }
             }
-            let pause = Duration::from_millis(PAUSES_MS[looks / 8]);
+            let pause = Timespec::try_from(Duration::from_millis(PAUSES_MS[looks / 8])).ok();
             looks = (looks + 1).min(PAUSES_MS.len() * 8 - 1);
-            let pause = Timespec::try_from(pause).ok();
             let _ = poll(&mut [PollFd::new(&self.inotify, PollFlags::IN)], pause.as_ref());
             if self.take_events() {
                 (last_event, looks) = (Instant::now(), 0);
             }
         }
         false
-    }
-}
-
-impl AsFd for OllamaWatch {
-    /// Readable when the program's file was opened.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.inotify.as_fd()
     }
 }
 
@@ -116,8 +103,7 @@ fn processes() -> Vec<PathBuf> {
         let is_named = |name: Vec<u8>| name.windows(6).any(|part| part == b"ollama");
         let is_ollama = fs::read(process.join("comm")).is_ok_and(is_named);
         // A container has a network of its own. Where that can't be told, it is taken for this one.
-        let net = || fs::read_link(process.join("ns/net"));
-        is_ollama && net().map_or(true, |net| own.as_ref() == Some(&net))
+        is_ollama && fs::read_link(process.join("ns/net")).map_or(true, |net| own == Some(net))
     };
     let all = fs::read_dir("/proc").into_iter().flatten().flatten();
     all.map(|entry| entry.path()).filter(is_ours).collect()

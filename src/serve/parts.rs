@@ -9,24 +9,21 @@ use crossbeam_channel::Receiver;
 use http::HeaderValue;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use super::error::{StartError, system};
+use super::listeners::plain;
 use super::mode::Mode;
 use super::state_dir::{self, host_name};
 use crate::access::host::HostRule;
-use crate::config::{OllamaUrl, Settings};
+use crate::config::Settings;
 use crate::discovery::{Client, ClientSetup, Responder, ServerSetup};
 use crate::http::fields;
 use crate::manager::liveness::{Checkers, Ticker, job_queue};
 use crate::manager::pool::{Input, Pool, Rules};
 use crate::manager::wake::Wake;
 use crate::manager::{self, Job, Mailbox, Presence, store};
-use crate::pairing::identity::Identity;
-use crate::pairing::keyring::Keyring;
-use crate::proxy::Budget;
-use crate::proxy::Proxy;
-use crate::proxy::connections::Connections;
+use crate::pairing::{identity::Identity, keyring::Keyring};
 use crate::proxy::exchange::{Context, Side};
-use crate::system::{self, THREAD_STACK};
+use crate::proxy::{Budget, Proxy, connections::Connections};
+use crate::system::{self, THREAD_STACK, failed};
 
 /// Ports from here on are ephemeral: they are another server's at the next start.
 const EPHEMERAL_PORTS: u16 = 32768;
@@ -37,61 +34,50 @@ const SPARE_DESCRIPTORS: u64 = 64;
 const CONNECTION_MEMORY: u64 = 128 << 10;
 const SPARE_MEMORY: u64 = 64 << 20;
 
-/// What all parts share.
 pub(super) struct Parts<'a> {
     settings: &'a Settings,
     mode: Mode,
-    ollama: OllamaUrl,
     /// New for each start; tells a loop of proxies by their `Via` fields.
     instance: u32,
     identity: Identity,
-    hostname: String,
     mailbox: Mailbox,
     pub(super) presence: Arc<Presence>,
     keyring: Arc<Keyring>,
 }
 
-impl Parts<'_> {
+impl<'a> Parts<'a> {
     /// Reads identity and keys, and starts the Manager, whose jobs go to the checkers.
-    pub(super) fn start<'a>(
+    pub(super) fn start(
         settings: &'a Settings,
         mode: Mode,
         server: &[TcpListener],
-    ) -> Result<(Parts<'a>, manager::Handle, Receiver<Job>), StartError> {
-        let instance = u32::from_ne_bytes(system::random().map_err(system("get random bytes"))?);
+    ) -> Result<(Self, manager::Handle, Receiver<Job>), String> {
+        let no_random = || failed("cannot get random bytes");
+        let instance = u32::from_ne_bytes(system::random().map_err(no_random())?);
         let dir = settings.state_dir.as_deref();
         // The identity goes with the port, so that two servers on one machine are two.
-        let port = server.first().and_then(|listener| listener.local_addr().ok());
-        let port = port.map(|address| address.port()).filter(|port| *port < EPHEMERAL_PORTS);
-        let identity = state_dir::identity(dir.filter(|_| port.is_some()), port.unwrap_or(0))
-            .map_err(system("get random bytes"))?;
-        let keyring = Keyring::open(identity, dir, settings.key_file.as_deref(), settings.unpaired)
-            .map_err(StartError::Keys)?;
-        let ollama = settings.ollama_url();
+        let address = server.first().and_then(|listener| listener.local_addr().ok());
+        let port = address.map_or(0, |address| address.port());
+        let port = if port < EPHEMERAL_PORTS { port } else { 0 };
+        let identity = state_dir::identity(dir, port).map_err(no_random())?;
+        let key_file = settings.key_file.as_deref();
+        let keyring = Keyring::open(identity, dir, key_file, settings.unpaired)?;
         let (jobs, job_receiver) = job_queue();
+        let timing = &settings.timing;
         let patience = manager::Patience {
-            expected: settings.timing.wait_timeout,
-            busy: settings.timing.queue_timeout,
-            wake: (!settings.wake.is_empty()).then_some(settings.timing.wake_timeout),
+            expected: timing.wait_timeout,
+            busy: timing.queue_timeout,
+            wake: (!settings.wake.is_empty()).then_some(timing.wake_timeout),
         };
-        let pool = new_pool(settings, mode, &ollama, instance);
-        let manager =
-            manager::Handle::start(pool, jobs, patience).map_err(system("start the manager"))?;
-        let parts = Parts {
-            settings,
-            mode,
-            ollama,
-            instance,
-            identity,
-            hostname: host_name(),
-            mailbox: manager.mailbox(),
-            presence: manager.presence(),
-            keyring: Arc::new(keyring),
-        };
+        let manager = manager::Handle::start(new_pool(settings, mode, instance), jobs, patience)
+            .map_err(failed("cannot start the manager"))?;
+        let (mailbox, presence) = (manager.mailbox(), manager.presence());
+        let keyring = Arc::new(keyring);
+        let parts = Parts { settings, mode, instance, identity, mailbox, presence, keyring };
         Ok((parts, manager, job_receiver))
     }
 
-    pub(super) fn start_checkers(&self, jobs: &Receiver<Job>) -> Result<Checkers, StartError> {
+    pub(super) fn start_checkers(&self, jobs: &Receiver<Job>) -> Result<Checkers, String> {
         let settings = self.settings;
         let wake = (!settings.wake.is_empty()).then(|| Wake {
             sleepers: settings.wake.clone(),
@@ -103,30 +89,31 @@ impl Parts<'_> {
             &self.mailbox,
             &settings.timing,
             &self.keyring,
-            self.mode.is_server().then_some(&self.ollama),
+            self.mode.is_server().then(|| settings.ollama_url()).as_ref(),
             memory(settings).filter(|_| self.mode.is_client()),
             wake.as_ref(),
         )
-        .map_err(system("start the checkers"))
+        .map_err(failed("cannot start the checkers"))
     }
 
-    pub(super) fn start_ticker(&self) -> Result<Ticker, StartError> {
+    pub(super) fn start_ticker(&self) -> Result<Ticker, String> {
         self.mailbox.try_send(Input::Tick);
         Ticker::start(self.mailbox.clone(), Arc::clone(&self.keyring))
-            .map_err(system("start the ticker"))
+            .map_err(failed("cannot start the ticker"))
     }
 
     pub(super) fn start_proxy(
         &self,
         side: Side,
         listeners: Vec<TcpListener>,
-    ) -> Result<Proxy, StartError> {
+    ) -> Result<Proxy, String> {
         let settings = self.settings;
         let limits = &settings.limits;
         let most = affordable_connections(limits.max_connections);
-        let names = settings.hosts.iter().cloned().chain([self.hostname.to_ascii_lowercase()]);
+        let machine = host_name();
+        let names = settings.hosts.iter().cloned().chain([machine.to_ascii_lowercase()]);
         let is_server = side == Side::Server;
-        let own_name = HeaderValue::from_str(&self.hostname).ok();
+        let own_name = HeaderValue::from_str(&machine).ok();
         let context = Context {
             settings: settings.clone(),
             side,
@@ -134,60 +121,52 @@ impl Parts<'_> {
             presence: Arc::clone(&self.presence),
             models_dir: state_dir::models_dir().filter(|_| is_server),
             via: fields::via_value(self.instance),
-            machine: self.hostname.clone(),
+            machine,
             own_name: own_name.filter(|_| is_server),
             identity: HeaderValue::from_str(&self.identity.to_string()).ok(),
-            prefix: self.ollama.prefix.clone(),
+            prefix: settings.ollama_url().prefix,
             hosts: HostRule::new(names),
             budget: Budget::new(limits.replay_budget),
             keyring: Arc::clone(&self.keyring),
             connections: Arc::new(Connections::new(most, limits.max_connections_per_source)),
         };
         let places = state_dir::private_places(settings.state_dir.as_deref());
-        Proxy::start(context, listeners, &places).map_err(system("start the proxy"))
+        Proxy::start(context, listeners, &places).map_err(failed("cannot start the proxy"))
     }
 
-    /// The server's side of discovery; `http` is where its proxy listens.
-    pub(super) fn start_responder(
-        &self,
-        http: &[SocketAddr],
-    ) -> Result<Option<Responder>, StartError> {
+    pub(super) fn start_responder(&self, http: &[SocketAddr]) -> Result<Responder, String> {
         let port = self.settings.discovery_port;
-        if port == 0 || !self.mode.is_server() {
-            return Ok(None);
-        }
-        Responder::start(ServerSetup {
+        let setup = ServerSetup {
             port,
             http: http.to_vec(),
             identity: self.identity,
             instance: self.instance,
-            name: self.hostname.clone(),
+            name: host_name(),
             legacy: self.settings.legacy,
             is_managed: self.settings.policy.manage,
             reach: self.settings.reach.clone(),
             presence: Arc::clone(&self.presence),
             keyring: Arc::clone(&self.keyring),
+        };
+        Responder::start(setup).map_err(|error| {
+            format!(
+                "cannot listen on UDP port {port}: {} (is another ollana server running here? \
+                 try --discovery-port N)",
+                plain(&error)
+            )
         })
-        .map(Some)
-        .map_err(|error| StartError::Discovery(port, error))
     }
 
-    /// The client's side of discovery.
-    pub(super) fn start_discovery(&self) -> Result<Option<Client>, StartError> {
-        let port = self.settings.discovery_port;
-        if port == 0 || !self.mode.is_client() {
-            return Ok(None);
-        }
-        Client::start(ClientSetup {
-            port,
+    pub(super) fn start_discovery(&self) -> Result<Client, String> {
+        let setup = ClientSetup {
+            port: self.settings.discovery_port,
             interval: self.settings.timing.probe_interval,
             interfaces: self.settings.interfaces.clone(),
             identity: self.identity,
             mailbox: self.mailbox.clone(),
             keyring: Arc::clone(&self.keyring),
-        })
-        .map(Some)
-        .map_err(system("start the discovery"))
+        };
+        Client::start(setup).map_err(failed("cannot start the discovery"))
     }
 }
 
@@ -196,7 +175,7 @@ fn memory(settings: &Settings) -> Option<&Path> {
     settings.state_dir.as_deref().filter(|_| settings.discovery_port != 0)
 }
 
-fn new_pool(settings: &Settings, mode: Mode, ollama: &OllamaUrl, seed: u32) -> Pool {
+fn new_pool(settings: &Settings, mode: Mode, seed: u32) -> Pool {
     let rules = Rules {
         health_interval: settings.timing.health_interval,
         health_timeout: settings.timing.health_timeout,
@@ -212,7 +191,7 @@ fn new_pool(settings: &Settings, mode: Mode, ollama: &OllamaUrl, seed: u32) -> P
     let mut pool = Pool::new(rules, u64::from(seed));
     let now = Instant::now();
     if mode.is_server() {
-        pool.add_local(now, ollama.server());
+        pool.add_local(now, settings.ollama_url().server());
     }
     if mode.is_client() {
         settings.servers.iter().for_each(|server| pool.add_named(now, server.clone()));
@@ -228,13 +207,12 @@ fn affordable_connections(wanted: usize) -> usize {
     descriptors.current = descriptors.maximum;
     // Where that isn't allowed, the present limit holds.
     let _ = setrlimit(Resource::Nofile, descriptors);
-    let by_descriptors = getrlimit(Resource::Nofile)
-        .current
-        .map(|limit| limit.saturating_sub(SPARE_DESCRIPTORS) / DESCRIPTORS);
-    let by_memory = getrlimit(Resource::As).current.map(|limit| {
-        limit.saturating_sub(SPARE_MEMORY) / (THREAD_STACK as u64 + CONNECTION_MEMORY)
-    });
-    let most = [by_descriptors, by_memory].into_iter().flatten().min().unwrap_or(u64::MAX).max(4);
+    let share =
+        |resource, spare, each| Some(getrlimit(resource).current?.saturating_sub(spare) / each);
+    let memory = THREAD_STACK as u64 + CONNECTION_MEMORY;
+    let descriptors = share(Resource::Nofile, SPARE_DESCRIPTORS, DESCRIPTORS);
+    let most = descriptors.into_iter().chain(share(Resource::As, SPARE_MEMORY, memory)).min();
+    let most = most.unwrap_or(u64::MAX).max(4);
     if most < wanted as u64 {
         log::warn!("limits of this process allow fewer connections wanted={wanted} max={most}");
     }

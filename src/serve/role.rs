@@ -44,7 +44,6 @@ pub(super) enum Step {
     FreePort,
 }
 
-/// The present role and what led to it.
 #[derive(Debug)]
 pub(super) struct Role {
     mode: Mode,
@@ -81,40 +80,31 @@ impl Role {
         }
         let since = |then: Instant| now.saturating_duration_since(then);
         if let Some(freed) = self.port_free_since {
-            let is_over = match ollama {
+            let most = match ollama {
                 LocalOllama::Answers => {
                     self.ignored = FIRST_IGNORED;
                     return self.change_to(now, Mode::Server);
                 }
-                LocalOllama::Silent => since(freed) >= START_TIME,
-                LocalOllama::Absent => since(freed) >= FREE_TIME,
+                LocalOllama::Silent => START_TIME,
+                LocalOllama::Absent => FREE_TIME,
             };
-            if !is_over {
+            if since(freed) < most {
                 return Step::Stay;
             }
             self.ignore_starts_until = Some(now + self.ignored);
             self.ignored = (self.ignored * 2).min(LAST_IGNORED);
             return self.change_to(now, Mode::Client);
         }
-        if ollama == LocalOllama::Answers {
-            self.missing_since = None;
-        }
+        // A silent one is frozen, or another program: a client couldn't bind the port.
+        let is_absent = ollama == LocalOllama::Absent;
+        self.missing_since = is_absent.then(|| self.missing_since.unwrap_or(now));
+        let is_gone = self.missing_since.is_some_and(|missing| since(missing) >= GRACE);
         let may_change = self.changed_at.is_none_or(|changed| since(changed) >= MIN_STAY);
         match (self.mode, ollama) {
-            (Mode::Server, LocalOllama::Absent) => {
-                let missing = *self.missing_since.get_or_insert(now);
-                if may_change && since(missing) >= GRACE {
-                    return self.change_to(now, Mode::Client);
-                }
-            }
-            // Frozen, or another program: a client couldn't bind the port.
-            (Mode::Server, LocalOllama::Silent) => self.missing_since = None,
-            (Mode::Client, LocalOllama::Answers) if may_change => {
-                return self.change_to(now, Mode::Server);
-            }
-            _ => {}
+            (Mode::Server, _) if may_change && is_gone => self.change_to(now, Mode::Client),
+            (Mode::Client, LocalOllama::Answers) if may_change => self.change_to(now, Mode::Server),
+            _ => Step::Stay,
         }
-        Step::Stay
     }
 
     /// Ollama's program is being started while this daemon has its port.

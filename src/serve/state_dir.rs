@@ -1,5 +1,4 @@
-//! What a daemon keeps on disk, its identity, and what it finds on this machine: the host's name,
-//! the local models, a place for its socket.
+//! What a daemon keeps on disk, its identity, and what it finds on this machine.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -14,28 +13,19 @@ pub(crate) fn identity(dir: Option<&Path>, port: u16) -> io::Result<Identity> {
     let fresh = Identity(random()?);
     let (Some(dir), true) = (dir, port != 0) else { return Ok(fresh) };
     let path = dir.join(format!("identity-{port}"));
-    match load(&path) {
-        Ok(Some(identity)) => return Ok(identity),
-        Ok(None) => {}
-        Err(error) => {
-            log::warn!("identity not kept, unreadable path={path:?} reason={error}");
-            return Ok(fresh);
+    let kept = fs::read_to_string(&path).and_then(|text| {
+        Identity::parse(text.trim()).ok_or_else(|| io::Error::other("not 32 hexadecimal digits"))
+    });
+    match kept {
+        Ok(identity) => return Ok(identity),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            if let Err(error) = files::replace(dir, &path, &fresh.to_string()) {
+                log::warn!("identity not kept, try --state-dir path={path:?} reason={error}");
+            }
         }
-    }
-    if let Err(error) = files::replace(dir, &path, &fresh.to_string()) {
-        log::warn!("identity not kept, try --state-dir path={path:?} reason={error}");
+        Err(error) => log::warn!("identity not kept, unreadable path={path:?} reason={error}"),
     }
     Ok(fresh)
-}
-
-fn load(path: &Path) -> io::Result<Option<Identity>> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let identity = Identity::parse(text.trim());
-    identity.map(Some).ok_or_else(|| io::Error::other("not 32 hexadecimal digits"))
 }
 
 /// The host's name, as far as it can be printed.
@@ -45,27 +35,23 @@ pub(crate) fn host_name() -> String {
     name.chars().filter(char::is_ascii_graphic).take(MAX_NAME).collect()
 }
 
-/// Where the local Ollama keeps its models, if that can be told.
 pub(super) fn models_dir() -> Option<PathBuf> {
-    let named = std::env::var_os("OLLAMA_MODELS").map(PathBuf::from);
-    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".ollama/models"));
-    // The second is where Ollama's installer has its service keep them.
-    let service = Path::new("/usr/share/ollama/.ollama/models").to_owned();
+    let named = variable("OLLAMA_MODELS");
+    // Where Ollama's installer has its service keep them.
+    let service = PathBuf::from("/usr/share/ollama/.ollama/models");
+    let home = variable("HOME").map(|home| home.join(".ollama/models"));
     [named, Some(service), home].into_iter().flatten().find(|dir| dir.is_dir())
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from)
 }
 
 /// Directories in which the private socket may be made, best first.
 pub(super) fn private_places(state_dir: Option<&Path>) -> Vec<PathBuf> {
-    let variable = |name| std::env::var_os(name).map(PathBuf::from);
-    let mut places: Vec<PathBuf> =
-        ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].into_iter().filter_map(variable).collect();
-    places.push(std::env::temp_dir());
-    if let Some(dir) = state_dir
-        && files::make_private_dir(dir).is_ok()
-    {
-        places.push(dir.to_owned());
-    }
-    places
+    let runtime = ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].into_iter().filter_map(variable);
+    let state_dir = state_dir.filter(|dir| files::make_private_dir(dir).is_ok());
+    runtime.chain([std::env::temp_dir()]).chain(state_dir.map(Path::to_owned)).collect()
 }
 
 #[cfg(test)]

@@ -1,27 +1,26 @@
-//! The process from start to end, and its changes of role.
-//!
-//! A change of role is another daemon: the old one leaves its ports and lets its streams finish
-//! while the new one serves.
+//! The process from start to end, its signals and its changes of role: each is another daemon,
+//! beside which the old one lets its streams finish.
 
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, IsTerminal, Read, stderr, stdin};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::atomic::Ordering::SeqCst;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::{flag, low_level::pipe};
 
 use super::background::{self, PidFile};
-use super::error::system;
-use super::mode::ask;
-use super::ollama_watch::OllamaWatch;
+use super::mode::{self, Mode, ask};
 use super::role::{LocalOllama, Role, Step};
-use super::signals::Signals;
-use super::systemd::Notifier;
-use super::watchdog::Watchdog;
-use super::{Daemon, Mode, StartError};
+use super::systemd::{Notifier, Watchdog};
+use super::{Daemon, ollama_watch::OllamaWatch};
 use crate::config::{ModeChoice, Settings};
 use crate::log::LogWriter;
+use crate::system::failed;
 use crate::upstream::CheckResult;
 
 /// Signals this close together are one.
@@ -34,26 +33,21 @@ const ANSWER_TIME: Duration = Duration::from_millis(500);
 
 /// Runs a daemon until SIGINT or SIGTERM; a second signal exits at once. SIGHUP opens the log file
 /// anew.
-///
-/// # Errors
-/// When it can't be started.
-pub fn run(settings: &Settings, journal: &LogWriter) -> Result<(), StartError> {
-    let mut signals = Signals::register(settings).map_err(system("handle signals"))?;
+pub fn run(settings: &Settings, journal: &LogWriter) -> Result<(), String> {
+    let mut signals = Signals::register(settings).map_err(failed("cannot handle signals"))?;
     // Watched before the daemon takes Ollama's port, so that no start of Ollama is missed. Without
     // a watch the role never changes, and Ollama's port isn't taken from it.
-    let watch = match settings.mode {
-        ModeChoice::Auto => OllamaWatch::new(),
-        _ => None,
-    };
-    let daemon = Daemon::start_unless(settings, &signals.stop)?;
+    let watch = (settings.mode == ModeChoice::Auto).then(OllamaWatch::new).flatten();
+    let (mode, why) = mode::choose(settings, &signals.stop);
+    let daemon = Daemon::start_as(settings, mode, &why)?;
     let pid_file = settings.pid_file.as_deref().map(PidFile::write).transpose();
-    let _pid_file = pid_file.map_err(system("write the pid file"))?;
+    let _pid_file = pid_file.map_err(failed("cannot write the pid file"))?;
     let watchdog = Watchdog::new(Notifier::from_env(&|name| std::env::var_os(name)));
     watchdog.notifier.ready();
-    background::detach(journal).map_err(system("leave the terminal"))?;
+    background::detach(journal).map_err(failed("cannot leave the terminal"))?;
     let mut supervisor = Supervisor {
         settings,
-        role: watch.is_some().then(|| Role::new(daemon.mode())),
+        role: watch.is_some().then(|| Role::new(mode)),
         present: Some(daemon),
         retired: Vec::new(),
         watch,
@@ -70,13 +64,18 @@ pub fn run(settings: &Settings, journal: &LogWriter) -> Result<(), StartError> {
     thread::sleep(SAME_SIGNAL);
     signals.exit_at_next.store(true, SeqCst);
     let drain = settings.timing.drain_timeout;
+    let daemons = supervisor.present.iter().chain(&supervisor.retired);
+    let connections: usize = daemons.map(Daemon::connections).sum();
+    let seconds = drain.as_secs();
     log::info!(
-        "stopping, a second signal exits at once connections={} drain_s={}",
-        supervisor.connections(),
-        drain.as_secs()
+        "stopping, a second signal exits at once connections={connections} drain_s={seconds}"
     );
     let start = Instant::now();
-    let finished = supervisor.stop(start + drain);
+    let mut finished = true;
+    supervisor.retire();
+    for daemon in supervisor.retired {
+        finished &= daemon.stop(drain.saturating_sub(start.elapsed()));
+    }
     log::info!("stopped cut={} after_ms={}", !finished, start.elapsed().as_millis());
     Ok(())
 }
@@ -96,14 +95,10 @@ struct Supervisor<'a> {
 impl Supervisor<'_> {
     /// The watch on Ollama, while the present daemon has its port.
     fn port_watch(&self) -> Option<&OllamaWatch> {
-        let daemon = self.present.as_ref().filter(|daemon| daemon.mode() == Mode::Client)?;
+        let daemon = self.present.as_ref().filter(|daemon| daemon.mode == Mode::Client)?;
         let port = self.settings.ollama_url().port;
         let has_port = daemon.addresses().iter().any(|address| address.port() == port);
         self.watch.as_ref().filter(|_| has_port)
-    }
-
-    fn connections(&self) -> usize {
-        self.present.iter().chain(&self.retired).map(Daemon::connections).sum()
     }
 
     /// Waits for something to do; true when it is a signal.
@@ -113,13 +108,11 @@ impl Supervisor<'_> {
         let timeout = look.into_iter().chain(self.watchdog.interval()).min();
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let mut fds = vec![PollFd::new(&signals.arrived, PollFlags::IN)];
-        fds.extend(self.port_watch().map(|watch| PollFd::new(watch, PollFlags::IN)));
+        fds.extend(self.port_watch().map(|watch| PollFd::new(&watch.inotify, PollFlags::IN)));
         let _ = poll(&mut fds, timeout.as_ref());
-        let is_signal = !fds[0].revents().is_empty();
-        is_signal && signals.arrived.read_exact(&mut [0]).is_ok()
+        !fds[0].revents().is_empty() && signals.arrived.read_exact(&mut [0]).is_ok()
     }
 
-    /// Fits the role to what this machine shows.
     fn follow(&mut self) {
         self.watchdog.report(Instant::now(), self.present.as_ref().map(Daemon::presence));
         self.retired.retain(|daemon| daemon.connections() > 0);
@@ -149,8 +142,8 @@ impl Supervisor<'_> {
     }
 
     fn change_to(&mut self, mode: Mode, role: &mut Role) {
-        let ollama = self.settings.ollama_url();
         self.retire();
+        let ollama = self.settings.ollama_url();
         let why = match mode {
             Mode::Client => format!("Ollama at {ollama} has gone"),
             _ => format!("Ollama answers at {ollama}"),
@@ -168,20 +161,18 @@ impl Supervisor<'_> {
         }
     }
 
-    /// What Ollama's address shows.
     fn look(&self) -> LocalOllama {
         let ollama = self.settings.ollama_url();
         let own = self.present.as_ref();
-        if own.is_some_and(|own| own.mode() == Mode::Server && own.presence().is_local_up()) {
+        if own.is_some_and(|own| own.mode == Mode::Server && own.presence().is_local_up()) {
             return LocalOllama::Answers;
         }
         if self.port_watch().is_some() {
             return LocalOllama::Absent; // The port is ours.
         }
-        let address = (ollama.host.as_str(), ollama.port).to_socket_addrs();
-        let address = address.ok().and_then(|mut addresses| addresses.next());
-        let connected = address.map(|address| TcpStream::connect_timeout(&address, ANSWER_TIME));
-        match connected {
+        let addresses = (ollama.host.as_str(), ollama.port).to_socket_addrs();
+        let address = addresses.ok().and_then(|mut addresses| addresses.next());
+        match address.map(|address| TcpStream::connect_timeout(&address, ANSWER_TIME)) {
             Some(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => LocalOllama::Absent,
             _ => match ask(self.settings, &ollama, ANSWER_TIME) {
                 CheckResult::Healthy { .. } => LocalOllama::Answers,
@@ -189,13 +180,34 @@ impl Supervisor<'_> {
             },
         }
     }
+}
 
-    fn stop(mut self, deadline: Instant) -> bool {
-        self.retire();
-        let mut finished = true;
-        for daemon in self.retired {
-            finished &= daemon.stop(deadline.saturating_duration_since(Instant::now()));
+/// SIGTERM and SIGINT stop the process, SIGHUP opens the log file anew.
+struct Signals {
+    stop: Arc<AtomicBool>,
+    /// Set by us: SIGTERM and SIGINT exit at once from then on.
+    exit_at_next: Arc<AtomicBool>,
+    hangup: Arc<AtomicBool>,
+    /// Has a byte for each signal.
+    arrived: UnixStream,
+}
+
+impl Signals {
+    /// SIGHUP is handled where there is a log file or no terminal. Otherwise it ends the process,
+    /// whose terminal has gone.
+    fn register(settings: &Settings) -> io::Result<Self> {
+        let (arrived, handler) = UnixStream::pair()?;
+        let [stop, exit_at_next, hangup]: [Arc<AtomicBool>; 3] = Default::default();
+        for signal in [SIGTERM, SIGINT] {
+            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&exit_at_next))?;
+            flag::register(signal, Arc::clone(&stop))?;
+            pipe::register(signal, handler.try_clone()?)?;
         }
-        finished
+        let has_terminal = stdin().is_terminal() || stderr().is_terminal();
+        if settings.log_file.is_some() || settings.daemon || !has_terminal {
+            flag::register(SIGHUP, Arc::clone(&hangup))?;
+            pipe::register(SIGHUP, handler)?;
+        }
+        Ok(Signals { stop, exit_at_next, hangup, arrived })
     }
 }

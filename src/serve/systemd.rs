@@ -1,23 +1,21 @@
-//! Tells a service manager the state of this process: the sd_notify datagrams, in plain std.
-//!
-//! systemd names a socket in `NOTIFY_SOCKET` and wants to hear `READY=1` once, `STOPPING=1` at the
-//! end, and `WATCHDOG=1` at least every `WATCHDOG_USEC` microseconds (sd_notify(3),
-//! sd_watchdog_enabled(3)). Elsewhere nothing is said.
+//! Tells a service manager the state of this process. systemd names a socket in `NOTIFY_SOCKET` and
+//! wants to hear `READY=1` once, `STOPPING=1` at the end, and `WATCHDOG=1` at least every
+//! `WATCHDOG_USEC` microseconds (sd_notify(3), sd_watchdog_enabled(3)). Elsewhere nothing is said.
 
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::manager::Presence;
 use crate::net::untrusted_text::printable;
 
-/// The service manager's socket, if there is one.
 #[derive(Default)]
 pub(super) struct Notifier {
     socket: Option<(UnixDatagram, SocketAddr)>,
-    /// `WATCHDOG_USEC`.
+    /// How often at least the service manager wants to hear that this process is alive.
     watchdog: Option<Duration>,
 }
 
@@ -43,16 +41,6 @@ impl Notifier {
         Notifier { socket, watchdog }
     }
 
-    /// Whether there is a service manager.
-    pub(super) fn is_connected(&self) -> bool {
-        self.socket.is_some()
-    }
-
-    /// How often at least the service manager wants to hear [`alive`](Self::alive), if it does.
-    pub(super) fn watchdog(&self) -> Option<Duration> {
-        self.watchdog
-    }
-
     pub(super) fn ready(&self) {
         self.say("READY=1");
     }
@@ -61,13 +49,8 @@ impl Notifier {
         self.say("STOPPING=1\nSTATUS=letting streams finish");
     }
 
-    /// Says in a line for people what this process is doing.
-    pub(super) fn status(&self, status: &str) {
+    fn status(&self, status: &str) {
         self.say(&format!("STATUS={}", printable(status)));
-    }
-
-    pub(super) fn alive(&self) {
-        self.say("WATCHDOG=1");
     }
 
     fn say(&self, text: &str) {
@@ -91,6 +74,54 @@ fn address(name: &[u8]) -> io::Result<SocketAddr> {
     }
 }
 
+/// How often the status line may change.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+pub(super) struct Watchdog {
+    pub(super) notifier: Notifier,
+    told_alive: Option<Instant>,
+    /// The Manager's count of loops then.
+    loops: Option<u32>,
+    status: Option<(bool, u32)>,
+}
+
+impl Watchdog {
+    pub(super) fn new(notifier: Notifier) -> Self {
+        Watchdog { notifier, told_alive: None, loops: None, status: None }
+    }
+
+    /// How often [`report`](Self::report) must be called, if there is a service manager.
+    pub(super) fn interval(&self) -> Option<Duration> {
+        let third = self.notifier.watchdog.map_or(STATUS_INTERVAL, |period| period / 3);
+        self.notifier.socket.is_some().then_some(third.min(STATUS_INTERVAL))
+    }
+
+    /// Says that this process is alive if the Manager has done something since that was said last,
+    /// or if there is no Manager, because the role changes.
+    pub(super) fn report(&mut self, now: Instant, presence: Option<&Presence>) {
+        let loops = presence.map(Presence::events_handled);
+        if let Some(period) = self.notifier.watchdog
+            && (loops.is_none() || loops != self.loops)
+            // Not much more often than it asks for.
+            && self.told_alive.is_none_or(|at| now.saturating_duration_since(at) >= period / 4)
+        {
+            self.notifier.say("WATCHDOG=1");
+            self.told_alive = Some(now);
+            self.loops = loops;
+        }
+        let Some(presence) = presence else { return };
+        let status = (presence.is_up(), presence.backends());
+        if self.status.replace(status) != Some(status) {
+            let servers = if status.1 == 1 { "server" } else { "servers" };
+            self.notifier.status(&match status {
+                (true, n) => format!("{n} {servers} known, Ollama answers"),
+                (false, 0) => "no server found yet".to_owned(),
+                (false, n) => format!("{n} {servers} known, none answers"),
+            });
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,7 +139,7 @@ mod tests {
                 ("NOTIFY_SOCKET", name.to_owned()),
                 ("WATCHDOG_USEC", "1000000".to_owned()),
             ]);
-            assert!(silent.socket.is_none() && silent.watchdog().is_none(), "{name}");
+            assert!(silent.socket.is_none() && silent.watchdog.is_none(), "{name}");
             silent.ready();
         }
     }
@@ -121,11 +152,11 @@ mod tests {
         let own = ("WATCHDOG_PID", std::process::id().to_string());
         let other = ("WATCHDOG_PID", "1".to_owned());
         let three = Some(Duration::from_secs(3));
-        assert_eq!(notifier(&[socket.clone(), period.clone()]).watchdog(), three);
-        assert_eq!(notifier(&[socket.clone(), period.clone(), own]).watchdog(), three);
-        assert_eq!(notifier(&[socket.clone(), period, other]).watchdog(), None);
+        assert_eq!(notifier(&[socket.clone(), period.clone()]).watchdog, three);
+        assert_eq!(notifier(&[socket.clone(), period.clone(), own]).watchdog, three);
+        assert_eq!(notifier(&[socket.clone(), period, other]).watchdog, None);
         let zero = ("WATCHDOG_USEC", "0".to_owned());
-        assert_eq!(notifier(&[socket, zero]).watchdog(), None);
+        assert_eq!(notifier(&[socket, zero]).watchdog, None);
     }
 
     #[test]
@@ -137,5 +168,56 @@ mod tests {
         let mut bytes = [0; 300];
         let n = socket.recv(&mut bytes).unwrap();
         assert_eq!(&bytes[..n], b"STATUS=a?READY=0?b");
+    }
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod watchdog_tests {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+    use super::*;
+
+    #[test]
+    fn it_says_alive_only_while_the_manager_does_something() {
+        let name = format!("ollana-watchdog-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let socket = UnixDatagram::bind_addr(&address).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let mut watchdog = Watchdog::new(Notifier::from_env(&|variable| match variable {
+            "NOTIFY_SOCKET" => Some(format!("@{name}").into()),
+            "WATCHDOG_USEC" => Some("600000".into()),
+            _ => None,
+        }));
+        assert_eq!(watchdog.interval(), Some(Duration::from_millis(200)));
+        let mut bytes = [0; 300];
+        let mut heard = || {
+            let said = std::iter::from_fn(|| {
+                let n = socket.recv(&mut bytes).ok()?;
+                Some(String::from_utf8_lossy(&bytes[..n]).into_owned())
+            });
+            said.collect::<Vec<_>>()
+        };
+        let start = Instant::now();
+        let at = |n: u32| start + n * Duration::from_millis(200);
+        let presence = Presence::default();
+        watchdog.report(at(0), Some(&presence));
+        assert_eq!(heard(), ["WATCHDOG=1", "STATUS=no server found yet"]);
+        presence.event_handled();
+        watchdog.report(at(0) + Duration::from_millis(1), Some(&presence));
+        assert_eq!(heard(), [] as [&str; 0], "not so often");
+        watchdog.report(at(1), Some(&presence));
+        assert_eq!(heard(), ["WATCHDOG=1"]);
+        for n in 2..50 {
+            watchdog.report(at(n), Some(&presence));
+        }
+        assert_eq!(heard(), [] as [&str; 0], "the Manager is stuck");
+        watchdog.report(at(50), None);
+        watchdog.report(at(51), None);
+        assert_eq!(heard(), ["WATCHDOG=1", "WATCHDOG=1"], "there is none");
+        presence.event_handled();
+        watchdog.report(at(52), Some(&presence));
+        assert_eq!(heard(), ["WATCHDOG=1"]);
     }
 }

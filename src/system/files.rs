@@ -25,27 +25,23 @@ pub(crate) fn give_to_owner_of(dir: &Path, path: &Path) -> io::Result<()> {
 /// be. Readers, and a power cut, find the old text or the new one.
 pub(crate) fn replace(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
     make_private_dir(dir)?;
-    replace_with(path, text, 0o600, |new| give_to_owner_of(dir, new))
+    replace_with(path, text, 0o600, Some(dir))
 }
 
 /// The same for a file that everybody may read, as far as the umask allows.
 pub(crate) fn replace_readable(path: &Path, text: &str) -> io::Result<()> {
-    replace_with(path, text, 0o666, |_| Ok(()))
+    replace_with(path, text, 0o666, None)
 }
 
-fn replace_with(
-    path: &Path,
-    text: &str,
-    mode: u32,
-    give: impl FnOnce(&Path) -> io::Result<()>,
-) -> io::Result<()> {
+fn replace_with(path: &Path, text: &str, mode: u32, owner_of: Option<&Path>) -> io::Result<()> {
     // Each write has a new file of its own: two threads, or two processes, may write at once.
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.new", Hex(&random::<8>()?)));
     let temporary = Path::new(&temporary);
     let mut file =
         fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(temporary)?;
-    let written = give(temporary)
+    let written = owner_of
+        .map_or(Ok(()), |dir| give_to_owner_of(dir, temporary))
         .and_then(|()| writeln!(file, "{text}"))
         .and_then(|()| file.sync_all())
         .and_then(|()| fs::rename(temporary, path));
@@ -55,9 +51,7 @@ fn replace_with(
     }
     // Makes the new name last. Not every file system can do that for a directory; without it, a
     // power cut in the next seconds brings the old file back, whole.
-    if let Some(Ok(dir)) = path.parent().map(fs::File::open) {
-        let _ = dir.sync_all();
-    }
+    let _ = path.parent().map(|dir| fs::File::open(dir)?.sync_all());
     Ok(())
 }
 

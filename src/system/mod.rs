@@ -1,7 +1,5 @@
-//! Services of the operating system and of std, each in the one form that this program uses: random
-//! bytes, locks, threads, sleep, hexadecimal digits, files.
-//!
-//! Every room may use this one, and it knows of none.
+//! Services of the operating system and of std, each in the one form that this program uses. Every
+//! room may use this one, and it knows of none.
 
 pub(crate) mod files;
 
@@ -11,10 +9,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// Virtual size of a thread's stack in bytes; only touched pages are resident.
 pub(crate) const THREAD_STACK: usize = 256 * 1024;
 
-/// Random bytes of the system. Fails only where it has no random source.
+/// Fails only where the system has no random source.
 pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(io::Error::other)?;
@@ -32,24 +32,27 @@ pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Resu
     Builder::new().name(name.to_owned()).stack_size(THREAD_STACK).spawn(run)
 }
 
-/// How long this machine has slept since it booted: the clock that counts sleep minus the one that
-/// doesn't. Always zero where there are no such clocks.
-pub(crate) fn time_slept() -> Duration {
+/// For `map_err`: the error as text, behind what failed.
+pub(crate) fn failed<E: fmt::Display>(what: impl fmt::Display) -> impl Fn(E) -> String {
+    move |error| format!("{what}: {error}")
+}
+
+/// Time since this machine booted, by the clock that counts sleep, where there is one.
+pub(crate) fn time_since_boot() -> Option<Duration> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    {
-        use rustix::time::{ClockId, clock_gettime};
-        let read = |clock| {
-            let time = clock_gettime(clock);
-            Duration::new(time.tv_sec.max(0) as u64, time.tv_nsec.max(0) as u32)
-        };
-        read(ClockId::Boottime).saturating_sub(read(ClockId::Monotonic))
-    }
+    return clock_gettime(ClockId::Boottime).try_into().ok();
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    Duration::ZERO
+    None
+}
+
+/// How long this machine has slept since it booted; zero where that can't be told.
+pub(crate) fn time_slept() -> Duration {
+    let all = time_since_boot().unwrap_or_default();
+    all.saturating_sub(clock_gettime(ClockId::Monotonic).try_into().unwrap_or_default())
 }
 
 /// Bytes as lower-case hexadecimal digits.
-pub struct Hex<'a>(pub &'a [u8]);
+pub(crate) struct Hex<'a>(pub(crate) &'a [u8]);
 
 impl fmt::Display for Hex<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -58,7 +61,7 @@ impl fmt::Display for Hex<'_> {
 }
 
 /// Reads exactly `2 * N` hexadecimal digits of either case; `None` for anything else.
-pub fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(crate) fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digit = |byte: u8| char::from(byte).to_digit(16);
     let mut bytes = [0; N];
     for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {

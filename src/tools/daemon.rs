@@ -9,12 +9,11 @@ use crate::upstream;
 
 /// Addresses where a daemon with these settings may listen.
 pub(super) fn places(settings: &Settings) -> Vec<SocketAddr> {
-    let given: Vec<SocketAddr> = settings.listen.iter().chain(&settings.share).copied().collect();
-    if given.is_empty() {
+    if settings.listen.is_empty() && settings.share.is_empty() {
         let here = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         return [OLLAMA_PORT, POOLED_PORT, SERVER_PORT].map(here).to_vec();
     }
-    given.into_iter().map(reached).collect()
+    settings.listen.iter().chain(&settings.share).copied().map(reached).collect()
 }
 
 /// Where a program that listens on this address is reached on its own machine.

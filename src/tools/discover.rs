@@ -23,7 +23,7 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
         0 => return Err("--discovery-port 0 turns the discovery off".to_owned()),
         port => port,
     };
-    let keys = super::keyring(&tool.settings).map_err(|error| error.to_string())?.keys();
+    let keys = super::keyring(&tool.settings)?.keys();
     let failed = |error: io::Error| format!("cannot look for servers: {error}");
     let own = Identity(system::random().map_err(failed)?);
     let (lanes, mut unusable) = Lane::open_all(&probed_interfaces(&tool.settings.interfaces), port);

@@ -22,7 +22,6 @@ use std::process::ExitCode;
 use crate::cli::{self, Tool, Verb};
 use crate::config::Settings;
 use crate::pairing::identity::Identity;
-use crate::pairing::key_files::KeysError;
 use crate::pairing::keyring::Keyring;
 
 /// Where an ollana that the system runs keeps what it keeps.
@@ -74,7 +73,7 @@ fn print(text: &str) -> Result<(), String> {
 }
 
 /// The keys of this machine's ollana, as far as we may see them.
-fn keyring(settings: &Settings) -> Result<Keyring, KeysError> {
+fn keyring(settings: &Settings) -> Result<Keyring, String> {
     let dir = state_dir(settings).ok().or_else(|| settings.state_dir.clone());
     let file = settings.key_file.as_deref();
     Keyring::open(Identity([0; 16]), dir.as_deref(), file, settings.unpaired)

@@ -6,12 +6,13 @@ use super::state_dir;
 use crate::cli::Tool;
 use crate::pairing::key_files;
 use crate::pairing::peers::{self, Peer};
+use crate::system::failed;
 
 pub(super) fn list(tool: &Tool) -> Result<(), String> {
-    let mut peers = key_files::load(&state_dir(&tool.settings)?).map_err(|e| e.to_string())?;
+    let mut peers = key_files::load(&state_dir(&tool.settings)?)?;
     if let Some(path) = &tool.settings.key_file {
-        let text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let key = peers::parse_secret(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+        let text = fs::read_to_string(path).map_err(failed(path.display()))?;
+        let key = peers::parse_secret(&text).map_err(failed(path.display()))?;
         peers.push(Peer::of_key_file(key));
     }
     print!("{}", table(&peers));
@@ -19,19 +20,17 @@ pub(super) fn list(tool: &Tool) -> Result<(), String> {
 }
 
 pub(super) fn remove(tool: &Tool) -> Result<(), String> {
-    let Some(name) = tool.operands.first() else {
-        return Err("unpair takes a name; 'ollana peers' shows them".to_owned());
-    };
+    let name = tool.operands.first();
+    let name = name.ok_or("unpair takes a name; 'ollana peers' shows them")?;
     let dir = state_dir(&tool.settings)?;
     let is_meant = |peer: &Peer| peer.name == *name;
-    if !key_files::load(&dir).map_err(|e| e.to_string())?.iter().any(is_meant) {
+    if !key_files::load(&dir)?.iter().any(is_meant) {
         return Err(format!("no peer is called {name:?}; 'ollana peers' shows them"));
     }
     let left = key_files::update(&dir, |peers| {
         peers.retain(|peer| !is_meant(peer));
         Ok(peers.len())
-    });
-    let left = left.map_err(|e| e.to_string())?;
+    })?;
     println!("{name} is not a peer any more; a running ollana cuts its connections by itself");
     if left == 0 {
         println!(
@@ -53,11 +52,9 @@ fn table(peers: &[Peer]) -> String {
 }
 
 fn date(seconds: u64) -> String {
-    let time = i64::try_from(seconds).ok().filter(|seconds| *seconds > 0);
-    match time.map(time::OffsetDateTime::from_unix_timestamp) {
-        Some(Ok(time)) => {
-            format!("{:04}-{:02}-{:02}", time.year(), u8::from(time.month()), time.day())
-        }
+    let seconds = i64::try_from(seconds).ok().filter(|seconds| *seconds > 0);
+    match seconds.map(time::OffsetDateTime::from_unix_timestamp) {
+        Some(Ok(time)) => time.date().to_string(),
         _ => "-".to_owned(),
     }
 }

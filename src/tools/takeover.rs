@@ -4,7 +4,6 @@
 //! It changes two drop-ins and nothing else, says so first, and puts everything back if Ollama or
 //! ollana doesn't come up as planned.
 
-use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -15,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::cli::Tool;
 use crate::config::{OLLAMA_PORT, OllamaUrl, Settings};
 use crate::serve::ask;
+use crate::system::failed;
 use crate::upstream::CheckResult;
 
 /// Where Ollama goes; 11435 to 11437 are ollana's.
@@ -51,18 +51,16 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
             "an ollana that systemd doesn't run listens on port {OLLAMA_PORT}; stop it first"
         ));
     }
-    print!("{plan}");
+    plan.show();
     if !rustix::process::geteuid().is_root() {
         return Err("this changes system services; run it with sudo".to_owned());
     }
     if !tool.has("yes") && !is_confirmed() {
         return Err("nothing was changed; --yes goes ahead".to_owned());
     }
-    let done = if takes { plan.take(&tool.settings) } else { plan.give_back(&tool.settings) };
-    if let Err(reason) = done {
-        if !takes {
-            return Err(reason);
-        }
+    if !takes {
+        plan.give_back(&tool.settings)?;
+    } else if let Err(reason) = plan.take(&tool.settings) {
         println!("{reason}; putting it back");
         let back = plan.give_back(&tool.settings);
         let state = back.map_or_else(|e| format!("not back: {e}"), |()| "back as it was".into());
@@ -71,67 +69,54 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
     println!("done");
     if !plan.has_ollana {
         let flags = format!(" --mode both --ollama http://127.0.0.1:{MOVED_PORT}");
-        println!("now start: ollana{}", if takes { flags.as_str() } else { "" });
+        println!("now start: ollana{}", if takes { &flags } else { "" });
     }
     Ok(())
 }
 
 /// What will be done: shown first, then carried out.
 struct Plan {
-    /// Take the port, or give it back.
     takes: bool,
     /// Whether systemd runs ollana too.
     has_ollana: bool,
 }
 
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.takes {
-            writeln!(
-                f,
-                "Ollama moves to 127.0.0.1:{MOVED_PORT}; port {OLLAMA_PORT} shows all models of the LAN."
-            )?;
-        } else {
-            writeln!(f, "Ollama moves back to where it was.")?;
-        }
+impl Plan {
+    fn show(&self) {
+        let moved =
+            format!("to 127.0.0.1:{MOVED_PORT}; port {OLLAMA_PORT} shows all models of the LAN.");
+        println!("Ollama moves {}", if self.takes { &moved } else { "back to where it was." });
         let verb = if self.takes { "write " } else { "remove" };
-        for (unit, lines) in self.drop_ins() {
-            writeln!(f, "  {verb}   {}", drop_in(unit).display())?;
-            for line in lines.iter().filter(|_| self.takes) {
-                writeln!(f, "             {line}")?;
+        for (unit, text) in self.drop_ins() {
+            println!("  {verb}   {}", drop_in(unit).display());
+            for line in text.lines().filter(|_| self.takes) {
+                println!("             {line}");
             }
         }
-        writeln!(f, "  restart  {OLLAMA} (answers under way are cut)")?;
+        println!("  restart  {OLLAMA} (answers under way are cut)");
         if self.has_ollana {
-            writeln!(f, "  restart  {OLLANA}")?;
+            println!("  restart  {OLLANA}");
         }
-        Ok(())
     }
-}
 
-impl Plan {
     /// The units and what is set in each.
-    fn drop_ins(&self) -> Vec<(&'static str, Vec<String>)> {
-        let ollama = vec![format!("Environment=OLLAMA_HOST=127.0.0.1:{MOVED_PORT}")];
-        let ollana = vec![
-            "Environment=OLLANA_MODE=both".to_owned(),
-            format!("Environment=OLLANA_OLLAMA=http://127.0.0.1:{MOVED_PORT}"),
-        ];
-        let mut all = vec![(OLLAMA, ollama)];
+    fn drop_ins(&self) -> Vec<(&'static str, String)> {
+        let address = format!("127.0.0.1:{MOVED_PORT}");
+        let mut all = vec![(OLLAMA, format!("Environment=OLLAMA_HOST={address}"))];
         if self.has_ollana {
-            all.push((OLLANA, ollana));
+            let mode = "Environment=OLLANA_MODE=both";
+            all.push((OLLANA, format!("{mode}\nEnvironment=OLLANA_OLLAMA=http://{address}")));
         }
         all
     }
 
     fn take(&self, settings: &Settings) -> Result<(), String> {
-        for (unit, lines) in self.drop_ins() {
-            write(&drop_in(unit), &lines).map_err(|e| format!("cannot write for {unit}: {e}"))?;
+        for (unit, text) in self.drop_ins() {
+            write(&drop_in(unit), &text).map_err(failed(format!("cannot write for {unit}")))?;
         }
         systemctl(&["daemon-reload"])?;
         systemctl(&["restart", OLLAMA])?;
-        let moved = local(MOVED_PORT);
-        wait(&format!("Ollama does not answer at {moved}"), || is_ollama(settings, &moved))?;
+        wait_for_ollama(settings, &local(MOVED_PORT))?;
         if self.has_ollana {
             systemctl(&["restart", OLLANA])?;
             let complaint = format!("ollana does not answer at port {OLLAMA_PORT}");
@@ -142,7 +127,7 @@ impl Plan {
 
     fn give_back(&self, settings: &Settings) -> Result<(), String> {
         for (unit, _) in self.drop_ins() {
-            remove(&drop_in(unit)).map_err(|e| format!("cannot remove for {unit}: {e}"))?;
+            remove(&drop_in(unit)).map_err(failed(format!("cannot remove for {unit}")))?;
         }
         systemctl(&["daemon-reload"])?;
         // ollana has the port that Ollama is to bind.
@@ -150,9 +135,7 @@ impl Plan {
             systemctl(&["stop", OLLANA])?;
         }
         systemctl(&["restart", OLLAMA])?;
-        let own = settings.ollama_url();
-        let answered =
-            wait(&format!("Ollama does not answer at {own}"), || is_ollama(settings, &own));
+        let answered = wait_for_ollama(settings, &settings.ollama_url());
         if self.has_ollana {
             systemctl(&["start", OLLANA])?;
         }
@@ -164,12 +147,10 @@ fn drop_in(unit: &str) -> PathBuf {
     Path::new(UNITS).join(format!("{unit}.d")).join(DROP_IN)
 }
 
-fn write(path: &Path, lines: &[String]) -> io::Result<()> {
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir)?;
-    }
-    let text = "# Made by `ollana takeover`; `ollana takeover --undo` removes it.\n[Service]\n";
-    fs::write(path, format!("{text}{}\n", lines.join("\n")))
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)?;
+    let head = "# Made by `ollana takeover`; `ollana takeover --undo` removes it.\n[Service]\n";
+    fs::write(path, format!("{head}{text}\n"))
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -178,37 +159,37 @@ fn remove(path: &Path) -> io::Result<()> {
         _ => {}
     }
     // Fails if there are drop-ins of others, which is right.
-    if let Some(dir) = path.parent() {
-        let _ = fs::remove_dir(dir);
-    }
+    let _ = path.parent().map(fs::remove_dir);
     Ok(())
 }
 
 fn is_loaded(unit: &str) -> bool {
-    let shown =
-        Command::new("systemctl").args(["show", "-p", "LoadState", "--value", unit]).output();
+    let query = ["show", "-p", "LoadState", "--value", unit];
+    let shown = Command::new("systemctl").args(query).output();
     shown.is_ok_and(|shown| shown.stdout.trim_ascii() == b"loaded")
 }
 
 fn systemctl(args: &[&str]) -> Result<(), String> {
-    let what = || format!("systemctl {}", args.join(" "));
-    println!("  {}", what());
+    let what = format!("systemctl {}", args.join(" "));
+    println!("  {what}");
     let output = Command::new("systemctl").args(args).output();
-    let output = output.map_err(|error| format!("cannot run {}: {error}", what()))?;
+    let output = output.map_err(failed(format!("cannot run {what}")))?;
     if output.status.success() {
         return Ok(());
     }
     let complaint = String::from_utf8_lossy(&output.stderr);
     let line = complaint.lines().next().unwrap_or("no reason given").escape_debug();
-    Err(format!("{} failed: {line}", what()))
+    Err(format!("{what} failed: {line}"))
 }
 
 fn local(port: u16) -> OllamaUrl {
     OllamaUrl { host: "127.0.0.1".to_owned(), port, prefix: String::new() }
 }
 
-fn is_ollama(settings: &Settings, url: &OllamaUrl) -> bool {
-    matches!(ask(settings, url, ANSWER_TIME), CheckResult::Healthy { .. })
+fn wait_for_ollama(settings: &Settings, url: &OllamaUrl) -> Result<(), String> {
+    wait(&format!("Ollama does not answer at {url}"), || {
+        matches!(ask(settings, url, ANSWER_TIME), CheckResult::Healthy { .. })
+    })
 }
 
 fn is_ollana(settings: &Settings) -> bool {
@@ -217,8 +198,8 @@ fn is_ollana(settings: &Settings) -> bool {
 }
 
 fn wait(complaint: &str, is_so: impl Fn() -> bool) -> Result<(), String> {
-    let deadline = Instant::now() + START_TIME;
-    while Instant::now() < deadline {
+    let start = Instant::now();
+    while start.elapsed() < START_TIME {
         if is_so() {
             return Ok(());
         }

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::pairing::key_files::update;
-use crate::pairing::key_use::MAX_SERVERS;
-use crate::pairing::noise::{self, Purpose};
+use crate::pairing::noise::{self, Introduction, Purpose};
 use crate::pairing::peers;
 use crate::system::random;
 
@@ -104,12 +103,12 @@ fn no_flood_makes_us_forget_who_has_a_key() {
         keyring.note(address(n), None);
     }
     assert!(!keyring.keys_to_try(address(0)).then_plain && !keyring.allows_plain(address(0)));
-    assert!(keyring.state().servers.0.len() <= MAX_SERVERS);
+    assert!(keyring.state().servers.len() <= MAX_SERVERS);
     for n in 0..MAX_SERVERS {
         keyring.note(address(n), Some(machine(1).id()));
     }
     keyring.note(address(MAX_SERVERS), Some(machine(1).id()));
-    assert_eq!(keyring.state().servers.0.len(), MAX_SERVERS);
+    assert_eq!(keyring.state().servers.len(), MAX_SERVERS);
     fs::remove_dir_all(&dir).unwrap();
 }
 

@@ -22,12 +22,11 @@ impl fmt::Debug for Key {
 }
 
 impl Key {
-    /// A key of these bytes, which must be random.
+    /// The bytes must be random.
     pub fn new(bytes: [u8; 32]) -> Self {
         Key(bytes)
     }
 
-    /// The secret itself, for the file that keeps it.
     pub(crate) fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -64,7 +63,6 @@ impl Key {
 
     /// The code that proves that a datagram comes from a machine with this key.
     pub fn authenticate(&self, bytes: &[u8]) -> [u8; 16] {
-        // Keys of 32 bytes are always taken.
         self.mac(bytes).map(|mac| mac.finalize_fixed().into()).unwrap_or_default()
     }
 
@@ -76,7 +74,7 @@ impl Key {
 
 /// A key for one use, derived from another key.
 pub(super) fn derive(key: &[u8; 32], label: &[u8], data: &[u8]) -> [u8; 32] {
-    // Keys of 32 bytes are always taken.
+    // Keys of 32 bytes are always taken; so they are by `mac`.
     let Ok(mac) = <Blake2sMac<U32> as KeyInit>::new_from_slice(key) else { return [0; 32] };
     mac.chain([label.len() as u8]).chain(label).chain(data).finalize_fixed().into()
 }

@@ -1,5 +1,5 @@
-//! What makes a connection between paired machines private: keys, the handshake and the records.
-//! Pure: bytes in, bytes out. The only importer of snow.
+//! What makes a connection between paired machines private. Pure: bytes in, bytes out. The only
+//! importer of snow.
 //!
 //! A connection starts with `Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s`, one message each way, and
 //! goes on in records:
@@ -11,14 +11,13 @@
 //! ```
 //!
 //! The twelve bytes in clear are the handshake's prologue. The first message proves that the
-//! initiator has the key before the responder computes or sends anything (psk0), and carries
-//! nothing that does harm when it is replayed: an attacker who replays it can't read the answer
-//! nor go on. Both sides add fresh keys, so a key that is stolen later opens no recorded
-//! connection. Identities are exchanged so that a machine can't be made to talk to itself.
+//! initiator has the key before the responder computes or sends anything (psk0); an attacker who
+//! replays it can't read the answer nor go on. Both sides add fresh keys, so a key that is stolen
+//! later opens no recorded connection. Identities are exchanged so that a machine can't be made to
+//! talk to itself; the introductions also decide the cipher.
 //!
 //! Records carry no number; both sides count. A record that is changed, left out, repeated or out
-//! of turn doesn't open, and then the connection is over. Their keys are those that Noise splits
-//! off. The introductions, which nobody else can read or change, decide the cipher.
+//! of turn doesn't open, and then the connection is over.
 
 mod key;
 mod session;
@@ -63,23 +62,25 @@ impl fmt::Display for NoiseError {
     }
 }
 
+impl From<snow::Error> for NoiseError {
+    fn from(_: snow::Error) -> Self {
+        NoiseError::Malformed
+    }
+}
+
 /// What a handshake is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Requests between paired machines.
-    Requests,
+    Requests = 1,
     /// Making two machines a pair: the key is that of a typed code.
-    Pairing,
+    Pairing = 2,
 }
 
 impl Purpose {
     fn prologue(self, id: KeyId) -> [u8; PROLOGUE] {
         let mut prologue = [0; PROLOGUE];
-        let number = match self {
-            Purpose::Requests => 1,
-            Purpose::Pairing => 2,
-        };
-        prologue[..4].copy_from_slice(&[FIRST_BYTE, b'L', b'N', number]);
+        prologue[..4].copy_from_slice(&[FIRST_BYTE, b'L', b'N', self as u8]);
         prologue[4..].copy_from_slice(&id.0);
         prologue
     }
@@ -92,7 +93,7 @@ impl Purpose {
         }
     }
 
-    /// Length of an introduction in bytes.
+    /// In bytes.
     pub const fn introduction_len(self) -> usize {
         match self {
             Purpose::Requests => 16 + 1,
@@ -100,12 +101,12 @@ impl Purpose {
         }
     }
 
-    /// Length of the first message in bytes.
+    /// In bytes, of the first message.
     pub const fn hello_len(self) -> usize {
         PROLOGUE + self.reply_len()
     }
 
-    /// Length of the second message in bytes.
+    /// In bytes, of the second message.
     pub const fn reply_len(self) -> usize {
         EPHEMERAL + self.introduction_len() + TAG
     }
@@ -134,7 +135,7 @@ impl Introduction {
         Introduction { identity, has_aes: session::has_aes(), name: String::new() }
     }
 
-    /// Its bytes: always as many, so that they don't tell how long the name is.
+    /// Always as many bytes, so that they don't tell how long the name is.
     pub fn encode(&self, purpose: Purpose) -> Vec<u8> {
         let mut out = self.identity.0.to_vec();
         out.push(self.has_aes.into());
@@ -147,7 +148,7 @@ impl Introduction {
         out
     }
 
-    /// Reads one; `None` if it breaks the rules.
+    /// `None` if it breaks the rules.
     pub fn decode(purpose: Purpose, bytes: &[u8]) -> Option<Self> {
         if bytes.len() != purpose.introduction_len() {
             return None;
@@ -158,8 +159,8 @@ impl Introduction {
             Some((len, name)) => std::str::from_utf8(name.get(..usize::from(*len))?).ok()?,
             None => "",
         };
-        let (identity, has_aes) = (Identity(*identity), abilities & 1 == 1);
-        Some(Introduction { identity, has_aes, name: printable(name) })
+        let has_aes = abilities & 1 == 1;
+        Some(Introduction { identity: Identity(*identity), has_aes, name: printable(name) })
     }
 }
 
@@ -168,8 +169,8 @@ fn builder<'a>(key: &'a [u8; 32], prologue: &'a [u8]) -> Result<Builder<'a>, sno
     Builder::new(pattern).prologue(prologue)?.psk(0, key)
 }
 
-/// The side that has sent the first message and awaits the second.
-pub struct Initiator {
+/// One side of a handshake.
+pub struct Handshake {
     state: HandshakeState,
     purpose: Purpose,
     own: Introduction,
@@ -184,45 +185,52 @@ pub struct Established {
     pub peer: Introduction,
 }
 
-/// Starts a handshake; the bytes are the first message.
-///
-/// # Errors
-/// Only when the system has no random bytes.
+/// Starts a handshake; the bytes are the first message. Fails only without random bytes.
 pub fn initiate(
     purpose: Purpose,
     key: &Key,
     own: &Introduction,
-) -> Result<(Initiator, Vec<u8>), NoiseError> {
+) -> Result<(Handshake, Vec<u8>), NoiseError> {
     let prologue = purpose.prologue(purpose.key_id(key));
-    let started = (|| {
-        let mut state = builder(&key.handshake_key(), &prologue)?.build_initiator()?;
-        let mut hello = vec![0; purpose.hello_len()];
-        hello[..PROLOGUE].copy_from_slice(&prologue);
-        state.write_message(&own.encode(purpose), &mut hello[PROLOGUE..])?;
-        Ok::<_, snow::Error>((Initiator { state, purpose, own: own.clone() }, hello))
-    })();
-    started.map_err(|_| NoiseError::Malformed)
+    let state = builder(&key.handshake_key(), &prologue)?.build_initiator()?;
+    let mut handshake = Handshake { state, purpose, own: own.clone() };
+    let hello = [&prologue[..], &handshake.write()?].concat();
+    Ok((handshake, hello))
 }
 
-impl Initiator {
-    /// Takes the second message.
-    ///
-    /// # Errors
-    /// When it doesn't come from a machine with the key, or from this machine.
+impl Handshake {
+    fn write(&mut self) -> Result<Vec<u8>, NoiseError> {
+        let mut message = vec![0; self.purpose.reply_len()];
+        self.state.write_message(&self.own.encode(self.purpose), &mut message)?;
+        Ok(message)
+    }
+
+    fn read(&mut self, message: &[u8]) -> Result<Introduction, NoiseError> {
+        let mut bytes = vec![0; self.purpose.introduction_len()];
+        self.state.read_message(message, &mut bytes).map_err(|_| NoiseError::WrongKey)?;
+        let peer = Introduction::decode(self.purpose, &bytes).ok_or(NoiseError::Malformed)?;
+        if peer.identity == self.own.identity { Err(NoiseError::OwnIdentity) } else { Ok(peer) }
+    }
+
+    fn establish(mut self, peer: Introduction) -> Result<Established, NoiseError> {
+        let (first, second) = self.state.dangerously_get_raw_split();
+        let secrets = if self.state.is_initiator() { (first, second) } else { (second, first) };
+        let session = Session::new(secrets, self.own.has_aes && peer.has_aes)?;
+        Ok(Established { session, peer })
+    }
+
+    /// Takes the second message. Fails if it doesn't come from a machine with the key, or comes
+    /// from this machine.
     pub fn finish(mut self, reply: &[u8]) -> Result<Established, NoiseError> {
         if reply.len() != self.purpose.reply_len() {
             return Err(NoiseError::Malformed);
         }
-        let mut introduction = vec![0; self.purpose.introduction_len()];
-        self.state.read_message(reply, &mut introduction).map_err(|_| NoiseError::WrongKey)?;
-        establish(self.state, self.purpose, &introduction, &self.own)
+        let peer = self.read(reply)?;
+        self.establish(peer)
     }
 }
 
-/// Answers a first message with the second one.
-///
-/// # Errors
-/// When it doesn't come from a machine with the key, or from this machine. Nothing may be sent
+/// Answers a first message with the second one. Fails as [`Handshake::finish`]; nothing may be sent
 /// then.
 pub fn respond(
     purpose: Purpose,
@@ -234,37 +242,11 @@ pub fn respond(
         return Err(NoiseError::Malformed);
     }
     let (prologue, message) = hello.split_at(PROLOGUE);
-    let key = key.handshake_key();
-    let mut state = builder(&key, prologue)
-        .and_then(Builder::build_responder)
-        .map_err(|_| NoiseError::Malformed)?;
-    let mut introduction = vec![0; purpose.introduction_len()];
-    state.read_message(message, &mut introduction).map_err(|_| NoiseError::WrongKey)?;
-    let mut reply = vec![0; purpose.reply_len()];
-    state.write_message(&own.encode(purpose), &mut reply).map_err(|_| NoiseError::Malformed)?;
-    Ok((reply, establish(state, purpose, &introduction, own)?))
-}
-
-fn establish(
-    mut state: HandshakeState,
-    purpose: Purpose,
-    introduction: &[u8],
-    own: &Introduction,
-) -> Result<Established, NoiseError> {
-    let peer = Introduction::decode(purpose, introduction).ok_or(NoiseError::Malformed)?;
-    if peer.identity == own.identity {
-        return Err(NoiseError::OwnIdentity);
-    }
-    if !state.is_handshake_finished() {
-        return Err(NoiseError::WrongKey);
-    }
-    let (initiator, responder) = state.dangerously_get_raw_split();
-    let secrets = match state.is_initiator() {
-        true => (initiator, responder),
-        false => (responder, initiator),
-    };
-    let session = Session::new(secrets, own.has_aes && peer.has_aes)?;
-    Ok(Established { session, peer })
+    let state = builder(&key.handshake_key(), prologue)?.build_responder()?;
+    let mut handshake = Handshake { state, purpose, own: own.clone() };
+    let peer = handshake.read(message)?;
+    let reply = handshake.write()?;
+    Ok((reply, handshake.establish(peer)?))
 }
 
 #[cfg(test)]

@@ -31,8 +31,7 @@ pub(super) fn has_aes() -> bool {
     has
 }
 
-/// The two keys of one connection, one for each direction, and how many records each has sealed or
-/// opened.
+/// The two keys of one connection, one for each direction.
 pub struct Session {
     outgoing: Direction,
     incoming: Direction,
@@ -53,7 +52,7 @@ struct Direction {
 
 impl Direction {
     fn new(algorithm: &'static Algorithm, secret: [u8; 32]) -> Result<Self, NoiseError> {
-        // Both ciphers have keys of 32 bytes, which are always taken.
+        // Both ciphers take every key of 32 bytes.
         let key = UnboundKey::new(algorithm, &secret).map_err(|_| NoiseError::WrongKey)?;
         Ok(Direction { secret, key: LessSafeKey::new(key), records: 0 })
     }
@@ -90,9 +89,6 @@ impl Session {
 
     /// Seals at most `MAX_RECORD` bytes into a record at the start of `out`, which must have room
     /// for [`OVERHEAD`] more; returns the record's length.
-    ///
-    /// # Errors
-    /// When there is no room.
     pub fn seal(&mut self, plain: &[u8], out: &mut [u8]) -> Result<usize, NoiseError> {
         let len = plain.len() + OVERHEAD;
         let (length, record) =
@@ -113,10 +109,7 @@ impl Session {
     }
 
     /// Opens a whole record in its place; returns where in it the bytes are. An empty record is
-    /// the peer's clean end.
-    ///
-    /// # Errors
-    /// When it isn't the next record of this peer. Nothing may be read after that.
+    /// the peer's clean end. Fails if it isn't the next record; nothing may be read after that.
     pub fn open(&mut self, record: &mut [u8]) -> Result<Range<usize>, NoiseError> {
         let sealed = record.get_mut(2..).ok_or(NoiseError::Record)?;
         let Direction { key, .. } = &self.incoming;

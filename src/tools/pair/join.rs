@@ -1,32 +1,26 @@
 //! The machine on which the code is typed: it looks for machines that show a code, and tries each.
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use super::{HALF, KEPT, Own, STEP_TIMEOUT, failed, keep};
+use super::{HALF, KEPT, Own, STEP_TIMEOUT, keep};
 use crate::config::parse_host_port;
-use crate::discovery::scan::{Answer, Scan};
-use crate::discovery::schedule;
+use crate::discovery::{scan::Scan, schedule};
 use crate::net::interfaces::{Interface, Subnets, broadcast_interfaces};
 use crate::net::lane::Lane;
-use crate::pairing::code::PairingCode;
-use crate::pairing::identity::Identity;
 use crate::pairing::noise::{Key, NoiseError, Purpose};
-use crate::pairing::peers::Peer;
 use crate::pairing::secure::{self, SecureError};
-use crate::pairing::stream::Stream;
-use crate::system;
+use crate::pairing::{code::PairingCode, peers::Peer, stream::Stream};
+use crate::system::{self, failed};
 
 /// How long further machines may answer after the first.
 const MORE_ANSWERS: Duration = Duration::from_millis(250);
 
-/// The address of a named machine.
 pub(super) fn resolve(host: &str, port: u16) -> Result<SocketAddr, String> {
     let server = parse_host_port(host, port)?;
-    let mut addresses = (server.host.as_str(), server.port)
-        .to_socket_addrs()
-        .map_err(failed(&format!("can't resolve {host}")))?;
+    let addresses = (server.host.as_str(), server.port).to_socket_addrs();
+    let mut addresses = addresses.map_err(failed(format!("can't resolve {host}")))?;
     addresses.next().ok_or_else(|| format!("{host} has no address"))
 }
 
@@ -41,28 +35,27 @@ pub(super) fn search(
     interfaces.push(Interface::loopback());
     let (lanes, _) = Lane::open_all(&interfaces, port);
     let mut scan = Scan::new(&lanes, identity, &[], schedule::PAIR);
-    let mut found: Vec<(SocketAddr, String, Identity)> = Vec::new();
-    while let Some(Answer { address, name, identity: shown, .. }) = scan.next() {
-        let Some(shown) = shown.filter(|shown| *shown != identity) else { continue };
-        let is_known = found.iter().any(|(_, _, identity)| *identity == shown);
-        if is_known || !Subnets::now().contain(address.ip()) {
+    let mut known = vec![identity];
+    let mut found = Vec::new();
+    while let Some(answer) = scan.next() {
+        let (ip, name) = (answer.address.ip(), answer.name);
+        let Some(shown) = answer.identity.filter(|shown| !known.contains(shown)) else { continue };
+        if !Subnets::now().contain(ip) {
             continue;
         }
         if found.is_empty() {
             scan.end_within(MORE_ANSWERS);
         }
-        found.push((address, describe(&name, address.ip()), shown));
+        known.push(shown);
+        let name = if name.is_empty() { ip.to_string() } else { format!("{name} ({ip})") };
+        found.push((answer.address, name));
     }
     if found.is_empty() {
         return Err("no machine here shows a code: run 'ollana pair' on the other one first.\n\
                     If it does, name its address: ollana pair CODE ADDRESS"
             .to_owned());
     }
-    Ok(found.into_iter().map(|(address, name, _)| (address, name)).collect())
-}
-
-fn describe(name: &str, ip: IpAddr) -> String {
-    if name.is_empty() { ip.to_string() } else { format!("{name} ({ip})") }
+    Ok(found)
 }
 
 /// Tries the code on each machine until one takes it.
@@ -72,19 +65,15 @@ pub(super) fn join_any(
     machines: &[(SocketAddr, String)],
 ) -> Result<Peer, String> {
     let key = code.key();
-    let mut reason = String::new();
+    let mut joined = Err(String::new());
     for (address, name) in machines {
-        match join(own, &key, *address, name) {
-            Ok(peer) => return Ok(peer),
-            Err(error) => reason = error,
-        }
+        joined = joined.or_else(|_| join(own, &key, *address, name));
     }
-    Err(reason)
+    joined
 }
 
 fn join(own: &Own, key: &Key, address: SocketAddr, name: &str) -> Result<Peer, String> {
-    let what = format!("cannot pair with {name}");
-    let unreached = failed(&what);
+    let unreached = failed(format!("cannot pair with {name}"));
     let socket = TcpStream::connect_timeout(&address, STEP_TIMEOUT).map_err(&unreached)?;
     socket.set_nonblocking(true).and_then(|()| socket.set_nodelay(true)).map_err(&unreached)?;
     let stream = Stream::new(socket);
@@ -96,8 +85,8 @@ fn join(own: &Own, key: &Key, address: SocketAddr, name: &str) -> Result<Peer, S
         ),
     };
     let me = &own.introduction;
-    let peer = secure::initiate(&stream, Purpose::Pairing, key, me, STEP_TIMEOUT, None)
-        .map_err(refused)?;
+    let peer = secure::initiate(&stream, Purpose::Pairing, key, me, STEP_TIMEOUT, None);
+    let peer = peer.map_err(refused)?;
     let key = exchange_halves(&stream).map_err(&unreached)?;
     keep(own, peer, key)
 }

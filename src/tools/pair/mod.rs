@@ -15,17 +15,16 @@ mod show;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use super::state_dir;
 use crate::cli::Tool;
 use crate::config::{DISCOVERY_PORT, SERVER_PORT};
-use crate::pairing::code::PairingCode;
-use crate::pairing::key_files;
 use crate::pairing::noise::{Introduction, Key};
 use crate::pairing::peers::{self, Peer};
-use crate::serve::host_name;
-use crate::serve::state_dir::identity;
+use crate::pairing::{code::PairingCode, key_files};
+use crate::serve::{host_name, state_dir::identity};
+use crate::system::failed;
 
 /// From the discovery's port to that of pairing; the ports between are taken.
 const PORT_STEP: u16 = 3;
@@ -38,11 +37,7 @@ const HALF: usize = 32;
 /// What the machine that shows the code says last, once it has kept the key.
 const KEPT: &[u8] = b"kept";
 
-fn failed(what: &str) -> impl Fn(io::Error) -> String {
-    move |error| format!("{what}: {error}")
-}
-
-/// This machine: where it keeps its keys, and what it tells of itself.
+/// This machine.
 struct Own {
     state_dir: PathBuf,
     introduction: Introduction,
@@ -52,17 +47,14 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
     let settings = &tool.settings;
     let state_dir = state_dir(settings)?;
     // Fails before a code is shown or typed if the key couldn't be kept after.
-    key_files::update(&state_dir, |_| Ok(())).map_err(|error| error.to_string())?;
+    key_files::update(&state_dir, |_| Ok(()))?;
     // Among paired machines this one is known as the server on the usual port.
-    let identity =
-        identity(Some(&state_dir), SERVER_PORT).map_err(failed("cannot make an identity"))?;
+    let identity = identity(Some(&state_dir), SERVER_PORT);
+    let identity = identity.map_err(failed("cannot make an identity"))?;
     let introduction = Introduction { name: host_name(), ..Introduction::of(identity) };
     let own = Own { state_dir, introduction };
-    let port = match settings.discovery_port {
-        0 => DISCOVERY_PORT,
-        port => port,
-    };
-    let port = port.saturating_add(PORT_STEP);
+    let near = if settings.discovery_port == 0 { DISCOVERY_PORT } else { settings.discovery_port };
+    let port = near.saturating_add(PORT_STEP);
     let peer = match &tool.operands[..] {
         [] => show::Host::open(port)?.show(&own, show::CODE_LIFE)?,
         [typed, rest @ ..] => {
@@ -76,8 +68,7 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
             join::join_any(&own, &code, &machines)?
         }
     };
-    let (id, name) = (peer.id(), peer.name);
-    println!("paired with {name}, key {id}");
+    println!("paired with {}, key {}", peer.name, peer.id());
     println!("Both machines show the same key. A running ollana takes it up by itself.");
     Ok(())
 }
@@ -92,9 +83,9 @@ fn ask_for_code() -> Result<String, String> {
 
 /// Adds the new peer to the file of keys; it may get another name there.
 fn keep(own: &Own, peer: Introduction, key: Key) -> Result<Peer, String> {
-    let added = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let added = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs());
     let mut peer = Peer { name: peer.name, identity: Some(peer.identity), key, added };
     let add = |list: &mut Vec<Peer>| peers::add(list, peer.clone());
-    peer.name = key_files::update(&own.state_dir, add).map_err(|error| error.to_string())?;
+    peer.name = key_files::update(&own.state_dir, add)?;
     Ok(peer)
 }

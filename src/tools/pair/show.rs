@@ -8,17 +8,14 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{HALF, KEPT, MAX_WRONG, Own, STEP_TIMEOUT, failed, keep};
+use super::{HALF, KEPT, MAX_WRONG, Own, STEP_TIMEOUT, keep};
 use crate::access::addresses;
 use crate::discovery::packet::{self, Datagram, Kind, Packet};
-use crate::net::interfaces::Subnets;
-use crate::net::socket;
-use crate::pairing::code::PairingCode;
+use crate::net::{interfaces::Subnets, socket};
 use crate::pairing::noise::{Introduction, Key, NoiseError, Purpose};
-use crate::pairing::peers::Peer;
 use crate::pairing::secure::{self, SecureError};
-use crate::pairing::stream::Stream;
-use crate::system;
+use crate::pairing::{code::PairingCode, peers::Peer, stream::Stream};
+use crate::system::{self, failed};
 
 /// How long a code can be used.
 pub(super) const CODE_LIFE: Duration = Duration::from_secs(180);
@@ -26,7 +23,6 @@ pub(super) const CODE_LIFE: Duration = Duration::from_secs(180);
 const MAX_CONNECTIONS: usize = 64;
 const EXPIRED: &str = "nobody typed the code in time; run it again for a new one";
 
-/// The sockets of the machine that shows the code.
 pub(super) struct Host {
     listener: TcpListener,
     /// Receives the probes of machines that look for this one.
@@ -51,8 +47,8 @@ impl Host {
 
     /// Shows a code, and waits until a machine on which it was typed has paired.
     pub(super) fn show(&self, own: &Own, life: Duration) -> Result<Peer, String> {
-        let random = system::random().map_err(failed("cannot get random bytes"))?;
-        let code = PairingCode::new(random);
+        let code = system::random().map(PairingCode::new);
+        let code = code.map_err(failed("cannot get random bytes"))?;
         println!("Type this on the other machine within 3 minutes:\n\n  ollana pair {code}\n");
         let _ = io::stdout().flush();
         let key = code.key();
@@ -60,15 +56,16 @@ impl Host {
         let mut connections: Vec<Connection> = Vec::new();
         let mut wrong = 0;
         loop {
-            let now = Instant::now();
-            if now >= deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return Err(EXPIRED.to_owned());
             }
-            self.wait(&connections, deadline - now);
+            self.wait(&connections, left);
             self.answer_probes(own);
             self.accept(&mut connections);
             let mut at = 0;
             while let Some(connection) = connections.get_mut(at) {
+                let from = connection.from;
                 match connection.advance(own, &key) {
                     Ok(None) => {
                         at += 1;
@@ -77,18 +74,18 @@ impl Host {
                     Ok(Some(peer)) => return Ok(peer),
                     Err(Failure::WrongCode) => {
                         wrong += 1;
-                        println!("{} typed a wrong code ({wrong} of {MAX_WRONG})", connection.from);
-                        if wrong == MAX_WRONG {
-                            return Err(format!(
-                                "the code was typed wrong {MAX_WRONG} times; run it again for a new one"
-                            ));
-                        }
+                        println!("{from} typed a wrong code ({wrong} of {MAX_WRONG})");
                     }
                     Err(Failure::NoHandshake) => {}
                     Err(Failure::BrokeOff(error)) => {
-                        println!("{} broke off: {error}; it can try again", connection.from);
+                        println!("{from} broke off: {error}; it can try again");
                     }
                     Err(Failure::NotKept(reason)) => return Err(reason),
+                }
+                if wrong == MAX_WRONG {
+                    return Err(format!(
+                        "the code was typed wrong {MAX_WRONG} times; run it again for a new one"
+                    ));
                 }
                 connections.swap_remove(at);
             }
@@ -100,10 +97,9 @@ impl Host {
         let now = Instant::now();
         let left = connections.iter().map(|one| one.deadline.saturating_duration_since(now));
         let time = Timespec::try_from(left.fold(most, Duration::min)).ok();
-        let sockets =
-            [PollFd::new(&self.probes, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
-        let streams = connections.iter().map(|one| PollFd::new(one.stream.socket(), PollFlags::IN));
-        let mut fds: Vec<PollFd<'_>> = sockets.into_iter().chain(streams).collect();
+        let mut fds = vec![PollFd::new(&self.probes, PollFlags::IN)];
+        fds.push(PollFd::new(&self.listener, PollFlags::IN));
+        fds.extend(connections.iter().map(|one| PollFd::new(one.stream.socket(), PollFlags::IN)));
         let _ = poll(&mut fds, time.as_ref());
     }
 
@@ -113,10 +109,9 @@ impl Host {
         for _ in 0..MAX_CONNECTIONS {
             let Ok((stream, from)) = self.listener.accept() else { return };
             let from = from.ip();
-            if !addresses::is_local_address(from) && !Subnets::now().contain(from) {
-                continue;
-            }
-            if stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).is_err() {
+            let is_near = addresses::is_local_address(from) || Subnets::now().contain(from);
+            let is_set = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
+            if !is_near || is_set.is_err() {
                 continue;
             }
             if connections.len() == MAX_CONNECTIONS {
@@ -129,7 +124,6 @@ impl Host {
         }
     }
 
-    /// Tells machines that look for one that shows a code where this one is.
     fn answer_probes(&self, own: &Own) {
         let mut buffer = [0; packet::MAX_LEN + 1];
         for _ in 0..16 {
@@ -138,22 +132,17 @@ impl Host {
             if probe.kind != Kind::Probe || !Subnets::now().contain(from.ip()) {
                 continue;
             }
-            let answer = Datagram {
-                kind: Kind::Announce,
-                http_port: self.port,
-                name: own.introduction.name.clone(),
-                ..Datagram::probe(own.introduction.identity, probe.nonce)
-            };
+            let Introduction { name, identity, .. } = own.introduction.clone();
+            let probe = Datagram::probe(identity, probe.nonce);
+            let answer = Datagram { kind: Kind::Announce, http_port: self.port, name, ..probe };
             let _ = self.probes.send_to(&answer.encode(len), from);
         }
     }
 }
 
-/// Why a connection paired nobody.
 enum Failure {
-    /// A handshake with another code.
     WrongCode,
-    /// No handshake at all, which doesn't count as a guess.
+    /// Doesn't count as a guess.
     NoHandshake,
     /// The code was right, but the rest failed.
     BrokeOff(io::Error),
@@ -183,10 +172,22 @@ impl Connection {
 
     /// Reads what is there; returns the new peer once its last message is complete.
     fn advance(&mut self, own: &Own, key: &Key) -> Result<Option<Peer>, Failure> {
-        while self.receive().map_err(|error| self.failure(error))? {
+        while self.receive().map_err(|error| match self.verified {
+            Some(_) => Failure::BrokeOff(error),
+            None => Failure::NoHandshake,
+        })? {
             match self.verified.take() {
                 None => self.answer_handshake(own, key)?,
-                Some((peer, half)) => return self.agree(own, peer, half).map(Some),
+                Some((peer, half)) => {
+                    let mut theirs = [0; HALF];
+                    theirs.copy_from_slice(&self.message);
+                    let key = Key::of_halves(&half, &theirs);
+                    let peer = keep(own, peer, key).map_err(Failure::NotKept)?;
+                    // If this gets lost, the other machine says that it failed, and pairing again
+                    // mends it.
+                    let _ = self.stream.try_write(KEPT);
+                    return Ok(Some(peer));
+                }
             }
         }
         Ok(None)
@@ -205,19 +206,15 @@ impl Connection {
         Ok(true)
     }
 
-    fn failure(&self, error: io::Error) -> Failure {
-        if self.verified.is_some() { Failure::BrokeOff(error) } else { Failure::NoHandshake }
-    }
-
     /// Answers the handshake, and sends half a key.
     fn answer_handshake(&mut self, own: &Own, key: &Key) -> Result<(), Failure> {
-        let own = &own.introduction;
-        let peer = secure::respond(&self.stream, Purpose::Pairing, key, own, &self.message)
-            .map_err(|error| match error {
-                SecureError::Handshake(NoiseError::WrongKey) => Failure::WrongCode,
-                SecureError::Connect(error) => Failure::BrokeOff(error),
-                _ => Failure::NoHandshake,
-            })?;
+        let me = &own.introduction;
+        let answered = secure::respond(&self.stream, Purpose::Pairing, key, me, &self.message);
+        let peer = answered.map_err(|error| match error {
+            SecureError::Handshake(NoiseError::WrongKey) => Failure::WrongCode,
+            SecureError::Connect(error) => Failure::BrokeOff(error),
+            _ => Failure::NoHandshake,
+        })?;
         let half = system::random().map_err(Failure::BrokeOff)?;
         // The nearly empty buffer of a new connection takes this at once.
         if self.stream.try_write(&half).map_err(Failure::BrokeOff)? != HALF {
@@ -228,17 +225,6 @@ impl Connection {
         self.received = 0;
         self.verified = Some((peer, half));
         Ok(())
-    }
-
-    /// Takes the other half of the key, and keeps the whole.
-    fn agree(&self, own: &Own, peer: Introduction, half: [u8; HALF]) -> Result<Peer, Failure> {
-        let mut theirs = [0; HALF];
-        theirs.copy_from_slice(&self.message);
-        let key = Key::of_halves(&half, &theirs);
-        let peer = keep(own, peer, key).map_err(Failure::NotKept)?;
-        // If this gets lost, the other machine says that it failed, and pairing again mends it.
-        let _ = self.stream.try_write(KEPT);
-        Ok(peer)
     }
 }
 
