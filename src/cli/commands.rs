@@ -1,33 +1,30 @@
 //! The table of commands: how each is written, what it does, and which options it heeds.
 
+use Action::Tool;
+use Verb::{Completions, Discover, Doctor, Man, Models, Pair, Peers, Status, Takeover, Unpair};
+
 use super::options::OptionSpec;
 use super::topics::{TOPICS, options};
 
-/// A command.
 pub(crate) struct CommandSpec {
     /// As it is written, with a word for each operand: `pair [CODE [ADDRESS]]`.
     pub(super) usage: &'static str,
     pub(super) action: Action,
     /// What it does, in a line.
     pub(crate) about: &'static str,
-    /// What else is to be known about it.
     more: &'static str,
     pub(crate) switches: &'static [Switch],
     /// The options that change what it does. It accepts the others too, so that the variables of a
     /// service can be used with every command.
     pub(super) options: &'static [&'static str],
-    /// What an operand may be, if that is a list.
-    pub(crate) words: fn() -> Vec<&'static str>,
 }
 
 /// An option without a value, of one command.
 pub(crate) struct Switch {
-    /// Without dashes.
     pub(crate) name: &'static str,
     pub(crate) text: &'static str,
 }
 
-#[derive(Clone, Copy)]
 pub(super) enum Action {
     Serve,
     Help,
@@ -60,94 +57,74 @@ const DOCTORS: &[&str] = &[
     "state-dir", "key-file", "unpaired",
 ];
 
-const fn command(usage: &'static str, action: Action, about: &'static str) -> CommandSpec {
-    CommandSpec { usage, action, about, more: "", switches: &[], options: &[], words: Vec::new }
+const fn command(
+    usage: &'static str,
+    action: Action,
+    about: &'static str,
+    more: &'static str,
+    switches: &'static [Switch],
+    options: &'static [&'static str],
+) -> CommandSpec {
+    CommandSpec { usage, action, about, more, switches, options }
 }
 
-const fn tool(usage: &'static str, verb: Verb, about: &'static str) -> CommandSpec {
-    command(usage, Action::Tool(verb), about)
-}
-
+/// Not formatted by rustfmt. A row is: how a command is written, what it does in a line, what else
+/// is to be known of it, its switches, its options.
+#[rustfmt::skip]
 pub(crate) const COMMANDS: &[CommandSpec] = &[
-    command("serve", Action::Serve, "share this machine's Ollama, or use the LAN's")
-        .more(
-            "Where an Ollama answers on this machine, ollana shares it (server mode). Elsewhere \
-             it finds the servers and answers on Ollama's own port (client mode).",
-        )
-        .switches(&[Switch {
+    command("serve", Action::Serve, "share this machine's Ollama, or use the LAN's",
+        "Where an Ollama answers on this machine, ollana shares it (server mode). Elsewhere it \
+         finds the servers and answers on Ollama's own port (client mode).",
+        &[Switch {
             name: "daemon",
             text: "go to the background once it is ready; exit code 0 says that it is",
-        }]),
-    tool("status", Verb::Status, "servers, queue and this machine, as ollana sees them")
-        .more("Asks the ollana that runs on this machine, at --listen if that is given.")
-        .switches(&[
-            Switch { name: "watch", text: "show it anew every second, until q is pressed" },
-            JSON,
-        ])
-        .options(RUNNING),
-    tool("models", Verb::Models, "which server has which model, and how fast")
-        .more("Asks the ollana that runs on this machine, at --listen if that is given.")
-        .switches(&[JSON])
-        .options(RUNNING),
-    tool("discover", Verb::Discover, "look around once: who answers, on which interface")
-        .more("Needs no running ollana. Exit code 1: nobody answered.")
-        .switches(&[JSON])
-        .options(&["discovery-port", "interface", "state-dir", "key-file", "unpaired"]),
-    tool("doctor", Verb::Doctor, "say what is wrong and what to do about it")
-        .more(
-            "Looks at ports, interfaces, firewall, Ollama and servers; with sudo it sees more. It \
-             asks a running ollana for its options. Exit code 1: something is wrong.",
-        )
-        .switches(&[JSON])
-        .options(DOCTORS),
-    tool(
-        "pair [CODE [ADDRESS]]",
-        Verb::Pair,
+        }], &[]),
+    command("status", Tool(Status), "servers, queue and this machine, as ollana sees them",
+        "Asks the ollana that runs on this machine, at --listen if that is given.",
+        &[Switch { name: "watch", text: "show it anew every second, until q is pressed" }, JSON],
+        RUNNING),
+    command("models", Tool(Models), "which server has which model, and how fast",
+        "Asks the ollana that runs on this machine, at --listen if that is given.",
+        &[JSON], RUNNING),
+    command("discover", Tool(Discover), "look around once: who answers, on which interface",
+        "Needs no running ollana. Exit code 1: nobody answered.",
+        &[JSON], &["discovery-port", "interface", "state-dir", "key-file", "unpaired"]),
+    command("doctor", Tool(Doctor), "say what is wrong and what to do about it",
+        "Looks at ports, interfaces, firewall, Ollama and servers; with sudo it sees more. It asks \
+         a running ollana for its options. Exit code 1: something is wrong.",
+        &[JSON], DOCTORS),
+    command("pair [CODE [ADDRESS]]", Tool(Pair),
         "pair with another machine: all between them is encrypted",
-    )
-    .more(
-        "Without a CODE it shows one, for three minutes. With a CODE it takes the one that \
-             the other machine shows; - asks for it. The other machine is looked for by \
-             broadcast, or is at ADDRESS. A running ollana takes the key up by itself.",
-    )
-    .options(&["discovery-port", "interface", "state-dir"]),
-    tool("peers", Verb::Peers, "show the paired machines").options(&["state-dir", "key-file"]),
-    tool("unpair NAME", Verb::Unpair, "forget a paired machine: its key is worth nothing here")
-        .more("'ollana peers' shows the NAME. A running ollana cuts its connections by itself.")
-        .options(&["state-dir"]),
-    tool("takeover", Verb::Takeover, "make Ollama's port 11434 show all models of the LAN")
-        .more(
-            "Moves an Ollama that systemd runs to port 11438 and sets ollana to --mode both; says \
-             what it will do and asks first.",
-        )
-        .switches(&[
-            Switch { name: "yes", text: "don't ask first" },
-            Switch { name: "undo", text: "move it back" },
-        ])
-        .options(&["ollama", "connect-timeout"]),
-    tool("completions SHELL", Verb::Completions, "print completions for bash, zsh or fish")
-        .words(|| vec!["bash", "zsh", "fish"]),
-    tool("man", Verb::Man, "print the man page (ollana man | man -l -)"),
-    command("help [COMMAND|TOPIC]", Action::Help, "show help about a command or a topic")
-        .more("Without either it shows all commands and the most used options.")
-        .words(pages),
+        "Without a CODE it shows one, for three minutes. With a CODE it takes the one that the \
+         other machine shows; - asks for it. The other machine is looked for by broadcast, or is \
+         at ADDRESS. A running ollana takes the key up by itself.",
+        &[], &["discovery-port", "interface", "state-dir"]),
+    command("peers", Tool(Peers), "show the paired machines", "", &[], &["state-dir", "key-file"]),
+    command("unpair NAME", Tool(Unpair),
+        "forget a paired machine: its key is worth nothing here",
+        "'ollana peers' shows the NAME. A running ollana cuts its connections by itself.",
+        &[], &["state-dir"]),
+    command("takeover", Tool(Takeover), "make Ollama's port 11434 show all models of the LAN",
+        "Moves an Ollama that systemd runs to port 11438 and sets ollana to --mode both; says what \
+         it will do and asks first.",
+        &[Switch { name: "yes", text: "don't ask first" },
+          Switch { name: "undo", text: "move it back" }],
+        &["ollama", "connect-timeout"]),
+    command("completions SHELL", Tool(Completions), "print completions for bash, zsh or fish",
+        "", &[], &[]),
+    command("man", Tool(Man), "print the man page (ollana man | man -l -)", "", &[], &[]),
+    command("help [COMMAND|TOPIC]", Action::Help, "show help about a command or a topic",
+        "Without either it shows all commands and the most used options.", &[], &[]),
 ];
 
 impl CommandSpec {
-    const fn more(self, more: &'static str) -> Self {
-        CommandSpec { more, ..self }
-    }
-
-    const fn switches(self, switches: &'static [Switch]) -> Self {
-        CommandSpec { switches, ..self }
-    }
-
-    const fn options(self, options: &'static [&'static str]) -> Self {
-        CommandSpec { options, ..self }
-    }
-
-    const fn words(self, words: fn() -> Vec<&'static str>) -> Self {
-        CommandSpec { words, ..self }
+    /// What an operand may be, if that is a list.
+    pub(crate) fn words(&self) -> Vec<&'static str> {
+        match self.action {
+            Action::Help => pages(),
+            Action::Tool(Verb::Completions) => vec!["bash", "zsh", "fish"],
+            _ => Vec::new(),
+        }
     }
 
     pub(crate) fn name(&self) -> &'static str {

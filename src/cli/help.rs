@@ -114,8 +114,7 @@ fn paragraph(page: &mut String, indent: usize, text: &str) {
             page.push_str(&format!("\n{:indent$}", ""));
             (column, gap) = (indent, "");
         }
-        page.push_str(gap);
-        page.push_str(word);
+        page.extend([gap, word]);
         column += gap.len() + width;
         gap = " ";
     }

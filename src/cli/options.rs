@@ -37,7 +37,6 @@ pub(super) enum Meaning {
 
 const ON_OFF: [&str; 2] = ["on", "off"];
 
-/// A row of the table.
 pub(super) const fn option(
     usage: &'static str,
     text: &'static str,
@@ -48,7 +47,6 @@ pub(super) const fn option(
 }
 
 impl OptionSpec {
-    /// Without dashes.
     pub(crate) fn name(&self) -> &'static str {
         self.usage.split_once(' ').map_or(self.usage, |(name, _)| name)
     }
@@ -58,24 +56,18 @@ impl OptionSpec {
         self.usage.split_once(' ').map_or("", |(_, value)| value)
     }
 
-    /// Gives it a value; one of a list is added to those before.
-    ///
-    /// # Errors
-    /// A sentence for the user that says what is expected.
+    /// Gives it a value; one of a list is added to those before. The error says what is expected.
     pub(super) fn set(&self, settings: &mut Settings, value: &str) -> Result<(), String> {
         let expected = || format!("{value}: expected {}", either(&self.choices()));
         let is_meant = |word: &str| word.eq_ignore_ascii_case(value);
         match self.meaning {
             Meaning::Words(words) => {
-                let (_, set) =
-                    words.iter().find(|(word, _)| is_meant(word)).ok_or_else(expected)?;
-                set(settings);
-                Ok(())
+                let word = words.iter().find(|(word, _)| is_meant(word));
+                word.map(|(_, set)| set(settings)).ok_or_else(expected)
             }
             Meaning::Switch(field) => {
-                let word = ON_OFF.iter().position(|word| is_meant(word)).ok_or_else(expected)?;
-                *field(settings) = word == 0;
-                Ok(())
+                let word = ON_OFF.iter().position(|word| is_meant(word));
+                word.map(|word| *field(settings) = word == 0).ok_or_else(expected)
             }
             Meaning::Time(field) => {
                 config::parse_duration(value).map(|time| *field(settings) = time)
@@ -155,10 +147,8 @@ where
 
 /// A size of a request head: `1k` to `1m`.
 pub(super) fn head_size(text: &str) -> Result<usize, String> {
-    match config::parse_size(text)? {
-        size @ 1024..=1_048_576 => Ok(size),
-        _ => Err(format!("{text}: expected 1k to 1m")),
-    }
+    let size = Some(config::parse_size(text)?).filter(|size| (1 << 10..=1 << 20).contains(size));
+    size.ok_or_else(|| format!("{text}: expected 1k to 1m"))
 }
 
 pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
@@ -176,10 +166,9 @@ pub(super) fn server(text: &str) -> Result<ServerName, String> {
 
 /// `MODEL=SERVER`
 pub(super) fn route(text: &str) -> Result<(ModelName, String), String> {
-    let parts = text
-        .split_once('=')
-        .and_then(|(model, server)| Some((ModelName::parse(model)?, server.trim().to_owned())));
+    let parts = text.split_once('=').map(|(model, server)| (model, server.trim()));
     parts
         .filter(|(_, server)| !server.is_empty())
+        .and_then(|(model, server)| Some((ModelName::parse(model)?, server.to_owned())))
         .ok_or_else(|| format!("{text}: expected MODEL=SERVER, such as llama3.2=desktop"))
 }

@@ -82,8 +82,7 @@ pub fn parse(
                 return Ok(Command::Print(command.map_or_else(help::overview, help::command_page)));
             }
             Short('V') | Long("version") => {
-                let version = concat!("ollana ", env!("CARGO_PKG_VERSION"), "\n");
-                return Ok(Command::Print(version.to_owned()));
+                return Ok(Command::Print(format!("ollana {}\n", env!("CARGO_PKG_VERSION"))));
             }
             Short(other) => return Err(UsageError(format!("unknown option -{other}"))),
             Long(name) => {
@@ -91,20 +90,17 @@ pub fn parse(
                     switches.push(switch);
                     continue;
                 }
-                let Some(option) = options().find(|option| option.name() == name) else {
-                    return Err(unknown_option(name));
-                };
+                let option = options().find(|option| option.name() == name);
+                let option = option.ok_or_else(|| unknown_option(name))?;
                 let name = option.name();
+                let wrong = |error: String| UsageError(format!("--{name}: {error}"));
                 let value = parser.value()?.into_string();
-                let value =
-                    value.map_err(|v| UsageError(format!("--{name}: {v:?} is not UTF-8")))?;
+                let value = value.map_err(|value| wrong(format!("{value:?} is not UTF-8")))?;
                 if !seen.contains(&name) {
                     seen.push(name);
                     option.clear(&mut settings);
                 }
-                option
-                    .set(&mut settings, &value)
-                    .map_err(|error| UsageError(format!("--{name}: {error}")))?;
+                option.set(&mut settings, &value).map_err(wrong)?;
             }
             Value(word) => {
                 let word = word.into_string();
@@ -184,19 +180,18 @@ fn from_variables(env: &dyn Fn(&str) -> Option<OsString>) -> Result<Settings, Us
         }
     }
     if let Some(value) = text("OLLAMA_ORIGINS") {
-        let (origins, unusable) = Origins::new(&value);
-        settings.origins = origins;
+        let unusable;
+        (settings.origins, unusable) = Origins::new(&value);
         for entry in unusable {
             eprintln!("ollana: OLLAMA_ORIGINS: {entry:?} ignored: expected http://HOST or one *");
         }
     }
     for option in options() {
         let variable = option.variable();
-        let Some(value) = text(&variable) else { continue };
-        for part in value.split(',').filter(|part| !part.trim().is_empty()) {
-            option
-                .set(&mut settings, part.trim())
-                .map_err(|error| UsageError(format!("{variable}: {error}")))?;
+        let value = text(&variable).unwrap_or_default();
+        for part in value.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let set = option.set(&mut settings, part);
+            set.map_err(|error| UsageError(format!("{variable}: {error}")))?;
         }
     }
     Ok(settings)

@@ -24,9 +24,17 @@ pub(crate) struct Topic {
     pub(crate) text: &'static str,
 }
 
-/// A page that is only text.
 const fn prose(name: &'static str, text: &'static str) -> Topic {
     Topic { name, intro: "", options: &[], others: &[], text }
+}
+
+/// A list of the settings, and the function that reads one of its values.
+macro_rules! list {
+    ($first:ident $(.$next:ident)?, $read:expr) => {
+        List(|s, v| $read(v).map(|value| s.$first$(.$next)?.push(value)), |s| {
+            s.$first$(.$next)?.clear();
+        })
+    };
 }
 
 /// Every option, and everything else that there is help about besides commands.
@@ -45,26 +53,24 @@ pub(crate) const TOPICS: &[Topic] = &[
                 ("both", |s| s.mode = ModeChoice::Both),
             ])),
             option("listen ADDR:PORT", "HTTP address of this mode's proxy",
-                "client localhost:11434, server 0.0.0.0:11435",
-                List(|s, v| socket_address(v).map(|at| s.listen.push(at)), |s| s.listen.clear())),
+                "client localhost:11434, server 0.0.0.0:11435", list!(listen, socket_address)),
             option("share ADDR:PORT", "with --mode both, the server's address", "0.0.0.0:11435",
-                List(|s, v| socket_address(v).map(|at| s.share.push(at)), |s| s.share.clear())),
+                list!(share, socket_address)),
             option("ollama URL", "this machine's Ollama", "$OLLAMA_HOST or 127.0.0.1:11434",
                 Scalar(|s, v| config::parse_ollama(v).map(|url| s.ollama = Some(url)))),
             option("server HOST[:PORT]", "a server that broadcasts don't reach", "",
-                List(|s, v| server(v).map(|server| s.servers.push(server)), |s| s.servers.clear())),
+                list!(servers, server)),
             option("discovery-port N", "UDP port of the discovery, 0 turns it off", "11436",
                 Scalar(|s, v| number(v, 0, 65535).map(|port| s.discovery_port = port))),
             option("interface NAME", "broadcast on this interface", "all suitable",
-                List(|s, v| text(v).map(|name| s.interfaces.push(name)), |s| s.interfaces.clear())),
+                list!(interfaces, text)),
             option("prefer SERVER", "use this server first while it is up", "",
-                List(|s, v| text(v).map(|name| s.preferred.push(name)), |s| s.preferred.clear())),
+                list!(preferred, text)),
             option("wake SERVER|MAC", "wake this machine when nobody else can", "",
-                List(|s, v| v.parse().map(|sleeper| s.wake.push(sleeper)), |s| s.wake.clear())),
-            option("pin MODEL=SERVER", "this model goes to this server", "",
-                List(|s, v| route(v).map(|route| s.pins.push(route)), |s| s.pins.clear())),
+                list!(wake, str::parse)),
+            option("pin MODEL=SERVER", "this model goes to this server", "", list!(pins, route)),
             option("ban MODEL=SERVER", "this model never goes to this server", "",
-                List(|s, v| route(v).map(|route| s.bans.push(route)), |s| s.bans.clear())),
+                list!(bans, route)),
             // Nothing is more than debug: finer lines aren't compiled in (see Cargo.toml).
             option("log-level LEVEL", "off, error, warn, info or debug", "info", Words(&[
                 ("off", |s| s.log_level = LevelFilter::Off),
@@ -93,16 +99,13 @@ the command line wins over variables.
             option("pull on|off", "they may pull from Ollama's own registry", "off",
                 Switch(|s| &mut s.policy.pull)),
             option("allow RANGE", "only these addresses may connect, and this machine",
-                "loopback, private, link-local, own subnets",
-                List(|s, v| v.parse().map(|net| s.reach.allow.push(net)),
-                     |s| s.reach.allow.clear())),
+                "loopback, private, link-local, own subnets", list!(reach.allow, str::parse)),
             option("deny RANGE", "these may not, whatever is allowed", "",
-                List(|s, v| v.parse().map(|net| s.reach.deny.push(net)), |s| s.reach.deny.clear())),
+                list!(reach.deny, str::parse)),
             option("host NAME", "accept this name in a request's Host", "",
-                List(|s, v| host_name(v).map(|name| s.hosts.push(name)), |s| s.hosts.clear())),
+                list!(hosts, host_name)),
             option("status-from RANGE", "who else may see /ollana/", "",
-                List(|s, v| v.parse().map(|net| s.status_from.push(net)),
-                     |s| s.status_from.clear())),
+                list!(status_from, str::parse)),
         ],
         others: &[("OLLAMA_ORIGINS=LIST",
             "web pages that may ask besides Ollama's own list; set it for the ollana that they \
@@ -205,7 +208,6 @@ doesn't know stay closed.
     prose("models", include_str!("help/models.txt")),
 ];
 
-/// Every option.
 pub(crate) fn options() -> impl Iterator<Item = &'static OptionSpec> {
     TOPICS.iter().flat_map(|topic| topic.options)
 }

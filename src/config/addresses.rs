@@ -1,7 +1,7 @@
 //! The ways to name a machine: Ollama's URL, a server, a hardware address; and the ports.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 /// Ollama's own HTTP port (`envconfig/config.go`).
@@ -31,7 +31,6 @@ impl Default for OllamaUrl {
 }
 
 impl OllamaUrl {
-    /// Its host and port.
     pub(crate) fn server(&self) -> ServerName {
         ServerName { host: self.host.clone(), port: self.port }
     }
@@ -68,8 +67,7 @@ pub struct Mac(pub [u8; 6]);
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        f.write_str(&self.0.map(|byte| format!("{byte:02x}")).join(":"))
     }
 }
 
@@ -77,14 +75,12 @@ impl FromStr for Mac {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let error = || format!("{text}: expected six bytes such as d8:bb:c1:00:0a:ff");
-        let mut bytes = [0; 6];
-        let mut parts = text.split([':', '-']);
-        for byte in &mut bytes {
-            let digits = parts.next().filter(|part| part.len() == 2).ok_or_else(error)?;
-            *byte = u8::from_str_radix(digits, 16).map_err(|_| error())?;
-        }
-        if parts.next().is_some() { Err(error()) } else { Ok(Mac(bytes)) }
+        let byte = |part: &str| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2);
+        let bytes: Option<Vec<u8>> = text.split([':', '-']).map(byte).collect();
+        bytes
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(Mac)
+            .ok_or_else(|| format!("{text}: expected six bytes such as d8:bb:c1:00:0a:ff"))
     }
 }
 
@@ -115,12 +111,8 @@ impl FromStr for Sleeper {
     }
 }
 
-/// Reads an address of Ollama by the rules of its own `OLLAMA_HOST`
-/// (`envconfig.Host`): quotes and blanks trimmed, no scheme means port 11434,
-/// `http://` means port 80, a path is kept.
-///
-/// # Errors
-/// A sentence for the user: TLS upstreams and malformed addresses are refused.
+/// Reads an address of Ollama by the rules of its own `OLLAMA_HOST` (`envconfig.Host`): quotes and
+/// blanks trimmed, no scheme means port 11434, `http://` means port 80, a path is kept.
 pub(crate) fn parse_ollama(text: &str) -> Result<OllamaUrl, String> {
     let text = text.trim().trim_matches(['"', '\'']).trim();
     let (rest, default_port) = match text.split_once("://") {
@@ -131,56 +123,42 @@ pub(crate) fn parse_ollama(text: &str) -> Result<OllamaUrl, String> {
         }
         Some((scheme, _)) => return Err(format!("{text}: unknown scheme {scheme}")),
     };
-    let (authority, path) = match rest.find('/') {
-        Some(slash) => rest.split_at(slash),
-        None => (rest, ""),
-    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let prefix = path.trim_end_matches('/').to_owned();
     if prefix.bytes().any(|b| !(0x21..=0x7e).contains(&b) || b == b'#' || b == b'?') {
         return Err(format!("{text}: the path must be plain ASCII without '?' and '#'"));
     }
     let server = parse_host_port(authority, default_port)?;
     // A server is told to listen on "any address"; to reach it we ask loopback.
-    let host = match server.host.parse::<IpAddr>() {
-        Ok(ip) if ip == IpAddr::V4(Ipv4Addr::UNSPECIFIED) => "127.0.0.1".to_owned(),
-        Ok(ip) if ip == IpAddr::V6(Ipv6Addr::UNSPECIFIED) => "::1".to_owned(),
-        _ if server.host.is_empty() => "127.0.0.1".to_owned(),
+    let host = match server.host.as_str() {
+        "" | "0.0.0.0" => "127.0.0.1".to_owned(),
+        host if host.parse() == Ok(Ipv6Addr::UNSPECIFIED) => "::1".to_owned(),
         _ => server.host,
     };
     Ok(OllamaUrl { host, port: server.port, prefix })
 }
 
 /// Reads `HOST[:PORT]`, IPv6 with or without brackets.
-///
-/// # Errors
-/// A sentence for the user when the port isn't a number or the host can't be one.
 pub(crate) fn parse_host_port(text: &str, default_port: u16) -> Result<ServerName, String> {
     let text = text.trim();
     if let Ok(ip) = text.parse::<Ipv6Addr>() {
         return Ok(ServerName { host: ip.to_string(), port: default_port });
     }
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let (host, after) = rest.split_once(']').ok_or(format!("{text}: missing ]"))?;
-            host.parse::<Ipv6Addr>().map_err(|_| format!("{text}: not an IPv6 address"))?;
-            match after.strip_prefix(':') {
-                Some(port) => (host, Some(port)),
-                None if after.is_empty() => (host, None),
-                None => return Err(format!("{text}: expected :PORT after ]")),
-            }
-        }
-        None => match text.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (text, None),
-        },
+    let (host, rest) = match text.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').ok_or(format!("{text}: missing ]"))?,
+        None => text.split_at(text.find(':').unwrap_or(text.len())),
     };
+    if text.starts_with('[') && host.parse::<Ipv6Addr>().is_err() {
+        return Err(format!("{text}: not an IPv6 address"));
+    }
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':');
     if !host.bytes().all(allowed) {
         return Err(format!("{text}: {host} is no host name or address"));
     }
-    let port = match port {
-        None => default_port,
+    let port = match rest.strip_prefix(':') {
         Some(port) => port.parse().map_err(|_| format!("{text}: {port} is no port"))?,
+        None if rest.is_empty() => default_port,
+        None => return Err(format!("{text}: expected :PORT after ]")),
     };
     Ok(ServerName { host: host.to_owned(), port })
 }

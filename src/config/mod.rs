@@ -7,6 +7,23 @@
 //!   sizes.
 //! - [`OllamaUrl`], [`ServerName`], [`Sleeper`] and [`Mac`] are the ways to name a machine.
 
+/// A struct that can be cloned and shown, its fields written with their defaults.
+macro_rules! with_defaults {
+    ($(#[$about:meta])* pub struct $name:ident {
+        $($(#[$note:meta])* $field:ident: $kind:ty = $default:expr,)*
+    }) => {
+        $(#[$about])*
+        #[derive(Clone, Debug)]
+        pub struct $name { $($(#[$note])* pub $field: $kind,)* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                $name { $($field: $default,)* }
+            }
+        }
+    };
+}
+
 mod addresses;
 mod limits;
 mod quantities;

@@ -6,9 +6,6 @@ const LONGEST_MS: u64 = 24 * 60 * 60 * 1000;
 const LARGEST: usize = 1 << 30;
 
 /// Reads `250ms`, `5s`, `2m` or a bare number of seconds: more than zero, at most a day.
-///
-/// # Errors
-/// A sentence for the user.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let (digits, unit) = split_unit(text);
     let millis = match unit {
@@ -24,9 +21,6 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Reads `4096`, `64k` or `4m`: bytes, KiB, MiB, at most a GiB.
-///
-/// # Errors
-/// A sentence for the user.
 pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
     let (digits, unit) = split_unit(text);
     let factor = match unit {

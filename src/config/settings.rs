@@ -33,89 +33,52 @@ pub enum LogFormat {
     Json,
 }
 
-/// Everything that a daemon or a command can be told. The help has a line for each option.
-#[derive(Clone, Debug)]
-#[allow(missing_docs)] // Fields are named after their options.
-pub struct Settings {
-    pub mode: ModeChoice,
-    /// Empty means the mode's own address. With both modes, the client's.
-    pub listen: Vec<SocketAddr>,
-    /// With both modes, the server's addresses; empty means its own.
-    pub share: Vec<SocketAddr>,
-    /// `None` means Ollama's default address.
-    pub ollama: Option<OllamaUrl>,
-    /// Servers that broadcasts don't reach.
-    pub servers: Vec<ServerName>,
-    /// Empty means every suitable one.
-    pub interfaces: Vec<String>,
-    /// 0 turns the discovery off.
-    pub discovery_port: u16,
-    pub legacy: bool,
-    /// What other machines may do here.
-    pub policy: Policy,
-    /// Which web pages may ask (`OLLAMA_ORIGINS`).
-    pub origins: Origins,
-    /// Which machines may connect.
-    pub reach: AddressLists,
-    /// Further names accepted in `Host`, in lower case.
-    pub hosts: Vec<String>,
-    pub pins: Vec<(ModelName, String)>,
-    pub bans: Vec<(ModelName, String)>,
-    /// Best first.
-    pub preferred: Vec<String>,
-    pub wake: Vec<Sleeper>,
-    pub status_from: Vec<Cidr>,
-    pub log_level: LevelFilter,
-    /// `None` means stderr.
-    pub log_file: Option<PathBuf>,
-    pub log_format: LogFormat,
-    pub daemon: bool,
-    pub pid_file: Option<PathBuf>,
-    /// Identity, keys and the servers of the last run; `None` when no place is known.
-    pub state_dir: Option<PathBuf>,
-    pub key_file: Option<PathBuf>,
-    /// `None`: machines without a key are talked to while this one has no keys.
-    pub unpaired: Option<bool>,
-    pub timing: Timing,
-    pub limits: Limits,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Settings {
-            mode: ModeChoice::Auto,
-            listen: Vec::new(),
-            share: Vec::new(),
-            ollama: None,
-            servers: Vec::new(),
-            interfaces: Vec::new(),
-            discovery_port: DISCOVERY_PORT,
-            legacy: true,
-            policy: Policy::default(),
-            origins: Origins::default(),
-            reach: AddressLists::default(),
-            hosts: Vec::new(),
-            pins: Vec::new(),
-            bans: Vec::new(),
-            preferred: Vec::new(),
-            wake: Vec::new(),
-            status_from: Vec::new(),
-            log_level: LevelFilter::Info,
-            log_file: None,
-            log_format: LogFormat::Text,
-            daemon: false,
-            pid_file: None,
-            state_dir: None,
-            key_file: None,
-            unpaired: None,
-            timing: Timing::default(),
-            limits: Limits::default(),
-        }
+with_defaults! {
+    /// Everything that a daemon or a command can be told. The help has a line for each option.
+    #[allow(missing_docs)] // Fields are named after their options.
+    pub struct Settings {
+        mode: ModeChoice = ModeChoice::Auto,
+        /// Empty means the mode's own address. With both modes, the client's.
+        listen: Vec<SocketAddr> = Vec::new(),
+        /// With both modes, the server's addresses; empty means its own.
+        share: Vec<SocketAddr> = Vec::new(),
+        /// `None` means Ollama's default address.
+        ollama: Option<OllamaUrl> = None,
+        servers: Vec<ServerName> = Vec::new(),
+        /// Empty means every suitable one.
+        interfaces: Vec<String> = Vec::new(),
+        /// 0 turns the discovery off.
+        discovery_port: u16 = DISCOVERY_PORT,
+        legacy: bool = true,
+        policy: Policy = Policy::default(),
+        /// Which web pages may ask (`OLLAMA_ORIGINS`).
+        origins: Origins = Origins::default(),
+        reach: AddressLists = AddressLists::default(),
+        /// Further names accepted in `Host`, in lower case.
+        hosts: Vec<String> = Vec::new(),
+        pins: Vec<(ModelName, String)> = Vec::new(),
+        bans: Vec<(ModelName, String)> = Vec::new(),
+        /// Best first.
+        preferred: Vec<String> = Vec::new(),
+        wake: Vec<Sleeper> = Vec::new(),
+        status_from: Vec<Cidr> = Vec::new(),
+        log_level: LevelFilter = LevelFilter::Info,
+        /// `None` means stderr.
+        log_file: Option<PathBuf> = None,
+        log_format: LogFormat = LogFormat::Text,
+        daemon: bool = false,
+        pid_file: Option<PathBuf> = None,
+        /// Identity, keys and the servers of the last run; `None` when no place is known.
+        state_dir: Option<PathBuf> = None,
+        key_file: Option<PathBuf> = None,
+        /// `None`: machines without a key are talked to while this one has no keys.
+        unpaired: Option<bool> = None,
+        timing: Timing = Timing::default(),
+        limits: Limits = Limits::default(),
     }
 }
 
 impl Settings {
-    /// The local Ollama's address, with Ollama's own default.
     pub(crate) fn ollama_url(&self) -> OllamaUrl {
         self.ollama.clone().unwrap_or_default()
     }

@@ -10,10 +10,11 @@ use super::text;
 
 pub(super) fn line(level: Level, thread: Option<&str>, message: &str) -> Vec<u8> {
     let mut object = Map::new();
-    object.insert("time".to_owned(), text::now().into());
-    object.insert("level".to_owned(), level.as_str().to_ascii_lowercase().into());
+    let mut set = |key: &str, value: Value| object.insert(key.to_owned(), value);
+    set("time", text::now().into());
+    set("level", level.as_str().to_ascii_lowercase().into());
     if let Some(thread) = thread {
-        object.insert("thread".to_owned(), thread.into());
+        set("thread", thread.into());
     }
     match members(message) {
         Some((phrase, found)) if found.iter().all(|(key, _)| !object.contains_key(*key)) => {
@@ -22,9 +23,7 @@ pub(super) fn line(level: Level, thread: Option<&str>, message: &str) -> Vec<u8>
         }
         _ => drop(object.insert("message".to_owned(), message.into())),
     }
-    let mut line = Value::from(object).to_string().into_bytes();
-    line.push(b'\n');
-    line
+    format!("{}\n", Value::from(object)).into_bytes()
 }
 
 /// Takes a message apart, if all behind its phrase is `key=value`.
@@ -57,13 +56,8 @@ fn key(text: &str) -> Option<(&str, &str)> {
 fn bare(text: &str) -> (Value, &str) {
     let (word, rest) = text.split_at(text.find(' ').unwrap_or(text.len()));
     let number = word.parse::<i64>().ok().filter(|n| n.to_string() == word);
-    let value = match (word, number) {
-        ("true", _) => true.into(),
-        ("false", _) => false.into(),
-        (_, Some(number)) => number.into(),
-        _ => word.into(),
-    };
-    (value, rest)
+    let known = word.parse().ok().map(Value::Bool).or_else(|| number.map(Value::from));
+    (known.unwrap_or_else(|| word.into()), rest)
 }
 
 /// Undoes what `{:?}` does to a string, up to its closing quote.

@@ -20,7 +20,6 @@ const LOG_QUEUE: usize = 1024;
 /// For the last lines, at the end of the process.
 const LAST_LINES: Duration = Duration::from_millis(200);
 
-#[derive(Debug)]
 enum Entry {
     Line(Vec<u8>),
     /// Only wakes the thread, to look at [`Shared`].
@@ -39,12 +38,11 @@ struct Shared {
 /// log that nobody reads (`2>&1 | less`) must not stop requests.
 pub(super) struct LineSender {
     line: Vec<u8>,
-    shared: Arc<Shared>,
-    queue: Sender<Entry>,
+    writer: LogWriter,
 }
 
 /// Handle of the log's thread.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LogWriter {
     shared: Arc<Shared>,
     queue: Sender<Entry>,
@@ -52,10 +50,7 @@ pub struct LogWriter {
 
 impl LogWriter {
     /// Starts the thread. Lines go to `file`, or to stderr without one. If no thread can be had,
-    /// lines are lost and requests are served.
-    ///
-    /// # Errors
-    /// When the file can't be opened.
+    /// lines are lost and requests are served. Fails if the file can't be opened.
     pub(super) fn start(file: Option<&Path>, format: LogFormat) -> io::Result<(Self, LineSender)> {
         let place = match file {
             Some(path) => Place::File { path: path.to_owned(), file: open(path)? },
@@ -65,13 +60,10 @@ impl LogWriter {
         let shared = Arc::new(Shared::default());
         let (queue, lines) = bounded(LOG_QUEUE);
         let thread = WriterThread { place, format, shared: Arc::clone(&shared), is_torn: false };
-        let _ = thread::Builder::new()
-            .name("log".to_owned())
-            .stack_size(THREAD_STACK)
-            .spawn(move || thread.run(&lines));
-        let lines =
-            LineSender { line: Vec::new(), shared: Arc::clone(&shared), queue: queue.clone() };
-        Ok((LogWriter { shared, queue }, lines))
+        let builder = thread::Builder::new().name("log".to_owned()).stack_size(THREAD_STACK);
+        let _ = builder.spawn(move || thread.run(&lines));
+        let writer = LogWriter { shared, queue };
+        Ok((writer.clone(), LineSender { line: Vec::new(), writer }))
     }
 
     /// Opens the file anew, because the old one was rotated away.
@@ -94,9 +86,9 @@ impl Write for LineSender {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.line.extend_from_slice(bytes);
         if self.line.ends_with(b"\n")
-            && self.queue.try_send(Entry::Line(std::mem::take(&mut self.line))).is_err()
+            && self.writer.queue.try_send(Entry::Line(std::mem::take(&mut self.line))).is_err()
         {
-            self.shared.lost.fetch_add(1, SeqCst);
+            self.writer.shared.lost.fetch_add(1, SeqCst);
         }
         Ok(bytes.len())
     }
@@ -121,7 +113,6 @@ fn is_journal() -> bool {
     stream == format!("{}:{}", about.st_dev, about.st_ino)
 }
 
-#[derive(Debug)]
 enum Place {
     Stderr,
     Journald,
@@ -155,10 +146,7 @@ impl WriterThread {
     fn reopen(&mut self) {
         let Place::File { path, file } = &mut self.place else { return };
         match open(path) {
-            Ok(new) => {
-                *file = new;
-                self.is_torn = false;
-            }
+            Ok(new) => (*file, self.is_torn) = (new, false),
             Err(error) => {
                 let message = format!("cannot reopen the log file path={path:?} reason={error:?}");
                 let line = self.own_line(&message);

@@ -5,7 +5,7 @@ use std::io;
 use serde_json::{Value, json};
 
 use super::screen;
-use super::table::{Align, Cell, Row, Style, Tone, clean, round_trip, table, wrap};
+use super::table::{Cell, Row, Style, Tone, clean, round_trip, table, titled, wrap};
 use crate::cli::Tool;
 use crate::discovery::scan::{Answer, Scan};
 use crate::discovery::schedule::DISCOVER;
@@ -17,12 +17,11 @@ use crate::system;
 /// A lane, and why the last probe on it couldn't be sent.
 type Probed<'a> = (&'a Lane, Option<String>);
 
-/// Scans once and prints who answered. Fails when nobody did.
 pub(super) fn run(tool: &Tool) -> Result<(), String> {
-    let port = match tool.settings.discovery_port {
-        0 => return Err("--discovery-port 0 turns the discovery off".to_owned()),
-        port => port,
-    };
+    let port = tool.settings.discovery_port;
+    if port == 0 {
+        return Err("--discovery-port 0 turns the discovery off".to_owned());
+    }
     let keys = super::keyring(&tool.settings)?.keys();
     let failed = |error: io::Error| format!("cannot look for servers: {error}");
     let own = Identity(system::random().map_err(failed)?);
@@ -36,16 +35,13 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
     let errors = scan.errors.iter().map(|error| error.as_ref().map(ToString::to_string));
     let probed: Vec<Probed<'_>> = lanes.iter().zip(errors).collect();
     let text = match tool.has("json") {
-        true => format!("{:#}\n", written(&probed, &answers)),
-        false => format!("{}\n", lines(&probed, &answers, screen::style()).join("\n")),
+        true => format!("{:#}", written(&probed, &answers)),
+        false => lines(&probed, &answers, screen::style()).join("\n"),
     };
-    super::print(&text)?;
-    match answers.is_empty() {
-        true => Err("nobody answered; is ollana running in server mode there, and does a \
-                     firewall let UDP 11436 and TCP 11435 through?"
-            .to_owned()),
-        false => Ok(()),
-    }
+    super::print(&(text + "\n"))?;
+    let why = "nobody answered; is ollana running in server mode there, and does a firewall let \
+               UDP 11436 and TCP 11435 through?";
+    if answers.is_empty() { Err(why.to_owned()) } else { Ok(()) }
 }
 
 fn written(probed: &[Probed<'_>], answers: &[Answer]) -> Value {
@@ -61,42 +57,30 @@ fn written(probed: &[Probed<'_>], answers: &[Answer]) -> Value {
         let Lane { name, from, to, .. } = lane;
         json!({ "interface": name, "from": from, "to": to, "error": error })
     };
-    json!({
-        "version": 1,
-        "probed": probed.iter().map(lane).collect::<Vec<_>>(),
-        "servers": answers.iter().map(answer).collect::<Vec<_>>(),
-    })
+    let (probed, servers) = (probed.iter().map(lane), answers.iter().map(answer));
+    json!({ "version": 1, "probed": probed.collect::<Value>(), "servers": servers.collect::<Value>() })
 }
 
 fn version(answer: &Answer) -> Option<String> {
-    let version = answer.version;
-    let known = version != Default::default();
-    known.then(|| version.to_string())
+    (answer.version != Default::default()).then(|| answer.version.to_string())
 }
 
 fn lines(probed: &[Probed<'_>], answers: &[Answer], style: Style) -> Vec<String> {
     let mut out = Vec::new();
     if !answers.is_empty() {
-        let columns = [
-            ("SERVER", Align::Left),
-            ("ADDRESS", Align::Left),
-            ("THROUGH", Align::Left),
-            ("OLLAMA", Align::Left),
-            ("BUSY", Align::Right),
-            ("TIME", Align::Right),
-        ];
+        let columns = titled("SERVER ADDRESS THROUGH OLLAMA >BUSY >TIME");
         let row = |answer: &Answer| {
-            let (ollama, tone) = match (answer.identity.is_none(), answer.ollama_up) {
-                (true, _) => ("older ollana".to_owned(), Tone::Plain),
-                (false, false) => ("not running".to_owned(), Tone::Bad),
-                (false, true) => (version(answer).unwrap_or("up".to_owned()), Tone::Good),
+            let ollama = match (answer.identity.is_none(), answer.ollama_up) {
+                (true, _) => "older ollana".into(),
+                (false, false) => Cell("not running".to_owned(), Tone::Bad),
+                (false, true) => Cell(version(answer).unwrap_or("up".to_owned()), Tone::Good),
             };
             let name = if answer.name.is_empty() { "-" } else { answer.name.as_str() };
             Row::Cells(vec![
-                Cell { text: clean(name), tone: Tone::Bold },
+                Cell(clean(name), Tone::Bold),
                 answer.address.to_string().into(),
                 clean(&answer.interface).into(),
-                Cell { text: ollama, tone },
+                ollama,
                 answer.in_flight.to_string().into(),
                 round_trip(answer.round_trip.as_secs_f64() * 1e3).into(),
             ])
@@ -105,10 +89,10 @@ fn lines(probed: &[Probed<'_>], answers: &[Answer], style: Style) -> Vec<String>
         out.extend(table(&columns, &rows, style));
         out.push(String::new());
     }
-    for (lane, error) in probed {
+    for (Lane { name, to, .. }, error) in probed {
         let told = match error {
-            None => format!("probed {} by {}", lane.to, clean(&lane.name)),
-            Some(why) => format!("no probe to {} by {}: {why}", lane.to, clean(&lane.name)),
+            None => format!("probed {to} by {}", clean(name)),
+            Some(why) => format!("no probe to {to} by {}: {why}", clean(name)),
         };
         out.extend(wrap(&told, style.width));
     }

@@ -7,7 +7,6 @@ mod discover;
 mod doctor;
 mod man;
 mod models;
-mod pager;
 mod pair;
 mod peers;
 mod screen;
@@ -30,11 +29,9 @@ const SERVICE_DIR: &str =
 
 /// Runs a command; exit code 0 means that it was done, 1 that it couldn't be.
 pub fn run(tool: &Tool) -> ExitCode {
+    let operand = tool.operands.first().map(String::as_str);
     let done = match tool.verb {
-        Verb::Completions => {
-            let shell = tool.operands.first().map(String::as_str);
-            completions::script(shell).and_then(|script| print(&script))
-        }
+        Verb::Completions => completions::script(operand).and_then(|script| print(&script)),
         Verb::Doctor => return doctor::run(tool),
         Verb::Man => print(&man::page()),
         Verb::Pair => pair::run(tool),
@@ -48,9 +45,7 @@ pub fn run(tool: &Tool) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
-            table::wrap(&format!("ollana: {reason}"), 80)
-                .iter()
-                .for_each(|line| eprintln!("{line}"));
+            eprintln!("{}", table::wrap(&format!("ollana: {reason}"), 80).join("\n"));
             ExitCode::FAILURE
         }
     }
@@ -58,7 +53,7 @@ pub fn run(tool: &Tool) -> ExitCode {
 
 /// Shows a text of the help.
 pub fn show(text: &str) -> ExitCode {
-    pager::show(text);
+    screen::page(text);
     ExitCode::SUCCESS
 }
 
@@ -86,10 +81,7 @@ fn state_dir(settings: &Settings) -> Result<PathBuf, String> {
     let is_named = settings.state_dir != default || env("STATE_DIRECTORY").is_some();
     // It may be a link to where only root can look.
     if !is_named && Path::new(SERVICE_DIR).symlink_metadata().is_ok() {
-        if rustix::process::geteuid().is_root() {
-            return Ok(SERVICE_DIR.into());
-        }
-        return Err(format!(
+        return rustix::process::geteuid().is_root().then(|| SERVICE_DIR.into()).ok_or(format!(
             "the ollana that the system runs keeps its keys in {SERVICE_DIR}: use sudo, or name \
              another place with --state-dir DIR"
         ));

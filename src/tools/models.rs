@@ -5,36 +5,33 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::status::{self, is_loaded, name};
-use super::table::{Align, Cell, Row, Style, Tone, bytes, figure, list, speed, table, word};
+use super::table::{
+    Cell, Row, Style, Tone, bytes, figure, list, number, speed, table, titled, word,
+};
 use super::{daemon, screen};
 use crate::cli::Tool;
 
-/// Prints the models. Fails when no daemon runs.
 pub(super) fn run(tool: &Tool) -> Result<(), String> {
     let (_, state) = daemon::state(&tool.settings, "/ollana/status")?;
     if tool.has("json") {
         let place = |(server, model): &(&Value, &Value)| {
             let mut place = (*model).clone();
-            for (member, of_server) in [("server", "name"), ("health", "health")] {
-                place[member] = server.get(of_server).cloned().unwrap_or_default();
-            }
+            place["server"] = server["name"].clone();
+            place["health"] = server["health"].clone();
             place
         };
-        let models: Vec<Value> = by_model(&state)
-            .iter()
-            .map(|(name, places)| {
-                json!({ "name": name, "servers": places.iter().map(place).collect::<Vec<_>>() })
-            })
-            .collect();
-        let text = json!({ "version": 1, "models": models });
-        return super::print(&format!("{text:#}\n"));
+        let model = |(name, places): (&String, &Places<'_>)| json!({ "name": name, "servers": places.iter().map(place).collect::<Value>() });
+        let models: Value = by_model(&state).iter().map(model).collect();
+        return super::print(&format!("{:#}\n", json!({ "version": 1, "models": models })));
     }
     super::print(&format!("{}\n", lines(&state, screen::style()).join("\n")))
 }
 
-/// Each model's servers, and its entry in each server's list.
-fn by_model(state: &Value) -> BTreeMap<String, Vec<(&Value, &Value)>> {
-    let mut models: BTreeMap<String, Vec<(&Value, &Value)>> = BTreeMap::new();
+/// The servers that have a model, and its entry in each one's list.
+type Places<'a> = Vec<(&'a Value, &'a Value)>;
+
+fn by_model(state: &Value) -> BTreeMap<String, Places<'_>> {
+    let mut models: BTreeMap<String, Places<'_>> = BTreeMap::new();
     for server in list(state, "servers") {
         for model in list(server, "models") {
             models.entry(word(model, "name")).or_default().push((server, model));
@@ -52,29 +49,21 @@ fn lines(state: &Value, style: Style) -> Vec<String> {
         };
         return vec![none.to_owned()];
     }
-    let columns = [
-        ("MODEL", Align::Left),
-        ("SERVER", Align::Left),
-        ("SIZE", Align::Right),
-        ("STATE", Align::Left),
-        ("TOK/S", Align::Right),
-    ];
+    let columns = titled("MODEL SERVER >SIZE STATE >TOK/S");
     let mut rows = Vec::new();
     for (model, places) in &models {
         for (at, (server, facts)) in places.iter().enumerate() {
-            let is_up = status::state(server).is_up();
-            let (state, tone) = match (is_up, is_loaded(facts)) {
-                (false, _) => ("server down".to_owned(), Tone::Bad),
-                (true, true) => (loaded(facts), Tone::Good),
-                (true, false) => ("on disk".to_owned(), Tone::Plain),
+            let state = match (status::state(server).is_up(), is_loaded(facts)) {
+                (false, _) => Cell("server down".to_owned(), Tone::Bad),
+                (true, true) => Cell(loaded(facts), Tone::Good),
+                (true, false) => "on disk".into(),
             };
-            let label = if at == 0 { model.as_str() } else { "" };
             rows.push(Row::Cells(vec![
-                Cell { text: label.to_owned(), tone: Tone::Bold },
+                Cell(if at == 0 { model.clone() } else { String::new() }, Tone::Bold),
                 name(server).into(),
                 figure(facts, "size").map_or("-".to_owned(), bytes).into(),
-                Cell { text: state, tone },
-                speed(figure(facts, "tokens_per_s").unwrap_or(0.0)).into(),
+                state,
+                speed(number(facts, "tokens_per_s")).into(),
             ]));
         }
     }

@@ -1,7 +1,9 @@
-//! The terminal: its width and colours, and `--watch`, which redraws it until somebody quits.
+//! The terminal: its width and colours, a pager for long texts, and `--watch`, which redraws it
+//! until somebody quits.
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -19,7 +21,6 @@ const LEAST: usize = 40;
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
 const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 
-/// The style for standard output.
 pub(super) fn style() -> Style {
     let is_terminal = io::stdout().is_terminal();
     let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
@@ -30,12 +31,34 @@ pub(super) fn style() -> Style {
 
 /// Columns and lines of the terminal.
 pub(super) fn size() -> (usize, usize) {
-    match tcgetwinsize(io::stdout()) {
-        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => {
-            (usize::from(size.ws_col), usize::from(size.ws_row))
-        }
-        _ => USUAL,
+    let size = tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_col > 0 && size.ws_row > 0);
+    size.map_or(USUAL, |size| (size.ws_col.into(), size.ws_row.into()))
+}
+
+/// Writes to standard output; by way of `$PAGER` or less if that is a terminal with fewer lines.
+pub(super) fn page(text: &str) {
+    let is_long = io::stdout().is_terminal() && text.lines().count() >= size().1;
+    // A reader who leaves early (`ollana --help | head`) has seen enough.
+    let Some(mut pager) = is_long.then(start_pager).flatten() else {
+        return drop(io::stdout().write_all(text.as_bytes()));
+    };
+    if let Some(mut input) = pager.stdin.take() {
+        let _ = input.write_all(text.as_bytes());
     }
+    let _ = pager.wait();
+}
+
+fn start_pager() -> Option<Child> {
+    let pager = std::env::var("PAGER").unwrap_or_else(|_| "less -FRX".to_owned());
+    let mut words = pager.split_whitespace();
+    Command::new(words.next()?).args(words).stdin(Stdio::piped()).spawn().ok()
+}
+
+/// Writes at once.
+fn send(text: &str) -> io::Result<()> {
+    let mut out = io::stdout();
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
 /// Gives the terminal its screen and its modes back when dropped.
@@ -43,9 +66,7 @@ struct Restore(Option<rustix::termios::Termios>);
 
 impl Restore {
     fn enter() -> io::Result<Self> {
-        let mut out = io::stdout();
-        out.write_all(ENTER.as_bytes())?;
-        out.flush()?;
+        send(ENTER)?;
         let before = tcgetattr(io::stdin()).ok();
         if let Some(mut quiet) = before.clone() {
             quiet.local_modes.remove(LocalModes::ECHO | LocalModes::ICANON);
@@ -57,9 +78,7 @@ impl Restore {
 
 impl Drop for Restore {
     fn drop(&mut self) {
-        let mut out = io::stdout();
-        let _ = out.write_all(LEAVE.as_bytes());
-        let _ = out.flush();
+        let _ = send(LEAVE);
         if let Some(before) = &self.0 {
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
         }
@@ -109,8 +128,7 @@ pub(super) fn show(pause: Duration, draw: &dyn Fn(Style) -> Vec<String>) -> Resu
 
 /// Draws over what is there, in one write: nothing is cleared first, so nothing flickers.
 fn paint(draw: &dyn Fn(Style) -> Vec<String>) -> io::Result<()> {
-    let style = style();
-    let (_, height) = size();
+    let (style, (_, height)) = (style(), size());
     let mut lines = draw(style);
     let room = height.saturating_sub(2).max(1);
     if lines.len() > room {
@@ -120,16 +138,12 @@ fn paint(draw: &dyn Fn(Style) -> Vec<String>) -> io::Result<()> {
     }
     let mut text = String::from("\x1b[?2026h\x1b[H");
     for line in lines {
-        text.push_str(&line);
-        text.push_str("\x1b[K\r\n");
+        text.extend([&line, "\x1b[K\r\n"]);
     }
     let hint = "q quits";
     text.push_str("\x1b[J");
     if width(hint) <= style.width {
         text.push_str(&format!("\x1b[{height};1H{}", style.paint(hint, Tone::Faint)));
     }
-    text.push_str("\x1b[?2026l");
-    let mut out = io::stdout();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+    send(&(text + "\x1b[?2026l"))
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::table::{
-    Align, Cell, Row, Style, Tone, bytes, clean, figure, fit, list, round_trip, speed, table, time,
-    width, word, wrap,
+    Cell, Row, Style, Tone, bytes, figure, fit, list, number, round_trip, speed, table, time,
+    titled, width, word, words, wrap,
 };
 use super::{daemon, screen};
 use crate::cli::Tool;
@@ -17,7 +17,6 @@ use crate::manager::pool::State;
 /// Between two requests for the state, with `--watch`.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Prints the state. Fails when no daemon runs.
 pub(super) fn run(tool: &Tool) -> Result<(), String> {
     if tool.has("json") {
         let (_, json) = daemon::state(&tool.settings, "/ollana/status")?;
@@ -54,18 +53,15 @@ fn lines(json: &Value, style: Style) -> Vec<String> {
     for transfer in list(json, "transfers") {
         say(&word(transfer, "kind"), progress(transfer), Tone::Plain);
     }
-    let machine = json.get("machine").unwrap_or(&Value::Null);
-    let listen: Vec<String> =
-        list(machine, "listen").iter().filter_map(Value::as_str).map(clean).collect();
-    let uptime = time(figure(machine, "uptime_s").unwrap_or(0.0));
-    let name = word(machine, "name");
+    let machine = &json["machine"];
+    let (name, uptime) = (word(machine, "name"), time(number(machine, "uptime_s")));
     say("this", format!("{name}, {} for {uptime}", word(machine, "mode")), Tone::Plain);
-    say("listens on", listen.join(" "), Tone::Plain);
+    say("listens on", words(machine, "listen").join(" "), Tone::Plain);
     say("discovery", word(machine, "discovery"), Tone::Plain);
     say("clients", connections(json), Tone::Plain);
     say("keys", keys(machine), Tone::Plain);
-    for warning in list(json, "warnings").iter().filter_map(Value::as_str) {
-        say("warning", clean(warning), Tone::Bad);
+    for warning in words(json, "warnings") {
+        say("warning", warning, Tone::Bad);
     }
     out
 }
@@ -75,17 +71,7 @@ fn servers(json: &Value, style: Style) -> Vec<String> {
     if servers.is_empty() {
         return vec!["no server found yet: is ollana running on a machine with Ollama?".to_owned()];
     }
-    let columns = [
-        ("SERVER", Align::Left),
-        ("ADDRESS", Align::Left),
-        ("STATE", Align::Left),
-        ("TRIP", Align::Right),
-        ("OLLAMA", Align::Left),
-        ("KEY", Align::Left),
-        ("BUSY", Align::Right),
-        ("TOK/S", Align::Right),
-        ("BYTES", Align::Right),
-    ];
+    let columns = titled("SERVER ADDRESS STATE >TRIP OLLAMA KEY >BUSY >TOK/S >BYTES");
     let mut rows = Vec::new();
     for server in servers {
         let state = state(server);
@@ -95,37 +81,28 @@ fn servers(json: &Value, style: Style) -> Vec<String> {
             State::Quarantined | State::OutlierEjected | State::Down => Tone::Bad,
             State::New => Tone::Faint,
         };
-        let number = |member| figure(server, member).unwrap_or(0.0);
-        let busy = match figure(server, "limit") {
-            Some(limit) => format!("{}/{limit}", number("in_flight")),
-            None => format!("{}", number("in_flight")),
-        };
-        let trip = figure(server, "round_trip_ms").map_or("-".to_owned(), round_trip);
+        let limit = figure(server, "limit").map_or(String::new(), |limit| format!("/{limit}"));
         rows.push(Row::Cells(vec![
-            Cell { text: name(server), tone: Tone::Bold },
+            Cell(name(server), Tone::Bold),
             address(server).into(),
-            Cell { text: state.label().to_owned(), tone },
-            trip.into(),
+            Cell(state.label().to_owned(), tone),
+            figure(server, "round_trip_ms").map_or("-".to_owned(), round_trip).into(),
             Some(word(server, "ollama")).filter(|v| !v.is_empty()).unwrap_or("-".into()).into(),
-            match server.get("encrypted").and_then(Value::as_bool) {
-                Some(true) => Cell { text: "yes".to_owned(), tone: Tone::Good },
+            match server["encrypted"].as_bool() {
+                Some(true) => Cell("yes".to_owned(), Tone::Good),
                 Some(false) => "no".into(),
                 None => "-".into(),
             },
-            busy.into(),
-            speed(number("tokens_per_s")).into(),
-            bytes(number("bytes_up") + number("bytes_down")).into(),
+            format!("{}{limit}", number(server, "in_flight")).into(),
+            speed(number(server, "tokens_per_s")).into(),
+            bytes(number(server, "bytes_up") + number(server, "bytes_down")).into(),
         ]));
         if state == State::Down {
-            let since = time(number("since_s"));
-            let why = format!("for {since}: {}", word(server, "reason"));
-            rows.push(Row::Note(why, Tone::Bad));
+            let since = time(number(server, "since_s"));
+            rows.push(Row::Note(format!("for {since}: {}", word(server, "reason")), Tone::Bad));
         }
-        let loaded: Vec<String> = list(server, "models")
-            .iter()
-            .filter(|m| is_loaded(m))
-            .map(|m| word(m, "name"))
-            .collect();
+        let loaded = list(server, "models").iter().filter(|model| is_loaded(model));
+        let loaded: Vec<String> = loaded.map(|model| word(model, "name")).collect();
         if !loaded.is_empty() {
             rows.push(Row::Note(fit_list("loaded: ", &loaded, style.width - 4), Tone::Plain));
         }
@@ -134,7 +111,7 @@ fn servers(json: &Value, style: Style) -> Vec<String> {
 }
 
 pub(super) fn is_loaded(model: &Value) -> bool {
-    model.get("loaded") == Some(&Value::Bool(true))
+    model["loaded"] == true
 }
 
 /// The state that `/ollana/status` tells of a server.
@@ -144,19 +121,17 @@ pub(super) fn state(server: &Value) -> State {
 
 /// The server's name; empty if only its address is known.
 pub(super) fn name(server: &Value) -> String {
-    let name = word(server, "name");
     match word(server, "origin").as_str() {
         "local" => "this machine".to_owned(),
-        _ => name,
+        _ => word(server, "name"),
     }
 }
 
 /// The address in use, without the port if that is the usual one.
 fn address(server: &Value) -> String {
-    let address = list(server, "addresses").first().and_then(Value::as_str).map(clean);
+    let address = words(server, "addresses").into_iter().next();
     let address = address.unwrap_or_else(|| word(server, "given"));
-    let usual = format!(":{SERVER_PORT}");
-    address.strip_suffix(&usual).unwrap_or(&address).to_owned()
+    address.strip_suffix(&format!(":{SERVER_PORT}")).unwrap_or(&address).to_owned()
 }
 
 /// As many names as fit, and how many are left out.
@@ -170,15 +145,13 @@ fn fit_list(label: &str, names: &[String], most: usize) -> String {
         if at > 0 && width(&out) + width(gap) + width(name) + end > most {
             return out + &more;
         }
-        out.push_str(gap);
-        out.push_str(name);
+        out.extend([gap, name]);
     }
     out
 }
 
 fn keys(machine: &Value) -> String {
-    let is_open = machine.get("unpaired") == Some(&Value::Bool(true));
-    match (figure(machine, "keys").unwrap_or(0.0) as u64, is_open) {
+    match (number(machine, "keys") as u64, machine["unpaired"] == true) {
         (0, true) => "none: requests cross the LAN unencrypted (ollana pair)".to_owned(),
         (0, false) => "none, and machines without one are refused (ollana pair)".to_owned(),
         (n, true) => format!("{n}; machines without one are talked to unencrypted"),
@@ -187,10 +160,8 @@ fn keys(machine: &Value) -> String {
 }
 
 fn queue(json: &Value) -> String {
-    let queue = json.get("queue").unwrap_or(&Value::Null);
-    let waiting = figure(queue, "length").unwrap_or(0.0);
-    let longest = figure(queue, "longest_wait_s").map(time);
-    match (waiting as u64, longest) {
+    let queue = &json["queue"];
+    match (number(queue, "length") as u64, figure(queue, "longest_wait_s").map(time)) {
         (0, _) => "empty".to_owned(),
         (n, Some(longest)) => format!("{n} waiting, the longest for {longest}"),
         (n, None) => format!("{n} waiting"),
@@ -199,33 +170,26 @@ fn queue(json: &Value) -> String {
 
 /// Connections and their limits, of each proxy.
 fn connections(json: &Value) -> String {
-    let limits = json.get("limits").unwrap_or(&Value::Null);
-    let number = |proxy, member| figure(proxy, member).unwrap_or(0.0);
-    let proxies = list(limits, "connections");
     let of = |proxy| {
-        let (now, max) = (number(proxy, "now"), number(proxy, "max"));
-        format!(
-            "{now} of {max} connections, at most {} from one address",
-            number(proxy, "max_per_source")
-        )
+        let [now, max, each] = ["now", "max", "max_per_source"].map(|of| number(proxy, of));
+        format!("{now} of {max} connections, at most {each} from one address")
     };
+    let proxies = list(&json["limits"], "connections");
     proxies.iter().map(of).collect::<Vec<_>>().join("; ")
 }
 
 fn progress(transfer: &Value) -> String {
-    let number = |member| figure(transfer, member).unwrap_or(0.0);
-    let name = word(transfer, "name");
-    let server = word(transfer, "server");
-    let rate = bytes(number("bytes_per_s"));
+    let done = number(transfer, "done");
+    let rate = bytes(number(transfer, "bytes_per_s"));
     let far = match figure(transfer, "total") {
         Some(total) => {
-            let percent = (number("done") / total.max(1.0) * 100.0).floor();
+            let percent = (done / total.max(1.0) * 100.0).floor();
             format!("{percent:.0} % of {}, {rate}/s", bytes(total))
         }
-        None if number("done") > 0.0 => format!("{}, {rate}/s", bytes(number("done"))),
+        None if done > 0.0 => format!("{}, {rate}/s", bytes(done)),
         None => word(transfer, "state"),
     };
-    format!("{} on {server}: {far}", fit(&name, 40))
+    format!("{} on {}: {far}", fit(&word(transfer, "name"), 40), word(transfer, "server"))
 }
 
 #[cfg(test)]

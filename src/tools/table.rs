@@ -4,30 +4,23 @@ use serde_json::Value;
 
 pub(super) use crate::net::untrusted_text::printable as clean;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Align {
     Left,
     Right,
 }
 
 /// A line of a table.
-#[derive(Clone, Debug)]
 pub(super) enum Row {
     Cells(Vec<Cell>),
     /// Text below a row, indented, cut to the table's width.
     Note(String, Tone),
 }
 
-#[derive(Clone, Debug, Default)]
-pub(super) struct Cell {
-    pub(super) text: String,
-    pub(super) tone: Tone,
-}
+pub(super) struct Cell(pub(super) String, pub(super) Tone);
 
 /// The meaning of a text, shown as its colour. The words say it too.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tone {
-    #[default]
     Plain,
     Good,
     Bad,
@@ -35,15 +28,9 @@ pub(super) enum Tone {
     Bold,
 }
 
-impl From<&str> for Cell {
-    fn from(text: &str) -> Self {
-        Cell { text: text.to_owned(), tone: Tone::Plain }
-    }
-}
-
-impl From<String> for Cell {
-    fn from(text: String) -> Self {
-        Cell { text, tone: Tone::Plain }
+impl<T: Into<String>> From<T> for Cell {
+    fn from(text: T) -> Self {
+        Cell(text.into(), Tone::Plain)
     }
 }
 
@@ -67,20 +54,26 @@ impl Style {
     }
 }
 
+/// Columns by their titles; one of numbers, with `>` in front, is aligned to the right.
+pub(super) fn titled(titles: &'static str) -> Vec<(&'static str, Align)> {
+    let column = |title: &'static str| match title.strip_prefix('>') {
+        Some(title) => (title, Align::Right),
+        None => (title, Align::Left),
+    };
+    titles.split(' ').map(column).collect()
+}
+
 /// The table's lines. If it is too wide, the first column is cut, then the second, then the others.
 pub(super) fn table(columns: &[(&str, Align)], rows: &[Row], style: Style) -> Vec<String> {
     let mut widths: Vec<usize> = columns.iter().map(|(title, _)| width(title)).collect();
     for row in rows {
         let Row::Cells(cells) = row else { continue };
         for (most, cell) in widths.iter_mut().zip(cells) {
-            *most = (*most).max(width(&cell.text));
+            *most = (*most).max(width(&cell.0));
         }
     }
-    let mut gap = 2;
     let total = |widths: &[usize], gap| widths.iter().sum::<usize>() + gap * (widths.len() - 1);
-    if total(&widths, gap) > style.width {
-        gap = 1;
-    }
+    let gap = if total(&widths, 2) > style.width { 1 } else { 2 };
     let others = (2..columns.len()).map(|at| (at, 6));
     for (at, least) in [(0, 12), (1, 15)].into_iter().chain(others).chain([(1, 6), (0, 4)]) {
         let over = total(&widths, gap).saturating_sub(style.width);
@@ -91,9 +84,9 @@ pub(super) fn table(columns: &[(&str, Align)], rows: &[Row], style: Style) -> Ve
     let line = |cells: &[Cell]| {
         let mut out = String::new();
         for (at, ((cell, most), (_, align))) in cells.iter().zip(&widths).zip(columns).enumerate() {
-            let text = fit(&cell.text, *most);
+            let text = fit(&cell.0, *most);
             let pad = " ".repeat(most - width(&text));
-            let text = style.paint(&text, cell.tone);
+            let text = style.paint(&text, cell.1);
             out.push_str(&" ".repeat(if at > 0 { gap } else { 0 }));
             match align {
                 Align::Left => out.extend([text, pad]),
@@ -102,35 +95,29 @@ pub(super) fn table(columns: &[(&str, Align)], rows: &[Row], style: Style) -> Ve
         }
         out.trim_end().to_owned()
     };
-    let titles: Vec<Cell> = columns
-        .iter()
-        .map(|(title, _)| Cell { text: (*title).to_owned(), tone: Tone::Faint })
-        .collect();
-    let mut lines = vec![line(&titles)];
-    for row in rows {
-        lines.push(match row {
-            Row::Cells(cells) => line(cells),
-            Row::Note(text, tone) => {
-                let text = fit(text, style.width.saturating_sub(4));
-                format!("    {}", style.paint(&text, *tone))
-            }
-        });
-    }
-    lines
+    let titles = columns.iter().map(|(title, _)| Cell((*title).to_owned(), Tone::Faint));
+    let titles = line(&titles.collect::<Vec<_>>());
+    let rows = rows.iter().map(|row| match row {
+        Row::Cells(cells) => line(cells),
+        Row::Note(text, tone) => {
+            let text = fit(text, style.width.saturating_sub(4));
+            format!("    {}", style.paint(&text, *tone))
+        }
+    });
+    [titles].into_iter().chain(rows).collect()
 }
 
 /// Text in lines of at most `most` columns, all but the first indented.
 pub(super) fn wrap(text: &str, most: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
+    let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
-        let last = lines.len() - 1;
-        let line = &mut lines[last];
-        if !line.trim().is_empty() && width(line) + 1 + width(word) > most {
-            lines.push(format!("    {}", fit(word, most - 4)));
-        } else {
-            let gap = if line.trim().is_empty() { "" } else { " " };
-            line.push_str(gap);
-            line.push_str(&fit(word, most - 4));
+        let shown = fit(word, most - 4);
+        match lines.last_mut() {
+            None => lines.push(shown),
+            Some(line) if width(line) + 1 + width(word) > most => {
+                lines.push(format!("    {shown}"))
+            }
+            Some(line) => line.extend([" ", &shown]),
         }
     }
     lines
@@ -138,15 +125,24 @@ pub(super) fn wrap(text: &str, most: usize) -> Vec<String> {
 
 /// A member's text, made printable; empty if there is none.
 pub(super) fn word(json: &Value, member: &str) -> String {
-    clean(json.get(member).and_then(Value::as_str).unwrap_or_default())
+    clean(json[member].as_str().unwrap_or_default())
 }
 
 pub(super) fn figure(json: &Value, member: &str) -> Option<f64> {
-    json.get(member).and_then(Value::as_f64)
+    json[member].as_f64()
+}
+
+pub(super) fn number(json: &Value, member: &str) -> f64 {
+    figure(json, member).unwrap_or(0.0)
 }
 
 pub(super) fn list<'a>(json: &'a Value, member: &str) -> &'a [Value] {
-    json.get(member).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+    json[member].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// A list's texts, made printable.
+pub(super) fn words(json: &Value, member: &str) -> Vec<String> {
+    list(json, member).iter().filter_map(Value::as_str).map(clean).collect()
 }
 
 /// Columns that a text takes on a terminal: East Asian characters and emoji take two.
@@ -180,14 +176,15 @@ pub(super) fn fit(text: &str, most: usize) -> String {
 
 /// `1.3 GB`: powers of ten, as Ollama writes sizes.
 pub(super) fn bytes(mut n: f64) -> String {
-    for unit in ["B", "kB", "MB", "GB", "TB"] {
-        if n < 999.5 || unit == "TB" {
-            let digits = usize::from(unit != "B" && n < 9.95);
-            return format!("{n:.digits$} {unit}");
-        }
-        n /= 1000.0;
+    let mut units = ["kB", "MB", "GB", "TB"].into_iter();
+    let mut unit = "B";
+    while n >= 999.5
+        && let Some(larger) = units.next()
+    {
+        (n, unit) = (n / 1000.0, larger);
     }
-    String::new()
+    let digits = usize::from(unit != "B" && n < 9.95);
+    format!("{n:.digits$} {unit}")
 }
 
 /// `12 s`, `3 m 5 s`, `2 h 10 m`, `3 d 4 h`.

@@ -11,8 +11,24 @@ pub(super) fn look(report: &mut Report, settings: &Settings, is_server: bool) {
     let mut tcp = settings.share.iter().chain(&settings.listen).map(|address| address.port());
     let tcp = tcp.next_back().filter(|_| is_server).unwrap_or(SERVER_PORT);
     let udp = settings.discovery_port;
-    let found = [ufw(report, is_server, tcp, udp), firewalld(report, is_server, tcp, udp)];
-    if found.contains(&true) {
+    let found: Vec<Firewall> =
+        [ufw(tcp, udp), firewalld(is_server, tcp, udp)].into_iter().flatten().collect();
+    let is_found = !found.is_empty();
+    for Firewall { name, is_open, open, open_source } in found {
+        match (is_server, is_open) {
+            (true, Some(true)) => report.well(format!("{name} lets the ports through")),
+            (true, Some(false)) => {
+                let text = format!("{name} is on and doesn't let TCP {tcp} and UDP {udp} in");
+                report.warn(text, open);
+            }
+            (true, None) => report.hint(format!("{name} is on; only root sees its rules"), open),
+            (false, _) => report.hint(
+                format!("{name} is on: it may drop the answers to broadcasts"),
+                format!("if no server is found: {open_source}"),
+            ),
+        }
+    }
+    if is_found {
         return;
     }
     match rules() {
@@ -37,69 +53,52 @@ fn output(program: &str, arguments: &[&str]) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn ufw(report: &mut Report, is_server: bool, tcp: u16, udp: u16) -> bool {
-    let config = fs::read_to_string("/etc/ufw/ufw.conf").unwrap_or_default();
-    if !config.lines().any(|line| line.trim().eq_ignore_ascii_case("enabled=yes")) {
-        return false;
-    }
-    let rules = fs::read_to_string("/etc/ufw/user.rules");
-    let allows = |port: u16| {
-        rules.as_ref().is_ok_and(|rules| {
-            rules.lines().any(|line| line.ends_with("ACCEPT") && line.contains(&port.to_string()))
-        })
-    };
-    match (is_server, rules.is_ok()) {
-        (true, true) if allows(tcp) && allows(udp) => report.well("ufw lets the ports through"),
-        (true, true) => report.warn(
-            format!("ufw is on and doesn't let TCP {tcp} and UDP {udp} in"),
-            format!("sudo ufw allow {tcp}/tcp && sudo ufw allow {udp}/udp"),
-        ),
-        (true, false) => report.hint(
-            "ufw is on; only root sees its rules",
-            format!("sudo ufw allow {tcp}/tcp && sudo ufw allow {udp}/udp"),
-        ),
-        (false, _) => report.hint(
-            "ufw is on: it may drop the answers to broadcasts",
-            format!("if no server is found: sudo ufw allow proto udp from any port {udp}"),
-        ),
-    }
-    true
+/// A program that manages the rules, and is on.
+struct Firewall {
+    name: &'static str,
+    /// Whether it lets a server's ports through, if that may be seen.
+    is_open: Option<bool>,
+    /// Opens a server's ports.
+    open: String,
+    /// Lets answers to a client's broadcasts in.
+    open_source: String,
 }
 
-fn firewalld(report: &mut Report, is_server: bool, tcp: u16, udp: u16) -> bool {
-    if output("firewall-cmd", &["--state"]).is_none() {
-        return false;
-    }
-    let ports = [format!("{tcp}/tcp"), format!("{udp}/udp")];
-    let is_open =
-        |port: &String| output("firewall-cmd", &[&format!("--query-port={port}")]).is_some();
-    if !is_server {
-        report.hint(
-            "firewalld is on: it may drop the answers to broadcasts",
-            format!("if no server is found: firewall-cmd --add-source-port={udp}/udp"),
-        );
-    } else if ports.iter().all(is_open) {
-        report.well("firewalld lets the ports through");
-    } else {
-        report.warn(
-            format!("firewalld is on and doesn't let TCP {tcp} and UDP {udp} in"),
-            format!(
-                "firewall-cmd --permanent --add-port={tcp}/tcp --add-port={udp}/udp && \
-                 firewall-cmd --reload"
-            ),
-        );
-    }
-    true
+fn ufw(tcp: u16, udp: u16) -> Option<Firewall> {
+    let config = fs::read_to_string("/etc/ufw/ufw.conf").unwrap_or_default();
+    config.lines().find(|line| line.trim().eq_ignore_ascii_case("enabled=yes"))?;
+    let allows = |rules: &str, port: u16| {
+        let port = port.to_string();
+        rules.lines().any(|line| line.ends_with("ACCEPT") && line.contains(&port))
+    };
+    let rules = fs::read_to_string("/etc/ufw/user.rules").ok();
+    Some(Firewall {
+        name: "ufw",
+        is_open: rules.map(|rules| allows(&rules, tcp) && allows(&rules, udp)),
+        open: format!("sudo ufw allow {tcp}/tcp && sudo ufw allow {udp}/udp"),
+        open_source: format!("sudo ufw allow proto udp from any port {udp}"),
+    })
+}
+
+fn firewalld(is_server: bool, tcp: u16, udp: u16) -> Option<Firewall> {
+    output("firewall-cmd", &["--state"])?;
+    let query = |port: String| output("firewall-cmd", &[&format!("--query-port={port}")]).is_some();
+    Some(Firewall {
+        name: "firewalld",
+        is_open: Some(is_server && query(format!("{tcp}/tcp")) && query(format!("{udp}/udp"))),
+        open: format!(
+            "firewall-cmd --permanent --add-port={tcp}/tcp --add-port={udp}/udp && \
+             firewall-cmd --reload"
+        ),
+        open_source: format!("firewall-cmd --add-source-port={udp}/udp"),
+    })
 }
 
 /// The kernel's rules, if this user may see them.
 fn rules() -> Option<String> {
     let nft = output("nft", &["list", "ruleset"]);
     let iptables = output("iptables-save", &[]);
-    match (nft, iptables) {
-        (None, None) => None,
-        (nft, iptables) => Some(nft.unwrap_or_default() + &iptables.unwrap_or_default()),
-    }
+    (nft.is_some() || iptables.is_some()).then(|| nft.into_iter().chain(iptables).collect())
 }
 
 /// Understands rules that name one of the ports, and the default of the input chain.
@@ -130,10 +129,9 @@ fn judge(report: &mut Report, rules: &str, is_server: bool, tcp: u16, udp: u16) 
     if is_strict && !(opens(tcp) && opens(udp)) {
         is_clear = false;
         if is_server {
+            let text = "incoming packets are dropped by default, and no rule opens";
             report.warn(
-                format!(
-                    "incoming packets are dropped by default, and no rule opens {tcp} and {udp}"
-                ),
+                format!("{text} {tcp} and {udp}"),
                 format!("accept TCP {tcp} and UDP {udp} from the local network"),
             );
         } else {

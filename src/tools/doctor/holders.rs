@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 /// A socket that waits for connections or datagrams.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,17 +38,13 @@ fn parse(line: &str, is_udp: bool) -> Option<Holder> {
     // TCP_CLOSE, which is what an unconnected UDP socket has, and TCP_LISTEN.
     let is_waiting = *fields.get(3)? == if is_udp { "07" } else { "0A" };
     let (ip, port) = fields.get(1)?.split_once(':')?;
-    let ip = match ip.len() {
-        8 => IpAddr::V4(Ipv4Addr::from(u32::from_str_radix(ip, 16).ok()?.to_ne_bytes())),
-        32 => {
-            let mut bytes = [0; 16];
-            for (place, at) in bytes.chunks_exact_mut(4).zip((0..32).step_by(8)) {
-                let word = u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?;
-                place.copy_from_slice(&word.to_ne_bytes());
-            }
-            IpAddr::V6(Ipv6Addr::from(bytes))
-        }
-        _ => return None,
+    let mut bytes = Vec::new();
+    for at in (0..ip.len()).step_by(8) {
+        bytes.extend(u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
+    }
+    let ip = match <[u8; 4]>::try_from(&bytes[..]) {
+        Ok(bytes) => IpAddr::from(bytes),
+        Err(_) => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
     };
     let address = SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?);
     let inode = fields.get(9)?.parse().ok()?;

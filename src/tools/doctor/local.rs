@@ -6,9 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use http::Response;
 use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, HOST, ORIGIN};
 
-use super::ask::{self, Answer, LOCALHOST};
+use super::ask::{self, LOCALHOST};
 use super::holders::{Holder, holders};
 use super::report::Report;
 use crate::config::{ModeChoice, OLLAMA_PORT, POOLED_PORT, SERVER_PORT, Settings};
@@ -19,8 +20,7 @@ use crate::upstream::describe_io;
 /// A clock before this was never set; seconds since 1970.
 const LEAST_TIME: u64 = 1_767_225_600; // 2026-01-01
 
-/// Who answers at an address.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(PartialEq)]
 pub(super) enum Who {
     Nobody,
     Ollama(String),
@@ -30,15 +30,12 @@ pub(super) enum Who {
 }
 
 /// An address of this machine that ollana or Ollama should have.
-#[derive(Debug)]
 pub(super) struct Place {
     pub(super) address: SocketAddr,
     pub(super) is_servers: bool,
     pub(super) who: Who,
 }
 
-/// What was seen of this machine.
-#[derive(Debug)]
 pub(super) struct Here {
     /// The local Ollama's version, or why there is none.
     pub(super) ollama: Result<String, String>,
@@ -86,40 +83,31 @@ pub(super) fn look(settings: &Settings) -> Here {
     let ollama = match address.map(|address| ask::get(settings, address, &[LOCALHOST])) {
         None => Err(format!("{}: no such host", url.host)),
         Some(Err(error)) => Err(describe_io(&error)),
-        Some(Ok(answer)) => match (answer.is_from_ollana(), answer.version()) {
-            (true, _) => Err("an ollana answers there".to_owned()),
-            (false, Some(version)) => Ok(version),
-            (false, None) => {
-                Err(format!("status {}, which is not Ollama's", answer.head.status.as_u16()))
-            }
-        },
+        Some(Ok(answer)) if ask::is_from_ollana(&answer) => {
+            Err("an ollana answers there".to_owned())
+        }
+        Some(Ok(answer)) => ask::version(&answer)
+            .ok_or_else(|| format!("status {}, which is not Ollama's", answer.status().as_u16())),
     };
     let server = SocketAddr::from((Ipv4Addr::UNSPECIFIED, SERVER_PORT));
-    let is_shared = who(settings, server) == Who::Ollana;
-    let (is_client, is_server) = match settings.mode {
-        ModeChoice::Client => (true, false),
-        ModeChoice::Server => (false, true),
-        ModeChoice::Both => (true, true),
-        ModeChoice::Auto => {
-            let is_server = ollama.is_ok() || is_shared;
-            (!is_server, is_server)
-        }
-    };
     let both = settings.mode == ModeChoice::Both;
+    let is_server = match settings.mode {
+        ModeChoice::Client => false,
+        ModeChoice::Server | ModeChoice::Both => true,
+        ModeChoice::Auto => ollama.is_ok() || who(settings, server) == Who::Ollana,
+    };
+    let is_client = both || !is_server;
     let port = if both && url.port == OLLAMA_PORT { POOLED_PORT } else { OLLAMA_PORT };
     let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-    let of_client = match &settings.listen[..] {
-        given if is_client && !given.is_empty() => given.to_vec(),
-        _ => loopback.map(|ip| SocketAddr::new(ip, port)).to_vec(),
+    let or = |given: &[SocketAddr], applies: bool, usual: &[SocketAddr]| {
+        if applies && !given.is_empty() { given.to_vec() } else { usual.to_vec() }
     };
-    let of_server = match &(if both { &settings.share } else { &settings.listen })[..] {
-        given if is_server && !given.is_empty() => given.to_vec(),
-        _ => vec![server],
-    };
-    let of_client = of_client.into_iter().map(|address| (address, false));
-    let wanted: Vec<(SocketAddr, bool)> =
-        of_client.chain(of_server.into_iter().map(|address| (address, true))).collect();
-    let ports = wanted.iter().map(|(address, _)| address.port());
+    let of_client = or(&settings.listen, is_client, &loopback.map(|ip| (ip, port).into()));
+    let given = if both { &settings.share } else { &settings.listen };
+    let of_server = or(given, is_server, &[server]);
+    let of_server = of_server.into_iter().map(|address| (address, true));
+    let wanted = of_client.into_iter().map(|address| (address, false)).chain(of_server);
+    let ports = wanted.clone().map(|(address, _)| address.port());
     let ports: Vec<u16> = ports.chain([settings.discovery_port, url.port]).collect();
     let mut here = Here { ollama, is_client, is_server, places: vec![], holders: holders(&ports) };
     for (address, is_servers) in wanted {
@@ -137,8 +125,8 @@ pub(super) fn look(settings: &Settings) -> Here {
 
 fn who(settings: &Settings, address: SocketAddr) -> Who {
     match ask::get(settings, reached(address), &[LOCALHOST]) {
-        Ok(answer) if answer.is_from_ollana() => Who::Ollana,
-        Ok(answer) => answer.version().map_or(Who::Other, Who::Ollama),
+        Ok(answer) if ask::is_from_ollana(&answer) => Who::Ollana,
+        Ok(answer) => ask::version(&answer).map_or(Who::Other, Who::Ollama),
         Err(error) => match error.kind() {
             ErrorKind::ConnectionRefused
             | ErrorKind::AddrNotAvailable
@@ -181,17 +169,11 @@ pub(super) fn ports(report: &mut Report, settings: &Settings, here: &Here) {
                 "restart it; its log says more",
             ),
             Who::Other => {
-                let text = format!(
-                    "{address} is held by {}, which is neither Ollama nor ollana",
-                    named(program)
-                );
-                if is_wanted {
-                    let fix =
-                        format!("stop it, or give ollana another address: {option} ADDR:PORT");
-                    report.wrong(text, fix);
-                } else {
-                    report.note(text);
-                }
+                let holder = named(program);
+                let text =
+                    format!("{address} is held by {holder}, which is neither Ollama nor ollana");
+                let fix = format!("stop it, or give ollana another address: {option} ADDR:PORT");
+                if is_wanted { report.wrong(text, fix) } else { report.note(text) }
             }
         }
     }
@@ -202,32 +184,29 @@ pub(super) fn ports(report: &mut Report, settings: &Settings, here: &Here) {
     }
 }
 
-/// Whether web pages of other sites are refused.
 fn checks(report: &mut Report, settings: &Settings, address: SocketAddr, who: &Who) {
     let name = if *who == Who::Ollana { "ollana" } else { "Ollama" };
     let host = ask::get(settings, address, &[(HOST, "rebinding.example")]);
-    if host.as_ref().is_ok_and(|answer| answer.head.status == 200) {
+    let has_status = |code: u16| host.as_ref().is_ok_and(|answer| answer.status().as_u16() == code);
+    if has_status(200) {
         report.warn(
             format!("{name} at {address} answers to any Host: a web page can reach it"),
             "update it; a proxy in front of it must keep the Host it was called by",
         );
     }
     let origin = "https://page.example";
-    let allowed = ask::get(settings, address, &[LOCALHOST, (ORIGIN, origin)]);
-    let allows = |answer: &Answer| {
-        let field = answer.head.headers.get(ACCESS_CONTROL_ALLOW_ORIGIN);
+    let allows = |answer: Response<String>| {
+        let field = answer.headers().get(ACCESS_CONTROL_ALLOW_ORIGIN);
         field.is_some_and(|allowed| allowed == "*" || allowed == origin)
     };
-    if allowed.as_ref().is_ok_and(allows) {
+    let is_open = ask::get(settings, address, &[LOCALHOST, (ORIGIN, origin)]).is_ok_and(allows);
+    if is_open {
         report.warn(
             format!("{name} at {address} lets the pages of every web site use it"),
             "narrow OLLAMA_ORIGINS of Ollama, and restart it",
         );
     }
-    let is_closed = |answer: &std::io::Result<Answer>| {
-        answer.as_ref().is_ok_and(|answer| answer.head.status == 403)
-    };
-    if is_closed(&host) && !allowed.as_ref().is_ok_and(allows) {
+    if has_status(403) && !is_open {
         report.well(format!("{name} at {address} refuses a foreign Host and other sites' pages"));
     }
 }
@@ -249,15 +228,14 @@ pub(super) fn ollama(report: &mut Report, settings: &Settings, here: &Here) {
     for interface in interfaces::broadcast_interfaces(&[]) {
         let address = SocketAddr::new(interface.address.into(), url.port);
         let host = address.to_string();
-        let answer = ask::get(settings, address, &[(HOST, &host)])
-            .ok()
-            .filter(|answer| !answer.is_from_ollana());
-        if answer.and_then(|answer| answer.version()).is_some_and(|other| other == *version) {
+        let answer = ask::get(settings, address, &[(HOST, &host)]);
+        if answer.is_ok_and(|answer| {
+            !ask::is_from_ollana(&answer) && ask::version(&answer).as_ref() == Some(version)
+        }) {
             let set = variable.as_ref().map_or(String::new(), |v| format!(" (OLLAMA_HOST={v})"));
+            let text = format!("Ollama itself answers the network at {address}{set}");
             report.warn(
-                format!(
-                    "Ollama itself answers the network at {address}{set}, past ollana's checks"
-                ),
+                text + ", past ollana's checks",
                 "set OLLAMA_HOST=127.0.0.1 for it (systemctl edit ollama), and restart it",
             );
         }
@@ -295,9 +273,9 @@ pub(super) fn surroundings(report: &mut Report, settings: &Settings) {
             "networkingMode=mirrored in .wslconfig, or name a server: --server HOST",
         );
     }
-    let is_container = ["/.dockerenv", "/run/.containerenv"].iter().any(|p| Path::new(p).exists())
-        || std::env::var_os("container").is_some();
-    if is_container {
+    let marks = ["/.dockerenv", "/run/.containerenv"];
+    if marks.iter().any(|mark| Path::new(mark).exists()) || std::env::var_os("container").is_some()
+    {
         report.hint(
             "this is a container: on a bridge of its own, broadcasts don't leave the machine",
             "run it with --network host, or name a server: --server HOST",

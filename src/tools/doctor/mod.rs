@@ -23,12 +23,9 @@ use running::Running;
 /// Exit code 0: nothing has to be done; 1: something has.
 pub(super) fn run(tool: &Tool) -> ExitCode {
     let report = examine(&tool.settings);
-    let text = if tool.has("json") {
-        report.json()
-    } else {
-        let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        report.text(io::stdout().is_terminal() && !is_plain)
-    };
+    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let has_colours = io::stdout().is_terminal() && !is_plain;
+    let text = if tool.has("json") { report.json() } else { report.text(has_colours) };
     let _ = super::print(&text);
     if report.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -62,15 +59,12 @@ fn keyring(report: &mut Report, settings: &Settings) -> Keyring {
     })
 }
 
-/// Where broadcasts go.
 fn network(report: &mut Report, settings: &Settings) -> Vec<Interface> {
     let used = interfaces::broadcast_interfaces(&settings.interfaces);
     for name in &settings.interfaces {
         if !used.iter().any(|interface| interface.name == *name) {
-            report.wrong(
-                format!("--interface {name}: there is none of that name that can broadcast"),
-                "ip -4 address shows their names",
-            );
+            let text = format!("--interface {name}: there is none of that name that can broadcast");
+            report.wrong(text, "ip -4 address shows their names");
         }
     }
     for Interface { name, address, broadcast } in &used {

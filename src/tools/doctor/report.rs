@@ -17,26 +17,17 @@ pub(super) enum Level {
 }
 
 impl Level {
-    fn word(self) -> &'static str {
+    /// Its word, and the colour that a terminal shows it in.
+    fn look(self) -> (&'static str, &'static str) {
         match self {
-            Level::Well => "ok",
-            Level::Note => "note",
-            Level::Warning => "warn",
-            Level::Wrong => "WRONG",
-        }
-    }
-
-    fn colour(self) -> &'static str {
-        match self {
-            Level::Well => "32",
-            Level::Note => "36",
-            Level::Warning => "33",
-            Level::Wrong => "31",
+            Level::Well => ("ok", "32"),
+            Level::Note => ("note", "36"),
+            Level::Warning => ("warn", "33"),
+            Level::Wrong => ("WRONG", "31"),
         }
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Finding {
     pub(super) level: Level,
     pub(super) area: &'static str,
@@ -46,14 +37,13 @@ pub(super) struct Finding {
 }
 
 /// Findings in the order in which they were made.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 pub(super) struct Report {
     pub(super) findings: Vec<Finding>,
     area: &'static str,
 }
 
 impl Report {
-    /// Begins the findings about an area.
     pub(super) fn about(&mut self, area: &'static str) {
         self.area = area;
     }
@@ -84,7 +74,6 @@ impl Report {
         self.add(Level::Wrong, text.into(), Some(fix.into()));
     }
 
-    /// Whether nothing has to be done.
     pub(super) fn is_well(&self) -> bool {
         self.findings.iter().all(|finding| finding.level < Level::Warning)
     }
@@ -97,52 +86,43 @@ impl Report {
                 area = finding.area;
                 let _ = writeln!(out, "{area}");
             }
-            let word = format!("{:5}", finding.level.word());
-            let word = match has_colours {
-                true => format!("\u{1b}[{}m{word}\u{1b}[0m", finding.level.colour()),
-                false => word,
+            let (word, colour) = finding.level.look();
+            let (on, off) = match has_colours {
+                true => (format!("\u{1b}[{colour}m"), "\u{1b}[0m"),
+                false => (String::new(), ""),
             };
-            for (n, line) in wrapped(&finding.text, 72).iter().enumerate() {
-                let start = if n == 0 { word.as_str() } else { "     " };
-                let _ = writeln!(out, "  {start} {line}");
-            }
-            let fix = finding.fix.as_deref().map(|fix| wrapped(fix, 67)).unwrap_or_default();
-            for (n, line) in fix.iter().enumerate() {
-                let _ = writeln!(out, "        {} {line}", if n == 0 { "fix:" } else { "    " });
+            let text = wrapped(&finding.text, 72).join("\n        ");
+            let _ = writeln!(out, "  {on}{word:5}{off} {text}");
+            if let Some(fix) = &finding.fix {
+                let _ = writeln!(out, "        fix: {}", wrapped(fix, 67).join("\n             "));
             }
         }
         let count = |level| self.findings.iter().filter(|finding| finding.level == level).count();
-        let (wrong, warnings) = (count(Level::Wrong), count(Level::Warning));
-        let _ = match (wrong, warnings) {
-            (0, 0) => writeln!(out, "all is well"),
-            _ => writeln!(out, "wrong: {wrong}, warnings: {warnings}"),
-        };
-        out
+        match (count(Level::Wrong), count(Level::Warning)) {
+            (0, 0) => out + "all is well\n",
+            (wrong, warnings) => out + &format!("wrong: {wrong}, warnings: {warnings}\n"),
+        }
     }
 
     pub(super) fn json(&self) -> String {
         let value = |Finding { level, area, text, fix }: &Finding| {
-            let level = level.word().to_ascii_lowercase();
+            let level = level.look().0.to_ascii_lowercase();
             json!({ "level": level, "area": area, "text": text, "fix": fix })
         };
-        let findings: Vec<Value> = self.findings.iter().map(value).collect();
+        let findings: Value = self.findings.iter().map(value).collect();
         format!("{}\n", json!({ "version": 1, "ok": self.is_well(), "findings": findings }))
     }
 }
 
 /// Lines of at most `width` characters, broken at blanks.
 fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
+    let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {
-        let line = lines.last().map_or(0, |line| line.chars().count());
-        if line > 0 && line + 1 + word.chars().count() > width {
-            lines.push(String::new());
-        }
-        if let Some(line) = lines.last_mut() {
-            if !line.is_empty() {
-                line.push(' ');
-            }
-            line.push_str(word);
+        let room = |line: &str| line.chars().count() + 1 + word.chars().count() <= width;
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if room(line) => line.extend([" ", word]),
+            _ => lines.push(word.to_owned()),
         }
     }
     lines

@@ -11,7 +11,7 @@ use crate::config::{ModeChoice, SERVER_PORT, Settings, parse_host_port, parse_ol
 use crate::pairing::keyring::Keyring;
 use crate::tools::daemon;
 use crate::tools::status::state;
-use crate::tools::table::{figure, list, word};
+use crate::tools::table::{list, number, word};
 
 /// The daemon's state, as `ollana status --json` prints it; null when none runs.
 #[derive(Debug, Default)]
@@ -21,7 +21,8 @@ impl Running {
     pub(super) fn ask(settings: &Settings) -> Self {
         // Another program on one of the ports might never answer a request for the state.
         let is_ours = |address: &SocketAddr| {
-            ask::get(settings, *address, &[LOCALHOST]).is_ok_and(|answer| answer.is_from_ollana())
+            ask::get(settings, *address, &[LOCALHOST])
+                .is_ok_and(|answer| ask::is_from_ollana(&answer))
         };
         let Some(address) = daemon::places(settings).into_iter().find(is_ours) else {
             return Running::default();
@@ -43,8 +44,7 @@ impl Running {
             settings.ollama = given("local").first().and_then(|url| parse_ollama(url).ok());
         }
         // Client and server mode follow from what is found; this one doesn't.
-        let mode = self.0.get("machine").map(|machine| word(machine, "mode"));
-        if settings.mode == ModeChoice::Auto && mode.is_some_and(|mode| mode == "both") {
+        if settings.mode == ModeChoice::Auto && word(&self.0["machine"], "mode") == "both" {
             settings.mode = ModeChoice::Both;
         }
         if settings.servers.is_empty() {
@@ -58,8 +58,10 @@ impl Running {
     /// key, paired machines are silent or refuse us.
     pub(super) fn hides_keys(&self, report: &mut Report, keyring: &Keyring) -> bool {
         let known = keyring.keys().len() as f64;
-        let keys = self.0.get("machine").and_then(|machine| figure(machine, "keys"));
-        let Some(keys) = keys.filter(|keys| *keys > known) else { return false };
+        let keys = number(&self.0["machine"], "keys");
+        if keys <= known {
+            return false;
+        }
         report.hint(
             format!("of ollana's keys ({keys}), this command may see {known}"),
             "sudo ollana doctor, with the --key-file that ollana has",
@@ -67,7 +69,6 @@ impl Running {
         true
     }
 
-    /// Whether the daemon uses the server at this address.
     pub(super) fn uses(&self, address: SocketAddr) -> bool {
         let address = address.to_string();
         list(&self.0, "servers").iter().any(|server| {

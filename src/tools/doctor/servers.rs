@@ -36,7 +36,6 @@ const KEYS: usize = 4;
 /// The name of lanes to one server alone.
 const DIRECT: &str = "itself";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
     Named,
     Remembered,
@@ -81,10 +80,7 @@ pub(super) fn look(
         }
     }
     for answer in answers.iter().filter(|answer| !is_own(answer.address.ip())) {
-        let is_new = !servers.iter().any(|server| server.address.ip() == answer.address.ip());
-        if is_new && servers.len() < MOST {
-            servers.push(Server::new(answer.address, &answer.name, Origin::Found));
-        }
+        add(&mut servers, Server::new(answer.address, &answer.name, Origin::Found));
     }
     for server in &mut servers {
         let mut of_server =
@@ -94,7 +90,9 @@ pub(super) fn look(
         server.is_on_link = subnets.contain(server.address.ip());
     }
     check_all(&mut servers, settings, keyring);
-    let works = servers.iter().any(|server| server.works() || running.uses(server.address));
+    let works = servers.iter().any(|Server { http, address, .. }| {
+        matches!(http, CheckResult::Healthy { .. }) || running.uses(*address)
+    });
     for server in &servers {
         let label = server.label();
         match &server.http {
@@ -112,16 +110,17 @@ pub(super) fn look(
     }
     skew(report, &servers);
     let used: Vec<&str> = interfaces.iter().map(|one| one.name.as_str()).collect();
+    let used = used.join(", ");
     if !servers.iter().any(|server| server.broadcast.is_some()) && udp != 0 && !used.is_empty() {
-        let text =
-            format!("no server of the LAN answered a broadcast on {} in 2 s", used.join(", "));
-        match (here.is_client, works || is_blind) {
-            (true, false) => report.wrong(
+        let text = format!("no server of the LAN answered a broadcast on {used} in 2 s");
+        if here.is_client && !works && !is_blind {
+            report.wrong(
                 text,
                 "start ollana on the machine with Ollama, and open UDP 11436 and TCP 11435 there; \
                  on another subnet, in a VPN or behind guest Wi-Fi: --server HOST",
-            ),
-            _ => report.note(text),
+            );
+        } else {
+            report.note(text);
         }
     }
 }
@@ -134,8 +133,7 @@ fn probe(
     port: u16,
     keyring: &Keyring,
 ) -> Vec<Answer> {
-    let broadcasts: Vec<Interface> =
-        interfaces.iter().cloned().chain([Interface::loopback()]).collect();
+    let broadcasts = [interfaces, &[Interface::loopback()]].concat();
     let (mut lanes, mut failed) = Lane::open_all(&broadcasts, port);
     lanes.extend(servers.iter().filter_map(|server| {
         let IpAddr::V4(ip) = server.address.ip() else { return None };
@@ -149,17 +147,16 @@ fn probe(
     failed.extend(errors.filter_map(|(lane, error)| Some((lane.name.clone(), error?))));
     // A server that can't be reached has a line of its own.
     for (name, error) in failed.into_iter().filter(|(name, _)| name != DIRECT) {
-        if matches!(error.kind(), ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown) {
-            report.wrong(
+        match error.kind() {
+            ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => report.wrong(
                 format!("{name} is down: nothing leaves through it"),
                 format!("look at its cable or Wi-Fi, then: ip link set {name} up"),
-            );
-            continue;
+            ),
+            _ => report.warn(
+                format!("a probe through {name} can't be sent: {error}"),
+                "look at this machine's firewall and at the interface: ip address",
+            ),
         }
-        report.warn(
-            format!("a probe through {name} can't be sent: {error}"),
-            "look at this machine's firewall and at the interface: ip address",
-        );
     }
     answers
 }
@@ -178,34 +175,24 @@ impl Server {
         }
     }
 
-    fn works(&self) -> bool {
-        matches!(self.http, CheckResult::Healthy { .. })
-    }
-
     fn label(&self) -> String {
-        match self.name.as_str() {
-            "" => self.address.to_string(),
-            name if self.address.to_string().contains(name) => self.address.to_string(),
-            name => format!("{name} ({})", self.address),
-        }
+        let address = self.address.to_string();
+        if address.contains(&self.name) { address } else { format!("{} ({address})", self.name) }
     }
 
     fn judge_usable(&self, report: &mut Report, udp: u16, version: &str, round_trip: Duration) {
         let (label, ip) = (self.label(), self.address.ip());
         let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
-        let encrypted = match self.is_encrypted {
-            Some(true) => "encrypted, ",
-            Some(false) => "not encrypted, ",
-            None => "",
-        };
+        let encrypted =
+            self.is_encrypted.map_or("", |yes| if yes { "encrypted, " } else { "not encrypted, " });
         let mut text = format!("{label}: Ollama {version}, {encrypted}HTTP {}", ms(round_trip));
         if let Some(answer) = self.direct.as_ref().or(self.broadcast.as_ref()) {
             text += &format!(", UDP {}", ms(answer.round_trip));
         }
         match (&self.broadcast, &self.direct) {
             _ if udp == 0 => report.well(text),
-            (Some(answer), _) => {
-                report.well(format!("{text}, found through {}", answer.interface));
+            (Some(Answer { interface, .. }), _) => {
+                report.well(format!("{text}, found through {interface}"));
             }
             _ if !self.is_on_link => report.hint(
                 format!("{text}, on another subnet, which broadcasts don't reach"),
@@ -226,7 +213,7 @@ impl Server {
     fn judge_unusable(&self, report: &mut Report, udp: u16, reason: &str, works: bool) {
         let (label, port) = (self.label(), self.address.port());
         let is_silent = matches!(self.http, CheckResult::Silent(_)) || reason.contains("timed out");
-        match (self.origin, self.direct.is_some() || self.broadcast.is_some()) {
+        match (&self.origin, self.direct.is_some() || self.broadcast.is_some()) {
             (_, true) if is_silent => report.wrong(
                 format!("{label} answers UDP {udp}, but TCP {port} doesn't: {reason}"),
                 format!(
@@ -272,19 +259,23 @@ fn known(report: &mut Report, settings: &Settings) -> Vec<Server> {
     let own = settings.state_dir.as_deref();
     let dirs = own.into_iter().chain([Path::new(SERVICE_DIR)]);
     for Known { address, name, .. } in dirs.flat_map(store::recall).filter(|k| k.is_present) {
-        let is_known = servers.iter().any(|server| server.address.ip() == address.ip());
-        if !is_known && !address.ip().is_loopback() && servers.len() < MOST {
-            servers.push(Server::new(address, &name, Origin::Remembered));
+        if !address.ip().is_loopback() {
+            add(&mut servers, Server::new(address, &name, Origin::Remembered));
         }
     }
     servers
 }
 
-/// Whether this machine's own server answers probes.
+fn add(servers: &mut Vec<Server>, new: Server) {
+    let is_known = servers.iter().any(|server| server.address.ip() == new.address.ip());
+    if !is_known && servers.len() < MOST {
+        servers.push(new);
+    }
+}
+
 fn own_discovery(report: &mut Report, here: &Here, answers: &[Answer], port: u16) {
     let is_answered = answers.iter().any(|answer| answer.address.ip().is_loopback());
-    let holder = here.udp_holder(port);
-    match (is_answered, here.shares(), holder) {
+    match (is_answered, here.shares(), here.udp_holder(port)) {
         (true, ..) => report.well(format!("this machine's own server answers UDP {port}")),
         (false, true, None) => report.wrong(
             format!("this machine's ollana shares Ollama, but nobody answers UDP {port}"),
@@ -317,17 +308,11 @@ fn check_all(servers: &mut [Server], settings: &Settings, keyring: &Arc<Keyring>
 
 /// Older versions of Ollama don't know every model.
 fn skew(report: &mut Report, servers: &[Server]) {
-    let mut versions: Vec<(OllamaVersion, String)> = servers
-        .iter()
-        .filter_map(|server| match &server.http {
-            CheckResult::Healthy { version, .. } => {
-                Some((OllamaVersion::parse(version), format!("{} on {}", version, server.label())))
-            }
-            _ => None,
-        })
-        .collect();
-    versions.sort();
-    if let (Some((oldest, old)), Some((newest, new))) = (versions.first(), versions.last())
+    let versions = servers.iter().filter_map(|server| {
+        let CheckResult::Healthy { version, .. } = &server.http else { return None };
+        Some((OllamaVersion::parse(version), format!("{version} on {}", server.label())))
+    });
+    if let (Some((oldest, old)), Some((newest, new))) = (versions.clone().min(), versions.max())
         && (oldest.major, oldest.minor) != (newest.major, newest.minor)
     {
         report.hint(
