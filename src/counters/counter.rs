@@ -41,7 +41,6 @@ impl Histogram {
         std::array::from_fn(|at| self.buckets[at].value())
     }
 
-    /// Seconds in all.
     pub(crate) fn sum(&self) -> f64 {
         self.sum_micros.value() as f64 / 1e6
     }

@@ -16,10 +16,9 @@ use std::time::{Duration, Instant};
 use crate::net::untrusted_text::printable;
 use crate::system::lock;
 
-use self::counter::Counter;
 use self::transfers::Transfers;
 
-pub(crate) use counter::{BOUNDS, Histogram};
+pub(crate) use counter::{BOUNDS, Counter, Histogram};
 pub(crate) use transfers::{Transfer, TransferGuard};
 
 /// Failures remembered with their reasons.
@@ -39,7 +38,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them, with their labels.
     pub(crate) const ALL: [(Kind, &'static str); 4] = [
         (Kind::Generate, "generate"),
         (Kind::Embed, "embed"),
@@ -82,7 +80,6 @@ pub(crate) enum Retry {
 }
 
 impl Retry {
-    /// All of them, with their labels.
     pub(crate) const ALL: [(Retry, &'static str); 4] = [
         (Retry::Unreached, "unreached"),
         (Retry::Failed, "failed"),
@@ -91,18 +88,15 @@ impl Retry {
     ];
 }
 
-/// What one server has done: a handle that goes with every pick of it.
+/// Goes with every pick of a server.
 pub(crate) type Tally = Arc<Done>;
 
-/// What one server, or all of them, have done.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
     pub(crate) requests: Counter,
     /// Those of them that failed by the server's fault.
     pub(crate) failures: Counter,
-    /// Bytes of request bodies.
     pub(crate) bytes_up: Counter,
-    /// Bytes of answers' bodies.
     pub(crate) bytes_down: Counter,
     pub(crate) tokens: Counter,
 }
@@ -116,18 +110,15 @@ impl PartialEq for Done {
 
 impl Eq for Done {}
 
-/// A request that failed.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) at: Instant,
     /// What the client was answered; 0 if its answer broke off or another server was tried.
     pub(crate) status: u16,
-    /// One of [`CAUSES`].
     pub(crate) cause: &'static str,
     pub(crate) method: String,
     /// Without its query.
     pub(crate) path: String,
-    /// For people.
     pub(crate) reason: String,
 }
 
@@ -137,7 +128,6 @@ pub(crate) struct Usage {
     pub(crate) connections: usize,
     /// Of these, the most that one other machine has.
     pub(crate) most_of_one: usize,
-    /// Places in all.
     pub(crate) max: usize,
     /// Places that one other machine may have, if as many are free.
     pub(crate) max_per_source: usize,
@@ -148,23 +138,22 @@ pub(crate) trait ConnectionCounts: Debug + Send + Sync {
     fn usage(&self) -> Usage;
 }
 
-/// All counts of a daemon.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     requests: [[Counter; CLASSES.len()]; Kind::ALL.len()],
     failures: [Counter; CAUSES.len()],
-    retries: [Counter; Retry::ALL.len()],
-    first_byte: [Histogram; Kind::ALL.len()],
+    pub(crate) retries: [Counter; Retry::ALL.len()],
+    /// From a request's head to the first byte of its answer.
+    pub(crate) first_byte: [Histogram; Kind::ALL.len()],
     /// Time that queued requests waited.
     pub(crate) queue_wait: Histogram,
     /// What all servers have done, those included that are forgotten.
     pub(crate) all: Done,
     recent: Mutex<VecDeque<Failure>>,
-    transfers: Transfers,
+    pub(crate) transfers: Transfers,
 }
 
 impl Counters {
-    /// A request ended with this status.
     pub(crate) fn request(&self, kind: Kind, status: u16, first_byte: Option<Duration>) {
         let class = match status {
             499 => 5,
@@ -176,18 +165,12 @@ impl Counters {
         }
     }
 
-    /// Requests of this kind, by class.
     pub(crate) fn requests(&self, kind: Kind) -> [u64; CLASSES.len()] {
         std::array::from_fn(|class| self.requests[kind as usize][class].value())
     }
 
     pub(crate) fn requests_in_all(&self) -> u64 {
         self.requests.iter().flatten().map(Counter::value).sum()
-    }
-
-    /// From a request's head to the first byte of its answer.
-    pub(crate) fn first_byte(&self, kind: Kind) -> &Histogram {
-        &self.first_byte[kind as usize]
     }
 
     /// Something failed that nobody has to hear of.
@@ -221,25 +204,6 @@ impl Counters {
 
     pub(crate) fn retried(&self, why: Retry) {
         self.retries[why as usize].add(1);
-    }
-
-    pub(crate) fn retries(&self, why: Retry) -> u64 {
-        self.retries[why as usize].value()
-    }
-
-    /// A pull or an upload begins. `None` when so many are under way that one more isn't shown.
-    pub(crate) fn begin(
-        &self,
-        kind: &'static str,
-        name: &str,
-        total: u64,
-    ) -> Option<TransferGuard> {
-        self.transfers.begin(kind, name, total)
-    }
-
-    /// Pulls and uploads under way, the oldest first.
-    pub(crate) fn transfers(&self) -> Vec<Arc<Transfer>> {
-        self.transfers.all()
     }
 }
 

@@ -16,7 +16,6 @@ const MAX_TRANSFERS: usize = 64;
 pub(crate) struct Transfer {
     /// `pull`, `push`, `create` or `upload`.
     pub(crate) kind: &'static str,
-    /// Which model or blob.
     pub(crate) name: String,
     pub(crate) since: Instant,
     /// Bytes of the layer or blob under way (0 if unknown), and how many of them are done.
@@ -43,14 +42,6 @@ impl Transfer {
         self.moved.fetch_add(bytes, Relaxed);
     }
 
-    /// What the server says it is doing.
-    fn describe(&self, state: &str) {
-        let mut present = lock(&self.state);
-        if *present != state {
-            *present = printable(state);
-        }
-    }
-
     pub(crate) fn goes_to(&self, server: &str) {
         *lock(&self.server) = printable(server);
     }
@@ -69,7 +60,10 @@ impl Transfer {
     pub(crate) fn read(&self, line: &[u8]) {
         let Ok(line) = serde_json::from_slice::<Value>(line) else { return };
         if let Some(status) = line.get("status").and_then(Value::as_str) {
-            self.describe(status);
+            let mut state = lock(&self.state);
+            if *state != status {
+                *state = printable(status);
+            }
         }
         let number = |member: &str| line.get(member).and_then(Value::as_u64);
         match (number("completed"), number("total")) {
@@ -82,10 +76,11 @@ impl Transfer {
 
 /// All that are under way, the oldest first.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Transfers(Arc<Mutex<Vec<Arc<Transfer>>>>);
+pub(crate) struct Transfers(Arc<Mutex<Vec<Arc<Transfer>>>>);
 
 impl Transfers {
-    pub(super) fn begin(
+    /// A pull or an upload begins. `None` when so many are under way that one more isn't shown.
+    pub(crate) fn begin(
         &self,
         kind: &'static str,
         name: &str,
@@ -109,7 +104,7 @@ impl Transfers {
         Some(TransferGuard { transfer, list: self.clone() })
     }
 
-    pub(super) fn all(&self) -> Vec<Arc<Transfer>> {
+    pub(crate) fn all(&self) -> Vec<Arc<Transfer>> {
         lock(&self.0).clone()
     }
 }

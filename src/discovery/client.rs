@@ -95,7 +95,7 @@ impl Asker {
                     log::info!("network changed, looking for servers at once");
                 }
                 if has_moved || has_new_keys {
-                    self.setup.mailbox.network_changed();
+                    self.setup.mailbox.presence.note_network_change();
                     schedule.restart(now);
                 }
             }

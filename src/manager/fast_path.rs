@@ -6,46 +6,31 @@
 //! and workers count themselves in and out on it. When that changes it retracts the pick, and takes
 //! over the count: workers that have it by then report to the Manager as usual.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use super::pool::Pick;
 use crate::system::lock;
 
-/// A published pick.
 #[derive(Debug)]
 pub(crate) struct FastPath {
     pub(super) pick: Pick,
-    users: Mutex<Users>,
-}
-
-#[derive(Debug, Default)]
-struct Users {
-    count: u32,
-    is_retracted: bool,
+    /// Requests that have the backend this way; `None` once the pick was retracted.
+    users: Mutex<Option<u32>>,
 }
 
 impl FastPath {
-    fn users(&self) -> MutexGuard<'_, Users> {
-        lock(&self.users)
-    }
-
     fn enter(&self) -> bool {
-        let mut users = self.users();
-        users.count += u32::from(!users.is_retracted);
-        !users.is_retracted
+        lock(&self.users).as_mut().map(|users| *users += 1).is_some()
     }
 
     /// A request has ended. False when the pick was retracted: then the Manager counts, and has to
     /// be told.
     pub(super) fn leave(&self) -> bool {
-        let mut users = self.users();
-        users.count -= u32::from(!users.is_retracted);
-        !users.is_retracted
+        lock(&self.users).as_mut().map(|users| *users -= 1).is_some()
     }
 
-    /// Requests that have the backend this way.
     pub(super) fn count(&self) -> u32 {
-        self.users().count
+        lock(&self.users).unwrap_or(0)
     }
 }
 
@@ -65,16 +50,14 @@ impl Slot {
 
     /// The slot must be empty, or the count of its pick is lost.
     pub(super) fn publish(&self, pick: Pick) {
-        *lock(&self.0) = Some(Arc::new(FastPath { pick, users: Mutex::default() }));
+        *lock(&self.0) = Some(Arc::new(FastPath { pick, users: Mutex::new(Some(0)) }));
     }
 
     /// Empties the slot. The pick that was there, and how many requests have it, all of which will
     /// report.
     pub(super) fn retract(&self) -> Option<(Pick, u32)> {
         let path = lock(&self.0).take()?;
-        let mut users = path.users();
-        users.is_retracted = true;
-        let count = std::mem::take(&mut users.count);
+        let count = lock(&path.users).take().unwrap_or(0);
         Some((path.pick.clone(), count))
     }
 }

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -20,13 +20,12 @@ use super::wake::Wake;
 use crate::config::{OllamaUrl, Timing};
 use crate::pairing::keyring::Keyring;
 use crate::system::spawn;
-use crate::upstream::Upstream;
-use crate::upstream::{Check, Target};
+use crate::upstream::{Check, Target, Upstream};
 
 /// How often the Manager hears that time has passed.
 const TICK: Duration = Duration::from_millis(200);
 /// Ticks from one look at the files of keys to the next.
-const KEY_LOOK: u32 = 5;
+const KEY_LOOK: u64 = 5;
 /// Jobs that may wait. One per backend is under way at most.
 const MAX_JOBS: usize = 128;
 
@@ -67,16 +66,15 @@ pub(crate) struct Ticker {
 }
 
 impl Ticker {
-    /// # Errors
-    /// When the thread can't be started.
     pub(crate) fn start(mailbox: Mailbox, keyring: Arc<Keyring>) -> io::Result<Self> {
         let (stop, stopped) = bounded::<()>(0);
         let thread = spawn("ticker", move || {
-            let mut ticks = 0u32;
-            while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+            for tick in 1u64.. {
+                if stopped.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
                 mailbox.try_send(Input::Tick);
-                ticks = ticks.wrapping_add(1);
-                if ticks.is_multiple_of(KEY_LOOK) {
+                if tick.is_multiple_of(KEY_LOOK) {
                     keyring.refresh();
                 }
             }
@@ -99,36 +97,15 @@ impl Drop for Ticker {
 pub(crate) struct Checkers(Vec<JoinHandle<()>>);
 
 impl Checkers {
-    /// Starts the checkers. `local` is the Ollama of this machine, if it is shared; `memory` takes
-    /// the servers to remember; `wake` knows which machines may be woken.
-    ///
-    /// # Errors
-    /// When a thread can't be started.
-    pub(crate) fn start(
-        jobs: &Receiver<Job>,
-        mailbox: &Mailbox,
-        timing: &Timing,
-        keyring: &Arc<Keyring>,
-        local: Option<&OllamaUrl>,
-        memory: Option<&Path>,
-        wake: Option<&Wake>,
-    ) -> io::Result<Self> {
+    pub(crate) fn start(jobs: &Receiver<Job>, checker: &Checker) -> io::Result<Self> {
         let start = |_| {
-            let checker = Checker {
-                mailbox: mailbox.clone(),
-                upstream: Upstream::new(timing, keyring),
-                timeout: timing.health_timeout,
-                local: local.cloned(),
-                memory: memory.map(Path::to_owned),
-                wake: wake.cloned(),
-            };
-            let jobs = jobs.clone();
-            spawn("checker", move || jobs.iter().for_each(|job| checker.run(job)))
+            let (jobs, checker) = (jobs.clone(), checker.clone());
+            let upstream = Upstream::new(&checker.timing, &checker.keyring);
+            spawn("checker", move || jobs.iter().for_each(|job| checker.run(&upstream, job)))
         };
         (0..MAX_CHECKS).map(start).collect::<io::Result<_>>().map(Checkers)
     }
 
-    /// Waits for their end; the Manager must be gone.
     pub(crate) fn join(self) {
         for thread in self.0 {
             let _ = thread.join();
@@ -136,24 +113,27 @@ impl Checkers {
     }
 }
 
-struct Checker {
-    mailbox: Mailbox,
-    upstream: Upstream,
-    timeout: Duration,
-    local: Option<OllamaUrl>,
-    memory: Option<PathBuf>,
-    wake: Option<Wake>,
+#[derive(Clone)]
+pub(crate) struct Checker {
+    pub(crate) mailbox: Mailbox,
+    pub(crate) timing: Timing,
+    pub(crate) keyring: Arc<Keyring>,
+    /// The Ollama of this machine, if it is shared.
+    pub(crate) local: Option<OllamaUrl>,
+    /// Where to remember the servers.
+    pub(crate) memory: Option<PathBuf>,
+    pub(crate) wake: Option<Wake>,
 }
 
 impl Checker {
-    fn run(&self, job: Job) {
+    fn run(&self, upstream: &Upstream, job: Job) {
         match job {
             Job::Check(CheckJob { id, target, wants_inventory }) => {
                 let is_local = |url: &&OllamaUrl| target == Target::Name(url.server());
                 let local = self.local.as_ref().filter(is_local);
-                let check =
-                    Check { target: &target, local, wants_inventory, timeout: self.timeout };
-                self.mailbox.send(Input::Checked(id, check.run(&self.upstream)));
+                let timeout = self.timing.health_timeout;
+                let check = Check { target: &target, local, wants_inventory, timeout };
+                self.mailbox.send(Input::Checked(id, check.run(upstream)));
             }
             Job::Remember(servers) => {
                 self.memory.iter().for_each(|dir| store::remember(dir, &servers));

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, TrySendError, bounded};
+use crossbeam_channel::{RecvTimeoutError, SendError, Sender, TrySendError, bounded};
 
 use super::fast_path::FastPath;
 use super::pool::{
@@ -15,7 +15,7 @@ use crate::ollama::inventory::Inventory;
 use crate::ollama::version::OllamaVersion;
 
 /// Events that may wait. A full mailbox makes workers wait a moment; every place costs 136 bytes.
-const MAILBOX: usize = 512;
+pub(super) const MAILBOX: usize = 512;
 /// How long somebody who looks at the state waits for the Manager.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a waiting request's client is looked at.
@@ -55,7 +55,6 @@ pub(crate) struct Snapshot {
     pub(crate) history: History,
 }
 
-/// Somebody who asked for a lease.
 #[derive(Debug)]
 pub(super) struct Caller {
     reply: Sender<Result<PickInTransit, Refused>>,
@@ -75,7 +74,7 @@ impl Caller {
     pub(super) fn answer(self, answer: Result<Pick, Refused>) -> Option<Pick> {
         let answer = answer.map(|pick| PickInTransit { pick: Some(pick), mailbox: self.mailbox });
         match self.reply.send(answer) {
-            Err(SendError(Ok(unclaimed))) => unclaimed.claim(),
+            Err(SendError(Ok(mut unclaimed))) => unclaimed.pick.take(),
             _ => None,
         }
     }
@@ -86,12 +85,6 @@ impl Caller {
 struct PickInTransit {
     pick: Option<Pick>,
     mailbox: Mailbox,
-}
-
-impl PickInTransit {
-    fn claim(mut self) -> Option<Pick> {
-        self.pick.take()
-    }
 }
 
 impl Drop for PickInTransit {
@@ -105,16 +98,11 @@ impl Drop for PickInTransit {
 /// Where events for the Manager go.
 #[derive(Clone, Debug)]
 pub struct Mailbox {
-    events: Sender<Event>,
-    presence: Arc<Presence>,
+    pub(super) events: Sender<Event>,
+    pub(crate) presence: Arc<Presence>,
 }
 
 impl Mailbox {
-    pub(super) fn new(presence: Arc<Presence>) -> (Mailbox, Receiver<Event>) {
-        let (events, received) = bounded(MAILBOX);
-        (Mailbox { events, presence }, received)
-    }
-
     /// Reports something that must not get lost; waits while the mailbox is full.
     pub fn send(&self, input: Input) {
         // A closed mailbox means that we are stopping.
@@ -126,15 +114,6 @@ impl Mailbox {
         if let Err(TrySendError::Full(_)) = self.events.try_send(Event::Pool(input)) {
             log::debug!("mailbox full, event dropped");
         }
-    }
-
-    pub(super) fn stop(&self) {
-        let _ = self.events.send(Event::Stop);
-    }
-
-    /// The network has changed, or the machine has slept.
-    pub(crate) fn network_changed(&self) {
-        self.presence.note_network_change();
     }
 
     /// Asks for a backend, passing over the `tried` ones. While it waits, `is_wanted` is asked
@@ -164,7 +143,7 @@ impl Mailbox {
         loop {
             match answer.recv_timeout(LOOK) {
                 Ok(answer) => {
-                    let pick = answer?.claim().ok_or_else(stopping)?;
+                    let pick = answer?.pick.take().ok_or_else(stopping)?;
                     return Ok(Lease::new(pick, self.clone(), None));
                 }
                 Err(RecvTimeoutError::Disconnected) => return Err(stopping()),

@@ -25,7 +25,6 @@ pub(crate) struct About {
     pub(crate) discovery: String,
     /// Of each proxy, the client's first.
     pub(crate) connections: Vec<Arc<dyn ConnectionCounts>>,
-    /// Configured timeouts.
     pub(crate) timing: Timing,
     pub(crate) started: Instant,
 }
@@ -99,7 +98,6 @@ impl Presence {
         *lock(&self.about) = Some(Arc::new(about));
     }
 
-    /// What this daemon is, once it has started.
     pub(crate) fn about(&self) -> Option<Arc<About>> {
         lock(&self.about).clone()
     }
@@ -110,7 +108,8 @@ impl Presence {
         lock(&self.network_changed_at).is_some_and(|at| at.elapsed() <= time)
     }
 
-    pub(super) fn note_network_change(&self) {
+    /// The network has changed, or the machine has slept.
+    pub(crate) fn note_network_change(&self) {
         *lock(&self.network_changed_at) = Some(Instant::now());
     }
 
@@ -118,7 +117,6 @@ impl Presence {
         if local_only { &self.lan_path } else { &self.own_path }
     }
 
-    /// Requests that have the backend without the Manager's knowing.
     pub(super) fn in_flight_unasked(&self, id: BackendId) -> u32 {
         self.count_published(|path| path.pick.id == id)
     }

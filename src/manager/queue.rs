@@ -58,7 +58,6 @@ pub struct Request {
 /// Answers on their way out.
 pub type Answers<A> = Vec<(A, Result<Pick, Refused>)>;
 
-/// A request that waits for a backend.
 #[derive(Debug)]
 struct Waiting<A> {
     asker: A,
@@ -74,7 +73,6 @@ pub struct Queue<A> {
     patience: Patience,
     /// In the order of arrival.
     waiting: Vec<Waiting<A>>,
-    /// When each waiting client had its last turn.
     turns: HashMap<Option<IpAddr>, u64>,
     turn: u64,
     /// Whether machines are to be woken, and when that was last said.
@@ -124,11 +122,11 @@ impl<A: Asker> Queue<A> {
         std::mem::take(&mut self.is_wake_due)
     }
 
-    /// Whether a request may wait for a machine that sleeps: it needs a model that runs.
-    fn may_wake(&self, request: &Request) -> bool {
+    /// How long a request may wait for a machine that sleeps, if it needs a model that runs.
+    fn wake_patience(&self, request: &Request) -> Option<Duration> {
         let Wanted { task, model, local_only, .. } = &request.wanted;
         let is_use = *task == Task::Use && model.is_some() && !local_only;
-        self.patience.wake.is_some() && is_use && request.tried.is_empty()
+        self.patience.wake.filter(|_| is_use && request.tried.is_empty())
     }
 
     /// Counts in requests that were counted elsewhere until now.
@@ -172,32 +170,23 @@ impl<A: Asker> Queue<A> {
             false => self.pool.pick(now, &request.tried, &request.wanted),
         };
         let is_busy = picked == Err(NoPick::Busy);
-        let may_wait = match &picked {
-            Err(NoPick::NoneUp(_)) => {
-                let expects = request.tried.is_empty() && self.pool.expects_backend(now);
-                expects || self.may_wake(&request)
-            }
-            Err(NoPick::Away(_)) => self.may_wake(&request),
-            _ => is_busy,
-        };
+        let is_expected = matches!(picked, Err(NoPick::NoneUp(_)))
+            && request.tried.is_empty()
+            && self.pool.expects_backend(now);
+        let may_wait = is_busy || is_expected || self.wake_patience(&request).is_some();
         match picked {
             Ok(pick) => answers.push((asker, Ok(pick))),
             Err(NoPick::NoneUp(reason) | NoPick::Away(reason)) if !may_wait => {
                 answers.push((asker, Err(Refused::NoServer(reason))));
             }
+            Err(_) if self.waiting.len() >= MAX_QUEUE => {
+                answers.push((asker, Err(Refused::QueueFull)));
+            }
             Err(_) => {
-                self.enqueue(now, Waiting { asker, request, since: now, is_busy }, answers);
+                self.waiting.push(Waiting { asker, request, since: now, is_busy });
+                self.serve(now, answers);
             }
         }
-    }
-
-    fn enqueue(&mut self, now: Instant, waiting: Waiting<A>, answers: &mut Answers<A>) {
-        if self.waiting.len() >= MAX_QUEUE {
-            answers.push((waiting.asker, Err(Refused::QueueFull)));
-            return;
-        }
-        self.waiting.push(waiting);
-        self.serve(now, answers);
     }
 
     /// Serves the requests that wait, in the order of their clients' last turns.
@@ -212,12 +201,8 @@ impl<A: Asker> Queue<A> {
             let client = self.waiting[*at].request.wanted.client;
             (self.turns.get(&client).copied().unwrap_or(0), *at)
         });
-        let mut served = Vec::new();
-        for at in order {
-            if let Some(answer) = self.try_serve(now, at) {
-                served.push((at, answer));
-            }
-        }
+        let answered = |at| Some((at, self.try_serve(now, at)?));
+        let mut served: Vec<_> = order.into_iter().filter_map(answered).collect();
         served.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
         for (at, answer) in served {
             let waiting = self.waiting.remove(at);
@@ -228,41 +213,33 @@ impl<A: Asker> Queue<A> {
 
     fn try_serve(&mut self, now: Instant, at: usize) -> Option<Result<Pick, Refused>> {
         let Waiting { request, since, .. } = &self.waiting[at];
-        let waited = now.saturating_duration_since(*since);
-        match self.pool.pick(now, &request.tried, &request.wanted) {
+        let ago = |at| now.saturating_duration_since(at);
+        let waited = ago(*since);
+        let mut reason = match self.pool.pick(now, &request.tried, &request.wanted) {
             Ok(pick) => {
                 self.turn += 1;
                 self.turns.insert(request.wanted.client, self.turn);
-                Some(Ok(pick))
+                return Some(Ok(pick));
             }
-            Err(NoPick::Busy) if waited < self.patience.busy => None,
+            Err(NoPick::Busy) if waited < self.patience.busy => return None,
+            Err(NoPick::Busy) => return Some(Err(Refused::QueueFull)),
             Err(NoPick::NoneUp(_))
                 if waited < self.patience.expected && self.pool.expects_backend(now) =>
             {
-                None
+                return None;
             }
-            Err(NoPick::Busy) => Some(Err(Refused::QueueFull)),
-            Err(NoPick::NoneUp(reason) | NoPick::Away(reason)) => {
-                match self.patience.wake.filter(|_| self.may_wake(request)) {
-                    Some(patience) if waited < patience => {
-                        self.wake(now);
-                        None
-                    }
-                    Some(_) => {
-                        let reason = format!("{reason}; a wake-up call didn't help");
-                        Some(Err(Refused::NoServer(reason)))
-                    }
-                    None => Some(Err(Refused::NoServer(reason))),
+            Err(NoPick::NoneUp(reason) | NoPick::Away(reason)) => reason,
+        };
+        if let Some(patience) = self.wake_patience(request) {
+            if waited < patience {
+                if self.woken_at.is_none_or(|at| ago(at) >= WAKE_AGAIN) {
+                    self.woken_at = Some(now);
+                    self.is_wake_due = true;
                 }
+                return None;
             }
+            reason.push_str("; a wake-up call didn't help");
         }
-    }
-
-    fn wake(&mut self, now: Instant) {
-        let is_due = |woken_at| now.saturating_duration_since(woken_at) >= WAKE_AGAIN;
-        if self.woken_at.is_none_or(is_due) {
-            self.woken_at = Some(now);
-            self.is_wake_due = true;
-        }
+        Some(Err(Refused::NoServer(reason)))
     }
 }

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use super::pool::Known;
 use crate::config::Mac;
 use crate::pairing::identity::Identity;
@@ -10,28 +12,23 @@ use crate::system::files::replace;
 
 /// Writes down which servers there are, for [`recall`]. Failing only costs the next start a moment.
 pub(crate) fn remember(dir: &Path, servers: &[Known]) {
-    let list: Vec<_> = servers
-        .iter()
-        .map(|Known { identity, name, address, is_present }| {
-            let identity = identity.map(|identity| identity.to_string());
-            serde_json::json!({
-                "address": address, "name": name, "identity": identity, "present": is_present,
-            })
+    let entry = |known: &Known| {
+        json!({
+            "address": known.address, "name": known.name, "present": known.is_present,
+            "identity": known.identity.map(|identity| identity.to_string()),
         })
-        .collect();
-    let text = serde_json::Value::from(list).to_string();
-    if let Err(error) = replace(dir, &dir.join("servers.json"), &text) {
+    };
+    let list: Value = servers.iter().map(entry).collect();
+    if let Err(error) = replace(dir, &dir.join("servers.json"), &list.to_string()) {
         log::debug!("servers not remembered dir={dir:?} reason={error}");
     }
 }
 
 /// The servers of earlier runs, in the order in which they were met.
 pub(crate) fn recall(dir: &Path) -> Vec<Known> {
-    let text = fs::read_to_string(dir.join("servers.json")).unwrap_or_default();
-    let list: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    let member =
-        |entry: &serde_json::Value, name: &str| Some(entry.get(name)?.as_str()?.to_owned());
-    let server = |entry: &serde_json::Value| {
+    let list = read(&dir.join("servers.json"));
+    let member = |entry: &Value, name: &str| Some(entry.get(name)?.as_str()?.to_owned());
+    let server = |entry: &Value| {
         Some(Known {
             identity: member(entry, "identity").and_then(|text| Identity::parse(&text)),
             name: member(entry, "name")?,
@@ -39,25 +36,26 @@ pub(crate) fn recall(dir: &Path) -> Vec<Known> {
             is_present: entry.get("present") != Some(&false.into()),
         })
     };
-    let entries = list.as_array().map(Vec::as_slice).unwrap_or_default();
-    entries.iter().filter_map(server).collect()
+    list.as_array().into_iter().flatten().filter_map(server).collect()
+}
+
+fn read(file: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(file).unwrap_or_default()).unwrap_or_default()
 }
 
 /// Writes down the hardware addresses of servers, for [`recall_macs`].
 pub(crate) fn remember_macs(dir: &Path, macs: &[(String, Mac)]) {
-    let text =
-        serde_json::Value::from_iter(macs.iter().map(|(name, mac)| (&**name, mac.to_string())));
-    if let Err(error) = replace(dir, &dir.join("wake.json"), &text.to_string()) {
+    let map = Value::from_iter(macs.iter().map(|(name, mac)| (&**name, mac.to_string())));
+    if let Err(error) = replace(dir, &dir.join("wake.json"), &map.to_string()) {
         log::warn!("hardware addresses not kept, try --state-dir dir={dir:?} reason={error}");
     }
 }
 
 /// The hardware addresses that were kept, by server.
 pub(crate) fn recall_macs(dir: &Path) -> Vec<(String, Mac)> {
-    let text = fs::read_to_string(dir.join("wake.json")).unwrap_or_default();
-    let map: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(&text).unwrap_or_default();
-    map.into_iter().filter_map(|(name, mac)| Some((name, mac.as_str()?.parse().ok()?))).collect()
+    let map = read(&dir.join("wake.json"));
+    let mac = |(name, mac): (&String, &Value)| Some((name.clone(), mac.as_str()?.parse().ok()?));
+    map.as_object().into_iter().flatten().filter_map(mac).collect()
 }
 
 #[cfg(test)]

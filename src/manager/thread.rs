@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::liveness::{CheckJob, Job};
-use super::mailbox::{Caller, Event, Inventories, Mailbox, Snapshot};
-use super::pool::{Action, History, Input, Pool, Transition};
+use super::mailbox::{Caller, Event, Inventories, MAILBOX, Mailbox, Snapshot};
+use super::pool::{Action, Backend, History, Input, Pool, Transition};
 use super::presence::Presence;
 use super::queue::{Answers, Patience, Queue};
 use crate::system::spawn;
@@ -27,7 +27,6 @@ const MAX_TRANSITIONS: usize = 32;
 #[derive(Debug)]
 pub struct Handle {
     mailbox: Mailbox,
-    presence: Arc<Presence>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -39,14 +38,14 @@ impl Handle {
     /// When the thread can't be started.
     pub fn start(pool: Pool, jobs: Sender<Job>, patience: Patience) -> io::Result<Self> {
         let presence = Arc::new(Presence::default());
-        let (mailbox, events) = Mailbox::new(Arc::clone(&presence));
+        let (events, received) = bounded(MAILBOX);
+        let mailbox = Mailbox { events, presence: Arc::clone(&presence) };
         let manager = Manager {
             queue: Queue::new(pool, patience),
-            events,
+            events: received,
             jobs,
-            presence: Arc::clone(&presence),
-            lists: Pending(Vec::new()),
-            lookers: Pending(Vec::new()),
+            presence,
+            questions: Vec::new(),
             transitions: VecDeque::new(),
             history: History::default(),
             last_wait: None,
@@ -54,7 +53,7 @@ impl Handle {
             answers: Vec::new(),
         };
         let thread = spawn("manager", move || manager.run())?;
-        Ok(Handle { mailbox, presence, thread: Some(thread) })
+        Ok(Handle { mailbox, thread: Some(thread) })
     }
 
     /// Where events go.
@@ -64,32 +63,16 @@ impl Handle {
 
     /// What everybody may know.
     pub fn presence(&self) -> Arc<Presence> {
-        Arc::clone(&self.presence)
+        Arc::clone(&self.mailbox.presence)
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.mailbox.stop();
+        let _ = self.mailbox.events.send(Event::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-    }
-}
-
-/// Questions that are answered later, and since when they wait.
-struct Pending<T>(Vec<(Instant, Sender<T>)>);
-
-impl<T> Pending<T> {
-    /// Answers all but those that wait, which they do for `patience` at most.
-    fn answer(&mut self, now: Instant, patience: Option<Duration>, answer: impl Fn() -> T) {
-        self.0.retain(|(since, reply)| {
-            let waits = patience.is_some_and(|most| now.saturating_duration_since(*since) < most);
-            if !waits {
-                let _ = reply.send(answer());
-            }
-            waits
-        });
     }
 }
 
@@ -98,8 +81,8 @@ struct Manager {
     events: Receiver<Event>,
     jobs: Sender<Job>,
     presence: Arc<Presence>,
-    lists: Pending<Inventories>,
-    lookers: Pending<Snapshot>,
+    /// Questions that are answered once the models are known, and since when they wait.
+    questions: Vec<(Instant, Event)>,
     /// The last ones, oldest first.
     transitions: VecDeque<(Instant, Transition)>,
     history: History,
@@ -120,8 +103,7 @@ impl Manager {
                         self.retract(true);
                         self.retract(false);
                     }
-                    self.queue.handle(now, input, &mut self.actions, &mut self.answers);
-                    self.carry_out(now);
+                    self.handle(now, input);
                     self.update_fast_path(now, true);
                     self.update_fast_path(now, false);
                 }
@@ -129,46 +111,62 @@ impl Manager {
                     self.queue.ask(now, caller, request, &mut self.answers);
                     self.carry_out(now);
                 }
-                Event::Inventories(reply) => self.lists.0.push((now, reply)),
-                Event::Snapshot(reply) => self.look(now, reply),
+                Event::Inventories(_) => self.questions.push((now, event)),
+                Event::Snapshot(_) => {
+                    let pool = self.queue.pool();
+                    // Whoever looks again isn't made to wait for the same models again.
+                    let waits = pool.lacks_inventory() && !pool.is_watched(now);
+                    self.handle(now, Input::Watched);
+                    if waits {
+                        self.questions.push((now, event));
+                    } else {
+                        self.answer(now, event);
+                    }
+                }
             }
             if self.queue.take_wake() {
                 self.hand_out(Job::Wake);
             }
-            self.answer_lists(now);
-            self.answer_lookers(now);
+            self.answer_questions(now);
             self.record(now);
             self.presence.update(self.queue.pool());
         }
         // Replies that are still waiting are dropped with us, which their askers see.
     }
 
-    /// Tells what there is, at once or as soon as a change that went through us is known.
-    fn answer_lists(&mut self, now: Instant) {
-        let pool = self.queue.pool();
-        self.lists.answer(now, pool.has_stale_inventory().then_some(LIST_PATIENCE), || {
-            let (backends, known) = (pool.ready(), pool.inventories());
-            Inventories { backends, known, version: pool.version() }
-        });
-    }
-
-    fn look(&mut self, now: Instant, reply: Sender<Snapshot>) {
-        let pool = self.queue.pool();
-        let waits = pool.lacks_inventory() && !pool.is_watched(now);
-        self.queue.handle(now, Input::Watched, &mut self.actions, &mut self.answers);
-        self.carry_out(now);
-        if waits {
-            self.lookers.0.push((now, reply));
-        } else {
-            let _ = reply.send(self.snapshot(now));
+    /// Answers the questions about models that are known, or for which there was time enough.
+    fn answer_questions(&mut self, now: Instant) {
+        for (since, question) in std::mem::take(&mut self.questions) {
+            let pool = self.queue.pool();
+            let (is_unknown, patience) = match question {
+                Event::Inventories(_) => (pool.has_stale_inventory(), LIST_PATIENCE),
+                _ => (pool.lacks_inventory(), LOOK_PATIENCE),
+            };
+            if is_unknown && now.saturating_duration_since(since) < patience {
+                self.questions.push((since, question));
+            } else {
+                self.answer(now, question);
+            }
         }
     }
 
-    fn answer_lookers(&mut self, now: Instant) {
-        let patience = self.queue.pool().lacks_inventory().then_some(LOOK_PATIENCE);
-        let mut lookers = std::mem::replace(&mut self.lookers, Pending(Vec::new()));
-        lookers.answer(now, patience, || self.snapshot(now));
-        self.lookers = lookers;
+    fn answer(&self, now: Instant, question: Event) {
+        let pool = self.queue.pool();
+        match question {
+            Event::Inventories(reply) => {
+                let (backends, known) = (pool.ready(), pool.inventories());
+                let _ = reply.send(Inventories { backends, known, version: pool.version() });
+            }
+            Event::Snapshot(reply) => {
+                let _ = reply.send(self.snapshot(now));
+            }
+            _ => {}
+        }
+    }
+
+    fn handle(&mut self, now: Instant, input: Input) {
+        self.queue.handle(now, input, &mut self.actions, &mut self.answers);
+        self.carry_out(now);
     }
 
     /// Writes down how long served requests waited, and, now and then, where things stand.
@@ -179,9 +177,10 @@ impl Manager {
         }
         if self.history.is_due(now) {
             let requests = self.presence.counters().requests_in_all();
-            let unasked = |id| self.presence.in_flight_unasked(id);
-            let waiting = self.queue.waiting();
-            self.queue.pool().record(&mut self.history, now, waiting, requests, &unasked);
+            let in_flight = |b: &Backend| b.load.in_flight + self.presence.in_flight_unasked(b.id);
+            let servers = self.queue.pool().backends.iter();
+            let servers = servers.map(|b| (b.id, b.tally.tokens.value(), in_flight(b)));
+            self.history.record(now, self.queue.waiting(), requests, servers);
         }
     }
 
@@ -210,7 +209,6 @@ impl Manager {
         }
     }
 
-    /// Publishes what there is no choice about.
     fn update_fast_path(&mut self, now: Instant, local_only: bool) {
         let sole = self.queue.sole(now, local_only);
         let published = self.presence.slot(local_only).published();
@@ -224,17 +222,13 @@ impl Manager {
 
     fn carry_out(&mut self, now: Instant) {
         while !self.answers.is_empty() || !self.actions.is_empty() {
-            self.deliver(now);
-            self.act(now);
-        }
-    }
-
-    /// Hands out the answers. An unclaimed backend goes to the next request that waits.
-    fn deliver(&mut self, now: Instant) {
-        for (caller, answer) in std::mem::take(&mut self.answers) {
-            if let Some(pick) = caller.answer(answer) {
-                self.queue.unclaimed(now, &pick, &mut self.actions, &mut self.answers);
+            // An unclaimed backend goes to the next request that waits.
+            for (caller, answer) in std::mem::take(&mut self.answers) {
+                if let Some(pick) = caller.answer(answer) {
+                    self.queue.unclaimed(now, &pick, &mut self.actions, &mut self.answers);
+                }
             }
+            self.act(now);
         }
     }
 
@@ -253,7 +247,13 @@ impl Manager {
                     changes_memory |=
                         matches!(transition, Transition::Up { .. } | Transition::Moved { .. });
                     log_transition(&transition);
-                    self.keep(now, transition);
+                    // Strangers that the full pool refuses are no news, and anyone can make many.
+                    if !matches!(transition, Transition::Refused { .. }) {
+                        if self.transitions.len() >= MAX_TRANSITIONS {
+                            self.transitions.pop_front();
+                        }
+                        self.transitions.push_back((now, transition));
+                    }
                 }
                 Action::Remember => changes_memory = true,
             }
@@ -264,23 +264,12 @@ impl Manager {
         }
     }
 
-    /// False when the queue is full.
     fn hand_out(&self, job: Job) -> bool {
         let is_taken = self.jobs.try_send(job).is_ok();
         if !is_taken {
             log::debug!("job queue full, job dropped");
         }
         is_taken
-    }
-
-    /// Strangers that the full pool refuses are no news, and anyone can make many of them.
-    fn keep(&mut self, now: Instant, transition: Transition) {
-        if !matches!(transition, Transition::Refused { .. }) {
-            if self.transitions.len() >= MAX_TRANSITIONS {
-                self.transitions.pop_front();
-            }
-            self.transitions.push_back((now, transition));
-        }
     }
 }
 

@@ -16,7 +16,6 @@ const PORT: u16 = 9;
 /// Where Linux tells the hardware addresses of its neighbours.
 const NEIGHBOURS: &str = "/proc/net/arp";
 
-/// Which machines to wake, and how.
 #[derive(Clone, Debug)]
 pub(crate) struct Wake {
     pub(crate) sleepers: Vec<Sleeper>,

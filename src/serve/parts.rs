@@ -16,7 +16,7 @@ use crate::access::host::HostRule;
 use crate::config::Settings;
 use crate::discovery::{Client, ClientSetup, Responder, ServerSetup};
 use crate::http::fields;
-use crate::manager::liveness::{Checkers, Ticker, job_queue};
+use crate::manager::liveness::{Checker, Checkers, Ticker, job_queue};
 use crate::manager::pool::{Input, Pool, Rules};
 use crate::manager::wake::Wake;
 use crate::manager::{self, Job, Mailbox, Presence, store};
@@ -84,16 +84,15 @@ impl<'a> Parts<'a> {
             interfaces: settings.interfaces.clone(),
             dir: settings.state_dir.clone(),
         });
-        Checkers::start(
-            jobs,
-            &self.mailbox,
-            &settings.timing,
-            &self.keyring,
-            self.mode.is_server().then(|| settings.ollama_url()).as_ref(),
-            memory(settings).filter(|_| self.mode.is_client()),
-            wake.as_ref(),
-        )
-        .map_err(failed("cannot start the checkers"))
+        let checker = Checker {
+            mailbox: self.mailbox.clone(),
+            timing: settings.timing.clone(),
+            keyring: Arc::clone(&self.keyring),
+            local: self.mode.is_server().then(|| settings.ollama_url()),
+            memory: memory(settings).filter(|_| self.mode.is_client()).map(Path::to_owned),
+            wake,
+        };
+        Checkers::start(jobs, &checker).map_err(failed("cannot start the checkers"))
     }
 
     pub(super) fn start_ticker(&self) -> Result<Ticker, String> {

@@ -30,35 +30,19 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::View;
-use crate::config::Timing;
-use crate::counters::{CAUSES, Failure, Retry, Transfer, Usage};
+use crate::counters::{CAUSES, Counter, Failure, Transfer, Usage};
 use crate::manager::About;
+use crate::manager::pool::history::STEP;
 use crate::manager::pool::{Backend, Models, QUARANTINED, ServerNow, Transition};
 use crate::net::untrusted_text::printable;
 use crate::ollama::inventory::Model;
 
-/// Everything.
-pub(crate) fn full(view: &View<'_>) -> Value {
-    write(view, true)
-}
-
-/// Without the models that are only on disk.
-pub(crate) fn brief(view: &View<'_>) -> Value {
-    write(view, false)
-}
-
-fn write(view: &View<'_>, all_models: bool) -> Value {
+/// Everything, or all but the models that are only on disk.
+pub(crate) fn write(view: &View<'_>, all_models: bool) -> Value {
     let View { about, snapshot, counters, now, .. } = view;
-    let servers: Vec<Value> =
-        snapshot.servers.iter().map(|s| server(s, view, all_models)).collect();
     let in_flight: u32 = snapshot.servers.iter().map(|server| server.backend.load.in_flight).sum();
-    let failures: serde_json::Map<String, Value> = CAUSES
-        .into_iter()
-        .zip(counters.failures())
-        .filter(|(_, count)| *count > 0)
-        .map(|(cause, count)| (cause.to_owned(), count.into()))
-        .collect();
-    let retries: u64 = Retry::ALL.iter().map(|(why, _)| counters.retries(*why)).sum();
+    let failures = CAUSES.into_iter().zip(counters.failures()).filter(|(_, count)| *count > 0);
+    let retries: u64 = counters.retries.iter().map(Counter::value).sum();
     let failed = |failure: &Failure| {
         let Failure { at, status, cause, method, path, reason } = failure;
         let status = (*status > 0).then_some(status);
@@ -90,37 +74,34 @@ fn write(view: &View<'_>, all_models: bool) -> Value {
             "tokens": counters.all.tokens.value(),
             "bytes_up": counters.all.bytes_up.value(),
             "bytes_down": counters.all.bytes_down.value(),
-            "retries": retries, "failures": failures,
+            "retries": retries, "failures": failures.collect::<Value>(),
         },
-        "servers": servers,
+        "servers": snapshot.servers.iter().map(|s| server(s, view, all_models)).collect::<Value>(),
         "history": {
-            "step_s": snapshot.history.step().as_secs(),
+            "step_s": STEP.as_secs(),
             "requests": snapshot.history.requests.values().collect::<Vec<_>>(),
             "queue": snapshot.history.queue.values().collect::<Vec<_>>(),
         },
-        "transfers": counters.transfers().iter().map(|t| transfer(t, view)).collect::<Vec<_>>(),
+        "transfers": counters.transfers.all().iter().map(|t| transfer(t, view)).collect::<Vec<_>>(),
         "failures": counters.recent_failures().iter().map(failed).collect::<Vec<_>>(),
         "changes": snapshot.transitions.iter().map(|(ago, t)| change(*ago, t)).collect::<Vec<_>>(),
     })
 }
 
 fn limits(about: &About) -> Value {
-    let connections = about.connections.iter().map(|proxy| proxy.usage());
-    let connections: Vec<Value> = connections
-        .map(|Usage { connections, most_of_one, max, max_per_source }| {
-            json!({
-                "now": connections, "most_of_one": most_of_one,
-                "max": max, "max_per_source": max_per_source,
-            })
+    let connections = about.connections.iter().map(|proxy| {
+        let Usage { connections, most_of_one, max, max_per_source } = proxy.usage();
+        json!({
+            "now": connections, "most_of_one": most_of_one,
+            "max": max, "max_per_source": max_per_source,
         })
-        .collect();
-    let Timing { head_timeout, idle_timeout, body_timeout, stall_timeout, queue_timeout, .. } =
-        about.timing;
+    });
+    let timing = &about.timing;
     json!({
-        "connections": connections,
-        "head_s": seconds(head_timeout), "idle_s": seconds(idle_timeout),
-        "body_s": seconds(body_timeout), "stall_s": seconds(stall_timeout),
-        "queue_s": seconds(queue_timeout),
+        "connections": connections.collect::<Value>(),
+        "head_s": seconds(timing.head_timeout), "idle_s": seconds(timing.idle_timeout),
+        "body_s": seconds(timing.body_timeout), "stall_s": seconds(timing.stall_timeout),
+        "queue_s": seconds(timing.queue_timeout),
     })
 }
 
@@ -133,23 +114,18 @@ fn server(server: &ServerNow, view: &View<'_>, all_models: bool) -> Value {
         _ if claims.is_newcomer => "new",
         _ => "known",
     };
-    let step = history.step().as_secs_f64();
-    let (tokens, in_flight) = match history.server(*id) {
-        Some((tokens, in_flight)) => (
-            tokens.values().map(|n| round(f64::from(n) / step, 10.0)).collect(),
-            in_flight.values().collect(),
-        ),
-        None => (Vec::new(), Vec::new()),
-    };
+    let course = history.servers.get(id).cloned().unwrap_or_default();
+    let per_second = |n: u32| round(f64::from(n) / STEP.as_secs_f64(), 10.0);
+    let tokens: Vec<f64> = course.0.values().map(per_second).collect();
+    let in_flight: Vec<u32> = course.1.values().collect();
     let inventory = models.inventory.as_ref();
     let known = inventory.map(|inventory| inventory.models());
-    let model_count = known.as_ref().map(Vec::len);
-    let shown: Option<Vec<Value>> = known.map(|known| {
+    let shown = known.as_ref().map(|known| {
         let known = known.iter().filter(|it| all_models || models.has_loaded(&it.name));
-        known.map(|known| model(known, models)).collect()
+        known.map(|known| model(known, models)).collect::<Value>()
     });
     json!({
-        "id": id.number(),
+        "id": id.0,
         "name": printable(&server.name),
         "origin": server.origin,
         "given": server.given,
@@ -174,7 +150,7 @@ fn server(server: &ServerNow, view: &View<'_>, all_models: bool) -> Value {
         "bytes_up": tally.bytes_up.value(),
         "bytes_down": tally.bytes_down.value(),
         "room_bytes": inventory.and_then(|inventory| inventory.room),
-        "model_count": model_count,
+        "model_count": known.as_ref().map(Vec::len),
         "models": shown,
         "history": { "tokens_per_s": tokens, "in_flight": in_flight },
     })
@@ -193,7 +169,7 @@ fn model(model: &Model, known: &Models) -> Value {
         "size_loaded": given(loaded.size),
         "expires_at": expires,
         "context_length": given(loaded.context_length),
-        "tokens_per_s": known.speed(&model.name).map(|speed| round(speed, 10.0)),
+        "tokens_per_s": known.speeds.get(&model.name).map(|speed| round(*speed, 10.0)),
     })
 }
 

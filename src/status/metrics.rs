@@ -4,13 +4,12 @@ use std::collections::HashSet;
 use std::fmt::Write;
 
 use super::View;
-use crate::counters::{BOUNDS, CAUSES, CLASSES, Histogram, Kind, Retry};
-use crate::manager::pool::ServerNow;
+use crate::counters::{BOUNDS, CAUSES, CLASSES, Counter, Done, Histogram, Kind, Retry};
+use crate::manager::pool::{Backend, ServerNow};
 
 /// Longest label value, in characters.
 const MAX_LABEL: usize = 100;
 
-/// Lines under construction.
 #[derive(Default)]
 struct Text(String);
 
@@ -18,7 +17,13 @@ struct Text(String);
 type Labels<'a> = &'a [(&'a str, &'a str)];
 
 impl Text {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
+    /// Begins a family. Counters are those whose name ends in `_total`.
+    fn family(&mut self, name: &str, help: &str) {
+        let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+        self.typed(name, kind, help);
+    }
+
+    fn typed(&mut self, name: &str, kind: &str, help: &str) {
         // Writing to a String can't fail.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
@@ -42,8 +47,8 @@ impl Text {
         let _ = writeln!(self.0, "{end} {value}");
     }
 
-    fn single(&mut self, name: &str, kind: &str, help: &str, value: f64) {
-        self.family(name, kind, help);
+    fn single(&mut self, name: &str, help: &str, value: f64) {
+        self.family(name, help);
         self.sample(name, &[], value);
     }
 
@@ -54,9 +59,7 @@ impl Text {
         for (at, n) in buckets.iter().enumerate() {
             count += n;
             let bound = BOUNDS.get(at).map_or("+Inf".to_owned(), f64::to_string);
-            let labels: Vec<(&str, &str)> =
-                labels.iter().copied().chain([("le", bound.as_str())]).collect();
-            self.sample(&bucket, &labels, count as f64);
+            self.sample(&bucket, &[labels, &[("le", &bound)]].concat(), count as f64);
         }
         self.sample(&format!("{name}_sum"), labels, times.sum());
         self.sample(&format!("{name}_count"), labels, count as f64);
@@ -74,121 +77,106 @@ pub(crate) fn write(view: &View<'_>) -> String {
 fn daemon(text: &mut Text, view: &View<'_>) {
     let about = view.about;
     let name = "ollana_build_info";
-    text.family(name, "gauge", "Always 1; the labels tell the version and the mode.");
-    let labels = [("version", env!("CARGO_PKG_VERSION")), ("mode", about.mode.as_str())];
-    text.sample(name, &labels, 1.0);
+    text.family(name, "Always 1; the labels tell the version and the mode.");
+    text.sample(name, &[("version", env!("CARGO_PKG_VERSION")), ("mode", &about.mode)], 1.0);
     let uptime = view.now.saturating_duration_since(about.started).as_secs_f64();
-    text.single("ollana_uptime_seconds", "gauge", "Time since the start.", uptime);
-    let ready = f64::from(u8::from(view.is_ready));
-    text.single("ollana_ready", "gauge", "Whether requests can be served.", ready);
     let usage = || about.connections.iter().map(|proxy| proxy.usage());
-    let now = usage().map(|usage| usage.connections as f64).sum();
-    text.single("ollana_connections", "gauge", "Connections of clients.", now);
+    let connections = usage().map(|usage| usage.connections as f64).sum();
     let max = usage().map(|usage| usage.max as f64).sum();
-    text.single("ollana_connections_max", "gauge", "Connections that there may be.", max);
     let keys = view.keyring.keys().len() as f64;
-    text.single("ollana_keys", "gauge", "Machines that this one is paired with.", keys);
     let waiting = view.snapshot.waiting as f64;
-    text.single("ollana_queue_requests", "gauge", "Requests that wait for a server.", waiting);
+    text.single("ollana_uptime_seconds", "Time since the start.", uptime);
+    text.single("ollana_ready", "Whether requests can be served.", flag(view.is_ready));
+    text.single("ollana_connections", "Connections of clients.", connections);
+    text.single("ollana_connections_max", "Connections that there may be.", max);
+    text.single("ollana_keys", "Machines that this one is paired with.", keys);
+    text.single("ollana_queue_requests", "Requests that wait for a server.", waiting);
     let name = "ollana_queue_wait_seconds";
-    text.family(name, "histogram", "How long requests waited that had to.");
+    text.typed(name, "histogram", "How long requests waited that had to.");
     text.histogram(name, &[], &view.counters.queue_wait);
-    let transfers = view.counters.transfers().len() as f64;
-    text.single("ollana_transfers", "gauge", "Pulls and uploads under way.", transfers);
+    let transfers = view.counters.transfers.all().len() as f64;
+    text.single("ollana_transfers", "Pulls and uploads under way.", transfers);
+}
+
+fn flag(is: bool) -> f64 {
+    f64::from(u8::from(is))
 }
 
 fn requests(text: &mut Text, view: &View<'_>) {
     let counters = view.counters;
     let name = "ollana_requests_total";
-    text.family(name, "counter", "Requests by kind and class of status; left: the client did.");
+    text.family(name, "Requests by kind and class of status; left: the client did.");
     for (kind, label) in Kind::ALL {
         for (class, count) in CLASSES.into_iter().zip(counters.requests(kind)) {
             text.sample(name, &[("kind", label), ("class", class)], count as f64);
         }
     }
     let name = "ollana_failures_total";
-    text.family(name, "counter", "What went wrong, by cause.");
+    text.family(name, "What went wrong, by cause.");
     for (cause, count) in CAUSES.into_iter().zip(counters.failures()) {
         text.sample(name, &[("cause", cause)], count as f64);
     }
     let name = "ollana_retries_total";
-    text.family(name, "counter", "Requests sent again, by reason.");
+    text.family(name, "Requests sent again, by reason.");
     for (why, reason) in Retry::ALL {
-        text.sample(name, &[("reason", reason)], counters.retries(why) as f64);
+        text.sample(name, &[("reason", reason)], counters.retries[why as usize].value() as f64);
     }
     let name = "ollana_time_to_first_byte_seconds";
-    text.family(name, "histogram", "From a request's head to the first byte of its answer.");
+    text.typed(name, "histogram", "From a request's head to the first byte of its answer.");
     for (kind, label) in Kind::ALL {
-        text.histogram(name, &[("kind", label)], counters.first_byte(kind));
+        text.histogram(name, &[("kind", label)], &counters.first_byte[kind as usize]);
     }
     let name = "ollana_body_bytes_total";
-    text.family(name, "counter", "Bytes of bodies: up to the servers, down to the clients.");
+    text.family(name, "Bytes of bodies: up to the servers, down to the clients.");
     text.sample(name, &[("direction", "up")], counters.all.bytes_up.value() as f64);
     text.sample(name, &[("direction", "down")], counters.all.bytes_down.value() as f64);
     let tokens = counters.all.tokens.value() as f64;
-    text.single("ollana_tokens_total", "counter", "Tokens written, as far as told.", tokens);
+    text.single("ollana_tokens_total", "Tokens written, as far as told.", tokens);
 }
 
-/// A value of one server.
-type Look = fn(&ServerNow, &View<'_>) -> Option<f64>;
+type Look = fn(&ServerNow, &Backend, &View<'_>) -> Option<f64>;
+type Count = fn(&Done) -> &Counter;
 
-/// What there is about every server: name, type, help, value.
-const SERVER_FAMILIES: &[(&str, &str, &str, Look)] = &[
-    ("ollana_backend_up", "gauge", "Whether the server gets work.", |s, _| {
-        Some(f64::from(u8::from(s.state.gets_work())))
+/// What there is about every server: name after `ollana_backend_`, help, value.
+const SERVER_GAUGES: &[(&str, &str, Look)] = &[
+    ("up", "Whether the server gets work.", |s, _, _| Some(flag(s.state.gets_work()))),
+    ("encrypted", "Whether the hop to it is encrypted.", |s, _, view| view.encrypts(s).map(flag)),
+    ("resting", "Whether it is passed over while others can do.", |s, _, _| {
+        Some(flag(s.pause.is_some()))
     }),
-    ("ollana_backend_encrypted", "gauge", "Whether the hop to it is encrypted.", |s, view| {
-        view.encrypts(s).map(|is| f64::from(u8::from(is)))
+    ("in_flight_requests", "Requests it has.", |_, b, _| Some(b.load.in_flight.into())),
+    ("limit_requests", "Requests it takes at once, if known.", |s, _, _| s.limit.map(f64::from)),
+    ("round_trip_seconds", "Of a health check, smoothed.", |_, b, _| {
+        b.health.round_trip.map(|time| time.as_secs_f64())
     }),
-    (
-        "ollana_backend_resting",
-        "gauge",
-        "Whether it is passed over while others can do.",
-        |s, _| Some(f64::from(u8::from(s.pause.is_some()))),
-    ),
-    ("ollana_backend_in_flight_requests", "gauge", "Requests it has.", |s, _| {
-        Some(f64::from(s.backend.load.in_flight))
+    ("first_byte_seconds", "Time to its first byte, smoothed.", |_, b, _| {
+        b.load.first_byte.map(|time| time.as_secs_f64())
     }),
-    ("ollana_backend_limit_requests", "gauge", "Requests it takes at once, if known.", |s, _| {
-        s.limit.map(f64::from)
+    ("models", "Models on its disk, if known.", |_, b, _| {
+        b.models.inventory.as_ref().map(|inventory| inventory.len() as f64)
     }),
-    ("ollana_backend_round_trip_seconds", "gauge", "Of a health check, smoothed.", |s, _| {
-        s.backend.health.round_trip.map(|time| time.as_secs_f64())
-    }),
-    ("ollana_backend_first_byte_seconds", "gauge", "Time to its first byte, smoothed.", |s, _| {
-        s.backend.load.first_byte.map(|time| time.as_secs_f64())
-    }),
-    ("ollana_backend_models", "gauge", "Models on its disk, if known.", |s, _| {
-        s.backend.models.inventory.as_ref().map(|inventory| inventory.len() as f64)
-    }),
-    ("ollana_backend_requests_total", "counter", "Requests that ended there.", |s, _| {
-        Some(s.backend.tally.requests.value() as f64)
-    }),
-    ("ollana_backend_failures_total", "counter", "Requests that failed by its fault.", |s, _| {
-        Some(s.backend.tally.failures.value() as f64)
-    }),
-    ("ollana_backend_tokens_total", "counter", "Tokens that it wrote.", |s, _| {
-        Some(s.backend.tally.tokens.value() as f64)
-    }),
-    ("ollana_backend_sent_bytes_total", "counter", "Bytes of bodies sent to it.", |s, _| {
-        Some(s.backend.tally.bytes_up.value() as f64)
-    }),
-    ("ollana_backend_received_bytes_total", "counter", "Bytes of its answers' bodies.", |s, _| {
-        Some(s.backend.tally.bytes_down.value() as f64)
-    }),
+];
+
+/// What every server has done: name after `ollana_backend_`, help, value.
+const SERVER_COUNTERS: &[(&str, &str, Count)] = &[
+    ("requests_total", "Requests that ended there.", |done| &done.requests),
+    ("failures_total", "Requests that failed by its fault.", |done| &done.failures),
+    ("tokens_total", "Tokens that it wrote.", |done| &done.tokens),
+    ("sent_bytes_total", "Bytes of bodies sent to it.", |done| &done.bytes_up),
+    ("received_bytes_total", "Bytes of its answers' bodies.", |done| &done.bytes_down),
 ];
 
 fn servers(text: &mut Text, view: &View<'_>) {
     let servers = &view.snapshot.servers;
     let labels = labels(servers);
     let name = "ollana_backends";
-    text.family(name, "gauge", "Servers by health.");
+    text.family(name, "Servers by health.");
     for health in ["ready", "down", "new"] {
         let count = servers.iter().filter(|s| s.state.health() == health).count();
         text.sample(name, &[("state", health)], count as f64);
     }
     let name = "ollana_backend_info";
-    text.family(name, "gauge", "Always 1; the labels tell address, origin and Ollama's version.");
+    text.family(name, "Always 1; the labels tell address, origin and Ollama's version.");
     for (server, label) in servers.iter().zip(&labels) {
         let address = server.backend.addresses.first().map(|it| it.to_string()).unwrap_or_default();
         let labels = [
@@ -199,13 +187,20 @@ fn servers(text: &mut Text, view: &View<'_>) {
         ];
         text.sample(name, &labels, 1.0);
     }
-    for (name, kind, help, look) in SERVER_FAMILIES {
-        text.family(name, kind, help);
+    let mut family = |name: &str, help: &str, look: &dyn Fn(&ServerNow) -> Option<f64>| {
+        let name = format!("ollana_backend_{name}");
+        text.family(&name, help);
         for (server, label) in servers.iter().zip(&labels) {
-            if let Some(value) = look(server, view) {
-                text.sample(name, &[("server", label)], value);
+            if let Some(value) = look(server) {
+                text.sample(&name, &[("server", label)], value);
             }
         }
+    };
+    for (name, help, look) in SERVER_GAUGES {
+        family(name, help, &|s| look(s, &s.backend, view));
+    }
+    for (name, help, of) in SERVER_COUNTERS {
+        family(name, help, &|s| Some(of(&s.backend.tally).value() as f64));
     }
 }
 
@@ -218,7 +213,7 @@ fn labels(servers: &[ServerNow]) -> Vec<String> {
         // As it will be written, because that is what must differ.
         let clean = |c: char| if c.is_control() && c != '\n' { '?' } else { c };
         let name: String = server.name.chars().take(MAX_LABEL - 16).map(clean).collect();
-        let number = server.backend.id.number();
+        let number = server.backend.id.0;
         let label = if used.contains(&name) { format!("{name} #{number}") } else { name };
         used.insert(label.clone());
         labels.push(label);

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use crate::counters::Counters;
 use crate::manager::pool::{ServerNow, State};
-use crate::manager::{About, Presence, Snapshot};
+use crate::manager::{About, Snapshot};
 use crate::ollama::version::OllamaVersion;
 use crate::pairing::keyring::Keyring;
 
-pub(crate) use json::{brief, full};
+pub(crate) use json::write as json;
 pub(crate) use metrics::write as metrics;
 
 /// The page at `/ollana/`.
@@ -30,23 +30,11 @@ pub(crate) struct View<'a> {
     pub(crate) snapshot: &'a Snapshot,
     pub(crate) counters: &'a Counters,
     pub(crate) keyring: &'a Keyring,
-    /// Whether requests can be served.
     pub(crate) is_ready: bool,
     pub(crate) now: Instant,
 }
 
-impl<'a> View<'a> {
-    pub(crate) fn new(
-        about: &'a About,
-        snapshot: &'a Snapshot,
-        presence: &'a Presence,
-        keyring: &'a Keyring,
-        now: Instant,
-    ) -> Self {
-        let counters = presence.counters();
-        View { about, snapshot, counters, keyring, is_ready: presence.is_up(), now }
-    }
-
+impl View<'_> {
     /// Whether the hop to this server is encrypted. This machine's own Ollama is no hop.
     fn encrypts(&self, server: &ServerNow) -> Option<bool> {
         let address = server.backend.addresses.first().filter(|_| server.origin != "local")?;
@@ -65,12 +53,10 @@ impl<'a> View<'a> {
         for server in servers {
             let name = &server.name;
             let backend = &server.backend;
-            match (backend.health.down_reason(), server.pause) {
-                (Some(reason), _) => warnings.push(format!("{name} is down: {reason}")),
-                (None, Some((State::OutlierEjected, _))) => {
-                    warnings.push(format!("{name} rests, because requests failed there"));
-                }
-                _ => {}
+            if let Some(reason) = backend.health.down_reason() {
+                warnings.push(format!("{name} is down: {reason}"));
+            } else if matches!(server.pause, Some((State::OutlierEjected, _))) {
+                warnings.push(format!("{name} rests, because requests failed there"));
             }
             if let Some(conflict) = backend.claims.conflict.as_ref().filter(|it| !it.is_settled) {
                 let what = match conflict.is_quarantined {
@@ -93,15 +79,11 @@ impl<'a> View<'a> {
 /// The lowest and the highest version, if they differ in more than the last part.
 fn version_skew(servers: &[ServerNow]) -> Option<(String, String)> {
     let up = servers.iter().filter(|server| server.state.is_up());
-    let versions = up.map(|server| server.backend.health.version.as_str());
-    let mut versions: Vec<(OllamaVersion, &str)> = versions
-        .filter(|version| !version.is_empty())
-        .map(|version| (OllamaVersion::parse(version), version))
-        .collect();
-    versions.sort();
-    let ((low, old), (high, new)) = (versions.first()?, versions.last()?);
+    let versions = up.map(|server| &server.backend.health.version).filter(|it| !it.is_empty());
+    let versions = versions.map(|version| (OllamaVersion::parse(version), version));
+    let ((low, old), (high, new)) = (versions.clone().min()?, versions.max()?);
     let differ = (low.major, low.minor) != (high.major, high.minor);
-    differ.then(|| ((*old).to_owned(), (*new).to_owned()))
+    differ.then(|| (old.clone(), new.clone()))
 }
 
 #[cfg(test)]

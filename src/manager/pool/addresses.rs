@@ -62,8 +62,7 @@ impl Addresses {
     /// else was announced meanwhile has to wait: the address in use is checked next.
     pub(super) fn candidate_checked(&mut self, well_at: Option<SocketAddr>) {
         self.candidate = None;
-        let known = &mut self.known;
-        let has_room = known.len() < MAX_ADDRESSES;
-        known.extend(well_at.filter(|well_at| has_room && !known.contains(well_at)));
+        let has_room = self.known.len() < MAX_ADDRESSES;
+        self.known.extend(well_at.filter(|new| has_room && !self.known.contains(new)));
     }
 }

@@ -3,13 +3,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::addresses::Addresses;
-use super::claims::Claims;
-use super::events::{BackendId, Origin, Pick};
-use super::health::{Checked, Health, Verdict};
-use super::load::Load;
-use super::models::Models;
-use super::state::State;
+use super::health::Checked;
+use super::{Addresses, BackendId, Claims, Health, Load, Models, Origin, Pick, State, Verdict};
 use crate::access::permissions::Permission;
 use crate::config::ServerName;
 use crate::counters::Tally;
@@ -67,11 +62,6 @@ impl Backend {
         self.is_discovered() && self.health.round_trip.is_none()
     }
 
-    /// Whether it has announced itself since it was asked last.
-    pub(super) fn is_heard(&self) -> bool {
-        self.health.checked_at.is_none_or(|at| self.last_seen > at)
-    }
-
     /// Whether it is a stranger that was asked and had its chance.
     pub(super) fn has_failed_first(&self) -> bool {
         self.is_stranger() && self.health.failures > 0 && self.load.in_flight == 0
@@ -95,7 +85,6 @@ impl Backend {
         }
     }
 
-    /// For the log and for messages.
     pub(super) fn label(&self) -> String {
         let address = || self.addresses.first().map_or(String::new(), |it| it.to_string());
         let place = self.given().map_or_else(address, ToString::to_string);
@@ -118,21 +107,17 @@ impl Backend {
         };
         let is_address =
             |address: &SocketAddr| address.to_string() == name || address.ip().to_string() == name;
-        let claims = &self.claims;
-        self.given().is_some_and(is_given)
-            || (!claims.name.is_empty()
-                && claims.name.eq_ignore_ascii_case(name)
-                && !claims.is_quarantined())
+        let own = Some(&self.claims.name).filter(|own| !own.is_empty());
+        let is_own = own.is_some_and(|own| own.eq_ignore_ascii_case(name));
+        (is_own && !self.claims.is_quarantined())
+            || self.given().is_some_and(is_given)
             || self.addresses.known.iter().any(is_address)
     }
 
     /// What it lets us do. A server that the user named and that doesn't say is no proxy of ours.
     pub(super) fn permission(&self) -> Permission {
-        let unsaid = if self.claims.management_open || !self.is_discovered() {
-            Permission::Manage
-        } else {
-            Permission::Use
-        };
+        let is_open = self.claims.management_open || !self.is_discovered();
+        let unsaid = if is_open { Permission::Manage } else { Permission::Use };
         self.claims.permission.unwrap_or(unsaid)
     }
 
@@ -148,13 +133,14 @@ impl Backend {
         Some((Target::Address(address), Checked::InUse(address)))
     }
 
-    pub(super) fn pick(&self, address: SocketAddr) -> Pick {
-        Pick {
+    /// `None` while its name hasn't been resolved yet.
+    pub(super) fn pick(&self) -> Option<Pick> {
+        Some(Pick {
             id: self.id,
-            address,
+            address: self.addresses.first()?,
             name: self.short_name(),
             is_local: self.is_local(),
             tally: self.tally.clone(),
-        }
+        })
     }
 }

@@ -3,10 +3,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::backend::Backend;
-use super::events::{Action, BackendId, Origin, Rules, Transition};
 use super::health::{Checked, FIRST_RETRY, RunningCheck, spread};
-use super::{MAX_CHECKS, Pool};
+use super::{Action, Backend, BackendId, MAX_CHECKS, Origin, Pool, Rules, Transition};
 use crate::upstream::CheckResult;
 
 /// Of [`MAX_CHECKS`], checks of servers whose last one failed: a silent server takes its time, and
@@ -18,49 +16,37 @@ pub(super) const MAX_VERIFICATIONS: usize = 3;
 const LEGACY_RETRY: Duration = Duration::from_secs(60);
 
 impl Pool {
-    pub(super) fn checked(
-        &mut self,
-        now: Instant,
-        id: BackendId,
-        result: CheckResult,
-        actions: &mut Vec<Action>,
-    ) {
+    pub(super) fn checked(&mut self, now: Instant, id: BackendId, result: CheckResult) {
         self.abandoned.retain(|(abandoned, _)| *abandoned != id);
         let well_at = match &result {
             CheckResult::Healthy { address, .. } => Some(*address),
             _ => None,
         };
         let terms = Terms { now, jitter: self.jitter(), rules: &self.rules };
-        if let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) {
-            let transition = backend.checked(terms, result, well_at);
-            actions.extend(transition.map(Action::Report));
-        }
-        if let Some(address) = well_at {
-            self.drop_twins(id, address);
-        }
-    }
-
-    /// A server that the user named is one backend, even if it was announced, or remembered, before
-    /// its name was resolved. The other one goes when nobody uses it.
-    fn drop_twins(&mut self, id: BackendId, address: SocketAddr) {
-        if self.backends.iter().any(|b| b.id == id && matches!(b.origin, Origin::Named(_))) {
+        let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
+        let transition = backend.checked(terms, result, well_at);
+        self.actions.extend(transition.map(Action::Report));
+        // A server that the user named is one backend, even if it was announced, or remembered,
+        // before its name was resolved. The other one goes when nobody uses it.
+        let is_named = matches!(backend.origin, Origin::Named(_));
+        if let Some(address) = well_at.filter(|_| is_named) {
             let is_twin = |b: &Backend| {
                 b.is_discovered() && b.load.in_flight == 0 && b.addresses.known.contains(&address)
             };
-            self.backends.retain(|b| b.id == id || !is_twin(b));
+            self.backends.retain(|b| !is_twin(b));
         }
     }
 
     /// Starts the checks that are due, as many as may run. Silent servers, of which anyone can
     /// announce many, leave places for the others.
-    pub(super) fn start_checks(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let running = |kind: &dyn Fn(&Backend) -> bool| {
-            let checked = self.backends.iter().filter(|b| b.health.running.is_some());
-            checked.filter(|b| kind(b)).count() + self.abandoned.len()
+    pub(super) fn start_checks(&mut self, now: Instant) {
+        let left = |most: usize, kind: fn(&Backend) -> bool| {
+            let running = self.backends.iter().filter(|b| b.health.running.is_some() && kind(b));
+            most.saturating_sub(running.count() + self.abandoned.len())
         };
-        let mut places = MAX_CHECKS.saturating_sub(running(&|_| true));
-        let mut doubtful = MAX_DOUBTFUL.saturating_sub(running(&|b| b.health.failures > 0));
-        let mut strange = MAX_VERIFICATIONS.saturating_sub(running(&Backend::is_stranger));
+        let mut places = left(MAX_CHECKS, |_| true);
+        let mut doubtful = left(MAX_DOUBTFUL, |b| b.health.failures > 0);
+        let mut strange = left(MAX_VERIFICATIONS, Backend::is_stranger);
         let inventories = self.rules.inventories || self.is_watched(now);
         let mut due: Vec<&mut Backend> =
             self.backends.iter_mut().filter(|b| b.health.is_due(now)).collect();
@@ -69,21 +55,22 @@ impl Pool {
         due.sort_by_key(|b| {
             let health = &b.health;
             let is_weak = b.is_stranger() && health.failures > 0;
-            (is_weak, !b.is_heard(), health.checked_at, health.next_check)
+            let is_unheard = health.checked_at.is_some_and(|at| b.last_seen <= at);
+            (is_weak, is_unheard, health.checked_at, health.next_check)
         });
         for backend in due {
             let (is_stranger, is_doubtful) = (backend.is_stranger(), backend.health.failures > 0);
             if places == 0 || (is_stranger && strange == 0) || (is_doubtful && doubtful == 0) {
                 continue;
             }
-            let wants_inventory = inventories && backend.models.is_due(now);
+            let wants_inventory = inventories && backend.models.due.is_none_or(|due| due <= now);
             if let Some((target, of)) = backend.next_target() {
                 places -= 1;
                 strange -= usize::from(is_stranger);
                 doubtful -= usize::from(is_doubtful);
                 backend.health.running = Some(RunningCheck { since: now, of });
                 backend.health.checked_at = Some(now);
-                actions.push(Action::Check(backend.id, target, wants_inventory));
+                self.actions.push(Action::Check(backend.id, target, wants_inventory));
             }
         }
     }

@@ -18,8 +18,7 @@ pub(super) enum Proof {
     Contradicted(Identity),
 }
 
-/// What tells against a server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct IdentityConflict {
     /// For people: what is odd about it.
     pub(crate) reason: String,

@@ -1,5 +1,7 @@
 //! What comes into the pool and what goes out of it: requests and picks, inputs and actions.
 
+#![expect(missing_docs, reason = "what has no docs here has a name that says it all")]
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -13,14 +15,7 @@ use crate::upstream::{CheckResult, Target};
 
 /// Names a backend for as long as the pool lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BackendId(pub(super) u32);
-
-impl BackendId {
-    /// As a number, for programs that look at the state.
-    pub(crate) fn number(self) -> u32 {
-        self.0
-    }
-}
+pub struct BackendId(pub(crate) u32);
 
 /// How the pool knows of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,11 +35,10 @@ pub(super) enum Origin {
 pub struct Sighting {
     /// Source address of the packet with the announced HTTP port.
     pub address: SocketAddr,
-    /// The server's persistent identity.
     pub identity: Identity,
     /// New at each start of the server.
     pub instance: u32,
-    /// Its name; may be empty.
+    /// May be empty.
     pub name: String,
     /// Whether it says that its Ollama answers.
     pub ollama_up: bool,
@@ -55,13 +49,10 @@ pub struct Sighting {
 /// What a request needs.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    /// The kind of work.
     pub task: Task,
-    /// The model it names.
     pub model: Option<ModelName>,
     /// The server that the client asks for by name or address.
     pub server: Option<String>,
-    /// The client's address.
     pub client: Option<IpAddr>,
     /// Tells a conversation from others; the same in all of its requests.
     pub conversation: Option<u64>,
@@ -76,13 +67,10 @@ pub struct Wanted {
 pub struct Pick {
     /// The backend that counts the request until [`Input::Finished`].
     pub id: BackendId,
-    /// Where to connect.
     pub address: SocketAddr,
     /// For the log and `X-Ollana-Server`.
     pub name: String,
-    /// Whether it is the Ollama of this machine.
     pub is_local: bool,
-    /// Where to count what it does.
     pub(crate) tally: Tally,
 }
 
@@ -128,7 +116,6 @@ pub enum Outcome {
 /// What a finished request taught.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// How it ended.
     pub outcome: Outcome,
     /// From the request's head to the first byte of the answer.
     pub first_byte: Option<Duration>,
@@ -146,7 +133,6 @@ impl Report {
         self.is_trouble() || self.changed_models || self.speed.is_some()
     }
 
-    /// Whether the backend did badly.
     pub fn is_trouble(&self) -> bool {
         !matches!(self.outcome, Outcome::Answered | Outcome::Void)
     }
@@ -161,18 +147,14 @@ impl From<Outcome> for Report {
 /// Something happened.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// A server announced itself.
     Sighted(Sighting),
     /// An older server answered from this address.
     LegacySighted(IpAddr),
-    /// A server says that it leaves.
+    /// A server says that it leaves, in a packet from this address.
     Farewell {
-        /// The server that says so.
         identity: Identity,
-        /// Where the packet came from.
         from: IpAddr,
     },
-    /// A health check ended.
     Checked(BackendId, CheckResult),
     /// A request ended that [`Pool::pick`](super::Pool::pick) counted in.
     Finished(BackendId, Report),
@@ -190,7 +172,6 @@ pub enum Action {
     /// Ask this target for `/api/version`, and for its models if told so; report
     /// [`Input::Checked`].
     Check(BackendId, Target, bool),
-    /// Tell people.
     Report(Transition),
     /// Write down what is known now.
     Remember,
@@ -198,22 +179,41 @@ pub enum Action {
 
 /// An edge in a backend's life, for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the fields' names say it all")]
 pub enum Transition {
-    /// It gets work from now on.
-    Up { name: String, address: SocketAddr, version: String },
-    /// It gets none.
-    Down { name: String, reason: String },
+    Up {
+        name: String,
+        address: SocketAddr,
+        version: String,
+    },
+    Down {
+        name: String,
+        reason: String,
+    },
     /// Its requests fail, so it gets none for a while.
-    OutlierEjected { name: String, pause: Duration },
+    OutlierEjected {
+        name: String,
+        pause: Duration,
+    },
     /// The pool knows it no longer.
-    Forgotten { name: String },
+    Forgotten {
+        name: String,
+    },
     /// It is used at another address.
-    Moved { name: String, address: SocketAddr },
+    Moved {
+        name: String,
+        address: SocketAddr,
+    },
     /// It has the name, the address or the identity of another server.
-    IdentityConflict { name: String, address: SocketAddr, reason: String, is_quarantined: bool },
+    IdentityConflict {
+        name: String,
+        address: SocketAddr,
+        reason: String,
+        is_quarantined: bool,
+    },
     /// The pool is full.
-    Refused { address: SocketAddr },
+    Refused {
+        address: SocketAddr,
+    },
 }
 
 /// What the pool goes by.
@@ -227,7 +227,6 @@ pub struct Rules {
     pub rise: u32,
     /// Silent checks in a row before it gets none.
     pub fall: u32,
-    /// Most backends.
     pub max_servers: usize,
     /// Whether to ask what models they have.
     pub inventories: bool,

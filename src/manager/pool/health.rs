@@ -19,7 +19,6 @@ pub(super) enum Verdict {
     Down(String),
 }
 
-/// A check under way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RunningCheck {
     pub(super) since: Instant,
@@ -31,7 +30,6 @@ pub(super) struct RunningCheck {
 pub(super) enum Checked {
     /// The address that a name means now.
     Name,
-    /// The address in use.
     InUse(SocketAddr),
     /// A further address that was announced.
     Candidate,
@@ -51,7 +49,6 @@ pub(crate) struct Health {
     pub(super) checked_at: Option<Instant>,
     /// Smoothed; `None` if it never passed a check.
     pub(crate) round_trip: Option<Duration>,
-    /// Ollama's version as it wrote it.
     pub(crate) version: String,
     /// A request couldn't connect; the check that follows tells more.
     pub(super) is_unreached: bool,

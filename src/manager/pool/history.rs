@@ -1,98 +1,77 @@
 //! The course of the last minutes: one point every two seconds.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::events::BackendId;
 
 /// Between two points.
-const STEP: Duration = Duration::from_secs(2);
+pub(crate) const STEP: Duration = Duration::from_secs(2);
 /// Four minutes of them.
 const POINTS: usize = 120;
 
-/// Numbers of the last minutes, oldest first.
+/// Numbers of the last minutes, oldest first, and the last count that was told.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Series(VecDeque<u32>);
+pub(crate) struct Series {
+    points: VecDeque<u32>,
+    before: u64,
+}
 
 impl Series {
-    fn push(&mut self, value: u32) {
-        if self.0.len() >= POINTS {
-            self.0.pop_front();
+    fn push(&mut self, value: u64) {
+        if self.points.len() >= POINTS {
+            self.points.pop_front();
         }
-        self.0.push_back(value);
+        self.points.push_back(u32::try_from(value).unwrap_or(u32::MAX));
+    }
+
+    /// Adds by how much a count has grown.
+    fn push_growth(&mut self, count: u64) {
+        self.push(count.saturating_sub(self.before));
+        self.before = count;
     }
 
     pub(crate) fn values(&self) -> impl ExactSizeIterator<Item = u32> {
-        self.0.iter().copied()
+        self.points.iter().copied()
     }
 }
 
-/// What one server did.
-#[derive(Clone, Debug)]
-struct Course {
-    id: BackendId,
-    tokens_before: u64,
-    tokens: Series,
-    in_flight: Series,
-}
-
-/// What all did.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
     recorded: Option<Instant>,
-    requests_before: u64,
     /// Requests that ended in each step.
     pub(crate) requests: Series,
     /// Requests that waited at its end.
     pub(crate) queue: Series,
-    servers: Vec<Course>,
+    /// Of each server: tokens written in each step, and requests it had at its end.
+    pub(crate) servers: HashMap<BackendId, (Series, Series)>,
 }
 
 impl History {
-    pub(crate) fn step(&self) -> Duration {
-        STEP
-    }
-
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.recorded.is_none_or(|at| now.saturating_duration_since(at) >= STEP)
     }
 
     /// Adds a point: requests that wait, requests that have ended so far, and of each server the
     /// tokens so far and the requests it has.
-    pub(super) fn record(
+    pub(crate) fn record(
         &mut self,
         now: Instant,
         queue: usize,
         requests: u64,
         servers: impl Iterator<Item = (BackendId, u64, u32)>,
     ) {
-        let clamp = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         // Nothing is made up for the time that this machine slept.
         self.recorded = Some(now);
-        self.requests.push(clamp(requests.saturating_sub(self.requests_before)));
-        self.requests_before = requests;
-        self.queue.push(clamp(queue as u64));
-        let mut courses = Vec::with_capacity(self.servers.len());
+        self.requests.push_growth(requests);
+        self.queue.push(queue as u64);
+        let mut before = std::mem::take(&mut self.servers); // What was forgotten goes with it.
         for (id, tokens, in_flight) in servers {
-            let known = self.servers.iter().position(|course| course.id == id);
-            let mut course = known.map(|at| self.servers.swap_remove(at)).unwrap_or(Course {
-                id,
-                tokens_before: 0,
-                tokens: Series::default(),
-                in_flight: Series::default(),
-            });
-            course.tokens.push(clamp(tokens.saturating_sub(course.tokens_before)));
-            course.tokens_before = tokens;
-            course.in_flight.push(in_flight);
-            courses.push(course);
+            let mut course = before.remove(&id).unwrap_or_default();
+            course.0.push_growth(tokens);
+            course.1.push(u64::from(in_flight));
+            self.servers.insert(id, course);
         }
-        self.servers = courses; // What was forgotten goes.
-    }
-
-    /// Of one server: tokens written in each step, and requests it had at its end.
-    pub(crate) fn server(&self, id: BackendId) -> Option<(&Series, &Series)> {
-        let course = self.servers.iter().find(|course| course.id == id)?;
-        Some((&course.tokens, &course.in_flight))
     }
 }
 
@@ -112,15 +91,15 @@ mod tests {
             history.record(now, n as usize, u64::from(n) * 3, servers.into_iter());
             assert!(!history.is_due(now + STEP / 2));
         }
-        let (tokens, in_flight) = history.server(a).expect("known");
+        let (tokens, in_flight) = &history.servers[&a];
         assert_eq!(tokens.values().len(), POINTS);
         assert!(tokens.values().all(|n| n == 10));
         assert_eq!(in_flight.values().last(), Some(499));
         assert!(history.requests.values().all(|n| n == 3));
         assert_eq!(history.queue.values().next(), Some(380));
         history.record(t0, 0, 0, [(b, 7, 0)].into_iter());
-        assert!(history.server(a).is_none());
-        let last = history.server(b).and_then(|(tokens, _)| tokens.values().last());
+        assert!(!history.servers.contains_key(&a));
+        let last = history.servers[&b].0.values().last();
         assert_eq!(last, Some(0));
     }
 }

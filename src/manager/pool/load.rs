@@ -26,9 +26,7 @@ pub(crate) struct Load {
     /// How many requests it takes, as a busy answer told, and when that was.
     pub(super) learned_limit: Option<(u32, Instant)>,
     cooling_until: Option<Instant>,
-    /// Requests that failed in a row.
     strikes: u32,
-    /// Ejections in a row.
     ejections: u32,
     /// Set until a request succeeds, even when the time is over.
     ejected_until: Option<Instant>,
@@ -64,19 +62,16 @@ impl Load {
                 self.failed_at = Some(now);
                 self.strikes += 1;
                 if self.strikes >= STRIKES {
-                    return Some(self.eject(now));
+                    let pause = FIRST_EJECTION.saturating_mul(1 << self.ejections.min(8));
+                    let pause = pause.min(LONGEST_EJECTION);
+                    self.strikes = 0;
+                    self.ejections += 1;
+                    self.ejected_until = Some(now + pause);
+                    return Some(pause);
                 }
             }
         }
         None
-    }
-
-    fn eject(&mut self, now: Instant) -> Duration {
-        let pause = FIRST_EJECTION.saturating_mul(1 << self.ejections.min(8)).min(LONGEST_EJECTION);
-        self.strikes = 0;
-        self.ejections += 1;
-        self.ejected_until = Some(now + pause);
-        pause
     }
 
     pub(super) fn lift_old_limit(&mut self, now: Instant) {
@@ -85,10 +80,7 @@ impl Load {
 
     /// Requests that it takes at once, if that is known; `set` is the user's limit, or 0.
     pub(super) fn limit(&self, set: u32) -> Option<u32> {
-        match set {
-            0 => self.learned_limit.map(|(limit, _)| limit),
-            set => Some(set),
-        }
+        Some(set).filter(|set| *set > 0).or(self.learned_limit.map(|(limit, _)| limit))
     }
 
     pub(super) fn is_full(&self, set: u32) -> bool {

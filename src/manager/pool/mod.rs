@@ -14,16 +14,8 @@
 //! An announcement only proposes a server; a health check of the packet's source address
 //! decides. Silence of announcements alone never removes a server; failed health does.
 //!
-//! | file | what it decides |
-//! |---|---|
-//! | `sightings` | which backend an announcement is about, and what is forgotten |
-//! | `checks` | when a backend is checked, and what the result changes |
-//! | `trust` | who is who: quarantine, newcomers, what is remembered |
-//! | `choice` | which backend gets a request |
-//! | `state` | the states of a server, and whether it gets work |
-//!
-//! A `backend` is put together of `addresses`, `claims`, `health`, `load` and `models`, each of
-//! which keeps its own fields.
+//! [`Pool::handle`] decides with `sightings`, `checks` and `trust`, [`Pool::pick`] with `choice`. A
+//! `backend` is put together of `addresses`, `claims`, `health`, `load` and `models`.
 
 mod addresses;
 mod backend;
@@ -32,7 +24,7 @@ mod choice;
 mod claims;
 mod events;
 mod health;
-mod history;
+pub(crate) mod history;
 mod load;
 mod models;
 mod records;
@@ -76,7 +68,7 @@ pub const MAX_CHECKS: usize = 8;
 #[derive(Debug)]
 pub struct Pool {
     rules: Rules,
-    backends: Vec<Backend>,
+    pub(super) backends: Vec<Backend>,
     next_id: u32,
     /// State of the jitter's generator (xorshift; quality doesn't matter here).
     random: u64,
@@ -89,6 +81,8 @@ pub struct Pool {
     records: Records,
     /// Somebody wants to see the models until then.
     watched_until: Option<Instant>,
+    /// What follows from the input that is being handled.
+    actions: Vec<Action>,
 }
 
 impl Pool {
@@ -104,10 +98,10 @@ impl Pool {
             abandoned: Vec::new(),
             records: Records::default(),
             watched_until: None,
+            actions: Vec::new(),
         }
     }
 
-    /// Adds the Ollama of this machine.
     pub(crate) fn add_local(&mut self, now: Instant, server: ServerName) {
         self.add(now, Origin::Local(server), Vec::new());
     }
@@ -137,7 +131,7 @@ impl Pool {
         &mut self.backends[last]
     }
 
-    /// Decides what follows from an input.
+    /// Decides what follows from an input, and adds it to `actions`.
     pub fn handle(&mut self, now: Instant, input: Input, actions: &mut Vec<Action>) {
         let is_about_servers = match &input {
             Input::Finished(_, report) | Input::Noted(_, report) => {
@@ -147,52 +141,47 @@ impl Pool {
             _ => true,
         };
         match input {
-            Input::Sighted(sighting) => self.sighted(now, sighting, actions),
-            Input::LegacySighted(ip) => self.legacy_sighted(now, ip, actions),
+            Input::Sighted(sighting) => self.sighted(now, sighting),
+            Input::LegacySighted(ip) => self.legacy_sighted(now, ip),
             Input::Farewell { identity, from } => {
                 let is_it = |b: &&mut Backend| {
                     b.addresses.has_ip(from) && b.claims.identity == Some(identity)
                 };
                 self.backends.iter_mut().filter(is_it).for_each(|b| b.health.next_check = now);
             }
-            Input::Checked(id, result) => self.checked(now, id, result, actions),
+            Input::Checked(id, result) => self.checked(now, id, result),
             Input::Finished(id, report) => {
                 self.count_out(id);
-                self.finished(now, id, report, actions);
+                self.finished(now, id, report);
             }
-            Input::Noted(id, report) => self.finished(now, id, report, actions),
+            Input::Noted(id, report) => self.finished(now, id, report),
             Input::Watched => self.watched(now),
-            Input::Tick => self.forget(now, actions),
+            Input::Tick => self.forget(now),
         }
         if is_about_servers {
-            self.review(now, actions);
+            self.review(now);
         }
-        self.start_checks(now, actions);
-    }
-
-    fn find(&mut self, id: BackendId) -> Option<&mut Backend> {
-        self.backends.iter_mut().find(|b| b.id == id)
+        self.start_checks(now);
+        actions.append(&mut self.actions);
     }
 
     /// Counts in requests that were counted elsewhere until now.
     pub(crate) fn transfer(&mut self, id: BackendId, requests: u32) {
-        if let Some(backend) = self.find(id) {
-            backend.load.in_flight += requests;
-        }
+        let it = self.backends.iter_mut().find(|b| b.id == id);
+        it.into_iter().for_each(|b| b.load.in_flight += requests);
     }
 
     fn count_out(&mut self, id: BackendId) {
-        if let Some(backend) = self.find(id) {
-            backend.load.in_flight = backend.load.in_flight.saturating_sub(1);
-        }
+        let it = self.backends.iter_mut().find(|b| b.id == id && b.load.in_flight > 0);
+        it.into_iter().for_each(|b| b.load.in_flight -= 1);
     }
 
-    fn finished(&mut self, now: Instant, id: BackendId, report: Report, actions: &mut Vec<Action>) {
-        let Some(backend) = self.find(id) else { return };
+    fn finished(&mut self, now: Instant, id: BackendId, report: Report) {
+        let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
         let outcome = report.outcome;
         if let Some(pause) = backend.load.finished(now, outcome, report.first_byte) {
             let name = backend.label();
-            actions.push(Action::Report(Transition::OutlierEjected { name, pause }));
+            self.actions.push(Action::Report(Transition::OutlierEjected { name, pause }));
         }
         let again = backend.models.finished(now, report);
         // After a failure it is asked at once whether it is well; the answer decides about its health.
@@ -223,7 +212,6 @@ impl Pool {
         self.backends.iter().find(|b| b.is_local())
     }
 
-    /// Whether the Ollama of this machine gets work.
     pub(crate) fn is_local_ready(&self) -> bool {
         self.local().is_some_and(Backend::gets_work)
     }
@@ -268,10 +256,9 @@ impl Pool {
 
     /// Whether an inventory is known to be out of date.
     pub(crate) fn has_stale_inventory(&self) -> bool {
-        self.working().any(|b| b.models.is_stale())
+        self.working().any(|b| b.models.stale_since.is_some())
     }
 
-    /// What the backends that get work have, with their names.
     pub(crate) fn inventories(&self) -> Vec<(String, Arc<Inventory>)> {
         let known = |b: &Backend| Some((b.short_name(), Arc::clone(b.models.inventory.as_ref()?)));
         self.working().filter_map(known).collect()
@@ -280,18 +267,16 @@ impl Pool {
     /// Why there is no backend, for people.
     pub(crate) fn explain(&self, local_only: bool) -> String {
         let state = |b: &Backend| {
-            let why = match &b.health.verdict {
-                Verdict::Down(reason) => reason.clone(),
-                Verdict::New => "not checked yet".to_owned(),
-                Verdict::Ready if b.addresses.in_doubt => "being checked".to_owned(),
-                Verdict::Ready => match &b.claims.conflict {
-                    Some(conflict) if conflict.is_quarantined => {
-                        format!("not trusted, {}", conflict.reason)
-                    }
-                    _ => "tried".to_owned(),
+            let (label, conflict) = (b.label(), b.claims.conflict.as_ref());
+            match &b.health.verdict {
+                Verdict::Down(reason) => format!("{label}: {reason}"),
+                Verdict::New => format!("{label}: not checked yet"),
+                Verdict::Ready if b.addresses.in_doubt => format!("{label}: being checked"),
+                Verdict::Ready => match conflict.filter(|conflict| conflict.is_quarantined) {
+                    Some(conflict) => format!("{label}: not trusted, {}", conflict.reason),
+                    None => format!("{label}: tried"),
                 },
-            };
-            format!("{}: {why}", b.label())
+            }
         };
         if let Some(local) = self.local().filter(|_| local_only) {
             return format!("Ollama does not answer ({})", state(local));

@@ -21,13 +21,13 @@ const MAX_SPEEDS: usize = 64;
 pub(crate) struct Models {
     pub(crate) inventory: Option<Arc<Inventory>>,
     /// When to ask for the inventory again; at once if it never told one.
-    due: Option<Instant>,
+    pub(super) due: Option<Instant>,
     /// Since when the inventory is known to be out of date.
-    stale_since: Option<Instant>,
+    pub(super) stale_since: Option<Instant>,
     /// Models that requests have loaded or unloaded since the inventory was taken, oldest first.
     loaded_since: Vec<(ModelName, bool)>,
     /// Tokens per second, learned from answers.
-    speeds: HashMap<ModelName, f64>,
+    pub(crate) speeds: HashMap<ModelName, f64>,
 }
 
 impl Models {
@@ -43,23 +43,6 @@ impl Models {
         }
     }
 
-    pub(crate) fn speed(&self, model: &ModelName) -> Option<f64> {
-        self.speeds.get(model).copied()
-    }
-
-    pub(super) fn is_due(&self, now: Instant) -> bool {
-        self.due.is_none_or(|due| due <= now)
-    }
-
-    pub(super) fn is_stale(&self) -> bool {
-        self.stale_since.is_some()
-    }
-
-    /// Whether it may have models that we don't know of.
-    pub(super) fn is_unknown(&self) -> bool {
-        self.inventory.is_none() || self.is_stale()
-    }
-
     /// Takes up what a request did. When the backend is to be asked again, if that matters.
     pub(super) fn finished(&mut self, now: Instant, report: Report) -> Option<Instant> {
         let Report { speed, changed_models, loaded, .. } = report;
@@ -72,9 +55,8 @@ impl Models {
         if changed_models || matches!(loaded, Some((_, true))) {
             again = Some(now);
         }
-        if let Some(at) = again {
-            self.due = Some(at);
-            self.stale_since = Some(at);
+        if again.is_some() {
+            (self.due, self.stale_since) = (again, again);
         }
         if let Some(loaded) = loaded {
             if self.loaded_since.len() >= MAX_LOADED_SINCE {

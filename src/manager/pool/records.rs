@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use crate::pairing::identity::Identity;
 
-/// Servers remembered.
 pub(super) const MAX_RECORDS: usize = 64;
 /// Probation: for so long after it was first met a server is a newcomer, and for so long it must be
 /// well in the name of another that is away before it is taken for its successor.
@@ -57,21 +56,13 @@ pub(super) fn is_within_probation(since: Instant, now: Instant) -> bool {
 
 /// The earliest first.
 #[derive(Debug, Default)]
-pub(super) struct Records(Vec<Record>);
+pub(super) struct Records(pub(super) Vec<Record>);
 
 impl Records {
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Record> {
-        self.0.iter()
-    }
-
-    pub(super) fn of(&self, identity: Identity) -> Option<&Record> {
-        self.0.iter().find(|record| record.identity == identity)
-    }
-
     /// Takes up what was known in an earlier run.
-    pub(super) fn recall(&mut self, identity: Identity, name: String, address: SocketAddr) {
+    pub(super) fn push(&mut self, record: Record) {
         if self.0.len() < MAX_RECORDS {
-            self.0.push(Record { identity, name, address, met: None, seen: None });
+            self.0.push(record);
         }
     }
 

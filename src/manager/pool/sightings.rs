@@ -3,11 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use super::Pool;
-use super::backend::Backend;
 use super::claims::Proof;
-use super::events::{Action, Origin, Sighting, Transition};
 use super::health::FIRST_RETRY;
+use super::{Action, Backend, Origin, Pool, Sighting, Transition};
 use crate::config::SERVER_PORT;
 
 /// Servers that one address may announce, loopback apart: one machine runs few, and an attacker who
@@ -15,7 +13,7 @@ use crate::config::SERVER_PORT;
 const MAX_PER_ADDRESS: usize = 4;
 
 impl Pool {
-    pub(super) fn sighted(&mut self, now: Instant, sighting: Sighting, actions: &mut Vec<Action>) {
+    pub(super) fn sighted(&mut self, now: Instant, sighting: Sighting) {
         let Sighting { address, identity, instance, ollama_up, .. } = sighting;
         // Same address first. The same identity elsewhere is the same server if it is the same
         // run of it, or if the old place has stopped to answer; else it may be a copied disk.
@@ -30,7 +28,7 @@ impl Pool {
             Some(at) => &mut self.backends[at],
             None => {
                 if !self.may_announce(address.ip()) || !self.make_room(now) {
-                    actions.push(Action::Report(Transition::Refused { address }));
+                    self.actions.push(Action::Report(Transition::Refused { address }));
                     return;
                 }
                 self.add(now, Origin::Discovered, vec![address])
@@ -61,14 +59,14 @@ impl Pool {
         }
     }
 
-    pub(super) fn legacy_sighted(&mut self, now: Instant, ip: IpAddr, actions: &mut Vec<Action>) {
+    pub(super) fn legacy_sighted(&mut self, now: Instant, ip: IpAddr) {
         let address = SocketAddr::new(ip, SERVER_PORT);
         if let Some(backend) = self.backends.iter_mut().find(|b| b.addresses.has_ip(ip)) {
             backend.last_seen = now;
         } else if self.make_room(now) {
             self.add(now, Origin::Legacy, vec![address]);
         } else {
-            actions.push(Action::Report(Transition::Refused { address }));
+            self.actions.push(Action::Report(Transition::Refused { address }));
         }
     }
 
@@ -95,7 +93,7 @@ impl Pool {
     }
 
     /// Time has passed: forgets servers that are gone, lost checks, and old limits.
-    pub(super) fn forget(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn forget(&mut self, now: Instant) {
         let patience = self.rules.health_timeout * 4;
         let is_lost = |since: Instant| now.saturating_duration_since(since) > patience;
         self.abandoned.retain(|(_, since)| !is_lost(*since));
@@ -104,13 +102,8 @@ impl Pool {
             // The job was dropped; ask again.
             backend.health.running.take_if(|check| is_lost(check.since));
         }
-        self.backends.retain(|backend| {
-            let forget = backend.is_forgettable(now);
-            if forget {
-                let name = backend.label();
-                actions.push(Action::Report(Transition::Forgotten { name }));
-            }
-            !forget
-        });
+        for gone in self.backends.extract_if(.., |b| b.is_forgettable(now)) {
+            self.actions.push(Action::Report(Transition::Forgotten { name: gone.label() }));
+        }
     }
 }

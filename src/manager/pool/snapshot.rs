@@ -2,11 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::Pool;
-use super::backend::Backend;
-use super::events::{BackendId, Origin};
-use super::history::History;
-use super::state::State;
+use super::{Backend, Origin, Pool, State};
 
 /// Somebody who looked so recently is looking still.
 const WATCH: Duration = Duration::from_secs(10);
@@ -15,7 +11,6 @@ const WATCH: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(crate) struct ServerNow {
     pub(crate) backend: Backend,
-    /// Its name, or where it is.
     pub(crate) name: String,
     /// `local`, `named`, `discovered`, or `remembered` from an earlier run.
     pub(crate) origin: &'static str,
@@ -27,7 +22,6 @@ pub(crate) struct ServerNow {
     /// As which state, and for how long, it is passed over; told even of a server that gets no
     /// work anyway.
     pub(crate) pause: Option<(State, Duration)>,
-    /// Requests that it takes at once, if that is known.
     pub(crate) limit: Option<u32>,
 }
 
@@ -71,22 +65,6 @@ impl Pool {
         servers
     }
 
-    /// Writes down where things stand, for the course of the last minutes.
-    /// `taken` knows of requests that the pool doesn't count.
-    pub(crate) fn record(
-        &self,
-        history: &mut History,
-        now: Instant,
-        queue: usize,
-        requests: u64,
-        taken: &dyn Fn(BackendId) -> u32,
-    ) {
-        let busy = |b: &Backend| b.load.in_flight + taken(b.id);
-        let servers = self.backends.iter().map(|b| (b.id, b.tally.tokens.value(), busy(b)));
-        history.record(now, queue, requests, servers);
-    }
-
-    /// Whether somebody has looked just now.
     pub(crate) fn is_watched(&self, now: Instant) -> bool {
         self.watched_until.is_some_and(|until| now < until)
     }
@@ -95,11 +73,8 @@ impl Pool {
     pub(super) fn watched(&mut self, now: Instant) {
         let is_first = !self.is_watched(now);
         self.watched_until = Some(now + WATCH);
-        for backend in self.backends.iter_mut().filter(|b| is_first && b.lacks_inventory()) {
-            if backend.health.running.is_none() {
-                backend.health.next_check = now;
-            }
-        }
+        let asks = |b: &&mut Backend| is_first && b.lacks_inventory() && b.health.running.is_none();
+        self.backends.iter_mut().filter(asks).for_each(|b| b.health.next_check = now);
     }
 
     /// Whether what a ready backend has is not known.

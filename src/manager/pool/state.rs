@@ -28,34 +28,29 @@ impl State {
         !matches!(self, State::New | State::Down)
     }
 
-    /// In tables and on the page.
+    /// In tables and on the page; what the last checks found (`health` in JSON, `state` in
+    /// metrics); why it is passed over while others can do (`rest` in JSON).
+    fn words(self) -> (&'static str, &'static str, Option<&'static str>) {
+        match self {
+            State::New => ("new", "new", None),
+            State::Ready => ("ready", "ready", None),
+            State::CoolingDown => ("busy", "ready", Some(COOLING_DOWN)),
+            State::OutlierEjected => ("rests", "ready", Some("ejected")),
+            State::Quarantined => ("held", "ready", None),
+            State::Down => ("down", "down", None),
+        }
+    }
+
     pub(crate) fn label(self) -> &'static str {
-        match self {
-            State::New => "new",
-            State::Ready => "ready",
-            State::CoolingDown => "busy",
-            State::OutlierEjected => "rests",
-            State::Quarantined => "held",
-            State::Down => "down",
-        }
+        self.words().0
     }
 
-    /// What the last checks found: `health` in JSON, `state` in metrics.
     pub(crate) fn health(self) -> &'static str {
-        match self {
-            State::New => "new",
-            State::Down => "down",
-            _ => "ready",
-        }
+        self.words().1
     }
 
-    /// Why it is passed over while others can do: `rest` in JSON.
     pub(crate) fn rest(self) -> Option<&'static str> {
-        match self {
-            State::CoolingDown => Some(COOLING_DOWN),
-            State::OutlierEjected => Some("ejected"),
-            _ => None,
-        }
+        self.words().2
     }
 
     /// The state that JSON's members tell; any unknown `health` counts as new.

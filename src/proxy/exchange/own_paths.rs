@@ -122,7 +122,7 @@ impl Exchange<'_> {
             }
             "/status" => self.viewed(|view| {
                 let is_brief = query.split('&').any(|part| part == "brief");
-                let state = if is_brief { status::brief(view) } else { status::full(view) };
+                let state = status::json(view, !is_brief);
                 Content::json(200, &state)
             }),
             "/metrics" => self.viewed(|view| Content::new(200, METRICS, status::metrics(view))),
@@ -134,8 +134,14 @@ impl Exchange<'_> {
         let presence = &self.context.presence;
         let known = presence.about().zip(self.context.mailbox.snapshot());
         let (about, snapshot) = known.ok_or(OwnAnswer::NoState)?;
-        let keyring = &self.context.keyring;
-        Ok(write(&View::new(&about, &snapshot, presence, keyring, Instant::now())))
+        Ok(write(&View {
+            about: &about,
+            snapshot: &snapshot,
+            counters: presence.counters(),
+            keyring: &self.context.keyring,
+            is_ready: presence.is_up(),
+            now: Instant::now(),
+        }))
     }
 
     /// Whether the caller is this machine, or one of `--status-from`.

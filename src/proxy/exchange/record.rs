@@ -30,7 +30,7 @@ impl Exchange<'_> {
             _ => 0,
         };
         let model = wanted.model.as_ref().map(|model| model.as_str()).filter(|_| name.is_empty());
-        self.context.presence.counters().begin(kind, model.unwrap_or(name), total)
+        self.context.presence.counters().transfers.begin(kind, model.unwrap_or(name), total)
     }
 
     pub(super) fn count_up(&self, lease: &Lease, bytes: u64) {

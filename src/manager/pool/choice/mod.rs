@@ -9,19 +9,14 @@
 //!    conversation's last one unless it is clearly busier, then the least work weighed by learned
 //!    speed, then those known for longer than an hour, then the nearest.
 
-use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use super::Pool;
-use super::backend::Backend;
-use super::events::{BackendId, NoPick, Pick, Wanted};
-use super::state::State;
+use super::{Backend, BackendId, NoPick, Pick, Pool, State, Wanted};
 use crate::ollama::endpoints::Task;
 use crate::ollama::model_name::ModelName;
 
-/// Conversations remembered.
 const MAX_CONVERSATIONS: usize = 4096;
 /// Clients remembered that upload parts of a model.
 const MAX_BUILDS: usize = 64;
@@ -41,10 +36,7 @@ impl Pool {
     ) -> Result<Pick, NoPick> {
         let mut able = self.able(self.eligible(tried, wanted)?, tried, wanted)?;
         able.retain(|b| !b.load.is_full(self.rules.max_in_flight));
-        let best = self.best(now, &able, wanted).ok_or(NoPick::Busy)?;
-        let address = best.addresses.first();
-        let address = address.ok_or_else(|| NoPick::NoneUp("no address".to_owned()))?;
-        let pick = best.pick(address);
+        let pick = self.best(now, &able, wanted).and_then(Backend::pick).ok_or(NoPick::Busy)?;
         self.remember_choice(pick.id, wanted);
         self.transfer(pick.id, 1);
         Ok(pick)
@@ -56,18 +48,17 @@ impl Pool {
         if self.rules.max_in_flight > 0 {
             return None;
         }
-        let (sole, address) = match (local_only, &self.backends[..]) {
-            (true, _) => self.local().map(|local| (local, local.addresses.first()))?,
+        let sole = match (local_only, &self.backends[..]) {
+            (true, _) => self.local()?,
             // A server that is away may be the only one with a model, so it counts too.
-            (false, [one]) if self.rules.bans.is_empty() && one.gets_work() => {
-                (one, one.addresses.confirmed())
-            }
+            (false, [one]) if self.rules.bans.is_empty() => one,
             (false, _) => return None,
         };
         let load = &sole.load;
         let is_troubled =
             load.is_passed_over(now) || load.failed_recently(now) || load.learned_limit.is_some();
-        address.filter(|_| !is_troubled).map(|address| sole.pick(address))
+        let may_go = local_only || (sole.gets_work() && sole.is_verified());
+        if may_go && !is_troubled { sole.pick() } else { None }
     }
 
     /// Backends that are up and allowed.
@@ -119,7 +110,9 @@ impl Pool {
         };
         let owners = only(&eligible, |b| b.models.has(model));
         if owners.is_empty() {
-            let unknown = only(&eligible, |b| b.models.is_unknown());
+            // They may have models that we don't know of.
+            let unknown =
+                only(&eligible, |b| b.models.inventory.is_none() || b.models.stale_since.is_some());
             if !unknown.is_empty() {
                 return Ok(unknown);
             }
@@ -136,7 +129,7 @@ impl Pool {
         // Where the conversation was just now it is loaded, whether that has been told yet or not.
         let last = self.last_choice(wanted);
         let was_there = |b: &Backend| {
-            let is_untold = b.load.in_flight > 0 || b.models.is_stale();
+            let is_untold = b.load.in_flight > 0 || b.models.stale_since.is_some();
             Some(b.id) == last && b.models.has(model) && is_untold
         };
         // Believe a newcomer's "loaded" only if no established server has the model.
@@ -185,8 +178,7 @@ impl Pool {
     }
 
     fn best<'a>(&self, now: Instant, free: &[&'a Backend], wanted: &Wanted) -> Option<&'a Backend> {
-        let told_speed =
-            |b: &Backend| wanted.model.as_ref().and_then(|model| b.models.speed(model));
+        let told_speed = |b: &Backend| b.models.speeds.get(wanted.model.as_ref()?).copied();
         // A newcomer isn't faster than the fastest established server by what it says.
         let established = free.iter().filter(|b| !b.claims.is_newcomer);
         let fastest = established.filter_map(|b| told_speed(b)).reduce(f64::max);
@@ -210,7 +202,7 @@ impl Pool {
                 b.load.is_passed_over(now),
                 b.load.failed_recently(now),
                 rank.unwrap_or(usize::MAX),
-                Reverse(continues),
+                !continues,
                 (work * 1000.0) as u64,
                 b.claims.is_newcomer,
                 distance,
@@ -219,7 +211,6 @@ impl Pool {
         })
     }
 
-    /// Where the conversation went last.
     fn last_choice(&self, wanted: &Wanted) -> Option<BackendId> {
         let conversation = wanted.conversation?;
         self.conversations.iter().rfind(|(known, _)| *known == conversation).map(|(_, id)| *id)

@@ -9,12 +9,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::Pool;
-use super::backend::Backend;
 use super::claims::IdentityConflict;
-use super::events::{Action, Origin, Transition};
-use super::health::Verdict;
-use super::records::{Known, Record, is_within_probation};
+use super::records::{Record, is_within_probation};
+use super::{Action, Backend, Known, Origin, Pool, Transition, Verdict};
 
 /// People are told of the same server at most so often.
 const TOLD_AGAIN: Duration = Duration::from_secs(24 * 3600);
@@ -26,18 +23,15 @@ impl Backend {
         self.gets_work() && !self.health.is_unreached
     }
 
-    /// What tells against it because of announcements that contradict it.
-    fn forgery(&self, now: Instant) -> Option<IdentityConflict> {
-        self.claims.forged_at.filter(|at| is_within_probation(*at, now)).map(|_| IdentityConflict {
-            reason: "another identity is announced from its address".to_owned(),
-            is_quarantined: false,
-            is_settled: false,
-        })
-    }
-
-    /// Notes what tells against it. People are told now and then.
+    /// Notes what tells against it: this, or announcements that contradict it. People are told now
+    /// and then.
     fn judge(&mut self, now: Instant, conflict: Option<IdentityConflict>) -> Option<Transition> {
-        self.claims.conflict = conflict;
+        let is_forged = self.claims.forged_at.is_some_and(|at| is_within_probation(at, now));
+        let forgery = || IdentityConflict {
+            reason: "another identity is announced from its address".to_owned(),
+            ..IdentityConflict::default()
+        };
+        self.claims.conflict = conflict.or_else(|| is_forged.then(forgery));
         let conflict = self.claims.conflict.clone().filter(|conflict| !conflict.is_settled)?;
         let is_recent = |told: Instant| now.saturating_duration_since(told) < TOLD_AGAIN;
         let address = self.addresses.first()?;
@@ -56,7 +50,8 @@ impl Pool {
     pub fn recall(&mut self, now: Instant, known: Vec<Known>) {
         for Known { identity, name, address, is_present } in known {
             if let Some(identity) = identity {
-                self.records.recall(identity, name.clone(), address);
+                let name = name.clone();
+                self.records.push(Record { identity, name, address, met: None, seen: None });
             }
             let is_there = self.backends.iter().any(|b| b.addresses.known.contains(&address));
             if is_present && !is_there && self.backends.len() < self.rules.max_servers {
@@ -65,10 +60,9 @@ impl Pool {
         }
     }
 
-    /// What is worth knowing in the next run.
     pub(crate) fn memorable(&self) -> Vec<Known> {
         let present: Vec<&Backend> = self.working().filter(|b| b.is_discovered()).collect();
-        let recorded = self.records.iter().map(|record| Known {
+        let recorded = self.records.0.iter().map(|record| Known {
             identity: Some(record.identity),
             name: record.name.clone(),
             address: record.address,
@@ -82,23 +76,23 @@ impl Pool {
     }
 
     /// Looks at who claims what, writes down who is well, and tells people what is odd.
-    pub(super) fn review(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn review(&mut self, now: Instant) {
         for at in 0..self.backends.len() {
             let conflict = self.conflict(at);
             let is_quarantined = conflict.as_ref().is_some_and(|conflict| conflict.is_quarantined);
             if !is_quarantined && self.write_down(now, at, conflict.is_some()) {
-                actions.push(Action::Remember);
+                self.actions.push(Action::Remember);
             }
             let is_new = self.record_of(at).is_none_or(|record| record.is_newcomer(now));
             let backend = &mut self.backends[at];
             backend.claims.is_newcomer = backend.is_discovered() && is_new;
-            let conflict = conflict.or_else(|| backend.forgery(now));
-            actions.extend(backend.judge(now, conflict).map(Action::Report));
+            self.actions.extend(backend.judge(now, conflict).map(Action::Report));
         }
     }
 
     fn record_of(&self, at: usize) -> Option<&Record> {
-        self.records.of(self.backends[at].claims.identity?)
+        let identity = self.backends[at].claims.identity?;
+        self.records.0.iter().find(|record| record.identity == identity)
     }
 
     /// Whose name, address or identity a backend has. One that never passed a check is no matter.
@@ -111,18 +105,16 @@ impl Pool {
         }
         let own = self.record_of(at);
         if let Some(original) = self.original_of(backend, own) {
-            return Some(IdentityConflict {
-                reason: format!("has the identity of {}", original.label()),
-                is_quarantined: backend.is_discovered(),
-                is_settled: false,
-            });
+            let reason = format!("has the identity of {}", original.label());
+            let is_quarantined = backend.is_discovered();
+            return Some(IdentityConflict { reason, is_quarantined, is_settled: false });
         }
         let is_other = |owner: &&Record| Some(owner.identity) != claims.identity;
         // Two servers on one machine have one name.
-        let by_name = (self.records.iter().find(|record| record.is_called(&claims.name)))
+        let by_name = (self.records.0.iter().find(|record| record.is_called(&claims.name)))
             .filter(|owner| is_other(owner) && owner.address.ip() != address.ip());
         // One that is known may move to where another was.
-        let by_address = (self.records.iter().find(|record| record.address == address))
+        let by_address = (self.records.0.iter().find(|record| record.address == address))
             .filter(|owner| is_other(owner) && own.is_none());
         let owner = by_name.or(by_address)?;
         let reason = match (by_name, &owner.name) {
@@ -132,11 +124,8 @@ impl Pool {
         };
         let is_quarantined = backend.is_discovered() && self.may_be_well(owner, at);
         let is_successor = own.is_some_and(|own| own.is_called(&claims.name));
-        Some(IdentityConflict {
-            reason,
-            is_quarantined,
-            is_settled: is_successor && !is_quarantined,
-        })
+        let is_settled = is_successor && !is_quarantined;
+        Some(IdentityConflict { reason, is_quarantined, is_settled })
     }
 
     /// The backend of which this one is a copy: of two with one identity the copy is the one that

@@ -174,7 +174,7 @@ fn what_is_known_outlives_a_restart() {
     w.announces(IMPOSTOR);
     w.input(Input::Tick);
     let checks = w.checks();
-    let (late, early): (Vec<_>, Vec<_>) = checks.into_iter().partition(|(id, _)| id.number() == 0);
+    let (late, early): (Vec<_>, Vec<_>) = checks.into_iter().partition(|(id, _)| id.0 == 0);
     assert_eq!((late.len(), early.len()), (1, 1));
     w.input(Input::Checked(early[0].0, well(IMPOSTOR)));
     assert_eq!(w.pick(), None);
