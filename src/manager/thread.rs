@@ -114,7 +114,7 @@ impl Manager {
                 Event::Inventories(_) => self.questions.push((now, event)),
                 Event::Snapshot(_) => {
                     let pool = self.queue.pool();
-                    // Whoever looks again isn't made to wait for the same models again.
+                    // A second look doesn't wait for the same models again.
                     let waits = pool.lacks_inventory() && !pool.is_watched(now);
                     self.handle(now, Input::Watched);
                     if waits {

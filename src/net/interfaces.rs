@@ -29,7 +29,7 @@ impl Interface {
         Self::new("loopback", Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)
     }
 
-    /// Whatever interface the default route leads to, and that one alone.
+    /// The one interface that the default route leads to.
     pub(crate) fn default_route() -> Self {
         Self::new("default route", Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST)
     }

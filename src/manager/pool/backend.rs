@@ -10,7 +10,7 @@ use crate::config::ServerName;
 use crate::counters::Tally;
 use crate::upstream::Target;
 
-/// A discovered server that is down and unseen for so long is forgotten.
+/// After this time down and unseen, a discovered server is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// named server and this machine's Ollama are used within 3 s of being back.
 pub(super) const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_millis(1600);
-/// Requests wait for a server that was well until so long ago.
+/// A server that went down this recently may be back in a moment: requests wait for it.
 const FRESHLY_DOWN: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug, PartialEq, Eq)]

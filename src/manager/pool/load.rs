@@ -11,11 +11,11 @@ pub(super) const STRIKES: u32 = 3;
 /// First ejection; doubled each time, up to [`LONGEST_EJECTION`].
 pub(super) const FIRST_EJECTION: Duration = Duration::from_secs(1);
 const LONGEST_EJECTION: Duration = Duration::from_secs(30);
-/// A server that answered 429 or 503 is passed over for so long while others can do.
+/// How long a server that answered 429 or 503 is passed over while other servers can do.
 pub(super) const COOL_DOWN: Duration = Duration::from_secs(1);
 /// A learned limit of concurrent requests is lifted after this long without a busy answer.
 const LIMIT_AGE: Duration = Duration::from_secs(60);
-/// A backend that failed is passed over for so long while others can do.
+/// How long a backend that failed is passed over while others can do.
 const RECENT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug, Default)]

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use crate::pairing::identity::Identity;
 
 pub(super) const MAX_RECORDS: usize = 64;
-/// Probation: for so long after it was first met a server is a newcomer, and for so long it must be
-/// well in the name of another that is away before it is taken for its successor.
+/// Probation: a server first met less than an hour ago is a newcomer. A server that answers in the
+/// name of another one, which is away, must be well for as long to be taken for its successor.
 pub(super) const PROBATION: Duration = Duration::from_secs(3600);
 
 /// A server that was well at some time, as it is kept between two runs.
@@ -66,8 +66,9 @@ impl Records {
         }
     }
 
-    /// Writes down that a server is well, and since when; whether that is news. What belongs to
-    /// another (`is_contested`) it gets once that one has been away for long, and behind it.
+    /// Writes down that a server is well, and since when; whether that is news. A name, address or
+    /// identity of another server (`is_contested`) is recorded once the other has been away for
+    /// long, and behind the other's record.
     pub(super) fn write_down(
         &mut self,
         now: Instant,
