@@ -33,15 +33,6 @@ pub(super) struct Acceptor {
     is_short: bool,
 }
 
-/// What a look at the listener brought.
-enum Looked {
-    /// A connection, or none because its client has gone.
-    Done,
-    Nobody,
-    /// No descriptor or memory.
-    Short,
-}
-
 impl Acceptor {
     /// Starts its thread, which ends when `waker` wakes it.
     pub(super) fn start(
@@ -61,20 +52,20 @@ impl Acceptor {
         loop {
             // Before a connection takes it: without a spare, the one after that couldn't be told.
             spare = spare.or_else(|| self.listener.try_clone().ok());
-            let looked = match spare {
-                None => Looked::Short,
-                Some(_) => match self.look() {
-                    Ok(looked) => looked,
-                    Err(error) => {
-                        spare = None;
-                        self.reject_for_shortage(&error)
-                    }
-                },
+            let mut accepted = match spare {
+                Some(_) => self.accept(),
+                None => Err(ErrorKind::OutOfMemory.into()),
             };
-            let is_over = match looked {
-                Looked::Done => false,
-                Looked::Nobody => self.wait(),
-                Looked::Short => self.pause(),
+            if let Err(error) = &accepted
+                && error.kind() != ErrorKind::WouldBlock
+                && spare.take().is_some()
+            {
+                accepted = self.reject_for_shortage(error);
+            }
+            let is_over = match accepted {
+                Ok(()) => false,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait(),
+                Err(_) => self.pause(),
             };
             if is_over {
                 return;
@@ -82,38 +73,33 @@ impl Acceptor {
         }
     }
 
-    fn look(&mut self) -> io::Result<Looked> {
+    fn accept(&mut self) -> io::Result<()> {
         match self.listener.accept() {
             Ok((socket, peer)) => {
                 self.is_short = false;
                 self.let_in(socket, peer);
-                Ok(Looked::Done)
+                Ok(())
             }
-            Err(error) => match error.kind() {
-                ErrorKind::WouldBlock => Ok(Looked::Nobody),
-                ErrorKind::Interrupted | ErrorKind::ConnectionAborted => Ok(Looked::Done),
-                _ => Err(error),
-            },
+            // Its client has gone.
+            Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 
     /// The kernel says that it is short even if nobody is waiting; a descriptor was just closed.
-    fn reject_for_shortage(&mut self, error: &io::Error) -> Looked {
-        match self.listener.accept() {
-            Ok((socket, peer)) if !self.admits(&socket, peer) => {
-                socket::reset_on_close(&socket);
-                Looked::Done
-            }
-            Ok((socket, _)) => {
-                if !std::mem::replace(&mut self.is_short, true) {
-                    log::error!("cannot accept connections: {error}; answering 503");
-                }
-                self.reject(Arc::new(Stream::new(socket)), OwnAnswer::Full);
-                Looked::Done
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Looked::Nobody,
-            Err(_) => Looked::Short,
+    fn reject_for_shortage(&mut self, error: &io::Error) -> io::Result<()> {
+        let (socket, peer) = self.listener.accept()?;
+        if !self.admits(&socket, peer) {
+            socket::reset_on_close(&socket);
+            return Ok(());
         }
+        if !std::mem::replace(&mut self.is_short, true) {
+            log::error!("cannot accept connections: {error}; answering 503");
+        }
+        self.reject(Arc::new(Stream::new(socket)), OwnAnswer::Full);
+        Ok(())
     }
 
     /// Waits for a connection; true when we are stopping.

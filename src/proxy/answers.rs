@@ -15,7 +15,7 @@ use crate::upstream::exchange_io::Fault;
 /// The status, for the log and the metrics, where no client is left to read an answer.
 pub(crate) const CLIENT_LEFT: u16 = 499;
 
-/// Which answer. Texts come with those that name a machine or a reason.
+/// Texts come with those that name a machine or a reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum OwnAnswer {
     /// All places for connections are taken.
@@ -45,7 +45,6 @@ pub(crate) enum OwnAnswer {
     NoState,
 }
 
-/// A row of the table.
 pub(crate) struct Row<'a> {
     pub(crate) status: u16,
     pub(crate) cause: &'static str,
@@ -53,7 +52,6 @@ pub(crate) struct Row<'a> {
 }
 
 impl OwnAnswer {
-    /// The table.
     #[rustfmt::skip]
     pub(crate) fn row(&self) -> Row<'_> {
         let (status, cause, text) = match self {
@@ -96,7 +94,6 @@ impl OwnAnswer {
         Row { status, cause, text }
     }
 
-    /// The fields that go with it.
     pub(crate) fn fields(&self) -> HeaderMap {
         let Row { status, cause, .. } = self.row();
         let mut fields = HeaderMap::new();
@@ -107,7 +104,6 @@ impl OwnAnswer {
         fields
     }
 
-    /// The body in the shape of an API.
     pub(crate) fn body(&self, dialect: Dialect) -> String {
         let Row { status, text, .. } = self.row();
         dialect.error(status, text).to_string()
@@ -116,7 +112,7 @@ impl OwnAnswer {
     /// The whole answer in Ollama's own shape, for a connection that is closed after it.
     pub(crate) fn write_last(&self) -> Vec<u8> {
         let form = Form { is_head: false, closes: true };
-        write_json(self.row().status, self.fields(), &self.body(Dialect::Ollama), &form)
+        write_json(self.row().status, self.fields(), &self.body(Dialect::Ollama), form)
     }
 }
 
@@ -130,14 +126,12 @@ pub(crate) struct Form {
 }
 
 /// The bytes of an answer with a body of JSON.
-pub(crate) fn write_json(status: u16, mut fields: HeaderMap, body: &str, form: &Form) -> Vec<u8> {
-    let json = HeaderValue::from_static("application/json; charset=utf-8");
-    fields.insert(CONTENT_TYPE, json);
+pub(crate) fn write_json(status: u16, mut fields: HeaderMap, body: &str, form: Form) -> Vec<u8> {
+    fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
     write(status, &fields, body, form)
 }
 
-/// The bytes of an answer.
-pub(crate) fn write(status: u16, fields: &HeaderMap, body: &str, form: &Form) -> Vec<u8> {
+pub(crate) fn write(status: u16, fields: &HeaderMap, body: &str, form: Form) -> Vec<u8> {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let length = body.len() as u64;
     let framing = match form.is_head {

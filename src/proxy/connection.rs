@@ -27,23 +27,23 @@ const LINGER_TIME: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    stream: Arc<Stream>,
-    peer: SocketAddr,
+    pub(super) stream: Arc<Stream>,
+    pub(super) peer: SocketAddr,
     caller: Caller,
     /// `buffer[start..end]` was received and not used yet; what is behind it is room.
     buffer: Vec<u8>,
     start: usize,
     end: usize,
     read_size: usize,
-    expected: Expected,
+    pub(super) expected: Expected,
     /// Bytes of the present request's body that were taken from the connection.
     pub(super) body_bytes: u64,
-    place: Place,
+    pub(super) place: Place,
 }
 
 /// When the next request is expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Expected {
+pub(super) enum Expected {
     /// Within the idle time-out, perhaps now.
     Anytime,
     /// Within the idle time-out, but hardly now: the client has just been answered.
@@ -53,7 +53,6 @@ enum Expected {
     Soon,
 }
 
-/// What a connection has next.
 #[derive(Debug)]
 pub(super) enum Next {
     Head(Box<Head>),
@@ -64,7 +63,6 @@ pub(super) enum Next {
 }
 
 impl Connection {
-    /// A connection that was just accepted.
     pub(super) fn new(stream: Arc<Stream>, peer: SocketAddr, place: Place) -> Self {
         let local = stream.socket().local_addr().ok().map(|local| local.ip());
         Connection {
@@ -79,24 +77,6 @@ impl Connection {
             body_bytes: 0,
             place,
         }
-    }
-
-    pub(super) fn stream(&self) -> &Arc<Stream> {
-        &self.stream
-    }
-
-    pub(super) fn peer(&self) -> SocketAddr {
-        self.peer
-    }
-
-    /// The peer has shaken hands as a paired machine.
-    pub(super) fn expect_soon(&mut self) {
-        self.expected = Expected::Soon;
-    }
-
-    /// Whether it was let in beyond the limit, to look at the state.
-    pub(super) fn is_reserve(&self) -> bool {
-        self.place.is_reserve()
     }
 
     pub(super) fn caller(&self) -> Caller {
@@ -115,8 +95,7 @@ impl Connection {
     pub(super) fn consume(&mut self, n: usize) {
         self.start += n;
         if self.start == self.end {
-            self.start = 0;
-            self.end = 0;
+            (self.start, self.end) = (0, 0);
         }
     }
 
@@ -150,7 +129,7 @@ impl Connection {
             Expected::Soon => timing.head_timeout,
             Expected::Anytime | Expected::Later => timing.idle_timeout,
         };
-        let most = if self.is_reserve() { RESERVE_TIME } else { Duration::MAX };
+        let most = if self.place.is_reserve() { RESERVE_TIME } else { Duration::MAX };
         let mut deadline = Instant::now() + idle.min(most);
         let mut reads_first = expected != Expected::Later;
         let mut has_begun = false;
@@ -182,16 +161,22 @@ impl Connection {
                     Ok(None) => {}
                 }
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            match stream::wait((&*self.stream, PollFlags::IN), None, Some(left)) {
-                Ok((events, _)) if events.is_empty() => {
-                    let slow = Refusal { status: 408, reason: "the head took too long" };
-                    return if has_begun { Next::Refused(slow) } else { Next::Closed };
+            match self.wait(deadline) {
+                Ok(true) => {}
+                Ok(false) if has_begun => {
+                    let reason = "the head took too long";
+                    return Next::Refused(Refusal { status: 408, reason });
                 }
-                Ok(_) => {}
-                Err(_) => return Next::Closed,
+                Ok(false) | Err(_) => return Next::Closed,
             }
         }
+    }
+
+    /// Waits for bytes; false when the time is up before.
+    fn wait(&self, deadline: Instant) -> io::Result<bool> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (events, _) = stream::wait((&self.stream, PollFlags::IN), None, Some(left))?;
+        Ok(!events.is_empty())
     }
 
     /// An answer begins that may take minutes: nothing is received before it has ended.
@@ -220,15 +205,9 @@ impl Connection {
         let mut scratch = [0; READ_SIZE];
         while Instant::now() < deadline {
             match self.stream.try_read(&mut scratch) {
-                Ok(Some(0)) | Err(_) => return,
-                Ok(Some(_)) => {}
-                Ok(None) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    let waited = stream::wait((&*self.stream, PollFlags::IN), None, Some(left));
-                    if !matches!(waited, Ok((events, _)) if !events.is_empty()) {
-                        return;
-                    }
-                }
+                Ok(Some(1..)) => {}
+                Ok(None) if self.wait(deadline).unwrap_or(false) => {}
+                _ => return,
             }
         }
     }

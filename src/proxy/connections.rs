@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Shutdown};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::counters::{ConnectionCounts, Usage};
 use crate::net::socket;
@@ -25,7 +25,6 @@ pub(crate) enum Full {
     Source,
 }
 
-/// All connections of a proxy.
 #[derive(Debug)]
 pub(crate) struct Connections {
     table: Mutex<Table>,
@@ -46,7 +45,6 @@ struct Table {
 #[derive(Debug)]
 struct Connected {
     stream: Arc<Stream>,
-    /// A request is under way.
     is_busy: bool,
 }
 
@@ -75,9 +73,6 @@ impl Connections {
     }
 
     /// Lets a connection in; one of this machine to a reserved place, if there is no other.
-    ///
-    /// # Errors
-    /// [`Full`] says which limit is reached.
     pub(crate) fn enter(
         self: &Arc<Self>,
         stream: &Arc<Stream>,
@@ -135,19 +130,9 @@ impl Connections {
 
     /// Waits until all have ended; false when the time is up before.
     pub(crate) fn wait_empty(&self, timeout: Duration) -> bool {
-        let deadline = Instant::now() + timeout;
-        let mut table = self.table();
-        while !table.connected.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            table = self
-                .changed
-                .wait_timeout(table, left)
-                .map_or_else(|e| e.into_inner().0, |(table, _)| table);
-        }
-        true
+        let has_some = |table: &mut Table| !table.connected.is_empty();
+        let waited = self.changed.wait_timeout_while(self.table(), timeout, has_some);
+        waited.is_ok_and(|(_, waited)| !waited.timed_out())
     }
 }
 

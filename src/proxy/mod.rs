@@ -43,7 +43,8 @@ const CUT_TIME: Duration = Duration::from_secs(2);
 /// A running proxy.
 pub(crate) struct Proxy {
     shared: Arc<Shared>,
-    addresses: Vec<SocketAddr>,
+    /// Where it listens.
+    pub(crate) addresses: Vec<SocketAddr>,
     waker: Arc<Waker>,
     acceptors: Vec<JoinHandle<()>>,
     rejector: Option<JoinHandle<()>>,
@@ -52,9 +53,6 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Starts to serve these listeners. `places` are directories in which a private socket may be
     /// made, best first.
-    ///
-    /// # Errors
-    /// When the private socket or a thread can't be had.
     pub(crate) fn start(
         context: Context,
         listeners: Vec<TcpListener>,
@@ -72,11 +70,6 @@ impl Proxy {
             acceptors.push(Acceptor::start(listener, &shared, &waker, rejected)?);
         }
         Ok(Proxy { shared, addresses, waker, acceptors, rejector: Some(rejector) })
-    }
-
-    /// Where it listens.
-    pub(crate) fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
     }
 
     pub(crate) fn connections(&self) -> &Arc<Connections> {

@@ -32,11 +32,7 @@ pub(super) fn start() -> io::Result<(Rejected, JoinHandle<()>)> {
 fn run(queue: &Receiver<(Arc<Stream>, OwnAnswer)>) {
     let mut leaving: Vec<(Arc<Stream>, Instant)> = Vec::new();
     loop {
-        let next = if leaving.is_empty() {
-            queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        } else {
-            queue.recv_timeout(LOOK)
-        };
+        let next = queue.recv_timeout(if leaving.is_empty() { Duration::MAX } else { LOOK });
         let now = Instant::now();
         match next {
             Ok((stream, answer)) => {

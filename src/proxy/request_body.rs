@@ -35,9 +35,10 @@ impl Budget {
 
 /// The part of a body that was received, as long as it fits the limit and the budget.
 #[derive(Debug)]
-struct Kept<'a> {
-    bytes: Vec<u8>,
-    is_whole: bool,
+pub(super) struct Kept<'a> {
+    pub(super) bytes: Vec<u8>,
+    /// Everything received so far can be sent again.
+    pub(super) is_whole: bool,
     limit: usize,
     /// Bytes taken from the budget.
     reserved: usize,
@@ -71,10 +72,16 @@ impl Kept<'_> {
         self.budget.give_back(bytes);
     }
 
-    fn release(&mut self) {
+    /// The body won't be sent again.
+    pub(super) fn release(&mut self) {
         self.is_whole = false;
-        self.bytes = Vec::new();
+        self.replace(Vec::new());
+    }
+
+    /// Puts another body in the place of one that was kept as a whole.
+    pub(super) fn replace(&mut self, body: Vec<u8>) {
         self.unreserve(self.reserved);
+        self.bytes = body;
     }
 }
 
@@ -86,16 +93,16 @@ impl Drop for Kept<'_> {
 
 #[derive(Debug)]
 pub(super) struct RequestBody<'a> {
+    /// What is still to come.
     rest: Rest,
     awaits_continue: bool,
-    kept: Kept<'a>,
+    pub(super) kept: Kept<'a>,
     /// Bytes handed to upstreams, every attempt counted.
     pub(super) sent: u64,
     /// Where its progress is shown, if it is an upload.
     pub(super) transfer: Option<Arc<Transfer>>,
 }
 
-/// What is still to come.
 #[derive(Debug)]
 enum Rest {
     Done,
@@ -114,8 +121,8 @@ impl Rest {
 }
 
 impl<'a> RequestBody<'a> {
-    /// The body that follows `head`; up to `keep_limit` bytes are kept for another try.
-    pub(super) fn new(head: &Head, keep_limit: usize, budget: &'a Budget) -> Self {
+    /// The body that follows `head`; up to `limit` bytes are kept for another try.
+    pub(super) fn new(head: &Head, limit: usize, budget: &'a Budget) -> Self {
         RequestBody {
             rest: match head.framing {
                 Framing::Empty => Rest::Done,
@@ -123,13 +130,7 @@ impl<'a> RequestBody<'a> {
                 Framing::Chunked => Rest::Chunked(ChunkDecoder::default()),
             },
             awaits_continue: head.expects_continue && head.framing != Framing::Empty,
-            kept: Kept {
-                bytes: Vec::new(),
-                is_whole: true,
-                limit: keep_limit,
-                reserved: 0,
-                budget,
-            },
+            kept: Kept { bytes: Vec::new(), is_whole: true, limit, reserved: 0, budget },
             sent: 0,
             transfer: None,
         }
@@ -140,29 +141,9 @@ impl<'a> RequestBody<'a> {
         matches!(self.rest, Rest::Done)
     }
 
-    /// Whether everything received so far can be sent again.
-    pub(super) fn is_replayable(&self) -> bool {
-        self.kept.is_whole
-    }
-
-    pub(super) fn kept(&self) -> &[u8] {
-        &self.kept.bytes
-    }
-
-    /// Puts another body in the place of one that was kept as a whole.
-    pub(super) fn replace(&mut self, body: Vec<u8>) {
-        self.kept.unreserve(self.kept.reserved);
-        self.kept.bytes = body;
-    }
-
     /// Whether its first bytes can be sent without waiting for the client.
     pub(super) fn is_at_hand(&self, connection: &Connection) -> bool {
         !self.kept.bytes.is_empty() || !connection.received().is_empty()
-    }
-
-    /// It won't be sent again.
-    pub(super) fn release(&mut self) {
-        self.kept.release();
     }
 
     fn count(&mut self, n: usize) {
@@ -189,12 +170,7 @@ fn give_up(fault: Fault) -> io::Error {
     exchange_io::with(|io| io.give_up(fault))
 }
 
-fn is_answered_early() -> bool {
-    exchange_io::with(|io| io.is_answered_early())
-}
-
 impl<'a, 'b> BodyReader<'a, 'b> {
-    /// For a new attempt.
     pub(super) fn new(
         connection: &'a mut Connection,
         body: &'a mut RequestBody<'b>,
@@ -204,22 +180,20 @@ impl<'a, 'b> BodyReader<'a, 'b> {
     }
 
     /// Receives and keeps the body until `is_enough` says so of what is kept, it has ended, or
-    /// `most` bytes are kept.
-    ///
-    /// # Errors
-    /// When it can't be received: the exchange was given up.
+    /// `most` bytes are kept. If it can't be received, the exchange is given up.
     pub(super) fn prefetch(
         &mut self,
         most: usize,
         is_enough: &dyn Fn(&[u8]) -> bool,
     ) -> io::Result<()> {
         let mut piece = vec![0; READ_SIZE];
-        while self.body.kept.is_whole
-            && self.body.kept().len() < most
-            && !is_enough(self.body.kept())
+        while let Kept { bytes, is_whole: true, .. } = &self.body.kept
+            && bytes.len() < most
+            && !is_enough(bytes)
         {
+            let missing = most - bytes.len();
             // Nothing is taken that can't be kept: it was not sent yet, so it would be lost.
-            let room = self.body.kept.reserve(READ_SIZE.min(most - self.body.kept().len()));
+            let room = self.body.kept.reserve(READ_SIZE.min(missing));
             let read = if room == 0 { Ok(0) } else { self.receive(&mut piece[..room]) };
             let n = *read.as_ref().unwrap_or(&0);
             self.body.kept.bytes.extend_from_slice(&piece[..n]);
@@ -234,21 +208,21 @@ impl<'a, 'b> BodyReader<'a, 'b> {
     /// Waits for bytes; 0 at the body's end, or when an answer has come.
     fn receive(&mut self, out: &mut [u8]) -> io::Result<usize> {
         loop {
-            let n = self.take_received(out)?;
-            let n =
-                if n > 0 || self.body.is_done() { Some(n) } else { self.take_from_socket(out)? };
-            match n {
-                Some(n) if n > 0 || self.body.is_done() => {
+            let mut n = Some(self.take_received(out)?);
+            if n == Some(0) && !self.body.is_done() {
+                n = self.take_from_socket(out)?;
+            }
+            if let Some(n) = n {
+                if n > 0 || self.body.is_done() {
                     self.connection.body_bytes += n as u64;
                     return Ok(n);
                 }
-                Some(_) => continue,
-                None => {}
+                continue;
             }
             if std::mem::take(&mut self.body.awaits_continue) {
                 exchange_io::with(|io| io.push(b"HTTP/1.1 100 Continue\r\n\r\n"));
             }
-            let client = self.connection.stream();
+            let client = &self.connection.stream;
             match exchange_io::with(|io| io.wait_client(client, self.timeout))? {
                 Woken::Ready => {}
                 Woken::TimedOut => return Err(give_up(Fault::BodyTooSlow)),
@@ -305,23 +279,21 @@ impl<'a, 'b> BodyReader<'a, 'b> {
     /// Reads the socket: bulk of known length straight into `out`, anything else by way of the
     /// connection's buffer. `None` when nothing is there.
     fn take_from_socket(&mut self, out: &mut [u8]) -> io::Result<Option<usize>> {
-        let direct = match self.body.rest {
+        let length = match self.body.rest {
             Rest::Length(left) => Some(left.min(out.len() as u64) as usize),
             Rest::Done | Rest::Chunked(_) => None,
         };
-        let read = match direct {
-            Some(most) => self.connection.stream().try_read(&mut out[..most]),
+        let read = match length {
+            Some(most) => self.connection.stream.try_read(&mut out[..most]),
             None => self.connection.fill(),
         };
         match read {
-            Ok(None) => Ok(None),
-            Ok(Some(0)) | Err(_) => Err(give_up(Fault::ClientLeft)),
-            Ok(Some(n)) if direct.is_some() => {
-                self.body.rest.advance(n);
-                Ok(Some(n))
-            }
-            Ok(Some(_)) => self.take_received(out).map(Some),
+            Ok(None) => {}
+            Ok(Some(0)) | Err(_) => return Err(give_up(Fault::ClientLeft)),
+            Ok(Some(_)) if length.is_none() => return self.take_received(out).map(Some),
+            Ok(Some(n)) => self.body.rest.advance(n),
         }
+        read
     }
 
     /// The answer is already there. The transport sends nothing more, but ureq wants the body's
@@ -342,17 +314,17 @@ impl<'a, 'b> BodyReader<'a, 'b> {
 
 impl Read for BodyReader<'_, '_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if let Some(kept) = self.body.kept().get(self.replayed..).filter(|kept| !kept.is_empty()) {
+        if let Some(kept) =
+            self.body.kept.bytes.get(self.replayed..).filter(|kept| !kept.is_empty())
+        {
             let n = kept.len().min(out.len());
             out[..n].copy_from_slice(&kept[..n]);
             self.replayed += n;
             self.body.count(n);
             return Ok(n);
         }
-        if is_answered_early() {
-            return self.fill_the_gap(out);
-        }
-        let n = self.receive(out)?;
+        let is_answered_early = || exchange_io::with(|io| io.is_answered_early());
+        let n = if is_answered_early() { 0 } else { self.receive(out)? };
         if n == 0 && is_answered_early() {
             return self.fill_the_gap(out);
         }

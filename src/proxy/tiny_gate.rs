@@ -51,9 +51,6 @@ struct Gate {
 
 /// Opens the gate, unless it is open: a socket in a fresh directory below the first of `places` that
 /// can hold one.
-///
-/// # Errors
-/// When none of them can.
 pub(super) fn open(places: &[PathBuf]) -> io::Result<()> {
     if GATE.get().is_some() {
         return Ok(());
@@ -90,14 +87,11 @@ impl Gate {
     fn start_below(place: &Path) -> io::Result<Self> {
         let dir = place.join(format!("ollana-{}", Hex(&system::random::<8>()?)));
         fs::DirBuilder::new().mode(0o700).create(&dir)?;
-        let started = Self::start(&dir.join("gate"));
+        let path = dir.join("gate");
+        let ends = UnixListener::bind(&path)
+            .and_then(|listener| Ok((listener, UnixStream::connect(&path)?)));
         let _ = fs::remove_dir_all(&dir);
-        started
-    }
-
-    fn start(path: &Path) -> io::Result<Self> {
-        let listener = UnixListener::bind(path)?;
-        let connection = UnixStream::connect(path)?;
+        let (listener, connection) = ends?;
         connection.set_write_timeout(Some(PATIENCE))?;
         let server = Server::from_listener(listener, None).map_err(io::Error::other)?;
         let mut gate = Gate { server, connection, number: 0 };
@@ -112,7 +106,7 @@ impl Gate {
         self.connection.write_all(words.concat().as_bytes())?;
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let request = self.receive(deadline)?.ok_or(ErrorKind::TimedOut)?;
+            let request = self.receive(deadline)?;
             let field = request.headers().iter().find(|field| field.field.equiv(NUMBER_FIELD));
             let is_own = field.is_some_and(|field| field.value.as_str() == number);
             // Dropping a request makes tiny_http answer it; dropping its writer does not.
@@ -123,13 +117,14 @@ impl Gate {
         }
     }
 
-    fn receive(&self, deadline: Instant) -> io::Result<Option<tiny_http::Request>> {
+    fn receive(&self, deadline: Instant) -> io::Result<tiny_http::Request> {
         for _ in 0..YIELDS {
             if let Some(request) = self.server.try_recv()? {
-                return Ok(Some(request));
+                return Ok(request);
             }
             std::thread::yield_now();
         }
-        self.server.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.server.recv_timeout(left)?.ok_or(ErrorKind::TimedOut.into())
     }
 }

@@ -7,21 +7,19 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Sender, bounded};
 use rustix::process::{Resource, getrlimit};
 
 use super::answers::OwnAnswer;
-use super::connection::{Connection, Next};
+use super::connection::{Connection, Expected, Next};
 use super::exchange::{self, Context, End};
 use super::tiny_gate;
 use crate::pairing::secure::{self, Accepted};
 use crate::system::{self, lock};
 use crate::upstream::Upstream;
 
-/// An idle worker ends after this.
 const IDLE_TIME: Duration = Duration::from_secs(20);
 
-/// What the threads of a proxy share.
 pub(super) struct Shared {
     pub(super) context: Context,
     pub(super) workers: Workers,
@@ -65,23 +63,23 @@ impl Workers {
         }
     }
 
-    /// A worker waits for work: its number and where the work comes, or nothing when all are
-    /// dismissed.
-    fn wait_for_work(&self) -> Option<(u64, Receiver<Box<Connection>>)> {
+    /// Waits for the next connection of a worker; none when it is to end.
+    fn next_connection(&self) -> Option<Box<Connection>> {
+        let (worker, work) = bounded(1);
         let mut idle = self.idle();
         if idle.is_dismissed {
             return None;
         }
         let number = idle.next;
         idle.next += 1;
-        let (worker, work) = bounded(1);
         idle.waiting.push((number, worker));
-        Some((number, work))
-    }
-
-    /// A worker doesn't wait any longer. Work that was handed to it before is still to come.
-    fn stop_waiting(&self, number: u64) {
+        drop(idle);
+        if let Ok(connection) = work.recv_timeout(IDLE_TIME) {
+            return Some(connection);
+        }
         self.idle().waiting.retain(|(other, _)| *other != number);
+        // One may have been handed over in the meantime.
+        work.try_recv().ok()
     }
 
     /// Ends the idle workers, and the others once they are idle.
@@ -106,9 +104,6 @@ impl Workers {
 }
 
 /// Starts a worker, which takes its first connection from `first`.
-///
-/// # Errors
-/// When no thread can be started.
 pub(super) fn start(
     shared: &Arc<Shared>,
     first: impl FnOnce() -> Option<Box<Connection>> + Send + 'static,
@@ -134,28 +129,18 @@ impl Worker {
             if catch_unwind(AssertUnwindSafe(|| self.serve(present))).is_err() {
                 log::error!("a worker panicked; its connection was closed");
             }
-            connection = self.next_connection();
+            connection = self.shared.workers.next_connection();
         }
         self.shared.workers.ended();
     }
 
-    fn next_connection(&self) -> Option<Box<Connection>> {
-        let (number, work) = self.shared.workers.wait_for_work()?;
-        let connection = work.recv_timeout(IDLE_TIME).ok();
-        if connection.is_none() {
-            self.shared.workers.stop_waiting(number);
-        }
-        connection.or_else(|| work.try_recv().ok())
-    }
-
-    /// Serves a connection, request after request.
     fn serve(&self, mut connection: Box<Connection>) {
         let context = &self.shared.context;
         let timing = &context.settings.timing;
-        let idle = timing.idle_timeout;
-        match secure::accept(&context.keyring, connection.stream(), idle, timing.head_timeout) {
+        let (idle, head) = (timing.idle_timeout, timing.head_timeout);
+        match secure::accept(&context.keyring, &connection.stream, idle, head) {
             Accepted::Plain => {}
-            Accepted::Encrypted => connection.expect_soon(),
+            Accepted::Encrypted => connection.expected = Expected::Soon,
             Accepted::Refused => return,
         }
         let mut has_passed = false;
@@ -164,10 +149,10 @@ impl Worker {
                 Next::Closed => return,
                 Next::Refused(refusal) => {
                     context.presence.counters().failed("request");
-                    let peer = connection.peer();
+                    let peer = connection.peer;
                     log::debug!("refused a head addr={peer} reason={:?}", refusal.reason);
                     let answer = OwnAnswer::Head(refusal).write_last();
-                    if connection.stream().write_all(&answer, timing.head_timeout).is_ok() {
+                    if connection.stream.write_all(&answer, timing.head_timeout).is_ok() {
                         connection.close_gently();
                     }
                     return;

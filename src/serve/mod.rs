@@ -80,7 +80,7 @@ impl Daemon {
         }
         let has_discovery = settings.discovery_port != 0;
         if let Some(proxy) = daemon.proxies.last().filter(|_| has_discovery && mode.is_server()) {
-            daemon.responder = Some(parts.start_responder(proxy.addresses())?);
+            daemon.responder = Some(parts.start_responder(&proxy.addresses)?);
         }
         if has_discovery && mode.is_client() {
             daemon.discovery = Some(parts.start_discovery()?);
@@ -116,7 +116,7 @@ impl Daemon {
 
     /// Where the proxies listen, the client's first.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.proxies.iter().flat_map(|proxy| proxy.addresses().iter().copied()).collect()
+        self.proxies.iter().flat_map(|proxy| proxy.addresses.iter().copied()).collect()
     }
 
     /// Where the discovery answers, if it does.

@@ -23,19 +23,13 @@ pub(super) struct GrowingBuffers {
     /// Made when it is first used, `wanted_output` bytes large.
     pub(super) output: Vec<u8>,
     pub(super) wanted_output: usize,
-    /// Whether the last use of the input made progress.
+    /// Whether the last use of the input consumed some of it.
     progress: bool,
     /// Whether the last read took all the space there was.
     pub(super) was_filled: bool,
 }
 
 impl GrowingBuffers {
-    fn grow_output(&mut self) {
-        if self.output.len() < self.wanted_output {
-            self.output.resize(self.wanted_output, 0);
-        }
-    }
-
     /// Makes them as small as a stream of tokens needs. The next request gets new ones.
     pub(super) fn settle(&mut self) {
         if self.output.is_empty() {
@@ -47,17 +41,17 @@ impl GrowingBuffers {
             self.input = vec![0; TOKENS];
         }
     }
+}
 
-    fn grow_input(&mut self, wanted: usize) {
-        if self.input.len() < wanted {
-            self.input.resize(wanted, 0);
-        }
+fn grow(buffer: &mut Vec<u8>, wanted: usize) {
+    if buffer.len() < wanted {
+        buffer.resize(wanted, 0);
     }
 }
 
 impl Buffers for GrowingBuffers {
     fn output(&mut self) -> &mut [u8] {
-        self.grow_output();
+        grow(&mut self.output, self.wanted_output);
         &mut self.output
     }
 
@@ -74,7 +68,7 @@ impl Buffers for GrowingBuffers {
         if self.filled == self.input.len() || self.was_filled {
             // Twice as much, from 4 KiB up to 32 KiB; a larger head is refused by its size.
             let wanted = (self.input.len() * 2).clamp(SMALL, LARGE);
-            self.grow_input(wanted);
+            grow(&mut self.input, wanted);
         }
         &mut self.input[self.filled..]
     }
@@ -93,9 +87,8 @@ impl Buffers for GrowingBuffers {
     }
 
     fn tmp_and_output(&mut self) -> (&mut [u8], &mut [u8]) {
-        self.grow_output();
-        let wanted = self.filled + self.output.len().max(SMALL);
-        self.grow_input(wanted);
+        grow(&mut self.output, self.wanted_output);
+        grow(&mut self.input, self.filled + self.output.len().max(SMALL));
         (&mut self.input[self.filled..], &mut self.output)
     }
 

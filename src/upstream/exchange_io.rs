@@ -37,13 +37,11 @@ const KERNEL_BUFFER: usize = 32 * 1024;
 /// Why an exchange is given up, where it isn't the upstream's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// The client closed its connection or reset it.
     ClientLeft,
     /// The client didn't read what we sent within the stall time-out.
     ClientStalled,
     /// No descriptor or memory for a connection to the upstream.
     OutOfResources,
-    /// The chunks of the request's body are malformed.
     BodyMalformed(&'static str),
     /// The client sent nothing of the body within the body time-out.
     BodyTooSlow,
@@ -51,7 +49,6 @@ pub(crate) enum Fault {
     BodyTooLong,
 }
 
-/// What is known of an attempt before it starts.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Attempt {
     /// None for health checks and tools.
@@ -62,6 +59,9 @@ pub(crate) struct Attempt {
     pub(crate) is_large: bool,
     /// The upstream is another machine's proxy, not this machine's Ollama: keys count.
     pub(crate) is_lan: bool,
+    /// A kept connection will do, because nothing is lost if that has died. A new one can't be stale;
+    /// what must not be sent twice needs one.
+    pub(crate) may_reuse: bool,
     /// How long a peer may take nothing of what we send.
     pub(crate) stall: Duration,
 }
@@ -85,7 +85,6 @@ pub(super) enum Phase {
 /// How an attempt failed that brought no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// Nothing was sent.
     Unreached,
     /// The connection had served another request before, and may have died since.
     Stale,
@@ -93,7 +92,6 @@ pub(crate) enum Failure {
     Unanswered,
 }
 
-/// What a wait ended with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Woken {
     Ready,
@@ -105,9 +103,10 @@ pub(crate) enum Woken {
 /// The exchange of a thread; see the module's text.
 #[derive(Debug, Default)]
 pub(crate) struct ExchangeIo {
-    attempt: Attempt,
-    phase: Phase,
-    is_reused: bool,
+    pub(super) attempt: Attempt,
+    pub(super) phase: Phase,
+    /// The connection has served another request before.
+    pub(super) is_reused: bool,
     outbox: Vec<u8>,
     /// Bytes that the client got in this attempt, up to [`KERNEL_BUFFER`].
     answered: usize,
@@ -130,7 +129,6 @@ impl ExchangeIo {
         *self = ExchangeIo { attempt, outbox, ..ExchangeIo::default() };
     }
 
-    /// Releases the sockets.
     pub(crate) fn end(&mut self) {
         if let Some(client) = self.attempt.client.take()
             && self.answered >= KERNEL_BUFFER
@@ -139,15 +137,6 @@ impl ExchangeIo {
             let _ = socket::limit_unacknowledged(client.socket(), UNACKNOWLEDGED);
         }
         self.phase = Phase::default();
-    }
-
-    pub(crate) fn attempt(&self) -> &Attempt {
-        &self.attempt
-    }
-
-    /// Whether to keep the head back; true at most once per attempt.
-    pub(crate) fn take_holds_head(&mut self) -> bool {
-        take(&mut self.attempt.holds_head)
     }
 
     pub(crate) fn is_answered_early(&self) -> bool {
@@ -176,12 +165,6 @@ impl ExchangeIo {
         io::Error::new(ErrorKind::BrokenPipe, "the exchange was given up")
     }
 
-    /// The transport begins to send the request. A reused connection has served another before.
-    pub(crate) fn begin_sending(&mut self, upstream: &Arc<Stream>, is_reused: bool) {
-        self.is_reused = is_reused;
-        self.phase = Phase::Sending { upstream: Arc::clone(upstream), heeds_input: true };
-    }
-
     /// The transport has sent all that it gets of the request, or read the answer's first bytes.
     pub(super) fn advance(&mut self, phase: Phase) {
         if !self.is_answered_early() {
@@ -194,25 +177,24 @@ impl ExchangeIo {
         while !bytes.is_empty() && !self.is_answered_early() {
             match upstream.try_write(bytes) {
                 Ok(0) => {
-                    let heeds_input =
-                        matches!(self.phase, Phase::Sending { heeds_input: true, .. });
-                    let input = if heeds_input { PollFlags::IN } else { PollFlags::empty() };
-                    let stall = Some(self.attempt.stall);
-                    match self.wait_upstream(upstream, PollFlags::OUT | input, stall)? {
+                    let events = match self.phase {
+                        Phase::Sending { heeds_input: true, .. } => PollFlags::OUT | PollFlags::IN,
+                        _ => PollFlags::OUT,
+                    };
+                    match self.wait_upstream(upstream, events, Some(self.attempt.stall))? {
                         Woken::Ready => {}
                         Woken::TimedOut => return Err(ErrorKind::TimedOut.into()),
-                        Woken::Answered => {
-                            self.note_input(upstream)?;
-                        }
+                        Woken::Answered => drop(self.note_input(upstream)?),
                     }
                 }
                 Ok(n) => bytes = &bytes[n..],
                 // It closed while we were sending: an answer may be there to read nevertheless.
-                Err(error) => match error.kind() {
-                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
-                        if self.note_input(upstream).unwrap_or(false) => {}
-                    _ => return Err(error),
-                },
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+                    ) && self.note_input(upstream).unwrap_or(false) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -239,20 +221,16 @@ impl ExchangeIo {
                 }
             }
             let wanted = PollFlags::OUT.intersection(events);
-            return Ok(if own.is_empty() {
-                Woken::TimedOut
-            } else if !wanted.is_empty() && !own.intersects(wanted) {
-                Woken::Answered
-            } else {
-                Woken::Ready
+            return Ok(match own {
+                _ if own.is_empty() => Woken::TimedOut,
+                _ if !wanted.is_empty() && !own.intersects(wanted) => Woken::Answered,
+                _ => Woken::Ready,
             });
         }
     }
 
-    /// Waits for bytes of the client's body while watching the upstream for an early answer.
-    ///
-    /// # Errors
-    /// Those of poll(2), and when the upstream closes its connection.
+    /// Waits for bytes of the client's body while watching the upstream for an early answer; an error
+    /// also when the upstream closes its connection.
     pub(crate) fn wait_client(&mut self, client: &Stream, timeout: Duration) -> io::Result<Woken> {
         self.flush()?;
         let upstream = match &self.phase {
@@ -270,10 +248,8 @@ impl ExchangeIo {
     }
 
     /// Looks at what the upstream sent while the body is on its way: true for an answer, false for
-    /// an interim response.
-    ///
-    /// # Errors
-    /// When it closed the connection instead. What was kept of the body can be sent elsewhere.
+    /// an interim response, an error when it closed the connection instead. What was kept of the body
+    /// can be sent elsewhere.
     fn note_input(&mut self, upstream: &Stream) -> io::Result<bool> {
         let mut start = [0; 10];
         let is_interim = match upstream.peek(&mut start) {
@@ -297,24 +273,17 @@ impl ExchangeIo {
         self.outbox.extend_from_slice(bytes);
     }
 
-    /// Sends the outbox to the client.
-    ///
-    /// # Errors
-    /// The exchange was given up.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.send(&[])
     }
 
-    /// Sends the outbox to the client, then these bytes.
-    ///
-    /// # Errors
-    /// The exchange was given up.
+    /// Sends the outbox to the client, then these bytes. If it fails, the exchange is given up.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.outbox.is_empty() && bytes.is_empty() {
             return Ok(());
         }
-        let Some(client) = &self.attempt.client else { return Ok(()) };
-        let stall = self.attempt.stall;
+        let Attempt { client: Some(client), stall, .. } = &self.attempt else { return Ok(()) };
+        let stall = *stall;
         let before = self.answered;
         self.answered = KERNEL_BUFFER.min(before + self.outbox.len() + bytes.len());
         if before < KERNEL_BUFFER && self.answered == KERNEL_BUFFER {

@@ -8,7 +8,7 @@ use http::{Request, Response};
 use serde_json::Value;
 
 use super::exchange_io::{self, Attempt, ExchangeIo};
-use super::{Connection, Upstream, build_uri, describe};
+use super::{Upstream, build_uri, describe};
 use crate::access::permissions::Permission;
 use crate::config::{OllamaUrl, ServerName};
 use crate::http::fields::{self, IDENTITY_FIELD, PERMISSION_FIELD, ROOM_FIELD, SERVER_FIELD};
@@ -84,7 +84,7 @@ impl Check<'_> {
         };
         let start = Instant::now();
         // On a connection of its own: an old one may be broken although the server is well.
-        let answer = match self.get(upstream, Connection::Fresh, address, VERSION) {
+        let answer = match self.get(upstream, false, address, VERSION) {
             Ok(answer) => answer,
             Err(_) if exchange_io::with(|io| io.fault().is_some()) => return CheckResult::Void,
             Err(error @ ureq::Error::Timeout(_)) => return CheckResult::Silent(describe(&error)),
@@ -96,8 +96,7 @@ impl Check<'_> {
             return CheckResult::Refused("another ollana answers there, not Ollama".to_owned());
         }
         let json: Option<Value> = serde_json::from_str(answer.body()).ok();
-        let member =
-            |name: &str, most: usize| Some(start_of(json.as_ref()?.get(name)?.as_str()?, most));
+        let member = |name, most| Some(start_of(json.as_ref()?.get(name)?.as_str()?, most));
         match (answer.status().as_u16(), member("version", 64)) {
             (200, Some(version)) => {
                 let told = |field| fields.get(field).and_then(|word| word.to_str().ok());
@@ -132,23 +131,22 @@ impl Check<'_> {
         }
         let mut answers = [const { String::new() }; 3];
         for (text, list) in answers.iter_mut().zip(List::ALL) {
-            let answer = self.get(upstream, Connection::Pooled, address, list.path());
-            match answer.map(Response::into_parts) {
+            let answer = self.get(upstream, true, address, list.path()).map(Response::into_parts);
+            let problem = match answer {
                 Ok((parts, body)) => match parts.status.as_u16() {
-                    200 => *text = body,
-                    // Older servers don't have every list.
-                    404 | 405 => {}
-                    // It died since it told its version: what it has is still on its disk.
-                    status => {
-                        log::debug!("no list of models addr={address} status={status}");
-                        return None;
+                    200 => {
+                        *text = body;
+                        continue;
                     }
+                    // Older servers don't have every list.
+                    404 | 405 => continue,
+                    // It died since it told its version: what it has is still on its disk.
+                    status => format!("status={status}"),
                 },
-                Err(error) => {
-                    log::debug!("no list of models addr={address} reason={}", describe(&error));
-                    return None;
-                }
-            }
+                Err(error) => format!("reason={}", describe(&error)),
+            };
+            log::debug!("no list of models addr={address} {problem}");
+            return None;
         }
         let [tags, loaded, openai] = &answers;
         Some(Arc::new(Inventory::new([tags, loaded, openai], room)))
@@ -157,16 +155,17 @@ impl Check<'_> {
     fn get(
         self,
         upstream: &Upstream,
-        connection: Connection,
+        may_reuse: bool,
         address: SocketAddr,
         path: &str,
     ) -> Result<Response<String>, ureq::Error> {
         let prefix = self.local.map_or("", |url| url.prefix.as_str());
         let uri = build_uri(address, prefix, path).map_err(ureq::Error::BadUri)?;
-        upstream.begin(Attempt { is_lan: self.local.is_none(), ..Attempt::default() });
+        let is_lan = self.local.is_none();
+        upstream.begin(Attempt { is_lan, may_reuse, ..Attempt::default() });
         let mut request = Request::new(());
         *request.uri_mut() = uri;
-        upstream.get(request, connection, self.timeout, MAX_ANSWER)
+        upstream.get(request, self.timeout, MAX_ANSWER)
     }
 }
 
@@ -176,15 +175,14 @@ fn start_of(text: &str, most: usize) -> String {
 }
 
 fn resolve(target: &Target) -> Result<SocketAddr, String> {
-    let server = match target {
+    let (host, port) = match target {
         Target::Address(address) => return Ok(*address),
-        Target::Name(server) => server,
+        Target::Name(server) => (server.host.as_str(), server.port),
     };
-    let addresses = (server.host.as_str(), server.port)
-        .to_socket_addrs()
-        .map_err(|error| format!("can't resolve {}: {error}", server.host))?;
+    let addresses = (host, port).to_socket_addrs();
     // Ollama listens on IPv4 unless told otherwise.
     addresses
-        .min_by_key(|address| !address.is_ipv4())
-        .ok_or_else(|| format!("{} has no address", server.host))
+        .map_err(|error| format!("can't resolve {host}: {error}"))?
+        .min_by_key(SocketAddr::is_ipv6)
+        .ok_or_else(|| format!("{host} has no address"))
 }

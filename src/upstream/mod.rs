@@ -43,15 +43,6 @@ pub(crate) struct Upstream {
     stall: Duration,
 }
 
-/// Whether a request may go over a kept connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Connection {
-    /// It may: nothing is lost if that has died.
-    Pooled,
-    /// It may not; a new connection can't be stale. For what must not be sent twice.
-    Fresh,
-}
-
 impl Upstream {
     pub(crate) fn new(timing: &Timing, keyring: &Arc<Keyring>) -> Self {
         let agent = |max_idle| {
@@ -74,11 +65,10 @@ impl Upstream {
         Upstream { pooled: agent(MAX_IDLE), fresh: agent(0), stall: timing.stall_timeout }
     }
 
-    fn agent(&self, connection: Connection) -> &Agent {
-        match connection {
-            Connection::Pooled => &self.pooled,
-            Connection::Fresh => &self.fresh,
-        }
+    /// The agent for the attempt that was begun.
+    fn agent(&self) -> &Agent {
+        let may_reuse = exchange_io::with(|io| io.attempt.may_reuse);
+        if may_reuse { &self.pooled } else { &self.fresh }
     }
 
     /// Starts an attempt: the exchange of this thread goes on with it.
@@ -86,21 +76,16 @@ impl Upstream {
         exchange_io::with(|io| io.begin(Attempt { stall: self.stall, ..attempt }));
     }
 
-    /// Sends a request and waits for the head of its answer.
-    ///
-    /// # Errors
-    /// A sentence; the exchange's [`failure`](exchange_io::ExchangeIo::failure) says how far it
-    /// came.
+    /// Sends a request and waits for the head of its answer. The error is a sentence; the exchange's
+    /// [`failure`](exchange_io::ExchangeIo::failure) says how far it came.
     pub(crate) fn send(
         &self,
         request: Request<()>,
         body: Option<&mut dyn Read>,
-        connection: Connection,
     ) -> Result<Response<Body>, String> {
-        let agent = self.agent(connection);
         let result = match body {
-            Some(body) => agent.run(request.map(|()| SendBody::from_reader(body))),
-            None => agent.run(request),
+            Some(body) => self.agent().run(request.map(|()| SendBody::from_reader(body))),
+            None => self.agent().run(request),
         };
         result.map_err(|error| describe(&error))
     }
@@ -110,11 +95,10 @@ impl Upstream {
     fn get(
         &self,
         request: Request<()>,
-        connection: Connection,
         timeout: Duration,
         most: u64,
     ) -> Result<Response<String>, ureq::Error> {
-        let agent = self.agent(connection);
+        let agent = self.agent();
         let request = agent.configure_request(request).timeout_global(Some(timeout)).build();
         let (parts, body) = agent.run(request)?.into_parts();
         let mut bytes = Vec::new();
@@ -126,8 +110,8 @@ impl Upstream {
     }
 }
 
-/// Puts an upstream's address and a client's target together; parts, so that no target can
-/// name another host.
+/// Puts an upstream's address and a client's target together; parts, so that no target can name
+/// another host.
 ///
 /// # Errors
 /// A sentence when the target can't be part of a URI.
@@ -142,9 +126,6 @@ pub fn build_uri(address: SocketAddr, prefix: &str, target: &str) -> Result<Uri,
 }
 
 /// Asks a daemon of ours for one of its own paths: status and body.
-///
-/// # Errors
-/// Those of [`get`].
 pub(crate) fn fetch(
     timing: &Timing,
     address: SocketAddr,
@@ -154,10 +135,8 @@ pub(crate) fn fetch(
     Ok((answer.status().as_u16(), answer.into_body()))
 }
 
-/// Asks a program of this machine, on a connection of its own, within `time`.
-///
-/// # Errors
-/// Those of the socket; `TimedOut`; and `Other` if the answer is no HTTP.
+/// Asks a program of this machine, on a connection of its own, within `time`. Errors are those of the
+/// socket; `TimedOut`; and `Other` if the answer is no HTTP.
 pub(crate) fn get(
     timing: &Timing,
     address: SocketAddr,
@@ -173,7 +152,7 @@ pub(crate) fn get(
         let value = HeaderValue::from_str(value).map_err(io::Error::other)?;
         request.headers_mut().insert(name, value);
     }
-    upstream.get(request, Connection::Fresh, time, MAX_FETCHED).map_err(|error| match error {
+    upstream.get(request, time, MAX_FETCHED).map_err(|error| match error {
         ureq::Error::Io(error) => error,
         ureq::Error::Timeout(_) => ErrorKind::TimedOut.into(),
         other => io::Error::other(describe(&other)),

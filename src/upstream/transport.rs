@@ -4,6 +4,7 @@
 //! the upstream move in ureq's reads and writes.
 
 use std::io::{self, ErrorKind};
+use std::mem::take;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
 use super::buffers::{GrowingBuffers, LARGE, SMALL};
-use super::exchange_io::{self, ExchangeIo, Fault, Phase, Woken};
+use super::exchange_io::{self, Attempt, ExchangeIo, Fault, Phase, Woken};
 use crate::net::socket::{self, UNACKNOWLEDGED};
 use crate::pairing::keyring::Keyring;
 use crate::pairing::secure::{self, SecureError};
@@ -64,8 +65,7 @@ impl Connector for IoConnector {
     ) -> Result<Option<Self::Out>, ureq::Error> {
         let address = details.addrs.first().copied().ok_or(ureq::Error::HostNotFound)?;
         let timeout = details.timeout.not_zero().map_or(UNACKNOWLEDGED, |timeout| *timeout);
-        let (client, is_lan) =
-            exchange_io::with(|io| (io.attempt().client.clone(), io.attempt().is_lan));
+        let Attempt { client, is_lan, .. } = exchange_io::with(|io| io.attempt.clone());
         let stream = match is_lan {
             true => secure::connect(&self.keyring, address, timeout, client.as_deref()),
             false => secure::connect_plain(address, timeout, client.as_deref()),
@@ -90,20 +90,16 @@ fn connect_error(error: SecureError) -> ureq::Error {
         SecureError::Connect(error) => match error.kind() {
             ErrorKind::TimedOut => ureq::Error::Timeout(Timeout::Connect),
             ErrorKind::ConnectionAborted => give_up(Fault::ClientLeft).into(),
-            _ if is_shortage(&error) => {
-                give_up(Fault::OutOfResources);
+            _ => {
+                let errno = Errno::from_io_error(&error);
+                if let Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) = errno {
+                    give_up(Fault::OutOfResources);
+                }
                 error.into()
             }
-            _ => error.into(),
         },
         error => io::Error::new(ErrorKind::PermissionDenied, error.to_string()).into(),
     }
-}
-
-fn is_shortage(error: &io::Error) -> bool {
-    [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS]
-        .iter()
-        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// What a connection is in the midst of.
@@ -121,7 +117,6 @@ enum State {
 enum Proof {
     /// It does, or it is new.
     Given,
-    /// No answer came yet.
     Awaited,
     /// No answer came soon: now the kernel ends the connection unless the request was acknowledged.
     Demanded,
@@ -136,7 +131,6 @@ pub(super) struct IoTransport {
     buffers: GrowingBuffers,
     /// The head of a request, until the first bytes of its body.
     held: Vec<u8>,
-    /// Requests that this connection began to carry.
     requests: u32,
     state: State,
     /// How long sent bytes may stay unacknowledged, as the socket was told.
@@ -156,8 +150,9 @@ impl IoTransport {
         self.state = State::Sending;
         self.requests += 1;
         let stall = exchange_io::with(|io| {
-            io.begin_sending(&self.stream, self.requests > 1);
-            io.attempt().is_large.then_some(io.attempt().stall)
+            io.is_reused = self.requests > 1;
+            io.phase = Phase::Sending { upstream: Arc::clone(&self.stream), heeds_input: true };
+            io.attempt.is_large.then_some(io.attempt.stall)
         });
         self.limit_unacknowledged(stall.map_or(UNACKNOWLEDGED, |stall| stall.max(UNACKNOWLEDGED)));
     }
@@ -211,7 +206,7 @@ impl Drop for IoTransport {
 impl Transport for IoTransport {
     fn buffers(&mut self) -> &mut dyn Buffers {
         if self.buffers.wanted_output < LARGE {
-            let is_large = exchange_io::with(|io| io.attempt().is_large);
+            let is_large = exchange_io::with(|io| io.attempt.is_large);
             self.buffers.wanted_output = if is_large { LARGE } else { SMALL };
         }
         &mut self.buffers
@@ -221,7 +216,7 @@ impl Transport for IoTransport {
         if self.state != State::Sending {
             self.begin_sending();
         }
-        if exchange_io::with(ExchangeIo::take_holds_head) || !self.held.is_empty() {
+        if exchange_io::with(|io| take(&mut io.attempt.holds_head)) || !self.held.is_empty() {
             let is_head = self.held.is_empty();
             self.held.extend_from_slice(&self.buffers.output[..amount]);
             return if is_head { Ok(()) } else { Ok(self.send_held()?) };

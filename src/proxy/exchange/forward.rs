@@ -7,7 +7,7 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode};
 use ureq::Body;
 
@@ -16,13 +16,13 @@ use super::{End, Exchange, OwnAnswer};
 use crate::access::cors;
 use crate::counters::Retry;
 use crate::http::fields::{self, ERROR_FIELD, POLICY, UNREACHED, UPSTREAM};
-use crate::http::head::Framing;
+use crate::http::head::{Framing, Head};
 use crate::manager::pool::{BackendId, Outcome, Wanted};
 use crate::manager::{Lease, Refused};
 use crate::net::socket;
 use crate::proxy::request_body::{BodyReader, RequestBody};
 use crate::upstream::exchange_io::{self, Attempt, Failure, Fault};
-use crate::upstream::{self, Connection, IDLE_AGE};
+use crate::upstream::{self, IDLE_AGE};
 
 /// Bytes of a body that is worth larger buffers on the way to the upstream.
 const LARGE_BODY: u64 = 16 * 1024;
@@ -40,34 +40,35 @@ impl Exchange<'_> {
             body.transfer = underway.as_ref().map(|underway| Arc::clone(underway));
         }
         let is_repeatable = self.endpoint.is_repeatable;
-        let usual = match is_repeatable && !self.context.presence.is_network_new(IDLE_AGE) {
-            true => Connection::Pooled,
-            false => Connection::Fresh,
-        };
+        let usual = is_repeatable && !self.context.presence.is_network_new(IDLE_AGE);
         let mut attempts = Attempts::new(is_repeatable);
         let mut failed = None;
         let mut next = None;
         loop {
-            let (mut lease, connection) = match next.take() {
+            let (mut lease, may_reuse) = match next.take() {
                 Some(next) => next,
                 // A server that failed says more than that there is no other one.
                 None => match (self.lease(attempts.tried(), wanted), failed.take()) {
                     (Ok(lease), _) => (lease, usual),
                     (Err(_), Some(failed)) => return Err(failed),
-                    (Err(refused), None) => return Err(self.no_lease(refused)),
+                    (Err(Refused::QueueFull), None) => return Err(OwnAnswer::QueueFull),
+                    (Err(Refused::NoServer(why)), None) => {
+                        let left = self.has_client_left().then_some(Fault::ClientLeft);
+                        return Err(left.map_or(OwnAnswer::NoServer(why), OwnAnswer::Fault));
+                    }
                 },
             };
             if let Some(underway) = &underway {
                 underway.goes_to(&lease.pick.name);
             }
             let before = body.sent;
-            let attempt = self.attempt(&mut body, &lease, connection);
-            self.count_up(&lease, body.sent - before);
+            let attempt = self.attempt(&mut body, &lease, may_reuse);
+            self.count(&lease, body.sent - before, |done, n| done.bytes_up.add(n));
             let reason = match attempt {
                 Ok(answer) => {
                     // Another server may do better, if the request can be sent again.
                     if let Some(outcome) = poor_answer(&answer)
-                        && attempts.may_go_on(lease.pick.id, outcome, body.is_replayable())
+                        && attempts.may_go_on(lease.pick.id, outcome, body.kept.is_whole)
                     {
                         // Two that hold what the other waits for would wait for ever.
                         lease.report.outcome = outcome;
@@ -78,7 +79,7 @@ impl Exchange<'_> {
                             continue;
                         }
                     }
-                    body.release();
+                    body.kept.release();
                     let shown = (wanted, underway.as_ref());
                     return self.relay(&mut lease, body.is_done(), shown, answer);
                 }
@@ -88,10 +89,10 @@ impl Exchange<'_> {
                 return Err(fault);
             }
             let failure = exchange_io::with(|io| io.failure());
-            if failure == Failure::Stale && body.is_replayable() {
+            if failure == Failure::Stale && body.kept.is_whole {
                 // Nothing is known against the server; the connection was just old.
                 self.context.presence.counters().retried(Retry::Stale);
-                next = Some((lease, Connection::Fresh));
+                next = Some((lease, false));
                 continue;
             }
             let name = lease.pick.label();
@@ -104,7 +105,7 @@ impl Exchange<'_> {
                 }
             };
             lease.report.outcome = outcome;
-            if !attempts.may_go_on(lease.pick.id, outcome, body.is_replayable()) {
+            if !attempts.may_go_on(lease.pick.id, outcome, body.kept.is_whole) {
                 return Err(own);
             }
             self.count_retry(outcome);
@@ -118,54 +119,44 @@ impl Exchange<'_> {
     }
 
     fn has_client_left(&self) -> bool {
-        socket::is_gone(self.connection.stream().socket())
-    }
-
-    fn no_lease(&self, refused: Refused) -> OwnAnswer {
-        match refused {
-            Refused::NoServer(_) if self.has_client_left() => OwnAnswer::Fault(Fault::ClientLeft),
-            Refused::NoServer(why) => OwnAnswer::NoServer(why),
-            Refused::QueueFull => OwnAnswer::QueueFull,
-        }
+        socket::is_gone(self.connection.stream.socket())
     }
 
     /// Sends the request to one backend and waits for the head of its answer.
-    ///
-    /// # Errors
-    /// A sentence; the exchange's bytes tell more.
     fn attempt(
         &mut self,
         body: &mut RequestBody<'_>,
         lease: &Lease,
-        connection: Connection,
+        may_reuse: bool,
     ) -> Result<Response<Body>, String> {
         let has_body = self.framing != Framing::Empty;
         self.upstream.begin(Attempt {
-            client: Some(Arc::clone(self.connection.stream())),
+            client: Some(Arc::clone(&self.connection.stream)),
             holds_head: has_body && body.is_at_hand(self.connection),
             is_large: self.is_large(),
             is_lan: !lease.pick.is_local,
+            may_reuse,
             ..Attempt::default()
         });
         let request = self.request(lease)?;
         if !has_body {
-            return self.upstream.send(request, None, connection);
+            return self.upstream.send(request, None);
         }
         let timeout = self.context.settings.timing.body_timeout;
         let mut reader = BodyReader::new(self.connection, body, timeout);
-        self.upstream.send(request, Some(&mut reader as &mut dyn Read), connection)
+        self.upstream.send(request, Some(&mut reader as &mut dyn Read))
     }
 
     fn is_large(&self) -> bool {
-        let large_body = match self.framing {
+        let Head { target, fields, .. } = self.head;
+        let has_large_body = match self.framing {
             Framing::Empty => false,
             Framing::Length(length) => length > LARGE_BODY,
             Framing::Chunked => true,
         };
-        let long = |(name, value): (&HeaderName, &HeaderValue)| {
-            name.as_str().len() + value.len() > LONG_LINE
-        };
-        large_body || self.head.target.len() > LONG_LINE || self.head.fields.iter().any(long)
+        has_large_body
+            || target.len() > LONG_LINE
+            || fields.iter().any(|(name, value)| name.as_str().len() + value.len() > LONG_LINE)
     }
 
     fn request(&self, lease: &Lease) -> Result<Request<()>, String> {
@@ -175,17 +166,14 @@ impl Exchange<'_> {
         fields::prepare_request(&mut fields, &self.context.via);
         cors::strip(&mut fields);
         let takes_body = matches!(self.head.method, Method::POST | Method::PUT | Method::PATCH);
-        match self.framing {
-            Framing::Length(length) => {
-                fields.insert(CONTENT_LENGTH, HeaderValue::from(length));
-            }
-            Framing::Chunked => {
-                fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-            }
-            Framing::Empty if takes_body => {
-                fields.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
-            }
-            Framing::Empty => {}
+        let framing = match self.framing {
+            Framing::Length(length) => Some((CONTENT_LENGTH, HeaderValue::from(length))),
+            Framing::Chunked => Some((TRANSFER_ENCODING, HeaderValue::from_static("chunked"))),
+            Framing::Empty if takes_body => Some((CONTENT_LENGTH, HeaderValue::from_static("0"))),
+            Framing::Empty => None,
+        };
+        if let Some((name, value)) = framing {
+            fields.insert(name, value);
         }
         let mut request = Request::new(());
         *request.method_mut() = self.head.method.clone();
@@ -198,10 +186,10 @@ impl Exchange<'_> {
 /// An answer that another server might better: overloaded, or a proxy of ours whose Ollama died
 /// before its answer, or that reached none, or whose owner doesn't allow it.
 fn poor_answer(answer: &Response<Body>) -> Option<Outcome> {
-    match answer.headers().get(ERROR_FIELD).map(HeaderValue::as_bytes) {
-        Some(cause) if cause == UNREACHED.as_bytes() => Some(Outcome::Unreachable),
-        Some(cause) if cause == UPSTREAM.as_bytes() => Some(Outcome::Failed),
-        Some(cause) if cause == POLICY.as_bytes() => Some(Outcome::Answered),
+    match answer.headers().get(ERROR_FIELD).and_then(|cause| cause.to_str().ok()) {
+        Some(UNREACHED) => Some(Outcome::Unreachable),
+        Some(UPSTREAM) => Some(Outcome::Failed),
+        Some(POLICY) => Some(Outcome::Answered),
         _ => is_busy(answer.status()).then_some(Outcome::Overloaded),
     }
 }

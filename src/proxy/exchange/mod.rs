@@ -46,7 +46,6 @@ use crate::pairing::keyring::Keyring;
 use crate::upstream::Upstream;
 use crate::upstream::exchange_io::{self, ExchangeIo, Fault};
 
-/// Which of the two proxies this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     /// In front of the LAN's servers: it chooses among them.
@@ -75,9 +74,7 @@ pub(crate) struct Context {
     pub(crate) identity: Option<HeaderValue>,
     /// Put in front of targets for the local Ollama (the path of `--ollama`).
     pub(crate) prefix: String,
-    /// Which names a `Host` may have.
     pub(crate) hosts: HostRule,
-    /// Memory for kept bodies.
     pub(crate) budget: Budget,
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) connections: Arc<Connections>,
@@ -94,7 +91,6 @@ pub(super) enum End {
     Cut,
 }
 
-/// Serves one request.
 pub(super) fn run(
     context: &Context,
     upstream: &Upstream,
@@ -130,8 +126,7 @@ struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    /// # Errors
-    /// The answer that the client gets instead of an upstream's.
+    /// The error is the answer that the client gets instead of an upstream's.
     fn serve(&mut self) -> Result<End, OwnAnswer> {
         let host = self.head.fields.get(HOST).map(HeaderValue::as_bytes);
         if !self.context.hosts.allows(host) {
@@ -140,10 +135,27 @@ impl Exchange<'_> {
         if let Some(end) = self.answer_own_path() {
             return Ok(end);
         }
-        if let Some(end) = self.check_origin()? {
-            return Ok(end);
+        if self.connection.place.is_reserve() {
+            return Err(OwnAnswer::Full);
         }
-        let verdict = self.check_permission()?;
+        // Paired machines, this machine's own programs, and others as long as they may.
+        let caller = self.connection.caller();
+        if !caller.is_trusted() && !self.context.keyring.takes_unpaired() {
+            return Err(OwnAnswer::Unpaired);
+        }
+        match self.context.settings.origins.judge(&self.head.method, &self.head.fields) {
+            Decision::Plain => {}
+            Decision::Cors(cors) => self.cors = Some(cors),
+            Decision::Preflight(cors) => return Ok(self.answer_preflight(&cors)),
+            Decision::Refuse => return Err(OwnAnswer::ForeignPage),
+        }
+        if fields::is_loop(&self.head.fields, &self.context.via) {
+            return Err(OwnAnswer::Loop);
+        }
+        let verdict = self.context.settings.policy.judge(caller, self.endpoint.class);
+        if let Verdict::Refuse(refusal) = verdict {
+            return Err(self.forbidden(refusal));
+        }
         if let Some(end) = self.answer_from_lists() {
             return Ok(end);
         }
@@ -153,37 +165,6 @@ impl Exchange<'_> {
         }
         let wanted = self.wanted(&mut body)?;
         self.forward(body, &wanted)
-    }
-
-    /// Lets through what this machine's owner and the browsers' rules allow. A preflight is answered
-    /// here.
-    fn check_origin(&mut self) -> Result<Option<End>, OwnAnswer> {
-        if self.connection.is_reserve() {
-            return Err(OwnAnswer::Full);
-        }
-        // Paired machines, this machine's own programs, and others as long as they may.
-        if !self.connection.caller().is_trusted() && !self.context.keyring.takes_unpaired() {
-            return Err(OwnAnswer::Unpaired);
-        }
-        match self.context.settings.origins.judge(&self.head.method, &self.head.fields) {
-            Decision::Plain => Ok(None),
-            Decision::Cors(cors) => {
-                self.cors = Some(cors);
-                Ok(None)
-            }
-            Decision::Preflight(cors) => Ok(Some(self.answer_preflight(&cors))),
-            Decision::Refuse => Err(OwnAnswer::ForeignPage),
-        }
-    }
-
-    fn check_permission(&self) -> Result<Verdict, OwnAnswer> {
-        if fields::is_loop(&self.head.fields, &self.context.via) {
-            return Err(OwnAnswer::Loop);
-        }
-        match self.context.settings.policy.judge(self.connection.caller(), self.endpoint.class) {
-            Verdict::Refuse(refusal) => Err(self.forbidden(refusal)),
-            verdict => Ok(verdict),
-        }
     }
 
     fn forbidden(&self, refusal: Refusal) -> OwnAnswer {
@@ -215,13 +196,12 @@ impl Exchange<'_> {
         self.answer(row.status, own.fields(), &own.body(self.endpoint.dialect))
     }
 
-    /// Answers with JSON of our own.
     fn answer(&self, status: u16, mut fields: HeaderMap, body: &str) -> End {
         if let Some(cors) = &self.cors {
             cors.mark(&mut fields);
         }
         let form = self.form();
-        let end = self.write_answer(&write_json(status, fields, body, &form), form.closes);
+        let end = self.write_answer(&write_json(status, fields, body, form), form.closes);
         self.log(status, "-", body.len() as u64, None);
         end
     }
@@ -244,13 +224,13 @@ impl Exchange<'_> {
     fn closes(&self) -> bool {
         self.framing != Framing::Empty
             || !self.head.keep_alive
-            || self.connection.is_reserve()
+            || self.connection.place.is_reserve()
             || self.context.connections.is_draining()
     }
 
     fn write_answer(&self, answer: &[u8], closes: bool) -> End {
         let stall = self.context.settings.timing.stall_timeout;
-        match self.connection.stream().write_all(answer, stall) {
+        match self.connection.stream.write_all(answer, stall) {
             Ok(()) if closes => End::Close,
             Ok(()) => End::Keep,
             Err(_) => End::Cut,

@@ -5,9 +5,9 @@ use crate::ollama::model_name::ModelName;
 use crate::ollama::stream_end::{Format, Lines, StreamEnd};
 use crate::ollama::subject;
 
+#[derive(Default)]
 pub(super) struct Observed<'a> {
     pub(super) format: Option<Format>,
-    /// Tokens of it are counted.
     is_counted: bool,
     /// Something of interest may stand in its last line.
     keeps_tail: bool,
@@ -34,13 +34,8 @@ impl<'a> Observed<'a> {
             format,
             is_counted,
             keeps_tail: format.is_some() || (is_counted && is_json),
-            tail: StreamEnd::default(),
-            has_begun: false,
-            line_breaks: 0,
-            tokens: 0,
             progress: progress.filter(|_| format == Some(Format::Ndjson)),
-            lines: Lines::default(),
-            model: None,
+            ..Observed::default()
         }
     }
 

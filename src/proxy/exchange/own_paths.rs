@@ -91,31 +91,48 @@ impl Exchange<'_> {
             405 => fields.insert(ALLOW, HeaderValue::from_static("GET, HEAD")),
             _ => None,
         };
-        Some(self.send_content(content, fields))
+        fields.insert(CONTENT_SECURITY_POLICY, content.policy);
+        let fixed: [(HeaderName, &'static str); 6] = [
+            (CONTENT_TYPE, content.media),
+            (CACHE_CONTROL, "no-store"),
+            (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            (X_FRAME_OPTIONS, "DENY"),
+            (REFERRER_POLICY, "no-referrer"),
+            (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        ];
+        fields.extend(fixed.map(|(name, value)| (name, HeaderValue::from_static(value))));
+        let form = self.form();
+        let answer = answers::write(content.status, &fields, &content.body, form);
+        Some(self.write_answer(&answer, form.closes))
     }
 
     fn own_content(&self, path: &str, query: &str) -> Result<Content, OwnAnswer> {
-        if !self.may_see_state() {
+        let Exchange { context, connection, head, .. } = self;
+        let may_see_state = connection.is_own()
+            || context.settings.status_from.iter().any(|net| net.contains(connection.peer.ip()));
+        if !may_see_state {
             return Err(OwnAnswer::OwnPathClosed);
         }
-        if self.is_foreign_page(path) {
+        // Following a link to the page is fine: the page shows itself to people, not to the site that
+        // linked.
+        let site = head.fields.get("sec-fetch-site").map(HeaderValue::as_bytes);
+        if matches!(site, Some(b"cross-site" | b"same-site")) && !matches!(path, "" | "/") {
             return Err(OwnAnswer::OwnPathForeignPage);
         }
-        if !matches!(self.head.method, Method::GET | Method::HEAD) {
+        if !matches!(head.method, Method::GET | Method::HEAD) {
             return Err(OwnAnswer::OwnPathMethod);
         }
         match path {
             "" => Ok(Content::new(308, HTML, String::new())),
             "/" => Content::page(),
-            "/health" => match self.context.mailbox.snapshot() {
+            "/health" => match context.mailbox.snapshot() {
                 Some(_) => Ok(Content::json(200, &json!({ "status": "ok" }))),
                 None => Err(OwnAnswer::NoState),
             },
             "/ready" => {
-                let presence = &self.context.presence;
-                let is_ready =
-                    if self.is_client() { presence.is_up() } else { presence.is_local_up() };
-                Ok(match is_ready {
+                let presence = &context.presence;
+                let is_client = self.is_client();
+                Ok(match if is_client { presence.is_up() } else { presence.is_local_up() } {
                     true => Content::json(200, &json!({ "status": "ready" })),
                     false => Content::json(503, &json!({ "status": "no server is ready" })),
                 })
@@ -142,36 +159,5 @@ impl Exchange<'_> {
             is_ready: presence.is_up(),
             now: Instant::now(),
         }))
-    }
-
-    /// Whether the caller is this machine, or one of `--status-from`.
-    fn may_see_state(&self) -> bool {
-        let peer = self.connection.peer().ip();
-        self.connection.is_own()
-            || self.context.settings.status_from.iter().any(|network| network.contains(peer))
-    }
-
-    /// Whether a browser says that a page of another site asks. Following a link to the page is
-    /// fine: the page shows itself to people, not to the site that linked.
-    fn is_foreign_page(&self, path: &str) -> bool {
-        let site = self.head.fields.get("sec-fetch-site").map(HeaderValue::as_bytes);
-        let is_foreign = matches!(site, Some(b"cross-site" | b"same-site"));
-        is_foreign && !matches!(path, "" | "/")
-    }
-
-    fn send_content(&self, content: Content, mut fields: HeaderMap) -> End {
-        fields.insert(CONTENT_SECURITY_POLICY, content.policy);
-        let fixed: [(HeaderName, &'static str); 6] = [
-            (CONTENT_TYPE, content.media),
-            (CACHE_CONTROL, "no-store"),
-            (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-            (X_FRAME_OPTIONS, "DENY"),
-            (REFERRER_POLICY, "no-referrer"),
-            (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-        ];
-        fields.extend(fixed.map(|(name, value)| (name, HeaderValue::from_static(value))));
-        let form = self.form();
-        let answer = answers::write(content.status, &fields, &content.body, &form);
-        self.write_answer(&answer, form.closes)
     }
 }

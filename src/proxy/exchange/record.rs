@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Exchange;
-use crate::counters::{Failure, Retry, TransferGuard};
+use crate::counters::{Done, Failure, Retry, TransferGuard};
 use crate::http::head::Framing;
 use crate::http::target::split_query;
 use crate::manager::Lease;
@@ -14,7 +14,6 @@ const LOGGED_METHOD: usize = 20;
 const LOGGED_PATH: usize = 200;
 
 impl Exchange<'_> {
-    /// The target without its query.
     fn path(&self) -> &str {
         split_query(&self.head.target).0
     }
@@ -33,22 +32,11 @@ impl Exchange<'_> {
         self.context.presence.counters().transfers.begin(kind, model.unwrap_or(name), total)
     }
 
-    pub(super) fn count_up(&self, lease: &Lease, bytes: u64) {
-        if bytes > 0 {
-            lease.pick.tally.bytes_up.add(bytes);
-            self.context.presence.counters().all.bytes_up.add(bytes);
-        }
-    }
-
-    pub(super) fn count_down(&self, lease: &Lease, bytes: u64) {
-        lease.pick.tally.bytes_down.add(bytes);
-        self.context.presence.counters().all.bytes_down.add(bytes);
-    }
-
-    pub(super) fn count_tokens(&self, lease: &Lease, tokens: u64) {
-        if tokens > 0 {
-            lease.pick.tally.tokens.add(tokens);
-            self.context.presence.counters().all.tokens.add(tokens);
+    /// Adds to a counter of the backend, and to the same one of all backends.
+    pub(super) fn count(&self, lease: &Lease, amount: u64, add: impl Fn(&Done, u64)) {
+        if amount > 0 {
+            add(&lease.pick.tally, amount);
+            add(&self.context.presence.counters().all, amount);
         }
     }
 

@@ -30,10 +30,8 @@ const LARGE: usize = 32 * 1024;
 const TOKENS: usize = 1024;
 
 impl Exchange<'_> {
-    /// Passes the answer on. `is_body_done` tells whether the request's body was received whole.
-    ///
-    /// # Errors
-    /// When it is no answer.
+    /// Passes the answer on, or fails if it is none. `is_body_done` tells whether the request's body was
+    /// received whole.
     pub(super) fn relay(
         &mut self,
         lease: &mut Lease,
@@ -72,7 +70,7 @@ impl Exchange<'_> {
         let result = self
             .copy_body(body, framing, &mut copied, &mut observed, lease)
             .and_then(|()| exchange_io::with(|io| io.flush()).map_err(|_| String::new()));
-        self.count_tokens(lease, observed.uncounted_tokens());
+        self.count(lease, observed.uncounted_tokens(), |done, n| done.tokens.add(n));
 
         let fault = self.fault();
         lease.report.outcome = match (&result, &fault) {
@@ -139,10 +137,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// Copies a body, every read before the next.
-    ///
-    /// # Errors
-    /// Why it didn't arrive whole; the exchange's bytes know if that was the client's fault.
+    /// Copies a body, every read before the next. The error says why it didn't arrive whole; the
+    /// exchange's fault tells if that was the client's.
     fn copy_body(
         &self,
         body: Body,
@@ -169,8 +165,8 @@ impl Exchange<'_> {
             }
             let read = CHUNK_PREFIX..CHUNK_PREFIX + n;
             *copied += n as u64;
-            self.count_down(lease, n as u64);
-            self.count_tokens(lease, observed.look(&buffer[read.clone()]));
+            self.count(lease, n as u64, |done, n| done.bytes_down.add(n));
+            self.count(lease, observed.look(&buffer[read.clone()]), |done, n| done.tokens.add(n));
             let framed = match framing {
                 AnswerFraming::Chunked => frame_chunk(&mut buffer, n),
                 AnswerFraming::Length(declared) if *copied > declared => {
@@ -212,7 +208,7 @@ impl Exchange<'_> {
         });
         if framing == AnswerFraming::Close {
             // Here an ordinary close would look like the end of the answer.
-            socket::reset_on_close(self.connection.stream().socket());
+            socket::reset_on_close(self.connection.stream.socket());
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, HeaderValue};
+use http::header::CONTENT_ENCODING;
 
 use super::{Exchange, OwnAnswer};
 use crate::access::permissions::{Refusal, needed};
@@ -40,7 +41,7 @@ impl Exchange<'_> {
         body: &mut RequestBody<'_>,
         is_enough: &dyn Fn(&[u8]) -> bool,
     ) -> Result<(), OwnAnswer> {
-        let client = Some(self.connection.stream().clone());
+        let client = Some(Arc::clone(&self.connection.stream));
         self.upstream.begin(Attempt { client, ..Attempt::default() });
         BodyReader::new(self.connection, body, self.context.settings.timing.body_timeout)
             .prefetch(SUBJECT_LIMIT, is_enough)
@@ -49,13 +50,14 @@ impl Exchange<'_> {
 
     fn replace_body(&mut self, body: &mut RequestBody<'_>, other: Vec<u8>) {
         self.framing = Framing::Length(other.len() as u64);
-        body.replace(other);
+        body.kept.replace(other);
     }
 
     /// Lets a pull through only if it is one from Ollama's own registry, in words of our own.
     pub(super) fn hold_to_registry(&mut self, body: &mut RequestBody<'_>) -> Result<(), OwnAnswer> {
         self.prefetch(body, &|_| false)?;
-        let whole = Some(body.kept()).filter(|_| is_plain(&self.head.fields) && body.is_done());
+        let whole =
+            Some(&*body.kept.bytes).filter(|_| is_plain(&self.head.fields) && body.is_done());
         let known = whole.and_then(pull::registry_pull);
         let known = known.ok_or_else(|| self.forbidden(Refusal::Registry))?;
         self.replace_body(body, known);
@@ -65,7 +67,7 @@ impl Exchange<'_> {
     /// What the request needs. Reads as much of the body as it takes to see the model's name, if
     /// there is a choice.
     pub(super) fn wanted(&mut self, body: &mut RequestBody<'_>) -> Result<Wanted, OwnAnswer> {
-        let client = self.connection.peer().ip();
+        let client = self.connection.peer.ip();
         if !self.is_client() {
             return Ok(Wanted { client: Some(client), local_only: true, ..Wanted::default() });
         }
@@ -81,11 +83,11 @@ impl Exchange<'_> {
             let takes_all = matches!(self.endpoint.task, Task::Pull | Task::Build);
             let is_enough = |bytes: &[u8]| !takes_all && subject::subject(bytes).model.is_some();
             self.prefetch(body, &is_enough)?;
-            subject = subject::subject(body.kept());
+            subject = subject::subject(&body.kept.bytes);
         }
         let named = subject.model.clone().filter(|_| is_pull && body.is_done());
         if let Some((model, place)) = named.as_deref().and_then(pull::split_server)
-            && let Some(renamed) = pull::rename_model(body.kept(), model)
+            && let Some(renamed) = pull::rename_model(&body.kept.bytes, model)
         {
             self.replace_body(body, renamed);
             subject.model = Some(model.to_owned());
@@ -97,9 +99,8 @@ impl Exchange<'_> {
     /// The server that the request asks for. Only programs of this machine may choose: a choice
     /// passes over bans.
     fn named_server(&self) -> Option<String> {
-        let name: &HeaderValue = self.head.fields.get(SERVER_FIELD)?;
-        let name = name.to_str().ok().filter(|_| self.connection.caller().is_trusted());
-        name.map(str::to_owned)
+        let name = self.head.fields.get(SERVER_FIELD)?.to_str().ok()?;
+        self.connection.caller().is_trusted().then(|| name.to_owned())
     }
 }
 
