@@ -14,10 +14,8 @@ use crate::access::permissions::Caller;
 use crate::config::{Limits, Timing};
 use crate::http::head::{self, Head, HeadLimits, Refusal};
 use crate::pairing::stream::{self, Stream};
+use crate::upstream::buffers::{LARGE, SMALL};
 
-/// Bytes that are read at a time: few, until a client sends faster than that.
-pub(super) const READ_SIZE: usize = 4 * 1024;
-const LARGE_READ_SIZE: usize = 32 * 1024;
 /// A connection in a reserved place has so long to say what it wants.
 const RESERVE_TIME: Duration = Duration::from_secs(1);
 /// An unread request is drained for so long before the close, so that the client gets to read the
@@ -34,6 +32,7 @@ pub(super) struct Connection {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+    /// Bytes that are read at a time: few, until a client sends faster than that.
     read_size: usize,
     pub(super) expected: Expected,
     /// Bytes of the present request's body that were taken from the connection.
@@ -72,7 +71,7 @@ impl Connection {
             buffer: Vec::new(),
             start: 0,
             end: 0,
-            read_size: READ_SIZE,
+            read_size: SMALL,
             expected: Expected::Anytime,
             body_bytes: 0,
             place,
@@ -114,7 +113,7 @@ impl Connection {
         let n = read.unwrap_or(0);
         self.end += n;
         if n == self.read_size {
-            self.read_size = LARGE_READ_SIZE;
+            self.read_size = LARGE;
         }
         Ok(read)
     }
@@ -190,9 +189,9 @@ impl Connection {
     pub(super) fn set_idle(&mut self) {
         if self.received().is_empty() {
             // A large head or body leaves no large buffer behind on an idle connection.
-            self.buffer.truncate(READ_SIZE);
-            self.buffer.shrink_to(READ_SIZE);
-            self.read_size = READ_SIZE;
+            self.buffer.truncate(SMALL);
+            self.buffer.shrink_to(SMALL);
+            self.read_size = SMALL;
         }
         self.expected = Expected::Later;
         self.place.set_idle();
@@ -202,7 +201,7 @@ impl Connection {
     pub(super) fn close_gently(&self) {
         self.stream.finish();
         let deadline = Instant::now() + LINGER_TIME;
-        let mut scratch = [0; READ_SIZE];
+        let mut scratch = [0; SMALL];
         while Instant::now() < deadline {
             match self.stream.try_read(&mut scratch) {
                 Ok(Some(1..)) => {}

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::connection::{Connection, READ_SIZE};
+use super::connection::Connection;
 use crate::counters::Transfer;
 use crate::http::body::{ChunkDecoder, Step};
 use crate::http::head::{Framing, Head};
+use crate::upstream::buffers::SMALL;
 use crate::upstream::exchange_io::{self, Fault, Woken};
 
 /// Declared bytes that are skipped when the answer comes before them. Skipping 32 KiB takes about
@@ -186,14 +187,14 @@ impl<'a, 'b> BodyReader<'a, 'b> {
         most: usize,
         is_enough: &dyn Fn(&[u8]) -> bool,
     ) -> io::Result<()> {
-        let mut piece = vec![0; READ_SIZE];
+        let mut piece = vec![0; SMALL];
         while let Kept { bytes, is_whole: true, .. } = &self.body.kept
             && bytes.len() < most
             && !is_enough(bytes)
         {
             let missing = most - bytes.len();
             // Nothing is taken that can't be kept: it was not sent yet, so it would be lost.
-            let room = self.body.kept.reserve(READ_SIZE.min(missing));
+            let room = self.body.kept.reserve(SMALL.min(missing));
             let read = if room == 0 { Ok(0) } else { self.receive(&mut piece[..room]) };
             let n = *read.as_ref().unwrap_or(&0);
             self.body.kept.bytes.extend_from_slice(&piece[..n]);

@@ -1,4 +1,5 @@
-//! ureq's buffers, which stay small for token streams and grow for bulk data and large heads.
+//! Sizes of buffers on the way of a request; and ureq's buffers, which stay small for token streams
+//! and grow for bulk data and large heads.
 
 use ureq::unversioned::transport::Buffers;
 
@@ -6,10 +7,10 @@ use crate::http::head::MAX_FIELD_LINE;
 
 /// Buffers start with this many bytes, and grow up to [`LARGE`] while data comes faster than it
 /// leaves.
-pub(super) const SMALL: usize = 4 * 1024;
-pub(super) const LARGE: usize = 32 * 1024;
+pub(crate) const SMALL: usize = 4 * 1024;
+pub(crate) const LARGE: usize = 32 * 1024;
 /// Enough for one token after the other.
-const TOKENS: usize = 1024;
+pub(crate) const TOKENS: usize = 1024;
 
 // ureq writes a field line in one piece.
 const _: () = assert!(MAX_FIELD_LINE <= LARGE);

@@ -6,7 +6,7 @@
 //! [`Upstream`] sends a request; [`exchange_io`] moves its bytes and the answer's; [`health_check`]
 //! asks whether an upstream is well; [`fetch`] asks a daemon of ours about itself.
 
-mod buffers;
+pub(crate) mod buffers;
 pub(crate) mod exchange_io;
 mod health_check;
 mod transport;

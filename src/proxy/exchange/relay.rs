@@ -19,15 +19,11 @@ use crate::manager::pool::{Outcome, Wanted};
 use crate::net::{socket, untrusted_text};
 use crate::ollama::endpoints::{Task, VERSION};
 use crate::system::files::free_space;
+use crate::upstream::buffers::{LARGE, SMALL, TOKENS};
 use crate::upstream::{self, exchange_io};
 
 /// Reads of less than this are gathered with what precedes them into one write.
 const GATHER: usize = 2 * 1024;
-/// Relay buffers start small and grow while the upstream fills them.
-const SMALL: usize = 4 * 1024;
-const LARGE: usize = 32 * 1024;
-/// Where tokens are likely, this is enough.
-const TOKENS: usize = 1024;
 
 impl Exchange<'_> {
     /// Passes the answer on, or fails if it is none. `is_body_done` tells whether the request's body was
