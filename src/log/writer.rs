@@ -5,7 +5,6 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -13,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{json, text};
 use crate::config::LogFormat;
-use crate::system::THREAD_STACK;
+use crate::system;
 
 /// Lines that may wait to be written; more are lost.
 const LOG_QUEUE: usize = 1024;
@@ -60,8 +59,7 @@ impl LogWriter {
         let shared = Arc::new(Shared::default());
         let (queue, lines) = bounded(LOG_QUEUE);
         let thread = WriterThread { place, format, shared: Arc::clone(&shared), is_torn: false };
-        let builder = thread::Builder::new().name("log".to_owned()).stack_size(THREAD_STACK);
-        let _ = builder.spawn(move || thread.run(&lines));
+        let _ = system::spawn("log", move || thread.run(&lines));
         let writer = LogWriter { shared, queue };
         Ok((writer.clone(), LineSender { line: Vec::new(), writer }))
     }

@@ -1,9 +1,9 @@
 //! tiny_http: the gate through which every client connection comes in, with its first request.
 //!
 //! What tiny_http does here: it parses the request's head a second time and admits it. A worker
-//! writes a canonical head (method, target, a number) to a private connection and waits until that
-//! request comes out of tiny_http's queue. One request is in the gate at a time, so what comes out
-//! is what went in, and nothing has to be matched.
+//! writes a canonical head (method and target) to a private connection and waits until that request
+//! comes out of tiny_http's queue. One request is in the gate at a time, and a gate that failed is
+//! never used again, so what comes out is what went in.
 //!
 //! What it costs: two switches of threads for a connection, about a quarter of the instructions of
 //! a small request. That is why later requests of a connection don't pass it again.
@@ -24,7 +24,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tiny_http::Server;
 
@@ -36,8 +36,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The queue is looked at so often before waiting for it: its thread needs about as long to parse
 /// a head as ours to fall asleep and wake up.
 const YIELDS: u32 = 100;
-/// The field that carries the number.
-const NUMBER_FIELD: &str = "X";
 
 /// The gate of this process; none in it once it has failed.
 static GATE: OnceLock<Mutex<Option<Gate>>> = OnceLock::new();
@@ -45,8 +43,6 @@ static GATE: OnceLock<Mutex<Option<Gate>>> = OnceLock::new();
 struct Gate {
     server: Server,
     connection: UnixStream,
-    /// Of the last request.
-    number: u64,
 }
 
 /// Opens the gate, unless it is open: a socket in a fresh directory below the first of `places` that
@@ -94,37 +90,26 @@ impl Gate {
         let (listener, connection) = ends?;
         connection.set_write_timeout(Some(PATIENCE))?;
         let server = Server::from_listener(listener, None).map_err(io::Error::other)?;
-        let mut gate = Gate { server, connection, number: 0 };
+        let mut gate = Gate { server, connection };
         gate.pass("GET", "/")?;
         Ok(gate)
     }
 
     fn pass(&mut self, method: &str, target: &str) -> io::Result<()> {
-        self.number += 1;
-        let number = self.number.to_string();
-        let words = [method, " ", target, " HTTP/1.1\r\n", NUMBER_FIELD, ": ", &number, "\r\n\r\n"];
-        self.connection.write_all(words.concat().as_bytes())?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let request = self.receive(deadline)?;
-            let field = request.headers().iter().find(|field| field.field.equiv(NUMBER_FIELD));
-            let is_own = field.is_some_and(|field| field.value.as_str() == number);
-            // Dropping a request makes tiny_http answer it; dropping its writer does not.
-            drop(request.into_writer());
-            if is_own {
-                return Ok(());
-            }
-        }
+        let head = [method, " ", target, " HTTP/1.1\r\n\r\n"].concat();
+        self.connection.write_all(head.as_bytes())?;
+        // Dropping a request makes tiny_http answer it; dropping its writer does not.
+        drop(self.receive()?.into_writer());
+        Ok(())
     }
 
-    fn receive(&self, deadline: Instant) -> io::Result<tiny_http::Request> {
+    fn receive(&self) -> io::Result<tiny_http::Request> {
         for _ in 0..YIELDS {
             if let Some(request) = self.server.try_recv()? {
                 return Ok(request);
             }
             std::thread::yield_now();
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        self.server.recv_timeout(left)?.ok_or(ErrorKind::TimedOut.into())
+        self.server.recv_timeout(PATIENCE)?.ok_or(ErrorKind::TimedOut.into())
     }
 }
