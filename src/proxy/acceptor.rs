@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::access::permissions::Caller;
 use crate::net::interfaces::Subnets;
 use crate::net::socket::{self, Waker};
 use crate::pairing::stream::Stream;
-use crate::system::{self, lock};
+use crate::system;
 
 /// Pause after the kernel had no descriptor or memory for a connection.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -147,10 +147,7 @@ impl Acceptor {
             drop(connection);
             return self.reject(stream, OwnAnswer::Full);
         }
-        // In a slot, to have it back when no thread can be started for it.
-        let slot = Arc::new(Mutex::new(Some(connection)));
-        let first = Arc::clone(&slot);
-        if let Err(error) = workers::start(&self.shared, move || lock(&first).take()) {
+        if let Err(error) = workers::start(&self.shared, connection) {
             log::error!("cannot start a worker: {error}; answering 503");
             self.reject(stream, OwnAnswer::Full);
         }

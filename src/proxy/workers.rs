@@ -103,16 +103,13 @@ impl Workers {
     }
 }
 
-/// Starts a worker, which takes its first connection from `first`.
-pub(super) fn start(
-    shared: &Arc<Shared>,
-    first: impl FnOnce() -> Option<Box<Connection>> + Send + 'static,
-) -> io::Result<()> {
+/// Starts a worker with its first connection, which gives up its place if no thread can be had.
+pub(super) fn start(shared: &Arc<Shared>, first: Box<Connection>) -> io::Result<()> {
     let own = Arc::clone(shared);
     shared.workers.alive.fetch_add(1, SeqCst);
     let started = system::spawn("worker", move || {
         let upstream = Upstream::new(&own.context.settings.timing, &own.context.keyring);
-        Worker { shared: own, upstream }.run(first());
+        Worker { shared: own, upstream }.run(Some(first));
     });
     started.map(drop).inspect_err(|_| shared.workers.ended())
 }
