@@ -1,0 +1,15 @@
+//! Ordinary days in front of Ollamas that keep Ollama's contract: several servers, busy servers,
+//! sleeping servers, cloud models, programs that write their requests in unusual ways.
+
+mod support;
+
+mod ordinary {
+    mod about;
+    mod alive;
+    mod away;
+    mod busy;
+    mod cloud;
+    mod comeback;
+    mod front;
+    mod lists;
+}

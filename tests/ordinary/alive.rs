@@ -1,0 +1,1 @@
+//! Bytes are proof of life; slow networks and slow readers.

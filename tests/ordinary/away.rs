@@ -1,0 +1,1 @@
+//! What a server had is remembered while it is away.

@@ -1,0 +1,1 @@
+//! What counts, what waits, and how a limit is learned.

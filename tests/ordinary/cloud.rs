@@ -1,0 +1,1 @@
+//! Cloud models and accounts.

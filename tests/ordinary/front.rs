@@ -1,0 +1,1 @@
+//! Requests as unusual clients write them.

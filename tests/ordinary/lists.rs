@@ -1,0 +1,1 @@
+//! Merged lists, token counts, errors in the newest shapes.
