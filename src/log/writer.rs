@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{json, text};
 use crate::config::LogFormat;
-use crate::system;
+use crate::system::{self, files};
 
 /// Lines that may wait to be written; more are lost.
 const LOG_QUEUE: usize = 1024;
@@ -101,7 +101,8 @@ fn open(path: &Path) -> io::Result<File> {
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
-    Ok(File::from(rustix::fs::open(path, flags, mode)?))
+    let open = || Ok(File::from(rustix::fs::open(path, flags, mode)?));
+    files::as_owner_of(path.parent().unwrap_or(path), open)?
 }
 
 /// Whether stderr is systemd's journal (systemd.exec(5), `JOURNAL_STREAM`).

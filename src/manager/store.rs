@@ -1,6 +1,5 @@
 //! What is remembered over restarts: the servers, and how to wake them.
 
-use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -8,7 +7,7 @@ use serde_json::{Value, json};
 use super::pool::Known;
 use crate::config::Mac;
 use crate::pairing::identity::Identity;
-use crate::system::files::replace;
+use crate::system::files::{self, replace};
 
 /// Writes down which servers there are, for [`recall`]. Failing only costs the next start a moment.
 pub(crate) fn remember(dir: &Path, servers: &[Known]) {
@@ -26,7 +25,7 @@ pub(crate) fn remember(dir: &Path, servers: &[Known]) {
 
 /// The servers of earlier runs, in the order in which they were met.
 pub(crate) fn recall(dir: &Path) -> Vec<Known> {
-    let list = read(&dir.join("servers.json"));
+    let list = read(dir, "servers.json");
     let member = |entry: &Value, name: &str| Some(entry.get(name)?.as_str()?.to_owned());
     let server = |entry: &Value| {
         Some(Known {
@@ -39,8 +38,9 @@ pub(crate) fn recall(dir: &Path) -> Vec<Known> {
     list.as_array().into_iter().flatten().filter_map(server).collect()
 }
 
-fn read(file: &Path) -> Value {
-    serde_json::from_str(&fs::read_to_string(file).unwrap_or_default()).unwrap_or_default()
+fn read(dir: &Path, name: &str) -> Value {
+    let text = files::read(dir, &dir.join(name)).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
 }
 
 /// Writes down the hardware addresses of servers, for [`recall_macs`].
@@ -53,13 +53,15 @@ pub(crate) fn remember_macs(dir: &Path, macs: &[(String, Mac)]) {
 
 /// The hardware addresses that were kept, by server.
 pub(crate) fn recall_macs(dir: &Path) -> Vec<(String, Mac)> {
-    let map = read(&dir.join("wake.json"));
+    let map = read(dir, "wake.json");
     let mac = |(name, mac): (&String, &Value)| Some((name.clone(), mac.as_str()?.parse().ok()?));
     map.as_object().into_iter().flatten().filter_map(mac).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::system::random;
 

@@ -35,7 +35,7 @@ fn file_in(state_dir: &Path) -> PathBuf {
 
 /// Reads a file that no other user may read; `None` if it doesn't exist.
 fn read_private(path: &Path) -> Result<Option<String>, String> {
-    let file = match fs::File::open(path) {
+    let file = match files::open_plain(fs::File::options().read(true), path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         file => file.map_err(unusable(path))?,
     };
@@ -48,12 +48,16 @@ fn read_private(path: &Path) -> Result<Option<String>, String> {
 /// The machines that this one is paired with.
 pub fn load(state_dir: &Path) -> Result<Vec<Peer>, String> {
     let path = file_in(state_dir);
+    files::as_owner_of(state_dir, || load_from(&path)).map_err(unusable(&path))?
+}
+
+fn load_from(path: &Path) -> Result<Vec<Peer>, String> {
     if let Some(folder) = path.parent()
         && let Ok(about) = fs::metadata(folder)
     {
         check_private(folder, &about, 0o700)?;
     }
-    peers::parse(&read_private(&path)?.unwrap_or_default()).map_err(unusable(&path))
+    peers::parse(&read_private(path)?.unwrap_or_default()).map_err(unusable(path))
 }
 
 /// Changes the list of paired machines; changes at the same time wait for each other. A file that
@@ -63,25 +67,23 @@ pub fn update<T>(
     change: impl FnOnce(&mut Vec<Peer>) -> Result<T, Unreadable>,
 ) -> Result<T, String> {
     let path = file_in(state_dir);
-    let folder = path.parent().unwrap_or(state_dir);
-    let _lock = lock(state_dir, folder).map_err(unusable(&path))?;
-    let mut peers = load(state_dir)?;
-    let result = change(&mut peers).map_err(unusable(&path))?;
-    files::replace(state_dir, &path, &peers::format(&peers)).map_err(unusable(&path))?;
-    Ok(result)
+    let change = || {
+        let _lock = lock(path.parent().unwrap_or(state_dir)).map_err(unusable(&path))?;
+        let mut peers = load_from(&path)?;
+        let result = change(&mut peers).map_err(unusable(&path))?;
+        files::replace(state_dir, &path, &peers::format(&peers)).map_err(unusable(&path))?;
+        Ok(result)
+    };
+    files::as_owner_of(state_dir, change).map_err(unusable(&path))?
 }
 
 /// Makes the folder of keys if need be, and waits until nobody else changes them. Closing the file
 /// ends the lock.
-fn lock(state_dir: &Path, folder: &Path) -> io::Result<fs::File> {
-    if !folder.exists() {
-        files::make_private_dir(folder)?;
-        files::give_to_owner_of(state_dir, folder)?;
-    }
-    let path = folder.join("lock");
+fn lock(folder: &Path) -> io::Result<fs::File> {
+    files::make_private_dir(folder)?;
     let mut options = fs::File::options();
-    let lock = options.write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-    files::give_to_owner_of(state_dir, &path)?;
+    options.append(true).create(true).mode(0o600);
+    let lock = files::open_plain(&mut options, &folder.join("lock"))?;
     flock(&lock, FlockOperation::LockExclusive)?;
     Ok(lock)
 }
@@ -143,15 +145,12 @@ mod tests {
         let file = file_in(&dir);
         let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
         assert_eq!((mode(&file), mode(file.parent().unwrap())), (0o600, 0o700));
-        let set = |path: &Path, mode| {
-            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        };
         for (path, loose, tight) in [(&file, 0o640, 0o600), (&dir.join("keys"), 0o750, 0o700)] {
-            set(path, loose);
+            set_mode(path, loose);
             let error = load(&dir).unwrap_err().to_string();
             assert!(error.ends_with(&format!("chmod {tight:o} {}", path.display())), "{error}");
             assert!(update(&dir, |_| Ok(())).is_err());
-            set(path, tight);
+            set_mode(path, tight);
         }
         fs::write(&file, "{broken").unwrap();
         assert!(update(&dir, |_| Ok(())).unwrap_err().to_string().contains("not JSON"));
@@ -173,5 +172,68 @@ mod tests {
             assert_eq!(fs::metadata(dir.join(name)).unwrap().uid(), 12345, "{name}");
         }
         fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// The service's user puts something in the way of `sudo ollana pair`.
+    #[test]
+    fn planted_links_lead_root_nowhere() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let (outside, dir) = (folder(), folder());
+        fs::create_dir(&outside).unwrap();
+        set_mode(&outside, 0o755);
+        for planted in ["keys", "keys/lock", "keys/peers"] {
+            let target = outside.join("secret");
+            fs::write(&target, "root's").unwrap();
+            set_mode(&target, 0o600);
+            fs::create_dir(&dir).unwrap();
+            let place = dir.join(planted);
+            fs::create_dir_all(place.parent().unwrap()).unwrap();
+            let target = if planted == "keys" { &outside } else { &target };
+            std::os::unix::fs::symlink(target, &place).unwrap();
+            for path in [&dir, &dir.join("keys")] {
+                std::os::unix::fs::lchown(path, Some(12345), Some(12345)).unwrap();
+                set_mode(path, 0o700);
+            }
+            let result = update(&dir, |peers| peers::add(peers, machine(1)));
+            assert!(result.is_err(), "{planted}");
+            let left: Vec<_> =
+                fs::read_dir(&outside).unwrap().map(|it| it.unwrap().file_name()).collect();
+            assert_eq!(left, ["secret"], "{planted}");
+            let secret = outside.join("secret");
+            assert_eq!(fs::read_to_string(&secret).unwrap(), "root's", "{planted}");
+            assert_eq!(fs::metadata(&secret).unwrap().uid(), 0, "{planted}");
+            fs::remove_dir_all(&dir).unwrap();
+        }
+        assert!(rustix::process::geteuid().is_root(), "root again");
+        fs::remove_dir_all(&outside).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_file_is_an_error_and_no_wait() {
+        let dir = folder();
+        for fifo in ["keys/peers", "keys/lock"] {
+            fs::create_dir_all(dir.join("keys")).unwrap();
+            set_mode(&dir.join("keys"), 0o700);
+            let path = dir.join(fifo);
+            rustix::fs::mknodat(
+                rustix::fs::CWD,
+                &path,
+                rustix::fs::FileType::Fifo,
+                rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+                0,
+            )
+            .unwrap();
+            let error = update(&dir, |peers| peers::add(peers, machine(1))).unwrap_err();
+            assert!(error.contains(dir.to_str().unwrap()), "{error}");
+            fs::remove_dir_all(&dir).unwrap();
+        }
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        if !path.is_symlink() {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
     }
 }

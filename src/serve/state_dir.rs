@@ -1,6 +1,5 @@
 //! What a daemon keeps on disk, its identity, and what it finds on this machine.
 
-use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -13,7 +12,7 @@ pub(crate) fn identity(dir: Option<&Path>, port: u16) -> io::Result<Identity> {
     let fresh = Identity(random()?);
     let (Some(dir), true) = (dir, port != 0) else { return Ok(fresh) };
     let path = dir.join(format!("identity-{port}"));
-    let kept = fs::read_to_string(&path).and_then(|text| {
+    let kept = files::read(dir, &path).and_then(|text| {
         Identity::parse(text.trim()).ok_or_else(|| io::Error::other("not 32 hexadecimal digits"))
     });
     match kept {
@@ -56,8 +55,10 @@ pub(super) fn private_places(state_dir: Option<&Path>) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
     use std::os::unix::fs::MetadataExt;
+
+    use super::*;
 
     #[test]
     fn an_identity_is_kept_per_port() {
