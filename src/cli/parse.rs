@@ -65,7 +65,7 @@ pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     env: &dyn Fn(&str) -> Option<OsString>,
 ) -> Result<Command, UsageError> {
-    let mut settings = from_variables(env)?;
+    let (mut settings, wrong) = from_variables(env);
     let mut parser = lexopt::Parser::from_iter(args);
     let mut words = Vec::new();
     let mut switches = Vec::new();
@@ -114,7 +114,11 @@ pub fn parse(
         let meant = did_you_mean(&word, "", COMMANDS.iter().map(|command| command.name()));
         return Err(UsageError(format!("unknown command {word:?}{meant}")));
     };
-    follow(command, settings, switches, words.collect())
+    // Help is given whatever the variables say.
+    match (wrong, &command.action) {
+        (Some(error), Action::Serve | Action::Tool(_)) => Err(error),
+        _ => follow(command, settings, switches, words.collect()),
+    }
 }
 
 fn follow(
@@ -168,9 +172,11 @@ fn did_you_mean<'a>(word: &str, dashes: &str, names: impl IntoIterator<Item = &'
     meant.map(|name| format!("; did you mean {dashes}{name}?")).unwrap_or_default()
 }
 
-fn from_variables(env: &dyn Fn(&str) -> Option<OsString>) -> Result<Settings, UsageError> {
+/// The settings, and the first variable that can't be used.
+fn from_variables(env: &dyn Fn(&str) -> Option<OsString>) -> (Settings, Option<UsageError>) {
     let text = |name: &str| env(name).and_then(|v| v.into_string().ok()).filter(|v| !v.is_empty());
     let mut settings = Settings { state_dir: default_state_dir(env), ..Settings::default() };
+    let mut wrong = None;
     if let Some(value) = text("OLLAMA_HOST") {
         // Only an address of this machine is a local Ollama; programs may name others there.
         match config::parse_ollama(&value) {
@@ -189,12 +195,15 @@ fn from_variables(env: &dyn Fn(&str) -> Option<OsString>) -> Result<Settings, Us
     for option in options() {
         let variable = option.variable();
         let value = text(&variable).unwrap_or_default();
-        for part in value.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            let set = option.set(&mut settings, part);
-            set.map_err(|error| UsageError(format!("{variable}: {error}")))?;
+        // A path may hold a comma.
+        let most = if option.is_list() { usize::MAX } else { 1 };
+        for part in value.splitn(most, ',').map(str::trim).filter(|part| !part.is_empty()) {
+            if let Err(error) = option.set(&mut settings, part) {
+                wrong.get_or_insert(UsageError(format!("{variable}: {error}")));
+            }
         }
     }
-    Ok(settings)
+    (settings, wrong)
 }
 
 fn is_loopback(host: &str) -> bool {

@@ -240,6 +240,18 @@ fn bad_command_lines_say_what_is_wrong() {
     }
     let error = run(&[], &[("OLLANA_RISE", "0")]).expect_err("refused").to_string();
     assert!(error.starts_with("OLLANA_RISE: 0: expected a number from 1 to 100\n"), "{error}");
+    for args in [&["--help"][..], &["help", "limits"], &["status", "-h"], &["--version"]] {
+        let help = run(args, &[("OLLANA_RISE", "0")]);
+        assert!(matches!(help, Ok(Command::Print(_))), "{args:?}: {help:?}");
+    }
+}
+
+#[test]
+fn only_lists_are_cut_at_commas() {
+    let env = [("OLLANA_STATE_DIR", "/a,b"), ("OLLANA_LOG_FILE", " /c,d ")];
+    let Settings { state_dir, log_file, .. } = settings(&[], &env);
+    assert_eq!(state_dir, Some("/a,b".into()));
+    assert_eq!(log_file, Some("/c,d".into()));
 }
 
 #[test]
