@@ -4,23 +4,31 @@
 mod support;
 
 use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
-use ollana::config::{Limits, ServerName, Settings};
-use ollana::manager::pool::{Input, Pool, Rules, Wanted};
-use ollana::manager::{Handle, Job, Patience};
+use ollana::config::{ServerName, Settings};
+use ollana::manager::pool::{Action, Input, Outcome, Pick, Pool, Rules, Wanted};
+use ollana::manager::queue::{Answers, Asker, MAX_PER_CLIENT, MAX_QUEUE, Queue, Request};
+use ollana::manager::{Handle, Job, Patience, Refused};
+use ollana::ollama::inventory::Inventory;
+use ollana::ollama::model_name::ModelName;
 use ollana::upstream::CheckResult;
 use support::{Chain, Client, Fake, Gate, Way, eventually, request};
 
 const SOON: Duration = Duration::from_secs(1);
+/// Inference that lasts until the gate opens.
+const HOLD: &str = "/api/generate";
 
-/// A fake that answers `/hold` when the gate opens, and everything else at once.
+/// A fake that answers `/api/generate` when the gate opens, and everything else at once.
 fn fake(gate: &Gate) -> Fake {
     let held = gate.clone();
     Fake::start(move |call| {
         call.read_body();
-        if call.target() == "/hold" {
+        if call.target() == HOLD {
             call.wait(&held, "the test to let it go");
         }
         let target = call.target().to_owned();
@@ -34,9 +42,9 @@ fn one_at_a_time(settings: &mut Settings) {
 
 /// A request that has the server to itself.
 fn hold(client: &mut Client, fake: &Fake) {
-    client.send(request("GET", "/hold", ""));
+    client.send(request("POST", HOLD, "{}"));
     fake.wait("a request to be held", |state| {
-        state.records.iter().any(|record| record.head.target() == "/hold").then_some(())
+        state.records.iter().any(|record| record.head.target() == HOLD).then_some(())
     });
 }
 
@@ -53,7 +61,7 @@ fn who_waits_is_served_when_the_server_is_free() {
             client.send(request("POST", "/api/chat", format!("{n}")));
         }
         gate.open();
-        assert_eq!(holder.answer_to("GET").text(), "/hold", "{way:?}");
+        assert_eq!(holder.answer_to("POST").text(), HOLD, "{way:?}");
         for client in &mut waiting {
             assert_eq!(client.answer_to("POST").text(), "/api/chat", "{way:?}");
         }
@@ -82,11 +90,11 @@ fn who_leaves_while_waiting_is_forgotten() {
         println!("{way:?}: let go after {} ms", start.elapsed().as_millis());
         assert!(start.elapsed() < SOON, "{way:?}: let go only after {:?}", start.elapsed());
         let mut patient = chain.connect();
-        patient.send(request("GET", "/next", ""));
+        patient.send(request("POST", "/api/chat", "{}"));
         gate.open();
-        assert_eq!(holder.answer_to("GET").text(), "/hold", "{way:?}");
+        assert_eq!(holder.answer_to("POST").text(), HOLD, "{way:?}");
         let freed = Instant::now();
-        assert_eq!(patient.answer_to("GET").text(), "/next", "{way:?}");
+        assert_eq!(patient.answer_to("POST").text(), "/api/chat", "{way:?}");
         assert!(freed.elapsed() < SOON, "{way:?}: served only after {:?}", freed.elapsed());
         assert_eq!(fake.count(), 2, "{way:?}: somebody who had left was served");
     }
@@ -111,42 +119,56 @@ fn who_waits_too_long_is_told() {
         let took = start.elapsed();
         assert!(took >= Duration::from_millis(300) && took < 2 * SOON, "{way:?}: after {took:?}");
         gate.open();
-        assert_eq!(holder.answer_to("GET").text(), "/hold", "{way:?}");
+        assert_eq!(holder.answer_to("POST").text(), HOLD, "{way:?}");
     }
 }
 
-/// A Manager with one backend that is up and takes one request at a time. Its checks stay unasked.
-fn manager() -> (Handle, Receiver<Job>) {
-    let limits = Limits { max_in_flight: 1, ..Settings::default().limits };
-    let rules = Rules {
+/// One request at a time on each server, whose checks don't end by themselves.
+fn rules() -> Rules {
+    Rules {
         health_interval: Duration::from_secs(3600),
         health_timeout: Duration::from_secs(3600),
         rise: 1,
         fall: 1,
-        max_servers: 1,
-        inventories: false,
-        max_in_flight: limits.max_in_flight,
+        max_servers: 8,
+        inventories: true,
+        max_in_flight: 1,
         pins: Vec::new(),
         bans: Vec::new(),
         preferred: Vec::new(),
-    };
-    let mut pool = Pool::new(rules, 1);
-    pool.add_named(Instant::now(), ServerName { host: "127.0.0.1".to_owned(), port: 1 });
-    let (jobs, queue) = unbounded();
-    let patience = Patience { expected: SOON, busy: support::PATIENCE, wake: None };
-    let handle = Handle::start(pool, jobs, patience).expect("a manager");
-    handle.mailbox().send(Input::Tick);
-    let Ok(Job::Check(job)) = queue.recv_timeout(support::PATIENCE) else { panic!("no check") };
-    let result = CheckResult::Healthy {
-        address: "127.0.0.1:1".parse().expect("an address"),
+    }
+}
+
+fn name_of(host: u8) -> ServerName {
+    ServerName { host: format!("10.0.0.{host}"), port: 1 }
+}
+
+/// What a check finds of a server that has these models.
+fn healthy(host: u8, models: &[&str]) -> CheckResult {
+    let models: Vec<String> =
+        models.iter().map(|name| format!("{{\"name\":\"{name}\"}}")).collect();
+    let tags = format!("{{\"models\":[{}]}}", models.join(","));
+    CheckResult::Healthy {
+        address: SocketAddr::from(([10, 0, 0, host], 1)),
         round_trip: Duration::ZERO,
         version: "0.5.4".to_owned(),
         name: None,
         identity: None,
         open: None,
-        inventory: None,
-    };
-    handle.mailbox().send(Input::Checked(job.id, result));
+        inventory: Some(Arc::new(Inventory::new([&tags, "", ""], None))),
+    }
+}
+
+/// A Manager with one backend that is up and takes one request at a time. Its checks stay unasked.
+fn manager() -> (Handle, Receiver<Job>) {
+    let mut pool = Pool::new(rules(), 1);
+    pool.add_named(Instant::now(), name_of(1));
+    let (jobs, queue) = unbounded();
+    let patience = Patience { expected: SOON, busy: support::PATIENCE, wake: None };
+    let handle = Handle::start(pool, jobs, patience).expect("a manager");
+    handle.mailbox().send(Input::Tick);
+    let Ok(Job::Check(job)) = queue.recv_timeout(support::PATIENCE) else { panic!("no check") };
+    handle.mailbox().send(Input::Checked(job.id, healthy(1, &[])));
     eventually("the backend to be up", || handle.presence().is_up().then_some(()));
     (handle, queue)
 }
@@ -205,4 +227,185 @@ fn who_was_refused_by_one_server_does_not_hold_it_while_waiting_for_another() {
         assert_eq!(client.answer_to("POST").status(), 503);
     }
     assert!(start.elapsed() < 5 * SOON, "after {:?}", start.elapsed());
+}
+
+/// Who asks the pure queue: a number, and whether somebody still waits for the answer.
+#[derive(Clone)]
+struct Token(usize, Rc<Cell<bool>>);
+
+impl Asker for Token {
+    fn is_present(&self) -> bool {
+        self.1.get()
+    }
+}
+
+/// The pure queue in front of servers that have these models.
+struct House {
+    queue: Queue<Token>,
+    now: Instant,
+    asked: usize,
+    answers: Answers<Token>,
+}
+
+impl House {
+    fn with(servers: &[&[&str]]) -> Self {
+        let now = Instant::now();
+        let mut pool = Pool::new(rules(), 1);
+        (1..).zip(servers).for_each(|(host, _)| pool.add_named(now, name_of(host)));
+        let patience = Patience { expected: SOON, busy: 60 * SOON, wake: None };
+        let mut house =
+            House { queue: Queue::new(pool, patience), now, asked: 0, answers: Vec::new() };
+        let mut actions = Vec::new();
+        house.queue.handle(now, Input::Tick, &mut actions, &mut house.answers);
+        let checks = actions.into_iter().filter_map(|action| match action {
+            Action::Check(id, ..) => Some(id),
+            _ => None,
+        });
+        for ((id, host), models) in checks.zip(1..).zip(servers) {
+            house.tell(Input::Checked(id, healthy(host, models)));
+        }
+        house
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.queue.handle(self.now, input, &mut Vec::new(), &mut self.answers);
+    }
+
+    fn ask(&mut self, client: u8, model: &str) -> usize {
+        let wanted = Wanted {
+            client: Some([127, 0, 0, client].into()),
+            model: ModelName::parse(model),
+            ..Wanted::default()
+        };
+        self.ask_for(wanted)
+    }
+
+    fn ask_for(&mut self, wanted: Wanted) -> usize {
+        self.asked += 1;
+        let token = Token(self.asked, Rc::new(Cell::new(true)));
+        let request = Request { tried: Vec::new(), wanted };
+        self.queue.ask(self.now, token, request, &mut self.answers);
+        self.asked
+    }
+
+    /// What has been answered since the last call, by request.
+    fn heard(&mut self) -> Vec<(usize, Result<Pick, Refused>)> {
+        self.answers.drain(..).map(|(token, answer)| (token.0, answer)).collect()
+    }
+
+    /// The one answer since the last call, which must be a server.
+    fn served(&mut self) -> (usize, Pick) {
+        match &self.heard()[..] {
+            [(asked, Ok(pick))] => (*asked, pick.clone()),
+            other => panic!("not one server: {other:?}"),
+        }
+    }
+
+    fn finish(&mut self, pick: &Pick) {
+        self.tell(Input::Finished(pick.id, pick.report(Outcome::Answered)));
+    }
+
+    fn refused(&mut self) -> Vec<usize> {
+        let is_full = |answer: &Result<Pick, Refused>| *answer == Err(Refused::QueueFull);
+        self.heard().into_iter().filter(|(_, it)| is_full(it)).map(|(asked, _)| asked).collect()
+    }
+}
+
+#[test]
+fn who_waits_for_one_server_delays_nobody_at_another() {
+    let mut house = House::with(&[&["a"], &["b"]]);
+    house.ask(1, "a");
+    let (_, on_a) = house.served();
+    for _ in 0..MAX_PER_CLIENT {
+        house.ask(1, "a");
+    }
+    assert_eq!(house.heard().len(), 0, "all of them wait");
+    let last = house.ask(1, "a");
+    assert_eq!(house.refused(), [last], "one too many");
+    // Of the same client, and of another one.
+    for client in [1, 2] {
+        let asked = house.ask(client, "b");
+        let (served, on_b) = house.served();
+        assert_eq!((served, on_b.address.ip().to_string().as_str()), (asked, "10.0.0.2"));
+        house.finish(&on_b);
+    }
+    // Another client may wait for the same server, and its turn comes at once.
+    let other = house.ask(2, "a");
+    assert_eq!(house.heard().len(), 0);
+    house.finish(&on_a);
+    let (first, on_a) = house.served();
+    assert_eq!(first, 2, "of two that never had a turn, the one that came first");
+    house.finish(&on_a);
+    assert_eq!(house.served().0, other);
+}
+
+#[test]
+fn nobody_overtakes_those_who_wait_for_the_same_servers() {
+    let mut house = House::with(&[&["a", "both"], &["b", "both"]]);
+    house.ask(1, "a");
+    let (_, on_a) = house.served();
+    let first = house.ask(1, "a");
+    // One that either can do takes the one that is free.
+    let either = house.ask(1, "both");
+    let (served, on_b) = house.served();
+    assert_eq!(served, either);
+    let second = house.ask(1, "both");
+    let third = house.ask(1, "both");
+    assert_eq!(house.heard().len(), 0);
+    house.finish(&on_b);
+    let (served, on_b) = house.served();
+    assert_eq!(served, second, "the first that waits for it");
+    house.finish(&on_a);
+    assert_eq!(house.served().0, first);
+    house.finish(&on_b);
+    assert_eq!(house.served().0, third);
+}
+
+#[test]
+fn what_no_limit_holds_for_neither_waits_nor_counts() {
+    let mut house = House::with(&[&["a"]]);
+    let exempt = || Wanted { is_exempt: true, ..Wanted::default() };
+    house.ask_for(exempt());
+    let (_, list) = house.served();
+    house.ask(1, "a");
+    let (_, chat) = house.served();
+    let waiting = house.ask(1, "a");
+    house.ask_for(exempt());
+    let (_, other) = house.served();
+    house.finish(&other);
+    house.finish(&list);
+    assert!(house.heard().is_empty(), "they took nobody's turn, so their end is nobody's turn");
+    house.finish(&chat);
+    assert_eq!(house.served().0, waiting);
+}
+
+#[test]
+fn no_client_fills_the_queue_for_the_others() {
+    let models: Vec<String> = (0..9).map(|at| format!("m{at}")).collect();
+    // Nine models, each on a set of servers of its own.
+    let on = |server: usize| {
+        let has = |at: &usize| (at + 1) >> server & 1 == 1;
+        (0..9).filter(has).map(|at| models[at].as_str()).collect::<Vec<&str>>()
+    };
+    let servers: Vec<Vec<&str>> = (0..4).map(on).collect();
+    let servers: Vec<&[&str]> = servers.iter().map(Vec::as_slice).collect();
+    let mut house = House::with(&servers);
+    for model in ["m0", "m1", "m3", "m7"] {
+        house.ask(1, model);
+    }
+    assert_eq!(house.heard().len(), 4, "all four servers are busy now");
+    let mut last = 0;
+    for _ in 0..MAX_PER_CLIENT {
+        for model in &models {
+            if house.queue.waiting() < MAX_QUEUE {
+                last = house.ask(1, model);
+            }
+        }
+    }
+    assert!(house.heard().is_empty() && house.queue.waiting() == MAX_QUEUE, "the queue is full");
+    house.ask(2, "m0");
+    assert_eq!(house.refused(), [last], "the greedy one gives way");
+    let more = house.ask(1, "m0");
+    assert_eq!(house.refused(), [more], "and gets no place back");
+    assert_eq!(house.queue.waiting(), MAX_QUEUE);
 }

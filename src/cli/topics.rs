@@ -164,7 +164,7 @@ doesn't know stay closed.
                 Scalar(|s, v| config::parse_size(v).map(|size| s.limits.replay_budget = size))),
             option("max-servers N", "in the pool", "64",
                 Scalar(|s, v| number(v, 1, 1024).map(|n| s.limits.max_servers = n))),
-            option("max-in-flight N", "requests on one server; 0: learned when it is busy", "0",
+            option("max-in-flight N", "inferences on one server; 0: learned when overloaded", "0",
                 Scalar(|s, v| number(v, 0, 65536).map(|n| s.limits.max_in_flight = n))),
         ],
         others: &[],

@@ -56,7 +56,7 @@ with_defaults! {
         replay_budget: usize = 64 << 20,
         /// Servers in the pool.
         max_servers: usize = 64,
-        /// Requests that one server gets at once; 0: learned from its busy answers.
+        /// Inferences that one server gets at once; 0: learned when its Ollama is overloaded.
         max_in_flight: u32 = 0,
     }
 }

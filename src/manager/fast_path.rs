@@ -15,22 +15,38 @@ use crate::system::lock;
 pub(crate) struct FastPath {
     pub(super) pick: Pick,
     /// Requests that have the backend this way; `None` once the pick was retracted.
-    users: Mutex<Option<u32>>,
+    users: Mutex<Option<Users>>,
+}
+
+/// How many use a pick.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Users {
+    pub(super) all: u32,
+    /// Those that no limit holds for.
+    pub(super) exempt: u32,
 }
 
 impl FastPath {
-    fn enter(&self) -> bool {
-        lock(&self.users).as_mut().map(|users| *users += 1).is_some()
+    fn enter(&self, is_exempt: bool) -> bool {
+        let mut users = lock(&self.users);
+        let Some(users) = users.as_mut() else { return false };
+        users.all += 1;
+        users.exempt += u32::from(is_exempt);
+        true
     }
 
     /// A request has ended. False when the pick was retracted: then the Manager counts, and has to
     /// be told.
-    pub(super) fn leave(&self) -> bool {
-        lock(&self.users).as_mut().map(|users| *users -= 1).is_some()
+    pub(super) fn leave(&self, is_exempt: bool) -> bool {
+        let mut users = lock(&self.users);
+        let Some(users) = users.as_mut() else { return false };
+        users.all -= 1;
+        users.exempt -= u32::from(is_exempt);
+        true
     }
 
     pub(super) fn count(&self) -> u32 {
-        lock(&self.users).unwrap_or(0)
+        lock(&self.users).map_or(0, |users| users.all)
     }
 }
 
@@ -40,8 +56,8 @@ pub(super) struct Slot(Mutex<Option<Arc<FastPath>>>);
 
 impl Slot {
     /// Uses the published pick, if there is one.
-    pub(super) fn enter(&self) -> Option<Arc<FastPath>> {
-        self.published().filter(|path| path.enter())
+    pub(super) fn enter(&self, is_exempt: bool) -> Option<Arc<FastPath>> {
+        self.published().filter(|path| path.enter(is_exempt))
     }
 
     pub(super) fn published(&self) -> Option<Arc<FastPath>> {
@@ -50,14 +66,15 @@ impl Slot {
 
     /// The slot must be empty, or the count of its pick is lost.
     pub(super) fn publish(&self, pick: Pick) {
-        *lock(&self.0) = Some(Arc::new(FastPath { pick, users: Mutex::new(Some(0)) }));
+        *lock(&self.0) =
+            Some(Arc::new(FastPath { pick, users: Mutex::new(Some(Users::default())) }));
     }
 
     /// Empties the slot. The pick that was there, and how many requests have it, all of which will
     /// report.
-    pub(super) fn retract(&self) -> Option<(Pick, u32)> {
+    pub(super) fn retract(&self) -> Option<(Pick, Users)> {
         let path = lock(&self.0).take()?;
-        let count = lock(&path.users).take().unwrap_or(0);
-        Some((path.pick.clone(), count))
+        let users = lock(&path.users).take().unwrap_or_default();
+        Some((path.pick.clone(), users))
     }
 }

@@ -90,7 +90,7 @@ struct PickInTransit {
 impl Drop for PickInTransit {
     fn drop(&mut self) {
         if let Some(pick) = self.pick.take() {
-            self.mailbox.send(Input::Finished(pick.id, Outcome::Void.into()));
+            self.mailbox.send(Input::Finished(pick.id, pick.report(Outcome::Void)));
         }
     }
 }
@@ -130,9 +130,10 @@ impl Mailbox {
         // The fast path is there while there is no choice, so the model doesn't matter.
         if tried.is_empty()
             && wanted.server.is_none()
-            && let Some(path) = self.presence.slot(wanted.local_only).enter()
+            && let Some(path) = self.presence.slot(wanted.local_only).enter(wanted.is_exempt)
         {
-            return Ok(Lease::new(path.pick.clone(), self.clone(), Some(path)));
+            let pick = Pick { is_exempt: wanted.is_exempt, ..path.pick.clone() };
+            return Ok(Lease::new(pick, self.clone(), Some(path)));
         }
         let (reply, answer) = bounded(1);
         let present = Arc::new(());
@@ -185,7 +186,8 @@ pub struct Lease {
 
 impl Lease {
     fn new(pick: Pick, mailbox: Mailbox, fast_path: Option<Arc<FastPath>>) -> Self {
-        Lease { pick, report: Outcome::Void.into(), mailbox, fast_path, is_released: false }
+        let report = pick.report(Outcome::Void);
+        Lease { pick, report, mailbox, fast_path, is_released: false }
     }
 
     /// Reports the outcome, so that others may have the backend. What the report says later comes
@@ -199,7 +201,8 @@ impl Lease {
         if report.is_trouble() {
             self.pick.tally.failures.add(1);
         }
-        let is_counted = self.fast_path.as_ref().is_none_or(|path| !path.leave());
+        let is_counted =
+            self.fast_path.as_ref().is_none_or(|path| !path.leave(self.pick.is_exempt));
         if is_counted {
             self.mailbox.send(Input::Finished(self.pick.id, report));
         } else if report.is_news() {

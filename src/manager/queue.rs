@@ -5,7 +5,8 @@
 //!
 //! A request waits while all backends that could do are busy, while one that may be ready in a
 //! moment is being checked, or while a machine is woken for it. No request overtakes those that wait
-//! for a busy backend, and of those the one comes first whose client had its last turn longest ago.
+//! for the same backends, and of those the one comes first whose client had its last turn longest
+//! ago. Requests for other backends don't wait for them.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,8 +15,12 @@ use std::time::{Duration, Instant};
 use crate::manager::pool::{Action, BackendId, Input, NoPick, Outcome, Pick, Pool, Wanted};
 use crate::ollama::endpoints::Task;
 
-/// Requests that may wait for a backend that is busy; more are refused.
-pub const MAX_QUEUE: usize = 256;
+/// Requests of one client that may wait for the same backends; more are refused.
+pub const MAX_PER_CLIENT: usize = 256;
+/// Requests that may wait in all. More are refused to the client that has most of them.
+pub const MAX_QUEUE: usize = 2048;
+/// Clients of which it is remembered when they had their last turn.
+const MAX_TURNS: usize = 4096;
 
 /// Wake-up calls are repeated after this long while somebody waits.
 const WAKE_AGAIN: Duration = Duration::from_secs(10);
@@ -63,7 +68,8 @@ struct Waiting<A> {
     asker: A,
     request: Request,
     since: Instant,
-    is_busy: bool,
+    /// The backends that could do it, as they were when it was last looked at.
+    able: Vec<BackendId>,
 }
 
 /// The pool and the requests that wait for it.
@@ -129,9 +135,9 @@ impl<A: Asker> Queue<A> {
         self.patience.wake.filter(|_| is_use && request.tried.is_empty())
     }
 
-    /// Counts in requests that were counted elsewhere until now.
-    pub fn transfer(&mut self, id: BackendId, requests: u32) {
-        self.pool.transfer(id, requests);
+    /// Counts in requests that were counted elsewhere until now, some of them exempt from limits.
+    pub fn transfer(&mut self, id: BackendId, requests: u32, exempt: u32) {
+        self.pool.transfer(id, requests, exempt);
     }
 
     /// The backend that every request gets, while there is no choice and nobody waits. Not counted
@@ -160,12 +166,16 @@ impl<A: Asker> Queue<A> {
         actions: &mut Vec<Action>,
         answers: &mut Answers<A>,
     ) {
-        self.handle(now, Input::Finished(pick.id, Outcome::Void.into()), actions, answers);
+        self.handle(now, Input::Finished(pick.id, pick.report(Outcome::Void)), actions, answers);
     }
 
     /// Answers a request, at once or when a backend is free for it.
     pub fn ask(&mut self, now: Instant, asker: A, request: Request, answers: &mut Answers<A>) {
-        let picked = match self.waiting.iter().any(|waiting| waiting.is_busy) {
+        let able = match request.wanted.is_exempt || self.waiting.is_empty() {
+            true => Vec::new(),
+            false => self.pool.able_ids(&request.tried, &request.wanted),
+        };
+        let picked = match !able.is_empty() && self.waiting.iter().any(|it| it.able == able) {
             true => Err(NoPick::Busy),
             false => self.pool.pick(now, &request.tried, &request.wanted),
         };
@@ -179,14 +189,51 @@ impl<A: Asker> Queue<A> {
             Err(NoPick::NoneUp(reason) | NoPick::Away(reason)) if !may_wait => {
                 answers.push((asker, Err(Refused::NoServer(reason))));
             }
-            Err(_) if self.waiting.len() >= MAX_QUEUE => {
-                answers.push((asker, Err(Refused::QueueFull)));
-            }
             Err(_) => {
-                self.waiting.push(Waiting { asker, request, since: now, is_busy });
-                self.serve(now, answers);
+                let able = self.pool.able_ids(&request.tried, &request.wanted);
+                let client = request.wanted.client;
+                self.waiting.push(Waiting { asker, request, since: now, able });
+                if is_busy {
+                    self.bound(client, answers);
+                } else {
+                    self.serve(now, answers);
+                }
             }
         }
+    }
+
+    /// Refuses a request if too many wait: the one that has just come if its client has enough of
+    /// them for the same backends, else the last one of the client that has most.
+    fn bound(&mut self, client: Option<IpAddr>, answers: &mut Answers<A>) {
+        let is_of = |it: &Waiting<A>, client| it.request.wanted.client == client;
+        let has_enough = |waiting: &[Waiting<A>]| {
+            let is_same = |it: &&Waiting<A>| {
+                is_of(it, client) && waiting.last().is_some_and(|last| last.able == it.able)
+            };
+            waiting.iter().filter(is_same).count() > MAX_PER_CLIENT
+        };
+        if self.waiting.len() <= MAX_QUEUE && !has_enough(&self.waiting) {
+            return;
+        }
+        self.waiting.retain(|waiting| waiting.asker.is_present());
+        let client = match (has_enough(&self.waiting), self.waiting.len() > MAX_QUEUE) {
+            (true, _) => client,
+            (false, true) => self.greediest(),
+            (false, false) => return,
+        };
+        if let Some(at) = self.waiting.iter().rposition(|it| is_of(it, client)) {
+            answers.push((self.waiting.remove(at).asker, Err(Refused::QueueFull)));
+        }
+    }
+
+    /// The client that has most requests waiting; of several, the one that came last.
+    fn greediest(&self) -> Option<IpAddr> {
+        let mut counts: HashMap<Option<IpAddr>, (usize, usize)> = HashMap::new();
+        for (at, waiting) in self.waiting.iter().enumerate() {
+            let count = counts.entry(waiting.request.wanted.client).or_default();
+            *count = (count.0 + 1, at);
+        }
+        counts.into_iter().max_by_key(|(_, count)| *count).and_then(|(client, _)| client)
     }
 
     /// Serves the requests that wait, in the order of their clients' last turns.
@@ -201,7 +248,9 @@ impl<A: Asker> Queue<A> {
             let client = self.waiting[*at].request.wanted.client;
             (self.turns.get(&client).copied().unwrap_or(0), *at)
         });
-        let answered = |at| Some((at, self.try_serve(now, at)?));
+        // Sets of backends that are all busy: who waits for one of them needs no other look.
+        let mut busy: Vec<Vec<BackendId>> = Vec::new();
+        let answered = |at| Some((at, self.try_serve(now, at, &mut busy)?));
         let mut served: Vec<_> = order.into_iter().filter_map(answered).collect();
         served.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
         for (at, answer) in served {
@@ -211,18 +260,35 @@ impl<A: Asker> Queue<A> {
         }
     }
 
-    fn try_serve(&mut self, now: Instant, at: usize) -> Option<Result<Pick, Refused>> {
-        let Waiting { request, since, .. } = &self.waiting[at];
+    fn try_serve(
+        &mut self,
+        now: Instant,
+        at: usize,
+        busy: &mut Vec<Vec<BackendId>>,
+    ) -> Option<Result<Pick, Refused>> {
+        let Waiting { request, since, able, .. } = &mut self.waiting[at];
         let ago = |at| now.saturating_duration_since(at);
         let waited = ago(*since);
-        let mut reason = match self.pool.pick(now, &request.tried, &request.wanted) {
+        *able = self.pool.able_ids(&request.tried, &request.wanted);
+        let picked = match busy.contains(able) {
+            true => Err(NoPick::Busy),
+            false => self.pool.pick(now, &request.tried, &request.wanted),
+        };
+        let mut reason = match picked {
             Ok(pick) => {
+                if self.turns.len() >= MAX_TURNS {
+                    self.turns.clear();
+                }
                 self.turn += 1;
                 self.turns.insert(request.wanted.client, self.turn);
                 return Some(Ok(pick));
             }
-            Err(NoPick::Busy) if waited < self.patience.busy => return None,
-            Err(NoPick::Busy) => return Some(Err(Refused::QueueFull)),
+            Err(NoPick::Busy) => {
+                if !busy.contains(able) {
+                    busy.push(able.clone());
+                }
+                return (waited >= self.patience.busy).then_some(Err(Refused::QueueFull));
+            }
             Err(NoPick::NoneUp(_))
                 if waited < self.patience.expected && self.pool.expects_backend(now) =>
             {
@@ -230,6 +296,7 @@ impl<A: Asker> Queue<A> {
             }
             Err(NoPick::NoneUp(reason) | NoPick::Away(reason)) => reason,
         };
+        let Waiting { request, .. } = &self.waiting[at];
         if let Some(patience) = self.wake_patience(request) {
             if waited < patience {
                 if self.woken_at.is_none_or(|at| ago(at) >= WAKE_AGAIN) {

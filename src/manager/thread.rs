@@ -204,8 +204,8 @@ impl Manager {
 
     /// Retracts the fast path, so that the pool counts those who use it.
     fn retract(&mut self, local_only: bool) {
-        if let Some((pick, count)) = self.presence.slot(local_only).retract() {
-            self.queue.transfer(pick.id, count);
+        if let Some((pick, users)) = self.presence.slot(local_only).retract() {
+            self.queue.transfer(pick.id, users.all, users.exempt);
         }
     }
 

@@ -40,6 +40,15 @@ impl Dialect {
     }
 }
 
+/// Whether Ollama refuses inference because as many requests wait as it lets wait (`ErrMaxQueue` of
+/// `server/sched.go`), in whatever shape.
+pub(crate) fn tells_overload(body: &[u8]) -> bool {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let error = &body["error"];
+    let message = error.as_str().or_else(|| error["message"].as_str());
+    message.is_some_and(|message| message.contains("maximum pending requests exceeded"))
+}
+
 fn kind(status: u16) -> &'static str {
     match status {
         403 => "permission_error",
@@ -73,6 +82,19 @@ mod tests {
         ] {
             let dialect = Endpoint::of(&Method::GET, target).dialect;
             assert_eq!(dialect.error(503, "no \"x\"").to_string(), want, "{target}");
+        }
+    }
+
+    #[test]
+    fn an_overload_is_told_in_each_shape() {
+        let busy = "server busy, please try again.  maximum pending requests exceeded";
+        for dialect in [Dialect::Ollama, Dialect::OpenAi, Dialect::Anthropic] {
+            assert!(tells_overload(dialect.error(503, busy).to_string().as_bytes()), "{dialect:?}");
+            let other = dialect.error(503, "all servers are busy and the queue is full");
+            assert!(!tells_overload(other.to_string().as_bytes()), "{dialect:?}");
+        }
+        for other in ["", busy, "[]", "{\"error\":3}", "{\"error\":\"maximum"] {
+            assert!(!tells_overload(other.as_bytes()), "{other}");
         }
     }
 

@@ -23,7 +23,7 @@ use std::cell::RefCell;
 use std::io::{self, ErrorKind};
 use std::mem::take;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
@@ -110,6 +110,8 @@ pub(crate) struct ExchangeIo {
     outbox: Vec<u8>,
     /// Bytes that the client got in this attempt, up to [`KERNEL_BUFFER`].
     answered: usize,
+    /// Reading the answer fails then, and may go on afterwards.
+    pub(crate) look_until: Option<Instant>,
 }
 
 thread_local! {
@@ -137,6 +139,11 @@ impl ExchangeIo {
             let _ = socket::limit_unacknowledged(client.socket(), UNACKNOWLEDGED);
         }
         self.phase = Phase::default();
+    }
+
+    /// Time that is left to look at an answer, if it is limited.
+    pub(super) fn look_left(&self) -> Option<Duration> {
+        self.look_until.map(|until| until.saturating_duration_since(Instant::now()))
     }
 
     pub(crate) fn is_answered_early(&self) -> bool {

@@ -245,7 +245,10 @@ impl Transport for IoTransport {
                 _ => Proof::Given,
             };
             let wait = match proof {
-                Proof::Given => limit.not_zero().map(|limit| *limit),
+                Proof::Given => {
+                    let look = exchange_io::with(|io| io.look_left());
+                    look.or(limit.not_zero().map(|limit| *limit))
+                }
                 Proof::Awaited => Some(PROMPT),
                 Proof::Demanded => Some(PROOF_TIME * 2),
             };

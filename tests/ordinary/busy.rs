@@ -1,1 +1,297 @@
-//! What counts, what waits, and how a limit is learned.
+//! A busy server is alive: only local inference counts towards a limit and waits for its turn, and
+//! only Ollama's own overload teaches a limit.
+
+use std::time::{Duration, Instant};
+
+use ollana::config::Settings;
+
+use crate::support::{
+    Answer, Call, Chain, Client, Fake, Gate, Way, chunk, eventually, post, request,
+};
+
+/// Longer than any answer takes that waits for nothing.
+const AT_ONCE: Duration = Duration::from_millis(1500);
+
+const OVERLOAD: &str = "server busy, please try again.  maximum pending requests exceeded";
+
+/// Streams what is asked of `held` until the gate opens, fails what is asked of `full` as an
+/// overloaded Ollama does, and answers everything else at once.
+fn ollama(gate: &Gate) -> Fake {
+    let gate = gate.clone();
+    Fake::start(move |call| {
+        let body = String::from_utf8_lossy(&call.read_body()).into_owned();
+        if body.contains("\"held\"") {
+            call.send(
+                "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\
+                 Transfer-Encoding: chunked\r\n\r\n",
+            );
+            call.send_chunk("{\"response\":\"a\"}\n");
+            call.wait(&gate, "the stream's turn to end");
+            call.send_chunk("{\"done\":true}\n");
+            call.send("0\r\n\r\n");
+        } else if body.contains("\"full\"") {
+            let error = error_of(call.target(), OVERLOAD);
+            call.answer("503 Service Unavailable", "application/json; charset=utf-8", error);
+        } else {
+            call.answer("200 OK", "application/json", "{\"done\":true}");
+        }
+    })
+}
+
+/// An error in the dialect of the path.
+fn error_of(path: &str, message: &str) -> String {
+    match path {
+        "/v1/messages" => {
+            format!(r#"{{"type":"error","error":{{"type":"api_error","message":"{message}"}}}}"#)
+        }
+        path if path.starts_with("/v1/") => format!(
+            r#"{{"error":{{"message":"{message}","type":"api_error","param":null,"code":null}}}}"#
+        ),
+        _ => format!(r#"{{"error":"{message}"}}"#),
+    }
+}
+
+/// A stream that stays under way until the gate opens.
+fn stream(chain: &Chain) -> Client {
+    let mut client = chain.connect();
+    client.send(post("/api/generate", r#"{"model":"held"}"#));
+    assert_eq!(client.head_of("POST").status(), 200);
+    client.read_until(b"\n");
+    client
+}
+
+/// Asks, and gives up where the answer doesn't come at once.
+fn at_once(chain: &Chain, what: &str, bytes: impl AsRef<[u8]>) -> Answer {
+    let start = Instant::now();
+    let answer = chain.connect().ask(bytes);
+    let took = start.elapsed();
+    assert!(took < AT_ONCE, "{:?}: {what} waited for {took:?}", chain.way);
+    answer
+}
+
+/// Whether local inference waits; afterwards it is over.
+fn waits(chain: &Chain, gate: &Gate, stream: &mut Client) -> bool {
+    let mut client = chain.connect();
+    client.send(post("/api/chat", r#"{"model":"alpha","messages":[]}"#));
+    let deadline = Instant::now() + Duration::from_millis(300);
+    let socket = client.stream.try_clone().expect("a socket");
+    socket.set_read_timeout(Some(Duration::from_millis(300))).expect("a time-out");
+    let is_answered = socket.peek(&mut [0]).is_ok();
+    socket.set_read_timeout(Some(crate::support::PATIENCE)).expect("a time-out");
+    assert!(is_answered || Instant::now() + Duration::from_millis(50) >= deadline);
+    gate.open();
+    assert_eq!(client.answer_to("POST").status(), 200);
+    stream.rest();
+    !is_answered
+}
+
+/// What must neither wait nor count, whatever is under way.
+fn exempt() -> Vec<(String, Vec<u8>)> {
+    let mut all: Vec<(&str, &str, String)> = Vec::new();
+    for path in ["/", "/api/version", "/api/tags", "/api/ps", "/api/status", "/v1/models"] {
+        all.push(("GET", path, String::new()));
+        all.push(("HEAD", path, String::new()));
+    }
+    all.push(("GET", "/v1/models/alpha", String::new()));
+    all.push(("OPTIONS", "/api/chat", String::new()));
+    all.push(("GET", "/ollana/health", String::new()));
+    all.push(("HEAD", "/api/blobs/sha256:00", String::new()));
+    for path in ["/api/show", "/api/pull", "/api/push", "/api/create", "/api/copy", "/api/me"] {
+        all.push(("POST", path, r#"{"model":"alpha"}"#.to_owned()));
+    }
+    all.push(("DELETE", "/api/delete", r#"{"model":"alpha"}"#.to_owned()));
+    all.push(("POST", "/api/blobs/sha256:00", "blob".to_owned()));
+    let text = "x".repeat(40_000);
+    for body in [
+        r#"{"model":"gpt-oss:120b-cloud","messages":[]}"#.to_owned(),
+        r#"{"model":"kimi:cloud"}"#.to_owned(),
+        r#"{"model":"KIMI:Cloud"}"#.to_owned(),
+        r#"{"model":"kimi:clou\u0064"}"#.to_owned(),
+        format!(r#"{{"messages":[{{"role":"user","content":"{text}"}}],"model":"kimi:cloud"}}"#),
+        r#"{"model":"alpha","keep_alive":0}"#.to_owned(),
+    ] {
+        all.push(("POST", "/api/chat", body.clone()));
+        all.push(("POST", "/v1/messages", body));
+    }
+    all.retain(|(_, path, body)| *path != "/v1/messages" || body.contains("loud"));
+    let named = |(method, path, body): &(&str, &str, String)| {
+        (format!("{method} {path} {body:.60}"), request(method, path, body))
+    };
+    all.iter().map(named).collect()
+}
+
+#[test]
+fn only_local_inference_waits_behind_a_limit() {
+    for way in Way::ALL {
+        for is_set in [true, false] {
+            let gate = Gate::new();
+            let fake = ollama(&gate);
+            let chain = way.with(&fake, |settings: &mut Settings| {
+                settings.limits.max_in_flight = u32::from(is_set);
+            });
+            let mut stream = stream(&chain);
+            if !is_set {
+                let refused = chain.connect().post("/api/chat", r#"{"model":"full"}"#);
+                assert_eq!(refused.status(), 503, "{way:?}");
+            }
+            for (what, bytes) in exempt() {
+                let status = at_once(&chain, &what, bytes).status();
+                assert!(status < 500, "{way:?}: {what}: {status}");
+            }
+            assert!(waits(&chain, &gate, &mut stream), "{way:?}: no limit holds (set: {is_set})");
+        }
+    }
+}
+
+/// What is under way without being local inference takes nobody's turn.
+#[test]
+fn a_cloud_stream_and_a_pull_take_no_turn() {
+    for way in Way::ALL {
+        for (path, body) in [
+            ("/api/chat", r#"{"model":"x:cloud","user":"held","a":"held"}"#),
+            ("/api/pull", r#"{"model":"alpha","a":"held"}"#),
+        ] {
+            let gate = Gate::new();
+            let fake = ollama(&gate);
+            let chain = way.with(&fake, |settings| settings.limits.max_in_flight = 1);
+            let mut under_way = chain.connect();
+            under_way.send(post(path, body));
+            under_way.head_of("POST");
+            under_way.read_until(b"\n");
+            let chat = post("/api/chat", r#"{"model":"alpha"}"#);
+            assert_eq!(at_once(&chain, "a chat", chat).status(), 200, "{way:?} {path}");
+            gate.open();
+            under_way.rest();
+        }
+    }
+}
+
+/// A refusal: to what request, with which status and body, and whether it teaches a limit.
+struct Refusal {
+    path: &'static str,
+    model: &'static str,
+    status: &'static str,
+    error: String,
+    teaches: bool,
+}
+
+fn refusals() -> Vec<Refusal> {
+    const BUSY: &str = "503 Service Unavailable";
+    const QUOTA: &str = "429 Too Many Requests";
+    let usage = "you have reached your weekly usage limit";
+    let row = |path, model, status, message: &str, teaches| {
+        let error = error_of(path, message);
+        Refusal { path, model, status, error, teaches }
+    };
+    let mut all = Vec::new();
+    for path in [
+        "/api/chat",
+        "/api/generate",
+        "/api/embed",
+        "/v1/chat/completions",
+        "/v1/embeddings",
+        "/v1/messages",
+    ] {
+        all.push(row(path, "alpha", BUSY, OVERLOAD, true));
+    }
+    for path in ["/api/chat", "/v1/chat/completions", "/v1/messages"] {
+        all.push(row(path, "x:cloud", QUOTA, usage, false));
+        all.push(row(path, "x:cloud", BUSY, OVERLOAD, false));
+        all.push(row(path, "alpha", QUOTA, OVERLOAD, false));
+        all.push(row(path, "alpha", BUSY, "the model is loading", false));
+    }
+    all.push(row("/api/me", "", BUSY, "account unavailable", false));
+    all.push(row("/api/me", "", BUSY, OVERLOAD, false));
+    all.push(row("/api/show", "alpha", BUSY, OVERLOAD, false));
+    all.push(row("/api/pull", "alpha", BUSY, OVERLOAD, false));
+    all
+}
+
+#[test]
+fn only_ollamas_own_overload_teaches_a_limit() {
+    for way in [Way::OneHop, Way::TwoHops] {
+        for Refusal { path, model, status, error, teaches } in refusals() {
+            let name = format!("{way:?}: {path} {model:?} {status} {error}");
+            let gate = Gate::new();
+            let (held, refusal) = (gate.clone(), error.clone());
+            let fake = Fake::start(move |call: &mut Call<'_>| {
+                let body = String::from_utf8_lossy(&call.read_body()).into_owned();
+                if body.contains("\"held\"") {
+                    call.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+                    call.send_chunk("{}\n");
+                    call.wait(&held, "the stream's turn to end");
+                    call.send("0\r\n\r\n");
+                } else if body.contains("refuse") {
+                    call.answer(status, "application/json; charset=utf-8", &refusal);
+                } else {
+                    call.answer("200 OK", "application/json", "{}");
+                }
+            });
+            let chain = way.to(&fake);
+            let mut stream = stream(&chain);
+            let body = format!(r#"{{"model":"{model}","a":"refuse"}}"#);
+            let answer = chain.connect().post(path, body);
+            assert_eq!((answer.status().to_string(), answer.text()), (status[..3].into(), error));
+            assert_eq!(waits(&chain, &gate, &mut stream), teaches, "{name}");
+        }
+    }
+}
+
+/// What is looked at of a refusal reaches the client as it came: its bytes, its framing, its end.
+#[test]
+fn a_refusal_is_passed_on_as_it_came() {
+    let long = format!(r#"{{"error":"{}"}}"#, "y".repeat(50_000));
+    for way in Way::ALL {
+        let gate = Gate::new();
+        let (later, whole) = (gate.clone(), long.clone());
+        let fake = Fake::start(move |call| {
+            let body = String::from_utf8_lossy(&call.read_body()).into_owned();
+            let head = "HTTP/1.1 503 Busy\r\nContent-Type: application/json\r\nRetry-After: 7\r\n";
+            let length = |length: usize| format!("{head}Content-Length: {length}\r\n\r\n");
+            match &*body {
+                r#"{"a":"long"}"# => {
+                    call.send(length(whole.len()));
+                    call.send(&whole);
+                }
+                r#"{"a":"chunks"}"# => {
+                    call.send(format!("{head}Transfer-Encoding: chunked\r\n\r\n"));
+                    call.send(chunk(&whole));
+                    call.send("0\r\n\r\n");
+                }
+                r#"{"a":"slow"}"# => {
+                    call.send(length(4));
+                    call.send("ab");
+                    call.wait(&later, "the client to have the first half");
+                    call.send("cd");
+                }
+                r#"{"a":"cut"}"# => {
+                    call.send(length(4));
+                    call.send("ab");
+                    call.close();
+                }
+                _ => {
+                    call.send(length(0));
+                }
+            }
+        });
+        let chain = way.to(&fake);
+        let ask = |what: &str| chain.connect().post("/api/chat", format!(r#"{{"a":"{what}"}}"#));
+        for what in ["long", "chunks"] {
+            let answer = ask(what);
+            assert_eq!((answer.status(), answer.text()), (503, long.clone()), "{way:?}: {what}");
+            assert_eq!(answer.head.one("retry-after").as_deref(), Some("7"));
+        }
+        assert_eq!((ask("none").status(), ask("none").text().as_str()), (503, ""), "{way:?}");
+        let cut = ask("cut");
+        assert!(cut.status() == 502 || cut.end != crate::support::End::Whole, "{way:?}: {cut:?}");
+        let mut client = chain.connect();
+        client.send(post("/api/chat", r#"{"a":"slow"}"#));
+        assert_eq!(client.head_of("POST").status(), 503, "{way:?}");
+        assert_eq!(client.read_until(b"ab"), b"ab");
+        gate.open();
+        assert_eq!(client.rest().0, b"cd", "{way:?}");
+        eventually("the leases to be back", || {
+            (chain.front().presence().in_flight() == 0).then_some(())
+        });
+    }
+}

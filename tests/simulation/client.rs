@@ -59,6 +59,8 @@ struct FastPath {
     number: u64,
     pick: Pick,
     taken: u32,
+    /// Those that no limit holds for.
+    exempt: u32,
 }
 
 /// The client daemon.
@@ -122,7 +124,8 @@ impl Client {
                     self.retract();
                     self.published += 1;
                     let number = self.published;
-                    self.fast_path = sole.map(|pick| FastPath { number, pick, taken: 0 });
+                    self.fast_path =
+                        sole.map(|pick| FastPath { number, pick, taken: 0, exempt: 0 });
                 }
             }
         }
@@ -162,23 +165,29 @@ impl Client {
 
     fn retract(&mut self) {
         if let Some(fast_path) = self.fast_path.take() {
-            self.queue.transfer(fast_path.pick.id, fast_path.taken);
+            let FastPath { pick, taken, exempt, .. } = fast_path;
+            self.queue.transfer(pick.id, taken, exempt);
         }
     }
 
     /// The published pick.
-    pub(crate) fn enter_fast_path(&mut self) -> Option<Lease> {
+    pub(crate) fn enter_fast_path(&mut self, is_exempt: bool) -> Option<Lease> {
         let fast_path = self.fast_path.as_mut()?;
         fast_path.taken += 1;
-        Some(Lease { pick: fast_path.pick.clone(), fast_path: Some(fast_path.number) })
+        fast_path.exempt += u32::from(is_exempt);
+        let mut pick = fast_path.pick.clone();
+        pick.is_exempt = is_exempt;
+        Some(Lease { pick, fast_path: Some(fast_path.number) })
     }
 
     /// What has to be told when a lease ends.
     pub(crate) fn release(&mut self, lease: &Lease, report: Report) -> Option<Input> {
+        let report = Report { is_exempt: lease.pick.is_exempt, ..report };
         if let (Some(number), Some(fast_path)) = (lease.fast_path, &mut self.fast_path)
             && number == fast_path.number
         {
             fast_path.taken -= 1;
+            fast_path.exempt -= u32::from(lease.pick.is_exempt);
             return report.is_news().then_some(Input::Noted(lease.pick.id, report));
         }
         Some(Input::Finished(lease.pick.id, report))

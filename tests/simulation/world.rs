@@ -534,6 +534,7 @@ impl World {
             client: Some(([127, 0, 0, 1 + self.random.below(3) as u8]).into()),
             conversation: Some(self.random.below(6) as u64).filter(|talk| *talk > 2),
             local_only: false,
+            is_exempt: task != Task::Use || self.random.is_one_in(8),
         };
         let request = self.exchanges.len();
         self.exchanges.push(Exchange {
@@ -561,7 +562,7 @@ impl World {
     fn ask(&mut self, request: usize) {
         let exchange = &self.exchanges[request];
         let is_first = exchange.attempts.tried().is_empty() && exchange.wanted.server.is_none();
-        if is_first && let Some(lease) = self.client.enter_fast_path() {
+        if is_first && let Some(lease) = self.client.enter_fast_path(exchange.wanted.is_exempt) {
             return self.leased(request, lease);
         }
         let exchange = &self.exchanges[request];
@@ -668,6 +669,7 @@ impl World {
                     changed_models: wanted.task == Task::Pull,
                     loaded: loaded.filter(|_| wanted.task != Task::Pull),
                     outcome: Outcome::Answered,
+                    is_exempt: false,
                 };
                 self.give_back(request, report);
                 self.end(request, End::Answered);

@@ -140,6 +140,7 @@ impl Backend {
             address: self.addresses.first()?,
             name: self.short_name(),
             is_local: self.is_local(),
+            is_exempt: false,
             tally: self.tally.clone(),
         })
     }

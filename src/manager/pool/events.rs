@@ -60,6 +60,8 @@ pub struct Wanted {
     pub needs: Permission,
     /// Only the Ollama of this machine will do, whatever its last check said: the LAN asks us.
     pub local_only: bool,
+    /// No work for a server's own processor: no limit of requests holds for it, it waits for none.
+    pub is_exempt: bool,
 }
 
 /// A backend picked for one request.
@@ -71,10 +73,17 @@ pub struct Pick {
     /// For the log and `X-Ollana-Server`.
     pub name: String,
     pub is_local: bool,
+    /// The request doesn't count towards the backend's limit.
+    pub is_exempt: bool,
     pub(crate) tally: Tally,
 }
 
 impl Pick {
+    /// How the request ended that has it.
+    pub fn report(&self, outcome: Outcome) -> Report {
+        Report { is_exempt: self.is_exempt, ..outcome.into() }
+    }
+
     pub(crate) fn label(&self) -> String {
         let address = self.address;
         if self.is_local {
@@ -107,8 +116,12 @@ pub enum Outcome {
     Unreachable,
     /// The backend failed before or within its answer.
     Failed,
-    /// It answered 429 or 503.
+    /// Ollama refused local inference: as many requests wait for it as it lets wait.
     Overloaded,
+    /// A proxy was full, or something other than Ollama answered local inference with 503.
+    TurnedAway,
+    /// It answered 429 or 503, which says nothing of its load.
+    Declined,
     /// The client left, or we ourselves were at fault.
     Void,
 }
@@ -125,6 +138,8 @@ pub struct Report {
     pub changed_models: bool,
     /// It left this model in memory, or took it out.
     pub loaded: Option<(ModelName, bool)>,
+    /// It didn't count towards the backend's limit.
+    pub is_exempt: bool,
 }
 
 impl Report {
@@ -134,13 +149,20 @@ impl Report {
     }
 
     pub fn is_trouble(&self) -> bool {
-        !matches!(self.outcome, Outcome::Answered | Outcome::Void)
+        !matches!(self.outcome, Outcome::Answered | Outcome::Declined | Outcome::Void)
     }
 }
 
 impl From<Outcome> for Report {
     fn from(outcome: Outcome) -> Self {
-        Report { outcome, first_byte: None, speed: None, changed_models: false, loaded: None }
+        Report {
+            outcome,
+            first_byte: None,
+            speed: None,
+            changed_models: false,
+            loaded: None,
+            is_exempt: false,
+        }
     }
 }
 
@@ -230,7 +252,7 @@ pub struct Rules {
     pub max_servers: usize,
     /// Whether to ask what models they have.
     pub inventories: bool,
-    /// Requests that a backend may have at once; 0 means that it is learned from busy answers.
+    /// Inferences that a backend may have at once; 0 means that it is learned from overloads.
     pub max_in_flight: u32,
     /// Models that go to the named servers while one of them is up.
     pub pins: Vec<(ModelName, String)>,

@@ -11,7 +11,7 @@ pub(super) const STRIKES: u32 = 3;
 /// First ejection; doubled each time, up to [`LONGEST_EJECTION`].
 pub(super) const FIRST_EJECTION: Duration = Duration::from_secs(1);
 const LONGEST_EJECTION: Duration = Duration::from_secs(30);
-/// How long a server that answered 429 or 503 is passed over while other servers can do.
+/// How long a server that is overloaded is passed over while other servers can do.
 pub(super) const COOL_DOWN: Duration = Duration::from_secs(1);
 /// A learned limit of concurrent requests is lifted after this long without a busy answer.
 const LIMIT_AGE: Duration = Duration::from_secs(60);
@@ -21,6 +21,8 @@ const RECENT: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Load {
     pub(crate) in_flight: u32,
+    /// Those of them that no limit holds for.
+    pub(super) exempt: u32,
     /// From a request's head to the first byte of its answer, smoothed.
     pub(crate) first_byte: Option<Duration>,
     /// How many requests it takes, as a busy answer told, and when that was.
@@ -42,20 +44,20 @@ impl Load {
         first_byte: Option<Duration>,
     ) -> Option<Duration> {
         self.first_byte = first_byte.map(|new| smooth(self.first_byte, new)).or(self.first_byte);
-        if matches!(outcome, Outcome::Overloaded | Outcome::Unreachable) {
+        if matches!(outcome, Outcome::Overloaded | Outcome::TurnedAway | Outcome::Unreachable) {
             self.cooling_until = Some(now + COOL_DOWN);
         }
         match outcome {
-            Outcome::Void => {}
-            Outcome::Answered => {
+            Outcome::Void | Outcome::TurnedAway => {}
+            Outcome::Answered | Outcome::Declined => {
                 self.strikes = 0;
                 self.ejections = 0;
                 self.ejected_until = None;
                 self.failed_at = None;
             }
             // It took the others. If there are none, others than we keep it busy.
-            Outcome::Overloaded if self.in_flight > 0 => {
-                self.learned_limit = Some((self.in_flight, now));
+            Outcome::Overloaded if self.counted() > 0 => {
+                self.learned_limit = Some((self.counted(), now));
             }
             Outcome::Overloaded => {}
             Outcome::Unreachable | Outcome::Failed => {
@@ -84,7 +86,12 @@ impl Load {
     }
 
     pub(super) fn is_full(&self, set: u32) -> bool {
-        self.limit(set).is_some_and(|limit| self.in_flight >= limit)
+        self.limit(set).is_some_and(|limit| self.counted() >= limit)
+    }
+
+    /// Requests in flight that count towards the limit.
+    fn counted(&self) -> u32 {
+        self.in_flight.saturating_sub(self.exempt)
     }
 
     /// Whether it is passed over while others can do. After its pause, an ejected backend gets one

@@ -151,7 +151,7 @@ impl Pool {
             }
             Input::Checked(id, result) => self.checked(now, id, result),
             Input::Finished(id, report) => {
-                self.count_out(id);
+                self.count_out(id, report.is_exempt);
                 self.finished(now, id, report);
             }
             Input::Noted(id, report) => self.finished(now, id, report),
@@ -165,15 +165,21 @@ impl Pool {
         actions.append(&mut self.actions);
     }
 
-    /// Counts in requests that were counted elsewhere until now.
-    pub(crate) fn transfer(&mut self, id: BackendId, requests: u32) {
+    /// Counts in requests that were counted elsewhere until now, some of them exempt from limits.
+    pub(crate) fn transfer(&mut self, id: BackendId, requests: u32, exempt: u32) {
         let it = self.backends.iter_mut().find(|b| b.id == id);
-        it.into_iter().for_each(|b| b.load.in_flight += requests);
+        it.into_iter().for_each(|b| {
+            b.load.in_flight += requests;
+            b.load.exempt += exempt;
+        });
     }
 
-    fn count_out(&mut self, id: BackendId) {
+    fn count_out(&mut self, id: BackendId, is_exempt: bool) {
         let it = self.backends.iter_mut().find(|b| b.id == id && b.load.in_flight > 0);
-        it.into_iter().for_each(|b| b.load.in_flight -= 1);
+        it.into_iter().for_each(|b| {
+            b.load.in_flight -= 1;
+            b.load.exempt = b.load.exempt.saturating_sub(u32::from(is_exempt));
+        });
     }
 
     fn finished(&mut self, now: Instant, id: BackendId, report: Report) {

@@ -258,6 +258,11 @@ impl Endpoint {
         self.path.trim_end_matches([':', '*'])
     }
 
+    /// Whether a model computes for it, on the server's own processors unless it is a cloud's.
+    pub(crate) fn is_inference(&self) -> bool {
+        self.loads_model
+    }
+
     /// Whether the body is JSON that may name a model.
     pub(crate) fn names_model(&self) -> bool {
         self.model == Body

@@ -6,6 +6,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode};
@@ -20,6 +21,7 @@ use crate::http::head::{Framing, Head};
 use crate::manager::pool::{BackendId, Outcome, Wanted};
 use crate::manager::{Lease, Refused};
 use crate::net::socket;
+use crate::ollama::errors;
 use crate::proxy::request_body::{BodyReader, RequestBody};
 use crate::upstream::exchange_io::{self, Attempt, Failure, Fault};
 use crate::upstream::{self, IDLE_AGE};
@@ -28,6 +30,29 @@ use crate::upstream::{self, IDLE_AGE};
 const LARGE_BODY: u64 = 16 * 1024;
 /// Bytes of a line of the head that needs the larger buffer too.
 const LONG_LINE: usize = 3 * 1024;
+/// Bytes of a refusal that are looked at for its reason, and how long they are waited for. Ollama's
+/// have a hundred, in one packet with their head.
+const REASON: usize = 4 * 1024;
+const REASON_TIME: Duration = Duration::from_secs(1);
+
+/// The head of an upstream's answer, and what of its body was looked at.
+pub(super) struct Judged {
+    pub(super) answer: Response<Body>,
+    pub(super) start: Vec<u8>,
+    /// What the answer tells of the server, if another one may do better.
+    poor: Option<Outcome>,
+}
+
+impl Judged {
+    /// What it tells of the server once it was passed on.
+    pub(super) fn outcome(&self) -> Outcome {
+        match self.poor {
+            Some(outcome @ (Outcome::Overloaded | Outcome::Declined)) => outcome,
+            _ if is_refusal(&self.answer) => Outcome::TurnedAway,
+            _ => Outcome::Answered,
+        }
+    }
+}
 
 impl Exchange<'_> {
     pub(super) fn forward(
@@ -63,11 +88,12 @@ impl Exchange<'_> {
             }
             let before = body.sent;
             let attempt = self.attempt(&mut body, &lease, may_reuse);
+            let attempt = attempt.and_then(|answer| judge(answer, lease.pick.is_exempt));
             self.count(&lease, body.sent - before, |done, n| done.bytes_up.add(n));
             let reason = match attempt {
                 Ok(answer) => {
                     // Another server may do better, if the request can be sent again.
-                    if let Some(outcome) = poor_answer(&answer)
+                    if let Some(outcome) = answer.poor
                         && attempts.may_go_on(lease.pick.id, outcome, body.kept.is_whole)
                     {
                         // Two that hold what the other waits for would wait for ever.
@@ -183,17 +209,42 @@ impl Exchange<'_> {
     }
 }
 
-/// An answer that another server might better: overloaded, or a proxy of ours whose Ollama died
-/// before its answer, or that reached none, or whose owner doesn't allow it.
-fn poor_answer(answer: &Response<Body>) -> Option<Outcome> {
-    match answer.headers().get(ERROR_FIELD).and_then(|cause| cause.to_str().ok()) {
+/// Looks at an answer that another server might better: a refusal, or one of a proxy of ours whose
+/// Ollama died before its answer, or that reached none, or whose owner doesn't allow it.
+fn judge(mut answer: Response<Body>, is_exempt: bool) -> Result<Judged, String> {
+    let mut start = Vec::new();
+    let mark = answer.headers().get(ERROR_FIELD).and_then(|cause| cause.to_str().ok());
+    let poor = match mark {
         Some(UNREACHED) => Some(Outcome::Unreachable),
         Some(UPSTREAM) => Some(Outcome::Failed),
         Some(POLICY) => Some(Outcome::Answered),
-        _ => is_busy(answer.status()).then_some(Outcome::Overloaded),
-    }
+        _ if !is_refusal(&answer) => None,
+        Some(_) => Some(Outcome::TurnedAway),
+        None if is_exempt || answer.status() != StatusCode::SERVICE_UNAVAILABLE => {
+            Some(Outcome::Declined)
+        }
+        None => {
+            start = look(&mut answer)?;
+            let is_overload = errors::tells_overload(&start);
+            Some(if is_overload { Outcome::Overloaded } else { Outcome::TurnedAway })
+        }
+    };
+    Ok(Judged { answer, start, poor })
 }
 
-pub(super) fn is_busy(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 429 | 503)
+fn is_refusal(answer: &Response<Body>) -> bool {
+    matches!(answer.status().as_u16(), 429 | 503)
+}
+
+/// The first bytes of an answer's body, as far as they come soon.
+fn look(answer: &mut Response<Body>) -> Result<Vec<u8>, String> {
+    let until = Instant::now() + REASON_TIME;
+    exchange_io::with(|io| io.look_until = Some(until));
+    let mut start = Vec::new();
+    let read = answer.body_mut().as_reader().take(REASON as u64).read_to_end(&mut start);
+    exchange_io::with(|io| io.look_until = None);
+    match read {
+        Err(error) if Instant::now() < until => Err(upstream::describe_io(&error)),
+        _ => Ok(start),
+    }
 }

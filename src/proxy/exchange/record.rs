@@ -43,7 +43,7 @@ impl Exchange<'_> {
     pub(super) fn count_retry(&self, outcome: Outcome) {
         let why = match outcome {
             Outcome::Unreachable => Retry::Unreached,
-            Outcome::Overloaded => Retry::Busy,
+            Outcome::Overloaded | Outcome::TurnedAway | Outcome::Declined => Retry::Busy,
             Outcome::Failed | Outcome::Answered | Outcome::Void => Retry::Failed,
         };
         self.context.presence.counters().retried(why);

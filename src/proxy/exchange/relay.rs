@@ -1,12 +1,11 @@
 //! An answer on its way to the client: every read is passed on before the next.
 
-use std::io::Read;
+use std::io::{Cursor, Read};
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING, VIA};
-use http::{HeaderMap, Method, Response};
-use ureq::Body;
+use http::{HeaderMap, Method};
 
-use super::forward::is_busy;
+use super::forward::Judged;
 use super::observed::Observed;
 use super::{End, Exchange, OwnAnswer, Side};
 use crate::counters::{Kind, TransferGuard};
@@ -33,8 +32,10 @@ impl Exchange<'_> {
         lease: &mut Lease,
         is_body_done: bool,
         (wanted, underway): (&Wanted, Option<&TransferGuard>),
-        answer: Response<Body>,
+        answer: Judged,
     ) -> Result<End, OwnAnswer> {
+        let outcome = answer.outcome();
+        let Judged { answer, start, .. } = answer;
         let (mut parts, body) = answer.into_parts();
         let status = parts.status;
         if status.is_informational() {
@@ -64,14 +65,19 @@ impl Exchange<'_> {
 
         let mut copied = 0;
         let result = self
-            .copy_body(body, framing, &mut copied, &mut observed, lease)
+            .copy_body(
+                Cursor::new(start).chain(body.into_reader()),
+                framing,
+                &mut copied,
+                &mut observed,
+                lease,
+            )
             .and_then(|()| exchange_io::with(|io| io.flush()).map_err(|_| String::new()));
         self.count(lease, observed.uncounted_tokens(), |done, n| done.tokens.add(n));
 
         let fault = self.fault();
         lease.report.outcome = match (&result, &fault) {
-            (Ok(()), _) if is_busy(status) => Outcome::Overloaded,
-            (Ok(()), _) => Outcome::Answered,
+            (Ok(()), _) => outcome,
             (Err(_), Some(_)) => Outcome::Void,
             (Err(_), None) => Outcome::Failed,
         };
@@ -137,7 +143,7 @@ impl Exchange<'_> {
     /// exchange's fault tells if that was the client's.
     fn copy_body(
         &self,
-        body: Body,
+        mut reader: impl Read,
         framing: AnswerFraming,
         copied: &mut u64,
         observed: &mut Observed<'_>,
@@ -150,7 +156,6 @@ impl Exchange<'_> {
             AnswerFraming::Length(length) if length < SMALL as u64 => length as usize + 1,
             AnswerFraming::Length(_) | AnswerFraming::Close => SMALL,
         };
-        let mut reader = body.into_reader();
         let mut buffer = vec![0; CHUNK_PREFIX + room + CHUNK_SUFFIX];
         loop {
             let space = CHUNK_PREFIX..buffer.len() - CHUNK_SUFFIX;

@@ -22,6 +22,11 @@ use crate::upstream::exchange_io::{Attempt, Fault};
 /// Bytes of a body that are looked at for the model's name.
 const SUBJECT_LIMIT: usize = 64 * 1024;
 
+/// Whether a body may still become a JSON object.
+fn is_object(start: &[u8]) -> bool {
+    start.trim_ascii_start().first().is_none_or(|first| *first == b'{')
+}
+
 fn is_plain(fields: &HeaderMap) -> bool {
     !fields.contains_key(CONTENT_ENCODING)
 }
@@ -68,23 +73,29 @@ impl Exchange<'_> {
     /// there is a choice.
     pub(super) fn wanted(&mut self, body: &mut RequestBody<'_>) -> Result<Wanted, OwnAnswer> {
         let client = self.connection.peer.ip();
-        if !self.is_client() {
-            return Ok(Wanted { client: Some(client), local_only: true, ..Wanted::default() });
-        }
-        let mut server = self.named_server();
-        let is_pull = self.endpoint.task == Task::Pull;
+        let is_pull = self.is_client() && self.endpoint.task == Task::Pull;
         let has_choice = is_pull
             || !self.context.settings.wake.is_empty()
             || self.context.presence.backends() > 1;
+        let matters = (self.is_client() && has_choice)
+            || (self.endpoint.is_inference() && self.may_be_exempt());
         let names_model = self.endpoint.names_model() && is_plain(&self.head.fields);
         let mut subject = Subject::default();
-        if has_choice && names_model && self.framing != Framing::Empty {
+        if matters && names_model && self.framing != Framing::Empty {
             // Of a create the rest matters too, and a pull's body may have to be rewritten.
             let takes_all = matches!(self.endpoint.task, Task::Pull | Task::Build);
-            let is_enough = |bytes: &[u8]| !takes_all && subject::subject(bytes).model.is_some();
+            let is_enough = |bytes: &[u8]| {
+                !takes_all && (!is_object(bytes) || subject::subject(bytes).model.is_some())
+            };
             self.prefetch(body, &is_enough)?;
             subject = subject::subject(&body.kept.bytes);
         }
+        let is_exempt = is_exempt(&self.endpoint, &subject);
+        if !self.is_client() {
+            let client = Some(client);
+            return Ok(Wanted { client, local_only: true, is_exempt, ..Wanted::default() });
+        }
+        let mut server = self.named_server();
         let named = subject.model.clone().filter(|_| is_pull && body.is_done());
         if let Some((model, place)) = named.as_deref().and_then(pull::split_server)
             && let Some(renamed) = pull::rename_model(&body.kept.bytes, model)
@@ -93,7 +104,21 @@ impl Exchange<'_> {
             subject.model = Some(model.to_owned());
             server = Some(place.to_owned());
         }
-        Ok(wanted(&self.endpoint, &self.head.target, &subject, client, server))
+        let wanted = wanted(&self.endpoint, &self.head.target, &subject, client, server);
+        Ok(Wanted { is_exempt, ..wanted })
+    }
+
+    /// Whether the body of an inference may say that no limit holds for it. Most are at hand, and
+    /// don't have the words for it.
+    fn may_be_exempt(&self) -> bool {
+        let body = match self.framing {
+            Framing::Empty => return false,
+            Framing::Length(length) => {
+                usize::try_from(length).ok().and_then(|n| self.connection.received().get(..n))
+            }
+            Framing::Chunked => None,
+        };
+        !is_plain(&self.head.fields) || body.is_none_or(hints_at_exemption)
     }
 
     /// The server that the request asks for. Only programs of this machine may choose: a choice
@@ -102,6 +127,29 @@ impl Exchange<'_> {
         let name = self.head.fields.get(SERVER_FIELD)?.to_str().ok()?;
         self.connection.caller().is_trusted().then(|| name.to_owned())
     }
+}
+
+/// Whether one of the words stands in a body, or an escape sequence that may hide it.
+fn hints_at_exemption(body: &[u8]) -> bool {
+    let starts = |at: usize, word: &[u8]| {
+        body[at..].get(..word.len()).is_some_and(|it| it.eq_ignore_ascii_case(word))
+    };
+    body.iter().enumerate().any(|(at, byte)| match byte {
+        b'c' | b'C' => starts(at, b"cloud"),
+        b'k' | b'K' => starts(at, b"keep_alive"),
+        b'\\' => starts(at, b"\\u"),
+        _ => false,
+    })
+}
+
+/// Whether no limit of requests holds for it: anything but inference, what Ollama's cloud computes,
+/// and taking a model out of memory.
+fn is_exempt(endpoint: &Endpoint, subject: &Subject) -> bool {
+    let model = subject.model.as_deref().and_then(ModelName::parse);
+    let has_text = subject.opening.as_ref().is_some_and(|text| !text.is_empty());
+    !endpoint.is_inference()
+        || model.is_some_and(|model| model.is_cloud())
+        || (subject.unloads && !has_text)
 }
 
 /// By what its head and its body say, who asks, and which server the client chose.
@@ -123,7 +171,8 @@ fn wanted(
     });
     let task = if subject.unloads { Task::Unload } else { endpoint.task };
     let needs = needed(endpoint.class, subject.model.as_deref());
-    Wanted { task, model, server, client: Some(client), conversation, needs, local_only: false }
+    let client = Some(client);
+    Wanted { task, model, server, client, conversation, needs, ..Wanted::default() }
 }
 
 #[cfg(test)]

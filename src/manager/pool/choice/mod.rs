@@ -2,9 +2,9 @@
 //!
 //! 1. Only backends that get work, at an address that a check has confirmed, not yet tried, and not
 //!    ruled out by a header or a flag.
-//! 2. Those that have the model: loaded before on disk before unknown. If none of them has it but
+//! 2. Those that have the model, or else those whose models are unknown. If none of them has it but
 //!    one that is away does, that is said; only a model that nobody has goes anywhere, for Ollama's
-//!    own answer.
+//!    own answer. Of these, the ones that aren't full; where the model is loaded first.
 //! 3. Among equals: those that are not passed over and didn't just fail, preferred ones, the
 //!    conversation's last one unless it is clearly busier, then the least work weighed by learned
 //!    speed, then those known for longer than an hour, then the nearest.
@@ -34,12 +34,20 @@ impl Pool {
         tried: &[BackendId],
         wanted: &Wanted,
     ) -> Result<Pick, NoPick> {
+        let is_exempt = wanted.is_exempt;
         let mut able = self.able(self.eligible(tried, wanted)?, tried, wanted)?;
-        able.retain(|b| !b.load.is_full(self.rules.max_in_flight));
-        let pick = self.best(now, &able, wanted).and_then(Backend::pick).ok_or(NoPick::Busy)?;
+        able.retain(|b| is_exempt || !b.load.is_full(self.rules.max_in_flight));
+        let best = self.best(now, &self.warmest(able, wanted), wanted).and_then(Backend::pick);
+        let pick = Pick { is_exempt, ..best.ok_or(NoPick::Busy)? };
         self.remember_choice(pick.id, wanted);
-        self.transfer(pick.id, 1);
+        self.transfer(pick.id, 1, u32::from(is_exempt));
         Ok(pick)
+    }
+
+    /// The backends of which any could do a request, busy or not.
+    pub(crate) fn able_ids(&self, tried: &[BackendId], wanted: &Wanted) -> Vec<BackendId> {
+        let able = self.eligible(tried, wanted).and_then(|all| self.able(all, tried, wanted));
+        able.unwrap_or_default().iter().map(|b| b.id).collect()
     }
 
     /// The backend that every request gets, while there is no choice and nothing to count. Not
@@ -95,7 +103,7 @@ impl Pool {
         Ok(prefer(all, |b| is_listed(&self.rules.pins, b)))
     }
 
-    /// Of the eligible ones, those that are as good as any for this work.
+    /// Of the eligible ones, those that can do it, busy or not.
     fn able<'a>(
         &self,
         eligible: Vec<&'a Backend>,
@@ -121,11 +129,21 @@ impl Pool {
                 _ => Ok(eligible),
             };
         }
-        let owners = prefer(owners, |b| b.permission() >= wanted.needs);
+        Ok(prefer(owners, |b| b.permission() >= wanted.needs))
+    }
+
+    /// Of those that can do it and are free, those where it is done soonest.
+    fn warmest<'a>(&self, free: Vec<&'a Backend>, wanted: &Wanted) -> Vec<&'a Backend> {
+        let is_use = matches!(wanted.task, Task::Use | Task::Unload);
+        let Some(model) = wanted.model.as_ref().filter(|model| is_use && !model.is_cloud()) else {
+            return free;
+        };
+        if !free.iter().any(|b| b.models.has(model)) {
+            return free;
+        }
         // Servers that the user named, and this machine's Ollama, come before those that merely
         // announce themselves.
-        let set = self.rules.max_in_flight;
-        let owners = prefer(owners, |b| !b.is_discovered() && !b.load.is_full(set));
+        let owners = prefer(free, |b| !b.is_discovered());
         // Where the conversation was just now it is loaded, whether that has been told yet or not.
         let last = self.last_choice(wanted);
         let was_there = |b: &Backend| {
@@ -143,7 +161,7 @@ impl Pool {
             _ => true,
         };
         let stays = wanted.task == Task::Unload || !is_clearly_busier;
-        Ok(if !loaded.is_empty() && stays { loaded } else { owners })
+        if !loaded.is_empty() && stays { loaded } else { owners }
     }
 
     /// Of the eligible ones, those that are as good as any for a new model.

@@ -275,6 +275,37 @@ fn full_servers_are_left_alone_and_busy_answers_teach_the_limit() {
 }
 
 #[test]
+fn a_free_server_comes_before_a_full_one_that_has_the_model_loaded() {
+    let (mut w, ids) =
+        World::with_models(&[models(&["a"], &["a"]), models(&["a"], &[]), models(&["b"], &[])]);
+    w.pool.rules.max_in_flight = 1;
+    assert_eq!(w.choose(&model("a")), Ok(ids[0]));
+    assert_eq!(w.choose(&model("a")), Ok(ids[1]));
+    assert_eq!(w.choose(&model("a")), Err(NoPick::Busy), "the third doesn't have it");
+    assert_eq!(w.pool.able_ids(&[], &model("a")), ids[..2]);
+}
+
+#[test]
+fn only_an_overload_of_what_counts_teaches_a_limit() {
+    for (outcome, is_exempt, want) in [
+        (Outcome::Overloaded, false, Err(NoPick::Busy)),
+        (Outcome::Overloaded, true, Ok(())),
+        (Outcome::TurnedAway, false, Ok(())),
+        (Outcome::Declined, false, Ok(())),
+    ] {
+        let mut w = World::new();
+        let id = w.server(1);
+        let other = Wanted { is_exempt, ..Wanted::default() };
+        let under_way = w.pool.pick(w.now, &[], &other).expect("free");
+        w.pick();
+        w.input(Input::Finished(id, outcome.into()));
+        let next = w.pool.pick(w.now, &[], &Wanted::default());
+        assert_eq!(next.map(drop), want, "{outcome:?} {is_exempt}");
+        w.input(Input::Finished(id, under_way.report(Outcome::Answered)));
+    }
+}
+
+#[test]
 fn a_busy_answer_to_the_only_request_teaches_no_limit() {
     let mut w = World::new();
     let id = w.server(1);
@@ -342,11 +373,15 @@ fn without_a_choice_there_is_a_fast_path() {
     w.input(Input::Noted(id, Outcome::Answered.into()));
     assert!(w.pool.sole(w.now, false).is_some());
     // Those who had it are counted once it is gone.
-    w.pool.transfer(id, 3);
+    w.pool.transfer(id, 4, 1);
     w.input(Input::Finished(id, Outcome::Answered.into()));
-    assert_eq!(w.pool.in_flight(), 2);
+    assert_eq!(w.pool.in_flight(), 3);
     w.input(Input::Noted(id, Outcome::Overloaded.into()));
     assert!(w.pool.pick(w.now, &[], &Wanted::default()) == Err(NoPick::Busy), "it took two");
+    let exempt = Wanted { is_exempt: true, ..Wanted::default() };
+    let pick = w.pool.pick(w.now, &[], &exempt).expect("no limit holds for it");
+    w.input(Input::Finished(id, pick.report(Outcome::Answered)));
+    assert!(w.pool.pick(w.now, &[], &Wanted::default()) == Err(NoPick::Busy), "as before");
     w.input(sighting(2, 2, 1));
     assert_eq!(w.pool.sole(w.now, false), None, "a second one is a choice");
 }

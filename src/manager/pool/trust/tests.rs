@@ -336,7 +336,7 @@ fn a_newcomer_wins_nothing_by_what_it_says() {
     give(&mut w, 1, tags);
     let pick = |w: &mut World| {
         let pick = w.pool.pick(w.now, &[], &wanted).expect("a server");
-        w.pool.count_out(pick.id);
+        w.pool.count_out(pick.id, false);
         pick.address
     };
     assert_eq!(pick(&mut w), address(20), "the newcomer says that it has the model loaded");
@@ -349,9 +349,9 @@ fn a_newcomer_wins_nothing_by_what_it_says() {
     claim(&mut w, 1, 1e9);
     assert_eq!(pick(&mut w), address(20), "the newcomer says that it is fast");
     // Beside one that is busy it helps, and after an hour it is one like the others.
-    w.pool.transfer(w.pool.backends[0].id, 1);
+    w.pool.transfer(w.pool.backends[0].id, 1, 0);
     assert_eq!(pick(&mut w), address(31));
-    w.pool.count_out(w.pool.backends[0].id);
+    w.pool.count_out(w.pool.backends[0].id, false);
     w.live(PROBATION, &[DESK, OTHER]);
     assert_eq!(pick(&mut w), address(31));
 }
