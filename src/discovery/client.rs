@@ -12,8 +12,9 @@ use super::packet::{self, Datagram, Packet};
 use super::schedule::{LOOK_INTERVAL, SLEPT, Schedule};
 use super::{BATCH, Counts, SideThread};
 use crate::manager::{Mailbox, pool::Input};
-use crate::net::interfaces::{Interface, RecentSubnets, probed_interfaces};
-use crate::net::{lane::Lane, socket::Waker};
+use crate::net::interfaces::{RecentSubnets, probed_interfaces};
+use crate::net::lane::{Lane, Lanes};
+use crate::net::socket::Waker;
 use crate::pairing::identity::Identity;
 use crate::pairing::keyring::Keyring;
 use crate::pairing::noise::Key;
@@ -45,8 +46,7 @@ impl Client {
     pub(crate) fn start(setup: ClientSetup) -> io::Result<Self> {
         let mut asker = Asker {
             instance: u32::from_ne_bytes(system::random()?),
-            interfaces: Vec::new(),
-            lanes: Vec::new(),
+            lanes: Lanes::default(),
             keys: setup.keyring.keys(),
             first_key: 0,
             expected: Expected::new(setup.identity),
@@ -62,8 +62,7 @@ impl Client {
 struct Asker {
     setup: ClientSetup,
     instance: u32,
-    interfaces: Vec<Interface>,
-    lanes: Vec<Lane>,
+    lanes: Lanes,
     keys: Vec<Key>,
     /// The first of the keys whose turn it is.
     first_key: usize,
@@ -116,28 +115,21 @@ impl Asker {
     /// Waits for answers; false when it is to stop.
     fn wait(&self, stop: &Waker, pause: Duration) -> bool {
         let mut fds = vec![PollFd::new(&stop.watched, PollFlags::IN)];
-        fds.extend(self.lanes.iter().map(|lane| PollFd::new(&lane.socket, PollFlags::IN)));
+        fds.extend(self.lanes.open.iter().map(|lane| PollFd::new(&lane.socket, PollFlags::IN)));
         // When it is interrupted, reading finds nothing.
         let _ = poll(&mut fds, Timespec::try_from(pause).ok().as_ref());
         fds[0].revents().is_empty()
     }
 
-    /// Opens the lanes anew if the interfaces have changed; true if that was after the start.
+    /// Whether there are other lanes now than before.
     fn refresh_lanes(&mut self) -> bool {
         let interfaces = probed_interfaces(&self.setup.interfaces);
-        let is_first = self.lanes.is_empty();
-        if !is_first && interfaces == self.interfaces {
-            return false;
+        let has_changed = self.lanes.refresh(interfaces, |it| Lane::open(it, self.setup.port));
+        if has_changed {
+            let names: Vec<&str> = self.lanes.open.iter().map(|lane| lane.name.as_str()).collect();
+            log::debug!("probing through {names:?}");
         }
-        let (lanes, failed) = Lane::open_all(&interfaces, self.setup.port);
-        for (name, error) in failed {
-            log::debug!("no probes through name={name} reason={error}");
-        }
-        let names: Vec<&str> = lanes.iter().map(|lane| lane.name.as_str()).collect();
-        log::debug!("probing through {names:?}");
-        self.interfaces = interfaces;
-        self.lanes = lanes;
-        !is_first
+        has_changed
     }
 
     /// One round: a probe per key, and one without if machines without a key are talked to.
@@ -150,7 +142,7 @@ impl Asker {
         self.first_key = (self.first_key + KEYS) % self.keys.len().max(1);
         self.expected.asked(round.clone());
         let mut failed = None;
-        for lane in &self.lanes {
+        for lane in &self.lanes.open {
             let from = lane.source();
             for (nonce, key) in &round {
                 let probe = Datagram::probe(self.setup.identity, *nonce);
@@ -172,9 +164,10 @@ impl Asker {
 
     fn receive(&mut self, counts: &mut Counts) {
         let mut buffer = [0; packet::MAX_LEN + 1];
-        for at in 0..self.lanes.len() {
+        for at in 0..self.lanes.open.len() {
             for _ in 0..BATCH {
-                let Ok((len, source)) = self.lanes[at].socket.recv_from(&mut buffer) else { break };
+                let lane = &self.lanes.open[at];
+                let Ok((len, source)) = lane.socket.recv_from(&mut buffer) else { break };
                 let bytes = &buffer[..len];
                 counts.count(bytes, source, |packet| self.accept(packet, bytes, source));
             }

@@ -64,6 +64,44 @@ impl Lane {
     }
 }
 
+/// A lane on each interface that can have one at present.
+#[derive(Debug, Default)]
+pub(crate) struct Lanes {
+    interfaces: Vec<Interface>,
+    pub(crate) open: Vec<Lane>,
+}
+
+impl Lanes {
+    /// Takes up the present interfaces: all lanes are opened anew if the interfaces have changed, and
+    /// otherwise those that could not be opened before. True if there are others than before.
+    pub(crate) fn refresh(
+        &mut self,
+        interfaces: Vec<Interface>,
+        open: impl Fn(&Interface) -> io::Result<Lane>,
+    ) -> bool {
+        let is_new = interfaces != self.interfaces;
+        if is_new {
+            *self = Lanes { interfaces, open: Vec::new() };
+        }
+        let before = self.open.len();
+        for interface in &self.interfaces {
+            let is_its =
+                |lane: &Lane| lane.from == interface.address && lane.name == interface.name;
+            if self.open[..before].iter().any(is_its) {
+                continue;
+            }
+            match open(interface) {
+                Ok(lane) => self.open.push(lane),
+                Err(error) if is_new => {
+                    log::warn!("no probes through name={} yet reason={error}", interface.name);
+                }
+                Err(_) => {}
+            }
+        }
+        is_new || self.open.len() > before
+    }
+}
+
 /// A non-blocking UDP socket that may broadcast. It shares its address with no other: of several
 /// sockets that share one, only one would get each packet.
 pub(crate) fn bind_udp(address: Ipv4Addr, port: u16) -> io::Result<UdpSocket> {
@@ -77,6 +115,31 @@ pub(crate) fn bind_udp(address: Ipv4Addr, port: u16) -> io::Result<UdpSocket> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lane_that_could_not_be_opened_is_opened_later() {
+        let interface = |name: &str, last| {
+            let address = Ipv4Addr::new(127, 0, 0, last);
+            Interface { name: name.to_owned(), address, ..Interface::loopback() }
+        };
+        let both = || vec![interface("a", 1), interface("b", 2)];
+        let none_left = |_: &Interface| Err(io::Error::other("too many open files"));
+        let works = |it: &Interface| Lane::open(it, 9);
+        let mut lanes = Lanes::default();
+        let names = |lanes: &Lanes| -> Vec<String> {
+            lanes.open.iter().map(|lane| lane.name.clone()).collect()
+        };
+        assert!(lanes.refresh(both(), |it| if it.name == "a" { works(it) } else { none_left(it) }));
+        assert_eq!(names(&lanes), ["a"]);
+        assert!(!lanes.refresh(both(), none_left), "nothing has changed");
+        let socket = lanes.open[0].socket.local_addr().unwrap();
+        assert!(lanes.refresh(both(), works));
+        assert_eq!(names(&lanes), ["a", "b"]);
+        assert_eq!(lanes.open[0].socket.local_addr().unwrap(), socket, "the same as before");
+        assert!(!lanes.refresh(both(), none_left));
+        assert!(lanes.refresh(vec![interface("b", 3)], works));
+        assert_eq!(names(&lanes), ["b"]);
+    }
 
     #[test]
     fn the_route_tells_where_packets_come_from() {
