@@ -202,7 +202,7 @@ fn wrong(code: &str) -> String {
 }
 
 #[test]
-fn wrong_codes_are_counted() {
+fn wrong_codes_are_counted_by_address() {
     let [one, other] = machines();
     let (shown, code) = one.show();
     let wrong = wrong(&code);
@@ -211,10 +211,50 @@ fn wrong_codes_are_counted() {
         assert_eq!(said.code, Some(1), "{said:?}");
         assert!(said.err.contains("does not take this code"), "{said:?}");
     }
+    // Even the right one is worth nothing from there now.
+    let said = other.run(&format!("pair {code} {}", one.pair_address()));
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(one.keys().is_empty() && other.keys().is_empty());
+    drop(shown);
+}
+
+#[test]
+fn nobody_can_end_a_code_for_others() {
+    let [one, other] = machines();
+    let (shown, code) = one.show();
+    let hello = hello(&wrong(&code));
+    for from in [7, 8] {
+        for _ in 0..20 {
+            guess([127, 0, 1, from], &hello, one.pair_address());
+        }
+    }
+    let said = other.run(&format!("pair {code}"));
     let shown = shown.end();
-    assert_eq!(shown.code, Some(1));
-    assert!(shown.err.contains("wrong 5 times"), "{shown:?}");
-    // Even the right one is worth nothing now.
+    assert_eq!((said.code, shown.code), (Some(0), Some(0)), "{said:?} {shown:?}");
+    assert_eq!(shown.out.matches("typed a wrong code").count(), 10, "{shown:?}");
+    assert!(shown.out.contains("127.0.1.7 isn't heard any more; for a new code, run it again"));
+    assert_eq!(one.keys(), other.keys());
+}
+
+/// Types a code from this address; nobody who guesses wrong hears anything.
+fn guess(from: [u8; 4], hello: &[u8], to: SocketAddr) {
+    let mut stream = connect_from(from, to);
+    let mut got = Vec::new();
+    let _ = stream.write_all(hello);
+    let _ = stream.read_to_end(&mut got);
+    assert_eq!(got, b"");
+}
+
+#[test]
+fn hundreds_of_wrong_codes_end_it_for_all() {
+    let [one, other] = machines();
+    let (shown, code) = one.show();
+    let hello = hello(&wrong(&code));
+    for n in 0..300u16 {
+        guess([127, 0, 1, 1 + (n / 5) as u8], &hello, one.pair_address());
+    }
+    let shown = shown.end();
+    assert!(shown.err.contains("wrong 300 times"), "{shown:?}");
     let said = other.run(&format!("pair {code} {}", one.pair_address()));
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(one.keys().is_empty() && other.keys().is_empty());
@@ -322,25 +362,24 @@ fn wrong_codes_are_counted_however_they_come() {
     let [one, other] = machines();
     let (shown, code) = one.show();
     let hello = hello(&wrong(&code));
-    // All are there, from several addresses, before the first one guesses, byte by byte in turn.
+    // All are there before the first one guesses, byte by byte in turn.
     let mut guessing: Vec<TcpStream> =
-        (1..=12).map(|n| connect_from([127, 0, 1, n], one.pair_address())).collect();
+        (1..=12).map(|_| connect_from([127, 0, 1, 7], one.pair_address())).collect();
     for byte in &hello {
         for stream in &mut guessing {
             let _ = stream.write_all(&[*byte]);
         }
     }
-    let shown = shown.end();
-    assert!(shown.err.contains("wrong 5 times"), "{shown:?}");
-    assert_eq!(shown.out.matches("typed a wrong code").count(), 5, "{shown:?}");
     for mut stream in guessing {
         let mut got = Vec::new();
         let _ = stream.read_to_end(&mut got);
         assert_eq!(got, b"", "nobody who guesses wrong hears anything");
     }
-    let said = other.run(&format!("pair {code} {}", one.pair_address()));
-    assert_eq!(said.code, Some(1), "{said:?}");
-    assert!(one.keys().is_empty() && other.keys().is_empty());
+    let said = other.run(&format!("pair {code}"));
+    let shown = shown.end();
+    assert_eq!((said.code, shown.code), (Some(0), Some(0)), "{said:?} {shown:?}");
+    assert_eq!(shown.out.matches("typed a wrong code").count(), 5, "{shown:?}");
+    assert_eq!(one.keys(), other.keys());
 }
 
 #[test]

@@ -16,8 +16,9 @@ use crate::ollama::version::OllamaVersion;
 use crate::pairing::{identity::Identity, noise::Key};
 use crate::system;
 
-/// Most answers that are taken; a LAN has fewer.
-const MAX_ANSWERS: usize = 256;
+/// Most answers that are taken, in all and of one address; a LAN has fewer.
+const MAX_ANSWERS: usize = 1024;
+const MAX_OF_ADDRESS: usize = 8;
 
 /// A server that answered.
 #[derive(Clone, Debug)]
@@ -91,7 +92,11 @@ impl<'a> Scan<'a> {
         while let Ok((len, source)) = lane.socket.recv_from(&mut buffer) {
             let Some(answer) = self.read(&buffer[..len], source, &lane.name) else { continue };
             let place = (answer.address, at);
-            if self.seen.len() < MAX_ANSWERS && !self.seen.contains(&place) {
+            let of_address = |(other, lane): &&(SocketAddr, usize)| {
+                *lane == at && other.ip() == answer.address.ip()
+            };
+            let is_many = self.seen.iter().filter(of_address).count() >= MAX_OF_ADDRESS;
+            if self.seen.len() < MAX_ANSWERS && !is_many && !self.seen.contains(&place) {
                 self.seen.push(place);
                 self.ready.push_back(answer);
             }

@@ -1,8 +1,8 @@
 //! The pairing code, which one machine shows and which is typed on the other: 50 random bits in
 //! Crockford's base 32, where no letter looks like a digit. Pure.
 //!
-//! 50 bits are enough because the machine that shows the code accepts five guesses within three
-//! minutes. An attacker who records the handshake can try codes offline, but each try costs 2^15
+//! 50 bits are enough because the machine that shows the code accepts some hundred guesses within
+//! three minutes, five of each address. An attacker who records the handshake can try codes offline, but each try costs 2^15
 //! rounds of hashing, and the code that is found opens nothing: both sides add fresh keys.
 
 use std::fmt;

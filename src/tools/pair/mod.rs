@@ -28,8 +28,6 @@ use crate::system::failed;
 
 /// From the discovery's port to that of pairing; the ports between are taken.
 const PORT_STEP: u16 = 3;
-/// Wrong codes after which a code is void.
-const MAX_WRONG: u32 = 5;
 /// How long each message of the other machine may take.
 const STEP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Length of half a key in bytes.
@@ -38,6 +36,7 @@ const HALF: usize = 32;
 const KEPT: &[u8] = b"kept";
 
 /// This machine.
+#[derive(Clone)]
 struct Own {
     state_dir: PathBuf,
     introduction: Introduction,
@@ -65,7 +64,7 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
                 Some(host) => vec![(join::resolve(host, port)?, host.clone())],
                 None => join::search(&settings.interfaces, &own, port)?,
             };
-            join::join_any(&own, &code, &machines)?
+            join::join_any(&own, &code, machines)?
         }
     };
     println!("paired with {}, key {}", peer.name, peer.id());

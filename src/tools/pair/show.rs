@@ -2,13 +2,14 @@
 //! from being heard.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::io::{self, ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{HALF, KEPT, MAX_WRONG, Own, STEP_TIMEOUT, keep};
+use super::{HALF, KEPT, Own, STEP_TIMEOUT, keep};
 use crate::access::addresses;
 use crate::discovery::packet::{self, Datagram, Kind, Packet};
 use crate::net::{interfaces::Subnets, socket};
@@ -19,6 +20,10 @@ use crate::system::{self, failed};
 
 /// How long a code can be used.
 pub(super) const CODE_LIFE: Duration = Duration::from_secs(180);
+/// Wrong codes after which an address isn't listened to any more, so that nobody can end the code
+/// for others; and after which it is void for all, however many addresses took part.
+const MAX_WRONG: u32 = 5;
+const MAX_WRONG_OF_ALL: u32 = 300;
 /// Connections that are read from at once, however many there are.
 const MAX_CONNECTIONS: usize = 64;
 const EXPIRED: &str = "nobody typed the code in time; run it again for a new one";
@@ -31,6 +36,11 @@ pub(super) struct Host {
 }
 
 impl Host {
+    #[cfg(test)]
+    pub(super) fn port(&self) -> u16 {
+        self.listener.local_addr().map_or(0, |address| address.port())
+    }
+
     pub(super) fn open(port: u16) -> Result<Host, String> {
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         let refused = |error: io::Error| match error.kind() {
@@ -51,10 +61,20 @@ impl Host {
         let code = code.map_err(failed("cannot get random bytes"))?;
         println!("Type this on the other machine within 3 minutes:\n\n  ollana pair {code}\n");
         let _ = io::stdout().flush();
+        self.wait_for(own, &code, life)
+    }
+
+    /// Waits until a machine on which this code was typed has paired.
+    pub(super) fn wait_for(
+        &self,
+        own: &Own,
+        code: &PairingCode,
+        life: Duration,
+    ) -> Result<Peer, String> {
         let key = code.key();
         let deadline = Instant::now() + life;
         let mut connections: Vec<Connection> = Vec::new();
-        let mut wrong = 0;
+        let mut wrong = Wrong::default();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -62,7 +82,7 @@ impl Host {
             }
             self.wait(&connections, left);
             self.answer_probes(own);
-            self.accept(&mut connections);
+            self.accept(&mut connections, &wrong);
             let mut at = 0;
             while let Some(connection) = connections.get_mut(at) {
                 let from = connection.from;
@@ -72,9 +92,13 @@ impl Host {
                         continue;
                     }
                     Ok(Some(peer)) => return Ok(peer),
+                    Err(Failure::WrongCode) if wrong.is_over(from) => {}
                     Err(Failure::WrongCode) => {
-                        wrong += 1;
-                        println!("{from} typed a wrong code ({wrong} of {MAX_WRONG})");
+                        let n = wrong.count(from);
+                        println!("{from} typed a wrong code ({n} of {MAX_WRONG})");
+                        if n == MAX_WRONG {
+                            println!("{from} isn't heard any more; for a new code, run it again");
+                        }
                     }
                     Err(Failure::NoHandshake) => {}
                     Err(Failure::BrokeOff(error)) => {
@@ -82,9 +106,9 @@ impl Host {
                     }
                     Err(Failure::NotKept(reason)) => return Err(reason),
                 }
-                if wrong == MAX_WRONG {
+                if wrong.of_all == MAX_WRONG_OF_ALL {
                     return Err(format!(
-                        "the code was typed wrong {MAX_WRONG} times; run it again for a new one"
+                        "the code was typed wrong {MAX_WRONG_OF_ALL} times; run it again for a new one"
                     ));
                 }
                 connections.swap_remove(at);
@@ -105,13 +129,13 @@ impl Host {
 
     /// Accepts machines of the LAN. Where there are too many connections, one is closed: of the
     /// address with the most, the oldest.
-    fn accept(&self, connections: &mut Vec<Connection>) {
+    fn accept(&self, connections: &mut Vec<Connection>, wrong: &Wrong) {
         for _ in 0..MAX_CONNECTIONS {
             let Ok((stream, from)) = self.listener.accept() else { return };
             let from = from.ip();
             let is_near = addresses::is_local_address(from) || Subnets::now().contain(from);
             let is_set = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
-            if !is_near || is_set.is_err() {
+            if !is_near || is_set.is_err() || wrong.is_over(from) {
                 continue;
             }
             if connections.len() == MAX_CONNECTIONS {
@@ -137,6 +161,27 @@ impl Host {
             let answer = Datagram { kind: Kind::Announce, http_port: self.port, name, ..probe };
             let _ = self.probes.send_to(&answer.encode(len), from);
         }
+    }
+}
+
+/// Wrong codes that were typed.
+#[derive(Default)]
+struct Wrong {
+    of_all: u32,
+    of: HashMap<IpAddr, u32>,
+}
+
+impl Wrong {
+    /// How many the address has typed, with this one.
+    fn count(&mut self, from: IpAddr) -> u32 {
+        self.of_all += 1;
+        let n = self.of.entry(from).or_default();
+        *n += 1;
+        *n
+    }
+
+    fn is_over(&self, from: IpAddr) -> bool {
+        self.of.get(&from).is_some_and(|n| *n >= MAX_WRONG)
     }
 }
 
