@@ -57,6 +57,9 @@
 //! | `discovery` (client) | a UDP socket per interface | `poll` |
 //! | `responder` (server) | the UDP port | `poll` |
 //!
+//! If one of them panics, the process ends with exit code 70 and its service manager starts it
+//! again; but a panicking `worker` ends its connection only, and a panicking `log` the log.
+//!
 //! # Rooms, highest first; imports go down only
 //!
 //! | room | owns | to change, for example |

@@ -42,7 +42,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::net::socket::Waker;
-use crate::system::spawn;
+use crate::system::spawn_vital;
 use packet::Packet;
 
 pub(crate) use client::{Client, ClientSetup};
@@ -61,10 +61,10 @@ struct SideThread {
 
 impl SideThread {
     /// `run` returns once the waker is awake.
-    fn start(name: &str, run: impl FnOnce(&Waker) + Send + 'static) -> io::Result<Self> {
+    fn start(name: &'static str, run: impl FnOnce(&Waker) + Send + 'static) -> io::Result<Self> {
         let waker = Arc::new(Waker::new()?);
         let stop = Arc::clone(&waker);
-        Ok(SideThread { waker, thread: Some(spawn(name, move || run(&stop))?) })
+        Ok(SideThread { waker, thread: Some(spawn_vital(name, move || run(&stop))?) })
     }
 }
 

@@ -19,7 +19,7 @@ use super::store;
 use super::wake::Wake;
 use crate::config::{OllamaUrl, Timing};
 use crate::pairing::keyring::Keyring;
-use crate::system::spawn;
+use crate::system::spawn_vital;
 use crate::upstream::{Check, Target, Upstream};
 
 /// How often the Manager hears that time has passed.
@@ -68,7 +68,7 @@ pub(crate) struct Ticker {
 impl Ticker {
     pub(crate) fn start(mailbox: Mailbox, keyring: Arc<Keyring>) -> io::Result<Self> {
         let (stop, stopped) = bounded::<()>(0);
-        let thread = spawn("ticker", move || {
+        let thread = spawn_vital("ticker", move || {
             for tick in 1u64.. {
                 if stopped.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
                     return;
@@ -101,7 +101,7 @@ impl Checkers {
         let start = |_| {
             let (jobs, checker) = (jobs.clone(), checker.clone());
             let upstream = Upstream::new(&checker.timing, &checker.keyring);
-            spawn("checker", move || jobs.iter().for_each(|job| checker.run(&upstream, job)))
+            spawn_vital("checker", move || jobs.iter().for_each(|job| checker.run(&upstream, job)))
         };
         (0..MAX_CHECKS).map(start).collect::<io::Result<_>>().map(Checkers)
     }

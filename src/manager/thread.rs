@@ -13,7 +13,7 @@ use super::mailbox::{Caller, Event, Inventories, MAILBOX, Mailbox, Snapshot};
 use super::pool::{Action, Backend, History, Input, Pool, Transition};
 use super::presence::Presence;
 use super::queue::{Answers, Patience, Queue};
-use crate::system::spawn;
+use crate::system::spawn_vital;
 use crate::upstream::CheckResult;
 
 /// How long a list waits for a change to be known; a slow server delays it no longer.
@@ -52,7 +52,7 @@ impl Handle {
             actions: Vec::new(),
             answers: Vec::new(),
         };
-        let thread = spawn("manager", move || manager.run())?;
+        let thread = spawn_vital("manager", move || manager.run())?;
         Ok(Handle { mailbox, thread: Some(thread) })
     }
 

@@ -43,7 +43,7 @@ impl Acceptor {
     ) -> io::Result<JoinHandle<()>> {
         let (shared, waker) = (Arc::clone(shared), Arc::clone(waker));
         let acceptor = Acceptor { listener, shared, waker, rejected, is_short: false };
-        system::spawn("acceptor", move || acceptor.run())
+        system::spawn_vital("acceptor", move || acceptor.run())
     }
 
     fn run(mut self) {

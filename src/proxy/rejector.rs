@@ -24,7 +24,7 @@ pub(super) type Rejected = Sender<(Arc<Stream>, OwnAnswer)>;
 /// Starts the thread, which ends when the last sender is gone.
 pub(super) fn start() -> io::Result<(Rejected, JoinHandle<()>)> {
     let (rejected, queue) = bounded(QUEUE);
-    Ok((rejected, system::spawn("rejector", move || run(&queue))?))
+    Ok((rejected, system::spawn_vital("rejector", move || run(&queue))?))
 }
 
 /// Answers, and waits a moment for the clients to leave: bytes that nobody reads would turn the

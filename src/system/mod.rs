@@ -32,6 +32,36 @@ pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Resu
     Builder::new().name(name.to_owned()).stack_size(THREAD_STACK).spawn(run)
 }
 
+/// The exit code of a process that ended because of a thread that it can't do without.
+const THREAD_FAILED: i32 = 70;
+/// For the last lines of the log.
+const LAST_LINES: Duration = Duration::from_millis(200);
+
+/// The same for a thread that the process can't do without: if it panics, the process ends, and its
+/// service manager starts it again. A daemon without its Manager would accept requests and answer
+/// none for ever.
+pub(crate) fn spawn_vital(
+    name: &'static str,
+    run: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    spawn(name, move || {
+        let _vital = Vital(name);
+        run();
+    })
+}
+
+struct Vital(&'static str);
+
+impl Drop for Vital {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            log::error!("ending, because the thread {:?} failed: please report it", self.0);
+            std::thread::sleep(LAST_LINES);
+            std::process::exit(THREAD_FAILED);
+        }
+    }
+}
+
 /// For `map_err`: the error as text, behind what failed.
 pub(crate) fn failed<E: fmt::Display>(what: impl fmt::Display) -> impl Fn(E) -> String {
     move |error| format!("{what}: {error}")
@@ -82,6 +112,23 @@ mod tests {
         for bad in ["", "00", "000fa7f", "000fa7ff0", "000fa7fg", "+00fa7ff", "0é0fa7f"] {
             assert_eq!(parse_hex::<4>(bad), None, "{bad}");
         }
+    }
+
+    /// Planted in a process of its own: this test, run again.
+    #[test]
+    fn a_vital_thread_that_panics_ends_the_process() {
+        const STAGE: &str = "OLLANA_TEST_PANIC";
+        if std::env::var_os(STAGE).is_some() {
+            let thread = spawn_vital("ticker", || panic!("planted"));
+            let _ = thread.unwrap().join();
+            std::thread::sleep(10 * LAST_LINES);
+            return;
+        }
+        let name = "system::tests::a_vital_thread_that_panics_ends_the_process";
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        let ended = again.args(["--exact", name]).env(STAGE, "1").output().unwrap();
+        assert_eq!(ended.status.code(), Some(THREAD_FAILED), "{ended:?}");
+        assert!(spawn_vital("ticker", || ()).unwrap().join().is_ok(), "and its end ends nothing");
     }
 
     #[test]
