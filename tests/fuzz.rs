@@ -11,6 +11,8 @@ use std::fmt::Write as _;
 mod properties;
 
 const HEADS: &[&[u8]] = &[
+    b"GET / HTTP/1.0\nHost: localhost\nA: b\n\n",
+    b"GET http://[fe80::1%eth0]:1/a?b=\"c\" HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"GET /api/tags?x=%20&y=|{} HTTP/1.0\r\nConnection: keep-alive\r\n\r\nrest",
     b"OPTIONS * HTTP/1.1\r\nHost: [::1]:11434\r\nOrigin: http://x\r\n\r\n",
@@ -29,6 +31,7 @@ const BODIES: &[&[u8]] = &[
 ];
 const HOSTS: &[&[u8]] = &[
     b"localhost:11434",
+    b"[fe80::1%25eth0]:11434",
     b"[::1]:1",
     b"192.168.1.5",
     b"box.",

@@ -4,7 +4,7 @@
 //! (`allowedHostsMiddleware`). A proxy sends on Ollama's own host, so it must make that check
 //! itself, or it would switch the defence off.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// Names under which a request may address this machine.
 #[derive(Clone, Debug, Default)]
@@ -26,11 +26,21 @@ impl HostRule {
         let Ok(host) = std::str::from_utf8(host) else { return false };
         let Some(name) = strip_port(host) else { return false };
         let name = name.trim_end_matches('.').to_ascii_lowercase();
+        if name.contains('%') {
+            return is_zoned(&name);
+        }
         name.parse::<IpAddr>().is_ok()
             || name == "localhost"
             || LOCAL_SUFFIXES.iter().any(|s| name.len() > s.len() && name.ends_with(s))
             || self.names.contains(&name)
     }
+}
+
+/// Whether it is an IPv6 address with a zone, an interface of the client's, behind `%` or, as in a
+/// URI, behind `%25` (RFC 6874).
+fn is_zoned(name: &str) -> bool {
+    name.split_once('%')
+        .is_some_and(|(address, zone)| address.parse::<Ipv6Addr>().is_ok() && !zone.is_empty())
 }
 
 /// The host without its port and brackets; `None` if it can't be one.
@@ -43,7 +53,7 @@ fn strip_port(host: &str) -> Option<&str> {
         None => host.split_once(':').unwrap_or((host, "")),
     };
     let port_fits = port.bytes().all(|b| b.is_ascii_digit());
-    let named = name.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:".contains(&b));
+    let named = name.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:%".contains(&b));
     (port_fits && named && !name.is_empty()).then_some(name)
 }
 
@@ -61,6 +71,9 @@ mod tests {
             "127.0.0.1:11434",
             "[::1]:11434",
             "[fe80::1]",
+            "[fe80::1%eth0]:11434",
+            "[fe80::1%25wlan0.1]",
+            "[::1%2]",
             "192.168.1.5",
             "8.8.8.8",
             "box",
@@ -93,6 +106,11 @@ mod tests {
             "evil.com#.local",
             "user@localhost",
             "\u{e9}.local",
+            "evil.com%eth0",
+            "[evil.com%eth0]",
+            "[fe80::1%]",
+            "[fe80::1%eth0",
+            "x%eth0.local",
         ] {
             assert!(!rule.allows(Some(host.as_bytes())), "{host}");
         }

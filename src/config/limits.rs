@@ -24,6 +24,10 @@ with_defaults! {
         body_timeout: Duration = Duration::from_secs(60),
         /// Peer that reads nothing of what is sent to it.
         stall_timeout: Duration = Duration::from_secs(120),
+        /// Answer to a read whose client has ended its side: it waits, or it is gone, which nothing
+        /// tells before something is sent to it. A stopped server must not gather those of a program
+        /// that gives up and asks again.
+        half_closed_timeout: Duration = Duration::from_secs(30),
         /// A request waits for a server that is just being checked: one health check's time.
         wait_timeout: Duration = Duration::from_millis(1500),
         /// A request waits while all servers that could answer it are busy.

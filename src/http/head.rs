@@ -3,6 +3,12 @@
 //! Strict on purpose: a head that two readers could understand differently is refused
 //! (RFC 9112 §2.2, §3, §6.3, §11.2), because the next hop might read it the other way. An accepted
 //! head is written anew for the next hop, never copied.
+//!
+//! What old and simple clients write is served where it can't be misunderstood: empty lines before
+//! the request; lines that end in LF alone, all of them, if no body follows and nothing else is read
+//! from the connection; a target in absolute form; characters of a target that no URI has.
+
+use std::borrow::Cow;
 
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
@@ -15,6 +21,8 @@ pub const MAX_FIELDS: usize = 128;
 /// Bytes of the longest single field line, name and value: ureq writes each in one piece of its
 /// buffer.
 pub(crate) const MAX_FIELD_LINE: usize = 16 * 1024;
+/// Empty lines before a request that are skipped (RFC 9112 §2.2 asks for one).
+pub(crate) const MAX_EMPTY_LINES: usize = 4;
 
 /// How a request's body is framed.
 #[allow(missing_docs)]
@@ -30,11 +38,13 @@ pub enum Framing {
 pub struct Head {
     /// Any method but CONNECT.
     pub method: Method,
-    /// Origin form (`/path?query`), or `*` of OPTIONS; visible ASCII without `#`.
+    /// Origin form (`/path?query`), or `*` of OPTIONS; visible ASCII without `#`, fit for a URI.
     pub target: String,
     pub(crate) http_10: bool,
-    /// All fields as sent, names in lower case.
+    /// All fields as sent, names in lower case; but `Host` is what a target in absolute form says.
     pub fields: HeaderMap,
+    /// The `Host` field that such a target replaced.
+    pub(crate) replaced_host: Option<HeaderValue>,
     /// The body that follows.
     pub framing: Framing,
     /// The client waits for `100 Continue` before it sends the body.
@@ -67,21 +77,35 @@ pub struct HeadLimits {
     pub max_fields: usize,
 }
 
+/// The length of an empty line at the start of `bytes`.
+pub(crate) fn empty_line(bytes: &[u8]) -> Option<usize> {
+    match bytes {
+        [b'\n', ..] => Some(1),
+        [b'\r', b'\n', ..] => Some(2),
+        _ => None,
+    }
+}
+
 /// The length of the head at the start of `bytes`, of which `scanned` were looked at before; `None`
-/// while its end is missing. Refuses NUL, line ends other than CR LF, and a head over the limit.
+/// while its end is missing. Refuses NUL, bare CR, bare LF behind a line that ends in CR LF, and a
+/// head over the limit.
 pub fn find_end(
     bytes: &[u8],
     scanned: usize,
     limits: HeadLimits,
 ) -> Result<Option<usize>, Refusal> {
-    let is_empty = matches!(bytes.first(), Some(b'\r' | b'\n'));
-    refuse_if(is_empty, 400, "empty line before the request")?;
+    refuse_if(empty_line(bytes).is_some(), 400, "empty lines before the request")?;
     // A line end may straddle the border of what was scanned, hence three bytes back.
     let start = scanned.saturating_sub(3);
     for at in start..bytes.len() {
         match bytes[at] {
-            b'\n' if at == 0 || bytes[at - 1] != b'\r' => {
-                return refuse(400, "bare LF in the head");
+            b'\n' if at > 0 && bytes[at - 1] != b'\r' => {
+                let last = bytes[..at].iter().rposition(|byte| *byte == b'\n');
+                let is_mixed = last.is_some_and(|last| bytes[last - 1] == b'\r');
+                refuse_if(is_mixed, 400, BARE_LF)?;
+                if last == Some(at - 1) {
+                    return check_len(at < limits.max_bytes).map(|()| Some(at + 1));
+                }
             }
             b'\r' if bytes.get(at + 1).is_some_and(|next| *next != b'\n') => {
                 return refuse(400, "bare CR in the head");
@@ -97,15 +121,50 @@ pub fn find_end(
     check_len(bytes.len() < limits.max_bytes).map(|()| None)
 }
 
+const BARE_LF: &str = "bare LF in the head";
+
 fn check_len(fits: bool) -> Result<(), Refusal> {
     refuse_if(!fits, 431, "the head is too large")
 }
 
 /// Reads a whole head, as [`find_end`] delimited it. The connection of one that is refused must be
 /// closed.
+pub fn parse(bytes: &[u8], limits: HeadLimits) -> Result<Head, Refusal> {
+    parse_exact(bytes, limits).or_else(|refusal| match with_escapes(bytes) {
+        Some(bytes) => parse_exact(&bytes, limits),
+        None => Err(refusal),
+    })
+}
+
+/// The same head, if its target has characters that no URI has and Go takes (browsers and curl send
+/// them): percent-encoded, which means the same.
+fn with_escapes(bytes: &[u8]) -> Option<Vec<u8>> {
+    let start = bytes.iter().position(|byte| *byte == b' ')? + 1;
+    let len = bytes[start..].iter().position(u8::is_ascii_whitespace)?;
+    let (before, target, behind) =
+        (&bytes[..start], &bytes[start..start + len], &bytes[start + len..]);
+    let mut escaped = before.to_vec();
+    let mut is_query = false;
+    for &byte in target {
+        match byte {
+            b'<' | b'>' => {}
+            b'`' if !is_query => {}
+            b'"' | 0x80.. if is_query => {}
+            _ => {
+                is_query |= byte == b'?';
+                escaped.push(byte);
+                continue;
+            }
+        }
+        escaped.extend_from_slice(format!("%{byte:02X}").as_bytes());
+    }
+    escaped.extend_from_slice(behind);
+    (escaped.len() > bytes.len()).then_some(escaped)
+}
+
 // A frame of its own: its 4 KiB of slots would stay resident under every stream.
 #[inline(never)]
-pub fn parse(bytes: &[u8], limits: HeadLimits) -> Result<Head, Refusal> {
+fn parse_exact(bytes: &[u8], limits: HeadLimits) -> Result<Head, Refusal> {
     let mut slots = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let most = limits.max_fields.min(MAX_FIELDS);
     let mut request = httparse::Request::new(&mut slots[..most]);
@@ -124,14 +183,27 @@ pub fn parse(bytes: &[u8], limits: HeadLimits) -> Result<Head, Refusal> {
     else {
         return refuse(400, "the request line is incomplete");
     };
+    let line_len = method.len() + target.len() + "  HTTP/1.1".len();
+    let has_bare_lf = bytes.get(line_len) != Some(&b'\r');
+    refuse_if(has_bare_lf && bytes.contains(&b'\r'), 400, BARE_LF)?;
     let method = Method::from_bytes(method.as_bytes());
     let method = method.or_else(|_| refuse(400, "the method is malformed"))?;
-    check_target(&method, target)?;
+    refuse_if(method == Method::CONNECT, 501, "CONNECT is not served: ollana is no tunnel")?;
+    let (authority, target) = split_target(&method, target)?;
+    check_target(&method, &target)?;
     let http_10 = version == 0;
-    let fields = read_fields(request.headers)?;
+    let mut fields = read_fields(request.headers)?;
     let hosts = fields.get_all(HOST).iter().count();
     refuse_if(hosts == 0 && !http_10, 400, "the Host field is missing")?;
     refuse_if(hosts > 1, 400, "more than one Host field")?;
+    let mut replaced_host = None;
+    if let Some(authority) = authority {
+        let host = HeaderValue::from_str(authority);
+        let host = host.or_else(|_| refuse(400, "the target's host is malformed"))?;
+        replaced_host = fields.insert(HOST, host);
+    }
+    let is_framed = fields.contains_key(CONTENT_LENGTH) || fields.contains_key(TRANSFER_ENCODING);
+    refuse_if(has_bare_lf && is_framed, 400, "bare LF in the head of a request with a body")?;
     let framing = read_framing(&fields, http_10)?;
     refuse_if(method == Method::HEAD && framing != Framing::Empty, 400, "HEAD with a body")?;
     let expects_continue = match fields.get(EXPECT) {
@@ -140,19 +212,53 @@ pub fn parse(bytes: &[u8], limits: HeadLimits) -> Result<Head, Refusal> {
         Some(_) => return refuse(417, "only 100-continue can be expected"),
     };
     let closes = entries(&fields, CONNECTION).any(|option| option.eq_ignore_ascii_case("close"));
-    let keep_alive = !http_10 && !closes;
-    let target = target.to_owned();
-    Ok(Head { method, target, http_10, fields, framing, expects_continue, keep_alive })
+    let keep_alive = !http_10 && !closes && !has_bare_lf;
+    let target = target.into_owned();
+    Ok(Head {
+        method,
+        target,
+        http_10,
+        fields,
+        replaced_host,
+        framing,
+        expects_continue,
+        keep_alive,
+    })
+}
+
+/// Takes the host and port off a target in absolute form (RFC 9112 §3.2.2), which is what a client
+/// sends to its `http_proxy`.
+fn split_target<'a>(
+    method: &Method,
+    target: &'a str,
+) -> Result<(Option<&'a str>, Cow<'a, str>), Refusal> {
+    if target.starts_with('/') {
+        return Ok((None, target.into()));
+    }
+    let scheme = |name: &str| {
+        let (scheme, rest) = target.split_once("://")?;
+        scheme.eq_ignore_ascii_case(name).then_some(rest)
+    };
+    refuse_if(scheme("https").is_some(), 400, "https targets are not served, only http")?;
+    let Some(rest) = scheme("http") else { return Ok((None, target.into())) };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    refuse_if(authority.is_empty(), 400, "the target has no host")?;
+    refuse_if(authority.contains('@'), 400, "the target has a user name in front of its host")?;
+    let path = match path {
+        "" if method == Method::OPTIONS => "*".into(),
+        path if path.starts_with('/') => path.into(),
+        path => format!("/{path}").into(),
+    };
+    Ok((Some(authority), path))
 }
 
 fn check_target(method: &Method, target: &str) -> Result<(), Refusal> {
-    refuse_if(method == Method::CONNECT, 501, "CONNECT is not served")?;
     refuse_if(target.len() > MAX_FIELD_LINE - 64, 414, "the target is too long")?;
     let is_visible = target.bytes().all(|b| b.is_ascii_graphic());
     refuse_if(!is_visible, 400, "the target is not visible ASCII")?;
     refuse_if(target.contains('#'), 400, "the target has a fragment")?;
     let is_origin_form = target.starts_with('/') || (target == "*" && method == Method::OPTIONS);
-    refuse_if(!is_origin_form, 400, "only targets in origin form are served")?;
+    refuse_if(!is_origin_form, 400, "only targets in origin form, and http:// ones, are served")?;
     let is_uri = target.parse::<PathAndQuery>().is_ok();
     refuse_if(!is_uri, 400, "the target has characters that a URI can't have")
 }
@@ -280,7 +386,12 @@ mod tests {
     #[test]
     fn request_lines_and_hosts() {
         for (text, status) in [
-            ("GET http://evil/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+            ("GET http:///x HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+            ("GET http://a@x/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+            ("GET https://x/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+            ("GET http://x/#a HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+            ("GET http://x/ HTTP/1.1\r\n\r\n", 400),
+            ("CONNECT http://x/ HTTP/1.1\r\nHost: x\r\n\r\n", 501),
             ("GET @evil HTTP/1.1\r\nHost: x\r\n\r\n", 400),
             ("GET * HTTP/1.1\r\nHost: x\r\n\r\n", 400),
             ("CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 501),
@@ -306,6 +417,77 @@ mod tests {
         assert!(old.http_10 && !old.keep_alive);
         let close = read("GET / HTTP/1.1\r\nHost: x\r\nConnection: x, Close\r\n\r\n").unwrap();
         assert!(!close.keep_alive);
+    }
+
+    #[test]
+    fn targets_in_absolute_form_replace_the_host() {
+        for (line, target, host) in [
+            ("GET http://box:1/a?b", "/a?b", "box:1"),
+            ("GET HTTP://[::1]", "/", "[::1]"),
+            ("GET http://box?b", "/?b", "box"),
+            ("GET http://box?a/b", "/?a/b", "box"),
+            ("GET http://box/http://other/", "/http://other/", "box"),
+            ("OPTIONS http://box", "*", "box"),
+        ] {
+            let head = read(&format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n")).expect(line);
+            assert_eq!(
+                (&*head.target, &head.fields[HOST]),
+                (target, &host.parse().unwrap()),
+                "{line}"
+            );
+            assert_eq!(head.replaced_host.unwrap(), "x");
+        }
+        let old = read("GET http://box/ HTTP/1.0\r\n\r\n").unwrap();
+        assert_eq!((&old.fields[HOST], old.replaced_host), (&"box".parse().unwrap(), None));
+    }
+
+    #[test]
+    fn lines_may_end_in_lf_where_all_do_and_no_body_follows() {
+        let text = "GET /a HTTP/1.1\nHost: x\nA: b\n\nrest";
+        let len = text.len() - 4;
+        for cut in 0..len {
+            let got = find_end(&text.as_bytes()[..cut], cut.saturating_sub(1), LIMITS);
+            assert_eq!(got, Ok(None), "{cut} bytes");
+            assert_eq!(find_end(text.as_bytes(), cut, LIMITS), Ok(Some(len)), "{cut} bytes");
+        }
+        let head = parse(&text.as_bytes()[..len], LIMITS).unwrap();
+        assert!(!head.keep_alive && head.fields["a"] == "b" && head.target == "/a");
+        let short = HeadLimits { max_bytes: len - 1, max_fields: 20 };
+        assert_eq!(find_end(text.as_bytes(), 0, short).unwrap_err().status, 431);
+        for bad in [
+            "GET / HTTP/1.0\nContent-Length: 0\n\n",
+            "GET / HTTP/1.0\nContent-Length: 1\n\n",
+            "POST / HTTP/1.1\nHost: x\nTransfer-Encoding: chunked\n\n",
+            "GET / HTTP/1.0\r\n\n",
+            "GET / HTTP/1.0\n\r\n",
+            "GET / HTTP/1.0\nA: b\r\n\n",
+            "GET / HTTP/1.0\nA: b\r\n\r\n",
+            "GET / HTTP/1.0\r\nA: b\n\r\n",
+            "GET / HTTP/1.0\r\nA: b\r\n\n",
+            "GET / HTTP/1.0\nA: b\rc\n\n",
+            "GET / HTTP/1.0\nA: b\n c\n\n",
+        ] {
+            assert_eq!(read(bad).expect_err(bad).status, 400, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_no_uri_has_is_escaped() {
+        let read = |target: &[u8]| {
+            let head = [b"GET ", target, b" HTTP/1.1\r\nHost: x\r\nA: <\"\xe9>\r\n\r\n"].concat();
+            parse(&head, LIMITS).map(|head| (head.target, head.fields["a"].as_bytes().to_vec()))
+        };
+        for (target, escaped) in [
+            (&b"/?q=\"x\""[..], "/?q=%22x%22"),
+            (b"/<a>`?<\xe9>`", "/%3Ca%3E%60?%3C%E9%3E`"),
+            (b"/?%\"%zz", "/?%%22%zz"),
+            (b"http://x?\"", "/?%22"),
+        ] {
+            assert_eq!(read(target), Ok((escaped.to_owned(), b"<\"\xe9>".to_vec())));
+        }
+        for target in [&b"/\xc3\xa9"[..], b"/?\"#", b"/?\x7f\"", b"<"] {
+            assert_eq!(read(target).map_err(|refusal| refusal.status), Err(400), "{target:?}");
+        }
     }
 
     #[test]

@@ -46,16 +46,27 @@ pub(crate) fn wait(
 /// Whether these events of a watched peer mean that it has left.
 pub(crate) fn has_left(stream: &TcpStream, events: PollFlags) -> bool {
     match events {
-        _ if events.intersects(BROKEN) => true,
+        _ if is_broken(events) => true,
         _ if events.contains(PollFlags::IN) => matches!(stream.peek(&mut [0]), Ok(0)),
         _ => events.intersects(HANGUP),
     }
 }
 
-/// Whether a peer is seen to have left, without waiting.
-pub(crate) fn is_gone(stream: &TcpStream) -> bool {
-    let look = wait((stream, HANGUP), None, Some(Duration::ZERO));
+/// Whether the connection is broken both ways, so that nothing can be sent any more.
+pub(crate) fn is_broken(events: PollFlags) -> bool {
+    events.intersects(BROKEN)
+}
+
+/// Whether a peer is seen to have left, without waiting: by [`HANGUP`] or, without events, only if
+/// the connection is broken.
+pub(crate) fn is_gone(stream: &TcpStream, by: PollFlags) -> bool {
+    let look = wait((stream, by), None, Some(Duration::ZERO));
     look.is_ok_and(|(events, _)| !events.is_empty() && has_left(stream, events))
+}
+
+/// Bytes that have arrived and were not read.
+pub(crate) fn unread(stream: &TcpStream) -> u64 {
+    rustix::io::ioctl_fionread(stream).unwrap_or(0)
 }
 
 /// Reads what has arrived; `None` when nothing has.

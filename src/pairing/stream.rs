@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::event::PollFlags;
 
-use crate::net::socket::{self, HANGUP};
+use crate::net::socket;
 use crate::pairing::{identity::KeyId, noise::Session, records::Records};
 use crate::system::lock;
 
@@ -76,9 +76,19 @@ impl Stream {
     }
 
     /// Fails with `TimedOut` for a peer that takes nothing for `stall`, `BrokenPipe` for one that
-    /// left.
-    pub(crate) fn write_all(&self, mut bytes: &[u8], stall: Duration) -> io::Result<()> {
-        let mut watched = HANGUP;
+    /// left. One that has only ended its side may still read.
+    pub(crate) fn write_all(&self, bytes: &[u8], stall: Duration) -> io::Result<()> {
+        self.write_watching(bytes, stall, PollFlags::empty())
+    }
+
+    /// As [`write_all`](Self::write_all), but with [`HANGUP`](socket::HANGUP) among the watched
+    /// events, a peer that has ended its side has left.
+    pub(crate) fn write_watching(
+        &self,
+        mut bytes: &[u8],
+        stall: Duration,
+        mut watched: PollFlags,
+    ) -> io::Result<()> {
         while !bytes.is_empty() {
             let n = self.try_write(bytes)?;
             bytes = &bytes[n..];

@@ -12,7 +12,7 @@ use rustix::event::PollFlags;
 use super::connections::Place;
 use crate::access::permissions::Caller;
 use crate::config::{Limits, Timing};
-use crate::http::head::{self, Head, HeadLimits, Refusal};
+use crate::http::head::{self, Head, HeadLimits, MAX_EMPTY_LINES, Refusal};
 use crate::pairing::stream::{self, Stream};
 use crate::upstream::buffers::{LARGE, SMALL};
 
@@ -132,9 +132,18 @@ impl Connection {
         let mut deadline = Instant::now() + idle.min(most);
         let mut reads_first = expected != Expected::Later;
         let mut has_begun = false;
+        let mut empty_lines = 0;
         self.body_bytes = 0;
         loop {
-            if !self.received().is_empty() && !has_begun {
+            while empty_lines < MAX_EMPTY_LINES
+                && let Some(len) = head::empty_line(self.received())
+            {
+                self.consume(len);
+                empty_lines += 1;
+                scanned = 0;
+            }
+            // Half an empty line isn't the beginning of a request.
+            if !matches!(self.received(), b"" | b"\r") && !has_begun {
                 has_begun = true;
                 deadline = Instant::now() + timing.head_timeout.min(most);
                 if !self.place.set_busy() {

@@ -112,6 +112,15 @@ enum Rest {
 }
 
 impl Rest {
+    /// Bytes that are still to be taken from the socket, of which so many are in our buffer.
+    fn unreceived(&self, received: usize) -> u64 {
+        match self {
+            Rest::Done => 0,
+            Rest::Length(left) => left.saturating_sub(received as u64),
+            Rest::Chunked(_) => u64::MAX,
+        }
+    }
+
     fn advance(&mut self, n: usize) {
         match self {
             Rest::Length(left) if *left > n as u64 => *left -= n as u64,
@@ -216,6 +225,8 @@ impl<'a, 'b> BodyReader<'a, 'b> {
             if let Some(n) = n {
                 if n > 0 || self.body.is_done() {
                     self.connection.body_bytes += n as u64;
+                    let unreceived = self.body.rest.unreceived(self.connection.received().len());
+                    exchange_io::with(|io| io.unreceived = unreceived);
                     return Ok(n);
                 }
                 continue;

@@ -64,6 +64,9 @@ pub(crate) struct Attempt {
     pub(crate) may_reuse: bool,
     /// How long a peer may take nothing of what we send.
     pub(crate) stall: Duration,
+    /// So long a client is answered that has ended its side behind its request, and may be gone. At
+    /// zero, it has left.
+    pub(crate) half_closed: Duration,
 }
 
 /// How far an attempt has come. It only moves forward.
@@ -112,6 +115,10 @@ pub(crate) struct ExchangeIo {
     answered: usize,
     /// Reading the answer fails then, and may go on afterwards.
     pub(crate) look_until: Option<Instant>,
+    /// Bytes of the request's body that weren't taken from the client's socket.
+    pub(crate) unreceived: u64,
+    /// The client has ended its side, and is waited with until then.
+    half_closed_until: Option<Instant>,
 }
 
 thread_local! {
@@ -215,17 +222,29 @@ impl ExchangeIo {
         timeout: Option<Duration>,
     ) -> io::Result<Woken> {
         self.flush()?;
-        let mut watched = self.attempt.client.as_deref().map(|client| (client, HANGUP));
+        let hangup = self.hangup();
+        let mut watched = self.attempt.client.as_deref().map(|client| (client, hangup));
         loop {
-            let (own, other) = stream::wait((upstream, events), watched, timeout)?;
+            let left =
+                self.half_closed_until.map(|at| at.saturating_duration_since(Instant::now()));
+            let wait = timeout.into_iter().chain(left).min();
+            let (own, other) = stream::wait((upstream, events), watched, wait)?;
             if let Some((client, _)) = watched.filter(|_| !other.is_empty()) {
-                if socket::has_left(client.socket(), other) {
+                if !socket::has_left(client.socket(), other) {
+                    // The next request is waiting there; its hang-up can't be seen.
+                    watched = watched.filter(|_| !own.is_empty());
+                } else if self.may_be_half_closed(client, other) {
+                    self.half_closed_until = Some(Instant::now() + self.attempt.half_closed);
+                    watched = Some((client, PollFlags::empty()));
+                } else {
                     return Err(self.give_up(Fault::ClientLeft));
                 }
                 if own.is_empty() {
-                    watched = None; // The next request is waiting there; its hang-up can't be seen.
                     continue;
                 }
+            }
+            if own.is_empty() && left.is_some() && left == wait {
+                return Err(self.give_up(Fault::ClientLeft));
             }
             let wanted = PollFlags::OUT.intersection(events);
             return Ok(match own {
@@ -234,6 +253,20 @@ impl ExchangeIo {
                 _ => Woken::Ready,
             });
         }
+    }
+
+    /// The events by which the client leaves, besides a broken connection.
+    fn hangup(&self) -> PollFlags {
+        if self.half_closed_until.is_some() { PollFlags::empty() } else { HANGUP }
+    }
+
+    /// Whether a client that has ended its side may be one that waits for the answer: it has sent the
+    /// whole request, the end of which may be unread in the kernel. A proxy of ours doesn't do that.
+    fn may_be_half_closed(&self, client: &Stream, events: PollFlags) -> bool {
+        !self.attempt.half_closed.is_zero()
+            && !socket::is_broken(events)
+            && client.key().is_none()
+            && (self.unreceived == 0 || self.unreceived <= socket::unread(client.socket()))
     }
 
     /// Waits for bytes of the client's body while watching the upstream for an early answer; an error
@@ -296,8 +329,10 @@ impl ExchangeIo {
         if before < KERNEL_BUFFER && self.answered == KERNEL_BUFFER {
             let _ = socket::limit_unacknowledged(client.socket(), stall.max(UNACKNOWLEDGED));
         }
-        let sent =
-            client.write_all(&self.outbox, stall).and_then(|()| client.write_all(bytes, stall));
+        let hangup = if self.attempt.half_closed.is_zero() { HANGUP } else { PollFlags::empty() };
+        let sent = client
+            .write_watching(&self.outbox, stall, hangup)
+            .and_then(|()| client.write_watching(bytes, stall, hangup));
         self.outbox.clear();
         sent.map_err(|error| match error.kind() {
             ErrorKind::TimedOut => self.give_up(Fault::ClientStalled),

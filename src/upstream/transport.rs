@@ -65,7 +65,10 @@ impl Connector for IoConnector {
     ) -> Result<Option<Self::Out>, ureq::Error> {
         let address = details.addrs.first().copied().ok_or(ureq::Error::HostNotFound)?;
         let timeout = details.timeout.not_zero().map_or(UNACKNOWLEDGED, |timeout| *timeout);
-        let Attempt { client, is_lan, .. } = exchange_io::with(|io| io.attempt.clone());
+        let Attempt { client, is_lan, half_closed, .. } =
+            exchange_io::with(|io| io.attempt.clone());
+        // Of one that may be half closed, its end tells nothing; and connecting is short.
+        let client = client.filter(|_| half_closed.is_zero());
         let stream = match is_lan {
             true => secure::connect(&self.keyring, address, timeout, client.as_deref()),
             false => secure::connect_plain(address, timeout, client.as_deref()),

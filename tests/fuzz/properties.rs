@@ -54,14 +54,21 @@ pub(crate) fn head(input: &[u8]) {
     }
     let Ok(Some(len)) = at_once else { return };
     let bytes = &input[..len];
-    assert!(bytes.ends_with(b"\r\n\r\n") && !bytes.contains(&0));
-    let lines = bytes.split(|byte| *byte == b'\n').count();
+    assert!(!bytes.contains(&0));
+    let feeds = bytes.iter().filter(|byte| **byte == b'\n').count();
     let ends = bytes.windows(2).filter(|pair| pair == b"\r\n").count();
     let returns = bytes.iter().filter(|byte| **byte == b'\r').count();
-    assert!(ends == lines - 1 && ends == returns, "a bare CR or LF");
-    if let Ok(head) = head::parse(bytes, LIMITS) {
-        means_the_same_to_the_next_hop(&head);
+    assert_eq!(ends, returns, "a bare CR");
+    let Ok(head) = head::parse(bytes, LIMITS) else { return };
+    if ends == 0 {
+        assert!(bytes.ends_with(b"\n\n"));
+        assert_eq!(head.framing, Framing::Empty);
+        assert!(!head.fields.contains_key(CONTENT_LENGTH), "a body behind bare line feeds");
+    } else {
+        assert!(bytes.ends_with(b"\r\n\r\n"));
+        assert_eq!(ends, feeds, "a bare LF");
     }
+    means_the_same_to_the_next_hop(&head);
 }
 
 /// As a connection does it: whatever was looked at before isn't looked at again.
@@ -268,11 +275,14 @@ fn is_ours(host: &[u8], names: &[&str]) -> bool {
     };
     let is_bracketed = host.starts_with('[');
     let fits =
-        |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c) || (c == ':' && is_bracketed);
+        |c: char| c.is_ascii_alphanumeric() || ".-_%".contains(c) || (c == ':' && is_bracketed);
     if !port.chars().all(|c| c.is_ascii_digit()) || name.is_empty() || !name.chars().all(fits) {
         return false;
     }
     let name = name.trim_end_matches('.');
+    if let Some((address, zone)) = name.split_once('%') {
+        return matches!(address.parse(), Ok(IpAddr::V6(_))) && !zone.is_empty();
+    }
     let suffixes = ["localhost", "local", "lan", "home.arpa", "internal"];
     let is_below = |suffix: &str| {
         name.strip_suffix(suffix)

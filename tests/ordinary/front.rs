@@ -1,1 +1,337 @@
 //! Requests as unusual clients write them.
+
+use std::net::Shutdown;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::support::{Call, Client, End, Fake, Gate, Way, eventually, post, queues};
+
+/// The promise is 100 ms; this allows for a busy machine.
+const SOON: Duration = Duration::from_millis(500);
+
+/// Answers with what it was asked.
+fn echo() -> Fake {
+    Fake::start(|call| {
+        call.read_body();
+        let told = format!("{} {}", call.head.method(), call.target());
+        call.answer("200 OK", "text/plain", told);
+    })
+}
+
+/// A program that ends its side behind its request: `nc -N`.
+fn half_closing(address: std::net::SocketAddr, request: impl AsRef<[u8]>) -> Client {
+    let mut client = Client::connect(address);
+    client.send(request);
+    client.stream.shutdown(Shutdown::Write).expect("a half-close");
+    client
+}
+
+#[test]
+fn half_closed_reads_are_answered() {
+    for way in Way::ALL {
+        let gate = Gate::new();
+        let held = gate.clone();
+        let fake = Fake::start(move |call: &mut Call<'_>| {
+            call.read_body();
+            call.wait(&held, "the half-close to be seen");
+            call.answer("200 OK", "text/plain", vec![b'x'; 100_000]);
+        });
+        let chain = way.to(&fake);
+        let requests = [
+            "GET /v1/models/m HTTP/1.1\r\nHost: localhost\r\n\r\n".into(),
+            "GET /v1/models/m HTTP/1.0\r\n\r\n".into(),
+            "GET /v1/models/m HTTP/1.0\n\n".into(),
+            post("/api/show", "{\"model\":\"m\"}"),
+            post("/api/copy", "{\"source\":\"m\",\"destination\":\"n\"}"),
+            post("/api/blobs/sha256:00", "{}"),
+        ];
+        let mut clients: Vec<Client> = Vec::new();
+        for (index, request) in requests.iter().enumerate() {
+            let request: &Vec<u8> = request;
+            clients.push(half_closing(chain.address(), request));
+            fake.whole_request(index);
+        }
+        // Cancelling takes milliseconds.
+        sleep(Duration::from_millis(100));
+        gate.open();
+        for (client, request) in clients.iter_mut().zip(&requests) {
+            let answer = client.answer_to("GET");
+            let what = String::from_utf8_lossy(request).into_owned();
+            assert_eq!((answer.status(), answer.body.len()), (200, 100_000), "{way:?} {what}");
+            assert_eq!(client.expect_close(), End::CutByClose, "{way:?} {what}");
+        }
+        for target in ["/api/version", "/api/tags", "/api/ps", "/v1/models", "/ollana/health"] {
+            for version in ["1.0\r\nConnection: close", "1.1\r\nHost: localhost"] {
+                let request = format!("GET {target} HTTP/{version}\r\n\r\n");
+                let answer = half_closing(chain.address(), &request).answer_to("GET");
+                assert_eq!((answer.status(), answer.end), (200, End::Whole), "{way:?} {request}");
+            }
+        }
+        eventually("every connection to end", || (chain.front().connections() == 0).then_some(()));
+    }
+}
+
+#[test]
+fn half_closed_work_is_cancelled() {
+    for way in Way::ALL {
+        for target in ["/api/chat", "/v1/embeddings", "/v1/audio/transcriptions", "/api/pull"] {
+            let fake = Fake::start(|call| {
+                call.read_body();
+                call.hang();
+            });
+            let chain = way.to(&fake);
+            let mut client = chain.connect();
+            client.send(post(target, "{\"model\":\"m\"}"));
+            fake.whole_request(0);
+            let start = Instant::now();
+            client.stream.shutdown(Shutdown::Write).expect("a half-close");
+            let (at, _) = fake.closed(0);
+            let took = at.saturating_duration_since(start);
+            assert!(took < SOON, "{way:?} {target}: closed only after {took:?}");
+            let (answer, _) = client.read_to_close();
+            assert!(answer.is_empty(), "{way:?} {target}: {answer:?}");
+        }
+    }
+}
+
+/// The kernel tells of the end although bytes in front of it are unread, because the Ollama is slow.
+#[test]
+fn a_half_closed_upload_arrives_whole() {
+    for way in [Way::OneHop, Way::TwoHops] {
+        let mut were_unread = false;
+        // What fits into the buffers on the way depends on the kernel.
+        for size in (12..200).map(|n| n << 18) {
+            let gate = Gate::new();
+            let held = gate.clone();
+            let fake = Fake::start(move |call| {
+                call.wait(&held, "the half-close to be seen");
+                call.read_body();
+                call.answer("201 Created", "text/plain", "");
+            });
+            let chain = way.to(&fake);
+            let mut client = chain.connect();
+            client.stream.set_write_timeout(Some(Duration::from_millis(300))).expect("a time-out");
+            if !client.try_send(post("/api/blobs/sha256:00", vec![b'x'; size])) {
+                gate.open();
+                break;
+            }
+            client.stream.shutdown(Shutdown::Write).expect("a half-close");
+            sleep(Duration::from_millis(50));
+            let (unsent, unread) = queues(&client);
+            gate.open();
+            assert_eq!(client.answer_to("POST").status(), 201, "{way:?} {size}");
+            assert_eq!(fake.request(0).body.len(), size, "{way:?}");
+            // The end itself counts as one.
+            were_unread = unsent == 0 && unread > 1;
+            if were_unread {
+                break;
+            }
+        }
+        assert!(were_unread, "{way:?}: the daemon has never had unread bytes");
+    }
+}
+
+/// A program that has gone altogether looks like one that waits until something is sent to it.
+#[test]
+fn a_read_for_nobody_ends() {
+    for way in Way::ALL {
+        let fake = Fake::start(|call| call.hang());
+        let chain = way.with(&fake, |settings| {
+            settings.timing.half_closed_timeout = Duration::from_millis(300);
+        });
+        let start = Instant::now();
+        let client = half_closing(chain.address(), "GET /v1/models/m HTTP/1.0\r\n\r\n");
+        let (at, _) = fake.closed(0);
+        assert!(at - start < Duration::from_secs(2), "{way:?}: after {:?}", at - start);
+        drop(client);
+        // A reset says at once that nobody waits.
+        let mut client = chain.connect();
+        client.send("GET /v1/models/m HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        fake.request(1);
+        let left = client.reset();
+        assert!(fake.closed(1).0.saturating_duration_since(left) < SOON, "{way:?}");
+    }
+}
+
+#[test]
+fn bare_line_feeds_are_served_where_there_is_no_body() {
+    for way in Way::ALL {
+        let fake = echo();
+        let chain = way.to(&fake);
+        for (request, seen) in [
+            ("GET /v1/models/m HTTP/1.0\n\n", "GET /v1/models/m"),
+            ("GET /v1/models/m HTTP/1.0\nUser-Agent: check\nAccept: */*\n\n", "GET /v1/models/m"),
+            ("GET /v1/models/m HTTP/1.1\nHost: localhost\n\n", "GET /v1/models/m"),
+            ("\nGET /v1/models/m HTTP/1.1\nHost: localhost\n\n", "GET /v1/models/m"),
+            ("DELETE /api/delete HTTP/1.0\n\n", "DELETE /api/delete"),
+        ] {
+            let mut client = chain.connect();
+            // Byte by byte, and with another request behind it, which isn't read.
+            for byte in request.as_bytes() {
+                client.send([*byte]);
+            }
+            client.try_send("GET /v1/models/other HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            let answer = client.answer_to("GET");
+            assert_eq!((answer.status(), &*answer.text()), (200, seen), "{way:?} {request:?}");
+            let (rest, end) = client.read_to_close();
+            assert!(rest.is_empty() && end == End::CutByClose, "{way:?} {request:?}: {rest:?}");
+        }
+        let before = fake.count();
+        for request in [
+            "POST /api/show HTTP/1.0\nContent-Length: 2\n\n{}",
+            "POST /api/show HTTP/1.0\nContent-Length: 0\n\n",
+            "POST /api/show HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked\n\n0\r\n\r\n",
+            "POST /api/show HTTP/1.1\nHost: localhost\nContent-Length: 2\r\n\r\n{}",
+            "GET /v1/models/m HTTP/1.0\nX: y\r\n\r\n",
+            "GET /v1/models/m HTTP/1.0\r\nX: y\n\n",
+            "GET /v1/models/m HTTP/1.0\n\r\n",
+            "GET /v1/models/m HTTP/1.0\r\n\n",
+            "GET /v1/models/m HTTP/1.0\nX: y\rZ: w\n\n",
+            "GET /v1/models/m HTTP/1.0\nX: y\n z\n\n",
+            "GET /v1/models/m HTTP/1.1\n\n",
+        ] {
+            let answer = chain.connect().ask(request);
+            assert_eq!(answer.status(), 400, "{way:?} {request:?}: {}", answer.text());
+        }
+        assert_eq!(fake.count(), before, "{way:?}");
+    }
+}
+
+#[test]
+fn an_absolute_target_of_this_machine_is_served() {
+    for way in Way::ALL {
+        let fake = echo();
+        let chain = way.to(&fake);
+        let place = chain.address();
+        let mut client = chain.connect();
+        for (line, host, seen) in [
+            (format!("GET http://{place}/v1/models/m"), format!("{place}"), "GET /v1/models/m"),
+            (format!("GET http://{place}/v1/models/m"), "localhost".into(), "GET /v1/models/m"),
+            (
+                "GET HTTP://localhost/v1/models/m?a=b".into(),
+                "x.local".into(),
+                "GET /v1/models/m?a=b",
+            ),
+            ("GET http://[fe80::1%25eth0]:1/v1/models/m".into(), "".into(), "GET /v1/models/m"),
+            ("DELETE http://localhost/api/delete".into(), "localhost".into(), "DELETE /api/delete"),
+        ] {
+            let request = format!("{line} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            let answer = client.ask(&request);
+            assert_eq!((answer.status(), &*answer.text()), (200, seen), "{way:?} {request:?}");
+        }
+        for target in ["/api/version", "/api/tags", "/ollana/health"] {
+            let answer = client.get(&format!("http://{place}{target}"));
+            assert_eq!(answer.status(), 200, "{way:?} {target}");
+        }
+        let before = fake.count();
+        for (line, host, status) in [
+            ("GET http://evil.example/v1/models/m", "localhost", 403),
+            ("GET http://localhost/v1/models/m", "evil.example", 403),
+            ("GET http://evil.example/v1/models/m", "evil.example", 403),
+            ("GET http://evil.example/ollana/status", "localhost", 403),
+            ("GET http://localhost@evil.example/v1/models/m", "localhost", 400),
+            ("GET http://evil.example@localhost/v1/models/m", "localhost", 400),
+            ("GET http:///v1/models/m", "localhost", 400),
+            ("GET http:/v1/models/m", "localhost", 400),
+            ("GET http://localhost/v1/models/m#x", "localhost", 400),
+            ("GET http://localhost:1:2/v1/models/m", "localhost", 403),
+            ("GET http://local\\host/v1/models/m", "localhost", 403),
+            ("GET https://localhost/v1/models/m", "localhost", 400),
+            ("GET ftp://localhost/v1/models/m", "localhost", 400),
+            ("CONNECT localhost:11434", "localhost:11434", 501),
+            ("CONNECT http://localhost/", "localhost", 501),
+        ] {
+            let mut client = chain.connect();
+            let answer = client.ask(format!("{line} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            assert_eq!(answer.status(), status, "{way:?} {line}: {}", answer.text());
+            assert_eq!(client.expect_close(), End::CutByClose, "{way:?} {line}");
+        }
+        assert_eq!(fake.count(), before, "{way:?}");
+    }
+}
+
+#[test]
+fn empty_lines_before_a_request_are_skipped() {
+    for way in Way::ALL {
+        let fake = echo();
+        let chain = way.to(&fake);
+        let mut client = chain.connect();
+        let show = post("/api/show", "{}");
+        let get = b"GET /v1/models/m HTTP/1.1\r\nHost: localhost\r\n\r\n".as_slice();
+        let blank = b"\r\n".as_slice();
+        for request in [[blank, &show, blank].concat(), [get, b"\n"].concat(), get.to_vec()] {
+            client.send(&request);
+            assert_eq!(client.answer_to("POST").status(), 200, "{way:?} {request:?}");
+        }
+        // In pieces, on a connection that had been answered.
+        for byte in [blank, get].concat() {
+            client.send([byte]);
+        }
+        assert_eq!(client.answer_to("GET").status(), 200, "{way:?}");
+        client.send(b"\r\n".repeat(100));
+        assert_eq!(client.answer_to("GET").status(), 400, "{way:?}");
+    }
+}
+
+/// A program that sends too much behind a body hasn't begun another request.
+#[test]
+fn an_empty_line_begins_no_request() {
+    let fake = echo();
+    let chain = Way::OneHop.with(&fake, |settings| {
+        settings.timing.head_timeout = Duration::from_millis(100);
+    });
+    for stray in ["\r\n", "\n", "\r"] {
+        let mut client = chain.connect();
+        assert_eq!(client.post("/api/show", "{}").status(), 200);
+        client.send(stray);
+        sleep(Duration::from_millis(200));
+        client.send(if stray == "\r" { "\n" } else { "" });
+        assert_eq!(client.get("/v1/models/m").status(), 200, "{stray:?}");
+    }
+}
+
+#[test]
+fn queries_may_have_characters_that_a_uri_has_not() {
+    for way in Way::ALL {
+        let fake = echo();
+        let chain = way.to(&fake);
+        let mut client = chain.connect();
+        for (query, seen) in [
+            (&b"q=\"x\""[..], "q=%22x%22"),
+            (b"q=<x>|{y}^`\\[]'", "q=%3Cx%3E|{y}^`\\[]'"),
+            ("q=\u{e9}\u{1f600}".as_bytes(), "q=%C3%A9%F0%9F%98%80"),
+            (b"q=\xe9\xff", "q=%E9%FF"),
+            (b"q=%zz&%", "q=%zz&%"),
+            (b"q=?\"?", "q=?%22?"),
+        ] {
+            let request =
+                [b"GET /v1/models/m?", query, b" HTTP/1.1\r\nHost: localhost\r\n\r\n"].concat();
+            let answer = client.ask(&request);
+            let seen = format!("GET /v1/models/m?{seen}");
+            assert_eq!((answer.status(), answer.text()), (200, seen), "{way:?} {query:?}");
+        }
+        assert_eq!(client.get("/v1/models/a<b>`c").text(), "GET /v1/models/a%3Cb%3E%60c");
+        for query in [&b"a b"[..], b"a\tb", b"a\0b", b"a\x7fb", b"a\x1bb", b"a#b", b"\"#b"] {
+            let request =
+                [b"GET /v1/models/m?", query, b" HTTP/1.1\r\nHost: localhost\r\n\r\n"].concat();
+            let status = chain.connect().ask(&request).status();
+            assert!(matches!(status, 400 | 505), "{way:?} {query:?}: {status}");
+        }
+    }
+}
+
+#[test]
+fn a_host_may_have_a_zone() {
+    for way in Way::ALL {
+        let fake = echo();
+        let chain = way.to(&fake);
+        for host in ["[fe80::1%eth0]:11434", "[fe80::1%25eth0]:11434", "[fe80::1%3]", "[::1%lo]"] {
+            let request = format!("GET /v1/models/m HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            assert_eq!(chain.connect().ask(&request).status(), 200, "{way:?} {host}");
+        }
+        for host in ["[evil.example%eth0]", "[fe80::1%]", "[fe80::1%a b]", "localhost%eth0"] {
+            let request = format!("GET /v1/models/m HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            assert_eq!(chain.connect().ask(&request).status(), 403, "{way:?} {host}");
+        }
+    }
+}

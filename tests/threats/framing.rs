@@ -185,9 +185,9 @@ fn targets_lead_to_our_own_servers_alone() {
         });
         let chain = way.to(&fake);
         for line in [
-            format!("GET http://{place}/x"),
-            format!("GET HTTP://{place}/x"),
             format!("GET http:{place}"),
+            format!("GET http://x@{place}/x"),
+            format!("GET https://{place}/x"),
             format!("GET {place}/x"),
             format!("GET @{place}/x"),
             format!("GET ?@{place}"),
@@ -215,10 +215,17 @@ fn targets_lead_to_our_own_servers_alone() {
             format!("/http://{place}/x"),
             format!("/..//{place}/"),
             format!("/x?url=http://{place}/"),
+            // Of a target in absolute form, only its path is passed on.
+            format!("http://{place}/x"),
+            format!("HTTP://{place}/x"),
+            format!("http://{place}//{place}/x"),
         ] {
             assert_eq!(chain.connect().get(&target).text(), "ok", "{way:?} {target}");
             let seen = fake.look(|state| state.records.last().map(|r| r.head.target().to_owned()));
-            assert_eq!(seen.as_deref(), Some(&*target), "{way:?}");
+            let host = format!("http://{place}");
+            let is_absolute = target.to_lowercase().starts_with(&host);
+            let path = if is_absolute { &target[host.len()..] } else { &target };
+            assert_eq!(seen.as_deref(), Some(path), "{way:?}");
         }
         let upgrade = "GET /upgrade HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n\
                        Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\

@@ -28,7 +28,7 @@ const ENDPOINTS: &[Endpoint] = &[
     get("/api/status", Open),
     get("/api/tags", Open).list(List::Tags),
     get("/api/ps", Open).list(List::Loaded),
-    post("/api/show", Open, Other).repeatable(),
+    post("/api/show", Open, Other).repeatable().answers_half_closed(),
     post("/api/generate", Open, Generate).inference(),
     post("/api/chat", Open, Generate).inference(),
     post("/api/embed", Open, Embed).inference(),
@@ -48,13 +48,20 @@ const ENDPOINTS: &[Endpoint] = &[
     post("/api/pull", Class::Pull, Manage).task(Task::Pull).changes_models().progress("pull"),
     post("/api/push", Class::Manage, Manage).progress("push"),
     post("/api/create", Class::Manage, Manage).task(Build).changes_models().progress("create"),
-    post("/api/copy", Class::Manage, Manage).changes_models(),
-    row(DELETE, "/api/delete", Class::Manage, Manage).changes_models(),
-    row(HEAD, "/api/blobs/:", Class::Manage, Manage).model(Digest).task(Build),
-    post("/api/blobs/:", Class::Manage, Manage).model(Digest).task(Build).progress("upload"),
-    post("/api/me", Account, Other),
-    post("/api/signout", Account, Other),
-    row(DELETE, "/api/user/keys/:", Account, Other),
+    post("/api/copy", Class::Manage, Manage).changes_models().answers_half_closed(),
+    row(DELETE, "/api/delete", Class::Manage, Manage).changes_models().answers_half_closed(),
+    row(HEAD, "/api/blobs/:", Class::Manage, Manage)
+        .model(Digest)
+        .task(Build)
+        .answers_half_closed(),
+    post("/api/blobs/:", Class::Manage, Manage)
+        .model(Digest)
+        .task(Build)
+        .progress("upload")
+        .answers_half_closed(),
+    post("/api/me", Account, Other).answers_half_closed(),
+    post("/api/signout", Account, Other).answers_half_closed(),
+    row(DELETE, "/api/user/keys/:", Account, Other).answers_half_closed(),
     row(GET_POST_DELETE, "/api/experimental/:", Account, Other),
 ];
 
@@ -98,6 +105,9 @@ pub(crate) struct Endpoint {
     pub(crate) changes_models: bool,
     /// The answer is this list, which can be merged over servers.
     pub(crate) list: Option<List>,
+    /// A client that has ended its side behind its request gets the answer. Otherwise that cancels
+    /// the request. (Go ends a request's context then; these handlers of Ollama don't look at it.)
+    pub(crate) answers_half_closed: bool,
     /// How `status` calls it while it is under way.
     pub(crate) progress: Option<&'static str>,
     pub(crate) dialect: Dialect,
@@ -166,7 +176,7 @@ impl List {
 }
 
 const fn get(path: &'static str, class: Class) -> Endpoint {
-    row(GET_HEAD, path, class, Other).model(Nowhere)
+    row(GET_HEAD, path, class, Other).model(Nowhere).answers_half_closed()
 }
 
 const fn post(path: &'static str, class: Class, kind: Kind) -> Endpoint {
@@ -185,6 +195,7 @@ const fn row(methods: &'static [Method], path: &'static str, class: Class, kind:
         loads_model: false,
         changes_models: false,
         list: None,
+        answers_half_closed: false,
         progress: None,
         dialect: Dialect::Ollama,
     }
@@ -213,6 +224,10 @@ impl Endpoint {
 
     const fn list(self, list: List) -> Self {
         Endpoint { list: Some(list), ..self }
+    }
+
+    const fn answers_half_closed(self) -> Self {
+        Endpoint { answers_half_closed: true, ..self }
     }
 
     const fn progress(self, word: &'static str) -> Self {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode};
+use rustix::event::PollFlags;
 use ureq::Body;
 
 use super::retry::Attempts;
@@ -20,7 +21,7 @@ use crate::http::fields::{self, ERROR_FIELD, POLICY, UNREACHED, UPSTREAM};
 use crate::http::head::{Framing, Head};
 use crate::manager::pool::{BackendId, Outcome, Wanted};
 use crate::manager::{Lease, Refused};
-use crate::net::socket;
+use crate::net::socket::{self, HANGUP};
 use crate::ollama::errors;
 use crate::proxy::request_body::{BodyReader, RequestBody};
 use crate::upstream::exchange_io::{self, Attempt, Failure, Fault};
@@ -145,7 +146,16 @@ impl Exchange<'_> {
     }
 
     fn has_client_left(&self) -> bool {
-        socket::is_gone(self.connection.stream.socket())
+        let by = if self.half_closed().is_zero() { HANGUP } else { PollFlags::empty() };
+        socket::is_gone(self.connection.stream.socket(), by)
+    }
+
+    /// How long the client is answered once it has ended its side.
+    fn half_closed(&self) -> Duration {
+        match self.endpoint.answers_half_closed {
+            true => self.context.settings.timing.half_closed_timeout,
+            false => Duration::ZERO,
+        }
     }
 
     /// Sends the request to one backend and waits for the head of its answer.
@@ -162,6 +172,7 @@ impl Exchange<'_> {
             is_large: self.is_large(),
             is_lan: !lease.pick.is_local,
             may_reuse,
+            half_closed: self.half_closed(),
             ..Attempt::default()
         });
         let request = self.request(lease)?;

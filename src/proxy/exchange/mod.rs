@@ -104,6 +104,7 @@ pub(super) fn run(
         head,
         framing: head.framing,
         endpoint: Endpoint::of(&head.method, &head.target),
+        is_last: false,
         cors: None,
         started: Instant::now(),
     };
@@ -120,6 +121,8 @@ struct Exchange<'a> {
     /// The head's, unless the body was rewritten.
     framing: Framing,
     endpoint: Endpoint,
+    /// Nothing else is read from the connection.
+    is_last: bool,
     /// What an answer needs for a web page to read it.
     cors: Option<Cors>,
     started: Instant,
@@ -128,8 +131,10 @@ struct Exchange<'a> {
 impl Exchange<'_> {
     /// The error is the answer that the client gets instead of an upstream's.
     fn serve(&mut self) -> Result<End, OwnAnswer> {
-        let host = self.head.fields.get(HOST).map(HeaderValue::as_bytes);
-        if !self.context.hosts.allows(host) {
+        let is_own =
+            |host: Option<&HeaderValue>| self.context.hosts.allows(host.map(HeaderValue::as_bytes));
+        if !is_own(self.head.fields.get(HOST)) || !is_own(self.head.replaced_host.as_ref()) {
+            self.is_last = true;
             return Err(OwnAnswer::ForeignHost);
         }
         if let Some(end) = self.answer_own_path() {
@@ -224,6 +229,7 @@ impl Exchange<'_> {
     fn closes(&self) -> bool {
         self.framing != Framing::Empty
             || !self.head.keep_alive
+            || self.is_last
             || self.connection.place.is_reserve()
             || self.context.connections.is_draining()
     }
