@@ -123,7 +123,7 @@ fn probes_get_answers_that_are_no_longer() {
         assert_eq!(&answer[NONCE], nonce, "the nonce comes back");
         assert_eq!(answer[PORT], server.addresses()[0].port().to_be_bytes());
         assert_eq!(answer[FLAGS][1] & 1, 1, "its Ollama answers");
-        assert_eq!(&answer[46..50], [0, 5, 0, 4], "Ollama 0.5.4");
+        assert_eq!(&answer[46..50], [0, 33, 0, 0], "Ollama 0.33.0");
     }
 }
 

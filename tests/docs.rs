@@ -7,7 +7,7 @@ use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::{Fake, PATIENCE, Process, eventually, free_udp_port};
+use support::{Ollama, PATIENCE, Process, World, eventually, free_udp_port};
 
 /// Topics that are made of the table of options, and have no file.
 const FROM_OPTIONS: [&str; 4] = ["access", "limits", "options", "service"];
@@ -261,12 +261,11 @@ fn datagrams_are_as_the_help_says() {
         *at..at + length
     };
 
-    let fake =
-        Fake::answering("HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n{\"version\":\"0.5.4\"}");
+    let ollama = Ollama::start(World { version: "0.33.4".to_owned(), ..World::default() });
     let port = free_udp_port();
     let process = Process::start(&format!(
         "--mode server --listen 127.0.0.1:0 --discovery-port {port} --ollama {}",
-        fake.address
+        ollama.address
     ));
     let http = process.addresses()[0].port();
     let nonce = *b"sixteen bytes ..";
@@ -293,7 +292,7 @@ fn datagrams_are_as_the_help_says() {
     assert_eq!(answer[range("nonce")], nonce);
     assert_eq!(answer[range("HTTP port")], http.to_be_bytes());
     assert_eq!(answer[range("capabilities")], [0, 0]);
-    assert_eq!(answer[range("version of Ollama")], [0, 5, 0, 4]);
+    assert_eq!(answer[range("version of Ollama")], [0, 33, 0, 4]);
     assert_eq!(answer[range("requests")], [0, 0]);
     assert_ne!(answer[range("instance")], [0; 4]);
     assert_eq!(answer[range("zero")], [0; 8]);

@@ -12,4 +12,5 @@ mod ordinary {
     mod comeback;
     mod front;
     mod lists;
+    mod stand_in;
 }

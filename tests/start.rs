@@ -22,7 +22,7 @@ fn it_is_a_server_where_an_ollama_answers() {
     ));
     let line = process.line("ready mode=");
     assert!(line.contains("mode=server"), "{line}");
-    assert!(line.contains(&format!("Ollama 0.5.4 answers at http://{}", fake.address)), "{line}");
+    assert!(line.contains(&format!("Ollama 0.33.0 answers at http://{}", fake.address)), "{line}");
     assert!(line.contains("discovery=off"), "{line}");
     let addresses = process.addresses();
     assert_eq!(addresses.len(), 2, "{line}");

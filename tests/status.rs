@@ -56,7 +56,7 @@ fn both_proxies_tell_of_themselves_and_pass_nothing_on() {
         assert_eq!(state["version"], 1);
         assert_eq!(state["ready"], true);
         assert_eq!(state["servers"][0]["health"], "ready");
-        assert_eq!(state["servers"][0]["ollama"], "0.5.4");
+        assert_eq!(state["servers"][0]["ollama"], "0.33.0");
         assert_eq!(fake.count(), 0, "nothing may reach the Ollama");
         // A path that only looks like ours is Ollama's.
         assert_eq!(client.get("/ollanas").text(), "ok");
@@ -415,7 +415,7 @@ fn commands_find_the_daemon_and_say_when_there_is_none() {
     let listen = format!("--listen {}", process.address());
     let (text, _, code) = run(&format!("status {listen}"));
     assert_eq!(code, 0, "{text}");
-    assert!(text.contains(&fake.address.to_string()) && text.contains("0.5.4"), "{text}");
+    assert!(text.contains(&fake.address.to_string()) && text.contains("0.33.0"), "{text}");
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     assert!(!text.contains('\u{1b}'), "no colours without a terminal");
     let (text, _, code) = run(&format!("status --json {listen}"));

@@ -184,6 +184,19 @@ impl Call<'_> {
             .note_closed(self.connection, if is_reset { Closed::Reset } else { Closed::Eof });
     }
 
+    /// Whether the peer has closed its half or everything, right now.
+    pub fn has_left(&mut self) -> bool {
+        let mut fds = [PollFd::new(self.stream, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if poll(&mut fds, Some(&now)).expect("poll") == 0 {
+            return false;
+        }
+        let is_reset = fds[0].revents().intersects(PollFlags::ERR);
+        self.shared
+            .note_closed(self.connection, if is_reset { Closed::Reset } else { Closed::Eof });
+        true
+    }
+
     /// Reads on, body or not, until the peer closes.
     pub fn hang_reading(&mut self) {
         while self.read_part().is_some() {}

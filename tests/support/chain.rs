@@ -10,7 +10,24 @@ use std::sync::{Mutex, Once, OnceLock};
 use ollana::config::{ModeChoice, OllamaUrl, ServerName, Settings};
 use ollana::serve::Daemon;
 
-use super::{Client, Fake, eventually, lock};
+use super::{Client, Fake, Ollama, eventually, lock};
+
+/// What daemons can stand in front of.
+pub trait Upstream {
+    fn address(&self) -> SocketAddr;
+}
+
+impl Upstream for Fake {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Upstream for Ollama {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
 
 /// The ways from a client to an Ollama that a test goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,13 +54,13 @@ impl Way {
         (self == Way::Paired).then(key_file)
     }
 
-    /// Daemons with default settings in front of this fake.
-    pub fn to(self, fake: &Fake) -> Chain {
+    /// Daemons with default settings in front of this one.
+    pub fn to(self, fake: &impl Upstream) -> Chain {
         self.with(fake, |_| {})
     }
 
     /// The same with other settings, on every hop.
-    pub fn with(self, fake: &Fake, tweak: impl Fn(&mut Settings)) -> Chain {
+    pub fn with(self, fake: &impl Upstream, tweak: impl Fn(&mut Settings)) -> Chain {
         Chain::start(self, &[fake], tweak)
     }
 }
@@ -71,11 +88,11 @@ pub struct Chain {
 
 impl Chain {
     /// One server proxy per fake, and, for two hops, a client proxy in front of them all.
-    pub fn start(way: Way, fakes: &[&Fake], tweak: impl Fn(&mut Settings)) -> Self {
+    pub fn start(way: Way, fakes: &[&impl Upstream], tweak: impl Fn(&mut Settings)) -> Self {
         let servers: Vec<Daemon> = fakes
             .iter()
             .map(|fake| {
-                let mut settings = server_settings(fake.address);
+                let mut settings = server_settings(fake.address());
                 settings.key_file = way.key_file();
                 tweak(&mut settings);
                 start(&settings)
@@ -92,8 +109,8 @@ impl Chain {
     }
 
     /// A client proxy that takes the fakes themselves for its servers.
-    pub fn direct(fakes: &[&Fake], tweak: impl Fn(&mut Settings)) -> Self {
-        let addresses: Vec<SocketAddr> = fakes.iter().map(|fake| fake.address).collect();
+    pub fn direct(fakes: &[&impl Upstream], tweak: impl Fn(&mut Settings)) -> Self {
+        let addresses: Vec<SocketAddr> = fakes.iter().map(|fake| fake.address()).collect();
         let mut settings = client_settings(&addresses);
         tweak(&mut settings);
         Chain { servers: Vec::new(), client: Some(start(&settings)), way: Way::OneHop }
@@ -133,7 +150,17 @@ impl Drop for Chain {
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 fn watch_for_panics() {
-    const OURS: &[&str] = &["acceptor", "worker", "usher", "manager", "ticker", "checker"];
+    const OURS: &[&str] = &[
+        "acceptor",
+        "worker",
+        "rejector",
+        "manager",
+        "ticker",
+        "log",
+        "checker",
+        "discovery",
+        "responder",
+    ];
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let hook = std::panic::take_hook();

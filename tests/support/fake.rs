@@ -17,6 +17,7 @@ use socket2::SockRef;
 
 use super::call::{Call, read};
 use super::http::Head;
+use super::ollama::{World, checked};
 use super::{PATIENCE, lock};
 
 /// How a connection ended.
@@ -64,8 +65,11 @@ pub struct State {
 }
 
 type Script = dyn Fn(&mut Call<'_>) + Send + Sync;
+/// The whole answer to what daemons ask on their own account; none for other requests.
+type Checks = dyn Fn(&Head) -> Option<Vec<u8>> + Send + Sync;
 
 pub(super) struct Shared {
+    checks: Box<Checks>,
     script: Box<Script>,
     state: Mutex<State>,
     changed: Condvar,
@@ -82,8 +86,18 @@ pub struct Fake {
 impl Fake {
     /// Starts to serve on a free port of 127.0.0.1.
     pub fn start(script: impl Fn(&mut Call<'_>) + Send + Sync + 'static) -> Self {
+        let world = World::default();
+        Fake::start_checked(move |head| checked(&world, head), script)
+    }
+
+    /// The same with other answers to health checks.
+    pub fn start_checked(
+        checks: impl Fn(&Head) -> Option<Vec<u8>> + Send + Sync + 'static,
+        script: impl Fn(&mut Call<'_>) + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind a fake Ollama");
         let shared = Arc::new(Shared {
+            checks: Box::new(checks),
             script: Box::new(script),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -266,14 +280,9 @@ impl Shared {
                     Err(how) => return self.note_closed(connection, how),
                 }
             };
-            if let Some(body) = checked(&head) {
+            if let Some(answer) = (self.checks)(&head) {
                 self.update(|state| state.checks += 1);
-                let length = body.len();
-                let answer = format!(
-                    "HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n\
-                     Content-Length: {length}\r\n\r\n{body}"
-                );
-                if (&*stream).write_all(answer.as_bytes()).is_err() {
+                if (&*stream).write_all(&answer).is_err() {
                     return self.note_closed(connection, Closed::Reset);
                 }
                 earlier += 1;
@@ -303,21 +312,5 @@ impl Shared {
             call.read_body();
             earlier += 1;
         }
-    }
-}
-
-/// The answer to what daemons ask on their own account.
-fn checked(head: &Head) -> Option<&'static str> {
-    let path = head.target();
-    if head.method() != "GET" {
-        None
-    } else if path.ends_with("/api/version") {
-        Some("{\"version\":\"0.5.4\"}")
-    } else if path.ends_with("/api/tags") || path.ends_with("/api/ps") {
-        Some("{\"models\":[]}")
-    } else if path.ends_with("/v1/models") {
-        Some("{\"object\":\"list\",\"data\":[]}")
-    } else {
-        None
     }
 }

@@ -1,5 +1,6 @@
-//! What the tests on loopback share: a scripted fake Ollama, daemons in front of it, a client that
-//! sees every byte, and ways to wait that have a deadline.
+//! What the tests on loopback share: an Ollama that keeps Ollama's contract, a fake that does what
+//! a test tells it, daemons in front of them, a client that sees every byte, and ways to wait that
+//! have a deadline.
 
 #![allow(dead_code, unused_imports, reason = "every test file uses its own part")]
 #![allow(missing_docs, unreachable_pub, reason = "names of tests say what they are for")]
@@ -9,6 +10,7 @@ mod chain;
 mod client;
 mod fake;
 mod http;
+mod ollama;
 mod process;
 mod random;
 
@@ -16,12 +18,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use call::Call;
-pub use chain::{Chain, Way, client_settings, key_file, server_settings, start};
+pub use chain::{Chain, Upstream, Way, client_settings, key_file, server_settings, start};
 pub use client::{
     Answer, Client, End, INFERENCE, NEVER_TWICE, post, queues, queues_to_client, request,
 };
 pub use fake::{Closed, Connection, Fake, Record};
 pub use http::{Head, chunk, chunked, ndjson, read_once};
+pub use ollama::{Account, Model, Ollama, Served, World};
 pub use process::{Process, free_tcp_port, free_udp_port};
 pub use random::{Random, Sum};
 
@@ -61,8 +64,14 @@ impl Gate {
     /// Whether it was opened in time.
     #[must_use]
     pub fn wait(&self) -> bool {
+        self.wait_for(PATIENCE)
+    }
+
+    /// Whether it is opened within this time.
+    #[must_use]
+    pub fn wait_for(&self, time: Duration) -> bool {
         let (open, changed) = &*self.0;
-        let waited = changed.wait_timeout_while(lock(open), PATIENCE, |open| !*open);
+        let waited = changed.wait_timeout_while(lock(open), time, |open| !*open);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 }
