@@ -16,6 +16,8 @@ use crate::system::{failed, files};
 
 /// Bytes of a file of keys that are read; a longer one is damaged.
 const MAX_FILE: u64 = 64 * 1024;
+const LOCK: &str = "lock";
+const GONE: &str = "they were there and are gone; put them back, or run 'ollana pair' again";
 
 fn unusable<E: fmt::Display>(path: &Path) -> impl Fn(E) -> String {
     failed(format!("cannot use the keys in {}", path.display()))
@@ -45,19 +47,27 @@ fn read_private(path: &Path) -> Result<Option<String>, String> {
     Ok(Some(text))
 }
 
-/// The machines that this one is paired with.
+/// The machines that this one is paired with. Keys that were there and are gone are an error:
+/// without them a daemon would talk in clear to the machines that it is paired with.
 pub fn load(state_dir: &Path) -> Result<Vec<Peer>, String> {
     let path = file_in(state_dir);
-    files::as_owner_of(state_dir, || load_from(&path)).map_err(unusable(&path))?
+    let load = || match load_from(&path)? {
+        // Whoever makes the lock writes the keys next, even if there are none.
+        None if path.with_file_name(LOCK).exists() => Err(unusable(&path)(GONE)),
+        peers => Ok(peers.unwrap_or_default()),
+    };
+    files::as_owner_of(state_dir, load).map_err(unusable(&path))?
 }
 
-fn load_from(path: &Path) -> Result<Vec<Peer>, String> {
+/// `None` if there is no file.
+fn load_from(path: &Path) -> Result<Option<Vec<Peer>>, String> {
     if let Some(folder) = path.parent()
         && let Ok(about) = fs::metadata(folder)
     {
         check_private(folder, &about, 0o700)?;
     }
-    peers::parse(&read_private(path)?.unwrap_or_default()).map_err(unusable(path))
+    let text = read_private(path)?;
+    text.map(|text| peers::parse(&text).map_err(unusable(path))).transpose()
 }
 
 /// Changes the list of paired machines; changes at the same time wait for each other. A file that
@@ -69,7 +79,7 @@ pub fn update<T>(
     let path = file_in(state_dir);
     let change = || {
         let _lock = lock(path.parent().unwrap_or(state_dir)).map_err(unusable(&path))?;
-        let mut peers = load_from(&path)?;
+        let mut peers = load_from(&path)?.unwrap_or_default();
         let result = change(&mut peers).map_err(unusable(&path))?;
         files::replace(state_dir, &path, &peers::format(&peers)).map_err(unusable(&path))?;
         Ok(result)
@@ -83,7 +93,7 @@ fn lock(folder: &Path) -> io::Result<fs::File> {
     files::make_private_dir(folder)?;
     let mut options = fs::File::options();
     options.append(true).create(true).mode(0o600);
-    let lock = files::open_plain(&mut options, &folder.join("lock"))?;
+    let lock = files::open_plain(&mut options, &folder.join(LOCK))?;
     flock(&lock, FlockOperation::LockExclusive)?;
     Ok(lock)
 }
@@ -155,6 +165,18 @@ mod tests {
         fs::write(&file, "{broken").unwrap();
         assert!(update(&dir, |_| Ok(())).unwrap_err().to_string().contains("not JSON"));
         assert_eq!(fs::read_to_string(&file).unwrap(), "{broken", "never overwritten");
+        fs::write(&file, "").unwrap();
+        assert!(load(&dir).unwrap_err().contains("blank"), "as after a power cut");
+        fs::remove_file(&file).unwrap();
+        assert!(load(&dir).unwrap_err().contains("are gone"), "and not talked without");
+        update(&dir, |peers| peers::add(peers, machine(2))).unwrap();
+        assert_eq!(load(&dir).unwrap(), [machine(2)]);
+        let clear = |peers: &mut Vec<Peer>| {
+            peers.clear();
+            Ok(())
+        };
+        update(&dir, clear).unwrap();
+        assert_eq!(load(&dir).unwrap(), []);
         fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -66,10 +66,11 @@ impl fmt::Display for Unreadable {
     }
 }
 
-/// Reads the file of paired machines, as a whole or not at all. An empty one has none.
+/// Reads the file of paired machines, as a whole or not at all. A blank one is damaged: one
+/// without machines has an empty list.
 pub(crate) fn parse(text: &str) -> Result<Vec<Peer>, Unreadable> {
     if text.trim().is_empty() {
-        return Ok(Vec::new());
+        return Err(Unreadable::Form("it is blank"));
     }
     let root: Value = serde_json::from_str(text).map_err(|_| Unreadable::Form("not JSON"))?;
     let list = root["peers"].as_array().ok_or(Unreadable::Form("no list of peers"))?;
@@ -147,7 +148,7 @@ mod tests {
         for peers in [vec![], vec![machine(1, "pi")], vec![machine(1, "a\"b"), machine(2, "ä")]] {
             assert_eq!(parse(&format(&peers)), Ok(peers));
         }
-        assert_eq!(parse(" \n"), Ok(vec![]));
+        assert_eq!(parse(" \n"), Err(Unreadable::Form("it is blank")));
     }
 
     #[test]
