@@ -44,6 +44,7 @@ const SUBJECTS: &[&[u8]] = &[
     br#"{"model":"llama3.2:1b","messages":[{"role":"user","content":"hi \u00e9\n"}],"stream":true}"#,
     br#"{"name":"old","keep_alive":"0s","options":{"a":[1,2.5e3,null]},"prompt":"x"}"#,
     br#"{"images":["AAAA"],"model":"m","keep_alive":0,"system":"be nice"}"#,
+    br#"{"Model":"a","x":["\\\"",{"model":"b"}],"MODEL":"c","\u006eame":"d","source":""}"#,
 ];
 const LISTS: &[&[u8]] = &[
     b"{\"models\":[{\"name\":\"a:latest\",\"model\":\"a:latest\",\"digest\":\"1\",\"modified_at\":\"2026\"},\
@@ -85,6 +86,8 @@ const WORDS: &[&[u8]] = &[
     b"{",
     b"}",
     b"\"model\":",
+    b"\"Model\":\"m\",",
+    b"null",
     b"#",
     b"http://",
     b"*",

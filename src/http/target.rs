@@ -19,6 +19,16 @@ pub(crate) fn percent_decode(text: &str) -> Option<Vec<u8>> {
     Some(out)
 }
 
+/// The first value that a query has for a name, as Go reads queries (`url.ParseQuery`).
+pub(crate) fn query_value(query: &str, name: &str) -> Option<String> {
+    let decode = |text: &str| percent_decode(&text.replace('+', " "));
+    query.split('&').filter(|pair| !pair.contains(';')).find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let value = decode(value).filter(|_| decode(key).as_deref() == Some(name.as_bytes()))?;
+        Some(String::from_utf8_lossy(&value).into_owned())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -29,5 +39,14 @@ mod tests {
         for bad in ["%", "%2", "%+1", "%-1", "% 1", "%zz", "a%2g"] {
             assert_eq!(percent_decode(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn values_of_queries() {
+        let of = |query| query_value(query, "a");
+        let some = |value: &str| Some(value.to_owned());
+        assert_eq!(of("b=1&%61=x%2Fy+z&a=2"), some("x/y z"));
+        assert_eq!((of("a"), of("a=")), (some(""), some("")));
+        assert_eq!((of(""), of("b=a"), of("A=1"), of("a=%zz"), of("a=1;b")), Default::default());
     }
 }

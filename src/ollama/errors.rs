@@ -43,10 +43,19 @@ impl Dialect {
 /// Whether Ollama refuses inference because as many requests wait as it lets wait (`ErrMaxQueue` of
 /// `server/sched.go`), in whatever shape.
 pub(crate) fn tells_overload(body: &[u8]) -> bool {
+    tells(body, |message| message.contains("maximum pending requests exceeded"))
+}
+
+/// Whether an answer says that there is no such model (`model 'x' not found` of `server/routes.go`,
+/// with more words in some versions), in whatever shape.
+pub(crate) fn tells_missing_model(body: &[u8]) -> bool {
+    tells(body, |message| message.contains("model") && message.contains("not found"))
+}
+
+fn tells(body: &[u8], is_it: impl Fn(&str) -> bool) -> bool {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     let error = &body["error"];
-    let message = error.as_str().or_else(|| error["message"].as_str());
-    message.is_some_and(|message| message.contains("maximum pending requests exceeded"))
+    error.as_str().or_else(|| error["message"].as_str()).is_some_and(is_it)
 }
 
 fn kind(status: u16) -> &'static str {
@@ -95,6 +104,20 @@ mod tests {
         }
         for other in ["", busy, "[]", "{\"error\":3}", "{\"error\":\"maximum"] {
             assert!(!tells_overload(other.as_bytes()), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_missing_model_is_told_in_each_shape() {
+        for dialect in [Dialect::Ollama, Dialect::OpenAi, Dialect::Anthropic] {
+            let tells =
+                |text: &str| tells_missing_model(dialect.error(404, text).to_string().as_bytes());
+            assert!(tells("model 'beta' not found"), "{dialect:?}");
+            assert!(tells("model \"beta\" not found, try pulling it first"), "{dialect:?}");
+            assert!(!tells("404 page not found") && !tells("model is required"), "{dialect:?}");
+        }
+        for body in ["", "404 page not found", "\"model not found\"", "{\"error\":[]}", "{}"] {
+            assert!(!tells_missing_model(body.as_bytes()), "{body}");
         }
     }
 

@@ -16,7 +16,7 @@ use ollana::http::fields;
 use ollana::http::head::{self, Framing, Head, HeadLimits, Refusal};
 use ollana::ollama::endpoints::List;
 use ollana::ollama::inventory::{Inventory, merged};
-use ollana::ollama::subject;
+use ollana::ollama::subject::{self, Scan};
 use ollana::pairing::identity::MAX_NAME;
 use ollana::pairing::identity::{Identity, KeyId};
 use ollana::pairing::noise::{self, Established, FIRST_BYTE, Introduction, Key, OVERHEAD, Purpose};
@@ -295,23 +295,38 @@ fn is_ours(host: &[u8], names: &[&str]) -> bool {
         || names.contains(&name)
 }
 
-/// Any body is scanned to its end, within bounds; of a whole one the model is what a parser finds.
+/// Any body is scanned within bounds, in pieces of any size alike; of a whole one the model is what a
+/// parser finds.
 pub(crate) fn subject(input: &[u8]) {
     let subject = subject::subject(input);
     for text in [&subject.model, &subject.opening].into_iter().flatten() {
         assert!(text.len() < 2048, "{} bytes of text", text.len());
     }
-    // Escapes may be read in other ways by us, and of equal members ours takes the first.
-    let text = std::str::from_utf8(input).unwrap_or("\\");
-    if text.contains('\\') || text.matches("\"model\"").count() != 1 {
+    let names = &["model", "name", "source"];
+    for size in [1, 2, 3, 7, 64] {
+        let mut scan = Scan::new(names);
+        input.chunks(size).for_each(|piece| scan.push(piece));
+        assert_eq!(scan.subject(), subject, "pieces of {size}");
+    }
+    // Halves of pairs may be read in other ways by us.
+    if input.windows(3).any(|escape| escape.eq_ignore_ascii_case(b"\\ud")) {
         return;
     }
-    let Ok(value) = serde_json::from_slice::<serde_json::Value>(input) else { return };
-    if let Some(model) = value.get("model").and_then(|model| model.as_str())
-        && (1..=512).contains(&model.len())
-    {
-        assert_eq!(subject.model.as_deref(), Some(model));
+    let Ok(serde_json::Value::Object(object)) = serde_json::from_slice(input) else { return };
+    let mut told = Vec::new();
+    for name in names {
+        let is_it = |key: &str| key.to_lowercase().replace('\u{17f}', "s") == **name;
+        let mut values = object.iter().filter(|(key, _)| is_it(key)).map(|(_, value)| value);
+        match (values.next(), values.next()) {
+            (None, _) => {}
+            (Some(serde_json::Value::String(text)), None) if text.len() <= 512 => {
+                told.extend(Some(text).filter(|text| !text.trim().is_empty()));
+            }
+            // Ollama refuses what isn't text; and the parser has lost the order of two spellings.
+            _ => return,
+        }
     }
+    assert_eq!(subject.model.as_ref(), told.first().copied());
 }
 
 /// Whatever a server says of its models, the merged list is JSON, in which every entry is one that

@@ -13,7 +13,7 @@ use crate::http::target::{percent_decode, split_query};
 use Class::{Account, Open, Unknown};
 use Dialect::{Anthropic, OpenAi};
 use Kind::{Embed, Generate, Manage, Other};
-use ModelIn::{Body, Digest, Multipart, Nowhere, Path};
+use ModelIn::{Body, Digest, Form, Nowhere, Path, Source};
 use Task::Build;
 
 /// Ollama's version, and what our own servers tell besides.
@@ -39,7 +39,7 @@ const ENDPOINTS: &[Endpoint] = &[
     post("/v1/completions", Open, Generate).inference().errors(OpenAi),
     post("/v1/responses", Open, Generate).inference().errors(OpenAi),
     post("/v1/embeddings", Open, Embed).inference().errors(OpenAi),
-    post("/v1/audio/transcriptions", Open, Other).model(Multipart).errors(OpenAi),
+    post("/v1/audio/transcriptions", Open, Other).inference().model(Form).errors(OpenAi),
     post("/v1/images/generations", Open, Other).errors(OpenAi),
     post("/v1/images/edits", Open, Other).errors(OpenAi),
     post("/v1/messages", Open, Generate).inference().errors(Anthropic),
@@ -48,7 +48,7 @@ const ENDPOINTS: &[Endpoint] = &[
     post("/api/pull", Class::Pull, Manage).task(Task::Pull).changes_models().progress("pull"),
     post("/api/push", Class::Manage, Manage).progress("push"),
     post("/api/create", Class::Manage, Manage).task(Build).changes_models().progress("create"),
-    post("/api/copy", Class::Manage, Manage).changes_models().answers_half_closed(),
+    post("/api/copy", Class::Manage, Manage).model(Source).changes_models().answers_half_closed(),
     row(DELETE, "/api/delete", Class::Manage, Manage).changes_models().answers_half_closed(),
     row(HEAD, "/api/blobs/:", Class::Manage, Manage)
         .model(Digest)
@@ -71,7 +71,7 @@ const UNKNOWN: &[Endpoint] = &[
     row(ANY, "/api/blobs/*", Unknown, Manage).model(Digest).task(Build),
     row(ANY, "/api/push", Unknown, Manage),
     row(READS, "/v1/models/*", Unknown, Other).model(Path).errors(OpenAi),
-    row(ANY, "/v1/audio/*", Unknown, Other).model(Multipart).errors(OpenAi),
+    row(ANY, "/v1/audio/*", Unknown, Other).model(Form).errors(OpenAi),
     row(ANY, "/v1/messages", Unknown, Other).errors(Anthropic),
     row(ANY, "/v1/messages/*", Unknown, Other).errors(Anthropic),
     row(ANY, "/v1/*", Unknown, Other).errors(OpenAi),
@@ -150,8 +150,10 @@ enum ModelIn {
     Path,
     /// No model, but a blob's digest in the path.
     Digest,
-    /// A field of a form, anywhere among its files: not looked for.
-    Multipart,
+    /// A field of a form, anywhere among its files.
+    Form,
+    /// The member of its JSON body that says what is copied.
+    Source,
 }
 
 /// The lists that Ollama has of its models.
@@ -246,7 +248,7 @@ impl Endpoint {
         let mut endpoint = *rows.find(|row| row.fits(path) && takes(row)).unwrap_or(&ANYTHING);
         if READS.contains(method) {
             endpoint.is_repeatable = true;
-            endpoint.model = if endpoint.model == Body { Nowhere } else { endpoint.model };
+            endpoint.model = if endpoint.names_model() { Nowhere } else { endpoint.model };
         }
         if *method == Method::OPTIONS && (path == "*" || ENDPOINTS.iter().any(|row| row.fits(path)))
         {
@@ -278,9 +280,24 @@ impl Endpoint {
         self.loads_model
     }
 
-    /// Whether the body is JSON that may name a model.
+    /// Whether the body may name a model.
     pub(crate) fn names_model(&self) -> bool {
-        self.model == Body
+        matches!(self.model, Body | Form | Source)
+    }
+
+    /// Whether it asks what only a server can answer that has a model.
+    pub(crate) fn asks_for_model(&self) -> bool {
+        self.is_repeatable && (self.names_model() || self.model == Path)
+    }
+
+    /// Whether the body is a form rather than JSON.
+    pub(crate) fn takes_form(&self) -> bool {
+        self.model == Form
+    }
+
+    /// The members of a JSON body that name the model; Ollama takes the first one that isn't empty.
+    pub(crate) fn model_members(&self) -> &'static [&'static str] {
+        if self.model == Source { &["source"] } else { &["model", "name"] }
     }
 
     /// The model that the path of the request's target names.

@@ -14,6 +14,7 @@ fn only_reads_and_inference_are_sent_twice() {
         ("POST", "/api/chat"),
         ("POST", "/api/generate?x"),
         ("POST", "/v1/messages"),
+        ("POST", "/v1/audio/transcriptions"),
     ] {
         assert!(endpoint(method, target).is_repeatable, "{method} {target}");
     }
@@ -38,7 +39,19 @@ fn tasks_and_models() {
     assert_eq!(endpoint("POST", "/api/create").task, Task::Build);
     assert_eq!(endpoint("POST", "/api/pull").task, Task::Pull);
     assert!(!endpoint("POST", "/api/blobs/sha256:0").names_model());
-    assert!(!endpoint("POST", "/v1/audio/transcriptions").names_model());
+    let transcription = endpoint("POST", "/v1/audio/transcriptions");
+    assert!(transcription.takes_form() && transcription.loads_model);
+    assert_eq!(endpoint("POST", "/api/copy").model_members(), ["source"]);
+    for (method, target, asks) in [
+        ("POST", "/api/show", true),
+        ("POST", "/v1/audio/transcriptions", true),
+        ("GET", "/v1/models/a", true),
+        ("GET", "/api/tags", false),
+        ("HEAD", "/api/blobs/sha256:0", false),
+        ("POST", "/api/copy", false),
+    ] {
+        assert_eq!(endpoint(method, target).asks_for_model(), asks, "{method} {target}");
+    }
     assert!(endpoint("DELETE", "/api/delete").names_model());
     assert!(endpoint("DELETE", "/api/delete").changes_models);
     assert!(!endpoint("POST", "/api/chat").changes_models);

@@ -1,0 +1,317 @@
+//! The scan of a JSON body, fed with pieces of any size. No byte is looked at twice, and strings are
+//! bounded, whatever the body holds.
+//!
+//! It takes what Go's decoder takes (`encoding/json`): members in any case, the last of several, and
+//! nothing behind the object's end. It doesn't validate: what is no JSON, Ollama refuses.
+
+use memchr::memchr2;
+
+use super::Subject;
+
+/// Members that may name a model.
+const MAX_NAMES: usize = 3;
+pub(super) const OPENING: usize = 256;
+
+/// How far the scan has come, and what it has found.
+#[derive(Clone, Debug)]
+pub struct Scan {
+    /// Members that name the model, the first one first.
+    names: &'static [&'static str],
+    named: [Option<String>; MAX_NAMES],
+    /// Its model and its `FROM` line are put in at the end.
+    found: Subject,
+    from_line: Option<String>,
+    state: State,
+    depth: usize,
+    /// The top-level member whose value comes; none in front of a key.
+    member: Option<Member>,
+    nested: Nested,
+    /// What the string is that is being read.
+    role: Role,
+    /// What is kept of it, or of a number.
+    text: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// In front of the object.
+    Start,
+    /// Outside of strings.
+    Between,
+    String,
+    /// Behind a backslash.
+    Escape,
+    /// Within the digits of `\u`: how many are missing, and what the others say.
+    Unicode(u8, u32),
+    /// Behind the object, or there is none.
+    Done,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Member {
+    /// One that names the model, by its rank.
+    Name(usize),
+    From,
+    Modelfile,
+    KeepAlive,
+    /// A text that opens a conversation.
+    Text,
+    Messages,
+    Other,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// A top-level key, or a string in `messages` that may be one.
+    Key,
+    Value,
+    /// The first text of a conversation.
+    Opening,
+    /// Nothing that matters.
+    Other,
+}
+
+impl Role {
+    /// Bytes of it that are kept.
+    fn room(self) -> usize {
+        match self {
+            // No key that matters is as long.
+            Role::Key => 16,
+            Role::Value => 512,
+            // Enough to tell a conversation from others.
+            Role::Opening => OPENING,
+            Role::Other => 0,
+        }
+    }
+}
+
+/// Within `messages`: whether the last token was the name of a text, or what belongs to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nested {
+    Other,
+    Name,
+    Text,
+}
+
+impl Scan {
+    /// A scan in front of a body, in which these members name the model; the first one counts.
+    pub fn new(names: &'static [&'static str]) -> Self {
+        Scan {
+            names,
+            named: Default::default(),
+            found: Subject::default(),
+            from_line: None,
+            state: State::Start,
+            depth: 0,
+            member: None,
+            nested: Nested::Other,
+            role: Role::Other,
+            text: Vec::new(),
+        }
+    }
+
+    /// Whether nothing that follows could change what was found.
+    pub fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// The model that has been named so far.
+    pub fn model(&self) -> Option<&str> {
+        self.named.iter().flatten().next().map(String::as_str)
+    }
+
+    /// What was found so far.
+    pub fn subject(&self) -> Subject {
+        let base = self.found.base.clone().or_else(|| self.from_line.clone());
+        Subject { model: self.model().map(str::to_owned), base, ..self.found.clone() }
+    }
+
+    /// Goes on with the next bytes of the body.
+    pub fn push(&mut self, mut piece: &[u8]) {
+        while let Some((&byte, behind)) = piece.split_first() {
+            piece = match self.state {
+                State::String => self.within_string(piece),
+                State::Done => return,
+                _ => {
+                    self.step(byte);
+                    behind
+                }
+            };
+        }
+    }
+
+    fn step(&mut self, byte: u8) {
+        match self.state {
+            State::Start => match byte {
+                b' ' | b'\t' | b'\r' | b'\n' => {}
+                b'{' => (self.state, self.depth) = (State::Between, 1),
+                _ => self.state = State::Done,
+            },
+            State::Between => self.between(byte),
+            State::Escape => match byte {
+                b'u' => self.state = State::Unicode(4, 0),
+                b'b' => self.keep_escaped(b"\x08"),
+                b'f' => self.keep_escaped(b"\x0c"),
+                b'n' => self.keep_escaped(b"\n"),
+                b'r' => self.keep_escaped(b"\r"),
+                b't' => self.keep_escaped(b"\t"),
+                other => self.keep_escaped(&[other]),
+            },
+            State::Unicode(missing, code) => {
+                let code = code << 4 | char::from(byte).to_digit(16).unwrap_or(0);
+                self.state = State::Unicode(missing - 1, code);
+                if missing == 1 {
+                    let c = char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
+                    self.keep_escaped(c.encode_utf8(&mut [0; 4]).as_bytes());
+                }
+            }
+            State::String | State::Done => {}
+        }
+    }
+
+    fn between(&mut self, byte: u8) {
+        match byte {
+            b' ' | b'\t' | b'\r' | b'\n' => return,
+            b'"' => return self.begin_string(),
+            b':' if self.nested == Nested::Name => return self.nested = Nested::Text,
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' => self.depth -= 1,
+            b',' if self.depth == 1 => self.member = None,
+            b'+' | b'-' | b'.' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z'
+                if (self.depth, self.member) == (1, Some(Member::KeepAlive)) =>
+            {
+                self.role = Role::Value;
+                self.keep(&[byte]);
+                // In seconds, of which Ollama takes nanoseconds.
+                let number = std::str::from_utf8(&self.text).ok().and_then(|t| t.parse().ok());
+                self.found.unloads = number.is_some_and(|time: f64| (0.0..1e-9).contains(&time));
+            }
+            _ => {}
+        }
+        self.nested = Nested::Other;
+        if self.depth == 0 {
+            self.state = State::Done;
+        }
+    }
+
+    fn begin_string(&mut self) {
+        self.state = State::String;
+        self.text.clear();
+        self.role = match (self.depth, self.member) {
+            (1, None) => Role::Key,
+            (1, Some(Member::Text)) | (2.., Some(Member::Messages))
+                if self.found.opening.is_some() =>
+            {
+                Role::Other
+            }
+            (1, Some(Member::Text)) => Role::Opening,
+            (1, Some(Member::Messages | Member::Other)) => Role::Other,
+            (1, Some(_)) => Role::Value,
+            (2.., Some(Member::Messages)) if self.nested == Nested::Text => Role::Opening,
+            (2.., Some(Member::Messages)) => Role::Key,
+            _ => Role::Other,
+        };
+    }
+
+    /// Goes on in a string to its next character that means something; returns what is behind that.
+    fn within_string<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
+        let end = memchr2(b'"', b'\\', piece).unwrap_or(piece.len());
+        self.keep(&piece[..end]);
+        match piece.get(end) {
+            Some(b'"') => self.end_string(),
+            Some(_) => self.state = State::Escape,
+            None => {}
+        }
+        piece.get(end + 1..).unwrap_or_default()
+    }
+
+    fn keep_escaped(&mut self, bytes: &[u8]) {
+        self.state = State::String;
+        self.keep(bytes);
+    }
+
+    fn keep(&mut self, mut bytes: &[u8]) {
+        let most = self.role.room();
+        while !bytes.is_empty() && self.text.len() < most {
+            let kept = bytes.split_off(..bytes.len().min(most - self.text.len()));
+            self.text.extend_from_slice(kept.unwrap_or_default());
+            if self.text.len() == most && self.text.trim_ascii().is_empty() {
+                // Blanks around a name don't count, however many there are.
+                self.text.clear();
+            }
+        }
+        if self.text.len() == OPENING && self.role == Role::Opening {
+            // The rest of the text tells no more, and may not come.
+            self.take_opening();
+        }
+    }
+
+    fn take_opening(&mut self) {
+        self.found.opening = Some(self.taken());
+        self.text.clear();
+        self.role = Role::Other;
+    }
+
+    fn taken(&self) -> String {
+        String::from_utf8_lossy(&self.text).into_owned()
+    }
+
+    fn end_string(&mut self) {
+        self.state = State::Between;
+        self.nested = Nested::Other;
+        match (self.role, self.member) {
+            (Role::Opening, _) => self.take_opening(),
+            (Role::Key, None) => self.member = Some(self.key()),
+            (Role::Key, Some(_)) if matches!(&self.text[..], b"content" | b"text") => {
+                self.nested = Nested::Name;
+            }
+            (Role::Value, Some(member)) => self.take_value(member),
+            _ => {}
+        }
+        self.text.clear();
+    }
+
+    fn take_value(&mut self, member: Member) {
+        let told = Some(self.taken()).filter(|text| !text.trim().is_empty());
+        match member {
+            Member::Name(rank) => self.named[rank] = told,
+            Member::From => self.found.base = told,
+            Member::Modelfile => self.from_line = told.as_deref().and_then(from_line),
+            // `0`, `0s`, `0h0m`: no digit that isn't zero.
+            Member::KeepAlive => {
+                let mut digits = self.text.iter().filter(|byte| byte.is_ascii_digit());
+                self.found.unloads = digits.next() == Some(&b'0') && digits.all(|d| *d == b'0');
+            }
+            Member::Text | Member::Messages | Member::Other => {}
+        }
+    }
+
+    /// What the key names that has been read. Go takes keys in any case by Unicode's folding, in
+    /// which two characters beyond ASCII are letters of ours.
+    fn key(&mut self) -> Member {
+        if !self.text.is_ascii() {
+            self.text = self.taken().replace('\u{17f}', "s").replace('\u{212a}', "k").into_bytes();
+        }
+        self.text.make_ascii_lowercase();
+        let is_key = |name: &&str| name.as_bytes() == self.text;
+        if let Some(rank) = self.names.iter().position(is_key) {
+            return Member::Name(rank);
+        }
+        match &self.text[..] {
+            b"from" => Member::From,
+            b"modelfile" => Member::Modelfile,
+            b"keep_alive" => Member::KeepAlive,
+            b"system" | b"prompt" | b"input" => Member::Text,
+            b"messages" => Member::Messages,
+            _ => Member::Other,
+        }
+    }
+}
+
+fn from_line(modelfile: &str) -> Option<String> {
+    modelfile.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let is_from = words.next()?.eq_ignore_ascii_case("from");
+        words.next().filter(|_| is_from).map(str::to_owned)
+    })
+}

@@ -1,0 +1,222 @@
+//! What a request is about, read from its body. Pure.
+//!
+//! A scan, not a parse: a body is fed as it comes in, may be cut anywhere, hold megabytes of images,
+//! or be no JSON at all. `json` scans objects, `form` forms with files.
+
+mod form;
+mod json;
+
+pub(crate) use form::FormScan;
+pub use json::Scan;
+
+/// What a body says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// The model that is used, changed or made.
+    pub model: Option<String>,
+    /// What a `create` starts from: `from`, or the `FROM` line of the Modelfile that servers before
+    /// 0.5.5 take.
+    pub(crate) base: Option<String>,
+    /// The top-level `keep_alive` is zero, which unloads the model.
+    pub(crate) unloads: bool,
+    /// The first text of the conversation: the start of its first `content`, `system` or `prompt`.
+    pub opening: Option<String>,
+}
+
+/// Scans a body, or as much of one as is there. One that isn't an object, or ends early, tells what
+/// stands before that.
+pub fn subject(body: &[u8]) -> Subject {
+    let mut scan = Scan::new(&["model", "name", "source"]);
+    scan.push(body);
+    scan.subject()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(body: &str) -> (Option<String>, bool, Option<String>) {
+        let Subject { model, unloads, opening, .. } = subject(body.as_bytes());
+        (model, unloads, opening)
+    }
+
+    fn text(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
+    #[test]
+    fn models_of_all_kinds_of_requests() {
+        for (body, model) in [
+            (r#"{"model":"a"}"#, text("a")),
+            (r#" { "name" : "a" , "stream":false}"#, text("a")),
+            (r#"{"name":"old","model":"new"}"#, text("new")),
+            (r#"{"model":"new","name":"old"}"#, text("new")),
+            (r#"{"model":"","name":"old"}"#, text("old")),
+            (r#"{"name":"old","model":""}"#, text("old")),
+            (r#"{"source":"a","destination":"b"}"#, text("a")),
+            (
+                r#"{"messages":[{"role":"user","content":"\"model\":\"x\""}],"model":"a"}"#,
+                text("a"),
+            ),
+            (r#"{"options":{"model":"x","a":[1,{"model":"y"}]},"model":"a"}"#, text("a")),
+            (r#"{"images":["AAAA","BBBB"],"n":-1.5e3,"t":true,"z":null,"model":"a"}"#, text("a")),
+            (r#"{"model":"a\u00e9\/b"}"#, text("aé/b")),
+            (r#"{"model":3,"name":"a"}"#, text("a")),
+            (r#"{"a":{},"b":[],"model":"a"}"#, text("a")),
+            // Members in any case, the last of several, as Go's decoder takes them.
+            (r#"{"Model":"a"}"#, text("a")),
+            (r#"{"MODEL" : "a"}"#, text("a")),
+            (r#"{"\u006dodel":"a"}"#, text("a")),
+            (r#"{"\u017fource":"a"}"#, text("a")),
+            ("{\"\u{17f}ource\":\"a\"}", text("a")),
+            (r#"{"model":"a","model":"b"}"#, text("b")),
+            (r#"{"model":"a","options":{"x":[{}]},"mOdel":"b"}"#, text("b")),
+            (r#"{"model":"a","model":null,"x":1}"#, text("a")),
+            (r#"{"model":"a","model":""}"#, None),
+            (r#"{"model":"a","name":"b","model":""}"#, text("b")),
+            (r#"{"name":"a","name":"","model":"b","source":"c"}"#, text("b")),
+            (r#"{"source":"a","name":"b"}"#, text("b")),
+            (r#"{" model":"a"}"#, None),
+            (r#"{"model ":"a"}"#, None),
+            (r#"{"models":"a","mode":"b"}"#, None),
+            (r#"{"model":"a"}{"model":"b"}"#, text("a")),
+            (r#"{"model":"a"} x {"model":"b"}"#, text("a")),
+            (r#"{"model":"\ba\f"}"#, text("\u{8}a\u{c}")),
+            (r#"{"x":"\\","y":"\"","model":"a"}"#, text("a")),
+            (r#"{"x":"\\\"model\":\"b\"","model":"a"}"#, text("a")),
+            (r#"{"model":{"model":"b"},"name":"a"}"#, text("a")),
+            (r#"{"model":["b"],"name":"a"}"#, text("a")),
+            (r#"{"model":" \n\ta"}"#, text(" \n\ta")),
+            (&format!(r#"{{"model":"{}a"}}"#, " ".repeat(1024)), text("a")),
+            (r#"{"model":"a"#, None),
+            (r#"["model","a"]"#, None),
+            (r#"{"messages":[{"content":"cut"#, None),
+            ("", None),
+            ("model=a", None),
+            ("{", None),
+            (r#"{"model":"#, None),
+            (r#"{"model":"a\"#, None),
+        ] {
+            assert_eq!(of(body).0, model, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_a_create_starts_from() {
+        for (body, base) in [
+            (r#"{"model":"new","from":"old"}"#, text("old")),
+            (r##"{"name":"new","modelfile":"# x\nfrom  old:1b\nPARAMETER a 1"}"##, text("old:1b")),
+            (r#"{"model":"new","from":"old","modelfile":"FROM other"}"#, text("old")),
+            (r#"{"modelfile":"FROM other","from":"old"}"#, text("old")),
+            (r#"{"from":"old","From":"other"}"#, text("other")),
+            (r#"{"model":"new"}"#, None),
+        ] {
+            assert_eq!(subject(body.as_bytes()).base, base, "{body}");
+        }
+    }
+
+    #[test]
+    fn unloading_is_seen() {
+        for (body, unloads) in [
+            (r#"{"model":"a","keep_alive":0}"#, true),
+            (r#"{"keep_alive":"0","model":"a"}"#, true),
+            (r#"{"keep_alive":"0s"}"#, true),
+            (r#"{"keep_alive":0.5}"#, false),
+            (r#"{"Keep_Alive":0.0}"#, true),
+            (r#"{"keep_alive":-0}"#, true),
+            (r#"{"keep_alive":0e3}"#, true),
+            (r#"{"keep_alive":1e-12}"#, true),
+            (r#"{"keep_alive":"0h0.0s"}"#, true),
+            (r#"{"keep_alive":"0.5s"}"#, false),
+            (r#"{"keep_alive":"10m"}"#, false),
+            (r#"{"keep_alive":0,"keep_alive":5}"#, false),
+            (r#"{"keep_alive":0,"keep_alive":"5m"}"#, false),
+            (r#"{"keep_alive":0,"keep_alive":null}"#, false),
+            (r#"{"keep_alive":"5m","keep_alive":0}"#, true),
+            ("{\"\u{212a}eep_alive\":0}", true),
+            (r#"{"keep_alive":"5m"}"#, false),
+            (r#"{"keep_alive":-1}"#, false),
+            (r#"{"keep_alive":""}"#, false),
+            (r#"{"options":{"keep_alive":0}}"#, false),
+        ] {
+            assert_eq!(of(body).1, unloads, "{body}");
+        }
+        assert_eq!(of(r#"{"keep_alive":0,"model":"a"}"#).0, text("a"));
+    }
+
+    #[test]
+    fn a_conversation_keeps_its_opening() {
+        let turn = |rest: &str| {
+            let first = r#"{"role":"user","content":"hello there"}"#;
+            of(&format!(r#"{{"model":"a","messages":[{first}{rest}],"stream":true}}"#)).2
+        };
+        assert_eq!(turn(""), text("hello there"));
+        assert_eq!(turn(r#",{"role":"assistant","content":"hi"}"#), turn(""));
+        let parts = r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hey"}]}]}"#;
+        assert_eq!(of(parts).2, text("hey"));
+        assert_eq!(of(r#"{"prompt":"once","model":"a"}"#), (text("a"), false, text("once")));
+        let long = format!(r#"{{"prompt":"{}"#, "x".repeat(10_000));
+        assert_eq!(of(&long).2.map(|opening| opening.len()), Some(json::OPENING));
+    }
+
+    #[test]
+    fn pieces_of_any_size_say_the_same() {
+        let first = r#"{"x":["\\\"",{"a":1}],"messages":[{"role":"user","content":"h\u00e9\"#;
+        let body = format!(
+            r#"{first}n {}"}}],"Keep_alive":"0\u0073","model":"a\ud83d\ude00","MODEL":"b"}}"#,
+            "é".repeat(200)
+        );
+        let whole = subject(body.as_bytes());
+        assert_eq!((whole.model.as_deref(), whole.unloads), (Some("b"), true));
+        assert!(whole.opening.as_ref().is_some_and(|text| text.starts_with("h\u{e9}\n \u{e9}")));
+        for size in 1..body.len() {
+            let mut scan = Scan::new(&["model", "name"]);
+            for piece in body.as_bytes().chunks(size) {
+                assert!(!scan.is_done());
+                scan.push(piece);
+            }
+            assert_eq!((scan.is_done(), scan.subject()), (true, whole.clone()), "{size}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_object_is_done_with_at_once() {
+        for (body, is_done) in [
+            ("x", true),
+            ("[", true),
+            ("\"", true),
+            ("  ", false),
+            (" \r\n\t{", false),
+            ("{}", true),
+        ] {
+            let mut scan = Scan::new(&["model"]);
+            scan.push(body.as_bytes());
+            assert_eq!(scan.is_done(), is_done, "{body:?}");
+        }
+        let mut scan = Scan::new(&["source"]);
+        scan.push(br#"{"model":"a","name":"b","source":"c"}"#);
+        assert_eq!(scan.model(), Some("c"));
+    }
+
+    #[test]
+    fn no_input_makes_it_panic_or_run_away() {
+        let body = br#"{"a":[{"b":"c\u0041"},[1,2,{}]],"model":"m","messages":[{"content":"x"}]}"#;
+        for len in 0..body.len() {
+            subject(&body[..len]);
+        }
+        let mut random = 9u64;
+        for _ in 0..50_000 {
+            let mut mutated = body.to_vec();
+            for _ in 0..3 {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let at = (random >> 8) as usize % mutated.len();
+                mutated[at] = b"{}[]\",:\\u0a"[random as usize % 11];
+            }
+            subject(&mutated);
+        }
+        subject(&[b'['; 100_000]);
+        subject(&[b'{'; 100_000]);
+    }
+}
