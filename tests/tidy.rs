@@ -36,6 +36,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("snow", &["pairing::noise"]),
     ("blake2", &["pairing::noise::key"]),
     ("ring", &["pairing::noise::session"]),
+    ("ruzstd", &["proxy::zstd"]),
 ];
 
 /// Rooms, and files of other rooms, that must not know of sockets, threads, clocks or the log.

@@ -20,6 +20,7 @@ mod rejector;
 mod request_body;
 mod tiny_gate;
 mod workers;
+mod zstd;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};

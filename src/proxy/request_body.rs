@@ -1,6 +1,7 @@
 //! A request's body on its way in: what is still to come, and what was kept for another try.
 
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
+use std::mem::take;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -9,28 +10,68 @@ use super::connection::Connection;
 use crate::counters::Transfer;
 use crate::http::body::{ChunkDecoder, Step};
 use crate::http::head::{Framing, Head};
-use crate::upstream::buffers::SMALL;
+use crate::ollama::model_name::ModelName;
+use crate::ollama::subject::Scan;
+use crate::upstream::buffers::{LARGE, SMALL};
 use crate::upstream::exchange_io::{self, Fault, Woken};
 
 /// Declared bytes that are skipped when the answer comes before them. Skipping 32 KiB takes about
 /// 60 ns, so this costs 0.1 s; without a limit, a made-up length would keep a core busy for years.
 const LONGEST_GAP: u64 = 64 << 30;
 
+/// Bodies up to this size get memory as long as there is any.
+const SMALL_BODY: usize = 64 * 1024;
+
 /// Bytes of memory for kept bodies, shared by all exchanges.
 #[derive(Debug)]
-pub(crate) struct Budget(AtomicUsize);
+pub(crate) struct Budget {
+    left: AtomicUsize,
+    total: usize,
+}
 
 impl Budget {
     pub(crate) fn new(bytes: usize) -> Self {
-        Budget(AtomicUsize::new(bytes))
+        Budget { left: AtomicUsize::new(bytes), total: bytes }
     }
 
-    fn take(&self, bytes: usize) -> bool {
-        self.0.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(bytes)).is_ok()
+    /// A loan that takes up nothing yet.
+    pub(super) fn lend(&self) -> Loan<'_> {
+        Loan { budget: self, bytes: 0 }
     }
 
-    fn give_back(&self, bytes: usize) {
-        self.0.fetch_add(bytes, Relaxed);
+    /// What a body may take that has to be looked at: never all, for the sake of others.
+    pub(super) fn share(&self) -> usize {
+        self.total / 2
+    }
+}
+
+/// Memory of a [`Budget`]; goes back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Loan<'a> {
+    budget: &'a Budget,
+    bytes: usize,
+}
+
+impl Loan<'_> {
+    pub(super) fn grow(&mut self, bytes: usize) -> bool {
+        // Some large bodies must not keep all small ones from being looked at.
+        let is_small = self.bytes + bytes <= SMALL_BODY;
+        let spared = if is_small { 0 } else { self.budget.total / 4 };
+        let take = |left: usize| left.checked_sub(bytes).filter(|left| *left >= spared);
+        let is_lent = self.budget.left.fetch_update(Relaxed, Relaxed, take).is_ok();
+        self.bytes += if is_lent { bytes } else { 0 };
+        is_lent
+    }
+
+    fn shrink(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.budget.left.fetch_add(bytes, Relaxed);
+    }
+}
+
+impl Drop for Loan<'_> {
+    fn drop(&mut self) {
+        self.shrink(self.bytes);
     }
 }
 
@@ -40,10 +81,9 @@ pub(super) struct Kept<'a> {
     pub(super) bytes: Vec<u8>,
     /// Everything received so far can be sent again.
     pub(super) is_whole: bool,
+    /// Bytes that are kept once they were sent; to look at a body may take more.
     limit: usize,
-    /// Bytes taken from the budget.
-    reserved: usize,
-    budget: &'a Budget,
+    loan: Loan<'a>,
 }
 
 impl Kept<'_> {
@@ -51,26 +91,11 @@ impl Kept<'_> {
         if !self.is_whole || bytes.is_empty() {
             return;
         }
-        let fits = self.bytes.len() + bytes.len() <= self.limit;
-        if fits && self.budget.take(bytes.len()) {
-            self.reserved += bytes.len();
+        if self.bytes.len() + bytes.len() <= self.limit && self.loan.grow(bytes.len()) {
             self.bytes.extend_from_slice(bytes);
         } else {
             self.release();
         }
-    }
-
-    /// Takes as much of the budget, up to `most` bytes, as can be kept for sure.
-    fn reserve(&mut self, most: usize) -> usize {
-        let room = self.limit.saturating_sub(self.bytes.len()).min(most);
-        let room = if self.budget.take(room) { room } else { 0 };
-        self.reserved += room;
-        room
-    }
-
-    fn unreserve(&mut self, bytes: usize) {
-        self.reserved -= bytes;
-        self.budget.give_back(bytes);
     }
 
     /// The body won't be sent again.
@@ -81,14 +106,8 @@ impl Kept<'_> {
 
     /// Puts another body in the place of one that was kept as a whole.
     pub(super) fn replace(&mut self, body: Vec<u8>) {
-        self.unreserve(self.reserved);
+        self.loan.shrink(self.loan.bytes);
         self.bytes = body;
-    }
-}
-
-impl Drop for Kept<'_> {
-    fn drop(&mut self) {
-        self.unreserve(self.reserved);
     }
 }
 
@@ -98,10 +117,41 @@ pub(super) struct RequestBody<'a> {
     rest: Rest,
     awaits_continue: bool,
     pub(super) kept: Kept<'a>,
+    /// What is still to be looked at while it is sent.
+    pub(super) watch: Option<Watch<'a>>,
     /// Bytes handed to upstreams, every attempt counted.
     pub(super) sent: u64,
     /// Where its progress is shown, if it is an upload.
     pub(super) transfer: Option<Arc<Transfer>>,
+}
+
+/// Looks at a body on its way, because what comes late may name another model.
+#[derive(Debug)]
+pub(super) struct Watch<'a> {
+    pub(super) scan: Scan,
+    /// The model by which the server was chosen.
+    pub(super) chosen_for: Option<String>,
+    /// Models that some server may not run.
+    pub(super) banned: &'a [(ModelName, String)],
+}
+
+impl Watch<'_> {
+    fn sees_turn(&mut self, bytes: &[u8]) -> bool {
+        self.scan.push(bytes);
+        self.has_turned()
+    }
+
+    /// Whether the body has named a model that the chosen server may not be right for.
+    pub(super) fn has_turned(&self) -> bool {
+        let named = self.scan.model();
+        match &self.chosen_for {
+            Some(model) => named != Some(model),
+            None => {
+                let named = named.and_then(ModelName::parse);
+                named.is_some_and(|named| self.banned.iter().any(|(banned, _)| *banned == named))
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -140,7 +190,8 @@ impl<'a> RequestBody<'a> {
                 Framing::Chunked => Rest::Chunked(ChunkDecoder::default()),
             },
             awaits_continue: head.expects_continue && head.framing != Framing::Empty,
-            kept: Kept { bytes: Vec::new(), is_whole: true, limit, reserved: 0, budget },
+            kept: Kept { bytes: Vec::new(), is_whole: true, limit, loan: budget.lend() },
+            watch: None,
             sent: 0,
             transfer: None,
         }
@@ -170,6 +221,8 @@ pub(super) struct BodyReader<'a, 'b> {
     body: &'a mut RequestBody<'b>,
     /// How long the client may send nothing.
     timeout: Duration,
+    /// What doesn't come within this time isn't waited for.
+    pause: Option<Duration>,
     /// Bytes of `kept` that this attempt has had.
     replayed: usize,
     /// Bytes that this attempt was given in place of those that an early answer made needless.
@@ -186,36 +239,39 @@ impl<'a, 'b> BodyReader<'a, 'b> {
         body: &'a mut RequestBody<'b>,
         timeout: Duration,
     ) -> Self {
-        BodyReader { connection, body, timeout, replayed: 0, skipped: 0 }
+        BodyReader { connection, body, timeout, pause: None, replayed: 0, skipped: 0 }
     }
 
-    /// Receives and keeps the body until `is_enough` says so of what is kept, it has ended, or
-    /// `most` bytes are kept. If it can't be received, the exchange is given up.
-    pub(super) fn prefetch(
-        &mut self,
-        most: usize,
-        is_enough: &dyn Fn(&[u8]) -> bool,
-    ) -> io::Result<()> {
-        let mut piece = vec![0; SMALL];
-        while let Kept { bytes, is_whole: true, .. } = &self.body.kept
-            && bytes.len() < most
-            && !is_enough(bytes)
-        {
-            let missing = most - bytes.len();
-            // Nothing is taken that can't be kept: it was not sent yet, so it would be lost.
-            let room = self.body.kept.reserve(SMALL.min(missing));
-            let read = if room == 0 { Ok(0) } else { self.receive(&mut piece[..room]) };
+    /// Receives and keeps more of the body before it is sent, if there is more, it comes within the
+    /// pause, and there is room within `most` bytes. If it can't be received, the exchange is given
+    /// up.
+    pub(super) fn fetch(&mut self, most: usize, pause: Option<Duration>) -> io::Result<()> {
+        let RequestBody { rest, kept, .. } = &mut *self.body;
+        let before = kept.bytes.len();
+        let size = if before < SMALL { SMALL } else { LARGE };
+        let room = rest.unreceived(0).min(size.min(most.saturating_sub(before)) as u64) as usize;
+        // Nothing is taken that can't be kept: it was not sent yet, so it would be lost.
+        if kept.is_whole && room > 0 && kept.loan.grow(room) {
+            let mut bytes = take(&mut kept.bytes);
+            bytes.resize(before + room, 0);
+            self.pause = pause;
+            let read = self.receive(&mut bytes[before..]);
+            self.pause = None;
             let n = *read.as_ref().unwrap_or(&0);
-            self.body.kept.bytes.extend_from_slice(&piece[..n]);
-            self.body.kept.unreserve(room - n);
-            if read? == 0 {
-                break;
-            }
+            bytes.truncate(before + n);
+            let kept = &mut self.body.kept;
+            kept.bytes = bytes;
+            kept.loan.shrink(room - n);
+            read?;
         }
         Ok(())
     }
 
-    /// Waits for bytes; 0 at the body's end, or when an answer has come.
+    pub(super) fn kept(&self) -> &[u8] {
+        &self.body.kept.bytes
+    }
+
+    /// Waits for bytes; 0 at the body's end, after the pause, or when an answer has come.
     fn receive(&mut self, out: &mut [u8]) -> io::Result<usize> {
         loop {
             let mut n = Some(self.take_received(out)?);
@@ -231,12 +287,14 @@ impl<'a, 'b> BodyReader<'a, 'b> {
                 }
                 continue;
             }
-            if std::mem::take(&mut self.body.awaits_continue) {
+            if take(&mut self.body.awaits_continue) {
                 exchange_io::with(|io| io.push(b"HTTP/1.1 100 Continue\r\n\r\n"));
             }
             let client = &self.connection.stream;
-            match exchange_io::with(|io| io.wait_client(client, self.timeout))? {
+            let timeout = self.pause.unwrap_or(self.timeout);
+            match exchange_io::with(|io| io.wait_client(client, timeout))? {
                 Woken::Ready => {}
+                Woken::TimedOut if self.pause.is_some() => return Ok(0),
                 Woken::TimedOut => return Err(give_up(Fault::BodyTooSlow)),
                 Woken::Answered => return Ok(0),
             }
@@ -331,8 +389,12 @@ impl Read for BodyReader<'_, '_> {
         {
             let n = kept.len().min(out.len());
             out[..n].copy_from_slice(&kept[..n]);
+            let is_last = n == kept.len();
             self.replayed += n;
             self.body.count(n);
+            if is_last && self.replayed > self.body.kept.limit {
+                self.body.kept.release();
+            }
             return Ok(n);
         }
         let is_answered_early = || exchange_io::with(|io| io.is_answered_early());
@@ -341,6 +403,12 @@ impl Read for BodyReader<'_, '_> {
             return self.fill_the_gap(out);
         }
         self.body.kept.push(&out[..n]);
+        if let Some(watch) = &mut self.body.watch
+            && watch.sees_turn(&out[..n])
+        {
+            // Not one of the kinds that ureq takes for the end of a body.
+            return Err(io::Error::new(ErrorKind::BrokenPipe, "the body names another model"));
+        }
         self.body.count(n);
         self.replayed += n;
         Ok(n)

@@ -31,7 +31,7 @@ use crate::upstream::{self, IDLE_AGE};
 const LARGE_BODY: u64 = 16 * 1024;
 /// Bytes of a line of the head that needs the larger buffer too.
 const LONG_LINE: usize = 3 * 1024;
-/// Bytes of a refusal that are looked at for its reason, and how long they are waited for. Ollama's
+/// Bytes of a refusal or of a 404 that are looked at for its reason, and how long they are waited for. Ollama's
 /// have a hundred, in one packet with their head.
 const REASON: usize = 4 * 1024;
 const REASON_TIME: Duration = Duration::from_secs(1);
@@ -55,13 +55,13 @@ impl Judged {
     }
 }
 
-impl Exchange<'_> {
+impl<'a> Exchange<'a> {
     pub(super) fn forward(
         &mut self,
-        mut body: RequestBody<'_>,
-        wanted: &Wanted,
+        mut body: RequestBody<'a>,
+        mut wanted: Wanted,
     ) -> Result<End, OwnAnswer> {
-        let underway = self.show_progress(wanted);
+        let underway = self.show_progress(&wanted);
         if self.endpoint.is_upload() {
             body.transfer = underway.as_ref().map(|underway| Arc::clone(underway));
         }
@@ -74,7 +74,7 @@ impl Exchange<'_> {
             let (mut lease, may_reuse) = match next.take() {
                 Some(next) => next,
                 // A server that failed says more than that there is no other one.
-                None => match (self.lease(attempts.tried(), wanted), failed.take()) {
+                None => match (self.lease(attempts.tried(), &wanted), failed.take()) {
                     (Ok(lease), _) => (lease, usual),
                     (Err(_), Some(failed)) => return Err(failed),
                     (Err(Refused::QueueFull), None) => return Err(OwnAnswer::QueueFull),
@@ -89,7 +89,10 @@ impl Exchange<'_> {
             }
             let before = body.sent;
             let attempt = self.attempt(&mut body, &lease, may_reuse);
-            let attempt = attempt.and_then(|answer| judge(answer, lease.pick.is_exempt));
+            let may_miss = self.is_client()
+                && self.endpoint.asks_for_model()
+                && self.context.presence.backends() > 1;
+            let attempt = attempt.and_then(|answer| judge(answer, lease.pick.is_exempt, may_miss));
             self.count(&lease, body.sent - before, |done, n| done.bytes_up.add(n));
             let reason = match attempt {
                 Ok(answer) => {
@@ -100,20 +103,24 @@ impl Exchange<'_> {
                         // Two that hold what the other waits for would wait for ever.
                         lease.report.outcome = outcome;
                         lease.release();
-                        if let Ok(other) = self.lease(attempts.tried(), wanted) {
+                        if let Ok(other) = self.lease(attempts.tried(), &wanted) {
                             self.count_retry(outcome);
                             next = Some((other, usual));
                             continue;
                         }
                     }
                     body.kept.release();
-                    let shown = (wanted, underway.as_ref());
+                    let shown = (&wanted, underway.as_ref());
                     return self.relay(&mut lease, body.is_done(), shown, answer);
                 }
                 Err(reason) => reason,
             };
             if let Some(fault) = self.fault() {
                 return Err(fault);
+            }
+            if let Some(watch) = body.watch.take_if(|watch| watch.has_turned()) {
+                self.reconsider(&mut body, watch, &mut wanted)?;
+                continue;
             }
             let failure = exchange_io::with(|io| io.failure());
             if failure == Failure::Stale && body.kept.is_whole {
@@ -221,14 +228,19 @@ impl Exchange<'_> {
 }
 
 /// Looks at an answer that another server might better: a refusal, or one of a proxy of ours whose
-/// Ollama died before its answer, or that reached none, or whose owner doesn't allow it.
-fn judge(mut answer: Response<Body>, is_exempt: bool) -> Result<Judged, String> {
+/// Ollama died before its answer, or that reached none, or whose owner doesn't allow it; or one that
+/// has no such model, which with `may_miss` doesn't tell that nobody has.
+fn judge(mut answer: Response<Body>, is_exempt: bool, may_miss: bool) -> Result<Judged, String> {
     let mut start = Vec::new();
     let mark = answer.headers().get(ERROR_FIELD).and_then(|cause| cause.to_str().ok());
     let poor = match mark {
         Some(UNREACHED) => Some(Outcome::Unreachable),
         Some(UPSTREAM) => Some(Outcome::Failed),
         Some(POLICY) => Some(Outcome::Answered),
+        _ if may_miss && answer.status() == StatusCode::NOT_FOUND => {
+            start = look(&mut answer)?;
+            errors::tells_missing_model(&start).then_some(Outcome::Answered)
+        }
         _ if !is_refusal(&answer) => None,
         Some(_) => Some(Outcome::TurnedAway),
         None if is_exempt || answer.status() != StatusCode::SERVICE_UNAVAILABLE => {

@@ -8,13 +8,14 @@
 //! ```
 //!
 //! An [`Exchange`] owns all that is known of a request while it is served. Its files follow the
-//! picture: this one checks, `own_paths` and `lists` answer without an upstream, `wanted` reads what
-//! the request needs, `forward` sends it (again, if `retry` allows), `relay` passes the answer on
+//! picture: this one checks, `own_paths` and `lists` answer without an upstream, `wanted` tells what
+//! the request needs, for which `look` looks at its body, `forward` sends it (again, if `retry` allows), `relay` passes the answer on
 //! while `observed` reads along, `record` counts and logs. Where its bytes are at any moment is one
 //! enum, in `upstream::exchange_io`.
 
 mod forward;
 mod lists;
+mod look;
 mod observed;
 mod own_paths;
 mod record;
@@ -128,7 +129,7 @@ struct Exchange<'a> {
     started: Instant,
 }
 
-impl Exchange<'_> {
+impl<'a> Exchange<'a> {
     /// The error is the answer that the client gets instead of an upstream's.
     fn serve(&mut self) -> Result<End, OwnAnswer> {
         let is_own =
@@ -169,7 +170,7 @@ impl Exchange<'_> {
             self.hold_to_registry(&mut body)?;
         }
         let wanted = self.wanted(&mut body)?;
-        self.forward(body, &wanted)
+        self.forward(body, wanted)
     }
 
     fn forbidden(&self, refusal: Refusal) -> OwnAnswer {

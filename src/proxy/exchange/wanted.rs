@@ -2,9 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 
 use super::{Exchange, OwnAnswer};
@@ -15,42 +13,20 @@ use crate::manager::pool::Wanted;
 use crate::ollama::endpoints::{Endpoint, Task};
 use crate::ollama::model_name::ModelName;
 use crate::ollama::pull;
-use crate::ollama::subject::{self, Subject};
-use crate::proxy::request_body::{BodyReader, RequestBody};
-use crate::upstream::exchange_io::{Attempt, Fault};
+use crate::ollama::subject::Subject;
+use crate::proxy::request_body::{RequestBody, Watch};
+use crate::upstream::exchange_io::Fault;
 
-/// Bytes of a body that are looked at for the model's name.
-const SUBJECT_LIMIT: usize = 64 * 1024;
+/// Bytes that are kept of a body that can't be sent again once an upstream may have it.
+const KEPT_FOR_REFUSALS: usize = 64 * 1024;
 
-/// Whether a body may still become a JSON object.
-fn is_object(start: &[u8]) -> bool {
-    start.trim_ascii_start().first().is_none_or(|first| *first == b'{')
-}
-
-fn is_plain(fields: &HeaderMap) -> bool {
-    !fields.contains_key(CONTENT_ENCODING)
-}
-
-impl Exchange<'_> {
-    /// Bytes of the body that are kept: all that may be sent again, or what tells its subject.
+impl<'a> Exchange<'a> {
+    /// Bytes of the body that are kept once they were sent.
     pub(super) fn keep_limit(&self) -> usize {
         match self.endpoint.is_repeatable {
             true => self.context.settings.limits.replay_limit,
-            false => SUBJECT_LIMIT,
+            false => KEPT_FOR_REFUSALS,
         }
-    }
-
-    /// Receives the start of the body before there is an upstream.
-    fn prefetch(
-        &mut self,
-        body: &mut RequestBody<'_>,
-        is_enough: &dyn Fn(&[u8]) -> bool,
-    ) -> Result<(), OwnAnswer> {
-        let client = Some(Arc::clone(&self.connection.stream));
-        self.upstream.begin(Attempt { client, ..Attempt::default() });
-        BodyReader::new(self.connection, body, self.context.settings.timing.body_timeout)
-            .prefetch(SUBJECT_LIMIT, is_enough)
-            .map_err(|_| self.fault().unwrap_or(OwnAnswer::Fault(Fault::ClientLeft)))
     }
 
     fn replace_body(&mut self, body: &mut RequestBody<'_>, other: Vec<u8>) {
@@ -59,41 +35,26 @@ impl Exchange<'_> {
     }
 
     /// Lets a pull through only if it is one from Ollama's own registry, in words of our own.
-    pub(super) fn hold_to_registry(&mut self, body: &mut RequestBody<'_>) -> Result<(), OwnAnswer> {
-        self.prefetch(body, &|_| false)?;
-        let whole =
-            Some(&*body.kept.bytes).filter(|_| is_plain(&self.head.fields) && body.is_done());
+    pub(super) fn hold_to_registry(&mut self, body: &mut RequestBody<'a>) -> Result<(), OwnAnswer> {
+        self.fetch_all(body)?;
+        let is_plain = !self.head.fields.contains_key(CONTENT_ENCODING);
+        let whole = Some(&*body.kept.bytes).filter(|_| is_plain && body.is_done());
         let known = whole.and_then(pull::registry_pull);
         let known = known.ok_or_else(|| self.forbidden(Refusal::Registry))?;
         self.replace_body(body, known);
         Ok(())
     }
 
-    /// What the request needs. Reads as much of the body as it takes to see the model's name, if
-    /// there is a choice.
-    pub(super) fn wanted(&mut self, body: &mut RequestBody<'_>) -> Result<Wanted, OwnAnswer> {
-        let client = self.connection.peer.ip();
+    /// What the request needs. Looks at the body for the model's name, if there is a choice.
+    pub(super) fn wanted(&mut self, body: &mut RequestBody<'a>) -> Result<Wanted, OwnAnswer> {
         let is_pull = self.is_client() && self.endpoint.task == Task::Pull;
-        let has_choice = is_pull
-            || !self.context.settings.wake.is_empty()
-            || self.context.presence.backends() > 1;
-        let matters = (self.is_client() && has_choice)
-            || (self.endpoint.is_inference() && self.may_be_exempt());
-        let names_model = self.endpoint.names_model() && is_plain(&self.head.fields);
+        let matters = self.has_choice() || (self.endpoint.is_inference() && self.may_be_exempt());
         let mut subject = Subject::default();
-        if matters && names_model && self.framing != Framing::Empty {
-            // Of a create the rest matters too, and a pull's body may have to be rewritten.
-            let takes_all = matches!(self.endpoint.task, Task::Pull | Task::Build);
-            let is_enough = |bytes: &[u8]| {
-                !takes_all && (!is_object(bytes) || subject::subject(bytes).model.is_some())
-            };
-            self.prefetch(body, &is_enough)?;
-            subject = subject::subject(&body.kept.bytes);
+        if matters && self.endpoint.names_model() && self.framing != Framing::Empty {
+            subject = self.look(body)?;
         }
-        let is_exempt = is_exempt(&self.endpoint, &subject);
         if !self.is_client() {
-            let client = Some(client);
-            return Ok(Wanted { client, local_only: true, is_exempt, ..Wanted::default() });
+            return Ok(self.wanted_by(&subject, None));
         }
         let mut server = self.named_server();
         let named = subject.model.clone().filter(|_| is_pull && body.is_done());
@@ -104,8 +65,43 @@ impl Exchange<'_> {
             subject.model = Some(model.to_owned());
             server = Some(place.to_owned());
         }
-        let wanted = wanted(&self.endpoint, &self.head.target, &subject, client, server);
-        Ok(Wanted { is_exempt, ..wanted })
+        Ok(self.wanted_by(&subject, server))
+    }
+
+    /// Whether it depends on the model where the request goes, or on its body what is sent.
+    pub(super) fn has_choice(&self) -> bool {
+        let settings = &self.context.settings;
+        let is_restricted = !settings.wake.is_empty() || !settings.bans.is_empty();
+        let is_pull = self.endpoint.task == Task::Pull;
+        self.is_client() && (is_pull || is_restricted || self.context.presence.backends() > 1)
+    }
+
+    fn wanted_by(&self, subject: &Subject, server: Option<String>) -> Wanted {
+        let client = self.connection.peer.ip();
+        let is_exempt = is_exempt(&self.endpoint, subject);
+        if !self.is_client() {
+            let client = Some(client);
+            return Wanted { client, local_only: true, is_exempt, ..Wanted::default() };
+        }
+        let wanted = wanted(&self.endpoint, &self.head.target, subject, client, server);
+        Wanted { is_exempt, ..wanted }
+    }
+
+    /// The body has turned out to name another model than the one that its server was chosen for. No
+    /// server has all of it yet, so it can go to another one.
+    pub(super) fn reconsider(
+        &mut self,
+        body: &mut RequestBody<'a>,
+        watch: Watch<'a>,
+        wanted: &mut Wanted,
+    ) -> Result<(), OwnAnswer> {
+        if !body.kept.is_whole {
+            let reason = "the body names its model too late, or another one than at its beginning";
+            return Err(OwnAnswer::Fault(Fault::BodyMalformed(reason)));
+        }
+        let subject = self.look_on(body, watch.scan)?;
+        *wanted = self.wanted_by(&subject, wanted.server.take());
+        Ok(())
     }
 
     /// Whether the body of an inference may say that no limit holds for it. Most are at hand, and
@@ -118,7 +114,7 @@ impl Exchange<'_> {
             }
             Framing::Chunked => None,
         };
-        !is_plain(&self.head.fields) || body.is_none_or(hints_at_exemption)
+        self.head.fields.contains_key(CONTENT_ENCODING) || body.is_none_or(hints_at_exemption)
     }
 
     /// The server that the request asks for. Only programs of this machine may choose: a choice
@@ -164,7 +160,9 @@ fn wanted(
     let named = if endpoint.task == Task::Build { &subject.base } else { &subject.model };
     let named = || named.as_deref().and_then(ModelName::parse);
     let model = endpoint.model_in_path(target).or_else(named);
-    let conversation = subject.opening.as_ref().map(|opening| {
+    // Where a conversation goes whose model isn't known says nothing about where it should go.
+    let opening = subject.opening.as_ref().filter(|_| model.is_some());
+    let conversation = opening.map(|opening| {
         let mut hasher = DefaultHasher::new();
         (client, &model, opening).hash(&mut hasher);
         hasher.finish()
