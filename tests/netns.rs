@@ -22,6 +22,7 @@ mod netns {
     mod watch;
 
     mod basics;
+    mod comeback;
     mod doctor;
     mod failover;
     mod hangup;
@@ -37,4 +38,14 @@ mod netns {
     mod skipping;
     mod takeover;
     mod waking;
+
+    pub(crate) use comeback::{IS_OLLAMA, serve_as_ollama};
+}
+
+/// What a copy of this program does that is called as Ollama is: `ollama serve --exact`.
+#[test]
+fn serve() {
+    if std::env::var_os(netns::IS_OLLAMA).is_some() {
+        netns::serve_as_ollama();
+    }
 }

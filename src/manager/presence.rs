@@ -41,6 +41,7 @@ pub struct Presence {
     network_changed_at: Mutex<Option<Instant>>,
     counters: Counters,
     about: Mutex<Option<Arc<About>>>,
+    advice: Mutex<Option<String>>,
     /// For this machine's programs.
     own_path: Slot,
     /// For the LAN: only ever the local Ollama.
@@ -100,6 +101,15 @@ impl Presence {
 
     pub(crate) fn about(&self) -> Option<Arc<About>> {
         lock(&self.about).clone()
+    }
+
+    /// What to set on this machine, for people.
+    pub(crate) fn advise(&self, advice: Option<String>) {
+        *lock(&self.advice) = advice;
+    }
+
+    pub(crate) fn advice(&self) -> Option<String> {
+        lock(&self.advice).clone()
     }
 
     /// Whether the network has changed within this time, or the machine has slept: connections

@@ -2,8 +2,10 @@
 //! protocol above TCP and UDP.
 //!
 //! [`socket`]: non-blocking TCP, waiting, wakers. `lane`: UDP broadcasts, one socket per interface.
-//! `interfaces`: interfaces and subnets. `untrusted_text`: what may be logged and shown of a name.
+//! `interfaces`: interfaces and subnets. `holders`: which programs have a port. `untrusted_text`: what
+//! may be logged and shown of a name.
 
+pub(crate) mod holders;
 pub(crate) mod interfaces;
 pub(crate) mod lane;
 pub mod socket;

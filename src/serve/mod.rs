@@ -14,6 +14,7 @@ mod listeners;
 mod mode;
 mod ollama_watch;
 mod parts;
+mod programs;
 mod role;
 pub(crate) mod state_dir;
 mod supervise;

@@ -2,14 +2,21 @@
 //! tells when Ollama's program file is opened, which is before it runs; the list of processes tells
 //! whether it is `ollama serve`. Ollama binds its port some ten milliseconds later, when this daemon
 //! has left it.
+//!
+//! The files are those of the PATH, and those that Ollama was seen to run from ([`programs`]).
 
-use std::fs;
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
+use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init};
+
+use super::programs::{self, Program, processes};
 
 /// From the opening of the file until the process has its new name, at most.
 const EXEC_TIME: Duration = Duration::from_millis(500);
@@ -17,25 +24,40 @@ const EXEC_TIME: Duration = Duration::from_millis(500);
 const MAX_LOOK: Duration = Duration::from_secs(2);
 /// Pauses between looks at the processes; each is used eight times, the last from then on.
 const PAUSES_MS: [u64; 3] = [1, 2, 10];
+/// How often an Ollama whose start can't be seen is looked at again.
+const LEARN_AGAIN: Duration = Duration::from_secs(60);
 
 pub(super) struct OllamaWatch {
-    /// Readable when the program's file was opened.
+    /// Readable when the program's file was opened, or put into its folder.
     pub(super) inotify: OwnedFd,
     /// Where the program may be installed.
-    programs: Vec<PathBuf>,
+    usual: Vec<PathBuf>,
+    /// What Ollama was seen to run from, remembered in `dir`.
+    programs: Vec<Program>,
+    dir: Option<PathBuf>,
+    /// Of the process that was learnt from; readable while it lives.
+    life: Option<File>,
+    learn_at: Option<Instant>,
     /// Processes that ran before the watch began.
     known: Vec<PathBuf>,
 }
 
 impl OllamaWatch {
     /// `None` where the kernel has no inotify.
-    pub(super) fn new() -> Option<Self> {
+    pub(super) fn new(dir: Option<&Path>) -> Option<Self> {
         let inotify = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).ok()?;
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let usual = ["/usr/local/bin", "/usr/bin"].map(PathBuf::from);
+        let usual = ["/usr/local/bin", "/usr/bin", "/snap/bin"].map(PathBuf::from);
         let folders = std::env::split_paths(&path).filter(|dir| dir.is_absolute()).chain(usual);
-        let programs = folders.map(|dir| dir.join("ollama")).collect();
-        let mut watch = OllamaWatch { inotify, programs, known: Vec::new() };
+        let mut watch = OllamaWatch {
+            inotify,
+            usual: folders.map(|dir| dir.join("ollama")).collect(),
+            programs: dir.map(programs::recall).unwrap_or_default(),
+            dir: dir.map(Path::to_owned),
+            life: None,
+            learn_at: None,
+            known: Vec::new(),
+        };
         watch.restart();
         Some(watch)
     }
@@ -44,43 +66,111 @@ impl OllamaWatch {
     pub(super) fn restart(&mut self) {
         self.watch_programs();
         self.take_events();
-        self.known = processes();
+        self.known = processes(&self.programs).into_iter().map(|process| process.dir).collect();
     }
 
-    /// Watches the files that are installed now; an upgrade replaces them.
+    fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.usual.iter().chain(self.programs.iter().map(|program| &program.file))
+    }
+
+    /// Watches the files that are installed now; an upgrade replaces them, or what links to them.
     fn watch_programs(&self) {
-        let events = WatchFlags::OPEN | WatchFlags::ATTRIB | WatchFlags::MOVE_SELF;
-        for program in &self.programs {
-            let _ = add_watch(&self.inotify, program, events);
+        for file in self.files() {
+            let _ = self.watch(file);
         }
     }
 
+    /// Watches a file and, for one that is put in its place, its folder.
+    fn watch(&self, file: &Path) -> io::Result<()> {
+        let folder_events = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
+        let folder = file.parent().unwrap_or(file);
+        let folder = add_watch(&self.inotify, folder, folder_events);
+        let events = WatchFlags::OPEN | WatchFlags::ATTRIB | WatchFlags::MOVE_SELF;
+        match add_watch(&self.inotify, file, events) {
+            Err(rustix::io::Errno::NOENT) => folder,
+            watched => watched,
+        }
+        .map(drop)
+        .map_err(io::Error::from)
+    }
+
+    /// Whether something happened to one of the programs.
     fn take_events(&self) -> bool {
         let mut any = false;
-        while rustix::io::read(&self.inotify, &mut [0; 1024]).is_ok_and(|n| n > 0) {
-            any = true;
+        let mut buffer = [const { MaybeUninit::uninit() }; 4096];
+        let mut reader = Reader::new(&self.inotify, &mut buffer);
+        while let Ok(event) = reader.next() {
+            let is_of_folder = event.events().intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO);
+            let name = event.file_name().map(|name| name.to_bytes());
+            any |= !is_of_folder
+                || self.files().any(|file| {
+                    let file = file.file_name().map(std::os::unix::ffi::OsStrExt::as_bytes);
+                    file == name
+                });
         }
         any
     }
 
+    /// Remembers the program of the Ollama that answers at this port of this machine. The error
+    /// says why its start couldn't be seen; `None` is no news.
+    pub(super) fn learn(&mut self, now: Instant, port: u16) -> Option<Result<(), String>> {
+        let lives = self.life.as_ref().is_some_and(|life| life.read_at(&mut [0], 0).is_ok());
+        if lives || self.learn_at.is_some_and(|at| now < at) {
+            return None;
+        }
+        let learnt = self.learn_programs(port);
+        self.learn_at = learnt.is_err().then(|| now + LEARN_AGAIN);
+        Some(learnt)
+    }
+
+    /// Has [`learn`](Self::learn) not wait.
+    pub(super) fn learn_soon(&mut self) {
+        self.learn_at = None;
+    }
+
+    fn learn_programs(&mut self, port: u16) -> Result<(), String> {
+        self.life = None;
+        let process = programs::holder(port, &self.programs)?;
+        let found = process.programs();
+        let mut unseen = Err("where its program is can't be seen".to_owned());
+        if process.is_hidden() && self.usual.iter().any(|file| file.is_file()) {
+            unseen = Ok(());
+        }
+        for Program { file, .. } in &found {
+            match self.watch(file) {
+                Ok(()) => unseen = Ok(()),
+                Err(error) if unseen.is_err() => {
+                    unseen = Err(format!("{} can't be watched: {error}", file.display()));
+                }
+                Err(_) => {}
+            }
+        }
+        unseen?;
+        if programs::add(&mut self.programs, found) {
+            self.dir.iter().for_each(|dir| programs::remember(dir, &self.programs));
+        }
+        self.life = process.life();
+        Ok(())
+    }
+
     /// Whether the program's file was opened and Ollama's server is being started.
     pub(super) fn is_starting(&self) -> bool {
-        if !self.take_events() {
+        let any = self.take_events();
+        self.watch_programs();
+        if !any {
             return false;
         }
-        self.watch_programs();
         let mut seen = self.known.clone();
         let start = Instant::now();
         let (mut last_event, mut looks) = (start, 0);
         while last_event.elapsed() < EXEC_TIME && start.elapsed() < MAX_LOOK {
-            for process in processes() {
-                if seen.contains(&process) {
+            for process in processes(&self.programs) {
+                if seen.contains(&process.dir) {
                     continue;
                 }
-                // The arguments appear a moment after the name.
-                match is_server(&process) {
+                match process.is_server() {
                     Some(true) => return true,
-                    Some(false) => seen.push(process),
+                    Some(false) => seen.push(process.dir),
                     None => {}
                 }
             }
@@ -93,24 +183,4 @@ impl OllamaWatch {
         }
         false
     }
-}
-
-/// The processes in this network namespace that run Ollama's program.
-fn processes() -> Vec<PathBuf> {
-    let own = fs::read_link("/proc/self/ns/net").ok();
-    let is_ours = |process: &PathBuf| {
-        // Such as `ollama`, or `.ollama-wrapped` where a script starts it.
-        let is_named = |name: Vec<u8>| name.windows(6).any(|part| part == b"ollama");
-        let is_ollama = fs::read(process.join("comm")).is_ok_and(is_named);
-        // A container has a network of its own. Where that can't be told, it is taken for this one.
-        is_ollama && fs::read_link(process.join("ns/net")).map_or(true, |net| own == Some(net))
-    };
-    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-    all.map(|entry| entry.path()).filter(is_ours).collect()
-}
-
-/// Whether a process is `ollama serve`; `None` while that can't be told.
-fn is_server(process: &Path) -> Option<bool> {
-    let words = fs::read(process.join("cmdline")).ok().filter(|words| !words.is_empty())?;
-    Some(words.split(|byte| *byte == 0).any(|word| word == b"serve"))
 }

@@ -2,7 +2,7 @@
 //! beside which the old one lets its streams finish.
 
 use std::io::{self, ErrorKind, IsTerminal, Read, stderr, stdin};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -18,8 +18,9 @@ use super::mode::{self, Mode, ask};
 use super::role::{LocalOllama, Role, Step};
 use super::systemd::{Notifier, Watchdog};
 use super::{Daemon, ollama_watch::OllamaWatch};
-use crate::config::{ModeChoice, Settings};
+use crate::config::{ModeChoice, OLLAMA_PORT, OllamaUrl, Settings};
 use crate::log::LogWriter;
+use crate::net::untrusted_text::printable;
 use crate::system::failed;
 use crate::upstream::CheckResult;
 
@@ -37,22 +38,30 @@ pub fn run(settings: &Settings, journal: &LogWriter) -> Result<(), String> {
     let mut signals = Signals::register(settings).map_err(failed("cannot handle signals"))?;
     // Watched before the daemon takes Ollama's port, so that no start of Ollama is missed. Without
     // a watch the role never changes, and Ollama's port isn't taken from it.
-    let watch = (settings.mode == ModeChoice::Auto).then(OllamaWatch::new).flatten();
+    let watch = (settings.mode == ModeChoice::Auto)
+        .then(|| OllamaWatch::new(settings.state_dir.as_deref()));
+    let watch = watch.flatten();
     let (mode, why) = mode::choose(settings, &signals.stop);
-    let daemon = Daemon::start_as(settings, mode, &why)?;
-    let pid_file = settings.pid_file.as_deref().map(PidFile::write).transpose();
-    let _pid_file = pid_file.map_err(failed("cannot write the pid file"))?;
+    let role = watch.is_some().then(|| Role::new(mode));
     let watchdog = Watchdog::new(Notifier::from_env(&|name| std::env::var_os(name)));
-    watchdog.notifier.ready();
-    background::detach(journal).map_err(failed("cannot leave the terminal"))?;
     let mut supervisor = Supervisor {
         settings,
-        role: watch.is_some().then(|| Role::new(mode)),
-        present: Some(daemon),
+        role,
+        present: None,
         retired: Vec::new(),
         watch,
+        advice: None,
         watchdog,
     };
+    if mode == Mode::Server {
+        supervisor.learn();
+    }
+    supervisor.present = Some(Daemon::start_as(settings, mode, &why)?);
+    supervisor.advise();
+    let pid_file = settings.pid_file.as_deref().map(PidFile::write).transpose();
+    let _pid_file = pid_file.map_err(failed("cannot write the pid file"))?;
+    supervisor.watchdog.notifier.ready();
+    background::detach(journal).map_err(failed("cannot leave the terminal"))?;
     while !(supervisor.wait(&mut signals) && signals.stop.load(SeqCst)) {
         if signals.hangup.swap(false, SeqCst) {
             journal.reopen();
@@ -89,6 +98,8 @@ struct Supervisor<'a> {
     /// `None` where the mode was asked for, and stays.
     role: Option<Role>,
     watch: Option<OllamaWatch>,
+    /// What to set, as Ollama's start can't be seen here.
+    advice: Option<String>,
     watchdog: Watchdog,
 }
 
@@ -132,6 +143,37 @@ impl Supervisor<'_> {
             Step::Become(mode) => self.change_to(mode, &mut role),
         }
         self.role = Some(role);
+        if self.present.as_ref().is_some_and(|daemon| daemon.mode == Mode::Server) {
+            self.learn();
+            self.advise();
+        }
+    }
+
+    /// While Ollama has the port that a client would take: remembers its program, or says what to
+    /// do where that can't be seen.
+    fn learn(&mut self) {
+        let ollama = self.settings.ollama_url();
+        let Some(watch) = self.watch.as_mut().filter(|_| takes_port(self.settings)) else { return };
+        let advice = match watch.learn(Instant::now(), ollama.port) {
+            Some(Ok(())) => None,
+            // One that has just gone says nothing about where it was.
+            Some(Err(reason)) if !is_absent(&ollama) => Some(format!(
+                "Ollama's start can't be seen here ({}): once it has been away, it doesn't get \
+                 port {} back from ollana; start ollana with --mode server",
+                printable(&reason),
+                ollama.port
+            )),
+            Some(Err(_)) => return watch.learn_soon(),
+            None => return,
+        };
+        if advice != self.advice {
+            advice.iter().for_each(|advice| log::warn!("{advice}"));
+            self.advice = advice;
+        }
+    }
+
+    fn advise(&self) {
+        self.present.iter().for_each(|daemon| daemon.presence().advise(self.advice.clone()));
     }
 
     fn retire(&mut self) {
@@ -151,8 +193,14 @@ impl Supervisor<'_> {
         if let Some(watch) = &mut self.watch {
             watch.restart();
         }
+        if mode == Mode::Server {
+            self.learn();
+        }
         match Daemon::start_as(self.settings, mode, &why) {
-            Ok(daemon) => self.present = Some(daemon),
+            Ok(daemon) => {
+                self.present = Some(daemon);
+                self.advise();
+            }
             Err(error) => {
                 // A later look tries again, in the mode that fits then.
                 log::warn!("cannot become mode={mode}: {error}");
@@ -170,16 +218,34 @@ impl Supervisor<'_> {
         if self.port_watch().is_some() {
             return LocalOllama::Absent; // The port is ours.
         }
-        let addresses = (ollama.host.as_str(), ollama.port).to_socket_addrs();
-        let address = addresses.ok().and_then(|mut addresses| addresses.next());
-        match address.map(|address| TcpStream::connect_timeout(&address, ANSWER_TIME)) {
-            Some(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => LocalOllama::Absent,
-            _ => match ask(self.settings, &ollama, ANSWER_TIME) {
-                CheckResult::Healthy { .. } => LocalOllama::Answers,
-                _ => LocalOllama::Silent,
-            },
+        if is_absent(&ollama) {
+            return LocalOllama::Absent;
+        }
+        match ask(self.settings, &ollama, ANSWER_TIME) {
+            CheckResult::Healthy { .. } => LocalOllama::Answers,
+            _ => LocalOllama::Silent,
         }
     }
+}
+
+/// Whether no program has Ollama's port.
+fn is_absent(ollama: &OllamaUrl) -> bool {
+    let addresses = (ollama.host.as_str(), ollama.port).to_socket_addrs();
+    let address = addresses.ok().and_then(|mut addresses| addresses.next());
+    let connected = address.map(|address| TcpStream::connect_timeout(&address, ANSWER_TIME));
+    matches!(connected, Some(Err(error)) if error.kind() == ErrorKind::ConnectionRefused)
+}
+
+/// Whether a client of these settings listens on the port of an Ollama on this machine.
+fn takes_port(settings: &Settings) -> bool {
+    let ollama = settings.ollama_url();
+    let mut given = settings.listen.iter().map(|address| address.port());
+    let is_its_port = match settings.listen.is_empty() {
+        true => ollama.port == OLLAMA_PORT,
+        false => given.any(|port| port == ollama.port),
+    };
+    let is_loopback = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+    is_its_port && (ollama.host == "localhost" || ollama.host.parse().is_ok_and(is_loopback))
 }
 
 /// SIGTERM and SIGINT stop the process, SIGHUP opens the log file anew.

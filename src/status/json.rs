@@ -4,7 +4,7 @@
 //! version    1
 //! ollana     this program's version
 //! machine    name, mode, why, listen [..], discovery, uptime_s, keys (machines it is paired with),
-//!            unpaired: whether it talks to machines without a key, in clear
+//!            unpaired: whether it talks to machines without a key, in clear; advice: what to set
 //! limits     connections [{now, most_of_one, max, max_per_source}] for each proxy, the client's
 //!            first; head_s, idle_s, body_s, stall_s, queue_s: timeouts
 //! ready      whether requests can be served
@@ -59,6 +59,7 @@ pub(crate) fn write(view: &View<'_>, all_models: bool) -> Value {
             "listen": about.listen, "discovery": about.discovery,
             "uptime_s": now.saturating_duration_since(about.started).as_secs(),
             "keys": view.keyring.keys().len(), "unpaired": view.keyring.takes_unpaired(),
+            "advice": view.advice,
         },
         "limits": limits(about),
         "ready": view.is_ready,

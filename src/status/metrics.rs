@@ -284,6 +284,7 @@ mod tests {
             counters: &counters,
             keyring: &Keyring::none(),
             is_ready: true,
+            advice: None,
             now,
         })
     }

@@ -31,6 +31,8 @@ pub(crate) struct View<'a> {
     pub(crate) counters: &'a Counters,
     pub(crate) keyring: &'a Keyring,
     pub(crate) is_ready: bool,
+    /// What to set on this machine.
+    pub(crate) advice: Option<String>,
     pub(crate) now: Instant,
 }
 
@@ -72,6 +74,7 @@ impl View<'_> {
         if let Some((old, new)) = version_skew(servers) {
             warnings.push(format!("Ollama's versions differ: {old} to {new}"));
         }
+        warnings.extend(self.advice.clone());
         warnings
     }
 }

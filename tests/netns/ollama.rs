@@ -23,6 +23,9 @@ pub(crate) const TOKENS: usize = 4;
 /// How often a connection looks whether a token was released, or the end has come.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 
+/// How long a program that is started tries to get its port.
+const START: Duration = Duration::from_millis(200);
+
 /// A running stand-in; stopped when it is dropped.
 pub(crate) struct Ollama {
     shared: Arc<Shared>,
@@ -69,6 +72,21 @@ impl Ollama {
         let own = Arc::clone(&shared);
         let thread = host.spawn(move || accept(&listener, &own));
         Ollama { shared, thread: Some(thread) }
+    }
+
+    /// In this process, for good, as a program of its own.
+    pub(crate) fn serve(name: &str) {
+        // Like Ollama, it needs its port some ten milliseconds after it was started.
+        let deadline = Instant::now() + START;
+        let listener = loop {
+            match TcpListener::bind("127.0.0.1:11434") {
+                Ok(listener) => break listener,
+                Err(error) if Instant::now() > deadline => panic!("Ollama's port: {error}"),
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        let state = Mutex::new(State { released: TOKENS, ..State::default() });
+        accept(&listener, &Arc::new(Shared { name: name.to_owned(), state }));
     }
 
     /// Lets so many tokens of each answer go.

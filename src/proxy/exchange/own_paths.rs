@@ -157,6 +157,7 @@ impl Exchange<'_> {
             counters: presence.counters(),
             keyring: &self.context.keyring,
             is_ready: presence.is_up(),
+            advice: presence.advice(),
             now: Instant::now(),
         }))
     }

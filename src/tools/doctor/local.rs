@@ -10,9 +10,9 @@ use http::Response;
 use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, HOST, ORIGIN};
 
 use super::ask::{self, LOCALHOST};
-use super::holders::{Holder, holders};
 use super::report::Report;
 use crate::config::{ModeChoice, OLLAMA_PORT, POOLED_PORT, SERVER_PORT, Settings};
+use crate::net::holders::{Holder, holders};
 use crate::net::interfaces;
 use crate::tools::daemon::reached;
 use crate::upstream::describe_io;

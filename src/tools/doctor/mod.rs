@@ -3,7 +3,6 @@
 
 mod ask;
 mod firewall;
-mod holders;
 mod local;
 mod report;
 mod running;
@@ -40,6 +39,10 @@ fn examine(settings: &Settings) -> Report {
     local::surroundings(&mut report, settings);
     report.about("Ollama here");
     local::ollama(&mut report, settings, &here);
+    if let Some(advice) = running.advice() {
+        report
+            .hint(advice, "ollana --mode server, or OLLANA_MODE=server in its service's settings");
+    }
     report.about("ports");
     local::ports(&mut report, settings, &here);
     report.about("interfaces");

@@ -69,6 +69,11 @@ impl Running {
         true
     }
 
+    /// What it says to set on this machine.
+    pub(super) fn advice(&self) -> Option<String> {
+        Some(word(&self.0["machine"], "advice")).filter(|advice| !advice.is_empty())
+    }
+
     pub(super) fn uses(&self, address: SocketAddr) -> bool {
         let address = address.to_string();
         list(&self.0, "servers").iter().any(|server| {

@@ -1,4 +1,4 @@
-//! The programs that have a port, from Linux's /proc/net (sockets) and /proc/PID/fd (their
+//! The programs that have a port, from Linux's /proc/self/net (sockets) and /proc/PID/fd (their
 //! processes). Only root sees those of other users.
 
 use std::collections::HashMap;
@@ -7,19 +7,19 @@ use std::net::{IpAddr, SocketAddr};
 
 /// A socket that waits for connections or datagrams.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Holder {
-    pub(super) address: SocketAddr,
-    pub(super) is_udp: bool,
+pub(crate) struct Holder {
+    pub(crate) address: SocketAddr,
+    pub(crate) is_udp: bool,
     inode: u64,
     /// Its program and process number.
-    pub(super) program: Option<(String, u32)>,
+    pub(crate) program: Option<(String, u32)>,
 }
 
 /// Every such socket on these ports; nothing where /proc isn't Linux's.
-pub(super) fn holders(ports: &[u16]) -> Vec<Holder> {
+pub(crate) fn holders(ports: &[u16]) -> Vec<Holder> {
     let mut found = Vec::new();
     for (file, is_udp) in [("tcp", false), ("tcp6", false), ("udp", true), ("udp6", true)] {
-        let text = fs::read_to_string(format!("/proc/net/{file}")).unwrap_or_default();
+        let text = fs::read_to_string(format!("/proc/self/net/{file}")).unwrap_or_default();
         found.extend(text.lines().skip(1).filter_map(|line| parse(line, is_udp)));
     }
     found.retain(|holder| ports.contains(&holder.address.port()));
