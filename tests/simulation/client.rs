@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ollana::discovery::matching::Expected;
 use ollana::discovery::schedule::Schedule;
-use ollana::manager::pool::{Action, BackendId, Input, Outcome, Pick, Pool, Report};
+use ollana::manager::pool::{Action, BackendId, Input, Outcome, Pick, Pool, Report, Transition};
 use ollana::manager::queue::{Answers, Asker, Patience, Queue, Refused, Request};
 use ollana::pairing::identity::Identity;
 use ollana::upstream::{CheckResult, Target};
@@ -72,6 +72,10 @@ pub(crate) struct Client {
     pub(crate) jobs: VecDeque<Job>,
     fast_path: Option<FastPath>,
     published: u64,
+    /// What it logged.
+    pub(crate) reports: Vec<Transition>,
+    /// It wants to write down what is known.
+    pub(crate) remembers: bool,
     actions: Vec<Action>,
     answers: Answers<Token>,
     /// Whether the queue of jobs is full, whoever filled it.
@@ -95,6 +99,8 @@ impl Client {
             jobs: VecDeque::new(),
             fast_path: None,
             published: 0,
+            reports: Vec::new(),
+            remembers: false,
             actions: Vec::new(),
             answers: Vec::new(),
             loses_jobs: false,
@@ -150,7 +156,11 @@ impl Client {
     }
 
     fn act(&mut self, now: Instant, action: Action) {
-        let Action::Check(id, target, wants_inventory) = action else { return };
+        let (id, target, wants_inventory) = match action {
+            Action::Check(id, target, wants_inventory) => (id, target, wants_inventory),
+            Action::Report(transition) => return self.reports.push(transition),
+            Action::Remember => return self.remembers = true,
+        };
         let address = match target {
             Target::Address(address) => address,
             Target::Name(name) => name.to_string().parse().expect("a name that is an address"),

@@ -615,10 +615,8 @@ impl World {
         match self.lan.servers[at].condition {
             // Said by the server's proxy: no Ollama saw it.
             Condition::NoOllama => self.failed(request, Outcome::Unreachable, "no Ollama"),
-            Condition::Busy => {
-                self.received(request);
-                self.failed(request, Outcome::Overloaded, "busy");
-            }
+            // It refuses the request without having begun with it.
+            Condition::Busy => self.failed(request, Outcome::Overloaded, "busy"),
             _ => {
                 self.received(request);
                 self.exchanges[request].at = Some(at);

@@ -13,7 +13,8 @@ pub(super) const FIRST_EJECTION: Duration = Duration::from_secs(1);
 const LONGEST_EJECTION: Duration = Duration::from_secs(30);
 /// How long a server that is overloaded is passed over while other servers can do.
 pub(super) const COOL_DOWN: Duration = Duration::from_secs(1);
-/// A learned limit of concurrent requests is lifted after this long without a busy answer.
+/// A learned limit of concurrent requests is raised by one, or lifted where it isn't reached, after
+/// this long without a busy answer: those who wait must not all find out at once that it still holds.
 const LIMIT_AGE: Duration = Duration::from_secs(60);
 /// How long a backend that failed is passed over while others can do.
 const RECENT: Duration = Duration::from_secs(5);
@@ -77,7 +78,10 @@ impl Load {
     }
 
     pub(super) fn lift_old_limit(&mut self, now: Instant) {
-        self.learned_limit.take_if(|(_, at)| now.saturating_duration_since(*at) > LIMIT_AGE);
+        let is_old = |at| now.saturating_duration_since(at) > LIMIT_AGE;
+        if let Some((limit, _)) = self.learned_limit.filter(|(_, at)| is_old(*at)) {
+            self.learned_limit = (self.counted() >= limit).then_some((limit + 1, now));
+        }
     }
 
     /// Requests that it takes at once, if that is known; `set` is the user's limit, or 0.

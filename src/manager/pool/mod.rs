@@ -102,7 +102,8 @@ impl Pool {
         }
     }
 
-    pub(crate) fn add_local(&mut self, now: Instant, server: ServerName) {
+    /// Adds this machine's Ollama.
+    pub fn add_local(&mut self, now: Instant, server: ServerName) {
         self.add(now, Origin::Local(server), Vec::new());
     }
 

@@ -1,8 +1,8 @@
 //! How often a request is sent, and where it was. Pure.
 //!
-//! Once something may have reached a backend, only reads and inference are sent again, and only
-//! once; as long as nothing did, everything may go on to the next. Either way the body must still
-//! be there to be sent from its beginning.
+//! As long as nothing reached a backend, everything may go on to the next. Of what did, only reads
+//! and inference are sent again: as long as backends only refuse it, to all of them, and once if one
+//! may have begun with it. Either way the body must still be there to be sent from its beginning.
 
 use crate::manager::pool::{BackendId, Outcome};
 
@@ -31,8 +31,10 @@ impl Attempts {
         self.tried.push(id);
         // What a proxy refused by itself was answered, but reached no Ollama.
         let may_have_arrived = !matches!(outcome, Outcome::Unreachable | Outcome::Answered);
-        let again = is_replayable && (!may_have_arrived || (self.is_repeatable && !self.resent));
-        self.resent |= again && may_have_arrived;
+        let may_have_begun = outcome == Outcome::Failed;
+        let may_repeat = self.is_repeatable && !(may_have_begun && self.resent);
+        let again = is_replayable && (!may_have_arrived || may_repeat);
+        self.resent |= again && may_have_begun;
         again
     }
 }
@@ -40,10 +42,10 @@ impl Attempts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Outcome::{Failed, Overloaded, Unreachable};
+    use Outcome::{Declined, Failed, Overloaded, TurnedAway, Unreachable};
 
     #[test]
-    fn what_may_have_arrived_is_sent_at_most_once_more() {
+    fn what_may_have_begun_is_sent_at_most_once_more() {
         let id = BackendId::default();
         let go = |is_repeatable, outcomes: &[(Outcome, bool)]| {
             let mut attempts = Attempts::new(is_repeatable);
@@ -52,7 +54,17 @@ mod tests {
                 assert_eq!(attempts.tried().len(), n + 1);
             }
         };
-        go(true, &[(Unreachable, true), (Failed, true), (Unreachable, true), (Overloaded, false)]);
+        go(
+            true,
+            &[
+                (Unreachable, true),
+                (Failed, true),
+                (Unreachable, true),
+                (Overloaded, true),
+                (Failed, false),
+            ],
+        );
+        go(true, &[(Overloaded, true), (Declined, true), (TurnedAway, true), (Failed, true)]);
         go(false, &[(Unreachable, true), (Unreachable, true), (Overloaded, false)]);
         go(false, &[(Failed, false)]);
         let gone = Attempts::new(true).may_go_on(id, Unreachable, false);

@@ -271,7 +271,18 @@ fn full_servers_are_left_alone_and_busy_answers_teach_the_limit() {
     w.now += Duration::from_secs(61);
     w.input(Input::Tick);
     w.checks();
-    assert!(w.pool.pick(w.now, &[ids[0]], &Wanted::default()).is_ok(), "forgotten after a minute");
+    let again = w.pool.pick(w.now, &[ids[0]], &Wanted::default());
+    assert!(again.is_ok(), "one more after a minute");
+    let to_second = w.pool.pick(w.now, &[ids[0]], &Wanted::default());
+    assert_eq!(to_second, Err(NoPick::Busy), "but no more than one");
+    w.done(ids[1]);
+    w.now += Duration::from_secs(61);
+    w.input(Input::Tick);
+    w.checks();
+    for _ in 0..3 {
+        let more = w.pool.pick(w.now, &[ids[0]], &Wanted::default());
+        assert!(more.is_ok(), "forgotten a minute after it wasn't reached");
+    }
 }
 
 #[test]

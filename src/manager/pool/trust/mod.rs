@@ -60,7 +60,8 @@ impl Pool {
         }
     }
 
-    pub(crate) fn memorable(&self) -> Vec<Known> {
+    /// What is worth knowing in the next run.
+    pub fn memorable(&self) -> Vec<Known> {
         let present: Vec<&Backend> = self.working().filter(|b| b.is_discovered()).collect();
         let recorded = self.records.0.iter().map(|record| Known {
             identity: Some(record.identity),
