@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use ollana::config::Settings;
 
 use crate::support::{
-    Answer, Call, Chain, Client, Fake, Gate, Way, chunk, eventually, post, request,
+    Account, Answer, Call, Chain, Client, End, Fake, Gate, Ollama, Way, World, chunk, eventually,
+    post, request,
 };
 
 /// Longer than any answer takes that waits for nothing.
@@ -283,7 +284,7 @@ fn a_refusal_is_passed_on_as_it_came() {
         }
         assert_eq!((ask("none").status(), ask("none").text().as_str()), (503, ""), "{way:?}");
         let cut = ask("cut");
-        assert!(cut.status() == 502 || cut.end != crate::support::End::Whole, "{way:?}: {cut:?}");
+        assert!(cut.status() == 502 || cut.end != End::Whole, "{way:?}: {cut:?}");
         let mut client = chain.connect();
         client.send(post("/api/chat", r#"{"a":"slow"}"#));
         assert_eq!(client.head_of("POST").status(), 503, "{way:?}");
@@ -293,5 +294,101 @@ fn a_refusal_is_passed_on_as_it_came() {
         eventually("the leases to be back", || {
             (chain.front().presence().in_flight() == 0).then_some(())
         });
+    }
+}
+
+/// An Ollama with one model, whose inference streams until the gate opens.
+fn held(gate: &Gate, model: &str) -> Ollama {
+    Ollama::start(World { hold: Some(gate.clone()), ..World::with(&[model]) })
+}
+
+fn chat(model: &str) -> Vec<u8> {
+    post(
+        "/api/chat",
+        format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"hi"}}]}}"#),
+    )
+}
+
+/// A client's proxy in front of these, or of their servers' proxies, that knows so many models.
+fn client_of(hops: usize, ollamas: &[&Ollama], models: usize, tweak: fn(&mut Settings)) -> Chain {
+    let fakes: Vec<&Fake> = ollamas.iter().map(|ollama| &***ollama).collect();
+    let chain = match hops {
+        1 => Chain::direct(&fakes, tweak),
+        _ => Chain::start(Way::TwoHops, &fakes, tweak),
+    };
+    let lists = || chain.connect().get("/api/tags").json()["models"].as_array().map_or(0, Vec::len);
+    eventually("all models to be known", || (lists() == models).then_some(()));
+    chain
+}
+
+#[test]
+fn who_waits_for_one_server_delays_nobody_at_another() {
+    for hops in [1, 2] {
+        let gate = Gate::new();
+        let (a, b) = (held(&gate, "alpha"), Ollama::with(&["beta"]));
+        let chain = client_of(hops, &[&a, &b], 2, |settings| settings.limits.max_in_flight = 1);
+        let mut waiting: Vec<Client> = (0..257).map(|_| chain.connect()).collect();
+        for client in &mut waiting {
+            client.send(chat("alpha"));
+        }
+        // One is served, 256 wait.
+        assert_eq!(chain.connect().ask(chat("alpha")).status(), 503, "{hops} hops: one too many");
+        let answer = at_once(&chain, "another server's model", chat("beta"));
+        assert_eq!(answer.status(), 200, "{hops} hops");
+        gate.open();
+        let codes = waiting.iter_mut().map(|client| client.answer_to("POST").status());
+        assert_eq!(codes.filter(|status| *status != 200).count(), 0, "{hops} hops");
+    }
+}
+
+#[test]
+fn what_two_servers_refuse_goes_to_the_third() {
+    for hops in [1, 2] {
+        let full = |other| {
+            let world = World::with(&["alpha", other]);
+            Ollama::start(World { parallel: 0, queue: 0, ..world })
+        };
+        let (a, b, c) = (full("one"), full("two"), Ollama::with(&["alpha", "three"]));
+        let chain = client_of(hops, &[&a, &b, &c], 4, |_| {});
+        let answer = chain.connect().ask(chat("alpha"));
+        assert_eq!(answer.status(), 200, "{hops} hops: {}", answer.text());
+        drop(c);
+        let answer = chain.connect().ask(chat("alpha"));
+        assert!(answer.text().contains("maximum pending requests"), "{hops}: {}", answer.text());
+    }
+}
+
+/// A stream on a full machine, a spent quota, an account that can't be asked: the server is asked
+/// on, lists what it has, and is called down by nobody.
+#[test]
+fn a_full_server_with_a_spent_quota_answers_all_that_needs_no_turn() {
+    for way in [Way::OneHop, Way::TwoHops] {
+        let gate = Gate::new();
+        let (parallel, queue, hold) = (1, 0, Some(gate.clone()));
+        let world = World { parallel, queue, hold, quota_spent: true, ..World::with(&["alpha"]) };
+        let ollama = Ollama::start(world);
+        let chain = way.to(&ollama);
+        let mut stream = chain.connect();
+        stream.send(chat("alpha"));
+        stream.head_of("POST");
+        let cloud = chat("gpt-oss:120b-cloud");
+        assert_eq!(at_once(&chain, "a cloud model", cloud.clone()).status(), 429, "{way:?}");
+        ollama.change(|world| world.account = Account::Offline);
+        at_once(&chain, "the account", post("/api/me", ""));
+        assert_eq!(at_once(&chain, "an overload", chat("alpha")).status(), 503, "{way:?}");
+        for round in 0..3 {
+            for path in ["/api/version", "/api/tags", "/api/ps", "/v1/models"] {
+                let what = format!("{path}, round {round}");
+                assert_eq!(at_once(&chain, &what, request("GET", path, "")).status(), 200);
+            }
+            let show = post("/api/show", r#"{"model":"alpha"}"#);
+            assert_eq!(at_once(&chain, "show", show).status(), 200, "{way:?}");
+            at_once(&chain, "a cloud model", cloud.clone());
+            let up = |daemon: &ollana::serve::Daemon| daemon.presence().is_up();
+            assert!(chain.servers.iter().chain(&chain.client).all(up), "{way:?}: called down");
+            std::thread::sleep(Duration::from_millis(400));
+        }
+        gate.open();
+        stream.rest();
     }
 }
