@@ -63,6 +63,11 @@ impl Loan<'_> {
         is_lent
     }
 
+    /// Whether others may soon have none.
+    fn is_scarce(&self) -> bool {
+        self.budget.left.load(Relaxed) < self.budget.total / 2
+    }
+
     fn shrink(&mut self, bytes: usize) {
         self.bytes -= bytes;
         self.budget.left.fetch_add(bytes, Relaxed);
@@ -81,7 +86,8 @@ pub(super) struct Kept<'a> {
     pub(super) bytes: Vec<u8>,
     /// Everything received so far can be sent again.
     pub(super) is_whole: bool,
-    /// Bytes that are kept once they were sent; to look at a body may take more.
+    /// Bytes that are kept for another try. To look at a body may take more, which are kept too while
+    /// there is enough memory.
     limit: usize,
     loan: Loan<'a>,
 }
@@ -392,8 +398,9 @@ impl Read for BodyReader<'_, '_> {
             let is_last = n == kept.len();
             self.replayed += n;
             self.body.count(n);
-            if is_last && self.replayed > self.body.kept.limit {
-                self.body.kept.release();
+            let kept = &mut self.body.kept;
+            if is_last && self.replayed > kept.limit && kept.loan.is_scarce() {
+                kept.release();
             }
             return Ok(n);
         }

@@ -198,6 +198,8 @@ mod tests {
         assert_ne!(key(one, "a", "hi"), key(one, "b", "hi"));
         assert_ne!(key(one, "a", "hi"), key(one, "a", "ho"));
         assert_eq!(chat(&Subject::default(), one).conversation, None);
+        let nameless = Subject { model: None, ..subject("a", "hi") };
+        assert_eq!(chat(&nameless, one).conversation, None, "nothing is learned from it");
     }
 
     #[test]
