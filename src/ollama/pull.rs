@@ -37,7 +37,8 @@ pub(crate) fn registry_pull(body: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Whether a name is plain, or says Ollama's own registry: `[registry.ollama.ai/][user/]model[:tag]`
-/// (`types/model/name.go`, whose host is what precedes two slashes).
+/// (`types/model/name.go`, whose host is what precedes two slashes), behind which `:local` or
+/// `:cloud` may say where the model runs (`internal/modelref/modelref.go`).
 pub(crate) fn is_of_registry(name: &str) -> bool {
     let is_part = |part: &str| {
         let starts_well = part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
@@ -48,6 +49,14 @@ pub(crate) fn is_of_registry(name: &str) -> bool {
         [model] => ("library", model),
         [user, model] | ["registry.ollama.ai", user, model] => (user, model),
         _ => return false,
+    };
+    let last = match last.rsplit_once(':') {
+        Some((model, place))
+            if ["local", "cloud"].iter().any(|it| place.eq_ignore_ascii_case(it)) =>
+        {
+            model
+        }
+        _ => last,
     };
     let (model, tag) = last.split_once(':').unwrap_or((last, "latest"));
     is_part(user) && !user.contains('.') && is_part(model) && is_part(tag)
@@ -114,6 +123,10 @@ mod tests {
             "registry.ollama.ai/me/model",
             "library/x",
             "_x",
+            "gpt-oss:cloud",
+            "gpt-oss:120b:cloud",
+            "gpt-oss:120b-cloud",
+            "me/x:7b:Local",
         ] {
             assert!(is_of_registry(name), "{name}");
         }
@@ -125,6 +138,11 @@ mod tests {
             ":a",
             "a:",
             "a:b:c",
+            "a:b:c:cloud",
+            "a::cloud",
+            ":cloud",
+            "hf.co/a/b:7b:cloud",
+            "a:b:cloud/c",
             "hf.co/a/b",
             "hf.co/a",
             "huggingface.co/a/b:Q4",

@@ -61,7 +61,8 @@ const MANAGEMENT: &[(&str, &str)] = &[
     ("POST", "/api/blobs/sha256:00"),
 ];
 const CLOSED: &[(&str, &str)] = &[
-    ("POST", "/api/me"),
+    ("GET", "/api/me"),
+    ("GET", "/api/usage"),
     ("POST", "/api/signout"),
     ("DELETE", "/api/user/keys/x"),
     ("POST", "/api/experimental/web_fetch"),
@@ -114,6 +115,9 @@ fn another_machine_uses_models_and_changes_nothing() {
     for (_, target) in MANAGEMENT.iter().chain(CLOSED).chain(&[("", "/api/pull")]) {
         assert_eq!(setting.ollama.requests(target), 0, "{target} reached Ollama");
     }
+    let me = setting.ask(&setting.other, "POST", "/api/me", "");
+    assert_eq!(me.status, 503, "nothing that Ollama said of its account: {me:?}");
+    assert!(!me.body.contains("gpu"), "{me:?}");
     let openai = setting.ask(&setting.other, "POST", "/v1/nosuch", "{}");
     assert!(openai.body.contains("\"permission_error\""), "{openai:?}");
 }

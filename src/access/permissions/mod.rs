@@ -8,7 +8,8 @@
 //! | `Open` | inference, lists, versions | yes | yes |
 //! | `Manage` | push, create, copy, delete, blobs | yes | with `--manage on` |
 //! | `Pull` | pull | yes | with `--manage on`; from Ollama's own registry, `--pull on` |
-//! | `Account` | sign out, who am I, keys, experiments | yes | no |
+//! | `Whoami` | who am I | yes | whether it is signed in, and its plan |
+//! | `Account` | sign out, usage, keys, experiments | yes | no |
 //! | `Unknown` | everything else | yes | no |
 //!
 //! [`ollama::endpoints`](crate::ollama::endpoints) has the class of each path.
@@ -130,7 +131,8 @@ impl Policy {
     pub(crate) fn judge(self, caller: Caller, class: Class) -> Verdict {
         match (class, self.permission(caller)) {
             _ if caller.is_trusted() => Verdict::Pass,
-            (Class::Open, _) | (Class::Manage | Class::Pull, Permission::Manage) => Verdict::Pass,
+            (Class::Open | Class::Whoami, _) => Verdict::Pass,
+            (Class::Manage | Class::Pull, Permission::Manage) => Verdict::Pass,
             (Class::Pull, Permission::Pull) => Verdict::PassFromRegistry,
             (Class::Pull, _) => Verdict::Refuse(Refusal::Pull),
             (Class::Manage, _) => Verdict::Refuse(Refusal::Manage),
@@ -154,7 +156,7 @@ pub(crate) fn needed(class: Class, model: Option<&str>) -> Permission {
         Class::Manage => Permission::Manage,
         Class::Pull if model.is_some_and(is_of_registry) => Permission::Pull,
         Class::Pull => Permission::Manage,
-        Class::Open | Class::Account | Class::Unknown => Permission::Use,
+        Class::Open | Class::Whoami | Class::Account | Class::Unknown => Permission::Use,
     }
 }
 

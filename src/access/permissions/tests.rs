@@ -43,6 +43,8 @@ const OLLAMA: &[(&str, &str, Class)] = &[
     ("POST", "/v1/images/edits", Class::Open),
     ("POST", "/v1/messages", Class::Open),
     ("POST", "/v1/messages/count_tokens", Class::Open),
+    ("POST", "/v1/responses/input_tokens", Class::Open),
+    ("POST", "/v1/chat/completions/input_tokens", Class::Open),
     ("POST", "/api/pull", Class::Pull),
     ("POST", "/api/push", Class::Manage),
     ("DELETE", "/api/delete", Class::Manage),
@@ -51,7 +53,8 @@ const OLLAMA: &[(&str, &str, Class)] = &[
     ("POST", "/api/blobs/sha256:00", Class::Manage),
     ("POST", "/api/blobs/sha256%3a00", Class::Manage),
     ("HEAD", "/api/blobs/sha256:00", Class::Manage),
-    ("POST", "/api/me", Class::Account),
+    ("POST", "/api/me", Class::Whoami),
+    ("GET", "/api/usage", Class::Account),
     ("POST", "/api/signout", Class::Account),
     ("DELETE", "/api/user/keys/c3No", Class::Account),
     ("POST", "/api/experimental/web_search", Class::Account),
@@ -162,7 +165,7 @@ fn no_other_spelling_of_a_closed_path_is_open() {
             assert!(!opens, "{method} {other}");
             // With what the owner opened, accounts and what nobody knows stay closed.
             let want = class(method, path);
-            if matches!(want, Class::Account) {
+            if matches!(want, Class::Whoami | Class::Account) {
                 let verdict = lan(true, true, class(method, &other));
                 assert!(matches!(verdict, Verdict::Refuse(_)), "{method} {other}");
             }

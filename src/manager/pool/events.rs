@@ -122,6 +122,9 @@ pub enum Outcome {
     TurnedAway,
     /// It answered 429 or 503, which says nothing of its load.
     Declined,
+    /// Its account doesn't do: it is signed out, or its owner keeps it from the cloud. Nothing was
+    /// computed.
+    Unauthorized,
     /// The client left, or we ourselves were at fault.
     Void,
 }
@@ -145,11 +148,13 @@ pub struct Report {
 impl Report {
     /// Whether the pool has to know, beyond the count of requests in flight.
     pub fn is_news(&self) -> bool {
-        self.is_trouble() || self.changed_models || self.speed.is_some()
+        let is_trouble = self.is_trouble() || self.outcome == Outcome::Unauthorized;
+        is_trouble || self.changed_models || self.speed.is_some()
     }
 
     pub fn is_trouble(&self) -> bool {
-        !matches!(self.outcome, Outcome::Answered | Outcome::Declined | Outcome::Void)
+        use Outcome::{Answered, Declined, Unauthorized, Void};
+        !matches!(self.outcome, Answered | Declined | Unauthorized | Void)
     }
 }
 

@@ -16,6 +16,8 @@ pub(super) const COOL_DOWN: Duration = Duration::from_secs(1);
 /// A learned limit of concurrent requests is raised by one, or lifted where it isn't reached, after
 /// this long without a busy answer: those who wait must not all find out at once that it still holds.
 const LIMIT_AGE: Duration = Duration::from_secs(60);
+/// How long a backend whose account didn't do is passed over for the cloud's models.
+const UNAUTHORIZED: Duration = Duration::from_secs(60);
 /// How long a backend that failed is passed over while others can do.
 const RECENT: Duration = Duration::from_secs(5);
 
@@ -34,6 +36,7 @@ pub(crate) struct Load {
     /// Set until a request succeeds, even when the time is over.
     ejected_until: Option<Instant>,
     failed_at: Option<Instant>,
+    unauthorized_at: Option<Instant>,
 }
 
 impl Load {
@@ -48,9 +51,12 @@ impl Load {
         if matches!(outcome, Outcome::Overloaded | Outcome::TurnedAway | Outcome::Unreachable) {
             self.cooling_until = Some(now + COOL_DOWN);
         }
+        if outcome == Outcome::Unauthorized {
+            self.unauthorized_at = Some(now);
+        }
         match outcome {
             Outcome::Void | Outcome::TurnedAway => {}
-            Outcome::Answered | Outcome::Declined => {
+            Outcome::Answered | Outcome::Declined | Outcome::Unauthorized => {
                 self.strikes = 0;
                 self.ejections = 0;
                 self.ejected_until = None;
@@ -112,6 +118,11 @@ impl Load {
         let ejected = self.ejected_until.map(|until| (State::OutlierEjected, left(until)));
         let cooling = self.cooling_until.filter(|until| now < *until);
         ejected.or(cooling.map(|until| (State::CoolingDown, left(until))))
+    }
+
+    /// Whether its account has just not done for a cloud's model.
+    pub(super) fn is_unauthorized(&self, now: Instant) -> bool {
+        self.unauthorized_at.is_some_and(|at| now.saturating_duration_since(at) < UNAUTHORIZED)
     }
 
     pub(super) fn failed_recently(&self, now: Instant) -> bool {

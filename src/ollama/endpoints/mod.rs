@@ -44,7 +44,9 @@ const ENDPOINTS: &[Endpoint] = &[
     post("/v1/images/edits", Open, Other).errors(OpenAi),
     post("/v1/messages", Open, Generate).inference().errors(Anthropic),
     // Ollama doesn't count tokens yet; programs want to hear that from it.
-    post("/v1/messages/count_tokens", Open, Other).errors(Anthropic),
+    post("/v1/chat/completions/input_tokens", Open, Other).repeatable().errors(OpenAi),
+    post("/v1/responses/input_tokens", Open, Other).repeatable().errors(OpenAi),
+    post("/v1/messages/count_tokens", Open, Other).repeatable().errors(Anthropic),
     post("/api/pull", Class::Pull, Manage).task(Task::Pull).changes_models().progress("pull"),
     post("/api/push", Class::Manage, Manage).progress("push"),
     post("/api/create", Class::Manage, Manage).task(Build).changes_models().progress("create"),
@@ -59,7 +61,8 @@ const ENDPOINTS: &[Endpoint] = &[
         .task(Build)
         .progress("upload")
         .answers_half_closed(),
-    post("/api/me", Account, Other).answers_half_closed(),
+    post("/api/me", Class::Whoami, Other).model(Nowhere).repeatable().answers_half_closed(),
+    row(GET, "/api/usage", Account, Other).model(Nowhere).answers_half_closed(),
     post("/api/signout", Account, Other).answers_half_closed(),
     row(DELETE, "/api/user/keys/:", Account, Other).answers_half_closed(),
     row(GET_POST_DELETE, "/api/experimental/:", Account, Other),
@@ -82,6 +85,7 @@ const ANYTHING: Endpoint = row(ANY, "*", Unknown, Other).model(Nowhere);
 /// These change nothing: they may be sent again, and their bodies name no model.
 const READS: &[Method] = &[Method::GET, Method::HEAD, Method::OPTIONS];
 const GET_HEAD: &[Method] = &[Method::GET, Method::HEAD];
+const GET: &[Method] = &[Method::GET];
 const HEAD: &[Method] = &[Method::HEAD];
 const POST: &[Method] = &[Method::POST];
 const DELETE: &[Method] = &[Method::DELETE];
@@ -121,6 +125,8 @@ pub(crate) enum Class {
     /// Changes the server's models, or publishes one.
     Manage,
     Pull,
+    /// Tells whose account the server uses, and whether it is signed in.
+    Whoami,
     Account,
     /// Nothing that Ollama is known to have.
     Unknown,

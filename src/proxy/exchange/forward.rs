@@ -48,11 +48,20 @@ impl Judged {
     /// What it tells of the server once it was passed on.
     pub(super) fn outcome(&self) -> Outcome {
         match self.poor {
-            Some(outcome @ (Outcome::Overloaded | Outcome::Declined)) => outcome,
+            Some(outcome @ (Outcome::Overloaded | Outcome::Declined | Outcome::Unauthorized)) => {
+                outcome
+            }
             _ if is_refusal(&self.answer) => Outcome::TurnedAway,
             _ => Outcome::Answered,
         }
     }
+}
+
+/// What other servers may be good for, if this one isn't.
+#[derive(Clone, Copy)]
+struct Others {
+    may_have_model: bool,
+    may_be_signed_in: bool,
 }
 
 impl<'a> Exchange<'a> {
@@ -89,13 +98,15 @@ impl<'a> Exchange<'a> {
             }
             let before = body.sent;
             let attempt = self.attempt(&mut body, &lease, may_reuse);
-            let may_miss = self.is_client()
-                && self.endpoint.asks_for_model()
-                && self.context.presence.backends() > 1;
-            let attempt = attempt.and_then(|answer| judge(answer, lease.pick.is_exempt, may_miss));
+            let has_others = self.is_client() && self.context.presence.backends() > 1;
+            let others = Others {
+                may_have_model: has_others && self.endpoint.asks_for_model(),
+                may_be_signed_in: has_others && is_repeatable,
+            };
+            let attempt = attempt.and_then(|answer| judge(answer, lease.pick.is_exempt, others));
             self.count(&lease, body.sent - before, |done, n| done.bytes_up.add(n));
             let reason = match attempt {
-                Ok(answer) => {
+                Ok(mut answer) => {
                     // Another server may do better, if the request can be sent again.
                     if let Some(outcome) = answer.poor
                         && attempts.may_go_on(lease.pick.id, outcome, body.kept.is_whole)
@@ -110,6 +121,13 @@ impl<'a> Exchange<'a> {
                         }
                     }
                     body.kept.release();
+                    if self.hides_account(answer.answer.status()) {
+                        answer.start.extend(look(&mut answer.answer).unwrap_or_default());
+                        if let Some(end) = self.reduce(&answer) {
+                            lease.report.outcome = answer.outcome();
+                            return Ok(end);
+                        }
+                    }
                     let shown = (&wanted, underway.as_ref());
                     return self.relay(&mut lease, body.is_done(), shown, answer);
                 }
@@ -229,17 +247,20 @@ impl<'a> Exchange<'a> {
 
 /// Looks at an answer that another server might better: a refusal, or one of a proxy of ours whose
 /// Ollama died before its answer, or that reached none, or whose owner doesn't allow it; or one that
-/// has no such model, which with `may_miss` doesn't tell that nobody has.
-fn judge(mut answer: Response<Body>, is_exempt: bool, may_miss: bool) -> Result<Judged, String> {
+/// has no such model, or whose account doesn't do for a cloud's, where that may be otherwise elsewhere.
+fn judge(mut answer: Response<Body>, is_exempt: bool, others: Others) -> Result<Judged, String> {
     let mut start = Vec::new();
     let mark = answer.headers().get(ERROR_FIELD).and_then(|cause| cause.to_str().ok());
     let poor = match mark {
         Some(UNREACHED) => Some(Outcome::Unreachable),
         Some(UPSTREAM) => Some(Outcome::Failed),
         Some(POLICY) => Some(Outcome::Answered),
-        _ if may_miss && answer.status() == StatusCode::NOT_FOUND => {
+        _ if others.may_have_model && answer.status() == StatusCode::NOT_FOUND => {
             start = look(&mut answer)?;
             errors::tells_missing_model(&start).then_some(Outcome::Answered)
+        }
+        None if others.may_be_signed_in && matches!(answer.status().as_u16(), 401 | 403) => {
+            Some(Outcome::Unauthorized)
         }
         _ if !is_refusal(&answer) => None,
         Some(_) => Some(Outcome::TurnedAway),

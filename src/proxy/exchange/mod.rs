@@ -9,10 +9,12 @@
 //!
 //! An [`Exchange`] owns all that is known of a request while it is served. Its files follow the
 //! picture: this one checks, `own_paths` and `lists` answer without an upstream, `wanted` tells what
-//! the request needs, for which `look` looks at its body, `forward` sends it (again, if `retry` allows), `relay` passes the answer on
-//! while `observed` reads along, `record` counts and logs. Where its bytes are at any moment is one
-//! enum, in `upstream::exchange_io`.
+//! the request needs, for which `look` looks at its body, `forward` sends it (again, if `retry`
+//! allows), `account` keeps back what others needn't know of the owner's account, `relay` passes the
+//! answer on while `observed` reads along, `record` counts and logs. Where its bytes are at any
+//! moment is one enum, in `upstream::exchange_io`.
 
+mod account;
 mod forward;
 mod lists;
 mod look;

@@ -4,7 +4,9 @@
 //!    ruled out by a header or a flag.
 //! 2. Those that have the model, or else those whose models are unknown. If none of them has it but
 //!    one that is away does, that is said; only a model that nobody has goes anywhere, for Ollama's
-//!    own answer. Of these, the ones that aren't full; where the model is loaded first.
+//!    own answer. Of these, the ones that aren't full; where the model is loaded first. A cloud's
+//!    model runs on any of them: first on those that list it, last on those whose account has just
+//!    not done.
 //! 3. Among equals: those that are not passed over and didn't just fail, preferred ones, the
 //!    conversation's last one unless it is clearly busier, then the least work weighed by learned
 //!    speed, then those known for longer than an hour, then the nearest.
@@ -14,6 +16,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use super::{Backend, BackendId, NoPick, Pick, Pool, State, Wanted};
+use crate::access::permissions::Permission;
 use crate::ollama::endpoints::Task;
 use crate::ollama::model_name::ModelName;
 
@@ -37,7 +40,7 @@ impl Pool {
         let is_exempt = wanted.is_exempt;
         let mut able = self.able(self.eligible(tried, wanted)?, tried, wanted)?;
         able.retain(|b| is_exempt || !b.load.is_full(self.rules.max_in_flight));
-        let best = self.best(now, &self.warmest(able, wanted), wanted).and_then(Backend::pick);
+        let best = self.best(now, &self.warmest(now, able, wanted), wanted).and_then(Backend::pick);
         let pick = Pick { is_exempt, ..best.ok_or(NoPick::Busy)? };
         self.remember_choice(pick.id, wanted);
         self.transfer(pick.id, 1, u32::from(is_exempt));
@@ -113,9 +116,9 @@ impl Pool {
         if matches!(wanted.task, Task::Build | Task::Pull) {
             return Ok(self.able_to_store(eligible, wanted));
         }
-        let Some(model) = wanted.model.as_ref().filter(|model| !model.is_cloud()) else {
-            return Ok(eligible);
-        };
+        // Only where its stub is can a cloud's model be changed.
+        let is_bound = |model: &&ModelName| !model.is_cloud() || wanted.needs == Permission::Manage;
+        let Some(model) = wanted.model.as_ref().filter(is_bound) else { return Ok(eligible) };
         let owners = only(&eligible, |b| b.models.has(model));
         if owners.is_empty() {
             // They may have models that we don't know of.
@@ -133,10 +136,23 @@ impl Pool {
     }
 
     /// Of those that can do it and are free, those where it is done soonest.
-    fn warmest<'a>(&self, free: Vec<&'a Backend>, wanted: &Wanted) -> Vec<&'a Backend> {
-        let is_use = matches!(wanted.task, Task::Use | Task::Unload);
-        let Some(model) = wanted.model.as_ref().filter(|model| is_use && !model.is_cloud()) else {
+    fn warmest<'a>(
+        &self,
+        now: Instant,
+        free: Vec<&'a Backend>,
+        wanted: &Wanted,
+    ) -> Vec<&'a Backend> {
+        if !matches!(wanted.task, Task::Use | Task::Unload) {
             return free;
+        }
+        let authorized = |free| prefer(free, |b: &Backend| !b.load.is_unauthorized(now));
+        let model = match &wanted.model {
+            // It may be about the account.
+            None => return authorized(free),
+            Some(model) if model.is_cloud() => {
+                return prefer(authorized(free), |b| b.models.has(model));
+            }
+            Some(model) => model,
         };
         if !free.iter().any(|b| b.models.has(model)) {
             return free;
