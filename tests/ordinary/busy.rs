@@ -102,7 +102,7 @@ fn exempt() -> Vec<(String, Vec<u8>)> {
     }
     all.push(("DELETE", "/api/delete", r#"{"model":"alpha"}"#.to_owned()));
     all.push(("POST", "/api/blobs/sha256:00", "blob".to_owned()));
-    let text = "x".repeat(40_000);
+    let text = "x".repeat(70_000);
     for body in [
         r#"{"model":"gpt-oss:120b-cloud","messages":[]}"#.to_owned(),
         r#"{"model":"kimi:cloud"}"#.to_owned(),
@@ -332,6 +332,8 @@ fn who_waits_for_one_server_delays_nobody_at_another() {
             client.send(chat("alpha"));
         }
         // One is served, 256 wait.
+        let length = || chain.connect().get("/ollana/status").json()["queue"]["length"].as_u64();
+        eventually("all of them to wait", || (length() == Some(256)).then_some(()));
         assert_eq!(chain.connect().ask(chat("alpha")).status(), 503, "{hops} hops: one too many");
         let answer = at_once(&chain, "another server's model", chat("beta"));
         assert_eq!(answer.status(), 200, "{hops} hops");

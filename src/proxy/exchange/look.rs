@@ -147,7 +147,9 @@ impl<'a> Exchange<'a> {
     }
 
     fn most_looked_at(&self) -> usize {
-        if self.has_choice() { self.context.budget.share() } else { LITTLE }
+        // Of an inference it depends on the model whether it counts.
+        let matters = self.has_choice() || self.endpoint.is_inference();
+        if matters { self.context.budget.share() } else { LITTLE }
     }
 
     fn begin_reading<'b>(&'b mut self, body: &'b mut RequestBody<'a>) -> BodyReader<'b, 'a> {
