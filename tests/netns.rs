@@ -38,6 +38,7 @@ mod netns {
     mod skipping;
     mod takeover;
     mod waking;
+    mod zones;
 
     pub(crate) use comeback::{IS_OLLAMA, serve_as_ollama};
 }

@@ -45,7 +45,7 @@ impl fmt::Display for OllamaUrl {
 /// A server named by the user.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServerName {
-    /// Host name or address, without brackets.
+    /// Host name or address, without brackets; an IPv6 address perhaps with `%` and its zone.
     pub host: String,
     /// TCP port of its proxy.
     pub port: u16,
@@ -138,21 +138,27 @@ pub(crate) fn parse_ollama(text: &str) -> Result<OllamaUrl, String> {
     Ok(OllamaUrl { host, port: server.port, prefix })
 }
 
-/// Reads `HOST[:PORT]`, IPv6 with or without brackets.
+/// Reads `HOST[:PORT]`, IPv6 with or without brackets, perhaps with a zone.
 pub(crate) fn parse_host_port(text: &str, default_port: u16) -> Result<ServerName, String> {
     let text = text.trim();
-    if let Ok(ip) = text.parse::<Ipv6Addr>() {
-        return Ok(ServerName { host: ip.to_string(), port: default_port });
+    if let Some(host) = ipv6(text) {
+        return Ok(ServerName { host, port: default_port });
     }
     let (host, rest) = match text.strip_prefix('[') {
         Some(rest) => rest.split_once(']').ok_or(format!("{text}: missing ]"))?,
         None => text.split_at(text.find(':').unwrap_or(text.len())),
     };
-    if text.starts_with('[') && host.parse::<Ipv6Addr>().is_err() {
+    if text.contains('%') && !text.starts_with('[') {
+        return Err(format!(
+            "{text}: a zone belongs to an IPv6 address, as in [fe80::1%eth0]:PORT"
+        ));
+    }
+    let bracketed = text.starts_with('[').then(|| ipv6(host));
+    if bracketed == Some(None) {
         return Err(format!("{text}: not an IPv6 address"));
     }
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':');
-    if !host.bytes().all(allowed) {
+    if bracketed.is_none() && !host.bytes().all(allowed) {
         return Err(format!("{text}: {host} is no host name or address"));
     }
     let port = match rest.strip_prefix(':') {
@@ -160,12 +166,61 @@ pub(crate) fn parse_host_port(text: &str, default_port: u16) -> Result<ServerNam
         None if rest.is_empty() => default_port,
         None => return Err(format!("{text}: expected :PORT after ]")),
     };
-    Ok(ServerName { host: host.to_owned(), port })
+    let host = bracketed.flatten().unwrap_or_else(|| host.to_owned());
+    Ok(ServerName { host, port })
+}
+
+/// An IPv6 address, perhaps with the zone that a link-local one needs: an interface's name or number
+/// behind `%` or, as in a URI, behind `%25` (RFC 6874).
+fn ipv6(text: &str) -> Option<String> {
+    let (ip, zone) = text.split_once('%').unwrap_or((text, ""));
+    let ip: Ipv6Addr = ip.parse().ok()?;
+    let escaped = zone.strip_prefix("25").filter(|zone| !zone.is_empty());
+    let zone = escaped.unwrap_or(zone);
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-~".contains(&b);
+    match zone {
+        "" if text.contains('%') => None,
+        "" => Some(ip.to_string()),
+        zone => zone.bytes().all(fits).then(|| format!("{ip}%{zone}")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_ipv6_address_may_have_a_zone() {
+        for (text, want) in [
+            ("[fe80::1%eth0]:1", "[fe80::1%eth0]:1"),
+            ("[fe80::1%25eth0]:1", "[fe80::1%eth0]:1"),
+            ("[fe80::1%wlan0.5]", "[fe80::1%wlan0.5]:11435"),
+            ("[fe80::1%2]:1", "[fe80::1%2]:1"),
+            ("[fe80::1%25]:1", "[fe80::1%25]:1"),
+            ("[fe80::1%252]:1", "[fe80::1%2]:1"),
+            ("fe80::1%eth0", "[fe80::1%eth0]:11435"),
+            ("FE80:0::1%eth0", "[fe80::1%eth0]:11435"),
+            ("[::1]:1", "[::1]:1"),
+            ("box:1", "box:1"),
+        ] {
+            let got = parse_host_port(text, SERVER_PORT).map(|server| server.to_string());
+            assert_eq!(got.as_deref(), Ok(want), "{text}");
+        }
+        for text in [
+            "[fe80::1%]:1",
+            "fe80::1%",
+            "[fe80::1%a b]",
+            "[fe80::1%a%b]",
+            "[10.0.0.1%eth0]",
+            "box%eth0",
+            "10.0.0.1%eth0",
+            "[fe80::1%eth0]x",
+        ] {
+            assert!(parse_host_port(text, SERVER_PORT).is_err(), "{text}");
+        }
+        let url = parse_ollama("http://[fe80::1%25eth0]:1/x").expect("a URL");
+        assert_eq!(url.to_string(), "http://[fe80::1%eth0]:1/x");
+    }
 
     #[test]
     fn ollama_host_follows_ollamas_rules() {

@@ -87,6 +87,23 @@ pub(crate) fn other_interfaces(wanted: &[String]) -> Vec<(String, Ipv4Addr, &'st
     others.collect()
 }
 
+/// The number of an interface that has an address, by its name or by the number itself.
+pub(crate) fn index_of(zone: &str) -> Option<u32> {
+    let number: Option<u32> = zone.parse().ok();
+    let mut all = if_addrs::get_if_addrs().unwrap_or_default().into_iter();
+    all.find(|one| one.name == zone || (number.is_some() && one.index == number))?.index
+}
+
+/// The numbers of the interfaces with a link-local IPv6 address, virtual ones last.
+pub(crate) fn links() -> Vec<u32> {
+    let mut all = if_addrs::get_if_addrs().unwrap_or_default();
+    all.retain(|one| matches!(one.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local()));
+    all.sort_by_key(|one| is_virtual(&one.name));
+    let mut links: Vec<u32> = all.iter().filter_map(|one| one.index).collect();
+    links.dedup();
+    links
+}
+
 fn choose(mut all: Vec<Interface>, wanted: &[String]) -> Vec<Interface> {
     if !wanted.is_empty() {
         all.retain(|interface| wanted.contains(&interface.name));

@@ -2,7 +2,7 @@
 //! beside which the old one lets its streams finish.
 
 use std::io::{self, ErrorKind, IsTerminal, Read, stderr, stdin};
-use std::net::{IpAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -20,6 +20,7 @@ use super::systemd::{Notifier, Watchdog};
 use super::{Daemon, ollama_watch::OllamaWatch};
 use crate::config::{ModeChoice, OLLAMA_PORT, OllamaUrl, Settings};
 use crate::log::LogWriter;
+use crate::net::names;
 use crate::net::untrusted_text::printable;
 use crate::system::failed;
 use crate::upstream::CheckResult;
@@ -230,10 +231,9 @@ impl Supervisor<'_> {
 
 /// Whether no program has Ollama's port.
 fn is_absent(ollama: &OllamaUrl) -> bool {
-    let addresses = (ollama.host.as_str(), ollama.port).to_socket_addrs();
-    let address = addresses.ok().and_then(|mut addresses| addresses.next());
-    let connected = address.map(|address| TcpStream::connect_timeout(&address, ANSWER_TIME));
-    matches!(connected, Some(Err(error)) if error.kind() == ErrorKind::ConnectionRefused)
+    let addresses = names::resolve(&ollama.host, ollama.port);
+    let connected = addresses.map(|all| TcpStream::connect_timeout(&all[0], ANSWER_TIME));
+    matches!(connected, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused)
 }
 
 /// Whether a client of these settings listens on the port of an Ollama on this machine.

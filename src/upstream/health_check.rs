@@ -1,6 +1,6 @@
 //! Health checks: whether an upstream answers as Ollama does, and what models it has.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use super::{Upstream, build_uri, describe};
 use crate::access::permissions::Permission;
 use crate::config::{OllamaUrl, ServerName};
 use crate::http::fields::{self, IDENTITY_FIELD, PERMISSION_FIELD, ROOM_FIELD, SERVER_FIELD};
+use crate::net::names;
 use crate::net::untrusted_text::is_printable;
 use crate::ollama::endpoints::{List, VERSION};
 use crate::ollama::inventory::Inventory;
@@ -78,10 +79,26 @@ impl Check<'_> {
     }
 
     fn ask(self, upstream: &Upstream) -> CheckResult {
-        let address = match resolve(self.target) {
-            Ok(address) => address,
+        let resolved = match self.target {
+            Target::Address(address) => Ok(vec![*address]),
+            Target::Name(server) => names::resolve(&server.host, server.port),
+        };
+        let addresses = match resolved {
+            Ok(addresses) => addresses,
             Err(reason) => return CheckResult::Refused(reason),
         };
+        let mut result = CheckResult::Void;
+        // Others have the same only if it isn't known on which link it is.
+        for address in addresses.iter().filter(|address| address.ip() == addresses[0].ip()) {
+            result = self.ask_at(upstream, *address);
+            if matches!(result, CheckResult::Healthy { .. } | CheckResult::Void) {
+                break;
+            }
+        }
+        result
+    }
+
+    fn ask_at(self, upstream: &Upstream, address: SocketAddr) -> CheckResult {
         let start = Instant::now();
         // On a connection of its own: an old one may be broken although the server is well.
         let answer = match self.get(upstream, false, address, VERSION) {
@@ -172,17 +189,4 @@ impl Check<'_> {
 /// The start of a text, without what isn't printable.
 fn start_of(text: &str, most: usize) -> String {
     text.chars().filter(|c| is_printable(*c)).take(most).collect()
-}
-
-fn resolve(target: &Target) -> Result<SocketAddr, String> {
-    let (host, port) = match target {
-        Target::Address(address) => return Ok(*address),
-        Target::Name(server) => (server.host.as_str(), server.port),
-    };
-    let addresses = (host, port).to_socket_addrs();
-    // Ollama listens on IPv4 unless told otherwise.
-    addresses
-        .map_err(|error| format!("can't resolve {host}: {error}"))?
-        .min_by_key(SocketAddr::is_ipv6)
-        .ok_or_else(|| format!("{host} has no address"))
 }

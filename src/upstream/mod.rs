@@ -16,12 +16,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::HOST;
+use http::uri::Authority;
 use http::{HeaderName, HeaderValue, Request, Response, Uri};
 use ureq::{Agent, Body, SendBody, Timeout};
 
 use self::exchange_io::Attempt;
 use self::transport::{IoConnector, Literal};
 use crate::config::Timing;
+use crate::net::names;
 use crate::pairing::keyring::Keyring;
 
 pub(crate) use self::health_check::Check;
@@ -80,9 +83,10 @@ impl Upstream {
     /// [`failure`](exchange_io::ExchangeIo::failure) says how far it came.
     pub(crate) fn send(
         &self,
-        request: Request<()>,
+        mut request: Request<()>,
         body: Option<&mut dyn Read>,
     ) -> Result<Response<Body>, String> {
+        name_host(&mut request);
         let result = match body {
             Some(body) => self.agent().run(request.map(|()| SendBody::from_reader(body))),
             None => self.agent().run(request),
@@ -94,10 +98,11 @@ impl Upstream {
     /// bytes of it.
     fn get(
         &self,
-        request: Request<()>,
+        mut request: Request<()>,
         timeout: Duration,
         most: u64,
     ) -> Result<Response<String>, ureq::Error> {
+        name_host(&mut request);
         let agent = self.agent();
         let request = agent.configure_request(request).timeout_global(Some(timeout)).build();
         let (parts, body) = agent.run(request)?.into_parts();
@@ -107,6 +112,17 @@ impl Upstream {
         let text = String::from_utf8(bytes)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
         Ok(Response::from_parts(parts, text))
+    }
+}
+
+/// Gives a request to a link-local address its `Host`, which ureq would write with the zone.
+fn name_host(request: &mut Request<()>) {
+    let authority = request.uri().authority().map_or("", Authority::as_str);
+    if authority.contains('%')
+        && let Ok(address) = authority.parse().map(names::without_zone)
+        && let Ok(host) = HeaderValue::from_str(&address.to_string())
+    {
+        request.headers_mut().insert(HOST, host);
     }
 }
 
@@ -180,5 +196,25 @@ pub(crate) fn describe_io(error: &io::Error) -> String {
         ErrorKind::HostUnreachable => "no route to host".to_owned(),
         ErrorKind::NetworkUnreachable => "network is unreachable".to_owned(),
         _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_zone_leads_there_and_is_not_told() {
+        let address: SocketAddr = "[fe80::1%7]:11435".parse().unwrap();
+        let mut request = Request::new(());
+        *request.uri_mut() = build_uri(address, "/x", "/api/tags?a").unwrap();
+        let authority = request.uri().authority().map(|authority| authority.as_str().parse());
+        assert_eq!(authority, Some(Ok(address)));
+        name_host(&mut request);
+        assert_eq!(request.headers()[HOST], "[fe80::1]:11435");
+        *request.uri_mut() = build_uri(([127, 0, 0, 1], 1).into(), "", "/").unwrap();
+        request.headers_mut().clear();
+        name_host(&mut request);
+        assert!(request.headers().is_empty());
     }
 }

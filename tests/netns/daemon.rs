@@ -34,9 +34,14 @@ impl Daemon {
 
     /// The same with programs in this directory, on a host that calls itself `place`.
     fn spawn_in(host: &Host, place: &str, programs: &Path, args: &[&str]) -> Daemon {
-        let rename = "echo \"$0\" >/proc/sys/kernel/hostname && exec \"$@\"";
+        // A file `hosts` in its directory is what it knows of names.
+        let prepare = "echo \"$0\" >/proc/sys/kernel/hostname
+            names=\"$XDG_STATE_HOME/hosts\"
+            if [ -e \"$names\" ]; then /bin/mount --bind \"$names\" /etc/hosts; fi
+            exec \"$@\"";
         let mut command = Command::new("/usr/bin/unshare");
-        command.args(["--uts", "/bin/sh", "-c", rename, place, env!("CARGO_BIN_EXE_ollana")]);
+        command.args(["--uts", "--mount", "/bin/sh", "-c", prepare, place]);
+        command.arg(env!("CARGO_BIN_EXE_ollana"));
         command
             .args(["--log-level", "debug"])
             .args(args)

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,7 @@ use super::ask::{self, LOCALHOST};
 use super::report::Report;
 use crate::config::{ModeChoice, OLLAMA_PORT, POOLED_PORT, SERVER_PORT, Settings};
 use crate::net::holders::{Holder, holders};
-use crate::net::interfaces;
+use crate::net::{interfaces, names};
 use crate::tools::daemon::reached;
 use crate::upstream::describe_io;
 
@@ -78,15 +78,12 @@ fn named(program: Option<&(String, u32)>) -> String {
 /// Finds out which programs have the ports, and asks them.
 pub(super) fn look(settings: &Settings) -> Here {
     let url = settings.ollama_url();
-    let address = (url.host.as_str(), url.port).to_socket_addrs();
-    let address = address.ok().and_then(|mut all| all.next());
-    let ollama = match address.map(|address| ask::get(settings, address, &[LOCALHOST])) {
-        None => Err(format!("{}: no such host", url.host)),
-        Some(Err(error)) => Err(describe_io(&error)),
-        Some(Ok(answer)) if ask::is_from_ollana(&answer) => {
-            Err("an ollana answers there".to_owned())
-        }
-        Some(Ok(answer)) => ask::version(&answer)
+    let addresses = names::resolve(&url.host, url.port);
+    let ollama = match addresses.map(|all| ask::get(settings, all[0], &[LOCALHOST])) {
+        Err(reason) => Err(reason),
+        Ok(Err(error)) => Err(describe_io(&error)),
+        Ok(Ok(answer)) if ask::is_from_ollana(&answer) => Err("an ollana answers there".to_owned()),
+        Ok(Ok(answer)) => ask::version(&answer)
             .ok_or_else(|| format!("status {}, which is not Ollama's", answer.status().as_u16())),
     };
     let server = SocketAddr::from((Ipv4Addr::UNSPECIFIED, SERVER_PORT));

@@ -2,7 +2,7 @@
 //! Each is asked over UDP and over HTTP.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -19,6 +19,7 @@ use crate::manager::pool::Known;
 use crate::manager::store;
 use crate::net::interfaces::{Interface, Subnets};
 use crate::net::lane::Lane;
+use crate::net::names;
 use crate::ollama::version::OllamaVersion;
 use crate::pairing::identity::Identity;
 use crate::pairing::keyring::Keyring;
@@ -247,11 +248,10 @@ impl Server {
 fn known(report: &mut Report, settings: &Settings) -> Vec<Server> {
     let mut servers: Vec<Server> = Vec::new();
     for named in &settings.servers {
-        let address = (named.host.as_str(), named.port).to_socket_addrs();
-        match address.ok().and_then(|mut all| all.next()) {
-            Some(address) => servers.push(Server::new(address, &named.host, Origin::Named)),
-            None => report.wrong(
-                format!("--server {named}: no such host"),
+        match names::resolve(&named.host, named.port) {
+            Ok(all) => servers.push(Server::new(all[0], &named.host, Origin::Named)),
+            Err(reason) => report.wrong(
+                format!("--server {named}: {reason}"),
                 "look at its spelling, or give its address",
             ),
         }

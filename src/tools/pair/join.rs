@@ -2,7 +2,7 @@
 //! them at once, so that machines which only pretend to show one keep nobody waiting.
 
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use super::{HALF, KEPT, Own, STEP_TIMEOUT, keep};
@@ -10,10 +10,11 @@ use crate::config::{SERVER_PORT, parse_host_port};
 use crate::discovery::{scan::Scan, schedule};
 use crate::net::interfaces::{Interface, Subnets, broadcast_interfaces};
 use crate::net::lane::Lane;
+use crate::net::names;
 use crate::pairing::noise::{Key, NoiseError, Purpose};
 use crate::pairing::secure::{self, SecureError};
 use crate::pairing::{code::PairingCode, peers::Peer, stream::Stream};
-use crate::system::{self, failed};
+use crate::system;
 
 /// How long further machines may answer after the first.
 const MORE_ANSWERS: Duration = Duration::from_millis(250);
@@ -22,9 +23,7 @@ const AT_ONCE: usize = 512;
 
 pub(super) fn resolve(host: &str, port: u16) -> Result<SocketAddr, String> {
     let server = parse_host_port(host, port)?;
-    let addresses = (server.host.as_str(), server.port).to_socket_addrs();
-    let mut addresses = addresses.map_err(failed(format!("can't resolve {host}")))?;
-    addresses.next().ok_or_else(|| format!("{host} has no address"))
+    names::resolve(&server.host, server.port).map(|all| all[0])
 }
 
 /// The machines that show a code: their addresses and names.
