@@ -1,7 +1,8 @@
 """A strict reader of HTTP/1.1 requests (RFC 9112), written apart from ollana's own.
 
 It gives the *intended* reading of a client's bytes: the requests before the first thing that two
-readers might take differently. That is where it stops; it never repairs and never guesses.
+readers might take differently. That is where it stops; it never repairs and never guesses. What
+ollana takes from a client beyond that, `plain` writes as a strict client would have.
 """
 
 import re
@@ -162,6 +163,37 @@ def read_request(data):
     return request, cursor.at
 
 
+def plain(data):
+    """The same bytes without what is allowed to clients alone, and whether no request may follow."""
+    for _ in range(4):
+        data = data.removeprefix(b"\r\n") if data.startswith(b"\r\n") else data.removeprefix(b"\n")
+    line, feed, _ = data.partition(b"\n")
+    closes = bool(feed) and not line.endswith(b"\r")
+    if closes:
+        head, end, _ = data.partition(b"\n\n")
+        framed = re.search(rb"\n(content-length|transfer-encoding):", head, re.IGNORECASE)
+        if b"\r" in head or framed:
+            raise Refused("bare LF")
+        data = (head + end).replace(b"\n", b"\r\n")
+    line, feed, rest = data.partition(b"\r\n")
+    parts = line.split(b" ")
+    if len(parts) == 3 and parts[0] != b"CONNECT":
+        parts[1] = plain_target(parts[0], parts[1])
+    return b" ".join(parts) + feed + rest, closes
+
+
+def plain_target(method, target):
+    """In origin form, with escapes for what no URI has."""
+    if absolute := re.fullmatch(rb"(?i:http)://([^/?#@]+)([/?#].*)?", target):
+        target = absolute[2] or (b"*" if method == b"OPTIONS" else b"/")
+        target = target if target[:1] in b"/*" else b"/" + target
+    elif not (target.startswith(b"/") or (target == b"*" and method == b"OPTIONS")):
+        raise Refused("target")
+    path, mark, query = target.partition(b"?")
+    escape = lambda byte: b"%%%02X" % byte[0][0]  # noqa: E731
+    return re.sub(rb"[<>`]", escape, path) + mark + re.sub(rb'["<>\x80-\xff]', escape, query)
+
+
 @dataclass
 class Reading:
     """What a client's bytes mean: whole requests, and what is behind them."""
@@ -177,6 +209,9 @@ def read_all(data):
     requests = []
     while data:
         try:
+            data, closes = plain(data)
+            if not data:
+                break
             request, length = read_request(data)
         except Incomplete:
             return Reading(requests, "partial")
@@ -184,6 +219,6 @@ def read_all(data):
             return Reading(requests, "refused", str(refusal))
         requests.append(request)
         data = data[length:]
-        if request.closes():
+        if closes or request.closes():
             return Reading(requests, "closed")
     return Reading(requests, "end")

@@ -4,7 +4,9 @@ use std::net::Shutdown;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::support::{Call, Client, End, Fake, Gate, Way, eventually, post, queues};
+use crate::support::{
+    Call, Chain, Client, End, Fake, Gate, Ollama, Way, World, eventually, post, queues,
+};
 
 /// The promise is 100 ms; this allows for a busy machine.
 const SOON: Duration = Duration::from_millis(500);
@@ -91,6 +93,41 @@ fn half_closed_work_is_cancelled() {
             let (answer, _) = client.read_to_close();
             assert!(answer.is_empty(), "{way:?} {target}: {answer:?}");
         }
+    }
+}
+
+/// As an Ollama without us answers half-closing clients, and two of them behind a client proxy.
+#[test]
+fn half_closing_clients_are_served_as_ollama_serves_them() {
+    let ollamas: [Ollama; 2] = std::array::from_fn(|_| {
+        Ollama::start(World { hold: Some(Gate::new()), ..World::with(&["alpha"]) })
+    });
+    let [a, b] = &ollamas;
+    let chains = [
+        Chain::direct(&[a, b], |_| {}),
+        Chain::start(Way::TwoHops, &[a, b], |_| {}),
+        Chain::start(Way::Paired, &[a, b], |_| {}),
+    ];
+    for address in [a.address].into_iter().chain(chains.iter().map(Chain::address)) {
+        let show = post("/api/show", "{\"model\":\"alpha\"}");
+        let get = |target: &str| format!("GET {target} HTTP/1.0\r\n\r\n").into_bytes();
+        let reads = ["/", "/api/version", "/api/tags", "/api/ps", "/v1/models", "/v1/models/alpha"];
+        for request in reads.map(get).into_iter().chain([show]) {
+            let answer = half_closing(address, &request).answer_to("GET");
+            let what = String::from_utf8_lossy(&request);
+            assert_eq!((answer.status(), answer.end), (200, End::Whole), "{address} {what}");
+        }
+        let before = a.served().len() + b.served().len();
+        let mut client = Client::connect(address);
+        client.send(post("/api/chat", "{\"model\":\"alpha\",\"messages\":[{}]}"));
+        client.head_of("POST");
+        client.stream.shutdown(Shutdown::Write).expect("a half-close");
+        let cancelled =
+            |ollama: &Ollama| ollama.served().last().is_some_and(|one| one.is_cancelled);
+        eventually("the chat to be cancelled", || {
+            let is_done = a.served().len() + b.served().len() > before;
+            (is_done && (cancelled(a) || cancelled(b))).then_some(())
+        });
     }
 }
 
