@@ -5,7 +5,6 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
@@ -13,11 +12,10 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::net::holders::holders;
-use crate::system::files::replace;
+use crate::system::files::{self, replace};
 
-/// Most programs that are remembered, and most bytes of them that are read.
+/// Most programs that are remembered.
 const MOST: usize = 8;
-const MAX_TEXT: u64 = 64 << 10;
 const MEMORY: &str = "ollama-programs.json";
 
 /// What a process of Ollama was started from.
@@ -30,9 +28,8 @@ pub(super) struct Program {
 
 /// The programs of earlier runs, the last seen first.
 pub(super) fn recall(dir: &Path) -> Vec<Program> {
-    let mut text = String::new();
     // What can't be read is learnt again when Ollama answers.
-    let _ = File::open(dir.join(MEMORY)).map(|file| file.take(MAX_TEXT).read_to_string(&mut text));
+    let text = files::read(dir, &dir.join(MEMORY)).unwrap_or_default();
     let list: Value = serde_json::from_str(&text).unwrap_or_default();
     let program = |entry: &Value| {
         let text = |name: &str| Some(entry.get(name)?.as_str()?.to_owned());
@@ -351,7 +348,7 @@ mod tests {
         assert_eq!((known.len(), &known[0]), (MOST, &program(19)));
         remember(&dir, &known);
         assert_eq!(recall(&dir), known);
-        let long = format!("[{}1]", "1,".repeat(MAX_TEXT as usize));
+        let long = format!("[{}1]", "1,".repeat(3 << 20));
         for junk in [
             &b""[..],
             b"{}",
