@@ -15,6 +15,8 @@
 //! Three promises are kept here, and only here: a thread never waits for the upstream without
 //! seeing the client leave, it never waits while bytes for the client are in our memory (the
 //! outbox), and it notices an answer that comes while the request's body is still being sent.
+//! A client that has ended its side behind its request may be waiting or gone: where the endpoint
+//! says so, it is answered for a while, and only a reset tells that it has left.
 //!
 //! ureq owns the transport, but calls it and the body's reader on the thread that sends the request.
 //! So the exchange belongs to that thread ([`with`]), and nothing has to be locked.
