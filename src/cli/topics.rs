@@ -98,6 +98,8 @@ the command line wins over variables.
                 Switch(|s| &mut s.policy.manage)),
             option("pull on|off", "they may pull from Ollama's own registry", "off",
                 Switch(|s| &mut s.policy.pull)),
+            option("cloud on|off", "they may use cloud models and web search, on your account", "on",
+                Switch(|s| &mut s.policy.cloud)),
             option("allow RANGE", "only these addresses may connect, and this machine",
                 "loopback, private, link-local, own subnets", list!(reach.allow, str::parse)),
             option("deny RANGE", "these may not, whatever is allowed", "",
@@ -113,7 +115,8 @@ the command line wins over variables.
         text: "\
 Ranges are written 192.168.1.0/24, fd00::/8 or 192.168.1.7.
 Inference and lists are open to other machines; account routes and what ollana
-doesn't know stay closed.
+doesn't know stay closed. Of the account they hear whether it is signed in and
+its plan, which cloud models need.
 ",
     },
     Topic {

@@ -88,6 +88,8 @@ pub struct Inventory {
     entries: [Vec<Entry>; 3],
     on_disk: HashSet<ModelName>,
     loaded: HashSet<ModelName>,
+    /// Stubs of models that run elsewhere.
+    remote: HashSet<ModelName>,
     /// Bytes free for more models, where the server says so.
     pub(crate) room: Option<u64>,
 }
@@ -105,7 +107,13 @@ impl Inventory {
             inventory.entries[list as usize] = all().map(|entry| Entry::new(list, entry)).collect();
             let names = all().filter_map(|entry| ModelName::parse(name_of(entry)));
             match list {
-                List::Tags => inventory.on_disk = names.collect(),
+                List::Tags => {
+                    inventory.on_disk = names.collect();
+                    let is_remote = |entry: &&Value| !text(entry, "remote_host").is_empty();
+                    let remote = all().filter(is_remote);
+                    inventory.remote =
+                        remote.filter_map(|entry| ModelName::parse(name_of(entry))).collect();
+                }
                 List::Loaded => inventory.loaded = names.collect(),
                 List::OpenAi => {}
             }
@@ -116,6 +124,11 @@ impl Inventory {
     /// Whether the model is on this server's disk, as whatever is loaded must be.
     pub(crate) fn has(&self, model: &ModelName) -> bool {
         self.on_disk.contains(model) || self.loaded.contains(model)
+    }
+
+    /// Whether the model runs elsewhere.
+    pub(crate) fn is_remote(&self, model: &ModelName) -> bool {
+        self.remote.contains(model)
     }
 
     pub(crate) fn has_loaded(&self, model: &ModelName) -> bool {

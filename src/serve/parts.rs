@@ -181,7 +181,8 @@ fn new_pool(settings: &Settings, mode: Mode, seed: u32) -> Pool {
         rise: settings.limits.rise,
         fall: settings.limits.fall,
         max_servers: settings.limits.max_servers,
-        inventories: mode.is_client(),
+        // Which models are stubs of the cloud's, only the list tells.
+        inventories: mode.is_client() || !settings.policy.cloud,
         max_in_flight: settings.limits.max_in_flight,
         pins: settings.pins.clone(),
         bans: settings.bans.clone(),

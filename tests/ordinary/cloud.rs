@@ -350,3 +350,92 @@ fn tokens_are_counted_for_everybody_and_again_elsewhere() {
         }
     });
 }
+
+/// Requests for a local model that have the web searched, if the model wants to.
+fn searches(model: &str) -> [Vec<u8>; 2] {
+    let body = |kind: &str| {
+        json!({
+            "model": model, "max_tokens": 5, "input": "hi",
+            "messages": [{"role": "user", "content": "hi"}],
+            "tools": [{"type": "function", "name": "x"}, {"type": kind, "name": "web_search"}],
+        })
+    };
+    [
+        post("/v1/messages", body("web_search_20250305").to_string()),
+        post("/v1/responses", body("web_search").to_string()),
+    ]
+}
+
+#[test]
+fn an_owner_can_keep_the_account() {
+    let ollama = machine(true, Account::SignedIn);
+    let mine = Model { name: "mine:latest".to_owned(), ..Model::cloud(STUB) };
+    ollama.change(|world| world.models.push(mine));
+    let server = Server::start(&ollama, |settings| settings.policy.cloud = false);
+    if lan_address().is_none() {
+        return;
+    }
+    let mut all: Vec<Vec<u8>> = Vec::new();
+    for model in SPELLINGS.into_iter().chain(["other:cloud", "mine"]) {
+        // What Ollama tells of a stub by its name, it knows itself.
+        let tells = |use_: &Vec<u8>| model == "mine" && !first_line(use_).contains("/v1/models");
+        all.extend(uses(model).into_iter().filter(|use_| model != "mine" || tells(use_)));
+    }
+    all.extend(searches("alpha"));
+    all.push(post("/api/me", ""));
+    for body in [
+        // Ollama looks for a cloud's model before it decodes the body, then takes the last name.
+        r#"{"model":"x:cloud","Model":"alpha","messages":[{}]}"#,
+        r#"{"Model":"alpha","mod\u0065l":"x:cloud","messages":[{}]}"#,
+        &format!(r#"{{"messages":[{{"content":"{}"}}],"model":"x:cloud"}}"#, "x".repeat(200_000)),
+    ] {
+        all.push(post("/v1/chat/completions", body));
+    }
+    let packed = ruzstd::encoding::compress_to_vec(
+        br#"{"messages":[{}],"model":"x:cloud"}"#.as_slice(),
+        ruzstd::encoding::CompressionLevel::Fastest,
+    );
+    for (path, body) in [
+        ("/v1/responses", &packed[..]),
+        // There, Ollama decodes nothing.
+        ("/api/chat", br#"{"messages":[{}],"model":"x:cloud"}"#),
+    ] {
+        let request = post(path, body);
+        let split = request.windows(2).position(|two| two == b"\r\n").expect("a line") + 2;
+        let field = b"Content-Encoding: zstd\r\n".as_slice();
+        all.push([&request[..split], field, &request[split..]].concat());
+    }
+    for request in &all {
+        let answer = server.lan(request).expect("an answer");
+        let line = first_line(request);
+        assert_eq!(answer.status(), 403, "{line}: {}", answer.text());
+        assert!(answer.text().contains("--cloud on"), "{line}: {}", answer.text());
+        assert_eq!(answer.head.one("x-ollana-error").as_deref(), Some("policy"), "{line}");
+    }
+    assert_eq!(ollama.served(), []);
+    // What runs on this machine is for everybody; tools of the client's own are its own affair.
+    let tools = json!([{"type": "function", "function": {"name": "web_search"}}]);
+    let chat = json!({"model": "alpha", "messages": [{"role": "user"}], "tools": tools});
+    let mut local = uses("alpha");
+    local.push(post("/v1/chat/completions", chat.to_string()));
+    for request in &local {
+        let answer = server.lan(request).expect("an answer");
+        assert_eq!(answer.status(), 200, "{}: {}", first_line(request), answer.text());
+    }
+    // And this machine's own programs keep everything.
+    for request in all.iter().filter(|request| !first_line(request).contains("/api/chat")) {
+        let answer = Client::connect(server.address()).ask(request);
+        assert_eq!(answer.status(), 200, "{}: {}", first_line(request), answer.text());
+    }
+}
+
+#[test]
+fn other_machines_search_the_web_unless_the_owner_keeps_the_account() {
+    let ollama = machine(false, Account::SignedIn);
+    let server = Server::start(&ollama, |_| {});
+    for request in searches("alpha") {
+        let Some(answer) = server.lan(request) else { return };
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+    }
+    assert!(ollama.served().iter().all(|served| served.used_account));
+}

@@ -5,10 +5,10 @@
 //!
 //! | class | what | this machine, paired ones | others on the LAN |
 //! |---|---|---|---|
-//! | `Open` | inference, lists, versions | yes | yes |
+//! | `Open` | inference, lists, versions | yes | yes; with `--cloud off`, nothing that uses the account |
 //! | `Manage` | push, create, copy, delete, blobs | yes | with `--manage on` |
 //! | `Pull` | pull | yes | with `--manage on`; from Ollama's own registry, `--pull on` |
-//! | `Whoami` | who am I | yes | whether it is signed in, and its plan |
+//! | `Whoami` | who am I | yes | whether it is signed in, and its plan; not with `--cloud off` |
 //! | `Account` | sign out, usage, keys, experiments | yes | no |
 //! | `Unknown` | everything else | yes | no |
 //!
@@ -71,12 +71,20 @@ impl Permission {
 }
 
 /// What this machine's owner allows to other machines that aren't paired.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// `--manage`: they may manage models.
     pub manage: bool,
     /// `--pull`: they may pull from Ollama's own registry.
     pub pull: bool,
+    /// `--cloud`: they may use what needs the account of this machine's Ollama.
+    pub cloud: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy { manage: false, pull: false, cloud: true }
+    }
 }
 
 /// Whether a request may pass.
@@ -95,6 +103,8 @@ pub(crate) enum Refusal {
     Pull,
     /// A pull, but not from Ollama's own registry.
     Registry,
+    /// What would use the account.
+    Cloud,
     Account,
     Unknown,
 }
@@ -115,6 +125,10 @@ impl Refusal {
                 "{machine} lets other machines pull from Ollama's own registry only; \
                  to allow others, start ollana on {machine} with --manage on"
             ),
+            Refusal::Cloud => format!(
+                "{machine} does not let other machines use its Ollama account, so no cloud models \
+                 and no web search; to allow it, start ollana on {machine} with --cloud on"
+            ),
             Refusal::Account => format!(
                 "{machine} does not let other machines use its Ollama account; \
                  do this on {machine} itself"
@@ -131,6 +145,8 @@ impl Policy {
     pub(crate) fn judge(self, caller: Caller, class: Class) -> Verdict {
         match (class, self.permission(caller)) {
             _ if caller.is_trusted() => Verdict::Pass,
+            (Class::Whoami, _) if !self.cloud => Verdict::Refuse(Refusal::Cloud),
+            // Of which some needs a look into the body: `keeps_from_cloud`.
             (Class::Open | Class::Whoami, _) => Verdict::Pass,
             (Class::Manage | Class::Pull, Permission::Manage) => Verdict::Pass,
             (Class::Pull, Permission::Pull) => Verdict::PassFromRegistry,
@@ -139,6 +155,11 @@ impl Policy {
             (Class::Account, _) => Verdict::Refuse(Refusal::Account),
             (Class::Unknown, _) => Verdict::Refuse(Refusal::Unknown),
         }
+    }
+
+    /// Whether a caller may not use a cloud's models, nor what else needs the account.
+    pub(crate) fn keeps_from_cloud(self, caller: Caller) -> bool {
+        !self.cloud && !caller.is_trusted()
     }
 
     pub(crate) fn permission(self, caller: Caller) -> Permission {

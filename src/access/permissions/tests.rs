@@ -13,7 +13,7 @@ fn class(method: &str, target: &str) -> Class {
 }
 
 fn lan(manage: bool, pull: bool, class: Class) -> Verdict {
-    Policy { manage, pull }.judge(Caller::Lan, class)
+    Policy { manage, pull, cloud: true }.judge(Caller::Lan, class)
 }
 
 /// Every route that Ollama has or had (`GenerateRoutes`).
@@ -233,7 +233,7 @@ fn parameters_are_one_segment() {
 fn verdicts() {
     use Class::{Account, Manage, Open, Pull, Unknown};
     for class in [Open, Manage, Pull, Account, Unknown] {
-        for policy in [Policy::default(), Policy { manage: true, pull: true }] {
+        for policy in [Policy::default(), Policy { manage: true, pull: true, cloud: false }] {
             assert_eq!(policy.judge(Caller::Own, class), Verdict::Pass, "{class:?}");
             assert_eq!(policy.judge(Caller::Paired, class), Verdict::Pass, "{class:?}");
         }
@@ -252,6 +252,7 @@ fn verdicts() {
             Verdict::Refuse(Refusal::Manage) => "manage",
             Verdict::Refuse(Refusal::Pull) => "pull",
             Verdict::Refuse(Refusal::Registry) => "registry",
+            Verdict::Refuse(Refusal::Cloud) => "cloud",
             Verdict::Refuse(Refusal::Account) => "account",
             Verdict::Refuse(Refusal::Unknown) => "unknown",
         });
@@ -262,7 +263,7 @@ fn verdicts() {
 #[test]
 fn permissions_agree_with_the_verdicts() {
     for (manage, pull) in [(false, false), (false, true), (true, false), (true, true)] {
-        let policy = Policy { manage, pull };
+        let policy = Policy { manage, pull, cloud: true };
         for caller in [Caller::Own, Caller::Paired, Caller::Lan] {
             let permission = policy.permission(caller);
             assert_eq!(Permission::of_word(permission.word()), Some(permission));

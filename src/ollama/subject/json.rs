@@ -7,6 +7,7 @@
 use memchr::memchr2;
 
 use super::Subject;
+use crate::ollama::model_name::ModelName;
 
 /// Members that may name a model.
 const MAX_NAMES: usize = 3;
@@ -57,12 +58,13 @@ enum Member {
     /// A text that opens a conversation.
     Text,
     Messages,
+    Tools,
     Other,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
-    /// A top-level key, or a string in `messages` that may be one.
+    /// A top-level key, or a string in `messages` or `tools` that may be one.
     Key,
     Value,
     /// The first text of a conversation.
@@ -85,7 +87,8 @@ impl Role {
     }
 }
 
-/// Within `messages`: whether the last token was the name of a text, or what belongs to it.
+/// Within `messages` and `tools`: whether the last token was the name of a text, or of a tool's type,
+/// or what belongs to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Nested {
     Other,
@@ -205,10 +208,11 @@ impl Scan {
                 Role::Other
             }
             (1, Some(Member::Text)) => Role::Opening,
-            (1, Some(Member::Messages | Member::Other)) => Role::Other,
+            (1, Some(Member::Messages | Member::Tools | Member::Other)) => Role::Other,
             (1, Some(_)) => Role::Value,
             (2.., Some(Member::Messages)) if self.nested == Nested::Text => Role::Opening,
-            (2.., Some(Member::Messages)) => Role::Key,
+            (2.., Some(Member::Tools)) if self.nested == Nested::Text => Role::Value,
+            (2.., Some(Member::Messages | Member::Tools)) => Role::Key,
             _ => Role::Other,
         };
     }
@@ -262,19 +266,35 @@ impl Scan {
         match (self.role, self.member) {
             (Role::Opening, _) => self.take_opening(),
             (Role::Key, None) => self.member = Some(self.key()),
-            (Role::Key, Some(_)) if matches!(&self.text[..], b"content" | b"text") => {
-                self.nested = Nested::Name;
-            }
+            (Role::Key, Some(member)) if self.is_nested_key(member) => self.nested = Nested::Name,
             (Role::Value, Some(member)) => self.take_value(member),
             _ => {}
         }
         self.text.clear();
     }
 
+    /// Whether a key within this member was read whose value matters.
+    fn is_nested_key(&self, member: Member) -> bool {
+        match member {
+            Member::Tools => self.text.eq_ignore_ascii_case(b"type"),
+            _ => matches!(&self.text[..], b"content" | b"text"),
+        }
+    }
+
     fn take_value(&mut self, member: Member) {
         let told = Some(self.taken()).filter(|text| !text.trim().is_empty());
         match member {
-            Member::Name(rank) => self.named[rank] = told,
+            Member::Name(rank) => {
+                let is_cloud = |name: ModelName| name.is_cloud();
+                // Of a longer text than any name has, the end isn't known.
+                self.found.names_cloud |= self.text.len() >= Role::Value.room()
+                    || told.as_deref().and_then(ModelName::parse).is_some_and(is_cloud);
+                self.named[rank] = told;
+            }
+            Member::Tools => {
+                self.found.searches_web |=
+                    told.is_some_and(|kind| kind.trim().starts_with("web_search"));
+            }
             Member::From => self.found.base = told,
             Member::Modelfile => self.from_line = told.as_deref().and_then(from_line),
             // `0`, `0s`, `0h0m`: no digit that isn't zero.
@@ -303,6 +323,7 @@ impl Scan {
             b"keep_alive" => Member::KeepAlive,
             b"system" | b"prompt" | b"input" => Member::Text,
             b"messages" => Member::Messages,
+            b"tools" => Member::Tools,
             _ => Member::Other,
         }
     }

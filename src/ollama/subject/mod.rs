@@ -19,6 +19,11 @@ pub struct Subject {
     pub(crate) base: Option<String>,
     /// The top-level `keep_alive` is zero, which unloads the model.
     pub(crate) unloads: bool,
+    /// It offers its model the search in the web, which goes by the server's account.
+    pub(crate) searches_web: bool,
+    /// One of the members that may name the model names one of Ollama's cloud. Not only the last one
+    /// counts: Ollama looks for those before it decodes the body (`server/cloud_proxy.go`).
+    pub(crate) names_cloud: bool,
     /// The first text of the conversation: the start of its first `content`, `system` or `prompt`.
     pub opening: Option<String>,
 }
@@ -142,6 +147,39 @@ mod tests {
             assert_eq!(of(body).1, unloads, "{body}");
         }
         assert_eq!(of(r#"{"keep_alive":0,"model":"a"}"#).0, text("a"));
+    }
+
+    #[test]
+    fn what_uses_the_account_is_seen() {
+        let of = |body: &str| {
+            let subject = subject(body.as_bytes());
+            (subject.names_cloud, subject.searches_web)
+        };
+        for body in [
+            r#"{"model":"a","tools":[{"type":"web_search_20250305","name":"web_search"}]}"#,
+            r#"{"tools":[{"type":"function"},{"Type" : " web_search"}],"model":"a"}"#,
+            r#"{"TOOLS":[{"name":"x","typ\u0065":"web\u005fsearch_preview"}]}"#,
+            r#"{"tools":[{"type":"web_search"}],"tools":[]}"#,
+        ] {
+            assert_eq!(of(body), (false, true), "{body}");
+        }
+        for body in [
+            r#"{"tools":[{"type":"function","function":{"name":"web_search"}}]}"#,
+            r#"{"messages":[{"type":"web_search"}],"type":"web_search","tools":[]}"#,
+            r#"{"tools":["web_search",{"web_search":"type"}]}"#,
+        ] {
+            assert_eq!(of(body), (false, false), "{body}");
+        }
+        for body in [
+            r#"{"model":"a:cloud"}"#,
+            r#"{"Model":"a:7b-Cloud"}"#,
+            r#"{"model":"a:7b: cloud ","Model":"a"}"#,
+            r#"{"name":"a:cloud","model":"b"}"#,
+            &format!(r#"{{"model":"{}:cloud"}}"#, "a".repeat(600)),
+        ] {
+            assert_eq!(of(body), (true, false), "{body}");
+        }
+        assert_eq!(of(r#"{"model":"a:local","prompt":"b:cloud"}"#), (false, false));
     }
 
     #[test]

@@ -75,6 +75,29 @@ impl<'a> Exchange<'a> {
         Ok(self.watch(body, scan))
     }
 
+    /// What a body is about that was seen to its end; `None` if that can't be told.
+    pub(super) fn look_at_whole(
+        &mut self,
+        body: &mut RequestBody<'a>,
+    ) -> Result<Option<Subject>, OwnAnswer> {
+        if self.endpoint.takes_form() {
+            let subject = self.look_at_form(body)?;
+            return Ok(Some(subject).filter(|subject| subject.model.is_some()));
+        }
+        let mut scan = Scan::new(self.endpoint.model_members());
+        if self.field(CONTENT_ENCODING).is_some_and(|it| it.eq_ignore_ascii_case("zstd")) {
+            // Where Ollama doesn't decode it, this may have been something else.
+            self.look_at_zstd(body, &mut scan)?;
+            return Ok(scan.is_done().then(|| scan.subject()));
+        }
+        self.fetch(body, |piece| {
+            scan.push(piece);
+            if scan.is_done() { More::No } else { More::Any }
+        })?;
+        // What ends before its object does is no JSON to Ollama either.
+        Ok((scan.is_done() || body.is_done()).then(|| scan.subject()))
+    }
+
     fn watch(&self, body: &mut RequestBody<'a>, scan: Scan) -> Subject {
         let subject = scan.subject();
         let (chosen_for, banned) = (subject.model.clone(), &*self.context.settings.bans);
@@ -148,7 +171,7 @@ impl<'a> Exchange<'a> {
 
     fn most_looked_at(&self) -> usize {
         // Of an inference it depends on the model whether it counts.
-        let matters = self.has_choice() || self.endpoint.is_inference();
+        let matters = self.has_choice() || self.endpoint.is_inference() || self.keeps_from_cloud();
         if matters { self.context.budget.share() } else { LITTLE }
     }
 

@@ -171,7 +171,11 @@ impl<'a> Exchange<'a> {
         if verdict == Verdict::PassFromRegistry {
             self.hold_to_registry(&mut body)?;
         }
-        let wanted = self.wanted(&mut body)?;
+        let seen = match self.keeps_from_cloud() {
+            true => self.hold_to_this_machine(&mut body)?,
+            false => None,
+        };
+        let wanted = self.wanted(&mut body, seen)?;
         self.forward(body, wanted)
     }
 

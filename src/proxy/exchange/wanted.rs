@@ -45,12 +45,18 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
-    /// What the request needs. Looks at the body for the model's name, if there is a choice.
-    pub(super) fn wanted(&mut self, body: &mut RequestBody<'a>) -> Result<Wanted, OwnAnswer> {
+    /// What the request needs. Looks at the body for the model's name, if there is a choice and it
+    /// wasn't seen yet.
+    pub(super) fn wanted(
+        &mut self,
+        body: &mut RequestBody<'a>,
+        seen: Option<Subject>,
+    ) -> Result<Wanted, OwnAnswer> {
         let is_pull = self.is_client() && self.endpoint.task == Task::Pull;
         let matters = self.has_choice() || (self.endpoint.is_inference() && self.may_be_exempt());
-        let mut subject = Subject::default();
-        if matters && self.endpoint.names_model() && self.framing != Framing::Empty {
+        let is_seen = seen.is_some();
+        let mut subject = seen.unwrap_or_default();
+        if matters && !is_seen && self.endpoint.names_model() && self.framing != Framing::Empty {
             subject = self.look(body)?;
         }
         if !self.is_client() {
