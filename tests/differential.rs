@@ -168,7 +168,10 @@ fn target(random: &mut Random) -> String {
         _ => "/".to_owned(),
     };
     (0..random.below(40)).for_each(|_| text.push(char::from(*random.pick(CHARACTERS))));
-    text
+    // Other spellings of a known path are redirected.
+    let path = text.split('?').next().unwrap_or_default();
+    let plain = path.trim_end_matches(['/', '.']);
+    if path == "/" || path == plain { text } else { text.replacen(path, &format!("{plain}/x"), 1) }
 }
 
 /// A request, and its method.
@@ -179,7 +182,7 @@ fn request(case: u64) -> (String, Vec<u8>) {
     let version = if random.is_one_in(12) { "1.0" } else { "1.1" };
     let target = target(&mut random);
     let mut out =
-        format!("{method} {target} HTTP/{version}\r\nHost: localhost\r\nCase: {case}\r\n");
+        format!("{method} {target} HTTP/{version}\r\nHost: 127.0.0.1\r\nCase: {case}\r\n");
     let mut head = Vec::new();
     fields(&mut random, &mut head);
     let body = body(&mut random);

@@ -36,6 +36,12 @@ impl HostRule {
     }
 }
 
+/// Whether a `Host` that is allowed is a name, or none, rather than an address.
+pub(crate) fn is_name(host: Option<&[u8]>) -> bool {
+    let host = host.and_then(|host| strip_port(std::str::from_utf8(host).ok()?));
+    host.is_none_or(|host| host.parse::<IpAddr>().is_err() && !is_zoned(host))
+}
+
 /// Whether it is an IPv6 address with a zone, an interface of the client's, behind `%` or, as in a
 /// URI, behind `%25` (RFC 6874).
 fn is_zoned(name: &str) -> bool {

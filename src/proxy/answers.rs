@@ -4,7 +4,7 @@
 //! The cause goes into `X-Ollana-Error`, by which the next proxy knows that no Ollama has answered,
 //! and into the metrics. The body has the shape of the API that was called (`ollama::errors`).
 
-use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 
 use crate::http::fields::{self, AnswerFraming, ERROR_FIELD, POLICY, UNREACHED, UPSTREAM};
@@ -14,6 +14,10 @@ use crate::upstream::exchange_io::Fault;
 
 /// The status, for the log and the metrics, where no client is left to read an answer.
 pub(crate) const CLIENT_LEFT: u16 = 499;
+
+/// Media types, as Ollama writes them.
+pub(crate) const JSON: &str = "application/json; charset=utf-8";
+pub(crate) const PLAIN: &str = "text/plain; charset=utf-8";
 
 /// Texts come with those that name a machine or a reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +33,10 @@ pub(crate) enum OwnAnswer {
     ForeignPage,
     Loop,
     Policy(String),
+    /// As Ollama says it.
+    NoPath,
+    /// The path has these methods.
+    NoMethod(String),
     NoServer(String),
     QueueFull,
     /// Nothing of the request reached an upstream.
@@ -70,6 +78,8 @@ impl OwnAnswer {
             OwnAnswer::Loop => (508, "loop",
                 "this request has been here before: ollana proxies point at each other"),
             OwnAnswer::Policy(text) => (403, POLICY, text.as_str()),
+            OwnAnswer::NoPath => (404, POLICY, "404 page not found"),
+            OwnAnswer::NoMethod(_) => (405, POLICY, "405 method not allowed"),
             OwnAnswer::NoServer(text) => (503, UNREACHED, text.as_str()),
             OwnAnswer::QueueFull => (503, "busy", "all servers are busy and the queue is full"),
             OwnAnswer::Unreached(text) => (502, UNREACHED, text.as_str()),
@@ -101,6 +111,11 @@ impl OwnAnswer {
         if matches!(status, 429 | 503) {
             fields.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        if let OwnAnswer::NoMethod(allowed) = self
+            && let Ok(allowed) = HeaderValue::from_str(allowed)
+        {
+            fields.insert(ALLOW, allowed);
+        }
         fields
     }
 
@@ -126,8 +141,8 @@ pub(crate) struct Form {
 }
 
 /// The bytes of an answer with a body of JSON.
-pub(crate) fn write_json(status: u16, mut fields: HeaderMap, body: &str, form: Form) -> Vec<u8> {
-    fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+fn write_json(status: u16, mut fields: HeaderMap, body: &str, form: Form) -> Vec<u8> {
+    fields.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
     write(status, &fields, body, form)
 }
 

@@ -61,22 +61,26 @@ const MANAGEMENT: &[(&str, &str)] = &[
     ("POST", "/api/blobs/sha256:00"),
 ];
 const CLOSED: &[(&str, &str)] = &[
-    ("GET", "/api/me"),
     ("GET", "/api/usage"),
     ("POST", "/api/signout"),
     ("DELETE", "/api/user/keys/x"),
     ("POST", "/api/experimental/web_fetch"),
     ("POST", "/api/%70ull"),
-    ("POST", "/api//pull"),
-    ("POST", "/api/./pull"),
-    ("POST", "/v1/../api/pull"),
-    ("POST", "/api/pull/"),
-    ("POST", "/API/pull"),
     ("DELETE", "/api/%64elete"),
     ("GET", "/debug/pprof/heap"),
-    ("POST", "/api/nosuch"),
-    ("POST", "/v1/nosuch"),
-    ("FROB", "/api/frob"),
+];
+/// Answered as Ollama's router would.
+const ROUTED: &[(&str, &str, u16)] = &[
+    ("POST", "/api//pull", 307),
+    ("POST", "/api/./pull", 307),
+    ("POST", "/v1/../api/pull", 307),
+    ("POST", "/api/pull/", 307),
+    ("POST", "/API/pull", 404),
+    ("POST", "/api/nosuch", 404),
+    ("POST", "/v1/nosuch", 404),
+    ("FROB", "/api/frob", 404),
+    ("GET", "/api/pull", 405),
+    ("GET", "/api/me", 405),
 ];
 const PLAIN: &str = r#"{"model":"llama3.2","stream":false}"#;
 const FOREIGN: &str = r#"{"model":"hf.co/a/b"}"#;
@@ -112,6 +116,11 @@ fn another_machine_uses_models_and_changes_nothing() {
         let answer = setting.ask(&setting.other, method, target, PLAIN);
         assert_refused(&answer, target, &[&name]);
     }
+    for (method, target, status) in ROUTED {
+        let answer = setting.ask(&setting.other, method, target, PLAIN);
+        assert_eq!(answer.status, *status, "{method} {target}: {answer:?}");
+        assert_eq!(setting.ollama.requests(target), 0, "{target} reached Ollama");
+    }
     for (_, target) in MANAGEMENT.iter().chain(CLOSED).chain(&[("", "/api/pull")]) {
         assert_eq!(setting.ollama.requests(target), 0, "{target} reached Ollama");
     }
@@ -119,7 +128,7 @@ fn another_machine_uses_models_and_changes_nothing() {
     assert_eq!(me.status, 503, "nothing that Ollama said of its account: {me:?}");
     assert!(!me.body.contains("gpu"), "{me:?}");
     let openai = setting.ask(&setting.other, "POST", "/v1/nosuch", "{}");
-    assert!(openai.body.contains("\"permission_error\""), "{openai:?}");
+    assert!(openai.body.contains("\"message\":\"404 page not found\""), "{openai:?}");
 }
 
 #[test]

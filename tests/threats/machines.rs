@@ -114,61 +114,62 @@ const MANAGING: &[(&str, &str)] = &[
     ("POST", "/api/blobs/sha256:00"),
 ];
 
-/// What stays closed whatever the flags: the owner's account, and what may be another handler to
-/// Ollama's router than it looks.
-const CLOSED: &[(&str, &str)] = &[
-    ("POST", "/api/me"),
-    ("POST", "/api/signout"),
-    ("DELETE", "/api/user/keys/x"),
-    ("POST", "/api/experimental/web_search"),
-    ("GET", "/api/experimental/aliases"),
-    ("POST", "/api/%70ull"),
-    ("POST", "/%61pi/pull"),
-    ("POST", "/api%2fpull"),
-    ("POST", "/api%2Fpull"),
-    ("POST", "/api/%2570ull"),
-    ("POST", "//api/pull"),
-    ("POST", "/api//pull"),
-    ("POST", "/./api/pull"),
-    ("POST", "/api/../api/pull"),
-    ("POST", "/v1/models/../../api/pull"),
-    ("POST", "/api/generate/../pull"),
-    ("POST", "/api/generate/%2e%2e/pull"),
-    ("POST", "/api/generate/..%2fpull"),
-    ("POST", "/api/pull/"),
-    ("POST", "/api/pull/."),
-    ("POST", "/api/pull;x"),
-    ("POST", "/api/pull%00"),
-    ("POST", "/api/pull%20"),
-    ("POST", "/api/pull%3Fx"),
-    ("POST", "/api/pull%23"),
-    ("POST", "/API/pull"),
-    ("POST", "/api/PULL"),
-    ("POST", "/api\\pull"),
-    ("DELETE", "/api/%64elete"),
-    ("DELETE", "/api/delete/"),
-    ("POST", "/api/blobs/../pull"),
-    ("POST", "/api/blobs/%2e%2e%2fpull"),
-    ("POST", "/api/blobs/"),
-    ("POST", "/api/delete"),
-    ("GET", "/api/pull"),
-    ("PUT", "/api/pull"),
-    ("PATCH", "/api/pull"),
-    ("PUT", "/api/blobs/sha256:00"),
-    ("PUT", "/api/chat"),
-    ("DELETE", "/api/tags"),
-    ("FROB", "/api/chat"),
-    ("post", "/api/pull"),
-    ("TRACE", "/"),
-    ("GET", "/debug/pprof/heap"),
-    ("GET", "/metrics"),
-    ("POST", "/api/nosuch"),
-    ("POST", "/v1/nosuch"),
-    ("PUT", "/v1/chat/completions"),
-    ("DELETE", "/v1/models/m"),
-    ("GET", "/v1/models/a/b"),
-    ("POST", "/v1/messages/batches"),
-    ("PATCH", "/v1/messages"),
+/// What stays closed whatever the flags, with the status: the owner's account, and what may be
+/// another handler to Ollama's router than it looks. What Ollama doesn't have, or spells otherwise,
+/// is answered as it would be.
+const CLOSED: &[(&str, &str, u16)] = &[
+    ("GET", "/api/me", 405),
+    ("POST", "/api/signout", 403),
+    ("DELETE", "/api/user/keys/x", 403),
+    ("POST", "/api/experimental/web_search", 403),
+    ("GET", "/api/experimental/aliases", 403),
+    ("POST", "/api/%70ull", 403),
+    ("POST", "/%61pi/pull", 403),
+    ("POST", "/api%2fpull", 403),
+    ("POST", "/api%2Fpull", 403),
+    ("POST", "/api/%2570ull", 404),
+    ("POST", "//api/pull", 307),
+    ("POST", "/api//pull", 307),
+    ("POST", "/./api/pull", 307),
+    ("POST", "/api/../api/pull", 307),
+    ("POST", "/v1/models/../../api/pull", 307),
+    ("POST", "/api/generate/../pull", 307),
+    ("POST", "/api/generate/%2e%2e/pull", 404),
+    ("POST", "/api/generate/..%2fpull", 404),
+    ("POST", "/api/pull/", 307),
+    ("POST", "/api/pull/.", 307),
+    ("POST", "/api/pull;x", 404),
+    ("POST", "/api/pull%00", 404),
+    ("POST", "/api/pull%20", 404),
+    ("POST", "/api/pull%3Fx", 404),
+    ("POST", "/api/pull%23", 404),
+    ("POST", "/API/pull", 404),
+    ("POST", "/api/PULL", 404),
+    ("POST", "/api\\pull", 404),
+    ("DELETE", "/api/%64elete", 403),
+    ("DELETE", "/api/delete/", 307),
+    ("POST", "/api/blobs/../pull", 307),
+    ("POST", "/api/blobs/%2e%2e%2fpull", 404),
+    ("POST", "/api/blobs/", 404),
+    ("POST", "/api/delete", 405),
+    ("GET", "/api/pull", 405),
+    ("PUT", "/api/pull", 405),
+    ("PATCH", "/api/pull", 405),
+    ("PUT", "/api/blobs/sha256:00", 405),
+    ("PUT", "/api/chat", 405),
+    ("DELETE", "/api/tags", 405),
+    ("FROB", "/api/chat", 405),
+    ("post", "/api/pull", 405),
+    ("TRACE", "/", 405),
+    ("GET", "/debug/pprof/heap", 403),
+    ("GET", "/metrics", 404),
+    ("POST", "/api/nosuch", 404),
+    ("POST", "/v1/nosuch", 404),
+    ("PUT", "/v1/chat/completions", 405),
+    ("DELETE", "/v1/models/m", 405),
+    ("GET", "/v1/models/a/b", 404),
+    ("POST", "/v1/messages/batches", 404),
+    ("PATCH", "/v1/messages", 405),
 ];
 
 /// A refusal in the shape of the API that was called.
@@ -189,6 +190,68 @@ fn assert_refused(answer: &Answer, target: &str, what: &str) {
             assert!(error["message"].is_string() && error["param"].is_null(), "{what}");
         }
         _ => assert!(error.is_string(), "{what}"),
+    }
+}
+
+/// An answer as Ollama's router gives it, errors in the shape of the API that was called.
+fn assert_routed(answer: &Answer, status: u16, target: &str, what: &str) {
+    let what = format!("{what}: {answer:?}");
+    assert_eq!((answer.status(), answer.end), (status, End::Whole), "{what}");
+    let location = answer.head.one("location");
+    if status == 307 {
+        let known = ["/api/pull", "/api/delete"];
+        assert!(location.is_some_and(|to| known.contains(&to.as_str())), "{what}");
+        return;
+    }
+    let text = if status == 404 { "404 page not found" } else { "405 method not allowed" };
+    assert!(location.is_none() && answer.head.has("allow") == (status == 405), "{what}");
+    match target {
+        _ if target.starts_with("/v1/messages") => {
+            let json = answer.json();
+            assert_eq!((&json["type"], &json["error"]["message"]), (&"error".into(), &text.into()));
+        }
+        _ if target.starts_with("/v1/") => {
+            assert_eq!(answer.json()["error"]["message"], text, "{what}");
+            assert!(answer.json()["error"]["type"].is_string(), "{what}");
+        }
+        _ if target.starts_with("/api/") => assert_eq!(answer.json()["error"], text, "{what}"),
+        _ => assert_eq!(answer.text(), text, "{what}"),
+    }
+}
+
+/// Redirects keep the query, and other spellings lead nowhere else.
+#[test]
+fn another_machine_is_led_to_the_paths_that_ollama_has() {
+    if !is_inside("another_machine_is_led_to_the_paths_that_ollama_has") {
+        return;
+    }
+    let server = Server::start("--discovery-port 0");
+    let reached = server.reached();
+    for from in LAN {
+        for (method, target, status, location) in [
+            ("GET", "//api/tags", 301, "/api/tags"),
+            ("GET", "////api///tags?a=//b", 301, "/api/tags?a=//b"),
+            ("GET", "/api/tags/", 301, "/api/tags"),
+            ("GET", "//evil.example/../v1/models", 301, "/v1/models"),
+            ("HEAD", "/api/tags/", 307, "/api/tags"),
+            ("POST", "/api/chat/?x", 307, "/api/chat?x"),
+            ("POST", "//v1/messages", 307, "/v1/messages"),
+        ] {
+            let answer = server.ask(from, method, target, "");
+            assert_eq!(answer.status(), status, "{from} {target}: {answer:?}");
+            assert_eq!(answer.head.one("location").as_deref(), Some(location), "{from} {target}");
+        }
+        for (target, host, status) in [
+            ("/api/chat", "gpu.local", 204),
+            ("/nothing", "gpu.local", 204),
+            ("/api/chat", "10.80.0.1", 405),
+            ("/nothing", "10.80.0.1", 404),
+        ] {
+            let mut client = server.connect(from);
+            client.send(format!("OPTIONS {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            assert_eq!(client.answer_to("OPTIONS").status(), status, "{from} {target} {host}");
+        }
+        assert_eq!(server.reached(), reached, "{from}");
     }
 }
 
@@ -219,12 +282,16 @@ fn another_machine_uses_models_and_changes_none() {
                     assert!(answer.text().contains("--manage on"), "{what}: {answer:?}");
                 }
             }
-            for (method, target) in CLOSED {
+            for (method, target, status) in CLOSED {
                 let what = format!("{options} {from} {method} {target}");
-                assert_refused(&ask(method, target), target, &what);
+                match status {
+                    403 => assert_refused(&ask(method, target), target, &what),
+                    _ => assert_routed(&ask(method, target), *status, target, &what),
+                }
             }
             // A HEAD tells by its status alone.
-            for (target, status) in [("/", 200), ("/api/pull", 403), ("/api/me", 403)] {
+            let heads = [("/", 200), ("/api/pull", 405), ("/api/nosuch", 404), ("/api/%6de", 403)];
+            for (target, status) in heads {
                 let mut client = server.connect(from);
                 let head = client.ask(format!("HEAD {target} HTTP/1.1\r\nHost: pi.local\r\n\r\n"));
                 assert_eq!((head.status(), head.body.len()), (status, 0), "{from} HEAD {target}");

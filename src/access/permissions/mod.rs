@@ -10,7 +10,7 @@
 //! | `Pull` | pull | yes | with `--manage on`; from Ollama's own registry, `--pull on` |
 //! | `Whoami` | who am I | yes | whether it is signed in, and its plan; not with `--cloud off` |
 //! | `Account` | sign out, usage, keys, experiments | yes | no |
-//! | `Unknown` | everything else | yes | no |
+//! | `Unknown` | everything else | yes | no: 404 or 405, as from an Ollama without it |
 //!
 //! [`ollama::endpoints`](crate::ollama::endpoints) has the class of each path.
 

@@ -2,7 +2,10 @@
 //!
 //! Paths are those of Ollama's `GenerateRoutes` (`server/routes.go`, August 2026 and all earlier
 //! ones), compared byte by byte. Go's router looks at the decoded path, and its mux cleans `//` and
-//! `..`, so other spellings of a path may reach the same handler: they are all unknown here.
+//! `..`, so other spellings of a path may reach the same handler: they are all unknown here, and
+//! [`routes`] tells what Ollama answers to them.
+
+mod routes;
 
 use http::Method;
 
@@ -16,6 +19,8 @@ use Kind::{Embed, Generate, Manage, Other};
 use ModelIn::{Body, Digest, Form, Nowhere, Path, Source};
 use Task::Build;
 
+pub(crate) use routes::{Routed, routed};
+
 /// Ollama's version, and what our own servers tell besides.
 pub(crate) const VERSION: &str = "/api/version";
 
@@ -23,10 +28,10 @@ pub(crate) const VERSION: &str = "/api/version";
 /// otherwise, a body may name a model (none of a GET does), a request may be sent once only, the
 /// task is [`Task::Use`], and errors have Ollama's shape.
 const ENDPOINTS: &[Endpoint] = &[
-    get("/", Open),
-    get(VERSION, Open),
+    get("/", Open).or_head(),
+    get(VERSION, Open).or_head(),
     get("/api/status", Open),
-    get("/api/tags", Open).list(List::Tags),
+    get("/api/tags", Open).or_head().list(List::Tags),
     get("/api/ps", Open).list(List::Loaded),
     post("/api/show", Open, Other).repeatable().answers_half_closed(),
     post("/api/generate", Open, Generate).inference(),
@@ -84,8 +89,8 @@ const ANYTHING: Endpoint = row(ANY, "*", Unknown, Other).model(Nowhere);
 
 /// These change nothing: they may be sent again, and their bodies name no model.
 const READS: &[Method] = &[Method::GET, Method::HEAD, Method::OPTIONS];
-const GET_HEAD: &[Method] = &[Method::GET, Method::HEAD];
 const GET: &[Method] = &[Method::GET];
+const GET_HEAD: &[Method] = &[Method::GET, Method::HEAD];
 const HEAD: &[Method] = &[Method::HEAD];
 const POST: &[Method] = &[Method::POST];
 const DELETE: &[Method] = &[Method::DELETE];
@@ -184,7 +189,7 @@ impl List {
 }
 
 const fn get(path: &'static str, class: Class) -> Endpoint {
-    row(GET_HEAD, path, class, Other).model(Nowhere).answers_half_closed()
+    row(GET, path, class, Other).model(Nowhere).answers_half_closed()
 }
 
 const fn post(path: &'static str, class: Class, kind: Kind) -> Endpoint {
@@ -210,6 +215,10 @@ const fn row(methods: &'static [Method], path: &'static str, class: Class, kind:
 }
 
 impl Endpoint {
+    const fn or_head(self) -> Self {
+        Endpoint { methods: GET_HEAD, ..self }
+    }
+
     const fn model(self, model: ModelIn) -> Self {
         Endpoint { model, ..self }
     }
@@ -249,16 +258,15 @@ impl Endpoint {
     /// By the request's method and target.
     pub(crate) fn of(method: &Method, target: &str) -> Self {
         let (path, _) = split_query(target);
-        let takes = |row: &Endpoint| row.methods.is_empty() || row.methods.contains(method);
         let mut rows = ENDPOINTS.iter().chain(UNKNOWN);
-        let mut endpoint = *rows.find(|row| row.fits(path) && takes(row)).unwrap_or(&ANYTHING);
+        let mut endpoint =
+            *rows.find(|row| row.fits(path) && row.takes(method)).unwrap_or(&ANYTHING);
         if READS.contains(method) {
             endpoint.is_repeatable = true;
             endpoint.model = if endpoint.names_model() { Nowhere } else { endpoint.model };
         }
-        if *method == Method::OPTIONS && (path == "*" || ENDPOINTS.iter().any(|row| row.fits(path)))
-        {
-            // No handler of Ollama's runs for it, whatever the path.
+        if *method == Method::OPTIONS && path == "*" {
+            // No handler of Ollama's runs for it.
             endpoint.class = Open;
         }
         if path.len() < target.len() {
@@ -266,6 +274,10 @@ impl Endpoint {
             endpoint.list = None;
         }
         endpoint
+    }
+
+    fn takes(&self, method: &Method) -> bool {
+        self.methods.is_empty() || self.methods.contains(method)
     }
 
     fn fits(&self, path: &str) -> bool {

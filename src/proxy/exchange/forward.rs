@@ -120,6 +120,10 @@ impl<'a> Exchange<'a> {
                             continue;
                         }
                     }
+                    if let Some(outcome) = answer.poor.filter(|_| self.greets()) {
+                        lease.report.outcome = outcome;
+                        return Err(OwnAnswer::Failed("no server greets".to_owned()));
+                    }
                     body.kept.release();
                     if self.hides_account(answer.answer.status()) {
                         answer.start.extend(look(&mut answer.answer).unwrap_or_default());

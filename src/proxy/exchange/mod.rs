@@ -8,11 +8,11 @@
 //! ```
 //!
 //! An [`Exchange`] owns all that is known of a request while it is served. Its files follow the
-//! picture: this one checks, `own_paths` and `lists` answer without an upstream, `wanted` tells what
-//! the request needs, for which `look` looks at its body, `forward` sends it (again, if `retry`
-//! allows), `account` keeps back what others needn't know of the owner's account, `relay` passes the
-//! answer on while `observed` reads along, `record` counts and logs. Where its bytes are at any
-//! moment is one enum, in `upstream::exchange_io`.
+//! picture: this one checks, `own_paths`, `routes` and `lists` answer without an upstream, `wanted`
+//! tells what the request needs, for which `look` looks at its body, `forward` sends it (again, if
+//! `retry` allows), `account` keeps back what others needn't know of the owner's account, `relay`
+//! passes the answer on while `observed` reads along, `record` counts and logs. Where its bytes are
+//! at any moment is one enum, in `upstream::exchange_io`.
 
 mod account;
 mod forward;
@@ -23,17 +23,18 @@ mod own_paths;
 mod record;
 mod relay;
 mod retry;
+mod routes;
 mod wanted;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header::{HOST, HeaderValue};
+use http::header::{CONTENT_TYPE, HOST, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
 
 pub use self::retry::Attempts;
-use super::answers::{CLIENT_LEFT, Form, OwnAnswer, write_json};
+use super::answers::{self, CLIENT_LEFT, Form, OwnAnswer};
 use super::connection::Connection;
 use super::connections::Connections;
 use super::request_body::{Budget, RequestBody};
@@ -41,7 +42,7 @@ use crate::access::cors::{Cors, Decision};
 use crate::access::host::HostRule;
 use crate::access::permissions::{Refusal, Verdict};
 use crate::config::Settings;
-use crate::http::fields::{self, AnswerFraming};
+use crate::http::fields::{self, UNREACHED, UPSTREAM};
 use crate::http::head::{Framing, Head};
 use crate::manager::{Mailbox, Presence};
 use crate::ollama::endpoints::Endpoint;
@@ -160,6 +161,9 @@ impl<'a> Exchange<'a> {
         if fields::is_loop(&self.head.fields, &self.context.via) {
             return Err(OwnAnswer::Loop);
         }
+        if let Some(end) = self.answer_as_router(caller)? {
+            return Ok(end);
+        }
         let verdict = self.context.settings.policy.judge(caller, self.endpoint.class);
         if let Verdict::Refuse(refusal) = verdict {
             return Err(self.forbidden(refusal));
@@ -203,29 +207,41 @@ impl<'a> Exchange<'a> {
         if *own == OwnAnswer::Fault(Fault::OutOfResources) {
             log::warn!("{}", row.text);
         }
+        if self.greets() && matches!(row.cause, UNREACHED | UPSTREAM | "busy") {
+            return self.greet();
+        }
         log::debug!("refused status={} message={:?}", row.status, row.text);
         self.note(row.status, row.cause, row.text);
+        if matches!(own, OwnAnswer::NoPath | OwnAnswer::NoMethod(_)) && !self.is_of_api() {
+            return self.answer_as(row.status, own.fields(), answers::PLAIN, row.text);
+        }
         self.answer(row.status, own.fields(), &own.body(self.endpoint.dialect))
     }
 
-    fn answer(&self, status: u16, mut fields: HeaderMap, body: &str) -> End {
+    fn answer(&self, status: u16, fields: HeaderMap, body: &str) -> End {
+        self.answer_as(status, fields, answers::JSON, body)
+    }
+
+    fn answer_as(
+        &self,
+        status: u16,
+        mut fields: HeaderMap,
+        media: &'static str,
+        body: &str,
+    ) -> End {
         if let Some(cors) = &self.cors {
             cors.mark(&mut fields);
         }
+        fields.insert(CONTENT_TYPE, HeaderValue::from_static(media));
         let form = self.form();
-        let end = self.write_answer(&write_json(status, fields, body, form), form.closes);
+        let end = self.write_answer(&answers::write(status, &fields, body, form), form.closes);
         self.log(status, "-", body.len() as u64, None);
         end
     }
 
     /// Answers a browser that asks what a page may ask, as Ollama does.
     fn answer_preflight(&self, cors: &Cors) -> End {
-        let mut answer = Vec::with_capacity(1024);
-        let (status, fields, closes) = (StatusCode::NO_CONTENT, cors.preflight(), self.closes());
-        fields::write_answer_head(&mut answer, status, &fields, AnswerFraming::None, None, closes);
-        let end = self.write_answer(&answer, closes);
-        self.log(status.as_u16(), "-", 0, None);
-        end
+        self.answer_empty(StatusCode::NO_CONTENT, cors.preflight())
     }
 
     fn form(&self) -> Form {

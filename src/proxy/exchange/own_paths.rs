@@ -27,7 +27,6 @@ use crate::proxy::answers;
 use crate::status::{self, View};
 use crate::system::{self, Hex};
 
-const JSON: &str = "application/json; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 /// The text format's own media type.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -55,7 +54,7 @@ impl Content {
     }
 
     fn json(status: u16, body: &serde_json::Value) -> Self {
-        Content::new(status, JSON, format!("{body}\n"))
+        Content::new(status, answers::JSON, format!("{body}\n"))
     }
 
     fn page() -> Result<Self, OwnAnswer> {
