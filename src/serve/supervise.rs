@@ -56,6 +56,11 @@ pub fn run(settings: &Settings, journal: &LogWriter) -> Result<(), String> {
     };
     if mode == Mode::Server {
         supervisor.learn();
+    } else if settings.mode == ModeChoice::Auto
+        && supervisor.watch.is_none()
+        && takes_port(settings)
+    {
+        supervisor.say_unseen("this system has no inotify left");
     }
     supervisor.present = Some(Daemon::start_as(settings, mode, &why)?);
     supervisor.advise();
@@ -155,21 +160,26 @@ impl Supervisor<'_> {
     fn learn(&mut self) {
         let ollama = self.settings.ollama_url();
         let Some(watch) = self.watch.as_mut().filter(|_| takes_port(self.settings)) else { return };
-        let advice = match watch.learn(Instant::now(), ollama.port) {
-            Some(Ok(())) => None,
+        match watch.learn(Instant::now(), ollama.port) {
+            Some(Ok(())) => self.advice = None,
             // One that has just gone says nothing about where it was.
-            Some(Err(reason)) if !is_absent(&ollama) => Some(format!(
-                "Ollama's start can't be seen here ({}): once it has been away, it doesn't get \
-                 port {} back from ollana; start ollana with --mode server",
-                printable(&reason),
-                ollama.port
-            )),
-            Some(Err(_)) => return watch.learn_soon(),
-            None => return,
-        };
-        if advice != self.advice {
-            advice.iter().for_each(|advice| log::warn!("{advice}"));
-            self.advice = advice;
+            Some(Err(_)) if is_absent(&ollama) => watch.learn_soon(),
+            Some(Err(reason)) => self.say_unseen(&reason),
+            None => {}
+        }
+    }
+
+    /// Says once what to set where Ollama's start can't be seen.
+    fn say_unseen(&mut self, reason: &str) {
+        let advice = format!(
+            "Ollama's start can't be seen here ({}): once it has been away, it doesn't get port {} \
+             back from ollana; start ollana with --mode server",
+            printable(reason),
+            self.settings.ollama_url().port
+        );
+        if self.advice.as_ref() != Some(&advice) {
+            log::warn!("{advice}");
+            self.advice = Some(advice);
         }
     }
 
