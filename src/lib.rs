@@ -22,7 +22,7 @@
 //! 4. `proxy/exchange` checks `access/host`, `access/cors` and `access/permissions`; what the request
 //!    means, `ollama/endpoints` says.
 //! 5. `exchange/own_paths`, `exchange/routes` and `exchange/lists` answer what needs no upstream.
-//! 6. `exchange/wanted` reads the model's name (`ollama/subject`); `manager` gives a lease: through
+//! 6. `exchange/look` looks for the model in the body (`ollama/subject`); `manager` gives a lease: through
 //!    `manager/fast_path` while there is no choice, else through `manager/queue` and `manager/pool`.
 //! 7. `exchange/forward` sends it: `upstream/transport` and `proxy/request_body` move its bytes, in the
 //!    order of `upstream/exchange_io`.

@@ -46,6 +46,11 @@ const SUBJECTS: &[&[u8]] = &[
     br#"{"images":["AAAA"],"model":"m","keep_alive":0,"system":"be nice"}"#,
     br#"{"Model":"a","x":["\\\"",{"model":"b"}],"MODEL":"c","\u006eame":"d","source":""}"#,
 ];
+const FORMS: &[&[u8]] = &[
+    b"--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n\0\r\n--\r\n\
+      --b\r\ncontent-disposition: form-data;\r\n name=model\r\n\r\nm:1b\r\n--b--\r\n",
+    b"x\n--b \nContent-Disposition:form-data;name=\"mod\\el\"\n\nm\n--b--",
+];
 const LISTS: &[&[u8]] = &[
     b"{\"models\":[{\"name\":\"a:latest\",\"model\":\"a:latest\",\"digest\":\"1\",\"modified_at\":\"2026\"},\
       {\"name\":\"b\"}]}\0{\"models\":[{\"name\":\"a:latest\",\"digest\":\"1\"}]}",
@@ -86,6 +91,8 @@ const WORDS: &[&[u8]] = &[
     b"{",
     b"}",
     b"\"model\":",
+    b"--b",
+    b"; name=\"model\"",
     b"\"Model\":\"m\",",
     b"null",
     b"#",
@@ -271,6 +278,11 @@ fn bodies_tell_their_model_within_bounds() {
 }
 
 #[test]
+fn forms_tell_their_model_within_bounds() {
+    fuzz(40_000, &owned(FORMS), properties::form);
+}
+
+#[test]
 fn merged_lists_are_json_and_say_nothing_new() {
     fuzz(20_000, &owned(LISTS), properties::lists);
 }
@@ -301,6 +313,7 @@ fn seeds() {
         ("chunks", owned(BODIES)),
         ("host", owned(HOSTS)),
         ("subject", owned(SUBJECTS)),
+        ("form", owned(FORMS)),
         ("lists", owned(LISTS)),
         ("introduction", introductions()),
         ("handshake", handshakes()),

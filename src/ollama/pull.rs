@@ -12,8 +12,12 @@ pub(crate) fn split_server(model: &str) -> Option<(&str, &str)> {
 /// A body with another model's name in it; `None` if it isn't a JSON object that names one.
 pub(crate) fn rename_model(body: &[u8], model: &str) -> Option<Vec<u8>> {
     let mut json: Map<String, Value> = serde_json::from_slice(body).ok()?;
-    let member = if json.contains_key("model") { "model" } else { "name" };
-    *json.get_mut(member)? = model.into();
+    // Go takes members in any case, so none of the others may stay.
+    let has =
+        |json: &Map<_, _>, name| json.keys().any(|key: &String| key.eq_ignore_ascii_case(name));
+    let member = ["model", "name"].into_iter().find(|name| has(&json, name))?;
+    json.retain(|key, _| !["model", "name"].iter().any(|name| key.eq_ignore_ascii_case(name)));
+    json.insert(member.to_owned(), model.into());
     serde_json::to_vec(&json).ok()
 }
 
@@ -182,6 +186,8 @@ mod tests {
         }
         let renamed = rename_model(br#"{"name":"a@b","stream":true}"#, "a").expect("an object");
         assert_eq!(renamed, br#"{"name":"a","stream":true}"#);
+        let renamed = rename_model(br#"{"Model":"a@b","NAME":"c","stream":true}"#, "a");
+        assert_eq!(renamed.expect("an object"), br#"{"model":"a","stream":true}"#);
         assert_eq!(rename_model(b"[]", "a"), None);
         assert_eq!(rename_model(b"{}", "a"), None);
     }

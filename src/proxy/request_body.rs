@@ -39,9 +39,9 @@ impl Budget {
         Loan { budget: self, bytes: 0 }
     }
 
-    /// What a body may take that has to be looked at: never all, for the sake of others.
+    /// What a body may take that has to be looked at: not all, for the sake of others.
     pub(super) fn share(&self) -> usize {
-        self.total / 2
+        (self.total / 2).max(SMALL_BODY.min(self.total))
     }
 }
 

@@ -16,7 +16,7 @@ use ollana::http::fields;
 use ollana::http::head::{self, Framing, Head, HeadLimits, Refusal};
 use ollana::ollama::endpoints::List;
 use ollana::ollama::inventory::{Inventory, merged};
-use ollana::ollama::subject::{self, Scan};
+use ollana::ollama::subject::{self, FormScan, Scan};
 use ollana::pairing::identity::MAX_NAME;
 use ollana::pairing::identity::{Identity, KeyId};
 use ollana::pairing::noise::{self, Established, FIRST_BYTE, Introduction, Key, OVERHEAD, Purpose};
@@ -327,6 +327,20 @@ pub(crate) fn subject(input: &[u8]) {
         }
     }
     assert_eq!(subject.model.as_ref(), told.first().copied());
+}
+
+/// Any form is scanned within bounds, in pieces of any size alike.
+pub(crate) fn form(input: &[u8]) {
+    let scanned = |size: usize| {
+        let mut scan = FormScan::new("multipart/form-data; boundary=\"b\"").expect("a form's type");
+        input.chunks(size).for_each(|piece| scan.push(piece));
+        (scan.model().map(str::to_owned), scan.is_done())
+    };
+    let whole = scanned(input.len().max(1));
+    assert!(whole.0.as_ref().is_none_or(|model| model.len() < 16 * 1024));
+    for size in [1, 2, 3, 7, 64] {
+        assert_eq!(scanned(size), whole, "pieces of {size}");
+    }
 }
 
 /// Whatever a server says of its models, the merged list is JSON, in which every entry is one that

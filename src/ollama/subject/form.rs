@@ -8,8 +8,9 @@ const MAX_LINE: usize = 1024;
 /// All lines of one part's head together, or the longest model.
 const MAX_TEXT: usize = 4096;
 
+/// How far the scan has come, and what it has found.
 #[derive(Clone, Debug)]
-pub(crate) struct FormScan {
+pub struct FormScan {
     /// Two hyphens and the boundary.
     delimiter: Vec<u8>,
     place: Place,
@@ -31,7 +32,7 @@ enum Place {
 
 impl FormScan {
     /// `None` if the content type is not a form's.
-    pub(crate) fn new(content_type: &str) -> Option<Self> {
+    pub fn new(content_type: &str) -> Option<Self> {
         let media = content_type.split(';').next()?.trim();
         let boundary = parameter(content_type, "boundary")?;
         let is_form = media.eq_ignore_ascii_case("multipart/form-data");
@@ -45,15 +46,17 @@ impl FormScan {
     }
 
     /// What the first field says that is called so, as Go's `http.Request.FormValue` does.
-    pub(crate) fn model(&self) -> Option<&str> {
+    pub fn model(&self) -> Option<&str> {
         self.model.as_deref()
     }
 
-    pub(crate) fn is_done(&self) -> bool {
+    /// Whether nothing that follows could change what was found.
+    pub fn is_done(&self) -> bool {
         self.place == Place::Done
     }
 
-    pub(crate) fn push(&mut self, mut piece: &[u8]) {
+    /// Goes on with the next bytes of the body.
+    pub fn push(&mut self, mut piece: &[u8]) {
         while !piece.is_empty() && !self.is_done() {
             let end = memchr(b'\n', piece);
             let part = &piece[..end.unwrap_or(piece.len())];

@@ -6,7 +6,7 @@
 mod form;
 mod json;
 
-pub(crate) use form::FormScan;
+pub use form::FormScan;
 pub use json::Scan;
 
 /// What a body says.
