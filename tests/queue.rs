@@ -136,6 +136,7 @@ fn rules() -> Rules {
         pins: Vec::new(),
         bans: Vec::new(),
         preferred: Vec::new(),
+        wake: Vec::new(),
     }
 }
 

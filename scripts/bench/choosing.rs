@@ -139,6 +139,7 @@ impl World {
             pins: Vec::new(),
             bans: Vec::new(),
             preferred: Vec::new(),
+            wake: Vec::new(),
         };
         let mut world = World {
             pool: Pool::new(rules, 1),

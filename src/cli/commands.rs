@@ -1,7 +1,9 @@
 //! The table of commands: how each is written, what it does, and which options it heeds.
 
 use Action::Tool;
-use Verb::{Completions, Discover, Doctor, Man, Models, Pair, Peers, Status, Takeover, Unpair};
+use Verb::{
+    Completions, Discover, Doctor, Forget, Man, Models, Pair, Peers, Status, Takeover, Unpair,
+};
 
 use super::options::OptionSpec;
 use super::topics::{TOPICS, options};
@@ -37,6 +39,7 @@ pub(crate) enum Verb {
     Completions,
     Discover,
     Doctor,
+    Forget,
     Man,
     Models,
     Pair,
@@ -86,6 +89,11 @@ pub(crate) const COMMANDS: &[CommandSpec] = &[
     command("models", Tool(Models), "which server has which model, and how fast",
         "Asks the ollana that runs on this machine, at --listen if that is given.",
         &[JSON], RUNNING),
+    command("forget NAME", Tool(Forget), "forget a server that is gone, and its models",
+        "What a server has is remembered for 30 days while it is away: requests for its models are \
+         told so. 'ollana models' shows the NAME. A server that is up is not forgotten. It lets the \
+         ollana that runs on this machine do it, at --listen if that is given.",
+        &[], &["listen", "share", "connect-timeout", "state-dir"]),
     command("discover", Tool(Discover), "look around once: who answers, on which interface",
         "Needs no running ollana. Exit code 1: nobody answered.",
         &[JSON], &["discovery-port", "interface", "state-dir", "key-file", "unpaired"]),

@@ -9,7 +9,7 @@ const WIDTH: usize = 80;
 const COLUMN: usize = 24;
 
 /// Options that the first page shows, each in one line.
-const MOST_USED: &[&str] = &["mode", "listen", "ollama", "server", "prefer", "wake", "log-level"];
+const MOST_USED: &[&str] = &["mode", "listen", "ollama", "server", "prefer", "wake"];
 
 /// `ollana --help`: with the prompt below it, it fits a screen of 24 lines.
 pub(super) fn overview() -> String {

@@ -15,5 +15,6 @@ mod tests;
 pub(crate) mod topics;
 
 pub(crate) use commands::Verb;
+pub(crate) use nearest::nearest;
 pub(crate) use parse::default_state_dir;
 pub use parse::{Command, Tool, UsageError, parse};

@@ -1,7 +1,7 @@
 //! "Did you mean": the name that a word is most likely a misspelling of.
 
 /// The nearest name, if at most a third of its letters would have to be changed.
-pub(super) fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let measured = names.into_iter().map(|name| (distance(word, name), name));
     let (distance, name) = measured.min_by_key(|(distance, _)| *distance)?;
     (distance * 3 <= name.len()).then_some(name)

@@ -34,5 +34,5 @@ pub(crate) use addresses::{
 };
 pub use addresses::{Mac, OllamaUrl, ServerName, Sleeper};
 pub use limits::{Limits, Timing};
-pub(crate) use quantities::{parse_duration, parse_size};
+pub(crate) use quantities::{elapsed, parse_duration, parse_size};
 pub use settings::{LogFormat, ModeChoice, Settings};

@@ -29,6 +29,17 @@ pub(crate) fn query_value(query: &str, name: &str) -> Option<String> {
     })
 }
 
+/// A text as one segment of a path.
+pub(crate) fn percent_encode(text: &str) -> String {
+    let plain =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
+    let escaped = |byte: u8| match plain(byte) {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    };
+    text.bytes().map(escaped).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -36,6 +47,7 @@ mod tests {
     #[test]
     fn escapes() {
         assert_eq!(percent_decode("a%2Fb%3a"), Some(b"a/b:".to_vec()));
+        assert_eq!(percent_encode("a/ä b-1"), "a%2F%C3%A4%20b-1");
         for bad in ["%", "%2", "%+1", "%-1", "% 1", "%zz", "a%2g"] {
             assert_eq!(percent_decode(bad), None, "{bad}");
         }

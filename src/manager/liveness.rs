@@ -19,11 +19,13 @@ use super::store;
 use super::wake::Wake;
 use crate::config::{OllamaUrl, Timing};
 use crate::pairing::keyring::Keyring;
-use crate::system::spawn_vital;
+use crate::system::{spawn_vital, time_slept};
 use crate::upstream::{Check, Target, Upstream};
 
 /// How often the Manager hears that time has passed.
 const TICK: Duration = Duration::from_millis(200);
+/// Sleep of this machine that is worth telling.
+const SLEPT: Duration = Duration::from_secs(1);
 /// Ticks from one look at the files of keys to the next.
 const KEY_LOOK: u64 = 5;
 /// Jobs that may wait. One per backend is under way at most.
@@ -69,9 +71,16 @@ impl Ticker {
     pub(crate) fn start(mailbox: Mailbox, keyring: Arc<Keyring>) -> io::Result<Self> {
         let (stop, stopped) = bounded::<()>(0);
         let thread = spawn_vital("ticker", move || {
+            let mut slept = time_slept();
             for tick in 1u64.. {
                 if stopped.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
                     return;
+                }
+                let slept_now = time_slept();
+                let sleep = slept_now.saturating_sub(slept);
+                if sleep >= SLEPT {
+                    slept = slept_now;
+                    mailbox.try_send(Input::Slept(sleep));
                 }
                 mailbox.try_send(Input::Tick);
                 if tick.is_multiple_of(KEY_LOOK) {

@@ -7,7 +7,8 @@ use crossbeam_channel::{RecvTimeoutError, SendError, Sender, TrySendError, bound
 
 use super::fast_path::FastPath;
 use super::pool::{
-    BackendId, History, Input, Outcome, Pick, Report, ServerNow, Transition, Wanted,
+    AwayNow, BackendId, Forgot, History, Input, Outcome, Pick, Report, ServerNow, Transition,
+    Wanted,
 };
 use super::presence::Presence;
 use super::queue::{Asker, Refused, Request};
@@ -27,6 +28,7 @@ pub(super) enum Event {
     Lease(Caller, Request),
     Inventories(Sender<Inventories>),
     Snapshot(Sender<Snapshot>),
+    Forget(String, Sender<Forgot>),
     Stop,
 }
 
@@ -35,7 +37,9 @@ pub(super) enum Event {
 pub struct Inventories {
     /// Backends, whether their models are known or not.
     pub(crate) backends: usize,
-    /// Names and models of those that are known.
+    /// Servers that are away but can be woken.
+    pub(crate) sleeping: usize,
+    /// Names and models of those that are known, and of those that can be woken.
     pub(crate) known: Vec<(String, Arc<Inventory>)>,
     pub(crate) version: OllamaVersion,
 }
@@ -45,6 +49,8 @@ pub struct Inventories {
 pub(crate) struct Snapshot {
     /// In the order in which they came.
     pub(crate) servers: Vec<ServerNow>,
+    /// Servers that were well before, and can't be used now.
+    pub(crate) away: Vec<AwayNow>,
     pub(crate) waiting: usize,
     /// Time that the first of them has waited.
     pub(crate) longest_wait: Option<Duration>,
@@ -161,6 +167,15 @@ impl Mailbox {
     pub(crate) fn snapshot(&self) -> Option<Snapshot> {
         let (reply, answer) = bounded(1);
         self.events.send_timeout(Event::Snapshot(reply), SNAPSHOT_PATIENCE).ok()?;
+        answer.recv_timeout(SNAPSHOT_PATIENCE).ok()
+    }
+
+    /// Forgets what is known of a server by this name that isn't up. `None` when we are stopping, or
+    /// busy beyond measure.
+    pub(crate) fn forget(&self, name: &str) -> Option<Forgot> {
+        let (reply, answer) = bounded(1);
+        let event = Event::Forget(name.to_owned(), reply);
+        self.events.send_timeout(event, SNAPSHOT_PATIENCE).ok()?;
         answer.recv_timeout(SNAPSHOT_PATIENCE).ok()
     }
 

@@ -37,6 +37,7 @@ pub struct Presence {
     version: AtomicU32,
     in_flight: AtomicU32,
     backends: AtomicU32,
+    has_absent: AtomicBool,
     events_handled: AtomicU32,
     network_changed_at: Mutex<Option<Instant>>,
     counters: Counters,
@@ -55,6 +56,7 @@ impl Presence {
         self.version.store(pool.announced_version().to_bits(), Relaxed);
         self.in_flight.store(pool.in_flight(), Relaxed);
         self.backends.store(pool.len() as u32, Relaxed);
+        self.has_absent.store(pool.has_absent(), Relaxed);
         self.event_handled();
     }
 
@@ -80,6 +82,12 @@ impl Presence {
     /// Backends in any state.
     pub fn backends(&self) -> u32 {
         self.backends.load(Relaxed)
+    }
+
+    /// Whether there are several servers, such as are remembered and away included: then it matters
+    /// which model a request is about.
+    pub(crate) fn has_choice(&self) -> bool {
+        self.backends() > 1 || self.has_absent.load(Relaxed)
     }
 
     /// Changes whenever the Manager has handled an event, which tells that it is alive.

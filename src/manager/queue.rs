@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::manager::pool::{Action, BackendId, Input, NoPick, Outcome, Pick, Pool, Wanted};
+use crate::manager::pool::{Action, BackendId, Forgot, Input, NoPick, Outcome, Pick, Pool, Wanted};
 use crate::ollama::endpoints::Task;
 
 /// Requests of one client that may wait for the same backends; more are refused.
@@ -30,6 +30,8 @@ const WAKE_AGAIN: Duration = Duration::from_secs(10);
 pub enum Refused {
     /// No server can do it now; the sentence says which and why.
     NoServer(String),
+    /// The same: the only one with the model is away, or was tried in vain.
+    OwnerAway(String),
     /// Too many requests wait already.
     QueueFull,
 }
@@ -135,6 +137,10 @@ impl<A: Asker> Queue<A> {
         self.patience.wake.filter(|_| is_use && request.tried.is_empty())
     }
 
+    pub(crate) fn forget_server(&mut self, now: Instant, name: &str) -> Forgot {
+        self.pool.forget_server(now, name)
+    }
+
     /// Counts in requests that were counted elsewhere until now, some of them exempt from limits.
     pub fn transfer(&mut self, id: BackendId, requests: u32, exempt: u32) {
         self.pool.transfer(id, requests, exempt);
@@ -173,7 +179,7 @@ impl<A: Asker> Queue<A> {
     pub fn ask(&mut self, now: Instant, asker: A, request: Request, answers: &mut Answers<A>) {
         let able = match request.wanted.is_exempt || self.waiting.is_empty() {
             true => Vec::new(),
-            false => self.pool.able_ids(&request.tried, &request.wanted),
+            false => self.pool.able_ids(now, &request.tried, &request.wanted),
         };
         let picked = match !able.is_empty() && self.waiting.iter().any(|it| it.able == able) {
             true => Err(NoPick::Busy),
@@ -189,8 +195,11 @@ impl<A: Asker> Queue<A> {
             Err(NoPick::NoneUp(reason) | NoPick::Away(reason)) if !may_wait => {
                 answers.push((asker, Err(Refused::NoServer(reason))));
             }
+            Err(NoPick::OwnerAway(reason)) if !may_wait => {
+                answers.push((asker, Err(Refused::OwnerAway(reason))));
+            }
             Err(_) => {
-                let able = self.pool.able_ids(&request.tried, &request.wanted);
+                let able = self.pool.able_ids(now, &request.tried, &request.wanted);
                 let client = request.wanted.client;
                 self.waiting.push(Waiting { asker, request, since: now, able });
                 if is_busy {
@@ -269,7 +278,7 @@ impl<A: Asker> Queue<A> {
         let Waiting { request, since, able, .. } = &mut self.waiting[at];
         let ago = |at| now.saturating_duration_since(at);
         let waited = ago(*since);
-        *able = self.pool.able_ids(&request.tried, &request.wanted);
+        *able = self.pool.able_ids(now, &request.tried, &request.wanted);
         let picked = match busy.contains(able) {
             true => Err(NoPick::Busy),
             false => self.pool.pick(now, &request.tried, &request.wanted),
@@ -294,7 +303,9 @@ impl<A: Asker> Queue<A> {
             {
                 return None;
             }
-            Err(NoPick::NoneUp(reason) | NoPick::Away(reason)) => reason,
+            Err(NoPick::NoneUp(reason) | NoPick::Away(reason) | NoPick::OwnerAway(reason)) => {
+                reason
+            }
         };
         let Waiting { request, .. } = &self.waiting[at];
         if let Some(patience) = self.wake_patience(request) {

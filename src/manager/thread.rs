@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::liveness::{CheckJob, Job};
 use super::mailbox::{Caller, Event, Inventories, MAILBOX, Mailbox, Snapshot};
-use super::pool::{Action, Backend, History, Input, Pool, Transition};
+use super::pool::{Action, Backend, Forgot, History, Input, Pool, Transition};
 use super::presence::Presence;
 use super::queue::{Answers, Patience, Queue};
 use crate::system::spawn_vital;
@@ -22,6 +22,10 @@ const LIST_PATIENCE: Duration = Duration::from_millis(500);
 const LOOK_PATIENCE: Duration = Duration::from_millis(400);
 /// Transitions remembered for those who look at the state.
 const MAX_TRANSITIONS: usize = 32;
+/// What is known of the servers is written down at most so often, and at least so often: the disk
+/// may be an SD card.
+const WRITE_PAUSE: Duration = Duration::from_secs(5);
+const WRITE_AGAIN: Duration = Duration::from_secs(6 * 3600);
 
 /// The Manager's thread; dropping the handle stops and joins it.
 #[derive(Debug)]
@@ -49,6 +53,7 @@ impl Handle {
             transitions: VecDeque::new(),
             history: History::default(),
             last_wait: None,
+            memory: Memory::default(),
             actions: Vec::new(),
             answers: Vec::new(),
         };
@@ -87,8 +92,23 @@ struct Manager {
     transitions: VecDeque<(Instant, Transition)>,
     history: History,
     last_wait: Option<Duration>,
+    memory: Memory,
     actions: Vec<Action>,
     answers: Answers<Caller>,
+}
+
+/// When what is known of the servers was written down, and whether that has changed since.
+#[derive(Default)]
+struct Memory {
+    written_at: Option<Instant>,
+    has_changed: bool,
+}
+
+impl Memory {
+    fn is_due(&self, now: Instant) -> bool {
+        let pause = if self.has_changed { WRITE_PAUSE } else { WRITE_AGAIN };
+        self.written_at.map_or(self.has_changed, |at| now.saturating_duration_since(at) >= pause)
+    }
 }
 
 impl Manager {
@@ -96,7 +116,10 @@ impl Manager {
         while let Ok(event) = self.events.recv() {
             let now = Instant::now();
             match event {
-                Event::Stop => break,
+                Event::Stop => {
+                    self.write_down(now);
+                    break;
+                }
                 Event::Pool(input) => {
                     if matches!(&input, Input::Noted(_, report) if report.is_trouble()) {
                         // What it means for the backend depends on how many others it has.
@@ -110,6 +133,14 @@ impl Manager {
                 Event::Lease(caller, request) => {
                     self.queue.ask(now, caller, request, &mut self.answers);
                     self.carry_out(now);
+                }
+                Event::Forget(name, reply) => {
+                    let forgot = self.queue.forget_server(now, &name);
+                    if matches!(forgot, Forgot::Done(_)) {
+                        self.write_down(now);
+                        self.update_fast_path(now, false);
+                    }
+                    let _ = reply.send(forgot);
                 }
                 Event::Inventories(_) => self.questions.push((now, event)),
                 Event::Snapshot(_) => {
@@ -129,6 +160,9 @@ impl Manager {
             }
             self.answer_questions(now);
             self.record(now);
+            if self.memory.is_due(now) {
+                self.write_down(now);
+            }
             self.presence.update(self.queue.pool());
         }
         // Replies that are still waiting are dropped with us, which their askers see.
@@ -154,8 +188,11 @@ impl Manager {
         let pool = self.queue.pool();
         match question {
             Event::Inventories(reply) => {
-                let (backends, known) = (pool.ready(), pool.inventories());
-                let _ = reply.send(Inventories { backends, known, version: pool.version() });
+                let (backends, mut known) = (pool.ready(), pool.inventories());
+                let mut asleep = pool.sleeping();
+                let (sleeping, version) = (asleep.len(), pool.version());
+                known.append(&mut asleep);
+                let _ = reply.send(Inventories { backends, sleeping, known, version });
             }
             Event::Snapshot(reply) => {
                 let _ = reply.send(self.snapshot(now));
@@ -194,6 +231,7 @@ impl Manager {
         let newest_first = self.transitions.iter().rev();
         Snapshot {
             servers,
+            away: self.queue.pool().away(now),
             waiting: self.queue.waiting(),
             longest_wait: self.queue.longest_wait(now),
             last_wait: self.last_wait,
@@ -233,7 +271,7 @@ impl Manager {
     }
 
     fn act(&mut self, now: Instant) {
-        let mut changes_memory = false;
+        let mut is_news = false;
         for action in std::mem::take(&mut self.actions) {
             match action {
                 Action::Check(id, target, wants_inventory) => {
@@ -244,8 +282,10 @@ impl Manager {
                     }
                 }
                 Action::Report(transition) => {
-                    changes_memory |=
+                    is_news |=
                         matches!(transition, Transition::Up { .. } | Transition::Moved { .. });
+                    // When it was well last is written down too.
+                    self.memory.has_changed |= matches!(transition, Transition::Down { .. });
                     log_transition(&transition);
                     // Strangers that the full pool refuses are no news, and anyone can make many.
                     if !matches!(transition, Transition::Refused { .. }) {
@@ -255,13 +295,18 @@ impl Manager {
                         self.transitions.push_back((now, transition));
                     }
                 }
-                Action::Remember => changes_memory = true,
+                Action::Remember => is_news = true,
             }
         }
-        if changes_memory {
-            self.hand_out(Job::Remember(self.queue.pool().memorable()));
+        if is_news {
+            self.memory.has_changed = true;
             self.hand_out(Job::Learn(self.queue.pool().present()));
         }
+    }
+
+    fn write_down(&mut self, now: Instant) {
+        let is_taken = self.hand_out(Job::Remember(self.queue.pool().memorable(now)));
+        self.memory = Memory { written_at: Some(now), has_changed: !is_taken };
     }
 
     fn hand_out(&self, job: Job) -> bool {

@@ -53,6 +53,10 @@ impl Entry {
             text: entry.to_string(),
         }
     }
+
+    fn bytes(&self) -> usize {
+        self.text.len() + self.key.0.len() + self.key.1.len() + self.time.1.len()
+    }
 }
 
 /// A model of one server, as far as the server tells.
@@ -142,6 +146,39 @@ impl Inventory {
         rest.loaded.remove(model);
         rest.entries[List::Loaded as usize].retain(is_other);
         rest
+    }
+
+    /// The same without this model.
+    pub(crate) fn removed(&self, model: &ModelName) -> Self {
+        let is_other = |entry: &Entry| ModelName::parse(&entry.key.0).as_ref() != Some(model);
+        let mut rest = self.unloaded(model);
+        rest.on_disk.remove(model);
+        rest.entries.iter_mut().for_each(|list| list.retain(is_other));
+        rest
+    }
+
+    /// What is on the disk alone, as much of it as `most` bytes hold.
+    pub(crate) fn on_disk(&self, most: usize) -> Self {
+        let mut left = most;
+        let mut some = |list| -> Vec<Entry> {
+            let fits = |entry: &&Entry| {
+                let rest = left.checked_sub(entry.bytes());
+                left = rest.unwrap_or(0);
+                rest.is_some()
+            };
+            self.entries[list as usize].iter().take_while(fits).cloned().collect()
+        };
+        let entries = [some(List::Tags), Vec::new(), some(List::OpenAi)];
+        let names = entries[List::Tags as usize].iter();
+        let on_disk: HashSet<_> =
+            names.filter_map(|entry| ModelName::parse(&entry.key.0)).collect();
+        let remote = self.remote.intersection(&on_disk).cloned().collect();
+        Inventory { entries, on_disk, remote, ..Inventory::default() }
+    }
+
+    /// Bytes that its lists take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.entries.iter().flatten().map(Entry::bytes).sum()
     }
 
     /// Every model, those on disk in the server's order, then those that are only in memory.

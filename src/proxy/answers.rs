@@ -95,7 +95,7 @@ impl OwnAnswer {
                  others with: ollana --status-from ADDRESS"),
             OwnAnswer::OwnPathForeignPage => (403, "own",
                 "a page of another site may not ask for this"),
-            OwnAnswer::OwnPathMethod => (405, "own", "only GET and HEAD"),
+            OwnAnswer::OwnPathMethod => (405, "own", "not with this method"),
             OwnAnswer::OwnPathUnknown => (404, "own",
                 "no such path; there are the page at /ollana/, status, metrics, health and ready"),
             OwnAnswer::NoRandomBytes => (503, "own", "the system has no random bytes"),

@@ -1,7 +1,6 @@
 //! The parts of a daemon, each made from the settings and from what all parts share.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,11 +12,11 @@ use super::listeners::plain;
 use super::mode::Mode;
 use super::state_dir::{self, host_name};
 use crate::access::host::HostRule;
-use crate::config::Settings;
+use crate::config::{ServerName, Settings};
 use crate::discovery::{Client, ClientSetup, Responder, ServerSetup};
 use crate::http::fields;
 use crate::manager::liveness::{Checker, Checkers, Ticker, job_queue};
-use crate::manager::pool::{Input, Pool, Rules};
+use crate::manager::pool::{Had, Input, Known, Pool, Rules};
 use crate::manager::wake::Wake;
 use crate::manager::{self, Job, Mailbox, Presence, store};
 use crate::pairing::{identity::Identity, keyring::Keyring};
@@ -89,7 +88,7 @@ impl<'a> Parts<'a> {
             timing: settings.timing.clone(),
             keyring: Arc::clone(&self.keyring),
             local: self.mode.is_server().then(|| settings.ollama_url()),
-            memory: memory(settings).filter(|_| self.mode.is_client()).map(Path::to_owned),
+            memory: settings.state_dir.clone().filter(|_| self.mode.is_client()),
             wake,
         };
         Checkers::start(jobs, &checker).map_err(failed("cannot start the checkers"))
@@ -169,9 +168,23 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Where servers are remembered; nowhere without discovery, which finds them.
-fn memory(settings: &Settings) -> Option<&Path> {
-    settings.state_dir.as_deref().filter(|_| settings.discovery_port != 0)
+/// The servers of earlier runs that these settings still lead to.
+fn recall(settings: &Settings, mode: Mode) -> Vec<Known> {
+    let is_found = settings.discovery_port != 0;
+    let local = mode.is_server().then(|| settings.ollama_url().server());
+    let is_given =
+        |given: &ServerName| settings.servers.contains(given) || local.as_ref() == Some(given);
+    let mut servers = settings.state_dir.as_deref().map(store::recall).unwrap_or_default();
+    for known in &mut servers {
+        known.is_present &= is_found;
+        let is_known = known.identity.is_some();
+        let is_reached = |had: &Had| match &had.given {
+            Some(given) => is_given(given) || (is_found && is_known),
+            None => is_found,
+        };
+        known.had.take_if(|had| !is_reached(had));
+    }
+    servers
 }
 
 fn new_pool(settings: &Settings, mode: Mode, seed: u32) -> Pool {
@@ -187,6 +200,7 @@ fn new_pool(settings: &Settings, mode: Mode, seed: u32) -> Pool {
         pins: settings.pins.clone(),
         bans: settings.bans.clone(),
         preferred: settings.preferred.clone(),
+        wake: settings.wake.clone(),
     };
     let mut pool = Pool::new(rules, u64::from(seed));
     let now = Instant::now();
@@ -195,7 +209,7 @@ fn new_pool(settings: &Settings, mode: Mode, seed: u32) -> Pool {
     }
     if mode.is_client() {
         settings.servers.iter().for_each(|server| pool.add_named(now, server.clone()));
-        pool.recall(now, memory(settings).map(store::recall).unwrap_or_default());
+        pool.recall(now, recall(settings, mode));
     }
     pool
 }

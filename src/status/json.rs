@@ -17,6 +17,8 @@
 //!            in_flight, limit, first_byte_ms, requests, failures, tokens, tokens_per_s, bytes_up, bytes_down,
 //!            room_bytes, model_count, models [{name, size, kind, loaded, size_vram, expires_at,
 //!            context_length, tokens_per_s}], history {tokens_per_s [..], in_flight [..]}}]
+//! away       [{name, address, id: of the entry in servers, if there is one, since_s, model_count,
+//!            models [..]}]: remembered servers that can't be used now
 //! history    step_s, requests [..], queue [..]: oldest first, the last minutes
 //! transfers  [{kind, name, server, state, done, total, bytes_per_s, seconds}]
 //! failures   [{ago_s, status, cause, method, path, reason}], newest first
@@ -33,7 +35,7 @@ use super::View;
 use crate::counters::{CAUSES, Counter, Failure, Transfer, Usage};
 use crate::manager::About;
 use crate::manager::pool::history::STEP;
-use crate::manager::pool::{Backend, Models, QUARANTINED, ServerNow, Transition};
+use crate::manager::pool::{AwayNow, Backend, Known, Models, QUARANTINED, ServerNow, Transition};
 use crate::net::untrusted_text::printable;
 use crate::ollama::inventory::Model;
 
@@ -78,6 +80,7 @@ pub(crate) fn write(view: &View<'_>, all_models: bool) -> Value {
             "retries": retries, "failures": failures.collect::<Value>(),
         },
         "servers": snapshot.servers.iter().map(|s| server(s, view, all_models)).collect::<Value>(),
+        "away": snapshot.away.iter().map(|it| away(it, all_models)).collect::<Value>(),
         "history": {
             "step_s": STEP.as_secs(),
             "requests": snapshot.history.requests.values().collect::<Vec<_>>(),
@@ -155,6 +158,29 @@ fn server(server: &ServerNow, view: &View<'_>, all_models: bool) -> Value {
         "models": shown,
         "history": { "tokens_per_s": tokens, "in_flight": in_flight },
     })
+}
+
+fn away(server: &AwayNow, all_models: bool) -> Value {
+    let AwayNow { name, address, backend, since, models } = server;
+    let known = models.models();
+    let shown = known.iter().filter(|_| all_models);
+    json!({
+        "name": printable(name),
+        "address": address,
+        "id": backend.map(|id| id.0),
+        "since_s": seconds(*since),
+        "model_count": known.len(),
+        "models": shown.map(|known| model(known, &Models::default())).collect::<Value>(),
+    })
+}
+
+/// Servers that nothing is known of any more.
+pub(crate) fn forgotten(servers: &[Known]) -> Value {
+    let server = |known: &Known| {
+        let models = known.had.as_ref().map(|had| had.models.len());
+        json!({ "name": printable(&known.name), "address": known.address, "model_count": models })
+    };
+    servers.iter().map(server).collect()
 }
 
 fn model(model: &Model, known: &Models) -> Value {

@@ -246,6 +246,7 @@ mod tests {
             pins: Vec::new(),
             bans: Vec::new(),
             preferred: Vec::new(),
+            wake: Vec::new(),
         }
     }
 
@@ -261,6 +262,7 @@ mod tests {
         let mut servers = pool.snapshot(now);
         servers.iter_mut().zip(names).for_each(|(server, name)| server.name = (*name).to_owned());
         let snapshot = Snapshot {
+            away: Vec::new(),
             servers,
             waiting: 2,
             longest_wait: None,

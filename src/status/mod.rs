@@ -15,7 +15,7 @@ use crate::manager::{About, Snapshot};
 use crate::ollama::version::OllamaVersion;
 use crate::pairing::keyring::Keyring;
 
-pub(crate) use json::write as json;
+pub(crate) use json::{forgotten, write as json};
 pub(crate) use metrics::write as metrics;
 
 /// The page at `/ollana/`.

@@ -5,6 +5,7 @@ mod completions;
 mod daemon;
 mod discover;
 mod doctor;
+mod forget;
 mod man;
 mod models;
 mod pair;
@@ -33,6 +34,7 @@ pub fn run(tool: &Tool) -> ExitCode {
     let done = match tool.verb {
         Verb::Completions => completions::script(operand).and_then(|script| print(&script)),
         Verb::Doctor => return doctor::run(tool),
+        Verb::Forget => forget::run(tool),
         Verb::Man => print(&man::page()),
         Verb::Pair => pair::run(tool),
         Verb::Peers => peers::list(tool),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::status::{self, is_loaded, name};
 use super::table::{
-    Cell, Row, Style, Tone, bytes, figure, list, number, speed, table, titled, word,
+    Cell, Row, Style, Tone, bytes, figure, list, number, speed, table, time, titled, word,
 };
 use super::{daemon, screen};
 use crate::cli::Tool;
@@ -17,7 +17,8 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
         let place = |(server, model): &(&Value, &Value)| {
             let mut place = (*model).clone();
             place["server"] = server["name"].clone();
-            place["health"] = server["health"].clone();
+            place["health"] = server.get("health").cloned().unwrap_or_else(|| AWAY.into());
+            place["since_s"] = server["since_s"].clone();
             place
         };
         let model = |(name, places): (&String, &Places<'_>)| json!({ "name": name, "servers": places.iter().map(place).collect::<Value>() });
@@ -27,12 +28,19 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
     super::print(&format!("{}\n", lines(&state, screen::style()).join("\n")))
 }
 
+/// In JSON, the health of a server that was up before and can't be used now.
+const AWAY: &str = "away";
+
 /// The servers that have a model, and its entry in each one's list.
 type Places<'a> = Vec<(&'a Value, &'a Value)>;
 
 fn by_model(state: &Value) -> BTreeMap<String, Places<'_>> {
+    let away = list(state, "away");
+    // What is remembered of a server that is down says since when, too.
+    let is_told =
+        |server: &&Value| !away.iter().any(|it| it["id"].is_u64() && it["id"] == server["id"]);
     let mut models: BTreeMap<String, Places<'_>> = BTreeMap::new();
-    for server in list(state, "servers") {
+    for server in list(state, "servers").iter().filter(is_told).chain(away) {
         for model in list(server, "models") {
             models.entry(word(model, "name")).or_default().push((server, model));
         }
@@ -43,7 +51,7 @@ fn by_model(state: &Value) -> BTreeMap<String, Places<'_>> {
 fn lines(state: &Value, style: Style) -> Vec<String> {
     let models = by_model(state);
     if models.is_empty() {
-        let none = match list(state, "servers").is_empty() {
+        let none = match list(state, "servers").is_empty() && list(state, "away").is_empty() {
             true => "no server found yet, so there are no models",
             false => "no server has a model yet; get one with: ollama pull llama3.2",
         };
@@ -53,7 +61,9 @@ fn lines(state: &Value, style: Style) -> Vec<String> {
     let mut rows = Vec::new();
     for (model, places) in &models {
         for (at, (server, facts)) in places.iter().enumerate() {
+            let is_away = server.get("health").is_none();
             let state = match (status::state(server).is_up(), is_loaded(facts)) {
+                _ if is_away => Cell(away_since(server), Tone::Bad),
                 (false, _) => Cell("server down".to_owned(), Tone::Bad),
                 (true, true) => Cell(loaded(facts), Tone::Good),
                 (true, false) => "on disk".into(),
@@ -68,6 +78,10 @@ fn lines(state: &Value, style: Style) -> Vec<String> {
         }
     }
     table(&columns, &rows, style)
+}
+
+fn away_since(server: &Value) -> String {
+    format!("away since {} ago", time(number(server, "since_s")))
 }
 
 /// How much of a loaded model is on the GPU, if that is known.
@@ -93,12 +107,20 @@ mod tests {
                 {"name": "qwen3:8b", "size": 5.2e9, "loaded": false}]},
             {"name": "nas", "origin": "named", "health": "down", "models": [
                 {"name": "llama3.2:1b", "size": 1.3e9, "loaded": false, "tokens_per_s": 7.0}]},
+            {"id": 7, "name": "workshop", "origin": "named", "health": "down", "models": null},
+        ], "away": [
+            {"id": 7, "name": "workshop", "since_s": 7800.0, "models": [
+                {"name": "gemma3:27b", "size": 17.4e9, "loaded": false}]},
+            {"id": null, "name": "attic", "since_s": 273600.0, "models": [
+                {"name": "qwen3:8b", "size": 5.2e9, "loaded": false}]},
         ]});
         let want = "\
 MODEL        SERVER     SIZE  STATE             TOK/S
+gemma3:27b   workshop  17 GB  away since 2 h 10 m ago  -
 llama3.2:1b  desktop  1.3 GB  loaded, 75 % on GPU   98.2
              nas      1.3 GB  server down            7.0
-qwen3:8b     desktop  5.2 GB  on disk                  -";
+qwen3:8b     desktop  5.2 GB  on disk                  -
+             attic    5.2 GB  away since 3 d 4 h ago   -";
         let style = Style { width: 80, is_coloured: false };
         let got = lines(&state, style).join("\n");
         let squeeze = |text: &str| {

@@ -16,6 +16,8 @@ use crate::manager::pool::State;
 
 /// Between two requests for the state, with `--watch`.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Servers that are away, one line each.
+const MOST_AWAY: usize = 8;
 
 pub(super) fn run(tool: &Tool) -> Result<(), String> {
     if tool.has("json") {
@@ -49,6 +51,11 @@ fn lines(json: &Value, style: Style) -> Vec<String> {
         wrapped[0] = format!("{label:<11}{}", wrapped[0][label.len()..].trim_start());
         out.extend(wrapped.iter().map(|line| style.paint(&fit(line, style.width), tone)));
     };
+    let away = || list(json, "away").iter().filter(|server| server["id"].is_null());
+    away().take(MOST_AWAY).for_each(|server| say("away", lasting(server), Tone::Plain));
+    if let Some(more) = away().count().checked_sub(MOST_AWAY).filter(|more| *more > 0) {
+        say("away", format!("and {more} more servers (ollana models)"), Tone::Plain);
+    }
     say("queue", queue(json), Tone::Plain);
     for transfer in list(json, "transfers") {
         say(&word(transfer, "kind"), progress(transfer), Tone::Plain);
@@ -159,6 +166,17 @@ fn keys(machine: &Value) -> String {
     }
 }
 
+/// A server that was up before, and that the pool has dropped since.
+fn lasting(server: &Value) -> String {
+    let models = match number(server, "model_count") as u64 {
+        0 => "no models",
+        1 => "1 model",
+        n => &format!("{n} models"),
+    };
+    let since = time(number(server, "since_s"));
+    format!("{} since {since} ago, with {models}", word(server, "name"))
+}
+
 fn queue(json: &Value) -> String {
     let queue = &json["queue"];
     match (number(queue, "length") as u64, figure(queue, "longest_wait_s").map(time)) {
@@ -217,6 +235,8 @@ mod tests {
                  "health": "down", "reason": "connection refused", "since_s": 12.0,
                  "in_flight": 0, "limit": null, "models": null},
             ],
+            "away": [{"id": 1, "name": "nas", "since_s": 12.0, "model_count": 3},
+                {"id": null, "name": "attic", "since_s": 7800.0, "model_count": 12}],
             "transfers": [{"kind": "pull", "name": "llama3.3:70b", "server": "desktop",
                 "done": 16e9, "total": 38e9, "bytes_per_s": 11e6}],
             "warnings": ["nas is down: connection refused"],
@@ -233,6 +253,7 @@ desktop  192.168.1.20  ready  0.4 ms  0.13.1  yes   2/4   41.2  1.3 GB
 nas      nas:9999      down        -  -       -       0      -     0 B
     for 12 s: connection refused
 
+away       attic since 2 h 10 m ago, with 12 models
 queue      3 waiting, the longest for 4 s
 pull       llama3.3:70b on desktop: 42 % of 38 GB, 11 MB/s
 this       laptop, client for 2 h 10 m

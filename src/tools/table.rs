@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::config::elapsed;
 pub(super) use crate::net::untrusted_text::printable as clean;
 
 pub(super) enum Align {
@@ -189,14 +190,7 @@ pub(super) fn bytes(mut n: f64) -> String {
 
 /// `12 s`, `3 m 5 s`, `2 h 10 m`, `3 d 4 h`.
 pub(super) fn time(seconds: f64) -> String {
-    let all = seconds.max(0.0) as u64;
-    let (days, hours, minutes) = (all / 86400, all / 3600 % 24, all / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{} s", all % 60),
-        (0, 0, _) => format!("{minutes} m {} s", all % 60),
-        (0, ..) => format!("{hours} h {minutes} m"),
-        _ => format!("{days} d {hours} h"),
-    }
+    elapsed(seconds.max(0.0) as u64)
 }
 
 /// Milliseconds, shown as such or as seconds.

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use http::header::HOST;
 use http::uri::Authority;
-use http::{HeaderName, HeaderValue, Request, Response, Uri};
+use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
 use ureq::{Agent, Body, SendBody, Timeout};
 
 use self::exchange_io::Attempt;
@@ -151,6 +151,16 @@ pub(crate) fn fetch(
     Ok((answer.status().as_u16(), answer.into_body()))
 }
 
+/// Asks a daemon of ours to remove something.
+pub(crate) fn delete(
+    timing: &Timing,
+    address: SocketAddr,
+    target: &str,
+) -> io::Result<(u16, String)> {
+    let answer = ask(timing, address, (Method::DELETE, target), &[], FETCH_TIME)?;
+    Ok((answer.status().as_u16(), answer.into_body()))
+}
+
 /// Asks a program of this machine, on a connection of its own, within `time`. Errors are those of the
 /// socket; `TimedOut`; and `Other` if the answer is no HTTP.
 pub(crate) fn get(
@@ -160,9 +170,20 @@ pub(crate) fn get(
     fields: &[(HeaderName, &str)],
     time: Duration,
 ) -> io::Result<Response<String>> {
+    ask(timing, address, (Method::GET, target), fields, time)
+}
+
+fn ask(
+    timing: &Timing,
+    address: SocketAddr,
+    (method, target): (Method, &str),
+    fields: &[(HeaderName, &str)],
+    time: Duration,
+) -> io::Result<Response<String>> {
     let upstream = Upstream::new(timing, &Arc::new(Keyring::none()));
     upstream.begin(Attempt::default());
     let mut request = Request::new(());
+    *request.method_mut() = method;
     *request.uri_mut() = build_uri(address, "", target).map_err(io::Error::other)?;
     for (name, value) in fields {
         let value = HeaderValue::from_str(value).map_err(io::Error::other)?;

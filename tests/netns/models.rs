@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use super::daemon::Daemon;
 use super::http::{get, send};
 use super::lan::Lan;
@@ -44,4 +46,28 @@ fn three_servers_with_different_models_are_one() {
     });
     let answer = chat("green");
     assert!(answer.is_error(503) && answer.body.contains("green"), "{answer:?}");
+}
+
+#[test]
+fn a_found_server_that_sleeps_is_remembered_over_a_restart() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let [desktop, nas, client] = [1, 2, 3].map(|_| lan.host(&[("eth0", 0)]));
+    let asleep = (Ollama::start(&desktop, "green"), Daemon::start(&desktop, &[]));
+    let (_red, _nas) = (Ollama::start(&nas, "red"), Daemon::start(&nas, &[]));
+    let mut daemon = Daemon::start(&client, &[]);
+    let listed = || get(&client, "/api/tags").map(|answer| answer.body).unwrap_or_default();
+    let both = || (listed().contains("green") && listed().contains("red")).then_some(());
+    takes("both models listed", limits::NOTICED, both);
+    drop(asleep);
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait().success());
+    let _daemon = Daemon::start(&client, &[]);
+    takes("the other one found", limits::FOUND, || listed().contains("red").then_some(()));
+    let body = r#"{"model":"green"}"#;
+    for target in ["/api/show", "/api/chat", "/v1/chat/completions"] {
+        let call = send(&client, "POST", target, body).expect("sent");
+        let answer = call.answer().expect("an answer");
+        assert!(answer.is_error(503), "a 404 would start a download: {target} {answer:?}");
+        assert!(answer.body.contains("which is away since"), "{target} {answer:?}");
+    }
 }

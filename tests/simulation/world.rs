@@ -235,6 +235,7 @@ impl World {
             pins: Vec::new(),
             bans: Vec::new(),
             preferred: Vec::new(),
+            wake: Vec::new(),
         };
         let mut pool = Pool::new(rules, seed);
         for address in named {
@@ -247,7 +248,10 @@ impl World {
                 let identity = random.is_one_in(2).then_some(server.identity);
                 let name = "remembered".to_owned();
                 let address = server.addresses[0];
-                pool.recall(start, vec![Known { identity, name, address, is_present: true }]);
+                pool.recall(
+                    start,
+                    vec![Known { identity, name, address, is_present: true, had: None }],
+                );
             }
         }
         let client = Client::new(start, pool);
@@ -454,7 +458,9 @@ impl World {
         for (request, answer) in heard {
             match answer {
                 Ok(lease) => self.leased(request, lease),
-                Err(Refused::NoServer(why)) => self.end(request, End::Error(why)),
+                Err(Refused::NoServer(why) | Refused::OwnerAway(why)) => {
+                    self.end(request, End::Error(why))
+                }
                 Err(Refused::QueueFull) => self.end(request, End::Error("busy".to_owned())),
             }
         }
@@ -665,6 +671,7 @@ impl World {
                     first_byte: Some(ms(10)),
                     speed: speed.filter(|_| self.random.is_one_in(2)),
                     changed_models: wanted.task == Task::Pull,
+                    removed: None,
                     loaded: loaded.filter(|_| wanted.task != Task::Pull),
                     outcome: Outcome::Answered,
                     is_exempt: false,

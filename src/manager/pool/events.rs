@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::access::permissions::Permission;
-use crate::config::ServerName;
+use crate::config::{ServerName, Sleeper};
 use crate::counters::Tally;
 use crate::ollama::endpoints::Task;
 use crate::ollama::model_name::ModelName;
@@ -103,8 +103,10 @@ pub enum NoPick {
     NoneUp(String),
     /// All that could do have as many requests as they take.
     Busy,
-    /// Only servers that are away could do.
+    /// The server that the client asks for, or any that may, is away.
     Away(String),
+    /// The only server with the model is away, or was tried in vain.
+    OwnerAway(String),
 }
 
 /// How a request on a backend ended.
@@ -139,6 +141,8 @@ pub struct Report {
     pub speed: Option<(ModelName, f64)>,
     /// It changed what models the server has.
     pub changed_models: bool,
+    /// This model isn't there, or not any more.
+    pub removed: Option<ModelName>,
     /// It left this model in memory, or took it out.
     pub loaded: Option<(ModelName, bool)>,
     /// It didn't count towards the backend's limit.
@@ -149,7 +153,8 @@ impl Report {
     /// Whether the pool has to know, beyond the count of requests in flight.
     pub fn is_news(&self) -> bool {
         let is_trouble = self.is_trouble() || self.outcome == Outcome::Unauthorized;
-        is_trouble || self.changed_models || self.speed.is_some()
+        let changes_models = self.changed_models || self.removed.is_some();
+        is_trouble || changes_models || self.speed.is_some()
     }
 
     pub fn is_trouble(&self) -> bool {
@@ -165,6 +170,7 @@ impl From<Outcome> for Report {
             first_byte: None,
             speed: None,
             changed_models: false,
+            removed: None,
             loaded: None,
             is_exempt: false,
         }
@@ -191,6 +197,8 @@ pub enum Input {
     Watched,
     /// Time has passed.
     Tick,
+    /// This machine slept for so long, while its clock stood still.
+    Slept(Duration),
 }
 
 /// What the Manager has to get done.
@@ -265,4 +273,6 @@ pub struct Rules {
     pub bans: Vec<(ModelName, String)>,
     /// Servers that come first while they are up, best first.
     pub preferred: Vec<String>,
+    /// Machines that are woken for a request.
+    pub wake: Vec<Sleeper>,
 }

@@ -47,6 +47,7 @@ pub(crate) struct Health {
     pub(super) next_check: Instant,
     pub(super) running: Option<RunningCheck>,
     pub(super) checked_at: Option<Instant>,
+    pub(super) passed_at: Option<Instant>,
     /// Smoothed; `None` if it never passed a check.
     pub(crate) round_trip: Option<Duration>,
     pub(crate) version: String,
@@ -64,6 +65,7 @@ impl Health {
             next_check: now,
             running: None,
             checked_at: None,
+            passed_at: None,
             round_trip: None,
             version: String::new(),
             is_unreached: false,
@@ -105,6 +107,7 @@ impl Health {
     /// A check passed. True if the backend is ready from now on and wasn't before.
     pub(super) fn passed(&mut self, now: Instant, round_trip: Duration, rise: u32) -> bool {
         self.failures = 0;
+        self.passed_at = Some(now);
         self.is_unreached = false;
         self.round_trip = Some(smooth(self.round_trip, round_trip));
         if self.is_ready() {

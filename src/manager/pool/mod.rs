@@ -15,9 +15,11 @@
 //! decides. Silence of announcements alone never removes a server; failed health does.
 //!
 //! [`Pool::handle`] decides with `sightings`, `checks` and `trust`, [`Pool::pick`] with `choice`. A
-//! `backend` is put together of `addresses`, `claims`, `health`, `load` and `models`.
+//! `backend` is put together of `addresses`, `claims`, `health`, `load` and `models`. What it had
+//! outlives it in `memory`, for `away`.
 
 mod addresses;
+mod away;
 mod backend;
 mod checks;
 mod choice;
@@ -26,6 +28,7 @@ mod events;
 mod health;
 pub(crate) mod history;
 mod load;
+mod memory;
 mod models;
 mod records;
 mod sightings;
@@ -43,6 +46,7 @@ use self::claims::Claims;
 use self::events::Origin;
 use self::health::{Health, Verdict};
 use self::load::Load;
+use self::memory::Memory;
 use self::records::Records;
 use crate::config::ServerName;
 use crate::counters::Tally;
@@ -52,8 +56,9 @@ use crate::ollama::version::OllamaVersion;
 pub use events::{
     Action, BackendId, Input, NoPick, Outcome, Pick, Report, Rules, Sighting, Transition, Wanted,
 };
-pub use records::Known;
+pub use records::{Had, Known};
 
+pub(crate) use away::{AwayNow, Forgot};
 pub(crate) use backend::Backend;
 pub(crate) use history::History;
 pub(crate) use models::Models;
@@ -79,6 +84,7 @@ pub struct Pool {
     /// Strangers that gave way while they were being checked, and since when they were.
     abandoned: Vec<(BackendId, Instant)>,
     records: Records,
+    memory: Memory,
     /// Somebody wants to see the models until then.
     watched_until: Option<Instant>,
     /// What follows from the input that is being handled.
@@ -97,6 +103,7 @@ impl Pool {
             builds: VecDeque::new(),
             abandoned: Vec::new(),
             records: Records::default(),
+            memory: Memory::default(),
             watched_until: None,
             actions: Vec::new(),
         }
@@ -141,6 +148,14 @@ impl Pool {
             Input::Watched | Input::Farewell { .. } => false,
             _ => true,
         };
+        // Of which it is known anew what it has.
+        let asked = match &input {
+            Input::Checked(id, _) => Some(*id),
+            Input::Finished(id, report) | Input::Noted(id, report) => {
+                report.removed.is_some().then_some(*id)
+            }
+            _ => None,
+        };
         match input {
             Input::Sighted(sighting) => self.sighted(now, sighting),
             Input::LegacySighted(ip) => self.legacy_sighted(now, ip),
@@ -157,10 +172,14 @@ impl Pool {
             }
             Input::Noted(id, report) => self.finished(now, id, report),
             Input::Watched => self.watched(now),
+            Input::Slept(time) => self.memory.slept(time),
             Input::Tick => self.forget(now),
         }
         if is_about_servers {
             self.review(now);
+        }
+        if (is_about_servers || asked.is_some()) && self.remember(now, asked) {
+            self.actions.push(Action::Remember);
         }
         self.start_checks(now);
         actions.append(&mut self.actions);

@@ -45,9 +45,15 @@ impl Models {
 
     /// Takes up what a request did. When the backend is to be asked again, if that matters.
     pub(super) fn finished(&mut self, now: Instant, report: Report) -> Option<Instant> {
-        let Report { speed, changed_models, loaded, .. } = report;
-        let loaded = loaded.filter(|(model, is_loaded)| self.has_loaded(model) != *is_loaded);
+        let Report { speed, changed_models, removed, loaded, .. } = report;
         let mut again = None;
+        if let (Some(model), Some(inventory)) = (&removed, &self.inventory)
+            && inventory.has(model)
+        {
+            self.inventory = Some(Arc::new(inventory.removed(model)));
+            again = Some(now);
+        }
+        let loaded = loaded.filter(|(model, is_loaded)| self.has_loaded(model) != *is_loaded);
         if let (Some((model, false)), Some(inventory)) = (&loaded, &self.inventory) {
             self.inventory = Some(Arc::new(inventory.unloaded(model)));
             again = Some(now + UNLOADING);

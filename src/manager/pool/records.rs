@@ -1,8 +1,11 @@
 //! Servers that have been well, and the name and address that each is known by.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::config::ServerName;
+use crate::ollama::inventory::Inventory;
 use crate::pairing::identity::Identity;
 
 pub(super) const MAX_RECORDS: usize = 64;
@@ -11,7 +14,7 @@ pub(super) const MAX_RECORDS: usize = 64;
 pub(super) const PROBATION: Duration = Duration::from_secs(3600);
 
 /// A server that was well at some time, as it is kept between two runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Known {
     /// What it said that it is; older servers don't.
     pub identity: Option<Identity>,
@@ -21,6 +24,56 @@ pub struct Known {
     pub address: SocketAddr,
     /// Whether it was found by itself and well when this was written down.
     pub is_present: bool,
+    /// What it had, if that is known and not too long ago.
+    pub had: Option<Had>,
+}
+
+/// What a server had when it was last well.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Had {
+    pub(crate) models: Arc<Inventory>,
+    /// The host and port by which the user named it, if that was so.
+    pub(crate) given: Option<ServerName>,
+    /// How long ago it was well.
+    pub(crate) ago: Duration,
+    /// The same as an earlier run wrote it down, in seconds since 1970.
+    pub(crate) stamp: Option<u64>,
+    pub(crate) is_newcomer: bool,
+}
+
+/// What tells a server from others: its identity, and for want of one its addresses.
+#[derive(Clone, Copy)]
+pub(super) struct Who<'a> {
+    pub(super) identity: Option<Identity>,
+    pub(super) addresses: &'a [SocketAddr],
+    /// The host and port that the user gave.
+    pub(super) given: Option<&'a ServerName>,
+}
+
+impl<'a> Who<'a> {
+    pub(super) fn of(identity: Option<Identity>, address: &'a SocketAddr) -> Self {
+        Who { identity, addresses: std::slice::from_ref(address), given: None }
+    }
+}
+
+impl Known {
+    /// Whether people mean it by `name`.
+    pub(crate) fn is_called(&self, name: &str) -> bool {
+        let given = self.had.as_ref().and_then(|had| had.given.as_ref());
+        let is_given =
+            |given: &ServerName| given.host.eq_ignore_ascii_case(name) || given.to_string() == name;
+        (!self.name.is_empty() && self.name.eq_ignore_ascii_case(name))
+            || self.address.to_string() == name
+            || self.address.ip().to_string() == name
+            || given.is_some_and(is_given)
+    }
+
+    pub(super) fn is(&self, who: Who<'_>) -> bool {
+        match (self.identity, who.identity) {
+            (None, None) => who.addresses.contains(&self.address),
+            (own, other) => own == other,
+        }
+    }
 }
 
 /// Of two records with the same name or address the earlier one owns it.

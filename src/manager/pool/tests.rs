@@ -26,6 +26,7 @@ fn rules() -> Rules {
         pins: Vec::new(),
         bans: Vec::new(),
         preferred: Vec::new(),
+        wake: Vec::new(),
     }
 }
 
@@ -405,6 +406,7 @@ fn servers_of_the_last_run_are_tried_first_and_forgotten_like_others() {
         name: name.to_owned(),
         address: address(host),
         is_present: true,
+        had: None,
     };
     w.pool.recall(w.now, vec![known("desk", 1), known("gone", 2)]);
     assert!(w.pool.expects_backend(w.now));
@@ -417,7 +419,7 @@ fn servers_of_the_last_run_are_tried_first_and_forgotten_like_others() {
         w.input(Input::Checked(id, result));
     }
     assert_eq!(w.pick(), Some(BackendId(0)));
-    assert_eq!(w.pool.memorable(), [known("desk", 1)]);
+    assert_eq!(w.pool.memorable(w.now), [known("desk", 1)]);
     for _ in 0..70 {
         w.pass(Duration::from_secs(1));
         for (id, target) in w.checks() {
@@ -610,7 +612,7 @@ fn a_snapshot_tells_what_the_pool_goes_by() {
     let (name, address_then) = ("old".to_owned(), address(9));
     w.pool.recall(
         w.now,
-        vec![Known { identity: None, name, address: address_then, is_present: true }],
+        vec![Known { identity: None, name, address: address_then, is_present: true, had: None }],
     );
     w.input(Input::Tick);
     w.actions.clear();

@@ -85,6 +85,9 @@ impl<'a> Exchange<'a> {
                 // A server that failed says more than that there is no other one.
                 None => match (self.lease(attempts.tried(), &wanted), failed.take()) {
                     (Ok(lease), _) => (lease, usual),
+                    (Err(Refused::OwnerAway(why)), None | Some(OwnAnswer::Unreached(_))) => {
+                        return Err(OwnAnswer::NoServer(why));
+                    }
                     (Err(_), Some(failed)) => return Err(failed),
                     (Err(Refused::QueueFull), None) => return Err(OwnAnswer::QueueFull),
                     (Err(Refused::NoServer(why)), None) => {
@@ -98,7 +101,7 @@ impl<'a> Exchange<'a> {
             }
             let before = body.sent;
             let attempt = self.attempt(&mut body, &lease, may_reuse);
-            let has_others = self.is_client() && self.context.presence.backends() > 1;
+            let has_others = self.is_client() && self.context.presence.has_choice();
             let others = Others {
                 may_have_model: has_others && self.endpoint.asks_for_model(),
                 may_be_signed_in: has_others && is_repeatable,
@@ -113,11 +116,21 @@ impl<'a> Exchange<'a> {
                     {
                         // Two that hold what the other waits for would wait for ever.
                         lease.report.outcome = outcome;
+                        let is_missing = answer.answer.status() == StatusCode::NOT_FOUND;
+                        lease.report.removed = wanted.model.clone().filter(|_| is_missing);
                         lease.release();
-                        if let Ok(other) = self.lease(attempts.tried(), &wanted) {
-                            self.count_retry(outcome);
-                            next = Some((other, usual));
-                            continue;
+                        match self.lease(attempts.tried(), &wanted) {
+                            Ok(other) => {
+                                self.count_retry(outcome);
+                                next = Some((other, usual));
+                                continue;
+                            }
+                            Err(Refused::OwnerAway(why))
+                                if is_missing || outcome == Outcome::Unreachable =>
+                            {
+                                return Err(OwnAnswer::NoServer(why));
+                            }
+                            Err(_) => {}
                         }
                     }
                     if let Some(outcome) = answer.poor.filter(|_| self.greets()) {

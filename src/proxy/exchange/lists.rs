@@ -7,6 +7,7 @@ use serde_json::json;
 use super::{End, Exchange};
 use crate::http::fields::SERVER_FIELD;
 use crate::http::head::Framing;
+use crate::manager::Inventories;
 use crate::ollama::endpoints::VERSION;
 use crate::ollama::inventory::merged;
 
@@ -20,12 +21,18 @@ impl Exchange<'_> {
             || self.framing != Framing::Empty
             || self.head.fields.contains_key(SERVER_FIELD)
             || !self.is_client()
-            || self.context.presence.backends() < 2
+            || !self.context.presence.has_choice()
         {
             return None;
         }
         let inventories = self.context.mailbox.inventories();
-        if inventories.backends < 2 || inventories.known.is_empty() {
+        let Inventories { backends, sleeping, .. } = inventories;
+        let is_merged = match list {
+            // What can be woken is listed, unless the only one that is up didn't tell what it has.
+            Some(_) if sleeping > 0 => backends == 0 || inventories.known.len() > sleeping,
+            _ => backends >= 2 && !inventories.known.is_empty(),
+        };
+        if !is_merged {
             return None;
         }
         let (names, known): (Vec<String>, Vec<_>) = inventories.known.into_iter().unzip();

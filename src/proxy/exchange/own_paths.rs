@@ -7,6 +7,7 @@
 //! | `/ollana/metrics` | Prometheus' text |
 //! | `/ollana/health` | 200 while the Manager answers, else 503 |
 //! | `/ollana/ready` | 200 while requests can be served, else 503 |
+//! | `DELETE /ollana/servers/NAME` | forgets a server that is away; for programs of this machine |
 //!
 //! Only this machine may ask, and whom `--status-from` lets. `Host` was checked before. A page of
 //! another site can't read the answers, for want of CORS fields, and isn't answered at all where
@@ -16,13 +17,14 @@ use std::time::Instant;
 
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION,
-    REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    ORIGIN, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::{HeaderMap, Method};
 use serde_json::json;
 
 use super::{End, Exchange, OwnAnswer};
-use crate::http::target::split_query;
+use crate::http::target::{percent_decode, split_query};
+use crate::manager::pool::Forgot;
 use crate::proxy::answers;
 use crate::status::{self, View};
 use crate::system::{self, Hex};
@@ -68,6 +70,10 @@ impl Content {
     }
 }
 
+fn allowed(path: &str) -> &'static str {
+    if path.starts_with("/servers/") { "DELETE" } else { "GET, HEAD" }
+}
+
 impl From<OwnAnswer> for Content {
     fn from(own: OwnAnswer) -> Self {
         let row = own.row();
@@ -87,7 +93,7 @@ impl Exchange<'_> {
         let mut fields = HeaderMap::new();
         match content.status {
             308 => fields.insert(LOCATION, HeaderValue::from_static("/ollana/")),
-            405 => fields.insert(ALLOW, HeaderValue::from_static("GET, HEAD")),
+            405 => fields.insert(ALLOW, HeaderValue::from_static(allowed(path))),
             _ => None,
         };
         fields.insert(CONTENT_SECURITY_POLICY, content.policy);
@@ -118,6 +124,9 @@ impl Exchange<'_> {
         if matches!(site, Some(b"cross-site" | b"same-site")) && !matches!(path, "" | "/") {
             return Err(OwnAnswer::OwnPathForeignPage);
         }
+        if let Some(name) = path.strip_prefix("/servers/") {
+            return self.forget(name);
+        }
         if !matches!(head.method, Method::GET | Method::HEAD) {
             return Err(OwnAnswer::OwnPathMethod);
         }
@@ -144,6 +153,36 @@ impl Exchange<'_> {
             "/metrics" => self.viewed(|view| Content::new(200, METRICS, status::metrics(view))),
             _ => Err(OwnAnswer::OwnPathUnknown),
         }
+    }
+
+    /// Not even a page of our own may do that: it would have to tell its origin.
+    fn forget(&self, name: &str) -> Result<Content, OwnAnswer> {
+        let fields = &self.head.fields;
+        if !self.connection.is_own() {
+            return Err(OwnAnswer::OwnPathClosed);
+        }
+        if fields.contains_key(ORIGIN) || fields.contains_key("sec-fetch-site") {
+            return Err(OwnAnswer::OwnPathForeignPage);
+        }
+        if self.head.method != Method::DELETE {
+            return Err(OwnAnswer::OwnPathMethod);
+        }
+        let name = percent_decode(name).and_then(|name| String::from_utf8(name).ok());
+        let name = name.ok_or(OwnAnswer::OwnPathUnknown)?;
+        Ok(match self.context.mailbox.forget(&name).ok_or(OwnAnswer::NoState)? {
+            Forgot::Done(servers) => {
+                let forgotten = status::forgotten(&servers);
+                Content::json(200, &json!({ "version": 1, "forgotten": forgotten }))
+            }
+            Forgot::IsUp => {
+                let error = format!("{name} is up, and would be known again at once");
+                Content::json(409, &json!({ "error": error }))
+            }
+            Forgot::Unknown(names) => {
+                let error = format!("no server called {name:?} is known");
+                Content::json(404, &json!({ "error": error, "known": names }))
+            }
+        })
     }
 
     fn viewed(&self, write: impl Fn(&View<'_>) -> Content) -> Result<Content, OwnAnswer> {

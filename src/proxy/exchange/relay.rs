@@ -83,6 +83,10 @@ impl Exchange<'_> {
         };
         lease.report.first_byte = Some(first_byte);
         lease.report.changed_models = self.endpoint.changes_models;
+        if self.endpoint.changes_models && self.head.method == Method::DELETE && status.is_success()
+        {
+            lease.report.removed = wanted.model.clone();
+        }
         if lease.report.outcome == Outcome::Answered && status.is_success() {
             let is_loaded = wanted.task != Task::Unload;
             let model = wanted.model.clone().filter(|_| self.endpoint.loads_model);

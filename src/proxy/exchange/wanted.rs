@@ -79,7 +79,7 @@ impl<'a> Exchange<'a> {
         let settings = &self.context.settings;
         let is_restricted = !settings.wake.is_empty() || !settings.bans.is_empty();
         let is_pull = self.endpoint.task == Task::Pull;
-        self.is_client() && (is_pull || is_restricted || self.context.presence.backends() > 1)
+        self.is_client() && (is_pull || is_restricted || self.context.presence.has_choice())
     }
 
     fn wanted_by(&self, subject: &Subject, server: Option<String>) -> Wanted {

@@ -3,10 +3,10 @@
 //! 1. Only backends that get work, at an address that a check has confirmed, not yet tried, and not
 //!    ruled out by a header or a flag.
 //! 2. Those that have the model, or else those whose models are unknown. If none of them has it but
-//!    one that is away does, that is said; only a model that nobody has goes anywhere, for Ollama's
-//!    own answer. Of these, the ones that aren't full; where the model is loaded first. A cloud's
-//!    model runs on any of them: first on those that list it, last on those whose account has just
-//!    not done.
+//!    one that is away has or had it (`memory`), that is said; only a model that nobody has goes
+//!    anywhere, for Ollama's own answer. Of these, the ones that aren't full; where the model is
+//!    loaded first. A cloud's model runs on any of them: first on those that list it, last on those
+//!    whose account has just not done.
 //! 3. Among equals: those that are not passed over and didn't just fail, preferred ones, the
 //!    conversation's last one unless it is clearly busier, then the least work weighed by learned
 //!    speed, then those known for longer than an hour, then the nearest.
@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Instant;
 
+use super::away::AbsentOwner;
 use super::{Backend, BackendId, NoPick, Pick, Pool, State, Wanted};
 use crate::access::permissions::Permission;
 use crate::ollama::endpoints::Task;
@@ -38,7 +39,7 @@ impl Pool {
         wanted: &Wanted,
     ) -> Result<Pick, NoPick> {
         let is_exempt = wanted.is_exempt;
-        let mut able = self.able(self.eligible(tried, wanted)?, tried, wanted)?;
+        let mut able = self.able(now, self.eligible(now, tried, wanted)?, tried, wanted)?;
         able.retain(|b| is_exempt || !b.load.is_full(self.rules.max_in_flight));
         let best = self.best(now, &self.warmest(now, able, wanted), wanted).and_then(Backend::pick);
         let pick = Pick { is_exempt, ..best.ok_or(NoPick::Busy)? };
@@ -48,8 +49,14 @@ impl Pool {
     }
 
     /// The backends of which any could do a request, busy or not.
-    pub(crate) fn able_ids(&self, tried: &[BackendId], wanted: &Wanted) -> Vec<BackendId> {
-        let able = self.eligible(tried, wanted).and_then(|all| self.able(all, tried, wanted));
+    pub(crate) fn able_ids(
+        &self,
+        now: Instant,
+        tried: &[BackendId],
+        wanted: &Wanted,
+    ) -> Vec<BackendId> {
+        let able =
+            self.eligible(now, tried, wanted).and_then(|all| self.able(now, all, tried, wanted));
         able.unwrap_or_default().iter().map(|b| b.id).collect()
     }
 
@@ -62,7 +69,7 @@ impl Pool {
         let sole = match (local_only, &self.backends[..]) {
             (true, _) => self.local()?,
             // A server that is away may be the only one with a model, so it counts too.
-            (false, [one]) if self.rules.bans.is_empty() => one,
+            (false, [one]) if self.rules.bans.is_empty() && !self.has_absent() => one,
             (false, _) => return None,
         };
         let load = &sole.load;
@@ -73,7 +80,12 @@ impl Pool {
     }
 
     /// Backends that are up and allowed.
-    fn eligible(&self, tried: &[BackendId], wanted: &Wanted) -> Result<Vec<&Backend>, NoPick> {
+    fn eligible(
+        &self,
+        now: Instant,
+        tried: &[BackendId],
+        wanted: &Wanted,
+    ) -> Result<Vec<&Backend>, NoPick> {
         let is_asked_for = |b: &Backend| wanted.server.as_ref().is_some_and(|it| b.is_called(it));
         let is_up = |b: &&Backend| match wanted.local_only {
             true => b.is_local() && b.addresses.first().is_some(),
@@ -85,7 +97,12 @@ impl Pool {
         let up = self.backends.iter().filter(is_up);
         let mut all: Vec<&Backend> = up.filter(|b| !tried.contains(&b.id)).collect();
         if all.is_empty() {
-            return Err(NoPick::NoneUp(self.explain(wanted.local_only)));
+            return Err(match self.absent_owner(now, tried, wanted) {
+                Some(owner) if !tried.is_empty() => owner.into(),
+                // Another one that may be up in a moment may have it too.
+                Some(owner) => NoPick::NoneUp(owner.sentence),
+                None => NoPick::NoneUp(self.explain(wanted.local_only)),
+            });
         }
         if let Some(name) = &wanted.server {
             all.retain(|b| is_asked_for(b));
@@ -109,12 +126,14 @@ impl Pool {
     /// Of the eligible ones, those that can do it, busy or not.
     fn able<'a>(
         &self,
+        now: Instant,
         eligible: Vec<&'a Backend>,
         tried: &[BackendId],
         wanted: &Wanted,
     ) -> Result<Vec<&'a Backend>, NoPick> {
+        let absent_owner = || self.absent_owner(now, tried, wanted);
         if matches!(wanted.task, Task::Build | Task::Pull) {
-            return Ok(self.able_to_store(eligible, wanted));
+            return self.able_to_store(eligible, wanted, absent_owner);
         }
         // Only where its stub is can a cloud's model be changed.
         let is_bound = |model: &&ModelName| !model.is_cloud() || wanted.needs == Permission::Manage;
@@ -127,10 +146,7 @@ impl Pool {
             if !unknown.is_empty() {
                 return Ok(unknown);
             }
-            return match self.absent_owner(model, tried) {
-                Some(owner) if wanted.server.is_none() => Err(NoPick::Away(owner)),
-                _ => Ok(eligible),
-            };
+            return absent_owner().map_or(Ok(eligible), |owner| Err(owner.into()));
         }
         Ok(prefer(owners, |b| b.permission() >= wanted.needs))
     }
@@ -181,34 +197,33 @@ impl Pool {
     }
 
     /// Of the eligible ones, those that are as good as any for a new model.
-    fn able_to_store<'a>(&self, eligible: Vec<&'a Backend>, wanted: &Wanted) -> Vec<&'a Backend> {
+    fn able_to_store<'a>(
+        &self,
+        eligible: Vec<&'a Backend>,
+        wanted: &Wanted,
+        absent_owner: impl Fn() -> Option<AbsentOwner>,
+    ) -> Result<Vec<&'a Backend>, NoPick> {
         // From another model, a new one can be made only where that is.
         let base = wanted.model.as_ref().filter(|_| wanted.task == Task::Build);
         let has_base = |b: &Backend| base.is_some_and(|model| b.models.has(model));
         let is_bound = eligible.iter().any(|b| has_base(b));
+        if let Some(owner) = absent_owner().filter(|_| base.is_some() && !is_bound) {
+            return Err(owner.into());
+        }
         let able = prefer(prefer(eligible, has_base), |b| b.permission() >= wanted.needs);
         if wanted.task == Task::Build {
             let build = self.builds.iter().find(|(client, _)| Some(*client) == wanted.client);
             let same = only(&able, |b| build.is_some_and(|(_, id)| b.id == *id));
             if !same.is_empty() {
-                return same;
+                return Ok(same);
             }
         }
         if is_bound {
-            return able;
+            return Ok(able);
         }
         let room = |b: &Backend| b.models.inventory.as_ref().and_then(|known| known.room);
         let most = able.iter().filter_map(|b| room(b)).max();
-        prefer(able, |b| most.is_some() && room(b) == most)
-    }
-
-    /// A backend that has the model but is not up, or was tried in vain, for people.
-    fn absent_owner(&self, model: &ModelName, tried: &[BackendId]) -> Option<String> {
-        let is_away = |b: &Backend| tried.contains(&b.id) || b.health.down_reason().is_some();
-        let owner = self.backends.iter().find(|b| b.models.has(model) && is_away(b))?;
-        let reason = owner.health.down_reason().unwrap_or("it does not answer");
-        let (model, owner) = (model.as_str(), owner.label());
-        Some(format!("model {model:?} is on server {owner}, which is away: {reason}"))
+        Ok(prefer(able, |b| most.is_some() && room(b) == most))
     }
 
     fn best<'a>(&self, now: Instant, free: &[&'a Backend], wanted: &Wanted) -> Option<&'a Backend> {

@@ -158,7 +158,7 @@ fn a_model_goes_where_it_is_loaded_then_where_it_is_at_all() {
 fn a_model_of_a_server_that_is_away_is_not_called_missing() {
     let (mut w, ids) = World::with_models(&[models(&["a"], &[]), models(&["b"], &[])]);
     w.down(ids[0]);
-    let Err(NoPick::Away(reason)) = w.choose(&model("a")) else { panic!("not away") };
+    let Err(NoPick::OwnerAway(reason)) = w.choose(&model("a")) else { panic!("not away") };
     assert!(reason.contains("host1") && reason.contains("refused"), "{reason}");
     assert_eq!(w.choose(&model("b")), Ok(ids[1]));
     assert_eq!(w.choose(&model("never seen")), Ok(ids[1]), "Ollama's own 404");
@@ -293,7 +293,7 @@ fn a_free_server_comes_before_a_full_one_that_has_the_model_loaded() {
     assert_eq!(w.choose(&model("a")), Ok(ids[0]));
     assert_eq!(w.choose(&model("a")), Ok(ids[1]));
     assert_eq!(w.choose(&model("a")), Err(NoPick::Busy), "the third doesn't have it");
-    assert_eq!(w.pool.able_ids(&[], &model("a")), ids[..2]);
+    assert_eq!(w.pool.able_ids(w.now, &[], &model("a")), ids[..2]);
 }
 
 #[test]
@@ -432,7 +432,7 @@ fn an_owner_that_just_failed_is_away_and_not_without_the_model() {
     assert_eq!(w.choose(&model("a")), Ok(ids[0]));
     w.input(Input::Finished(ids[0], Outcome::Failed.into()));
     let again = w.pool.pick(w.now, &[ids[0]], &model("a"));
-    assert!(matches!(again, Err(NoPick::Away(_))), "{again:?}: the other would say 404");
+    assert!(matches!(again, Err(NoPick::OwnerAway(_))), "{again:?}: the other would say 404");
 }
 
 #[test]

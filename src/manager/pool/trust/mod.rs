@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 use super::claims::IdentityConflict;
-use super::records::{Record, is_within_probation};
+use super::records::{Record, Who, is_within_probation};
 use super::{Action, Backend, Known, Origin, Pool, Transition, Verdict};
 
 /// People are told of the same server at most so often.
@@ -48,7 +48,9 @@ impl Pool {
     /// Takes up what was known in earlier runs. Those that were well when that was written down are
     /// tried at once, and forgotten like any other.
     pub fn recall(&mut self, now: Instant, known: Vec<Known>) {
-        for Known { identity, name, address, is_present } in known {
+        for known in known {
+            self.memory.push(now, &known);
+            let Known { identity, name, address, is_present, .. } = known;
             if let Some(identity) = identity {
                 let name = name.clone();
                 self.records.push(Record { identity, name, address, met: None, seen: None });
@@ -61,19 +63,27 @@ impl Pool {
     }
 
     /// What is worth knowing in the next run.
-    pub fn memorable(&self) -> Vec<Known> {
+    pub fn memorable(&self, now: Instant) -> Vec<Known> {
+        let mut remembered = self.remembered(now);
         let present: Vec<&Backend> = self.working().filter(|b| b.is_discovered()).collect();
         let recorded = self.records.0.iter().map(|record| Known {
             identity: Some(record.identity),
             name: record.name.clone(),
             address: record.address,
             is_present: present.iter().any(|b| b.claims.identity == Some(record.identity)),
+            had: None,
         });
         let nameless = present.iter().filter(|b| b.claims.identity.is_none()).filter_map(|b| {
             let (name, address) = (b.claims.name.clone(), b.addresses.first()?);
-            Some(Known { identity: None, name, address, is_present: true })
+            Some(Known { identity: None, name, address, is_present: true, had: None })
         });
-        recorded.chain(nameless).collect()
+        let mut all: Vec<Known> = recorded.chain(nameless).collect();
+        for known in &mut all {
+            let own = |it: &mut Known| it.is(Who::of(known.identity, &known.address));
+            known.had = remembered.extract_if(.., own).next().and_then(|it| it.had);
+        }
+        all.extend(remembered);
+        all
     }
 
     /// Looks at who claims what, writes down who is well, and tells people what is odd.

@@ -29,7 +29,7 @@ fn identity(id: u8) -> Identity {
 fn known(server: Server, is_present: bool) -> Known {
     let Server { host, id, name } = server;
     let (identity, name) = (Some(identity(id)), name.to_owned());
-    Known { identity, name, address: address(host), is_present }
+    Known { identity, name, address: address(host), is_present, had: None }
 }
 
 /// What it answers to a check.
@@ -166,7 +166,7 @@ fn it_is_used_once_the_known_one_is_away_and_gives_way_when_that_returns() {
 fn what_is_known_outlives_a_restart() {
     let mut w = World::new();
     w.live(ms(3000), &[DESK]);
-    let memory = w.pool.memorable();
+    let memory = w.pool.memorable(w.now);
     assert_eq!(memory, [known(DESK, true)]);
     let mut w = World::new();
     w.pool.recall(w.now, memory);
@@ -233,7 +233,7 @@ fn a_machine_set_up_anew_succeeds_its_former_self_in_an_hour() {
     assert!(w.pool.snapshot(w.now)[0].backend.claims.conflict.is_none());
     assert_eq!(w.conflicts(), []);
     let mut next = World::new();
-    next.pool.recall(next.now, w.pool.memorable());
+    next.pool.recall(next.now, w.pool.memorable(w.now));
     next.live(ms(3000), &[anew]);
     assert_eq!(next.conflicts(), [], "and is known after a restart");
 }
@@ -367,7 +367,7 @@ fn many_new_names_do_not_make_old_ones_forgotten() {
         w.live(ms(2000), &[fake]);
         w.live(ms(64_000), &[]);
     }
-    let memory = w.pool.memorable();
+    let memory = w.pool.memorable(w.now);
     assert!(memory.len() <= MAX_RECORDS);
     assert_eq!(memory[0], known(DESK, false));
     w.live(ms(3000), &[IMPOSTOR, DESK]);
