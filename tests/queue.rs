@@ -17,23 +17,25 @@ use ollana::manager::{Handle, Job, Patience, Refused};
 use ollana::ollama::inventory::Inventory;
 use ollana::ollama::model_name::ModelName;
 use ollana::upstream::CheckResult;
-use support::{Chain, Client, Fake, Gate, Way, eventually, request};
+use support::{Answer, Chain, Client, Fake, Gate, Ollama, Way, World, eventually, request};
 
 const SOON: Duration = Duration::from_secs(1);
 /// Inference that lasts until the gate opens.
 const HOLD: &str = "/api/generate";
 
-/// A fake that answers `/api/generate` when the gate opens, and everything else at once.
-fn fake(gate: &Gate) -> Fake {
-    let held = gate.clone();
-    Fake::start(move |call| {
-        call.read_body();
-        if call.target() == HOLD {
-            call.wait(&held, "the test to let it go");
-        }
-        let target = call.target().to_owned();
-        call.answer("200 OK", "text/plain", target);
-    })
+const ASKED: &str = r#"{"model":"a","prompt":"hi","messages":[{"role":"user"}],"stream":false}"#;
+
+/// An Ollama whose inference lasts until the gate opens.
+fn ollama(gate: &Gate) -> Ollama {
+    Ollama::start(World { hold: Some(gate.clone()), ..World::with(&["a"]) })
+}
+
+/// Whether an answer is one of inference on this path.
+fn assert_answers(answer: &Answer, path: &str, way: Way) {
+    let member = if path == HOLD { "response" } else { "message" };
+    assert_eq!(answer.status(), 200, "{way:?}: {}", answer.text());
+    assert!(answer.json()[member].is_string() == (path == HOLD), "{way:?}: {}", answer.text());
+    assert!(answer.json().get(member).is_some(), "{way:?}: {}", answer.text());
 }
 
 fn one_at_a_time(settings: &mut Settings) {
@@ -42,7 +44,7 @@ fn one_at_a_time(settings: &mut Settings) {
 
 /// A request that has the server to itself.
 fn hold(client: &mut Client, fake: &Fake) {
-    client.send(request("POST", HOLD, "{}"));
+    client.send(request("POST", HOLD, ASKED));
     fake.wait("a request to be held", |state| {
         state.records.iter().any(|record| record.head.target() == HOLD).then_some(())
     });
@@ -52,18 +54,18 @@ fn hold(client: &mut Client, fake: &Fake) {
 fn who_waits_is_served_when_the_server_is_free() {
     for way in Way::ALL {
         let gate = Gate::new();
-        let fake = fake(&gate);
+        let fake = ollama(&gate);
         let chain = way.with(&fake, one_at_a_time);
         let mut holder = chain.connect();
         hold(&mut holder, &fake);
         let mut waiting: Vec<Client> = (0..5).map(|_| chain.connect()).collect();
-        for (n, client) in waiting.iter_mut().enumerate() {
-            client.send(request("POST", "/api/chat", format!("{n}")));
+        for client in &mut waiting {
+            client.send(request("POST", "/api/chat", ASKED));
         }
         gate.open();
-        assert_eq!(holder.answer_to("POST").text(), HOLD, "{way:?}");
+        assert_answers(&holder.answer_to("POST"), HOLD, way);
         for client in &mut waiting {
-            assert_eq!(client.answer_to("POST").text(), "/api/chat", "{way:?}");
+            assert_answers(&client.answer_to("POST"), "/api/chat", way);
         }
         assert_eq!(fake.count(), 6, "{way:?}");
     }
@@ -73,12 +75,12 @@ fn who_waits_is_served_when_the_server_is_free() {
 fn who_leaves_while_waiting_is_forgotten() {
     for way in Way::ALL {
         let gate = Gate::new();
-        let fake = fake(&gate);
+        let fake = ollama(&gate);
         let chain = way.with(&fake, one_at_a_time);
         let mut holder = chain.connect();
         hold(&mut holder, &fake);
         let mut leaving: Vec<Client> = (0..20).map(|_| chain.connect()).collect();
-        leaving.iter_mut().for_each(|client| client.send(request("POST", "/api/chat", "{}")));
+        leaving.iter_mut().for_each(|client| client.send(request("POST", "/api/chat", ASKED)));
         eventually("all of them to wait", || (chain.front().connections() == 21).then_some(()));
         leaving.into_iter().for_each(|client| {
             client.leave();
@@ -90,11 +92,11 @@ fn who_leaves_while_waiting_is_forgotten() {
         println!("{way:?}: let go after {} ms", start.elapsed().as_millis());
         assert!(start.elapsed() < SOON, "{way:?}: let go only after {:?}", start.elapsed());
         let mut patient = chain.connect();
-        patient.send(request("POST", "/api/chat", "{}"));
+        patient.send(request("POST", "/api/chat", ASKED));
         gate.open();
-        assert_eq!(holder.answer_to("POST").text(), HOLD, "{way:?}");
+        assert_answers(&holder.answer_to("POST"), HOLD, way);
         let freed = Instant::now();
-        assert_eq!(patient.answer_to("POST").text(), "/api/chat", "{way:?}");
+        assert_answers(&patient.answer_to("POST"), "/api/chat", way);
         assert!(freed.elapsed() < SOON, "{way:?}: served only after {:?}", freed.elapsed());
         assert_eq!(fake.count(), 2, "{way:?}: somebody who had left was served");
     }
@@ -104,7 +106,7 @@ fn who_leaves_while_waiting_is_forgotten() {
 fn who_waits_too_long_is_told() {
     for way in Way::ALL {
         let gate = Gate::new();
-        let fake = fake(&gate);
+        let fake = ollama(&gate);
         let chain = way.with(&fake, |settings| {
             one_at_a_time(settings);
             settings.timing.queue_timeout = Duration::from_millis(300);
@@ -112,14 +114,14 @@ fn who_waits_too_long_is_told() {
         let mut holder = chain.connect();
         hold(&mut holder, &fake);
         let start = Instant::now();
-        let answer = chain.connect().post("/v1/chat/completions", "{}");
+        let answer = chain.connect().post("/v1/chat/completions", ASKED);
         assert_eq!(answer.status(), 503, "{way:?}: {answer:?}");
         assert!(answer.head.has("retry-after"), "{way:?}");
         assert!(answer.json()["error"]["message"].is_string(), "{way:?}: {}", answer.text());
         let took = start.elapsed();
         assert!(took >= Duration::from_millis(300) && took < 2 * SOON, "{way:?}: after {took:?}");
         gate.open();
-        assert_eq!(holder.answer_to("POST").text(), HOLD, "{way:?}");
+        assert_answers(&holder.answer_to("POST"), HOLD, way);
     }
 }
 

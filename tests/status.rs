@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::{
-    Answer, Client, Fake, Gate, Process, Way, chunk, eventually, free_tcp_port, ndjson, request,
+    Answer, Client, Fake, Gate, Ollama, Process, Way, chunk, eventually, free_tcp_port, ndjson,
+    request,
 };
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -24,7 +25,7 @@ fn ask(client: &mut Client, method: &str, target: &str, fields: &str) -> Answer 
 #[test]
 fn both_proxies_tell_of_themselves_and_pass_nothing_on() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Ollama::with(&["alpha"]);
         let chain = way.to(&fake);
         let mut client = chain.connect();
         for (target, status) in [
@@ -59,13 +60,14 @@ fn both_proxies_tell_of_themselves_and_pass_nothing_on() {
         assert_eq!(state["servers"][0]["ollama"], "0.33.0");
         assert_eq!(fake.count(), 0, "nothing may reach the Ollama");
         // A path that only looks like ours is Ollama's.
-        assert_eq!(client.get("/ollanas").text(), "ok");
+        assert_eq!(client.get("/ollanas").text(), "404 page not found");
+        assert_eq!(fake.wait_served(1)[0].path, "/ollanas");
     }
 }
 
 #[test]
 fn pages_of_other_sites_and_foreign_names_get_nothing() {
-    let fake = Fake::answering(OK);
+    let fake = Ollama::with(&["alpha"]);
     let chain = Way::OneHop.to(&fake);
     let get = |fields: &str, target: &str| {
         chain.connect().ask(format!("GET {target} HTTP/1.1\r\n{fields}\r\n")).status()
@@ -298,10 +300,10 @@ fn the_queue_is_seen_while_it_lasts() {
 
 #[test]
 fn a_point_is_added_every_two_seconds() {
-    let fake = Fake::answering(OK);
+    let fake = Ollama::with(&["alpha"]);
     let chain = Way::OneHop.to(&fake);
     let mut client = chain.connect();
-    assert_eq!(client.get("/x").text(), "ok");
+    assert_eq!(client.get("/api/status").status(), 200);
     let points = |state: &Value| state["history"]["requests"].as_array().map_or(0, Vec::len);
     let state = eventually("a second point", || {
         std::thread::sleep(Duration::from_millis(50));
@@ -333,7 +335,7 @@ fn labels_of(text: &str, family: &str) -> Option<String> {
 /// type and its labels.
 #[test]
 fn metrics_are_as_prometheus_wants_them_and_the_help_says() {
-    let fake = Fake::answering(OK);
+    let fake = Ollama::with(&["alpha"]);
     let mut texts = Vec::new();
     for way in Way::ALL {
         let chain = way.to(&fake);
@@ -376,7 +378,7 @@ fn metrics_are_as_prometheus_wants_them_and_the_help_says() {
 /// The help lists the values of labels.
 #[test]
 fn the_help_lists_the_values_of_labels() {
-    let fake = Fake::answering(OK);
+    let fake = Ollama::with(&["alpha"]);
     let chain = Way::TwoHops.to(&fake);
     let text = chain.connect().get("/ollana/metrics").text();
     for label in ["kind", "class", "cause", "reason", "direction"] {
@@ -405,7 +407,7 @@ fn run(arguments: &str) -> (String, String, i32) {
 
 #[test]
 fn commands_find_the_daemon_and_say_when_there_is_none() {
-    let fake = Fake::answering(OK);
+    let fake = Ollama::with(&[]);
     let process = Process::start(&format!(
         "--mode client --listen 127.0.0.1:0 --discovery-port 0 --server {}",
         fake.address
@@ -435,7 +437,7 @@ fn commands_find_the_daemon_and_say_when_there_is_none() {
 
 #[test]
 fn discover_finds_servers_by_itself() {
-    let fake = Fake::answering(OK);
+    let fake = Ollama::with(&["alpha"]);
     let port = support::free_udp_port();
     let server = Process::start(&format!(
         "--mode server --listen 127.0.0.1:0 --discovery-port {port} --ollama {}",

@@ -132,7 +132,7 @@ impl Process {
         let address = self.address();
         eventually("a request to get through", || {
             let mut client = Client::connect(address);
-            (client.get("/ready").status() == 200).then_some(client)
+            (client.get("/api/status").status() == 200).then_some(client)
         })
     }
 
