@@ -21,7 +21,7 @@ struct House {
     name: String,
 }
 
-/// With one hop and with two, in both orders of the servers.
+/// With one hop and with two, in clear and encrypted, in both orders of the servers.
 fn houses(worlds: [World; 2], rule: Rule) -> impl Iterator<Item = House> {
     let ways = [(true, false), (true, true), (false, false), (false, true)];
     ways.into_iter().map(move |(is_direct, is_turned)| {
@@ -39,6 +39,7 @@ fn houses(worlds: [World; 2], rule: Rule) -> impl Iterator<Item = House> {
         let both = if is_turned { [&beta, &alpha] } else { [&alpha, &beta] };
         let chain = match is_direct {
             true => Chain::direct(&both, tweak),
+            false if is_turned => Chain::start(Way::Paired, &both, tweak),
             false => Chain::start(Way::TwoHops, &both, tweak),
         };
         let name = format!("direct: {is_direct}, turned: {is_turned}");
