@@ -209,6 +209,33 @@ fn a_client_prefers_servers_that_allow_it() {
     }
 }
 
+/// What would use the account goes to a server whose owner lets it.
+#[test]
+fn a_client_goes_past_a_server_that_keeps_its_account() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let Setting { ollama: closed, other: client, _daemon, .. } =
+        setting(&mut lan, &["--cloud", "off"]);
+    let client_daemon = Daemon::start(&client, &[]);
+    takes("found", limits::FOUND, || works(&client));
+    let own = SocketAddr::from(([127, 0, 0, 1], 11434));
+    let chat = |model: &str| {
+        let body = format!("{{\"model\":\"{model}\",\"messages\":[]}}");
+        ask(&client, own, "POST", "/api/chat", &body)
+    };
+    assert_refused(&chat("x:cloud"), "a cloud's model", &["--cloud on"]);
+    assert_refused(&ask(&client, own, "POST", "/api/me", ""), "who am I", &["--cloud on"]);
+    assert_eq!(chat("gpu").status, 200, "a model of its own");
+    let host = lan.host(&[("eth0", 0)]);
+    let open = Ollama::start(&host, "open");
+    let _open_daemon = Daemon::start(&host, &[]);
+    takes("both found", limits::FOUND, || (client_daemon.count("backend up ") == 2).then_some(()));
+    for _ in 0..3 {
+        let answer = chat("x:cloud");
+        assert!(answer.status == 200 && answer.body.contains("open"), "{answer:?}");
+    }
+    assert_eq!((closed.requests("/api/chat"), open.requests("/api/chat")), (1, 3));
+}
+
 /// Who may not connect is closed before a byte of his is read, and gets no announcement.
 #[test]
 fn allow_and_deny_decide_who_connects() {
