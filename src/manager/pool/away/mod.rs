@@ -195,7 +195,8 @@ impl Pool {
                     Some(conflict) => {
                         (format!("which gets no requests: {}", conflict.reason), false)
                     }
-                    None => ("which is being checked".to_owned(), true),
+                    // A request that was elsewhere doesn't wait for it.
+                    None => ("which is being checked".to_owned(), tried.is_empty()),
                 },
             };
             let server = match own {

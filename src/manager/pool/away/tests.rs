@@ -312,6 +312,10 @@ fn whatever_keeps_a_server_from_work_its_models_are_not_missing() {
     let doubt = w.pool.pick(w.now, &[], &wants("beta"));
     let Err(NoPick::NoneUp(said)) = doubt else { panic!("{doubt:?}") };
     assert!(said.ends_with("which is being checked"), "{said}");
+    // Where another one doesn't have it after all, that one's 404 is not the answer.
+    let other = w.pool.backends.iter().find(|b| b.id != id).expect("nas").id;
+    let told = w.pool.pick(w.now, &[other], &wants("beta"));
+    assert!(matches!(told, Err(NoPick::OwnerAway(_))), "{told:?}");
     w.stay(ms(3000), &[&desktop, &nas]);
     w.ask("beta").expect("desktop");
     // Quarantined: a copied disk with a model of its own.
