@@ -4,7 +4,7 @@ CARGO  ?= cargo
 PREFIX ?= /usr/local
 TARGET ?= $(shell uname -m)-unknown-linux-musl
 
-.PHONY: help run build test check lint doc netns e2e desync page boot faults soak coverage bench static deb install uninstall clean
+.PHONY: help run build test check lint doc netns e2e desync page boot faults days soak coverage bench static deb install uninstall clean
 
 help:
 	@echo "make run       builds ollana and shows a chat through a client and a server"
@@ -16,6 +16,7 @@ help:
 	@echo "make e2e       tests with a real Ollama, a real model and the official clients"
 	@echo "make desync    sends request smuggling vectors through both proxies"
 	@echo "make faults    injects each fault of a list and measures the reaction (root)"
+	@echo "make days      lives through weeks of a house in simulated time; DAYS=5000"
 	@echo "make soak      sends a million requests, some of which fail; SOAK=1h is longer"
 	@echo "make coverage  lists the lines that no test reaches"
 	@echo "make page      tests the page at /ollana/ in headless Chromium"
@@ -61,6 +62,10 @@ desync: build
 
 faults:
 	@scripts/faults.sh
+
+# How many weeks: make days DAYS=5000
+days:
+	DAYS="$(or $(DAYS),1000)" $(CARGO) test --release --test days every_week -- --nocapture
 
 # How long: make soak SOAK=2h
 soak:
