@@ -6,6 +6,7 @@
 //! this grow. It must not know what is done with the counts.
 
 mod counter;
+mod share;
 mod transfers;
 
 use std::collections::VecDeque;
@@ -19,6 +20,7 @@ use crate::system::lock;
 use self::transfers::Transfers;
 
 pub(crate) use counter::{BOUNDS, Counter, Histogram};
+pub(crate) use share::Share;
 pub(crate) use transfers::{Transfer, TransferGuard};
 
 /// Failures remembered with their reasons.

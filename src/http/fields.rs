@@ -15,6 +15,9 @@ pub(crate) const PERMISSION_FIELD: HeaderName = HeaderName::from_static("x-ollan
 /// Bytes free for models.
 pub(crate) const ROOM_FIELD: HeaderName = HeaderName::from_static("x-ollana-room");
 
+/// `Via` on the way to a cloud.
+const HIDDEN_VIA: HeaderName = HeaderName::from_static("x-ollana-via");
+
 // Values of `ERROR_FIELD` after which another server may be tried.
 /// The request never reached an Ollama: any method may be sent again.
 pub(crate) const UNREACHED: &str = "unreached";
@@ -61,12 +64,27 @@ pub(crate) fn strip_hop_by_hop(fields: &mut HeaderMap) {
 
 /// Makes a client's fields fit for the next hop, `via` being this proxy's pseudonym.
 pub fn prepare_request(fields: &mut HeaderMap, via: &HeaderValue) {
+    let hidden: Vec<HeaderValue> = fields.get_all(HIDDEN_VIA).into_iter().cloned().collect();
     strip_hop_by_hop(fields);
     fields.remove(HOST);
     fields.remove(EXPECT);
     // What proxies of ours tell each other is not for a client to say.
     remove_where(fields, |name| name.starts_with("x-ollana-"));
-    fields.append(VIA, via.clone());
+    for via in hidden.into_iter().chain([via.clone()]) {
+        fields.append(VIA, via);
+    }
+}
+
+/// Keeps the names of this LAN's proxies from a cloud: Ollama copies a request's fields into the one
+/// that it sends there, but none that `Connection` names (`server/cloud_proxy.go`). Proxies of ours
+/// still see a loop by them.
+pub(crate) fn hide_via(fields: &mut HeaderMap) {
+    let vias: Vec<HeaderValue> = fields.get_all(VIA).into_iter().cloned().collect();
+    fields.remove(VIA);
+    for via in vias {
+        fields.append(HIDDEN_VIA, via);
+    }
+    fields.insert(CONNECTION, HeaderValue::from(HIDDEN_VIA));
 }
 
 /// The `Via` value of this process: `1.1 ollana-<instance>`.
@@ -78,7 +96,8 @@ pub fn via_value(instance: u32) -> HeaderValue {
 
 /// Whether the request has been through this process before.
 pub(crate) fn is_loop(fields: &HeaderMap, via: &HeaderValue) -> bool {
-    entries(fields, VIA).any(|entry| entry.as_bytes() == via.as_bytes())
+    let is_own = |entry: &str| entry.as_bytes() == via.as_bytes();
+    entries(fields, VIA).chain(entries(fields, HIDDEN_VIA)).any(is_own)
 }
 
 /// Whether an answer came through any proxy of ours.
@@ -187,6 +206,20 @@ mod tests {
         let left: Vec<_> =
             fields.iter().map(|(n, v)| format!("{n}={}", v.to_str().unwrap())).collect();
         assert_eq!(left, ["x-a=1", "x-a=2", "via=1.0 other", "via=1.1 ollana-00001a2b"]);
+    }
+
+    #[test]
+    fn on_the_way_to_a_cloud_via_is_of_this_hop_alone() {
+        let [one, two] = [via_value(1), via_value(2)];
+        let mut fields = map(&[("via", "1.0 other"), ("x-a", "1")]);
+        prepare_request(&mut fields, &one);
+        hide_via(&mut fields);
+        assert!(!fields.contains_key(VIA) && fields[CONNECTION] == "x-ollana-via");
+        assert!(is_loop(&fields, &one) && !is_loop(&fields, &two));
+        prepare_request(&mut fields, &two);
+        assert!(is_loop(&fields, &one) && is_loop(&fields, &two));
+        assert_eq!(entries(&fields, VIA).count(), 3);
+        assert!(!fields.contains_key(HIDDEN_VIA) && !fields.contains_key(CONNECTION));
     }
 
     #[test]

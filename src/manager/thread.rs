@@ -329,6 +329,10 @@ fn log_transition(transition: &Transition) {
         Transition::OutlierEjected { name, pause } => {
             log::warn!("backend rests name={name:?} pause_ms={}", pause.as_millis());
         }
+        Transition::Lists { name, problem: Some(problem) } => {
+            log::warn!("models incomplete backend={name:?} reason={problem:?}");
+        }
+        Transition::Lists { name, problem: None } => log::info!("models complete backend={name:?}"),
         Transition::Forgotten { name } => log::info!("backend forgotten name={name:?}"),
         Transition::Moved { name, address } => {
             log::info!("backend moved name={name:?} addr={address}");

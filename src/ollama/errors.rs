@@ -1,43 +1,102 @@
 //! Errors in the shape of the API that was called, so that every client library shows them.
-//! Pure.
+//! Pure, but for the random number in an id.
 //!
 //! Shapes: Ollama `{"error":"…"}` (`server/routes.go`), OpenAI `{"error":{…}}`
-//! (`openai/openai.go`), Anthropic `{"type":"error","error":{…}}` (`anthropic/anthropic.go`).
+//! (`openai/openai.go`), Anthropic `{"type":"error","error":{…}}` (`anthropic/anthropic.go`); the
+//! end of a broken stream of `/v1/responses` (`middleware/openai.go`).
 
+use memchr::memmem;
 use serde_json::{Value, json};
 
 use crate::ollama::stream_end::Format;
+use crate::system::{self, Hex};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dialect {
     Ollama,
     OpenAi,
+    /// OpenAI's, but for the end of a stream.
+    Responses,
     Anthropic,
+}
+
+/// A stream that broke off.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Broken<'a> {
+    pub(crate) format: Format,
+    /// Named events that it had.
+    pub(crate) events: u64,
+    /// The id that a stream of `/v1/responses` began with.
+    pub(crate) response: Option<&'a str>,
 }
 
 impl Dialect {
     pub(crate) fn error(self, status: u16, message: &str) -> Value {
         match self {
             Dialect::Ollama => json!({ "error": message }),
-            Dialect::OpenAi => json!({
-                "error": { "message": message, "type": kind(status), "param": null, "code": null },
-            }),
-            Dialect::Anthropic => json!({
-                "type": "error",
-                "error": { "type": kind(status), "message": message },
-            }),
+            Dialect::OpenAi | Dialect::Responses => {
+                let kind = match status {
+                    400 => "invalid_request_error",
+                    404 => "not_found_error",
+                    _ => "api_error",
+                };
+                json!({ "error": { "message": message, "type": kind, "param": null, "code": null } })
+            }
+            Dialect::Anthropic => {
+                let kind = match status {
+                    400 => "invalid_request_error",
+                    401 => "authentication_error",
+                    403 => "permission_error",
+                    404 => "not_found_error",
+                    429 => "rate_limit_error",
+                    503 | 529 => "overloaded_error",
+                    _ => "api_error",
+                };
+                let error = json!({ "type": kind, "message": message });
+                json!({ "type": "error", "error": error, "request_id": id("req") })
+            }
         }
     }
 
     /// A last line or event for a stream that ends in failure.
-    pub(crate) fn in_band_error(self, format: Format, message: &str) -> String {
+    pub(crate) fn in_band_error(self, broken: Broken<'_>, message: &str) -> String {
         let error = self.error(502, message);
-        match (format, self) {
+        match (broken.format, self) {
             (Format::Ndjson, _) => format!("{error}\n"),
             (_, Dialect::Anthropic) => format!("event: error\ndata: {error}\n\n"),
+            (_, Dialect::Responses) => {
+                let failed = json!({
+                    "type": "response.failed",
+                    "sequence_number": broken.events,
+                    "response": {
+                        "id": broken.response.map_or_else(|| id("resp"), str::to_owned),
+                        "object": "response", "status": "failed", "output": [],
+                        "error": { "code": "server_error", "message": message },
+                    },
+                });
+                format!("event: response.failed\ndata: {failed}\n\n")
+            }
             (_, _) => format!("data: {error}\n\n"),
         }
     }
+}
+
+/// An id such as Ollama makes: random, so that it is found again in a log.
+fn id(kind: &str) -> String {
+    // Where the system has no random source, an id that is not unique harms nobody.
+    let random: [u8; 12] = system::random().unwrap_or_default();
+    format!("{kind}_{}", Hex(&random))
+}
+
+/// The id in the first event of a stream of `/v1/responses`, if that is one.
+pub(crate) fn response_id(start: &[u8]) -> Option<String> {
+    /// Longer ones aren't told again.
+    const MAX: usize = 100;
+    let event = start.strip_prefix(b"event: response.")?;
+    let at = memmem::find(event, b"\"id\":\"resp_")? + "\"id\":\"".len();
+    let id = &event[at..event.len().min(at + MAX)];
+    let id = id.split(|byte| !(byte.is_ascii_alphanumeric() || *byte == b'_')).next()?;
+    String::from_utf8(id.to_vec()).ok()
 }
 
 /// Whether Ollama refuses inference because as many requests wait as it lets wait (`ErrMaxQueue` of
@@ -58,16 +117,6 @@ fn tells(body: &[u8], is_it: impl Fn(&str) -> bool) -> bool {
     error.as_str().or_else(|| error["message"].as_str()).is_some_and(is_it)
 }
 
-fn kind(status: u16) -> &'static str {
-    match status {
-        403 => "permission_error",
-        429 => "rate_limit_error",
-        400..=499 => "invalid_request_error",
-        503 => "overloaded_error",
-        _ => "api_error",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use http::Method;
@@ -82,7 +131,7 @@ mod tests {
             ("/", r#"{"error":"no \"x\""}"#),
             (
                 "/v1/chat/completions?x",
-                r#"{"error":{"code":null,"message":"no \"x\"","param":null,"type":"overloaded_error"}}"#,
+                r#"{"error":{"code":null,"message":"no \"x\"","param":null,"type":"api_error"}}"#,
             ),
             (
                 "/v1/messages?beta=true",
@@ -90,7 +139,10 @@ mod tests {
             ),
         ] {
             let dialect = Endpoint::of(&Method::GET, target).dialect;
-            assert_eq!(dialect.error(503, "no \"x\"").to_string(), want, "{target}");
+            let mut error = dialect.error(503, "no \"x\"");
+            let id = error.as_object_mut().and_then(|error| error.remove("request_id"));
+            assert_eq!(id.is_some(), dialect == Dialect::Anthropic, "{target}");
+            assert_eq!(error.to_string(), want, "{target}");
         }
     }
 
@@ -122,12 +174,57 @@ mod tests {
     }
 
     #[test]
+    fn types_are_those_of_ollama() {
+        for (status, openai, anthropic) in [
+            (400, "invalid_request_error", "invalid_request_error"),
+            (401, "api_error", "authentication_error"),
+            (403, "api_error", "permission_error"),
+            (404, "not_found_error", "not_found_error"),
+            (413, "api_error", "api_error"),
+            (429, "api_error", "rate_limit_error"),
+            (500, "api_error", "api_error"),
+            (503, "api_error", "overloaded_error"),
+        ] {
+            let kind = |dialect: Dialect| dialect.error(status, "x")["error"]["type"].clone();
+            assert_eq!(kind(Dialect::OpenAi), openai, "{status}");
+            assert_eq!(kind(Dialect::Responses), openai, "{status}");
+            assert_eq!(kind(Dialect::Anthropic), anthropic, "{status}");
+        }
+        let [one, two] = [(); 2].map(|()| Dialect::Anthropic.error(400, "x")["request_id"].clone());
+        assert!(one.as_str().is_some_and(|id| id.starts_with("req_") && id.len() == 28), "{one}");
+        assert_ne!(one, two);
+    }
+
+    fn broken(format: Format) -> Broken<'static> {
+        Broken { format, events: 7, response: Some("resp_1a") }
+    }
+
+    #[test]
+    fn responses_end_in_an_event_of_their_own() {
+        let text = Dialect::Responses.in_band_error(broken(Format::EventStream), "gone");
+        let data = text.strip_prefix("event: response.failed\ndata: ").expect("the event's name");
+        let data: Value = serde_json::from_str(data).expect("JSON");
+        assert_eq!(
+            (&data["type"], &data["sequence_number"]),
+            (&json!("response.failed"), &json!(7))
+        );
+        let response = &data["response"];
+        assert_eq!((&response["id"], &response["status"]), (&json!("resp_1a"), &json!("failed")));
+        assert_eq!(response["error"]["message"], "gone");
+        let start =
+            b"event: response.created\ndata: {\"response\":{\"id\":\"resp_12\",\"x\":1}}\n\n";
+        assert_eq!(response_id(start).as_deref(), Some("resp_12"));
+        assert_eq!(response_id(b"data: {\"id\":\"resp_12\"}\n\n"), None);
+        assert_eq!(response_id(b"event: response.created\ndata: {}\n\n"), None);
+    }
+
+    #[test]
     fn streams_get_their_formats_error() {
-        let ollama = Dialect::Ollama.in_band_error(Format::Ndjson, "gone");
+        let ollama = Dialect::Ollama.in_band_error(broken(Format::Ndjson), "gone");
         assert_eq!(ollama, "{\"error\":\"gone\"}\n");
-        let openai = Dialect::OpenAi.in_band_error(Format::EventStream, "gone");
+        let openai = Dialect::OpenAi.in_band_error(broken(Format::EventStream), "gone");
         assert!(openai.starts_with("data: {\"error\":{") && openai.ends_with("}\n\n"));
-        let anthropic = Dialect::Anthropic.in_band_error(Format::EventStream, "gone");
+        let anthropic = Dialect::Anthropic.in_band_error(broken(Format::EventStream), "gone");
         assert!(anthropic.starts_with("event: error\ndata: {"));
     }
 }

@@ -6,57 +6,22 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::entry::{Entry, text_of};
+use super::list_reader::{ListReader, Read};
 use super::{endpoints::List, model_name::ModelName};
+use crate::counters::Share;
 
-/// Models of one server that are looked at; the rest is left out.
-const MAX_MODELS: usize = 2000;
 /// Longest fact about a model that is told, in characters.
 const MAX_FACT: usize = 64;
 
+/// A number of bytes or tokens, however it is written.
 fn number(json: &Value, member: &str) -> u64 {
-    json[member].as_u64().unwrap_or_default()
-}
-
-fn text<'a>(json: &'a Value, member: &str) -> &'a str {
-    json[member].as_str().unwrap_or_default()
+    let number = &json[member];
+    number.as_u64().or_else(|| Some(number.as_f64()? as u64)).unwrap_or_default()
 }
 
 fn fact(json: &Value, member: &str) -> String {
-    text(json, member).chars().take(MAX_FACT).collect()
-}
-
-fn name_of(entry: &Value) -> &str {
-    entry["model"].as_str().unwrap_or_else(|| text(entry, "name"))
-}
-
-/// An entry of a list: as text, because parsed JSON takes up to sixteen times the memory, and
-/// servers may send entries of any length.
-#[derive(Clone, Debug, PartialEq)]
-struct Entry {
-    /// What makes two entries one: name and digest, or OpenAI's name.
-    key: (String, String),
-    /// When it was made or changed: OpenAI's number, Ollama's text.
-    time: (i64, String),
-    text: String,
-}
-
-impl Entry {
-    fn new(list: List, entry: &Value) -> Self {
-        let (name, digest) = match list {
-            List::Tags | List::Loaded => (name_of(entry), text(entry, "digest")),
-            List::OpenAi => (text(entry, "id"), ""),
-        };
-        let created = entry["created"].as_i64().unwrap_or_default();
-        Entry {
-            key: (name.to_owned(), digest.to_owned()),
-            time: (created, text(entry, "modified_at").to_owned()),
-            text: entry.to_string(),
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        self.text.len() + self.key.0.len() + self.key.1.len() + self.time.1.len()
-    }
+    text_of(json, member).chars().take(MAX_FACT).collect()
 }
 
 /// A model of one server, as far as the server tells.
@@ -69,6 +34,9 @@ pub(crate) struct Model {
     pub(crate) size: u64,
     /// Such as `8.0B`, and `Q4_K_M`.
     pub(crate) kind: [String; 2],
+    /// Empty if it doesn't say.
+    pub(crate) digest: String,
+    pub(crate) modified_at: String,
     pub(crate) loaded: Option<Loaded>,
 }
 
@@ -85,11 +53,33 @@ pub(crate) struct Loaded {
     pub(crate) context_length: u64,
 }
 
+/// One of a server's lists.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Told {
+    entries: Arc<Entries>,
+    is_known: bool,
+    /// It came to its end, whatever is missing in it.
+    is_whole: bool,
+    problem: Option<String>,
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Entries(Vec<Entry>, Share);
+
+impl From<Read> for Told {
+    fn from(read: Read) -> Self {
+        let Read { entries, share, is_whole, problem } = read;
+        // What there is of a list that broke off is more than nothing.
+        let is_known = is_whole || !entries.is_empty();
+        Told { entries: Arc::new(Entries(entries, share)), is_known, is_whole, problem }
+    }
+}
+
 /// What one server has, as it said itself.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inventory {
     /// In the order of [`List::ALL`].
-    entries: [Vec<Entry>; 3],
+    lists: [Told; 3],
     on_disk: HashSet<ModelName>,
     loaded: HashSet<ModelName>,
     /// Stubs of models that run elsewhere.
@@ -99,30 +89,80 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Puts the answers to the three lists together, in the order of [`List::ALL`]. A list that
-    /// isn't JSON of the known shape counts as empty. `room` is in bytes.
+    /// Puts the answers to the three lists together, in the order of [`List::ALL`]; an empty one
+    /// stands for a list that the server doesn't have. `room` is in bytes.
     pub fn new(answers: [&str; 3], room: Option<u64>) -> Self {
-        let mut inventory = Inventory { room, ..Inventory::default() };
-        for (list, answer) in List::ALL.into_iter().zip(answers) {
-            let answer: Value = serde_json::from_str(answer).unwrap_or_default();
-            let member = if list == List::OpenAi { "data" } else { "models" };
-            let Some(all) = answer[member].as_array() else { continue };
-            let all = || all.iter().take(MAX_MODELS);
-            inventory.entries[list as usize] = all().map(|entry| Entry::new(list, entry)).collect();
-            let names = all().filter_map(|entry| ModelName::parse(name_of(entry)));
-            match list {
-                List::Tags => {
-                    inventory.on_disk = names.collect();
-                    let is_remote = |entry: &&Value| !text(entry, "remote_host").is_empty();
-                    let remote = all().filter(is_remote);
-                    inventory.remote =
-                        remote.filter_map(|entry| ModelName::parse(name_of(entry))).collect();
-                }
-                List::Loaded => inventory.loaded = names.collect(),
-                List::OpenAi => {}
+        let mut lists = List::ALL.into_iter();
+        let read = |answer: &str| match lists.next() {
+            Some(list) if !answer.is_empty() => {
+                let mut reader = ListReader::new(list);
+                reader.push(answer.as_bytes());
+                reader.finish(None)
+            }
+            _ => Read::none(),
+        };
+        Inventory::of(answers.map(read), room)
+    }
+
+    /// The same from lists that were read as they came.
+    pub(crate) fn of(lists: [Read; 3], room: Option<u64>) -> Self {
+        let inventory = Inventory { lists: lists.map(Told::from), room, ..Inventory::default() };
+        inventory.indexed()
+    }
+
+    fn indexed(mut self) -> Self {
+        let names =
+            |list: List| self.entries(list).iter().map(|entry| entry.name.clone()).collect();
+        (self.on_disk, self.loaded) = (names(List::Tags), names(List::Loaded));
+        let remote = self.entries(List::Tags).iter().filter(|entry| entry.is_remote);
+        self.remote = remote.map(|entry| entry.name.clone()).collect();
+        self
+    }
+
+    fn entries(&self, list: List) -> &[Entry] {
+        &self.lists[list as usize].entries.0
+    }
+
+    /// With the last good lists of this server where these failed.
+    pub(crate) fn keeping(mut self, last: &Inventory) -> Self {
+        for (list, last) in self.lists.iter_mut().zip(&last.lists) {
+            if !list.is_whole && last.is_known {
+                (list.entries, list.is_known) = (Arc::clone(&last.entries), true);
             }
         }
-        inventory
+        self.indexed()
+    }
+
+    /// The same without what programs are better not told, because they wouldn't get it there.
+    pub(crate) fn without(self: &Arc<Self>, hidden: impl Fn(&ModelName) -> bool) -> Arc<Self> {
+        if !self.on_disk.iter().any(&hidden) {
+            return Arc::clone(self);
+        }
+        let mut rest = Inventory::clone(self);
+        for list in [List::Tags, List::OpenAi] {
+            rest.retain(list, |entry| !hidden(&entry.name));
+        }
+        Arc::new(rest.indexed())
+    }
+
+    fn retain(&mut self, list: List, is_kept: impl Fn(&Entry) -> bool) {
+        let rest = self.entries(list).iter().filter(|entry| is_kept(entry)).cloned().collect();
+        self.lists[list as usize].entries = Arc::new(Entries(rest, Share::default()));
+    }
+
+    /// Whether it tells what is on disk.
+    pub(crate) fn is_known(&self) -> bool {
+        self.lists[List::Tags as usize].is_known
+    }
+
+    /// Whether there may be more on disk than it tells.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.lists[List::Tags as usize].problem.is_some()
+    }
+
+    /// What is wrong with its lists, for people.
+    pub(crate) fn problem(&self) -> Option<&str> {
+        self.lists.iter().find_map(|list| list.problem.as_deref())
     }
 
     /// Whether the model is on this server's disk, as whatever is loaded must be.
@@ -141,74 +181,75 @@ impl Inventory {
 
     /// The same without this model in memory.
     pub(crate) fn unloaded(&self, model: &ModelName) -> Self {
-        let is_other = |entry: &Entry| ModelName::parse(&entry.key.0).as_ref() != Some(model);
         let mut rest = self.clone();
         rest.loaded.remove(model);
-        rest.entries[List::Loaded as usize].retain(is_other);
+        rest.retain(List::Loaded, |entry| entry.name != *model);
         rest
     }
 
     /// The same without this model.
     pub(crate) fn removed(&self, model: &ModelName) -> Self {
-        let is_other = |entry: &Entry| ModelName::parse(&entry.key.0).as_ref() != Some(model);
-        let mut rest = self.unloaded(model);
-        rest.on_disk.remove(model);
-        rest.entries.iter_mut().for_each(|list| list.retain(is_other));
-        rest
+        let mut rest = self.clone();
+        List::ALL.into_iter().for_each(|list| rest.retain(list, |entry| entry.name != *model));
+        rest.indexed()
     }
 
     /// What is on the disk alone, as much of it as `most` bytes hold.
     pub(crate) fn on_disk(&self, most: usize) -> Self {
         let mut left = most;
-        let mut some = |list| -> Vec<Entry> {
+        let mut some = |list| {
             let fits = |entry: &&Entry| {
-                let rest = left.checked_sub(entry.bytes());
+                let rest = left.checked_sub(entry.size());
                 left = rest.unwrap_or(0);
                 rest.is_some()
             };
-            self.entries[list as usize].iter().take_while(fits).cloned().collect()
+            let entries = self.entries(list).iter().take_while(fits).cloned().collect();
+            let entries = Arc::new(Entries(entries, Share::default()));
+            Told { entries, is_known: true, is_whole: true, problem: None }
         };
-        let entries = [some(List::Tags), Vec::new(), some(List::OpenAi)];
-        let names = entries[List::Tags as usize].iter();
-        let on_disk: HashSet<_> =
-            names.filter_map(|entry| ModelName::parse(&entry.key.0)).collect();
-        let remote = self.remote.intersection(&on_disk).cloned().collect();
-        Inventory { entries, on_disk, remote, ..Inventory::default() }
+        let lists = [some(List::Tags), Told::default(), some(List::OpenAi)];
+        Inventory { lists, ..Inventory::default() }.indexed()
     }
 
     /// Bytes that its lists take.
     pub(crate) fn bytes(&self) -> usize {
-        self.entries.iter().flatten().map(Entry::bytes).sum()
+        List::ALL.into_iter().flat_map(|list| self.entries(list)).map(Entry::size).sum()
     }
 
     /// Every model, those on disk in the server's order, then those that are only in memory.
     pub(crate) fn models(&self) -> Vec<Model> {
         let parsed = |list| {
-            self.entries[list as usize].iter().filter_map(|entry| {
+            self.entries(list).iter().map(|entry| {
                 let json: Value = serde_json::from_str(&entry.text).unwrap_or_default();
-                Some((entry.key.0.clone(), ModelName::parse(&entry.key.0)?, json))
+                (entry, json)
             })
         };
-        let on_disk = parsed(List::Tags).map(|(label, name, json)| Model {
-            label,
-            name,
+        let described = |entry: &Entry, json: &Value| Model {
+            label: entry.label.clone(),
+            name: entry.name.clone(),
+            size: 0,
+            kind: Default::default(),
+            digest: entry.digest.chars().take(MAX_FACT).collect(),
+            modified_at: fact(json, "modified_at"),
+            loaded: None,
+        };
+        let on_disk = parsed(List::Tags).map(|(entry, json)| Model {
             size: number(&json, "size"),
             kind: ["parameter_size", "quantization_level"]
                 .map(|member| fact(&json["details"], member)),
-            loaded: None,
+            ..described(entry, &json)
         });
         let mut models: Vec<Model> = on_disk.collect();
-        for (label, name, json) in parsed(List::Loaded) {
+        for (entry, json) in parsed(List::Loaded) {
             let loaded = Some(Loaded {
                 size: number(&json, "size"),
                 size_vram: number(&json, "size_vram"),
                 expires_at: fact(&json, "expires_at"),
                 context_length: number(&json, "context_length"),
             });
-            let kind = Default::default();
-            match models.iter_mut().find(|model| model.name == name) {
+            match models.iter_mut().find(|model| model.name == entry.name) {
                 Some(model) => model.loaded = loaded,
-                None => models.push(Model { label, name, size: 0, kind, loaded }),
+                None => models.push(Model { loaded, ..described(entry, &json) }),
             }
         }
         models
@@ -220,17 +261,16 @@ impl Inventory {
     }
 }
 
-/// One list over several servers, as JSON: the same name and digest once, newest first as Ollama does.
+/// One list over several servers, as JSON: each name once, as it was changed last, and newest first
+/// as Ollama does.
 pub fn merged(list: List, inventories: &[Arc<Inventory>]) -> String {
-    let mut seen = HashSet::new();
-    let mut entries: Vec<&Entry> = inventories
-        .iter()
-        .flat_map(|inventory| &inventory.entries[list as usize])
-        .filter(|entry| seen.insert(&entry.key))
-        .collect();
+    let mut entries: Vec<&Entry> =
+        inventories.iter().flat_map(|inventory| inventory.entries(list)).collect();
     if list != List::Loaded {
-        entries.sort_by_key(|entry| Reverse(&entry.time));
+        entries.sort_by_key(|entry| Reverse(entry.time));
     }
+    let mut seen = HashSet::new();
+    entries.retain(|entry| seen.insert(entry.key(list)));
     let texts: Vec<&str> = entries.iter().map(|entry| entry.text.as_str()).collect();
     let texts = texts.join(",");
     match list {
@@ -293,6 +333,42 @@ mod tests {
         assert_eq!(models[1].loaded, None);
         assert_eq!((models[2].label.as_str(), models.len()), ("gone:latest", 3));
     }
+
+    #[test]
+    fn names_that_ollama_takes_for_one_are_listed_once() {
+        let at = |hour: &str| format!("2026-08-20T{hour}");
+        let one = tags(&[
+            ("Alpha", "1", &at("10:00:00+02:00")),
+            ("hf.co/a/b:q8", "2", &at("07:00:00.5Z")),
+        ]);
+        let two = tags(&[
+            ("registry.ollama.ai/library/alpha:latest", "3", &at("09:30:00.25Z")),
+            ("HF.co/a/b:Q8", "4", &at("07:00:00.25Z")),
+        ]);
+        let inventories = [&one, &two].map(|tags| Arc::new(Inventory::new([tags, "", ""], None)));
+        let both = list_of(List::Tags, &inventories);
+        let digests: Vec<&Value> = both["models"]
+            .as_array()
+            .expect("models")
+            .iter()
+            .map(|model| &model["digest"])
+            .collect();
+        assert_eq!(digests, ["3", "2"]);
+    }
+
+    #[test]
+    fn the_last_good_list_is_kept() {
+        let good = Inventory::new([&tags(&[("a", "1", "")]), &tags(&[("a", "1", "")]), ""], None);
+        let failed = || Read::failed("x".to_owned());
+        let broken = Inventory::of([failed(), Read::none(), failed()], Some(3));
+        assert!(!broken.is_known() && broken.is_incomplete());
+        let kept = broken.keeping(&good);
+        assert!(kept.has(&name("a")) && !kept.has_loaded(&name("a")), "{kept:?}");
+        assert_eq!((kept.problem(), kept.room, kept.is_known()), (Some("x"), Some(3), true));
+        let none = Inventory::new([&tags(&[]), "", ""], None).keeping(&good);
+        assert!(!none.has(&name("a")) && none.problem().is_none());
+    }
+
     fn list_of(list: List, inventories: &[Arc<Inventory>]) -> Value {
         serde_json::from_str(&merged(list, inventories)).expect("JSON")
     }
@@ -325,7 +401,7 @@ mod tests {
                 })
                 .collect::<Vec<_>>()
         };
-        assert_eq!(of(&tags), ["b:latest=3", "a:latest=1", "b:latest=2"]);
+        assert_eq!(of(&tags), ["b:latest=3", "a:latest=1"]);
         assert_eq!(list_of(List::OpenAi, &inventories)["data"][0]["id"], "b");
         assert_eq!(list_of(List::OpenAi, &inventories)["data"].as_array().map(Vec::len), Some(2));
         assert_eq!(merged(List::Tags, &[]), r#"{"models":[]}"#);

@@ -6,8 +6,11 @@
 //! API are written in [`endpoints`] only.
 
 pub mod endpoints;
+mod entry;
 pub(crate) mod errors;
 pub mod inventory;
+mod json_repair;
+pub(crate) mod list_reader;
 pub mod model_name;
 pub(crate) mod pull;
 pub(crate) mod stream_end;

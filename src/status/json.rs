@@ -15,8 +15,9 @@
 //!            trust: known|new|contested|held_back, contest, encrypted: the hop to it; null for
 //!            this machine's own, rest: null|busy|ejected, rest_s, round_trip_ms, ollama,
 //!            in_flight, limit, first_byte_ms, requests, failures, tokens, tokens_per_s, bytes_up, bytes_down,
-//!            room_bytes, model_count, models [{name, size, kind, loaded, size_vram, expires_at,
-//!            context_length, tokens_per_s}], history {tokens_per_s [..], in_flight [..]}}]
+//!            room_bytes, model_count, models [{name, size, digest, modified_at, kind, loaded,
+//!            size_vram, expires_at, context_length, tokens_per_s}], models_problem: what is wrong
+//!            with its lists; null if nothing is, history {tokens_per_s [..], in_flight [..]}}]
 //! away       [{name, address, id: of the entry in servers, if there is one, since_s, model_count,
 //!            models [..]}]: remembered servers that can't be used now
 //! history    step_s, requests [..], queue [..]: oldest first, the last minutes
@@ -156,6 +157,7 @@ fn server(server: &ServerNow, view: &View<'_>, all_models: bool) -> Value {
         "room_bytes": inventory.and_then(|inventory| inventory.room),
         "model_count": known.as_ref().map(Vec::len),
         "models": shown,
+        "models_problem": models.problem.as_deref().map(printable),
         "history": { "tokens_per_s": tokens, "in_flight": in_flight },
     })
 }
@@ -190,6 +192,8 @@ fn model(model: &Model, known: &Models) -> Value {
     json!({
         "name": printable(&model.label),
         "size": given(model.size),
+        "digest": Some(printable(&model.digest)).filter(|digest| !digest.is_empty()),
+        "modified_at": Some(printable(&model.modified_at)).filter(|at| !at.is_empty()),
         "kind": printable(model.kind.join(" ").trim()),
         "loaded": known.has_loaded(&model.name),
         "size_vram": model.loaded.as_ref().map(|loaded| loaded.size_vram),
@@ -218,6 +222,9 @@ fn change(ago: Duration, transition: &Transition) -> Value {
         Transition::Down { name, reason } => ("down", name, reason.clone()),
         Transition::OutlierEjected { name, pause } => {
             ("rests", name, format!("requests failed; rests {} s", pause.as_secs()))
+        }
+        Transition::Lists { name, problem } => {
+            ("models", name, problem.clone().unwrap_or("complete".to_owned()))
         }
         Transition::Forgotten { name } => ("forgotten", name, String::new()),
         Transition::Moved { name, address } => ("moved", name, format!("to {address}")),

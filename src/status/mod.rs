@@ -60,6 +60,9 @@ impl View<'_> {
             } else if matches!(server.pause, Some((State::OutlierEjected, _))) {
                 warnings.push(format!("{name} rests, because requests failed there"));
             }
+            if let Some(problem) = &backend.models.problem {
+                warnings.push(format!("the models of {name} may be incomplete: {problem}"));
+            }
             if let Some(conflict) = backend.claims.conflict.as_ref().filter(|it| !it.is_settled) {
                 let what = match conflict.is_quarantined {
                     true => "it gets no requests (if it is yours: --server ADDRESS)",

@@ -10,6 +10,7 @@ use super::table::{
 };
 use super::{daemon, screen};
 use crate::cli::Tool;
+use crate::ollama::model_name::ModelName;
 
 pub(super) fn run(tool: &Tool) -> Result<(), String> {
     let (_, state) = daemon::state(&tool.settings, "/ollana/status")?;
@@ -21,8 +22,8 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
             place["since_s"] = server["since_s"].clone();
             place
         };
-        let model = |(name, places): (&String, &Places<'_>)| json!({ "name": name, "servers": places.iter().map(place).collect::<Value>() });
-        let models: Value = by_model(&state).iter().map(model).collect();
+        let model = |places: &Places<'_>| json!({ "name": label(places), "servers": places.iter().map(place).collect::<Value>() });
+        let models: Value = by_model(&state).values().map(model).collect();
         return super::print(&format!("{:#}\n", json!({ "version": 1, "models": models })));
     }
     super::print(&format!("{}\n", lines(&state, screen::style()).join("\n")))
@@ -34,6 +35,9 @@ const AWAY: &str = "away";
 /// The servers that have a model, and its entry in each one's list.
 type Places<'a> = Vec<(&'a Value, &'a Value)>;
 
+/// Characters of a digest that are shown, as `ollama list` does.
+const DIGEST: usize = 12;
+
 fn by_model(state: &Value) -> BTreeMap<String, Places<'_>> {
     let away = list(state, "away");
     // What is remembered of a server that is down says since when, too.
@@ -42,10 +46,33 @@ fn by_model(state: &Value) -> BTreeMap<String, Places<'_>> {
     let mut models: BTreeMap<String, Places<'_>> = BTreeMap::new();
     for server in list(state, "servers").iter().filter(is_told).chain(away) {
         for model in list(server, "models") {
-            models.entry(word(model, "name")).or_default().push((server, model));
+            let label = word(model, "name");
+            // Programs may write one name in several ways.
+            let name = ModelName::parse(&label).map_or(label, |name| name.as_str().to_owned());
+            models.entry(name).or_default().push((server, model));
         }
     }
     models
+}
+
+/// The name as the first of the servers writes it.
+fn label(places: &Places<'_>) -> String {
+    places.first().map_or(String::new(), |(_, model)| word(model, "name"))
+}
+
+/// Which version of the model it is, where servers have several: the newest one is what programs
+/// see in their lists.
+fn version(server: &Value, facts: &Value) -> String {
+    let digest: String = word(facts, "digest").chars().take(DIGEST).collect();
+    let modified: String =
+        word(facts, "modified_at").chars().take("2026-08-20T10:11".len()).collect();
+    format!("on {}: {digest}, modified {}", name(server), modified.replace('T', " "))
+}
+
+fn has_versions(places: &Places<'_>) -> bool {
+    let mut digests = places.iter().map(|(_, facts)| word(facts, "digest"));
+    let first = digests.next();
+    digests.any(|digest| Some(digest) != first)
 }
 
 fn lines(state: &Value, style: Style) -> Vec<String> {
@@ -59,7 +86,7 @@ fn lines(state: &Value, style: Style) -> Vec<String> {
     }
     let columns = titled("MODEL SERVER >SIZE STATE >TOK/S");
     let mut rows = Vec::new();
-    for (model, places) in &models {
+    for places in models.values() {
         for (at, (server, facts)) in places.iter().enumerate() {
             let is_away = server.get("health").is_none();
             let state = match (status::state(server).is_up(), is_loaded(facts)) {
@@ -69,12 +96,16 @@ fn lines(state: &Value, style: Style) -> Vec<String> {
                 (true, false) => "on disk".into(),
             };
             rows.push(Row::Cells(vec![
-                Cell(if at == 0 { model.clone() } else { String::new() }, Tone::Bold),
+                Cell(if at == 0 { label(places) } else { String::new() }, Tone::Bold),
                 name(server).into(),
                 figure(facts, "size").map_or("-".to_owned(), bytes).into(),
                 state,
                 speed(number(facts, "tokens_per_s")).into(),
             ]));
+        }
+        if has_versions(places) {
+            let notes = places.iter().map(|(server, facts)| version(server, facts));
+            rows.extend(notes.map(|note| Row::Note(note, Tone::Faint)));
         }
     }
     table(&columns, &rows, style)
@@ -130,5 +161,29 @@ qwen3:8b     desktop  5.2 GB  on disk                  -
         };
         assert_eq!(squeeze(&got), squeeze(want), "\n{got}");
         assert!(lines(&json!({}), style)[0].contains("no server"));
+    }
+
+    #[test]
+    fn versions_of_a_model_are_told_apart() {
+        let model = |name: &str, digest: char, day| {
+            json!({"name": name, "size": 1.3e9, "loaded": false, "digest": digest.to_string().repeat(64),
+                "modified_at": format!("2026-08-{day}T10:11:12.5+02:00")})
+        };
+        let server =
+            |name: &str, models: Value| json!({"name": name, "health": "ready", "models": models});
+        let state = json!({"servers": [
+            server("desktop", json!([model("Alpha:latest", 'a', 20), model("beta:1b", 'c', 20)])),
+            server("nas", json!([model("alpha", 'b', 21), model("beta:1b", 'c', 21)])),
+        ]});
+        let style = Style { width: 80, is_coloured: false };
+        let text = lines(&state, style).join("\n");
+        for line in [
+            "    on desktop: aaaaaaaaaaaa, modified 2026-08-20 10:11",
+            "    on nas: bbbbbbbbbbbb, modified 2026-08-21 10:11",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{text}");
+        }
+        assert_eq!(text.matches("lpha").count(), 1, "{text}");
+        assert!(!text.contains("cccc") && text.lines().all(|line| line.len() <= 80), "{text}");
     }
 }

@@ -1,14 +1,15 @@
 //! Health checks: whether an upstream answers as Ollama does, and what models it has.
 
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::Request;
 use serde_json::Value;
 
 use super::exchange_io::{self, Attempt, ExchangeIo};
-use super::{Upstream, build_uri, describe};
+use super::{Upstream, build_uri, describe, describe_io};
 use crate::access::permissions::Permission;
 use crate::config::{OllamaUrl, ServerName};
 use crate::http::fields::{self, IDENTITY_FIELD, PERMISSION_FIELD, ROOM_FIELD, SERVER_FIELD};
@@ -16,10 +17,16 @@ use crate::net::names;
 use crate::net::untrusted_text::is_printable;
 use crate::ollama::endpoints::{List, VERSION};
 use crate::ollama::inventory::Inventory;
+use crate::ollama::list_reader::{ListReader, Read};
 use crate::pairing::identity::{Identity, MAX_NAME};
 
-/// Longest answer to a check that is read, in bytes: lists of some thousand models.
-const MAX_ANSWER: u64 = 1 << 20;
+/// Longest version that is read, in bytes.
+const MAX_ANSWER: u64 = 64 << 10;
+/// Longest list of models that is read, in bytes: some ten thousand. It is taken apart as it comes.
+const MAX_LIST: u64 = 32 << 20;
+const PIECE: usize = 16 << 10;
+/// All lists of a server have so many times as long as one answer.
+const LIST_TIMES: u32 = 2;
 
 /// Where to check a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +108,9 @@ impl Check<'_> {
     fn ask_at(self, upstream: &Upstream, address: SocketAddr) -> CheckResult {
         let start = Instant::now();
         // On a connection of its own: an old one may be broken although the server is well.
-        let answer = match self.get(upstream, false, address, VERSION) {
+        let request = self.request(upstream, false, address, VERSION);
+        let answer = request.and_then(|request| upstream.get(request, self.timeout, MAX_ANSWER));
+        let answer = match answer {
             Ok(answer) => answer,
             Err(_) if exchange_io::with(|io| io.fault().is_some()) => return CheckResult::Void,
             Err(error @ ureq::Error::Timeout(_)) => return CheckResult::Silent(describe(&error)),
@@ -146,43 +155,61 @@ impl Check<'_> {
         if !self.wants_inventory {
             return None;
         }
-        let mut answers = [const { String::new() }; 3];
-        for (text, list) in answers.iter_mut().zip(List::ALL) {
-            let answer = self.get(upstream, true, address, list.path()).map(Response::into_parts);
-            let problem = match answer {
-                Ok((parts, body)) => match parts.status.as_u16() {
-                    200 => {
-                        *text = body;
-                        continue;
-                    }
-                    // Older servers don't have every list.
-                    404 | 405 => continue,
-                    // It died since it told its version: what it has is still on its disk.
-                    status => format!("status={status}"),
-                },
-                Err(error) => format!("reason={}", describe(&error)),
-            };
-            log::debug!("no list of models addr={address} {problem}");
-            return None;
-        }
-        let [tags, loaded, openai] = &answers;
-        Some(Arc::new(Inventory::new([tags, loaded, openai], room)))
+        let until = Instant::now() + self.timeout * LIST_TIMES;
+        let lists = List::ALL.map(|list| {
+            let read = self.list(upstream, address, list, until);
+            read.unwrap_or_else(|reason| Read::failed(format!("{} {reason}", list.path())))
+        });
+        Some(Arc::new(Inventory::of(lists, room)))
     }
 
-    fn get(
+    /// Reads a list as it comes. The error is what became of the request.
+    fn list(
+        self,
+        upstream: &Upstream,
+        address: SocketAddr,
+        list: List,
+        until: Instant,
+    ) -> Result<Read, String> {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err("was not asked for, as the others took too long".to_owned());
+        }
+        let request = self.request(upstream, true, address, list.path());
+        let answer = request.and_then(|request| upstream.get_head(request, left));
+        let answer = answer.map_err(|error| format!("failed: {}", describe(&error)))?;
+        match answer.status().as_u16() {
+            200 => {}
+            // Older servers don't have every list.
+            404 | 405 => return Ok(Read::none()),
+            // It died since it told its version: what it has is still on its disk.
+            status => return Err(format!("failed with status {status}")),
+        }
+        let mut body = answer.into_body().into_reader().take(MAX_LIST);
+        let (mut reader, mut piece) = (ListReader::new(list), vec![0; PIECE]);
+        loop {
+            match body.read(&mut piece) {
+                Ok(0) => return Ok(reader.finish(None)),
+                Ok(n) => reader.push(&piece[..n]),
+                Err(error) => return Ok(reader.finish(Some(describe_io(&error)))),
+            }
+        }
+    }
+
+    fn request(
         self,
         upstream: &Upstream,
         may_reuse: bool,
         address: SocketAddr,
         path: &str,
-    ) -> Result<Response<String>, ureq::Error> {
+    ) -> Result<Request<()>, ureq::Error> {
         let prefix = self.local.map_or("", |url| url.prefix.as_str());
         let uri = build_uri(address, prefix, path).map_err(ureq::Error::BadUri)?;
         let is_lan = self.local.is_none();
         upstream.begin(Attempt { is_lan, may_reuse, ..Attempt::default() });
         let mut request = Request::new(());
         *request.uri_mut() = uri;
-        upstream.get(request, self.timeout, MAX_ANSWER)
+        Ok(request)
     }
 }
 

@@ -98,20 +98,28 @@ impl Upstream {
     /// bytes of it.
     fn get(
         &self,
-        mut request: Request<()>,
+        request: Request<()>,
         timeout: Duration,
         most: u64,
     ) -> Result<Response<String>, ureq::Error> {
-        name_host(&mut request);
-        let agent = self.agent();
-        let request = agent.configure_request(request).timeout_global(Some(timeout)).build();
-        let (parts, body) = agent.run(request)?.into_parts();
+        let (parts, body) = self.get_head(request, timeout)?.into_parts();
         let mut bytes = Vec::new();
         body.into_reader().take(most).read_to_end(&mut bytes)?;
         // Without a copy of what may be a megabyte, unless it isn't text.
         let text = String::from_utf8(bytes)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
         Ok(Response::from_parts(parts, text))
+    }
+
+    /// The same, but for the body, which is read later within the same time.
+    fn get_head(
+        &self,
+        mut request: Request<()>,
+        timeout: Duration,
+    ) -> Result<Response<Body>, ureq::Error> {
+        name_host(&mut request);
+        let agent = self.agent();
+        agent.run(agent.configure_request(request).timeout_global(Some(timeout)).build())
     }
 }
 

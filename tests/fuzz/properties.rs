@@ -360,7 +360,13 @@ pub(crate) fn lists(input: &[u8]) {
             .filter_map(|answer| answer.get(member)?.as_array().cloned())
             .flatten()
             .collect();
-        assert!(entries.len() <= told.len() && entries.iter().all(|entry| told.contains(entry)));
+        // What isn't JSON as a whole is read entry by entry, and odd characters in it are replaced.
+        let is_json = |text: &&str| serde_json::from_str::<serde_json::Value>(text).is_ok();
+        if [one, two].iter().all(is_json) {
+            assert!(
+                entries.len() <= told.len() && entries.iter().all(|entry| told.contains(entry))
+            );
+        }
         // Alone and beside itself, a server has the same.
         let twice = [Arc::clone(&inventories[0]), Arc::clone(&inventories[0])];
         assert_eq!(merged(list, &twice), merged(list, &twice[..1]));

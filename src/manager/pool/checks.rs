@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::health::{Checked, FIRST_RETRY, RunningCheck, spread};
+use super::models::Models;
 use super::{Action, Backend, BackendId, MAX_CHECKS, Origin, Pool, Rules, Transition};
 use crate::upstream::CheckResult;
 
@@ -145,7 +146,7 @@ impl Backend {
         self.health.version = version;
         self.claims.checked(now, identity, name, open);
         self.addresses.put_first(address, true, !self.is_discovered());
-        let has_answered = inventory.is_some();
+        let has_answered = inventory.as_ref().is_some_and(|inventory| inventory.is_known());
         self.health.next_check = match self.models.told(now, asked_at, inventory) {
             Some(again) if has_answered => again,
             Some(again) => again + spread(FIRST_RETRY, jitter),
@@ -153,7 +154,17 @@ impl Backend {
         };
         let version = || self.health.version.clone();
         let up = || Transition::Up { name: self.label(), address, version: version() };
-        moved.or_else(|| is_up.then(up))
+        moved.or_else(|| is_up.then(up)).or_else(|| self.list_problem())
+    }
+
+    /// What has changed of the problems with its lists.
+    fn list_problem(&mut self) -> Option<Transition> {
+        let Models { problem, reported, .. } = &mut self.models;
+        if problem == reported {
+            return None;
+        }
+        reported.clone_from(problem);
+        Some(Transition::Lists { name: self.label(), problem: self.models.problem.clone() })
     }
 
     fn failed(&mut self, terms: Terms<'_>, reason: String, is_refusal: bool) -> Option<Transition> {

@@ -233,6 +233,11 @@ pub enum Transition {
     Forgotten {
         name: String,
     },
+    /// Its lists of models have a problem, or none any more.
+    Lists {
+        name: String,
+        problem: Option<String>,
+    },
     /// It is used at another address.
     Moved {
         name: String,

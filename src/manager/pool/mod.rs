@@ -51,6 +51,7 @@ use self::records::Records;
 use crate::config::ServerName;
 use crate::counters::Tally;
 use crate::ollama::inventory::Inventory;
+use crate::ollama::model_name::ModelName;
 use crate::ollama::version::OllamaVersion;
 
 pub use events::{
@@ -285,9 +286,26 @@ impl Pool {
         self.working().any(|b| b.models.stale_since.is_some())
     }
 
+    /// What programs get to see: of each server that gets work, the models that it would be chosen
+    /// for.
     pub(crate) fn inventories(&self) -> Vec<(String, Arc<Inventory>)> {
-        let known = |b: &Backend| Some((b.short_name(), Arc::clone(b.models.inventory.as_ref()?)));
-        self.working().filter_map(known).collect()
+        let known = |b: &'_ Backend| b.models.inventory.clone();
+        let is_called = |rule: &(ModelName, String), model: &ModelName, b: &Backend| {
+            rule.0 == *model && b.is_called(&rule.1)
+        };
+        let Rules { pins, bans, .. } = &self.rules;
+        let is_pinned =
+            |model: &ModelName, b: &Backend| pins.iter().any(|pin| is_called(pin, model, b));
+        let is_hidden = |model: &ModelName, b: &Backend| {
+            bans.iter().any(|ban| is_called(ban, model, b))
+                || (!is_pinned(model, b) && self.working().any(|other| is_pinned(model, other)))
+                // Requests go to those that the user named.
+                || (b.is_discovered()
+                    && self.working().any(|other| !other.is_discovered() && other.models.has(model)))
+        };
+        let shown =
+            |b: &Backend| Some((b.short_name(), known(b)?.without(|model| is_hidden(model, b))));
+        self.working().filter(|b| b.addresses.confirmed().is_some()).filter_map(shown).collect()
     }
 
     /// Why there is no backend, for people.

@@ -20,6 +20,10 @@ const MAX_SPEEDS: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Models {
     pub(crate) inventory: Option<Arc<Inventory>>,
+    /// What is wrong with the server's lists, for people.
+    pub(crate) problem: Option<String>,
+    /// The problem that was last logged.
+    pub(super) reported: Option<String>,
     /// When to ask for the inventory again; at once if it never told one.
     pub(super) due: Option<Instant>,
     /// Since when the inventory is known to be out of date.
@@ -33,6 +37,12 @@ pub(crate) struct Models {
 impl Models {
     pub(super) fn has(&self, model: &ModelName) -> bool {
         self.inventory.as_ref().is_some_and(|inventory| inventory.has(model))
+    }
+
+    /// Whether it may have models that aren't known of.
+    pub(super) fn may_have_more(&self) -> bool {
+        let is_incomplete = |known: &Arc<Inventory>| known.is_incomplete();
+        self.stale_since.is_some() || self.inventory.as_ref().is_none_or(is_incomplete)
     }
 
     /// Whether the model is in its memory. What went through us is younger than what it told.
@@ -88,8 +98,20 @@ impl Models {
         asked_at: Instant,
         inventory: Option<Arc<Inventory>>,
     ) -> Option<Instant> {
-        if let Some(inventory) = inventory {
+        if let Some(new) = &inventory {
+            self.problem = new.problem().map(str::to_owned);
+        }
+        let has_news = inventory.as_ref().is_some_and(|new| new.is_known());
+        let inventory = match (inventory, &self.inventory) {
+            (Some(new), Some(last)) if new.problem().is_some() => {
+                Some(Arc::new(Inventory::clone(&new).keeping(last)))
+            }
+            (new, _) => new,
+        };
+        if let Some(inventory) = inventory.filter(|inventory| inventory.is_known()) {
             self.inventory = Some(inventory);
+        }
+        if has_news {
             self.due = Some(now + INVENTORY_AGE);
             // An answer to an earlier question says nothing about the change.
             if self.stale_since.is_some_and(|since| since <= asked_at) {

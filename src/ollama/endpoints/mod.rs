@@ -14,7 +14,7 @@ use crate::counters::Kind;
 use crate::http::target::{percent_decode, split_query};
 
 use Class::{Account, Open, Unknown};
-use Dialect::{Anthropic, OpenAi};
+use Dialect::{Anthropic, OpenAi, Responses};
 use Kind::{Embed, Generate, Manage, Other};
 use ModelIn::{Body, Digest, Form, Nowhere, Path, Source};
 use Task::Build;
@@ -42,7 +42,7 @@ const ENDPOINTS: &[Endpoint] = &[
     get("/v1/models/:", Open).model(Path).errors(OpenAi),
     post("/v1/chat/completions", Open, Generate).inference().errors(OpenAi),
     post("/v1/completions", Open, Generate).inference().errors(OpenAi),
-    post("/v1/responses", Open, Generate).inference().errors(OpenAi),
+    post("/v1/responses", Open, Generate).inference().errors(Responses),
     post("/v1/embeddings", Open, Embed).inference().errors(OpenAi),
     post("/v1/audio/transcriptions", Open, Other).inference().model(Form).errors(OpenAi),
     post("/v1/images/generations", Open, Other).errors(OpenAi),

@@ -22,6 +22,7 @@ use crate::http::head::{Framing, Head};
 use crate::manager::pool::{BackendId, Outcome, Wanted};
 use crate::manager::{Lease, Refused};
 use crate::net::socket::{self, HANGUP};
+use crate::ollama::endpoints::Class;
 use crate::ollama::errors;
 use crate::proxy::request_body::{BodyReader, RequestBody};
 use crate::upstream::exchange_io::{self, Attempt, Failure, Fault};
@@ -100,7 +101,7 @@ impl<'a> Exchange<'a> {
                 underway.goes_to(&lease.pick.name);
             }
             let before = body.sent;
-            let attempt = self.attempt(&mut body, &lease, may_reuse);
+            let attempt = self.attempt(&mut body, (&lease, &wanted), may_reuse);
             let has_others = self.is_client() && self.context.presence.has_choice();
             let others = Others {
                 may_have_model: has_others && self.endpoint.asks_for_model(),
@@ -204,7 +205,7 @@ impl<'a> Exchange<'a> {
     fn attempt(
         &mut self,
         body: &mut RequestBody<'_>,
-        lease: &Lease,
+        (lease, wanted): (&Lease, &Wanted),
         may_reuse: bool,
     ) -> Result<Response<Body>, String> {
         let has_body = self.framing != Framing::Empty;
@@ -217,7 +218,7 @@ impl<'a> Exchange<'a> {
             half_closed: self.half_closed(),
             ..Attempt::default()
         });
-        let request = self.request(lease)?;
+        let request = self.request(lease, wanted)?;
         if !has_body {
             return self.upstream.send(request, None);
         }
@@ -238,11 +239,16 @@ impl<'a> Exchange<'a> {
             || fields.iter().any(|(name, value)| name.as_str().len() + value.len() > LONG_LINE)
     }
 
-    fn request(&self, lease: &Lease) -> Result<Request<()>, String> {
+    fn request(&self, lease: &Lease, wanted: &Wanted) -> Result<Request<()>, String> {
         let prefix = if lease.pick.is_local { self.context.prefix.as_str() } else { "" };
         let uri = upstream::build_uri(lease.pick.address, prefix, &self.head.target)?;
         let mut fields = self.head.fields.clone();
         fields::prepare_request(&mut fields, &self.context.via);
+        // Of inference, the cloud's is exempt, and what unloads a model, which goes nowhere.
+        let may_leave = wanted.is_exempt && self.endpoint.is_inference();
+        if may_leave || self.endpoint.class == Class::Account {
+            fields::hide_via(&mut fields);
+        }
         cors::strip(&mut fields);
         let takes_body = matches!(self.head.method, Method::POST | Method::PUT | Method::PATCH);
         let framing = match self.framing {

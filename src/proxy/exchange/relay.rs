@@ -203,9 +203,9 @@ impl Exchange<'_> {
     fn end_in_failure(&self, framing: AnswerFraming, observed: &Observed<'_>, message: &str) {
         exchange_io::with(|io| {
             if framing == AnswerFraming::Chunked
-                && let Some((format, separator)) = observed.room_for_error()
+                && let Some((broken, separator)) = observed.room_for_error()
             {
-                let error = self.endpoint.dialect.in_band_error(format, message);
+                let error = self.endpoint.dialect.in_band_error(broken, message);
                 let text = format!("{separator}{error}");
                 io.push(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes());
             }

@@ -141,8 +141,7 @@ impl Pool {
         let owners = only(&eligible, |b| b.models.has(model));
         if owners.is_empty() {
             // They may have models that we don't know of.
-            let unknown =
-                only(&eligible, |b| b.models.inventory.is_none() || b.models.stale_since.is_some());
+            let unknown = only(&eligible, |b| b.models.may_have_more());
             if !unknown.is_empty() {
                 return Ok(unknown);
             }

@@ -1,0 +1,103 @@
+//! An entry of a list of models. Pure.
+
+use std::ops::Range;
+
+use serde_json::Value;
+
+use super::{endpoints::List, model_name::ModelName};
+
+pub(super) fn text_of<'a>(json: &'a Value, member: &str) -> &'a str {
+    json[member].as_str().unwrap_or_default()
+}
+
+fn name_of(entry: &Value) -> &str {
+    entry["model"].as_str().unwrap_or_else(|| text_of(entry, "name"))
+}
+
+/// An entry of a list: as text, because parsed JSON takes up to sixteen times the memory, and
+/// servers may send entries of any length.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Entry {
+    /// As the server writes its name.
+    pub(super) label: String,
+    pub(super) name: ModelName,
+    pub(super) digest: String,
+    /// It is a stub of a model that runs elsewhere.
+    pub(super) is_remote: bool,
+    /// When it was made or changed, in nanoseconds since 1970.
+    pub(super) time: i128,
+    pub(super) text: String,
+}
+
+impl Entry {
+    /// `None` if it names no model.
+    pub(super) fn new(list: List, entry: &Value, text: String) -> Option<Self> {
+        let (label, digest) = match list {
+            List::Tags | List::Loaded => (name_of(entry), text_of(entry, "digest")),
+            List::OpenAi => (text_of(entry, "id"), ""),
+        };
+        let created = || i128::from(entry["created"].as_f64().unwrap_or_default() as i64);
+        let changed = nanoseconds(text_of(entry, "modified_at"));
+        Some(Entry {
+            label: label.to_owned(),
+            name: ModelName::parse(label)?,
+            digest: digest.to_owned(),
+            is_remote: !text_of(entry, "remote_host").is_empty(),
+            time: changed.unwrap_or_else(|| created() * 1_000_000_000),
+            text,
+        })
+    }
+
+    /// Bytes of its texts.
+    pub(super) fn size(&self) -> usize {
+        2 * self.label.len() + self.digest.len() + self.text.len()
+    }
+
+    /// What makes two entries one. Programs know names only; of what is in memory, `ollama ps`
+    /// shows the digest too.
+    pub(super) fn key(&self, list: List) -> (&ModelName, &str) {
+        (&self.name, if list == List::Loaded { &self.digest } else { "" })
+    }
+}
+
+/// The moment of a text such as `2026-08-20T10:11:12.123456789+02:00` (RFC 3339), or of a day, in nanoseconds
+/// since 1970.
+fn nanoseconds(text: &str) -> Option<i128> {
+    let number = |range: Range<usize>| text.get(range)?.parse::<i64>().ok();
+    let [year, month, day] = [number(0..4)?, number(5..7)?, number(8..10)?];
+    let [hour, minute, second] = [11..13, 14..16, 17..19].map(|range| number(range).unwrap_or(0));
+    let rest = text.get(19..).unwrap_or_default();
+    let zone = rest.find(['Z', 'z', '+', '-']).unwrap_or(rest.len());
+    let fraction: String = rest[..zone].chars().filter(char::is_ascii_digit).take(9).collect();
+    let fraction: i64 = format!("{fraction:0<9}").parse().ok()?;
+    let zone = &rest[zone..];
+    let part =
+        |range: Range<usize>| zone.get(range).and_then(|it| it.parse::<i64>().ok()).unwrap_or(0);
+    let ahead = (part(1..3) * 60 + part(4..6)) * if zone.starts_with('-') { -60 } else { 60 };
+    // Days since 1970 in the Gregorian calendar, the year beginning with March.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days =
+        365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 719_469;
+    let seconds = days * 86_400 + hour * 3600 + minute * 60 + second - ahead;
+    Some(i128::from(seconds) * 1_000_000_000 + i128::from(fraction))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_compare_across_time_zones() {
+        assert_eq!(nanoseconds("1970-01-01T00:00:01.5Z"), Some(1_500_000_000));
+        assert_eq!(nanoseconds("2026-03-01T00:00:00-01:30"), nanoseconds("2026-03-01T01:30:00Z"));
+        assert_eq!(
+            nanoseconds("2024-03-01T00:00:00Z")
+                .zip(nanoseconds("2024-02-28T00:00:00Z"))
+                .map(|(a, b)| a - b),
+            Some(2 * 86_400 * 1_000_000_000)
+        );
+        for text in ["", "2026", "soon", "é".repeat(30).as_str()] {
+            assert_eq!(nanoseconds(text), None, "{text}");
+        }
+    }
+}
