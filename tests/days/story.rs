@@ -67,7 +67,7 @@ pub(crate) enum Asking {
 }
 
 /// After the last requests, until all is quiet: in seconds.
-const QUIET: u64 = 150;
+const QUIET: u64 = 400;
 
 /// Servers, in the order in which they are there.
 const BOX: usize = 0;

@@ -79,6 +79,11 @@ pub struct Pick {
 }
 
 impl Pick {
+    /// Bytes of an answer came from the backend.
+    pub fn received(&self, bytes: u64) {
+        self.tally.bytes_down.add(bytes);
+    }
+
     /// How the request ended that has it.
     pub fn report(&self, outcome: Outcome) -> Report {
         Report { is_exempt: self.is_exempt, ..outcome.into() }

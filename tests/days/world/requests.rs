@@ -98,6 +98,7 @@ impl World {
         }
         let Ask { laptop, at: Some(at), .. } = self.asks[ask] else { return };
         self.hear(laptop, at);
+        self.asks[ask].lease.iter().for_each(|lease| lease.pick.received(40));
         let wait = self.now - self.asks[ask].begun_at;
         if !std::mem::replace(&mut self.asks[ask].is_begun, true) {
             self.tally.longest_wait = self.tally.longest_wait.max(wait);
