@@ -116,6 +116,16 @@ pub(crate) fn limit_unacknowledged(stream: &TcpStream, limit: Duration) -> io::R
     Ok(())
 }
 
+/// Makes a socket writable only once the peer's window has taken all that was sent, or as usual again,
+/// where the kernel can tell that.
+pub(crate) fn drain_before_writable(stream: &TcpStream, drains: bool) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    // If this fails, the socket is writable as usual. Zero stands for the system's default.
+    let _ = SockRef::from(stream).set_tcp_notsent_lowat(u32::from(drains));
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = (stream, drains);
+}
+
 /// Connects within `timeout`, else fails with `TimedOut`; with `ConnectionAborted` as soon as
 /// `watched` has left.
 pub(crate) fn connect(

@@ -97,11 +97,17 @@ impl Kept<'_> {
         if !self.is_whole || bytes.is_empty() {
             return;
         }
-        if self.bytes.len() + bytes.len() <= self.limit && self.loan.grow(bytes.len()) {
+        if self.reserve(self.bytes.len() + bytes.len()) {
             self.bytes.extend_from_slice(bytes);
         } else {
             self.release();
         }
+    }
+
+    /// Makes sure that a body of this length can be kept, if there is room for it.
+    pub(super) fn reserve(&mut self, length: usize) -> bool {
+        let lacking = length.saturating_sub(self.loan.bytes);
+        self.is_whole && length <= self.limit && (lacking == 0 || self.loan.grow(lacking))
     }
 
     /// The body won't be sent again.

@@ -192,17 +192,7 @@ impl ExchangeIo {
     pub(crate) fn send_upstream(&mut self, upstream: &Stream, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() && !self.is_answered_early() {
             match upstream.try_write(bytes) {
-                Ok(0) => {
-                    let events = match self.phase {
-                        Phase::Sending { heeds_input: true, .. } => PollFlags::OUT | PollFlags::IN,
-                        _ => PollFlags::OUT,
-                    };
-                    match self.wait_upstream(upstream, events, Some(self.attempt.stall))? {
-                        Woken::Ready => {}
-                        Woken::TimedOut => return Err(ErrorKind::TimedOut.into()),
-                        Woken::Answered => drop(self.note_input(upstream)?),
-                    }
-                }
+                Ok(0) => drop(self.await_room(upstream)?),
                 Ok(n) => bytes = &bytes[n..],
                 // It closed while we were sending: an answer may be there to read nevertheless.
                 Err(error)
@@ -214,6 +204,31 @@ impl ExchangeIo {
             }
         }
         Ok(())
+    }
+
+    /// Waits until the upstream's window has taken all that was sent, or an answer comes.
+    pub(super) fn drain_upstream(&mut self, upstream: &Stream) -> io::Result<()> {
+        socket::drain_before_writable(upstream.socket(), true);
+        let mut drained = Ok(false);
+        while matches!(drained, Ok(false)) && !self.is_answered_early() {
+            drained = self.await_room(upstream);
+        }
+        socket::drain_before_writable(upstream.socket(), false);
+        drained.map(drop)
+    }
+
+    /// Waits until the upstream takes more of the request. False when it has sent something instead.
+    fn await_room(&mut self, upstream: &Stream) -> io::Result<bool> {
+        let events = match self.phase {
+            Phase::Sending { heeds_input: true, .. } => PollFlags::OUT | PollFlags::IN,
+            _ => PollFlags::OUT,
+        };
+        match self.wait_upstream(upstream, events, Some(self.attempt.stall))? {
+            Woken::Ready => return Ok(true),
+            Woken::TimedOut => return Err(ErrorKind::TimedOut.into()),
+            Woken::Answered => drop(self.note_input(upstream)?),
+        }
+        Ok(false)
     }
 
     /// Waits for an event of the upstream while watching the client, after the outbox is flushed.

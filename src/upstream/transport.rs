@@ -170,6 +170,11 @@ impl IoTransport {
 
     fn finish_sending(&mut self) -> io::Result<()> {
         self.send_held()?;
+        // A reader that pauses closes the window, and what waits before it looks like the bytes that
+        // a vanished peer doesn't acknowledge. So the limit for those holds once none wait.
+        if exchange_io::with(|io| io.attempt.is_large) {
+            exchange_io::with(|io| io.drain_upstream(&self.stream))?;
+        }
         exchange_io::with(|io| io.advance(Phase::Awaiting));
         self.limit_unacknowledged(UNACKNOWLEDGED);
         let proof = if self.requests > 1 { Proof::Awaited } else { Proof::Given };

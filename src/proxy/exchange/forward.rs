@@ -209,12 +209,20 @@ impl<'a> Exchange<'a> {
         may_reuse: bool,
     ) -> Result<Response<Body>, String> {
         let has_body = self.framing != Framing::Empty;
+        // A kept connection may have died. That is told by bytes which stay unacknowledged, as those
+        // of a large body may at a peer that is alive; and what isn't kept can't be sent again.
+        let mut fits = |length: u64| length <= LARGE_BODY && body.kept.reserve(length as usize);
+        let may_meet_stale = match self.framing {
+            Framing::Length(length) => may_reuse && fits(length),
+            Framing::Empty => may_reuse,
+            Framing::Chunked => false,
+        };
         self.upstream.begin(Attempt {
             client: Some(Arc::clone(&self.connection.stream)),
             holds_head: has_body && body.is_at_hand(self.connection),
             is_large: self.is_large(),
             is_lan: !lease.pick.is_local,
-            may_reuse,
+            may_reuse: may_meet_stale,
             half_closed: self.half_closed(),
             ..Attempt::default()
         });
