@@ -15,6 +15,9 @@ with_defaults! {
         /// TCP connect to an upstream: a LAN answers in milliseconds, and the kernel repeats a lost
         /// SYN after 1 s.
         connect_timeout: Duration = Duration::from_millis(1300),
+        /// The same to the only server that can do a request, as long as it isn't known to be down: on
+        /// a bad radio link the kernel needs several SYNs.
+        patient_connect_timeout: Duration = Duration::from_secs(15),
         /// Whole request head, from its first byte.
         head_timeout: Duration = Duration::from_secs(10),
         /// Idle keep-alive connection: above the 90 s of Go's HTTP client, so that it closes first

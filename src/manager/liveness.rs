@@ -20,7 +20,7 @@ use super::wake::Wake;
 use crate::config::{OllamaUrl, Timing};
 use crate::pairing::keyring::Keyring;
 use crate::system::{spawn_vital, time_slept};
-use crate::upstream::{Check, Target, Upstream};
+use crate::upstream::{Check, CheckTime, Target, Upstream};
 
 /// How often the Manager hears that time has passed.
 const TICK: Duration = Duration::from_millis(200);
@@ -53,6 +53,8 @@ pub struct CheckJob {
     pub target: Target,
     /// Whether to ask for its models too.
     pub wants_inventory: bool,
+    /// How long it may take.
+    pub time: CheckTime,
 }
 
 /// Where the Manager puts its jobs, and where the checkers take them from.
@@ -137,11 +139,11 @@ pub(crate) struct Checker {
 impl Checker {
     fn run(&self, upstream: &Upstream, job: Job) {
         match job {
-            Job::Check(CheckJob { id, target, wants_inventory }) => {
+            Job::Check(CheckJob { id, target, wants_inventory, time }) => {
                 let is_local = |url: &&OllamaUrl| target == Target::Name(url.server());
                 let local = self.local.as_ref().filter(is_local);
                 let timeout = self.timing.health_timeout;
-                let check = Check { target: &target, local, wants_inventory, timeout };
+                let check = Check { target: &target, local, wants_inventory, time, timeout };
                 self.mailbox.send(Input::Checked(id, check.run(upstream)));
             }
             Job::Remember(servers) => {

@@ -275,7 +275,9 @@ impl Manager {
         for action in std::mem::take(&mut self.actions) {
             match action {
                 Action::Check(id, target, wants_inventory) => {
-                    if !self.hand_out(Job::Check(CheckJob { id, target, wants_inventory })) {
+                    let time = self.queue.pool().check_time(id);
+                    let job = CheckJob { id, target, wants_inventory, time };
+                    if !self.hand_out(Job::Check(job)) {
                         // It is asked for again soon.
                         let void = Input::Checked(id, CheckResult::Void);
                         self.queue.handle(now, void, &mut self.actions, &mut self.answers);

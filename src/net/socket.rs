@@ -97,11 +97,12 @@ pub(crate) const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 pub(crate) fn prepare(stream: &TcpStream, unacknowledged: Duration) -> io::Result<()> {
     stream.set_nonblocking(true)?;
     stream.set_nodelay(true)?;
-    // A peer that vanished while nothing is under way is noticed after 5 + 3 × 2 seconds.
+    // A peer that vanished while nothing is under way is noticed after 3 + 8 × 1 seconds; and one on a
+    // bad radio link has as many chances to answer.
     let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(5))
-        .with_interval(Duration::from_secs(2))
-        .with_retries(3);
+        .with_time(Duration::from_secs(3))
+        .with_interval(Duration::from_secs(1))
+        .with_retries(8);
     SockRef::from(stream).set_tcp_keepalive(&keepalive)?;
     limit_unacknowledged(stream, unacknowledged)
 }

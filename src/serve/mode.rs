@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::config::{ModeChoice, OllamaUrl, Settings};
 use crate::pairing::keyring::Keyring;
 use crate::system::time_since_boot;
-use crate::upstream::{Check, CheckResult, Target, Upstream};
+use crate::upstream::{Check, CheckResult, CheckTime, Target, Upstream};
 
 /// How long the local Ollama may take to answer at start-up.
 const DETECTION_TIME: Duration = Duration::from_secs(2);
@@ -68,7 +68,7 @@ pub(super) fn choose(settings: &Settings, stopping: &AtomicBool) -> (Mode, Strin
             CheckResult::Healthy { version, .. } => {
                 return (Mode::Server, format!("Ollama {version} answers at {ollama}"));
             }
-            CheckResult::Refused(why) | CheckResult::Silent(why) => {
+            CheckResult::Refused(why) | CheckResult::Unreached(why) | CheckResult::Silent(why) => {
                 format!("no Ollama at {ollama}: {why}")
             }
             CheckResult::Void => format!("{ollama} could not be asked"),
@@ -96,6 +96,7 @@ pub(crate) fn ask(settings: &Settings, ollama: &OllamaUrl, timeout: Duration) ->
         target: &Target::Name(ollama.server()),
         local: Some(ollama),
         wants_inventory: false,
+        time: CheckTime::of(timeout),
         timeout,
     };
     check.run(&Upstream::new(&settings.timing, &Arc::new(Keyring::none())))

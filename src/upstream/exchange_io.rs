@@ -64,6 +64,8 @@ pub(crate) struct Attempt {
     /// A kept connection will do, because nothing is lost if that has died. A new one can't be stale;
     /// what must not be sent twice needs one.
     pub(crate) may_reuse: bool,
+    /// How long connecting may take; none for as long as usual.
+    pub(crate) connect: Option<Duration>,
     /// How long a peer may take nothing of what we send.
     pub(crate) stall: Duration,
     /// So long a client is answered that has ended its side behind its request, and may be gone. At

@@ -1,6 +1,6 @@
 //! Health checks: whether an upstream answers as Ollama does, and what models it has.
 
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use http::Request;
 use serde_json::Value;
 
-use super::exchange_io::{self, Attempt, ExchangeIo};
+use super::exchange_io::{self, Attempt, ExchangeIo, Failure};
 use super::{Upstream, build_uri, describe, describe_io};
 use crate::access::permissions::Permission;
 use crate::config::{OllamaUrl, ServerName};
@@ -59,10 +59,27 @@ pub enum CheckResult {
     },
     /// An answer that rules the server out for now: refused, 5xx, not Ollama.
     Refused(String),
+    /// No connection: refused, or no way there.
+    Unreached(String),
     /// No answer in time.
     Silent(String),
     /// We couldn't ask, for want of descriptors or memory of our own.
     Void,
+}
+
+/// How long a check may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckTime {
+    /// To connect, if that isn't as usual.
+    pub connect: Option<Duration>,
+    /// In all.
+    pub answer: Duration,
+}
+
+impl CheckTime {
+    pub(crate) fn of(answer: Duration) -> Self {
+        CheckTime { connect: None, answer }
+    }
 }
 
 /// How to check a backend.
@@ -72,7 +89,9 @@ pub(crate) struct Check<'a> {
     /// The local Ollama's URL, if it is that: it must not turn out to be a proxy of ours.
     pub(crate) local: Option<&'a OllamaUrl>,
     pub(crate) wants_inventory: bool,
-    /// For each answer.
+    /// For the version.
+    pub(crate) time: CheckTime,
+    /// For each list.
     pub(crate) timeout: Duration,
 }
 
@@ -109,12 +128,21 @@ impl Check<'_> {
         let start = Instant::now();
         // On a connection of its own: an old one may be broken although the server is well.
         let request = self.request(upstream, false, address, VERSION);
-        let answer = request.and_then(|request| upstream.get(request, self.timeout, MAX_ANSWER));
+        let answer =
+            request.and_then(|request| upstream.get(request, self.time.answer, MAX_ANSWER));
         let answer = match answer {
             Ok(answer) => answer,
             Err(_) if exchange_io::with(|io| io.fault().is_some()) => return CheckResult::Void,
             Err(error @ ureq::Error::Timeout(_)) => return CheckResult::Silent(describe(&error)),
-            Err(error) => return CheckResult::Refused(describe(&error)),
+            Err(error) => {
+                let is_refusal = exchange_io::with(|io| io.failure()) != Failure::Unreached
+                    || matches!(&error, ureq::Error::Io(e) if e.kind() == ErrorKind::PermissionDenied);
+                let reason = describe(&error);
+                return match is_refusal {
+                    true => CheckResult::Refused(reason),
+                    false => CheckResult::Unreached(reason),
+                };
+            }
         };
         let round_trip = start.elapsed();
         let fields = answer.headers();
@@ -206,7 +234,8 @@ impl Check<'_> {
         let prefix = self.local.map_or("", |url| url.prefix.as_str());
         let uri = build_uri(address, prefix, path).map_err(ureq::Error::BadUri)?;
         let is_lan = self.local.is_none();
-        upstream.begin(Attempt { is_lan, may_reuse, ..Attempt::default() });
+        let connect = self.time.connect;
+        upstream.begin(Attempt { is_lan, may_reuse, connect, ..Attempt::default() });
         let mut request = Request::new(());
         *request.uri_mut() = uri;
         Ok(request)

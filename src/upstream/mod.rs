@@ -28,7 +28,7 @@ use crate::net::names;
 use crate::pairing::keyring::Keyring;
 
 pub(crate) use self::health_check::Check;
-pub use self::health_check::{CheckResult, Target};
+pub use self::health_check::{CheckResult, CheckTime, Target};
 
 /// Idle connections kept per worker; it rarely talks to more than one server.
 const MAX_IDLE: usize = 2;
@@ -43,6 +43,7 @@ const MAX_FETCHED: u64 = 64 << 20;
 pub(crate) struct Upstream {
     pooled: Agent,
     fresh: Agent,
+    connect: Duration,
     stall: Duration,
 }
 
@@ -61,11 +62,11 @@ impl Upstream {
                 .max_idle_connections(max_idle)
                 .max_idle_connections_per_host(max_idle)
                 .max_idle_age(IDLE_AGE)
-                .timeout_connect(Some(timing.connect_timeout))
                 .build();
             Agent::with_parts(config, IoConnector { keyring: Arc::clone(keyring) }, Literal)
         };
-        Upstream { pooled: agent(MAX_IDLE), fresh: agent(0), stall: timing.stall_timeout }
+        let (connect, stall) = (timing.connect_timeout, timing.stall_timeout);
+        Upstream { pooled: agent(MAX_IDLE), fresh: agent(0), connect, stall }
     }
 
     /// The agent for the attempt that was begun.
@@ -76,7 +77,8 @@ impl Upstream {
 
     /// Starts an attempt: the exchange of this thread goes on with it.
     pub(crate) fn begin(&self, attempt: Attempt) {
-        exchange_io::with(|io| io.begin(Attempt { stall: self.stall, ..attempt }));
+        let connect = attempt.connect.or(Some(self.connect));
+        exchange_io::with(|io| io.begin(Attempt { connect, stall: self.stall, ..attempt }));
     }
 
     /// Sends a request and waits for the head of its answer. The error is a sentence; the exchange's

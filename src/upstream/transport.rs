@@ -64,9 +64,10 @@ impl Connector for IoConnector {
         _: Option<()>,
     ) -> Result<Option<Self::Out>, ureq::Error> {
         let address = details.addrs.first().copied().ok_or(ureq::Error::HostNotFound)?;
-        let timeout = details.timeout.not_zero().map_or(UNACKNOWLEDGED, |timeout| *timeout);
-        let Attempt { client, is_lan, half_closed, .. } =
+        let Attempt { client, is_lan, half_closed, connect, .. } =
             exchange_io::with(|io| io.attempt.clone());
+        let left = details.timeout.not_zero().map(|timeout| *timeout);
+        let timeout = left.into_iter().chain(connect).min().unwrap_or(UNACKNOWLEDGED);
         // Of one that may be half closed, its end tells nothing; and connecting is short.
         let client = client.filter(|_| half_closed.is_zero());
         let stream = match is_lan {

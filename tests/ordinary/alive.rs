@@ -1,9 +1,15 @@
 //! Bytes are proof of life; slow networks and slow readers.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::support::{Fake, Ollama, Way, World, post};
+use crate::support::{
+    Chain, Client, Fake, Head, Ollama, Way, World, client_settings, eventually, ndjson,
+    ollama::checked, post, start,
+};
 
 /// A chat whose body has about so many bytes.
 fn chat(bytes: usize) -> Vec<u8> {
@@ -102,5 +108,124 @@ fn a_stale_connection_costs_no_large_body() {
                 }
             }
         }
+    }
+}
+
+/// Two checks in a row that get no answer take a server out, so this long tells that it stays.
+const SEVERAL_CHECKS: Duration = Duration::from_secs(6);
+
+/// Whether a daemon calls one of its servers down.
+fn calls_down(daemon: SocketAddr) -> bool {
+    let status = Client::connect(daemon).get("/ollana/status").json();
+    let servers = status["servers"].as_array().expect("servers");
+    servers.iter().any(|server| server["health"] == "down")
+}
+
+/// No daemon calls a server down for this long.
+fn stays_up(chain: &Chain, time: Duration, mut meanwhile: impl FnMut()) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        for daemon in chain.servers.iter().chain(&chain.client) {
+            let is_down = calls_down(daemon.addresses()[0]);
+            assert!(!is_down, "{:?}: called down after {:?}", chain.way, start.elapsed());
+        }
+        meanwhile();
+        sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_slow_version_is_no_death() {
+    let slow = Duration::from_millis(1800);
+    let ollama = Ollama::start(World { version_takes: slow, ..World::with(&["alpha"]) });
+    std::thread::scope(|scope| {
+        for way in Way::ALL {
+            let ollama = &ollama;
+            scope.spawn(move || {
+                let chain = way.to(ollama);
+                stays_up(&chain, SEVERAL_CHECKS, || {});
+                assert_eq!(chain.connect().ask(chat(10)).status(), 200, "{way:?}");
+            });
+        }
+        scope.spawn(|| {
+            let other = Ollama::with(&["beta"]);
+            let chain = Chain::direct(&[&ollama, &other], |_| {});
+            stays_up(&chain, SEVERAL_CHECKS, || {});
+            assert_eq!(chain.connect().ask(chat(10)).status(), 200, "two servers");
+        });
+    });
+}
+
+/// The version never comes, but tokens do.
+#[test]
+fn tokens_are_proof_of_life() {
+    let never = Arc::new(AtomicBool::new(false));
+    let busy = Arc::clone(&never);
+    let fake = Fake::start_checked(
+        move |head| {
+            if head.target() == "/api/version" && busy.load(SeqCst) {
+                sleep(Duration::from_millis(4500));
+            }
+            checked(&World::with(&["alpha"]), head)
+        },
+        |call| {
+            call.read_body();
+            call.send(ndjson());
+            while call.send_chunk("{\"response\":\"a\"}\n") && !call.has_left() {
+                sleep(Duration::from_millis(200));
+            }
+        },
+    );
+    let chain = Way::TwoHops.to(&fake);
+    let other = Fake::answering("");
+    let direct = Chain::direct(&[&fake, &other], |_| {});
+    let mut clients = [chain.connect(), direct.connect()];
+    for client in &mut clients {
+        client.send(chat(10));
+        client.head_of("POST");
+    }
+    never.store(true, SeqCst);
+    stays_up(&chain, SEVERAL_CHECKS, || {
+        for client in &mut clients {
+            client.read_until(b"\n");
+        }
+        assert!(!calls_down(direct.address()), "two servers");
+    });
+    never.store(false, SeqCst);
+    for client in clients {
+        client.leave();
+    }
+}
+
+/// It answers no check for long, but what it is for.
+#[test]
+fn the_only_server_is_tried() {
+    let is_dumb = Arc::new(AtomicBool::new(false));
+    let dumb = Arc::clone(&is_dumb);
+    let checks = move |head: &Head| {
+        if head.target() == "/api/version" && dumb.load(SeqCst) {
+            sleep(Duration::from_secs(4));
+        }
+        checked(&World::with(&["alpha"]), head)
+    };
+    let fake = Fake::start_checked(checks, |call| {
+        call.read_body();
+        call.answer("200 OK", "application/json", "{\"done\":true}");
+    });
+    let other = Ollama::with(&["beta"]);
+    let mut settings = client_settings(&[fake.address, other.address]);
+    settings.timing.health_timeout = Duration::from_millis(100);
+    let daemon = start(&settings);
+    let address = daemon.addresses()[0];
+    eventually("both", || {
+        (Client::connect(address).get("/api/tags").text().contains("alpha")
+            && Client::connect(address).get("/api/tags").text().contains("beta"))
+        .then_some(())
+    });
+    is_dumb.store(true, SeqCst);
+    eventually("one to be down", || calls_down(address).then_some(()));
+    for n in 0..5 {
+        let answer = Client::connect(address).ask(chat(10));
+        assert_eq!(answer.status(), 200, "{n}: {}", answer.text());
     }
 }

@@ -445,7 +445,7 @@ impl World {
                     CheckResult::Healthy { .. } => {
                         *standing = Standing { is_well: true, silences: 0 };
                     }
-                    CheckResult::Refused(_) => standing.is_well = false,
+                    CheckResult::Refused(_) | CheckResult::Unreached(_) => standing.is_well = false,
                     CheckResult::Silent(_) => standing.silences += 1,
                     CheckResult::Void => {}
                 }
@@ -541,6 +541,7 @@ impl World {
             conversation: Some(self.random.below(6) as u64).filter(|talk| *talk > 2),
             local_only: false,
             is_exempt: task != Task::Use || self.random.is_one_in(8),
+            may_try: false,
         };
         let request = self.exchanges.len();
         self.exchanges.push(Exchange {

@@ -10,7 +10,7 @@ mod chain;
 mod client;
 mod fake;
 mod http;
-mod ollama;
+pub mod ollama;
 mod process;
 mod random;
 

@@ -141,6 +141,8 @@ impl Backend {
             name: self.short_name(),
             is_local: self.is_local(),
             is_exempt: false,
+            is_sole: false,
+            is_trial: false,
             tally: self.tally.clone(),
         })
     }

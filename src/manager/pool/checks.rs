@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::health::{Checked, FIRST_RETRY, RunningCheck, spread};
 use super::models::Models;
-use super::{Action, Backend, BackendId, MAX_CHECKS, Origin, Pool, Rules, Transition};
-use crate::upstream::CheckResult;
+use super::{Action, Backend, BackendId, MAX_CHECKS, Origin, Pool, Rules, Transition, Verdict};
+use crate::upstream::{CheckResult, CheckTime};
 
 /// Of [`MAX_CHECKS`], checks of servers whose last one failed: a silent server takes its time, and
 /// must not hold up the checks of the others.
@@ -69,11 +69,19 @@ impl Pool {
                 places -= 1;
                 strange -= usize::from(is_stranger);
                 doubtful -= usize::from(is_doubtful);
-                backend.health.running = Some(RunningCheck { since: now, of });
+                backend.health.running =
+                    Some(RunningCheck { since: now, bytes: backend.tally.bytes_down.value(), of });
                 backend.health.checked_at = Some(now);
                 self.actions.push(Action::Check(backend.id, target, wants_inventory));
             }
         }
+    }
+
+    /// How long the check of a backend may take.
+    pub(crate) fn check_time(&self, id: BackendId) -> CheckTime {
+        let usual = self.rules.health_timeout;
+        let backend = self.backends.iter().find(|b| b.id == id);
+        backend.map_or(CheckTime::of(usual), |b| b.check_time(usual))
     }
 
     fn jitter(&mut self) -> u32 {
@@ -93,6 +101,21 @@ struct Terms<'a> {
 }
 
 impl Backend {
+    /// How long a check may take, where one of a server that is well may take `usual`. One that
+    /// decides isn't left to a lost packet, and a machine at its limit isn't down for ever; but what
+    /// can't be connected to, or was never well, holds a checker no longer than it must.
+    pub(super) fn check_time(&self, usual: Duration) -> CheckTime {
+        let deciding = usual * 5 / 2;
+        let (connect, answer) = match self.health.verdict {
+            Verdict::Ready if self.health.is_doubtful() => (Some(deciding), deciding),
+            Verdict::Ready => (None, usual),
+            _ if !self.is_stranger() => (None, deciding * 2),
+            _ if self.health.failures > 0 => (None, deciding),
+            _ => (None, usual),
+        };
+        CheckTime { connect, answer }
+    }
+
     fn checked(
         &mut self,
         terms: Terms<'_>,
@@ -121,8 +144,18 @@ impl Backend {
             }
             _ => {}
         }
+        self.health.is_unanswered =
+            matches!(result, CheckResult::Silent(_) | CheckResult::Unreached(_));
+        let has_sent = self.tally.bytes_down.value() > check.bytes;
         match result {
-            CheckResult::Refused(reason) => self.failed(terms, reason, true),
+            CheckResult::Silent(_)
+                if has_sent && !self.is_stranger() && !self.addresses.in_doubt =>
+            {
+                self.proved_alive(terms)
+            }
+            CheckResult::Refused(reason) | CheckResult::Unreached(reason) => {
+                self.failed(terms, reason, true)
+            }
             CheckResult::Silent(reason) => self.failed(terms, reason, false),
             well => self.passed(terms, check.since, well),
         }
@@ -165,6 +198,17 @@ impl Backend {
         }
         reported.clone_from(problem);
         Some(Transition::Lists { name: self.label(), problem: self.models.problem.clone() })
+    }
+
+    /// A check got no answer while answers to requests came: the server has much to do, or the network
+    /// loses packets.
+    fn proved_alive(&mut self, Terms { now, rules, jitter }: Terms<'_>) -> Option<Transition> {
+        let again = now + spread(rules.health_interval, jitter);
+        self.last_seen = now;
+        let is_up = self.health.proved_alive(now, again);
+        let (name, version) = (self.label(), self.health.version.clone());
+        let address = self.addresses.first()?;
+        is_up.then_some(Transition::Up { name, address, version })
     }
 
     fn failed(&mut self, terms: Terms<'_>, reason: String, is_refusal: bool) -> Option<Transition> {

@@ -62,6 +62,8 @@ pub struct Wanted {
     pub local_only: bool,
     /// No work for a server's own processor: no limit of requests holds for it, it waits for none.
     pub is_exempt: bool,
+    /// Where no server is up that could do it, one that is down is tried.
+    pub may_try: bool,
 }
 
 /// A backend picked for one request.
@@ -75,6 +77,10 @@ pub struct Pick {
     pub is_local: bool,
     /// The request doesn't count towards the backend's limit.
     pub is_exempt: bool,
+    /// No other backend could do it, so it is worth waiting for.
+    pub is_sole: bool,
+    /// The backend is down, as far as is known.
+    pub is_trial: bool,
     pub(crate) tally: Tally,
 }
 

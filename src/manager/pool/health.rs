@@ -22,6 +22,8 @@ pub(super) enum Verdict {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RunningCheck {
     pub(super) since: Instant,
+    /// Bytes that the server had sent by then, to any request.
+    pub(super) bytes: u64,
     pub(super) of: Checked,
 }
 
@@ -51,6 +53,8 @@ pub(crate) struct Health {
     /// Smoothed; `None` if it never passed a check.
     pub(crate) round_trip: Option<Duration>,
     pub(crate) version: String,
+    /// Nothing has told that it can't: its last check could not connect, or got no answer.
+    pub(super) is_unanswered: bool,
     /// A request couldn't connect; the check that follows tells more.
     pub(super) is_unreached: bool,
 }
@@ -68,6 +72,7 @@ impl Health {
             passed_at: None,
             round_trip: None,
             version: String::new(),
+            is_unanswered: false,
             is_unreached: false,
         }
     }
@@ -81,6 +86,21 @@ impl Health {
             Verdict::Down(reason) => Some(reason),
             _ => None,
         }
+    }
+
+    /// Whether its last check failed, and the next one decides.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.is_ready() && self.streak > 0
+    }
+
+    /// It has not answered a check, but others meanwhile. True if it was down until now.
+    pub(super) fn proved_alive(&mut self, now: Instant, again: Instant) -> bool {
+        (self.streak, self.failures, self.next_check) = (0, 0, again);
+        if self.is_ready() {
+            return false;
+        }
+        (self.verdict, self.since) = (Verdict::Ready, now);
+        true
     }
 
     /// Whether it may be well in a moment: it wasn't asked yet, or was well until a moment ago, as

@@ -206,13 +206,19 @@ impl Pool {
     fn finished(&mut self, now: Instant, id: BackendId, report: Report) {
         let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
         let outcome = report.outcome;
-        if let Some(pause) = backend.load.finished(now, outcome, report.first_byte) {
+        let is_known = outcome == Outcome::Unreachable && backend.health.down_reason().is_some();
+        // That a server which is down can't be reached is no news.
+        let told = if is_known { Outcome::TurnedAway } else { outcome };
+        if let Some(pause) = backend.load.finished(now, told, report.first_byte) {
             let name = backend.label();
             self.actions.push(Action::Report(Transition::OutlierEjected { name, pause }));
         }
         let again = backend.models.finished(now, report);
-        // After a failure it is asked at once whether it is well; the answer decides about its health.
-        if matches!(outcome, Outcome::Unreachable | Outcome::Failed) || again == Some(now) {
+        // After a failure it is asked at once whether it is well, as after an answer that it gave while
+        // it was down; the answer decides about its health.
+        let was_tried = outcome == Outcome::Answered && backend.health.down_reason().is_some();
+        let is_odd = was_tried || matches!(outcome, Outcome::Unreachable | Outcome::Failed);
+        if is_odd || again == Some(now) {
             backend.health.next_check = now;
         } else if let Some(again) = again {
             backend.health.check_by(again);
@@ -223,7 +229,9 @@ impl Pool {
     /// Whether a backend that gets no work now may in a moment.
     pub fn expects_backend(&self, now: Instant) -> bool {
         let is_between = |b: &Backend| b.health.is_ready() && b.addresses.in_doubt;
-        self.backends.iter().any(|b| b.health.may_recover(now) || is_between(b))
+        let is_on_trial = |b: &Backend| b.state() == State::Down && b.load.in_flight > 0;
+        let may_be = |b: &Backend| b.health.may_recover(now) || is_between(b) || is_on_trial(b);
+        self.backends.iter().any(may_be)
     }
 
     /// Backends that get work.

@@ -1,7 +1,7 @@
 //! Announcements: which backend one is about, and who has to give way in a full pool.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::claims::Proof;
 use super::health::FIRST_RETRY;
@@ -94,13 +94,17 @@ impl Pool {
 
     /// Time has passed: forgets servers that are gone, lost checks, and old limits.
     pub(super) fn forget(&mut self, now: Instant) {
-        let patience = self.rules.health_timeout * 4;
-        let is_lost = |since: Instant| now.saturating_duration_since(since) > patience;
-        self.abandoned.retain(|(_, since)| !is_lost(*since));
+        let usual = self.rules.health_timeout;
+        // The version, then three lists.
+        let is_lost = |since: Instant, version: Duration| {
+            now.saturating_duration_since(since) > version + usual * 3
+        };
+        self.abandoned.retain(|(_, since)| !is_lost(*since, usual));
         for backend in &mut self.backends {
             backend.load.lift_old_limit(now);
             // The job was dropped; ask again.
-            backend.health.running.take_if(|check| is_lost(check.since));
+            let version = backend.check_time(usual).answer;
+            backend.health.running.take_if(|check| is_lost(check.since, version));
         }
         for gone in self.backends.extract_if(.., |b| b.is_forgettable(now)) {
             self.actions.push(Action::Report(Transition::Forgotten { name: gone.label() }));

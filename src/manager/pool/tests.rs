@@ -665,3 +665,62 @@ fn models_are_asked_for_while_somebody_looks() {
     assert!(!w.pool.is_watched(w.now));
     assert_eq!(wants(&mut w), [false], "nobody looks any more");
 }
+
+fn silent() -> CheckResult {
+    CheckResult::Silent("no answer in time".to_owned())
+}
+
+#[test]
+fn bytes_are_proof_of_life() {
+    let mut w = World::new();
+    let id = w.server(1);
+    for _ in 0..10 {
+        w.pass(ms(1300));
+        w.checks();
+        w.pool.backends[0].tally.bytes_down.add(1);
+        w.input(Input::Checked(id, silent()));
+        assert_eq!((w.pool.ready(), w.checks().len()), (1, 0), "asked again as if it were well");
+    }
+    // Bytes from before the check prove nothing.
+    w.pool.backends[0].tally.bytes_down.add(1);
+    w.pass(ms(1300));
+    for _ in 0..2 {
+        assert_eq!((w.pool.ready(), w.checks().len()), (1, 1));
+        w.input(Input::Checked(id, silent()));
+    }
+    assert_eq!(w.pool.ready(), 0);
+    w.reports();
+    w.pass(ms(2000));
+    w.checks();
+    w.pool.backends[0].tally.bytes_down.add(1);
+    w.input(Input::Checked(id, silent()));
+    assert!(matches!(w.reports()[..], [Transition::Up { .. }]));
+    // What refuses new connections takes no requests, whatever it still answers.
+    w.pass(ms(1300));
+    w.checks();
+    w.pool.backends[0].tally.bytes_down.add(1);
+    w.input(Input::Checked(id, CheckResult::Unreached("refused".to_owned())));
+    assert_eq!(w.pool.ready(), 0);
+}
+
+#[test]
+fn the_check_that_decides_has_more_time() {
+    let mut w = World::new();
+    let id = w.server(1);
+    w.pass(ms(1300));
+    w.checks();
+    assert_eq!(w.pool.check_time(id).answer, ms(1500));
+    w.input(Input::Checked(id, silent()));
+    w.checks();
+    let time = w.pool.check_time(id);
+    assert_eq!(time.connect, Some(time.answer));
+    let longest = ms(1200) + ms(1500) + time.answer;
+    assert!(
+        longest > ms(5000) && longest < ms(7000),
+        "a frozen server goes within 7 s: {longest:?}"
+    );
+    // Meanwhile another one comes first.
+    w.pool.rules.preferred = vec!["10.0.0.1".to_owned()];
+    let other = w.server(2);
+    assert_eq!(w.pick(), Some(other));
+}

@@ -80,6 +80,7 @@ impl<'a> Exchange<'a> {
         let mut attempts = Attempts::new(is_repeatable);
         let mut failed = None;
         let mut next = None;
+        wanted.may_try = self.is_client();
         loop {
             let (mut lease, may_reuse) = match next.take() {
                 Some(next) => next,
@@ -165,6 +166,12 @@ impl<'a> Exchange<'a> {
                 next = Some((lease, false));
                 continue;
             }
+            if lease.pick.is_trial && failure == Failure::Unreached {
+                // It is as down as it was known to be, and what that means is told as usual.
+                lease.report.outcome = Outcome::Unreachable;
+                wanted.may_try = false;
+                continue;
+            }
             let name = lease.pick.label();
             log::warn!("attempt failed backend={name:?} reason={reason:?}");
             let message = format!("{name}: {reason}");
@@ -217,6 +224,7 @@ impl<'a> Exchange<'a> {
             Framing::Empty => may_reuse,
             Framing::Chunked => false,
         };
+        let timing = &self.context.settings.timing;
         self.upstream.begin(Attempt {
             client: Some(Arc::clone(&self.connection.stream)),
             holds_head: has_body && body.is_at_hand(self.connection),
@@ -224,14 +232,15 @@ impl<'a> Exchange<'a> {
             is_lan: !lease.pick.is_local,
             may_reuse: may_meet_stale,
             half_closed: self.half_closed(),
+            // To try another one soon is better than to wait, if there is another one.
+            connect: lease.pick.is_sole.then_some(timing.patient_connect_timeout),
             ..Attempt::default()
         });
         let request = self.request(lease, wanted)?;
         if !has_body {
             return self.upstream.send(request, None);
         }
-        let timeout = self.context.settings.timing.body_timeout;
-        let mut reader = BodyReader::new(self.connection, body, timeout);
+        let mut reader = BodyReader::new(self.connection, body, timing.body_timeout);
         self.upstream.send(request, Some(&mut reader as &mut dyn Read))
     }
 

@@ -106,7 +106,8 @@ impl<'a> Exchange<'a> {
             return Err(OwnAnswer::Fault(Fault::BodyMalformed(reason)));
         }
         let subject = self.look_on(body, watch.scan)?;
-        *wanted = self.wanted_by(&subject, wanted.server.take());
+        let may_try = wanted.may_try;
+        *wanted = Wanted { may_try, ..self.wanted_by(&subject, wanted.server.take()) };
         Ok(())
     }
 

@@ -28,7 +28,7 @@ use crate::system;
 use crate::tools::SERVICE_DIR;
 use crate::upstream::Check;
 use crate::upstream::Upstream;
-use crate::upstream::{CheckResult, Target};
+use crate::upstream::{CheckResult, CheckTime, Target};
 
 /// Most servers that are asked.
 const MOST: usize = 32;
@@ -103,7 +103,9 @@ pub(super) fn look(
             _ if running.uses(server.address) => {
                 report.well(format!("{label}: the ollana that runs here uses it"));
             }
-            CheckResult::Refused(reason) | CheckResult::Silent(reason) => {
+            CheckResult::Refused(reason)
+            | CheckResult::Unreached(reason)
+            | CheckResult::Silent(reason) => {
                 server.judge_unusable(report, udp, reason, works);
             }
             CheckResult::Void => report.note(format!("{label} could not be asked")),
@@ -297,6 +299,7 @@ fn check_all(servers: &mut [Server], settings: &Settings, keyring: &Arc<Keyring>
                     target: &Target::Address(server.address),
                     local: None,
                     wants_inventory: false,
+                    time: CheckTime::of(ask::PATIENCE),
                     timeout: ask::PATIENCE,
                 };
                 server.http = check.run(&Upstream::new(&settings.timing, keyring));

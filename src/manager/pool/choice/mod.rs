@@ -7,13 +7,15 @@
 //!    anywhere, for Ollama's own answer. Of these, the ones that aren't full; where the model is
 //!    loaded first. A cloud's model runs on any of them: first on those that list it, last on those
 //!    whose account has just not done.
+//!    Where nobody is up that could do it, one that is down is tried, as long as nothing has told that
+//!    it can't.
 //! 3. Among equals: those that are not passed over and didn't just fail, preferred ones, the
 //!    conversation's last one unless it is clearly busier, then the least work weighed by learned
 //!    speed, then those known for longer than an hour, then the nearest.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::away::AbsentOwner;
 use super::{Backend, BackendId, NoPick, Pick, Pool, State, Wanted};
@@ -26,6 +28,8 @@ const MAX_CONVERSATIONS: usize = 4096;
 const MAX_BUILDS: usize = 64;
 /// A loaded model isn't worth waiting behind so many more requests than elsewhere.
 const CLEARLY_BUSIER: u32 = 4;
+/// So long after an announced server went down, its address isn't another machine's yet.
+const TRUSTED_WHILE_DOWN: Duration = Duration::from_secs(60);
 
 impl Pool {
     /// Picks the backend for a request and counts it in; `tried` ones are passed over.
@@ -39,10 +43,16 @@ impl Pool {
         wanted: &Wanted,
     ) -> Result<Pick, NoPick> {
         let is_exempt = wanted.is_exempt;
-        let mut able = self.able(now, self.eligible(now, tried, wanted)?, tried, wanted)?;
+        let able = self.eligible(now, tried, wanted);
+        let able = able.and_then(|all| self.able(now, all, tried, wanted));
+        let (mut able, is_trial) = match able {
+            Ok(able) => (able, false),
+            Err(none) => (vec![self.worth_a_trial(now, tried, wanted, none)?], true),
+        };
+        let is_sole = able.len() == 1 && !is_trial;
         able.retain(|b| is_exempt || !b.load.is_full(self.rules.max_in_flight));
         let best = self.best(now, &self.warmest(now, able, wanted), wanted).and_then(Backend::pick);
-        let pick = Pick { is_exempt, ..best.ok_or(NoPick::Busy)? };
+        let pick = Pick { is_exempt, is_sole, is_trial, ..best.ok_or(NoPick::Busy)? };
         self.remember_choice(pick.id, wanted);
         self.transfer(pick.id, 1, u32::from(is_exempt));
         Ok(pick)
@@ -76,7 +86,52 @@ impl Pool {
         let is_troubled =
             load.is_passed_over(now) || load.failed_recently(now) || load.learned_limit.is_some();
         let may_go = local_only || (sole.gets_work() && sole.is_verified());
-        if may_go && !is_troubled { sole.pick() } else { None }
+        let pick = if may_go && !is_troubled { sole.pick() } else { None };
+        pick.map(|pick| Pick { is_sole: true, ..pick })
+    }
+
+    /// A backend that is down but may be well again, for a request that nobody else could do. One
+    /// request at a time finds out, and after a failure none for a moment. Where others may have come
+    /// in its place, a check has to show that they haven't.
+    fn worth_a_trial(
+        &self,
+        now: Instant,
+        tried: &[BackendId],
+        wanted: &Wanted,
+        none: NoPick,
+    ) -> Result<&Backend, NoPick> {
+        let may_be_well = |b: &&Backend| {
+            let is_known_still = !b.is_discovered()
+                || now.saturating_duration_since(b.health.since) < TRUSTED_WHILE_DOWN;
+            b.state() == State::Down
+                && b.health.is_unanswered
+                && b.health.round_trip.is_some()
+                && is_known_still
+                && b.addresses.confirmed().is_some()
+                && !b.claims.is_quarantined()
+                && !b.load.is_passed_over(now)
+                && !tried.contains(&b.id)
+        };
+        let model = wanted.model.as_ref();
+        let is_right = |b: &&Backend| match &wanted.server {
+            Some(server) => b.is_called(server),
+            None => model.is_none_or(|model| !is_listed(&self.rules.bans, model, b)),
+        };
+        let could = |b: &&Backend| {
+            let is_unknown = b.models.inventory.is_none() || b.models.stale_since.is_some();
+            model.is_none_or(|model| model.is_cloud() || is_unknown || b.models.has(model))
+        };
+        let down = self.backends.iter().filter(|_| wanted.may_try && !wanted.local_only);
+        let down = down.filter(may_be_well).filter(is_right).filter(could);
+        // The one that was well last.
+        let best =
+            down.max_by_key(|b| (model.is_some_and(|model| b.models.has(model)), b.health.since));
+        match (best, none) {
+            (Some(best), _) if best.load.in_flight == 0 => Ok(best),
+            // Others share the fate of the one that tries.
+            (Some(_), NoPick::Away(reason)) => Err(NoPick::NoneUp(reason)),
+            (_, none) => Err(none),
+        }
     }
 
     /// Backends that are up and allowed.
@@ -112,15 +167,12 @@ impl Pool {
             return Ok(all);
         }
         let Some(model) = &wanted.model else { return Ok(all) };
-        let is_listed = |list: &[(ModelName, String)], b: &Backend| {
-            list.iter().any(|(listed, server)| listed == model && b.is_called(server))
-        };
-        all.retain(|b| !is_listed(&self.rules.bans, b));
+        all.retain(|b| !is_listed(&self.rules.bans, model, b));
         if all.is_empty() {
             let model = model.as_str();
             return Err(NoPick::Away(format!("no server that is up may run {model:?}")));
         }
-        Ok(prefer(all, |b| is_listed(&self.rules.pins, b)))
+        Ok(prefer(all, |b| is_listed(&self.rules.pins, model, b)))
     }
 
     /// Of the eligible ones, those that can do it, busy or not.
@@ -248,7 +300,7 @@ impl Pool {
             let distance = b.health.round_trip.map_or(u128::MAX, |rtt| rtt.as_millis() / 2);
             (
                 b.load.is_passed_over(now),
-                b.load.failed_recently(now),
+                b.load.failed_recently(now) || b.health.is_doubtful(),
                 rank.unwrap_or(usize::MAX),
                 !continues,
                 (work * 1000.0) as u64,
@@ -273,6 +325,10 @@ impl Pool {
             push_bounded(&mut self.builds, (client, id), MAX_BUILDS);
         }
     }
+}
+
+fn is_listed(list: &[(ModelName, String)], model: &ModelName, b: &Backend) -> bool {
+    list.iter().any(|(listed, server)| listed == model && b.is_called(server))
 }
 
 /// The last choices, oldest first; the oldest goes when there are too many.

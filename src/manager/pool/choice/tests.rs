@@ -8,6 +8,7 @@ use serde_json::json;
 use super::*;
 use crate::access::permissions::Permission;
 use crate::config::ServerName;
+use crate::manager::pool::claims::IdentityConflict;
 use crate::manager::pool::load::COOL_DOWN;
 use crate::manager::pool::tests::{World, address, healthy, ms, sighting};
 use crate::manager::pool::{Input, Outcome, Report, Transition};
@@ -507,4 +508,78 @@ fn who_does_not_say_what_it_allows_is_judged_by_its_announcement() {
     let wanted = Wanted { task: Task::Pull, needs: Permission::Manage, ..Wanted::default() };
     assert_eq!(w.pool.pick(w.now, &[], &wanted).expect("picked").id, announces);
     assert_eq!(w.pool.pick(w.now, &[announces], &wanted).expect("picked").id, silent);
+}
+
+/// Servers with models, which then answer nothing any more.
+fn all_silent(inventories: &[Option<Arc<Inventory>>]) -> (World, Vec<BackendId>) {
+    let (mut w, ids) = World::with_models(inventories);
+    for b in &mut w.pool.backends {
+        b.health.round_trip = Some(ms(1));
+    }
+    for _ in 0..8 {
+        w.pass(ms(1300));
+        for (id, _) in w.checks() {
+            w.input(Input::Checked(id, CheckResult::Silent("no answer in time".to_owned())));
+        }
+    }
+    assert_eq!(w.pool.ready(), 0);
+    w.reports();
+    (w, ids)
+}
+
+#[test]
+fn one_that_is_down_is_tried_where_nobody_else_could_do_it() {
+    let (mut w, ids) = all_silent(&[models(&["a"], &[]), models(&["b"], &[])]);
+    let trial = |name: &str| Wanted { may_try: true, ..model(name) };
+    assert!(matches!(w.choose(&model("a")), Err(NoPick::NoneUp(_))), "not on the LAN's behalf");
+    assert_eq!(w.choose(&trial("b")), Ok(ids[1]));
+    // One at a time; the others wait for what it finds.
+    assert!(matches!(w.choose(&trial("b")), Err(NoPick::NoneUp(_))));
+    assert!(w.pool.expects_backend(w.now));
+    w.done(ids[1]);
+    let pick = w.pool.pick(w.now, &[], &trial("b")).expect("tried again");
+    assert!(pick.is_trial && !pick.is_sole);
+    // After a failure nobody tries for a moment, and it doesn't count against the server.
+    for _ in 0..10 {
+        w.input(Input::Finished(ids[1], Outcome::Unreachable.into()));
+        assert!(w.choose(&trial("b")).is_err());
+        w.pass(COOL_DOWN);
+        w.checks();
+        assert_eq!(w.choose(&trial("b")), Ok(ids[1]));
+    }
+    assert!(w.reports().is_empty());
+}
+
+#[test]
+fn trials_are_safe() {
+    let (mut w, ids) = all_silent(&[models(&["a"], &[])]);
+    let trial = Wanted { may_try: true, ..model("a") };
+    let can = |w: &mut World, wanted: &Wanted| {
+        let picked = w.choose(wanted);
+        if picked.is_ok() {
+            w.done(ids[0]);
+        }
+        picked.is_ok()
+    };
+    assert!(can(&mut w, &trial));
+    assert!(w.pool.pick(w.now, &ids, &trial).is_err(), "tried before");
+    w.pool.rules.bans = vec![(ModelName::parse("a").expect("a name"), "10.0.0.1".to_owned())];
+    assert!(!can(&mut w, &trial), "banned");
+    w.pool.rules.bans.clear();
+    w.pool.backends[0].claims.conflict =
+        Some(IdentityConflict { is_quarantined: true, ..IdentityConflict::default() });
+    assert!(!can(&mut w, &trial), "quarantined");
+    w.pool.backends[0].claims.conflict = None;
+    w.pool.backends[0].addresses.in_doubt = true;
+    assert!(!can(&mut w, &trial), "announced elsewhere, unconfirmed");
+    w.pool.backends[0].addresses.in_doubt = false;
+    w.pool.backends[0].health.round_trip = None;
+    assert!(!can(&mut w, &trial), "never well");
+    w.pool.backends[0].health.round_trip = Some(ms(1));
+    w.pool.backends[0].health.is_unanswered = false;
+    assert!(!can(&mut w, &trial), "it said that it can't");
+    w.pool.backends[0].health.is_unanswered = true;
+    assert!(can(&mut w, &trial));
+    w.now += TRUSTED_WHILE_DOWN;
+    assert!(!can(&mut w, &trial), "its address may be somebody else's by now");
 }
