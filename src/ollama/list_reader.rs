@@ -11,7 +11,7 @@ use crate::counters::Share;
 /// Entries of one list that are kept.
 const MAX_MODELS: usize = 10_000;
 /// Longest entry that is kept, in bytes.
-const MAX_ENTRY: usize = 64 * 1024;
+const MAX_ENTRY: usize = 256 * 1024;
 /// What the entries of one list may take, in bytes; and how much of that each has for itself, while
 /// the rest comes out of what all lists share.
 const MAX_LIST: usize = 8 << 20;
@@ -272,7 +272,7 @@ mod tests {
         assert!(longer.problem.is_some_and(|problem| problem.contains("2000 models more")));
         let fat = read(many(400, 60_000).as_bytes(), 60_000);
         assert!(fat.entries.len() < 140 && fat.problem.is_some(), "{}", fat.entries.len());
-        let entry = read(many(1, 70_000).as_bytes(), 60_000);
+        let entry = read(many(1, 300_000).as_bytes(), 60_000);
         assert_eq!((entry.entries.len(), entry.is_whole), (0, true));
     }
 }
