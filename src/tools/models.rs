@@ -90,7 +90,7 @@ fn lines(state: &Value, style: Style) -> Vec<String> {
         for (at, (server, facts)) in places.iter().enumerate() {
             let is_away = server.get("health").is_none();
             let state = match (status::state(server).is_up(), is_loaded(facts)) {
-                _ if is_away => Cell(away_since(server), Tone::Bad),
+                _ if is_away => Cell(away_for(server), Tone::Bad),
                 (false, _) => Cell("server down".to_owned(), Tone::Bad),
                 (true, true) => Cell(loaded(facts), Tone::Good),
                 (true, false) => "on disk".into(),
@@ -111,8 +111,8 @@ fn lines(state: &Value, style: Style) -> Vec<String> {
     table(&columns, &rows, style)
 }
 
-fn away_since(server: &Value) -> String {
-    format!("away since {} ago", time(number(server, "since_s")))
+fn away_for(server: &Value) -> String {
+    format!("away for {}", time(number(server, "since_s")))
 }
 
 /// How much of a loaded model is on the GPU, if that is known.
@@ -147,11 +147,11 @@ mod tests {
         ]});
         let want = "\
 MODEL        SERVER     SIZE  STATE             TOK/S
-gemma3:27b   workshop  17 GB  away since 2 h 10 m ago  -
+gemma3:27b   workshop  17 GB  away for 2 h 10 m  -
 llama3.2:1b  desktop  1.3 GB  loaded, 75 % on GPU   98.2
              nas      1.3 GB  server down            7.0
 qwen3:8b     desktop  5.2 GB  on disk                  -
-             attic    5.2 GB  away since 3 d 4 h ago   -";
+             attic    5.2 GB  away for 3 d 4 h   -";
         let style = Style { width: 80, is_coloured: false };
         let got = lines(&state, style).join("\n");
         let squeeze = |text: &str| {

@@ -68,6 +68,6 @@ fn a_found_server_that_sleeps_is_remembered_over_a_restart() {
         let call = send(&client, "POST", target, body).expect("sent");
         let answer = call.answer().expect("an answer");
         assert!(answer.is_error(503), "a 404 would start a download: {target} {answer:?}");
-        assert!(answer.body.contains("which is away since"), "{target} {answer:?}");
+        assert!(answer.body.contains("which is away, last seen"), "{target} {answer:?}");
     }
 }

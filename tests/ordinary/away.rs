@@ -50,7 +50,7 @@ const ABOUT_BETA: &[(&str, &str, &str)] = &[
     ("POST", "/v1/messages", r#"{"model":"beta","messages":[],"max_tokens":5}"#),
 ];
 
-const SENTENCE: &str = "which is away since";
+const SENTENCE: &str = "which is away, last seen";
 
 fn ask(client: &mut Client, (method, target, body): (&str, &str, &str)) -> (u16, Value) {
     let answer = client.ask(request(method, target, body));
@@ -316,7 +316,7 @@ fn commands_show_what_is_away() {
     let rows: Vec<&str> = models.lines().collect();
     assert_eq!(rows.len(), 4, "{models}");
     let at = b.address.to_string();
-    let away = |row: &&&str| row.contains(&at) && row.contains("away since");
+    let away = |row: &&&str| row.contains(&at) && row.contains("away for");
     assert_eq!(rows.iter().filter(away).count(), 2, "{models}");
     assert!(rows.iter().all(|row| row.chars().count() <= 80), "{models}");
     let json: Value =

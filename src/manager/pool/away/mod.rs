@@ -184,7 +184,7 @@ impl Pool {
             let for_now =
                 own.map_or(Duration::ZERO, |b| now.saturating_duration_since(b.health.since));
             let since = elapsed(age.unwrap_or(for_now).as_secs());
-            let away = |reason: &str| format!("which is away since {since} ago{reason}");
+            let away = |reason: &str| format!("which is away, last seen {since} ago{reason}");
             let is_tried = own.is_some_and(|b| tried.contains(&b.id));
             let (state, may_recover) = match own.map(|b| (b, &b.health.verdict)) {
                 None => (away(""), false),

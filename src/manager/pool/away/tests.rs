@@ -126,14 +126,16 @@ fn a_server_that_left_the_pool_still_has_its_models() {
     w.stay(ms(3000), &[&nas]);
     let said = w.ask("beta").expect_err("it is down");
     assert!(
-        said.starts_with("model \"beta:latest\" is on server \"desktop\", which is away since")
+        said.starts_with(
+            "model \"beta:latest\" is on server \"desktop\", which is away, last seen"
+        )
     );
     assert!(said.ends_with("s ago: connection refused"), "{said}");
     w.stay(HOUR * 3, &[&nas]);
     assert_eq!(w.pool.len(), 1, "the pool has dropped it");
     assert_eq!(
         w.ask("beta").expect_err("still away"),
-        "model \"beta:latest\" is on server \"desktop\", which is away since 3 h 0 m ago"
+        "model \"beta:latest\" is on server \"desktop\", which is away, last seen 3 h 0 m ago"
     );
     // Whatever names a model: only a pull may go elsewhere, and who asks for a server gets it.
     for task in [Task::Use, Task::Unload, Task::Build] {
@@ -152,7 +154,7 @@ fn a_server_that_left_the_pool_still_has_its_models() {
     assert_eq!(w.ask("beta"), Ok(address(2).ip()));
     // Where all are away, what is said is about the owner as well.
     w.stay(HOUR, &[]);
-    assert!(w.ask("beta").expect_err("none is up").contains("which is away since"));
+    assert!(w.ask("beta").expect_err("none is up").contains("which is away, last seen"));
 }
 
 #[test]
@@ -292,7 +294,7 @@ fn a_named_server_is_remembered_by_its_name() {
     assert!(matches!(first, Err(NoPick::NoneUp(_))), "{first:?}");
     answer(&mut next, false);
     let said = next.ask("beta").expect_err("down since the start");
-    assert!(said.contains("is on server \"10.0.0.7:11435\", which is away since"), "{said}");
+    assert!(said.contains("is on server \"10.0.0.7:11435\", which is away, last seen"), "{said}");
     assert!(said.ends_with(": connection refused"), "{said}");
 }
 
