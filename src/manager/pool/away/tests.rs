@@ -166,10 +166,10 @@ fn it_is_forgotten_after_thirty_days_and_over_restarts_as_well() {
     w.ask("beta").expect_err("away for 20 days");
     let mut w = w.restarted();
     w.stay(ms(3000), &[&nas]);
-    assert!(w.ask("beta").expect_err("away").contains("since 20 d 0 h ago"));
+    assert!(w.ask("beta").expect_err("away").contains("last seen 20 d 0 h ago"));
     // The clock of this machine stands still while it sleeps.
     w.input(Input::Slept(DAY * 5));
-    assert!(w.ask("beta").expect_err("away").contains("since 25 d 0 h ago"));
+    assert!(w.ask("beta").expect_err("away").contains("last seen 25 d 0 h ago"));
     w.stay(DAY * 6, &[&nas]);
     assert_eq!(w.ask("beta"), Ok(address(2).ip()));
     assert!(!w.pool.has_absent());

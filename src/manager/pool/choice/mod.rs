@@ -167,8 +167,14 @@ impl Pool {
             return Ok(all);
         }
         let Some(model) = &wanted.model else { return Ok(all) };
-        all.retain(|b| !is_listed(&self.rules.bans, model, b));
-        if all.is_empty() {
+        let (banned, all): (Vec<&Backend>, Vec<&Backend>) =
+            all.into_iter().partition(|b| is_listed(&self.rules.bans, model, b));
+        let has = |b: &&Backend| b.models.has(model);
+        let may_have = |b: &&Backend| has(b) || b.models.may_have_more();
+        let is_elsewhere = matches!(wanted.task, Task::Build | Task::Pull)
+            || all.iter().any(may_have)
+            || !banned.iter().any(has);
+        if all.is_empty() || !is_elsewhere {
             let model = model.as_str();
             return Err(NoPick::Away(format!("no server that is up may run {model:?}")));
         }

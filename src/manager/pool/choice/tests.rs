@@ -238,6 +238,16 @@ fn headers_pins_bans_and_preferences_are_kept() {
 }
 
 #[test]
+fn a_ban_where_the_model_is_sends_the_request_nowhere_else() {
+    let (mut w, ids) = World::with_models(&[models(&["a"], &[]), models(&["b"], &[])]);
+    w.pool.rules.bans = vec![(ModelName::parse("a").expect("name"), "host1".to_owned())];
+    let refused = w.choose(&model("a"));
+    assert_eq!(refused, Err(NoPick::Away("no server that is up may run \"a:latest\"".to_owned())));
+    assert_eq!(w.choose(&Wanted { task: Task::Pull, ..model("a") }), Ok(ids[1]));
+    assert!(w.choose(&model("c")).is_ok(), "nobody has it");
+}
+
+#[test]
 fn builds_stay_together_and_pulls_go_where_there_is_room() {
     let room = |bytes| Some(Arc::new(Inventory::new(["", "", ""], Some(bytes))));
     let (mut w, ids) = World::with_models(&[room(1), room(9), room(5)]);
