@@ -121,6 +121,8 @@ impl<'a> Exchange<'a> {
                         let is_missing = answer.answer.status() == StatusCode::NOT_FOUND;
                         lease.report.removed = wanted.model.clone().filter(|_| is_missing);
                         lease.release();
+                        // This answer tells more than that one more server is away.
+                        wanted.may_try = false;
                         match self.lease(attempts.tried(), &wanted) {
                             Ok(other) => {
                                 self.count_retry(outcome);

@@ -129,7 +129,9 @@ impl Pool {
         match (best, none) {
             (Some(best), _) if best.load.in_flight == 0 => Ok(best),
             // Others share the fate of the one that tries.
-            (Some(_), NoPick::Away(reason)) => Err(NoPick::NoneUp(reason)),
+            (Some(_), NoPick::Away(reason) | NoPick::OwnerAway(reason)) => {
+                Err(NoPick::NoneUp(reason))
+            }
             (_, none) => Err(none),
         }
     }
