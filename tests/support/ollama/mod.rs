@@ -265,6 +265,12 @@ impl Ollama {
         lock(&self.machine.served).clone()
     }
 
+    /// Waits until so many requests wait for their turn.
+    pub fn wait_waiting(&self, count: usize) {
+        let waiting = || lock(&self.machine.load).waiting;
+        eventually("requests to wait", || (waiting() == count).then_some(()));
+    }
+
     /// Waits until so many handlers have begun to answer.
     pub fn wait_served(&self, count: usize) -> Vec<Served> {
         eventually("handlers to answer", || Some(self.served()).filter(|all| all.len() >= count))
