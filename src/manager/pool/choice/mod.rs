@@ -43,13 +43,19 @@ impl Pool {
         wanted: &Wanted,
     ) -> Result<Pick, NoPick> {
         let is_exempt = wanted.is_exempt;
-        let able = self.eligible(now, tried, wanted);
-        let able = able.and_then(|all| self.able(now, all, tried, wanted));
-        let (mut able, is_trial) = match able {
-            Ok(able) => (able, false),
-            Err(none) => (vec![self.worth_a_trial(now, tried, wanted, none)?], true),
+        let able = |tried: &[BackendId]| {
+            let eligible = self.eligible(now, tried, wanted);
+            eligible.and_then(|all| self.able(now, all, tried, wanted))
         };
-        let is_sole = able.len() == 1 && !is_trial;
+        let (mut able, is_sole, is_trial) = match able(tried) {
+            // After it, one might be asked that is not as good.
+            Ok(one) if let [only] = one[..] => {
+                let is_last = able(&[tried, &[only.id]].concat()).is_err();
+                (one, is_last, false)
+            }
+            Ok(some) => (some, false, false),
+            Err(none) => (vec![self.worth_a_trial(now, tried, wanted, none)?], false, true),
+        };
         able.retain(|b| is_exempt || !b.load.is_full(self.rules.max_in_flight));
         let best = self.best(now, &self.warmest(now, able, wanted), wanted).and_then(Backend::pick);
         let pick = Pick { is_exempt, is_sole, is_trial, ..best.ok_or(NoPick::Busy)? };

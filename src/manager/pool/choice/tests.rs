@@ -561,6 +561,17 @@ fn one_that_is_down_is_tried_where_nobody_else_could_do_it() {
 }
 
 #[test]
+fn the_best_is_not_waited_for_where_another_may_do() {
+    let pick = |w: &mut World| w.pool.pick(w.now, &[], &model("a")).expect("one is up");
+    let (mut w, _) = World::with_models(&[models(&["a"], &[]), models(&["b"], &[])]);
+    assert!(pick(&mut w).is_sole, "nobody else has it");
+    // The second one may have it; if it can't be reached, the first one is asked.
+    let (mut w, ids) = World::with_models(&[models(&["b"], &[]), None]);
+    let pick = pick(&mut w);
+    assert_eq!((pick.id, pick.is_sole), (ids[1], false));
+}
+
+#[test]
 fn trials_are_safe() {
     let (mut w, ids) = all_silent(&[models(&["a"], &[])]);
     let trial = Wanted { may_try: true, ..model("a") };
