@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
+use super::hope::Hope;
 use crate::net::socket::{self, HANGUP, UNACKNOWLEDGED};
 use crate::pairing::stream::{self, Stream};
 
@@ -66,6 +67,8 @@ pub(crate) struct Attempt {
     pub(crate) may_reuse: bool,
     /// How long connecting may take; none for as long as usual.
     pub(crate) connect: Option<Duration>,
+    /// How long it is tried again while there is hope, where no other upstream would do.
+    pub(crate) patience: Option<(Duration, Hope)>,
     /// How long a peer may take nothing of what we send.
     pub(crate) stall: Duration,
     /// So long a client is answered that has ended its side behind its request, and may be gone. At

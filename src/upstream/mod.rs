@@ -9,6 +9,7 @@
 pub(crate) mod buffers;
 pub(crate) mod exchange_io;
 mod health_check;
+mod hope;
 mod transport;
 
 use std::io::{self, ErrorKind, Read};
@@ -29,6 +30,7 @@ use crate::pairing::keyring::Keyring;
 
 pub(crate) use self::health_check::Check;
 pub use self::health_check::{CheckResult, CheckTime, Target};
+pub(crate) use self::hope::Hope;
 
 /// Idle connections kept per worker; it rarely talks to more than one server.
 const MAX_IDLE: usize = 2;

@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind};
 use std::mem::take;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Uri;
 use http::uri::Authority;
@@ -19,6 +19,7 @@ use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTi
 
 use super::buffers::{GrowingBuffers, LARGE, SMALL};
 use super::exchange_io::{self, Attempt, ExchangeIo, Fault, Phase, Woken};
+use super::hope::Hope;
 use crate::net::socket::{self, UNACKNOWLEDGED};
 use crate::pairing::keyring::Keyring;
 use crate::pairing::secure::{self, SecureError};
@@ -64,16 +65,29 @@ impl Connector for IoConnector {
         _: Option<()>,
     ) -> Result<Option<Self::Out>, ureq::Error> {
         let address = details.addrs.first().copied().ok_or(ureq::Error::HostNotFound)?;
-        let Attempt { client, is_lan, half_closed, connect, .. } =
+        let Attempt { client, is_lan, half_closed, connect, patience, .. } =
             exchange_io::with(|io| io.attempt.clone());
         let left = details.timeout.not_zero().map(|timeout| *timeout);
         let timeout = left.into_iter().chain(connect).min().unwrap_or(UNACKNOWLEDGED);
         // Of one that may be half closed, its end tells nothing; and connecting is short.
         let client = client.filter(|_| half_closed.is_zero());
-        let stream = match is_lan {
+        let try_once = || match is_lan {
             true => secure::connect(&self.keyring, address, timeout, client.as_deref()),
             false => secure::connect_plain(address, timeout, client.as_deref()),
         };
+        let start = Instant::now();
+        let is_worth_it = |error: &SecureError| {
+            let is_late =
+                matches!(error, SecureError::Connect(it) if it.kind() == ErrorKind::TimedOut);
+            let may_wait =
+                |(time, hope): &(Duration, Hope)| start.elapsed() < *time && !hope.is_gone();
+            is_late && patience.as_ref().is_some_and(may_wait)
+        };
+        let mut stream = try_once();
+        // Each try sends a SYN at once and another one after a second, more than the kernel would.
+        while stream.as_ref().err().is_some_and(is_worth_it) {
+            stream = try_once();
+        }
         Ok(Some(IoTransport {
             stream: stream.map_err(connect_error)?,
             address,

@@ -8,7 +8,7 @@ use super::{Addresses, BackendId, Claims, Health, Load, Models, Origin, Pick, St
 use crate::access::permissions::Permission;
 use crate::config::ServerName;
 use crate::counters::Tally;
-use crate::upstream::Target;
+use crate::upstream::{Hope, Target};
 
 /// After this time down and unseen, a discovered server is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
@@ -21,6 +21,10 @@ pub(crate) struct Backend {
     pub(super) last_seen: Instant,
     /// What it has done; goes with every pick.
     pub(crate) tally: Tally,
+    /// Goes with every pick too.
+    pub(super) hope: Hope,
+    /// Where it was well, as long as that is hoped for.
+    pub(super) hoped_for: Option<SocketAddr>,
     pub(crate) addresses: Addresses,
     pub(crate) claims: Claims,
     pub(crate) health: Health,
@@ -29,6 +33,14 @@ pub(crate) struct Backend {
 }
 
 impl Backend {
+    /// Ends the hope of those who still connect to where it isn't any more.
+    pub(super) fn update_hope(&mut self) {
+        let place = self.addresses.confirmed().filter(|_| self.health.down_reason().is_none());
+        if place != std::mem::replace(&mut self.hoped_for, place) {
+            self.hope.end();
+        }
+    }
+
     /// What its checks and its claims make it. While it is passed over ([`Load::pause`]), that is
     /// the state of a ready one.
     pub(super) fn state(&self) -> State {
@@ -143,6 +155,7 @@ impl Backend {
             is_exempt: false,
             is_sole: false,
             is_trial: false,
+            hope: self.hope.clone(),
             tally: self.tally.clone(),
         })
     }

@@ -11,7 +11,7 @@ use crate::counters::Tally;
 use crate::ollama::endpoints::Task;
 use crate::ollama::model_name::ModelName;
 use crate::pairing::identity::Identity;
-use crate::upstream::{CheckResult, Target};
+use crate::upstream::{CheckResult, Hope, Target};
 
 /// Names a backend for as long as the pool lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,6 +81,8 @@ pub struct Pick {
     pub is_sole: bool,
     /// The backend is down, as far as is known.
     pub is_trial: bool,
+    /// Gone once the backend is called down, or is somewhere else.
+    pub(crate) hope: Hope,
     pub(crate) tally: Tally,
 }
 

@@ -53,6 +53,7 @@ use crate::counters::Tally;
 use crate::ollama::inventory::Inventory;
 use crate::ollama::model_name::ModelName;
 use crate::ollama::version::OllamaVersion;
+use crate::upstream::Hope;
 
 pub use events::{
     Action, BackendId, Input, NoPick, Outcome, Pick, Report, Rules, Sighting, Transition, Wanted,
@@ -130,6 +131,8 @@ impl Pool {
             origin,
             last_seen: now,
             tally: Tally::default(),
+            hope: Hope::default(),
+            hoped_for: None,
             addresses: Addresses { known: addresses, ..Addresses::default() },
             claims: Claims::default(),
             health: Health::new(now),
@@ -179,6 +182,7 @@ impl Pool {
         if is_about_servers {
             self.review(now);
         }
+        self.backends.iter_mut().for_each(Backend::update_hope);
         if (is_about_servers || asked.is_some()) && self.remember(now, asked) {
             self.actions.push(Action::Remember);
         }

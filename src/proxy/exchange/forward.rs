@@ -168,6 +168,11 @@ impl<'a> Exchange<'a> {
                 next = Some((lease, false));
                 continue;
             }
+            if lease.pick.hope.is_gone() && failure == Failure::Unreached && wanted.may_try {
+                // It is elsewhere by now, or called down, which says all that there is to say.
+                wanted.may_try = false;
+                continue;
+            }
             if lease.pick.is_trial && failure == Failure::Unreached {
                 // It is as down as it was known to be, and what that means is told as usual.
                 lease.report.outcome = Outcome::Unreachable;
@@ -235,7 +240,8 @@ impl<'a> Exchange<'a> {
             may_reuse: may_meet_stale,
             half_closed: self.half_closed(),
             // To try another one soon is better than to wait, if there is another one.
-            connect: lease.pick.is_sole.then_some(timing.patient_connect_timeout),
+            patience: (lease.pick.is_sole)
+                .then(|| (timing.patient_connect_timeout, lease.pick.hope.clone())),
             ..Attempt::default()
         });
         let request = self.request(lease, wanted)?;
