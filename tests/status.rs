@@ -133,8 +133,11 @@ fn it_answers_while_every_place_is_taken() {
         let taken = answer.json()["limits"]["connections"][0].clone();
         assert_eq!((&taken["now"], &taken["max"]), (&json!(4), &json!(3)), "one more to look");
         client.expect_close();
+        drop(client);
         let refused = chain.connect().get("/api/tags");
         assert_eq!(refused.status(), 503, "no place for anything else");
+        let is_left = || (chain.front().connections() == 3).then_some(());
+        eventually("those who looked to be gone", is_left);
     }
     gate.open();
     for client in &mut busy {
