@@ -174,9 +174,10 @@ check_away() {
         flat /api/generate -d "$(generate gamma)"
     check "$2: alpha at once" by a /api/generate -d "$(generate alpha)"
     check "$2: gamma leaves the list" within 5 lacks b gamma
-    expect "$2: a request for gamma says who is away" "^\{\"error\":\".*${place[c]}.*\} 503$" \
+    away="model .{2}gamma:latest.{2} is on server .*, which is away"
+    expect "$2: a request for gamma says who is away" "^\{\"error\":\"$away.*\} 503$" \
         flat /api/generate -d "$(generate gamma)"
-    expect "$2: in OpenAI's shape too" "^\{\"error\":\{.*\"message\":\".*${place[c]}.*\} 503$" \
+    expect "$2: in OpenAI's shape too" "^\{\"error\":\{.*\"message\":\"$away.*\} 503$" \
         flat /v1/chat/completions -d "$(chat gamma)"
     give "$1"
     check "$2, and back: gamma works again" within 5 by c /api/generate -d "$(generate gamma)"
