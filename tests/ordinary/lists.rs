@@ -259,9 +259,10 @@ fn via_stays_out_of_ollamas_cloud() {
             ("/v1/chat/completions", inference),
             ("/api/chat", inference),
             ("/api/chat", r#"{"model":"alpha:cloud","messages":[{"role":"user","content":"x"}]}"#),
+            ("/api/show", r#"{"model":"gpt-oss:120b-cloud"}"#),
         ] {
             let before = ollama.count();
-            assert_eq!(chain.connect().post(path, body).status(), 200, "{way:?} {path}");
+            chain.connect().post(path, body);
             let head = ollama.request(before).head;
             assert!(head.all("via").is_empty() && head.all("forwarded").is_empty(), "{way:?}");
             // Ollama copies what `Connection` doesn't name.
@@ -281,7 +282,10 @@ fn via_stays_out_of_ollamas_cloud() {
             assert_eq!(chain.connect().ask(again).status(), 508, "{way:?} {path}");
         }
         let before = ollama.count();
-        chain.connect().post("/api/show", r#"{"model":"alpha"}"#);
+        chain.connect().get("/v1/models/gpt-oss:120b-cloud");
+        assert!(ollama.request(before).head.all("via").is_empty(), "{way:?}");
+        let before = ollama.count();
+        chain.connect().post("/api/generate", r#"{"model":"alpha","prompt":"x"}"#);
         assert_eq!(ollama.request(before).head.all("via").len(), way.hops(), "{way:?}");
     }
 }

@@ -269,8 +269,10 @@ impl<'a> Exchange<'a> {
         let uri = upstream::build_uri(lease.pick.address, prefix, &self.head.target)?;
         let mut fields = self.head.fields.clone();
         fields::prepare_request(&mut fields, &self.context.via);
-        // Of inference, the cloud's is exempt, and what unloads a model, which goes nowhere.
-        let may_leave = wanted.is_exempt && self.endpoint.is_inference();
+        // Of inference, the cloud's is exempt, and what unloads a model, which goes nowhere. Of what
+        // else is about a model, it doesn't matter whose that is.
+        let is_local = self.endpoint.is_inference() && !wanted.is_exempt;
+        let may_leave = self.endpoint.asks_for_model() && !is_local;
         if may_leave || self.endpoint.class == Class::Account {
             fields::hide_via(&mut fields);
         }
