@@ -69,12 +69,8 @@ impl Pool {
                 places -= 1;
                 strange -= usize::from(is_stranger);
                 doubtful -= usize::from(is_doubtful);
-                backend.health.running = Some(RunningCheck {
-                    since: now,
-                    bytes: backend.tally.bytes_down.value(),
-                    has_answered: false,
-                    of,
-                });
+                backend.health.running =
+                    Some(RunningCheck { since: now, bytes: backend.tally.bytes_down.value(), of });
                 backend.health.checked_at = Some(now);
                 self.actions.push(Action::Check(backend.id, target, wants_inventory));
             }
@@ -82,7 +78,7 @@ impl Pool {
     }
 
     /// How long the check of a backend may take.
-    pub fn check_time(&self, id: BackendId) -> CheckTime {
+    pub(crate) fn check_time(&self, id: BackendId) -> CheckTime {
         let usual = self.rules.health_timeout;
         let backend = self.backends.iter().find(|b| b.id == id);
         backend.map_or(CheckTime::of(usual), |b| b.check_time(usual))
@@ -150,7 +146,7 @@ impl Backend {
         }
         self.health.is_unanswered =
             matches!(result, CheckResult::Silent(_) | CheckResult::Unreached(_));
-        let has_sent = check.has_answered || self.tally.bytes_down.value() > check.bytes;
+        let has_sent = self.tally.bytes_down.value() > check.bytes;
         match result {
             CheckResult::Silent(_)
                 if has_sent && !self.is_stranger() && !self.addresses.in_doubt =>
