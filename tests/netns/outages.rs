@@ -33,8 +33,7 @@ fn a_partition_heals() {
         takes("parted to out of rotation", limits::SILENT, down);
         let start = Instant::now();
         is_without_server(&client).expect("a 503");
-        // Usually 2.7 s; on a kept connection, until what was sent counts as lost.
-        judge("503 while parted", start.elapsed(), Duration::from_secs(8));
+        judge("503 while parted", start.elapsed(), limits::REFUSING);
         throughout(Duration::from_secs(seconds), || {});
         server.rejoin("eth0");
         takes("healed to first answer", limits::BACK, || works(&client));

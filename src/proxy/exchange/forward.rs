@@ -32,8 +32,8 @@ use crate::upstream::{self, IDLE_AGE};
 const LARGE_BODY: u64 = 16 * 1024;
 /// Bytes of a line of the head that needs the larger buffer too.
 const LONG_LINE: usize = 3 * 1024;
-/// Bytes of a refusal or of a 404 that are looked at for its reason, and how long they are waited for. Ollama's
-/// have a hundred, in one packet with their head.
+/// Bytes of a refusal or of a 404 that are looked at for its reason, and how long they are waited for.
+/// Ollama's have a hundred, in one packet with their head.
 const REASON: usize = 4 * 1024;
 const REASON_TIME: Duration = Duration::from_secs(1);
 
@@ -168,14 +168,13 @@ impl<'a> Exchange<'a> {
                 next = Some((lease, false));
                 continue;
             }
-            if lease.pick.hope.is_gone() && failure == Failure::Unreached && wanted.may_try {
-                // It is elsewhere by now, or called down, which says all that there is to say.
-                wanted.may_try = false;
-                continue;
-            }
-            if lease.pick.is_trial && failure == Failure::Unreached {
-                // It is as down as it was known to be, and what that means is told as usual.
-                lease.report.outcome = Outcome::Unreachable;
+            let is_known = lease.pick.is_trial || lease.pick.hope.is_gone();
+            if is_known && failure == Failure::Unreached && wanted.may_try {
+                // It is as down as it was known to be, or elsewhere by now: what that means is told as
+                // usual.
+                if lease.pick.is_trial {
+                    lease.report.outcome = Outcome::Unreachable;
+                }
                 wanted.may_try = false;
                 continue;
             }
@@ -223,8 +222,10 @@ impl<'a> Exchange<'a> {
         may_reuse: bool,
     ) -> Result<Response<Body>, String> {
         let has_body = self.framing != Framing::Empty;
-        // A kept connection may have died. That is told by bytes which stay unacknowledged, as those
-        // of a large body may at a peer that is alive; and what isn't kept can't be sent again.
+        // A kept connection may have died, as that to a server which is down has. That is told by bytes
+        // which stay unacknowledged, as those of a large body may at a peer that is alive; and what isn't
+        // kept can't be sent again.
+        let may_reuse = may_reuse && !lease.pick.is_trial;
         let mut fits = |length: u64| length <= LARGE_BODY && body.kept.reserve(length as usize);
         let may_meet_stale = match self.framing {
             Framing::Length(length) => may_reuse && fits(length),
