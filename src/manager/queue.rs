@@ -199,7 +199,10 @@ impl<A: Asker> Queue<A> {
                 answers.push((asker, Err(Refused::OwnerAway(reason))));
             }
             Err(_) => {
-                let able = self.pool.able_ids(now, &request.tried, &request.wanted);
+                let able = match able.is_empty() {
+                    true => self.pool.able_ids(now, &request.tried, &request.wanted),
+                    false => able,
+                };
                 let client = request.wanted.client;
                 self.waiting.push(Waiting { asker, request, since: now, able });
                 if is_busy {

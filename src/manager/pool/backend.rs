@@ -114,16 +114,8 @@ impl Backend {
 
     /// Whether people mean this backend by `name`.
     pub(super) fn is_called(&self, name: &str) -> bool {
-        let is_given = |server: &ServerName| {
-            server.host.eq_ignore_ascii_case(name) || server.to_string() == name
-        };
-        let is_address =
-            |address: &SocketAddr| address.to_string() == name || address.ip().to_string() == name;
-        let own = Some(&self.claims.name).filter(|own| !own.is_empty());
-        let is_own = own.is_some_and(|own| own.eq_ignore_ascii_case(name));
-        (is_own && !self.claims.is_quarantined())
-            || self.given().is_some_and(is_given)
-            || self.addresses.known.iter().any(is_address)
+        let own = if self.claims.is_quarantined() { "" } else { &self.claims.name };
+        self.who().is_called(name, own)
     }
 
     /// What it lets us do. A server that the user named and that doesn't say is no proxy of ours.

@@ -66,6 +66,15 @@ pub struct Wanted {
     pub may_try: bool,
 }
 
+impl Wanted {
+    /// The model, if it has to be where the request goes. Where there is an account, a cloud's model
+    /// runs; only where its stub is can it be changed.
+    pub(super) fn bound_model(&self) -> Option<&ModelName> {
+        let is_bound = |model: &&ModelName| !model.is_cloud() || self.needs == Permission::Manage;
+        self.model.as_ref().filter(is_bound)
+    }
+}
+
 /// A backend picked for one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pick {

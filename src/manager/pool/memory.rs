@@ -46,10 +46,12 @@ impl Remembered {
     /// Whether it is this server.
     pub(super) fn is(&self, who: Who<'_>) -> bool {
         (self.had.given.is_some() && self.had.given.as_ref() == who.given)
-            || match (self.identity, who.identity) {
-                (None, None) => who.addresses.contains(&self.address),
-                (own, other) => own == other,
-            }
+            || who.is(self.identity, self.address)
+    }
+
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        let given = self.had.given.as_ref();
+        Who { given, ..Who::of(self.identity, &self.address) }.is_called(name, &self.name)
     }
 
     /// Whether this server has taken its place: it has told which one it is since, or has been

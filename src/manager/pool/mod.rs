@@ -181,8 +181,8 @@ impl Pool {
         }
         if is_about_servers {
             self.review(now);
+            self.backends.iter_mut().for_each(Backend::update_hope);
         }
-        self.backends.iter_mut().for_each(Backend::update_hope);
         if (is_about_servers || asked.is_some()) && self.remember(now, asked) {
             self.actions.push(Action::Remember);
         }

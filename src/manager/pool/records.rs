@@ -54,25 +54,36 @@ impl<'a> Who<'a> {
     pub(super) fn of(identity: Option<Identity>, address: &'a SocketAddr) -> Self {
         Who { identity, addresses: std::slice::from_ref(address), given: None }
     }
+
+    /// Whether it is the server with this identity or, for want of one, at this address.
+    pub(super) fn is(self, identity: Option<Identity>, address: SocketAddr) -> bool {
+        match (identity, self.identity) {
+            (None, None) => self.addresses.contains(&address),
+            (one, other) => one == other,
+        }
+    }
+
+    /// Whether people mean it by `name`; `own` is what it calls itself, if that counts.
+    pub(super) fn is_called(self, name: &str, own: &str) -> bool {
+        let is_given =
+            |given: &ServerName| given.host.eq_ignore_ascii_case(name) || given.to_string() == name;
+        let is_address =
+            |address: &SocketAddr| address.to_string() == name || address.ip().to_string() == name;
+        (!own.is_empty() && own.eq_ignore_ascii_case(name))
+            || self.given.is_some_and(is_given)
+            || self.addresses.iter().any(is_address)
+    }
 }
 
 impl Known {
     /// Whether people mean it by `name`.
     pub(crate) fn is_called(&self, name: &str) -> bool {
         let given = self.had.as_ref().and_then(|had| had.given.as_ref());
-        let is_given =
-            |given: &ServerName| given.host.eq_ignore_ascii_case(name) || given.to_string() == name;
-        (!self.name.is_empty() && self.name.eq_ignore_ascii_case(name))
-            || self.address.to_string() == name
-            || self.address.ip().to_string() == name
-            || given.is_some_and(is_given)
+        Who { given, ..Who::of(self.identity, &self.address) }.is_called(name, &self.name)
     }
 
     pub(super) fn is(&self, who: Who<'_>) -> bool {
-        match (self.identity, who.identity) {
-            (None, None) => who.addresses.contains(&self.address),
-            (own, other) => own == other,
-        }
+        who.is(self.identity, self.address)
     }
 }
 

@@ -8,10 +8,8 @@ use std::time::{Duration, Instant};
 use super::memory::{Remembered, Told};
 use super::records::{Had, Record, Who};
 use super::{Backend, BackendId, Known, NoPick, Pool, Verdict, Wanted};
-use crate::access::permissions::Permission;
-use crate::config::{ServerName, Sleeper, elapsed};
+use crate::config::{Sleeper, elapsed};
 use crate::ollama::inventory::Inventory;
-use crate::ollama::model_name::ModelName;
 
 /// A remembered server that can't be used now.
 #[derive(Clone, Debug)]
@@ -58,7 +56,7 @@ impl Backend {
         self.gets_work() && self.addresses.confirmed().is_some()
     }
 
-    fn who(&self) -> Who<'_> {
+    pub(super) fn who(&self) -> Who<'_> {
         let (identity, addresses) = (self.claims.identity, &self.addresses.known[..]);
         Who { identity, addresses, given: self.given() }
     }
@@ -145,15 +143,7 @@ impl Pool {
         let is_meant = |it: &Remembered, sleeper: &Sleeper| match sleeper {
             // Whose it is, only the network knows.
             Sleeper::Mac(_) => true,
-            Sleeper::Server(name) => {
-                let is_given = |given: &ServerName| {
-                    given.host.eq_ignore_ascii_case(name) || given.to_string() == *name
-                };
-                it.name.eq_ignore_ascii_case(name)
-                    || it.had.given.as_ref().is_some_and(is_given)
-                    || it.address.to_string() == *name
-                    || it.address.ip().to_string() == *name
-            }
+            Sleeper::Server(name) => it.is_called(name),
         };
         let can_be_woken = |it: &Remembered| self.rules.wake.iter().any(|wake| is_meant(it, wake));
         let sleeping = self.absent().filter(|(it, _)| can_be_woken(it));
@@ -169,9 +159,7 @@ impl Pool {
         wanted: &Wanted,
     ) -> Option<AbsentOwner> {
         let has_choice = wanted.server.is_none() && !wanted.local_only;
-        // Where there is an account, a cloud's model runs; its stub has a place.
-        let is_bound = |model: &&ModelName| !model.is_cloud() || wanted.needs == Permission::Manage;
-        let model = wanted.model.as_ref().filter(|_| has_choice).filter(is_bound)?;
+        let model = wanted.bound_model().filter(|_| has_choice)?;
         let remembered =
             self.memory.servers.iter().filter(|it| it.had.models.has(model)).map(|it| {
                 let own = self.backend_of(it);

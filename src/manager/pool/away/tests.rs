@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use serde_json::json;
 
 use super::*;
+use crate::config::ServerName;
 use crate::manager::pool::memory::{MAX_BYTES_IN_ALL, MAX_REMEMBERED};
 use crate::manager::pool::tests::{World, address, ms};
 use crate::manager::pool::{Input, Outcome, Report, Sighting};

@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use super::away::AbsentOwner;
 use super::{Backend, BackendId, NoPick, Pick, Pool, State, Wanted};
-use crate::access::permissions::Permission;
 use crate::ollama::endpoints::Task;
 use crate::ollama::model_name::ModelName;
 
@@ -43,14 +42,10 @@ impl Pool {
         wanted: &Wanted,
     ) -> Result<Pick, NoPick> {
         let is_exempt = wanted.is_exempt;
-        let able = |tried: &[BackendId]| {
-            let eligible = self.eligible(now, tried, wanted);
-            eligible.and_then(|all| self.able(now, all, tried, wanted))
-        };
-        let (mut able, is_sole, is_trial) = match able(tried) {
+        let (mut able, is_sole, is_trial) = match self.able(now, tried, wanted) {
             // After it, one might be asked that is not as good.
             Ok(one) if let [only] = one[..] => {
-                let is_last = able(&[tried, &[only.id]].concat()).is_err();
+                let is_last = self.able(now, &[tried, &[only.id]].concat(), wanted).is_err();
                 (one, is_last, false)
             }
             Ok(some) => (some, false, false),
@@ -71,8 +66,7 @@ impl Pool {
         tried: &[BackendId],
         wanted: &Wanted,
     ) -> Vec<BackendId> {
-        let able =
-            self.eligible(now, tried, wanted).and_then(|all| self.able(now, all, tried, wanted));
+        let able = self.able(now, tried, wanted);
         able.unwrap_or_default().iter().map(|b| b.id).collect()
     }
 
@@ -190,20 +184,18 @@ impl Pool {
     }
 
     /// Of the eligible ones, those that can do it, busy or not.
-    fn able<'a>(
+    fn able(
         &self,
         now: Instant,
-        eligible: Vec<&'a Backend>,
         tried: &[BackendId],
         wanted: &Wanted,
-    ) -> Result<Vec<&'a Backend>, NoPick> {
+    ) -> Result<Vec<&Backend>, NoPick> {
+        let eligible = self.eligible(now, tried, wanted)?;
         let absent_owner = || self.absent_owner(now, tried, wanted);
         if matches!(wanted.task, Task::Build | Task::Pull) {
             return self.able_to_store(eligible, wanted, absent_owner);
         }
-        // Only where its stub is can a cloud's model be changed.
-        let is_bound = |model: &&ModelName| !model.is_cloud() || wanted.needs == Permission::Manage;
-        let Some(model) = wanted.model.as_ref().filter(is_bound) else { return Ok(eligible) };
+        let Some(model) = wanted.bound_model() else { return Ok(eligible) };
         let owners = only(&eligible, |b| b.models.has(model));
         if owners.is_empty() {
             // They may have models that we don't know of.
