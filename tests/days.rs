@@ -30,25 +30,20 @@ mod days {
     pub(crate) mod world;
 }
 
-use std::thread;
 use std::time::Instant;
 
 use days::report::{Answer, Tally};
 use days::world::World;
+use support::{number, run_all, shown};
 
 /// Weeks of an ordinary run.
 const WEEKS: u64 = 4;
 /// Lines of a failed week that are shown.
 const SHOWN: usize = 100;
 
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.trim().parse().ok()
-}
-
 fn replay(week: u64) {
     let (result, trace) = World::new(week, true).run();
-    let shown = if number("OLLANA_SEED").is_some() { trace.len() } else { SHOWN };
-    trace[trace.len().saturating_sub(shown)..].iter().for_each(|line| println!("{line}"));
+    shown(&trace, SHOWN).iter().for_each(|line| println!("{line}"));
     match result {
         Ok(tally) => println!("week {week}\n{}", tally.text()),
         Err(violation) => panic!("week {week} (OLLANA_SEED={week} replays it), {violation}"),
@@ -62,24 +57,10 @@ fn every_week_goes_well() {
     }
     let weeks = number("DAYS").unwrap_or(WEEKS);
     let start = Instant::now();
-    let workers = thread::available_parallelism().map_or(2, usize::from) as u64;
-    let live = |first: u64| {
-        let mut all = Tally::default();
-        for week in (first..weeks).step_by(workers as usize) {
-            all.add(&World::new(week, false).run().0.map_err(|_| week)?);
-        }
-        Ok(all)
-    };
-    let found: Vec<Result<Tally, u64>> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..workers).map(|first| scope.spawn(move || live(first))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-    });
     let mut all = Tally::default();
-    for result in found {
-        match result {
-            Ok(tally) => all.add(&tally),
-            Err(week) => return replay(week),
-        }
+    match run_all(weeks, |week| World::new(week, false).run().0.ok()) {
+        Ok(tallies) => tallies.iter().for_each(|tally| all.add(tally)),
+        Err(week) => return replay(week),
     }
     println!("{weeks} weeks in {:.1} s\n{}", start.elapsed().as_secs_f64(), all.text());
     let all_kinds = [Answer::Fine, Answer::NotFound, Answer::Quota, Answer::Overload, Answer::Away];

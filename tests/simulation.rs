@@ -25,24 +25,19 @@ mod simulation {
     pub(crate) mod world;
 }
 
-use std::thread;
 use std::time::Instant;
 
 use simulation::world::{Tally, World};
+use support::{number, run_all, shown};
 
 /// Seeds of an ordinary run.
 const SEEDS: u64 = 4000;
 /// Lines of a failed run that are shown.
 const SHOWN: usize = 80;
 
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.trim().parse().ok()
-}
-
 fn replay(seed: u64) {
     let (result, trace) = World::new(seed, true).run();
-    let shown = if number("OLLANA_SEED").is_some() { trace.len() } else { SHOWN };
-    for line in &trace[trace.len().saturating_sub(shown)..] {
+    for line in shown(&trace, SHOWN) {
         println!("{}", line.chars().take(230).collect::<String>());
     }
     match result {
@@ -58,29 +53,10 @@ fn every_seed_is_safe_and_lively() {
     }
     let seeds = number("OLLANA_SEEDS").unwrap_or(SEEDS);
     let start = Instant::now();
-    let workers = thread::available_parallelism().map_or(2, usize::from) as u64;
-    let found: Vec<Result<Tally, u64>> = thread::scope(|scope| {
-        let run = |worker: u64| {
-            move || {
-                let mut all = Tally::default();
-                for seed in (worker..seeds).step_by(workers as usize) {
-                    match World::new(seed, false).run().0 {
-                        Ok(tally) => all.add(&tally),
-                        Err(_) => return Err(seed),
-                    }
-                }
-                Ok(all)
-            }
-        };
-        let threads: Vec<_> = (0..workers).map(|worker| scope.spawn(run(worker))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-    });
     let mut all = Tally::default();
-    for result in found {
-        match result {
-            Ok(tally) => all.add(&tally),
-            Err(seed) => return replay(seed),
-        }
+    match run_all(seeds, |seed| World::new(seed, false).run().0.ok()) {
+        Ok(tallies) => tallies.iter().for_each(|tally| all.add(tally)),
+        Err(seed) => return replay(seed),
     }
     println!("{seeds} seeds in {:.1} s: {all:?}", start.elapsed().as_secs_f64());
     assert!(seeds < 100 || (all.answered > 0 && all.resent > 0 && all.cut > 0 && all.left > 0));

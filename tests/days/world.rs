@@ -1,8 +1,7 @@
 //! Time, the network, and what becomes of each request; and what must hold throughout.
 
 use std::cell::Cell;
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -19,7 +18,7 @@ use super::house::{CHECK_TIMEOUT, Server, rules};
 use super::report::{Answer, Tally};
 use super::story::{Act, Asking};
 use crate::client::{Client, Job, Lease, Mail, Token};
-use crate::support::Random;
+use crate::support::{Agenda, Random};
 
 const TICK: Duration = Duration::from_millis(250);
 const PROBE: Duration = Duration::from_secs(5);
@@ -153,25 +152,6 @@ enum Event {
     Leaves(usize),
 }
 
-struct Entry(Reverse<(Instant, u64)>, Event);
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0
-    }
-}
-impl Eq for Entry {}
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Entry {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.cmp(&other.0)
-    }
-}
-
 fn silent() -> CheckResult {
     CheckResult::Silent("no answer in time".to_owned())
 }
@@ -180,8 +160,7 @@ pub(crate) struct World {
     pub(crate) random: Random,
     start: Instant,
     pub(crate) now: Instant,
-    events: BinaryHeap<Entry>,
-    number: u64,
+    events: Agenda<Event>,
     pub(crate) servers: Vec<Server>,
     pub(crate) laptops: Vec<Laptop>,
     /// Whether the router works.
@@ -210,8 +189,7 @@ impl World {
             random: Random::new(seed),
             start,
             now: start,
-            events: BinaryHeap::new(),
-            number: 0,
+            events: Agenda::new(),
             servers: Vec::new(),
             laptops: Vec::new(),
             has_network: true,
@@ -233,7 +211,7 @@ impl World {
     /// Runs it to its end; what was seen, or what must never be.
     pub(crate) fn run(mut self) -> (Result<Tally, String>, Vec<String>) {
         self.plan();
-        while let Some(Entry(Reverse((at, _)), event)) = self.events.pop() {
+        while let Some((at, event)) = self.events.next() {
             self.now = at;
             self.happen(event);
             if let Some(violation) = self.violation.take() {
@@ -271,13 +249,11 @@ impl World {
     }
 
     fn after(&mut self, pause: Duration, event: Event) {
-        self.number += 1;
-        self.events.push(Entry(Reverse((self.now + pause, self.number)), event));
+        self.events.add(self.now + pause, event);
     }
 
     pub(crate) fn at(&mut self, time: Duration, act: Act) {
-        self.number += 1;
-        self.events.push(Entry(Reverse((self.start + time, self.number)), Event::Act(act)));
+        self.events.add(self.start + time, Event::Act(act));
     }
 
     pub(crate) fn soon(&mut self, least: u64, most: u64, act: Act) {
@@ -416,7 +392,7 @@ impl World {
 
     pub(super) fn start_daemon(&mut self, who: Who) {
         if self.is_lively && self.is_awake(who) {
-            let chain = self.number;
+            let chain = self.events.number;
             self.chains.insert(who, chain);
             self.after(Duration::ZERO, Event::Tick(who, chain));
             if let Who::Laptop(laptop) = who {

@@ -1,8 +1,7 @@
 //! Time, chance and the network between the client and the servers; and what must hold throughout.
 
 use std::cell::Cell;
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,7 +22,7 @@ use ollana::upstream::CheckResult;
 
 use super::client::{Client, Job, Lease, Mail, Token, plain};
 use super::lan::{COMMON, Condition, Lan, Meeting, OTHERS};
-use crate::support::Random;
+use crate::support::{Agenda, Random};
 
 /// Within this time after the faults a server that is well must be in use.
 pub(crate) const RECOVERED: Duration = Duration::from_secs(6);
@@ -125,26 +124,6 @@ impl Event {
     }
 }
 
-#[derive(Debug)]
-struct Entry(Reverse<(Instant, u64)>, Event);
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0
-    }
-}
-impl Eq for Entry {}
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Entry {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.cmp(&other.0)
-    }
-}
-
 /// What was seen of a backend's address by checks that the pool got to hear of.
 #[derive(Clone, Copy, Debug, Default)]
 struct Standing {
@@ -185,8 +164,7 @@ pub(crate) struct World {
     random: Random,
     start: Instant,
     now: Instant,
-    events: BinaryHeap<Entry>,
-    number: u64,
+    events: Agenda<Event>,
     lan: Lan,
     client: Client,
     busy_checkers: usize,
@@ -259,8 +237,7 @@ impl World {
         World {
             start,
             now: start,
-            events: BinaryHeap::new(),
-            number: 0,
+            events: Agenda::new(),
             lan,
             client,
             busy_checkers: 0,
@@ -286,7 +263,7 @@ impl World {
         self.after(ms(5), Event::Arrive);
         self.after(ms(20), Event::Fault);
         self.after(self.calm_at, Event::Calm);
-        while let Some(Entry(Reverse((at, _)), event)) = self.events.pop() {
+        while let Some((at, event)) = self.events.next() {
             self.now = at;
             if self.trace.is_some() && !matches!(event, Event::Tick) {
                 let text = event.text();
@@ -315,8 +292,7 @@ impl World {
     }
 
     fn after(&mut self, pause: Duration, event: Event) {
-        self.number += 1;
-        self.events.push(Entry(Reverse((self.now + pause, self.number)), event));
+        self.events.add(self.now + pause, event);
     }
 
     fn between(&mut self, least: u64, most: u64) -> Duration {
@@ -843,15 +819,14 @@ impl World {
         for request in 0..self.exchanges.len() {
             self.leave(request);
         }
-        let left: Vec<Entry> = std::mem::take(&mut self.events).into_sorted_vec();
-        for Entry(_, event) in left.into_iter().rev() {
+        for event in self.events.take_rest() {
             if let Event::Mail(mail) = event {
                 self.deliver(mail);
             }
         }
         let counted = self.client.in_flight();
         self.must(counted == 0, || format!("{counted} leases are left"));
-        self.events.clear();
+        self.events.take_rest();
     }
 
     fn judge_servers(&mut self) {

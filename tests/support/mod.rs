@@ -13,6 +13,7 @@ mod http;
 pub mod ollama;
 mod process;
 mod random;
+mod seeds;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,6 +28,7 @@ pub use http::{Head, chunk, chunked, ndjson, read_once};
 pub use ollama::{Account, Model, Ollama, Served, World};
 pub use process::{Process, free_tcp_port, free_udp_port};
 pub use random::{Random, Sum};
+pub use seeds::{Agenda, number, run_all, shown};
 
 /// What anything may take that isn't measured: a wait that lasts longer has failed.
 pub const PATIENCE: Duration = Duration::from_secs(20);
