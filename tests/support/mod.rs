@@ -25,7 +25,7 @@ pub use client::{
 };
 pub use fake::{Closed, Connection, Fake, Record};
 pub use http::{Head, chunk, chunked, ndjson, read_once};
-pub use ollama::{Account, Model, Ollama, Served, World};
+pub use ollama::{Account, Model, Ollama, REDIRECTS, Served, World};
 pub use process::{Process, free_tcp_port, free_udp_port};
 pub use random::{Random, Sum};
 pub use seeds::{Agenda, number, run_all, shown};

@@ -20,7 +20,7 @@ use ollana::discovery::packet::{Datagram, PROBE_LEN};
 use ollana::pairing::identity::Identity;
 
 use super::OK;
-use crate::support::{Answer, Client, End, Fake, PATIENCE, Process};
+use crate::support::{Answer, Client, End, Fake, PATIENCE, Process, REDIRECTS};
 
 /// Set where a test runs within its namespace.
 const INSIDE: &str = "OLLANA_TEST_INSIDE";
@@ -228,18 +228,10 @@ fn another_machine_is_led_to_the_paths_that_ollama_has() {
     let server = Server::start("--discovery-port 0");
     let reached = server.reached();
     for from in LAN {
-        for (method, target, status, location) in [
-            ("GET", "//api/tags", 301, "/api/tags"),
-            ("GET", "////api///tags?a=//b", 301, "/api/tags?a=//b"),
-            ("GET", "/api/tags/", 301, "/api/tags"),
-            ("GET", "//evil.example/../v1/models", 301, "/v1/models"),
-            ("HEAD", "/api/tags/", 307, "/api/tags"),
-            ("POST", "/api/chat/?x", 307, "/api/chat?x"),
-            ("POST", "//v1/messages", 307, "/v1/messages"),
-        ] {
+        for (method, target, status, location) in REDIRECTS {
             let answer = server.ask(from, method, target, "");
-            assert_eq!(answer.status(), status, "{from} {target}: {answer:?}");
-            assert_eq!(answer.head.one("location").as_deref(), Some(location), "{from} {target}");
+            assert_eq!(answer.status(), *status, "{from} {target}: {answer:?}");
+            assert_eq!(answer.head.one("location").as_deref(), Some(*location), "{from} {target}");
         }
         for (target, host, status) in [
             ("/api/chat", "gpu.local", 204),

@@ -27,6 +27,25 @@ use super::{Call, Fake, Gate, eventually, lock};
 pub use lists::checked;
 pub use names::{Name, Reference, Source};
 
+/// Other spellings of paths: method, target, and the status and place of the redirect.
+pub const REDIRECTS: &[(&str, &str, u16, &str)] = &[
+    ("GET", "//api/tags", 301, "/api/tags"),
+    ("GET", "///api//tags?x=//y&z", 301, "/api/tags?x=//y&z"),
+    ("GET", "/api/./x/../tags", 301, "/api/tags"),
+    ("GET", "//evil.example/../api/tags", 301, "/api/tags"),
+    ("GET", "/api/tags/", 301, "/api/tags"),
+    ("GET", "/v1/models/", 301, "/v1/models"),
+    ("HEAD", "/api/tags/", 307, "/api/tags"),
+    ("POST", "//api/chat", 307, "/api/chat"),
+    ("POST", "/v1/chat/completions/?a=b", 307, "/v1/chat/completions?a=b"),
+    ("DELETE", "/api/delete/", 307, "/api/delete"),
+    ("POST", "/v1//messages", 307, "/v1/messages"),
+    ("GET", "////api///tags?a=//b", 301, "/api/tags?a=//b"),
+    ("GET", "//evil.example/../v1/models", 301, "/v1/models"),
+    ("POST", "/api/chat/?x", 307, "/api/chat?x"),
+    ("POST", "//v1/messages", 307, "/v1/messages"),
+];
+
 /// One model as its manifest and its file describe it.
 #[derive(Clone, Debug)]
 pub struct Model {
