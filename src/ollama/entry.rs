@@ -1,8 +1,9 @@
 //! An entry of a list of models. Pure.
 
-use std::ops::Range;
-
 use serde_json::Value;
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+use time::{Date, OffsetDateTime};
 
 use super::{endpoints::List, model_name::ModelName};
 
@@ -60,26 +61,13 @@ impl Entry {
     }
 }
 
-/// The moment of a text such as `2026-08-20T10:11:12.123456789+02:00` (RFC 3339), or of a day, in nanoseconds
-/// since 1970.
+/// The moment of a text such as `2026-08-20T10:11:12.123456789+02:00` (RFC 3339), or of a day, in
+/// nanoseconds since 1970.
 fn nanoseconds(text: &str) -> Option<i128> {
-    let number = |range: Range<usize>| text.get(range)?.parse::<i64>().ok();
-    let [year, month, day] = [number(0..4)?, number(5..7)?, number(8..10)?];
-    let [hour, minute, second] = [11..13, 14..16, 17..19].map(|range| number(range).unwrap_or(0));
-    let rest = text.get(19..).unwrap_or_default();
-    let zone = rest.find(['Z', 'z', '+', '-']).unwrap_or(rest.len());
-    let fraction: String = rest[..zone].chars().filter(char::is_ascii_digit).take(9).collect();
-    let fraction: i64 = format!("{fraction:0<9}").parse().ok()?;
-    let zone = &rest[zone..];
-    let part =
-        |range: Range<usize>| zone.get(range).and_then(|it| it.parse::<i64>().ok()).unwrap_or(0);
-    let ahead = (part(1..3) * 60 + part(4..6)) * if zone.starts_with('-') { -60 } else { 60 };
-    // Days since 1970 in the Gregorian calendar, the year beginning with March.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days =
-        365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 719_469;
-    let seconds = days * 86_400 + hour * 3600 + minute * 60 + second - ahead;
-    Some(i128::from(seconds) * 1_000_000_000 + i128::from(fraction))
+    let moment = OffsetDateTime::parse(text, &Rfc3339).ok();
+    let day = || Date::parse(text.get(..10)?, format_description!("[year]-[month]-[day]")).ok();
+    let moment = moment.or_else(|| Some(day()?.midnight().assume_utc()));
+    moment.map(OffsetDateTime::unix_timestamp_nanos)
 }
 
 #[cfg(test)]
