@@ -163,20 +163,22 @@ impl Mailbox {
         }
     }
 
+    /// The Manager's reply; `None` when we are stopping, or busy beyond measure.
+    fn ask<T>(&self, question: impl FnOnce(Sender<T>) -> Event) -> Option<T> {
+        let (reply, answer) = bounded(1);
+        self.events.send_timeout(question(reply), SNAPSHOT_PATIENCE).ok()?;
+        answer.recv_timeout(SNAPSHOT_PATIENCE).ok()
+    }
+
     /// The state as it is now. `None` when we are stopping, or busy beyond measure.
     pub(crate) fn snapshot(&self) -> Option<Snapshot> {
-        let (reply, answer) = bounded(1);
-        self.events.send_timeout(Event::Snapshot(reply), SNAPSHOT_PATIENCE).ok()?;
-        answer.recv_timeout(SNAPSHOT_PATIENCE).ok()
+        self.ask(Event::Snapshot)
     }
 
     /// Forgets what is known of a server by this name that isn't up. `None` when we are stopping, or
     /// busy beyond measure.
     pub(crate) fn forget(&self, name: &str) -> Option<Forgot> {
-        let (reply, answer) = bounded(1);
-        let event = Event::Forget(name.to_owned(), reply);
-        self.events.send_timeout(event, SNAPSHOT_PATIENCE).ok()?;
-        answer.recv_timeout(SNAPSHOT_PATIENCE).ok()
+        self.ask(|reply| Event::Forget(name.to_owned(), reply))
     }
 
     /// What the backends have that get work.
