@@ -9,7 +9,7 @@ use support::{Answer, End, Fake, Way, chunked};
 /// `closes`.
 fn relayed(way: Way, answer: impl AsRef<[u8]>, closes: bool, request: &str) -> Answer {
     let answer = answer.as_ref().to_vec();
-    let fake = Fake::start(move |call| {
+    let fake = Fake::unlike_ollama(move |call| {
         call.read_body();
         call.send(&answer);
         if closes {
@@ -27,7 +27,7 @@ const HEAD: &str = "HEAD /x HTTP/1.1\r\nHost: localhost\r\n\r\n";
 #[test]
 fn any_status_passes() {
     for way in Way::ALL {
-        let fake = Fake::start(|call| {
+        let fake = Fake::unlike_ollama(|call| {
             let status = call.target()[1..].to_owned();
             call.answer(&format!("{status} Whatever"), "text/plain", status);
         });
@@ -80,7 +80,7 @@ fn a_head_request_gets_the_length_and_no_body() {
             ("Transfer-Encoding: chunked\r\n", None),
             ("", None),
         ] {
-            let fake = Fake::answering(format!("HTTP/1.1 200 OK\r\n{fields}\r\n"));
+            let fake = Fake::unlike_ollama_saying(format!("HTTP/1.1 200 OK\r\n{fields}\r\n"));
             let chain = way.to(&fake);
             let mut client = chain.connect();
             for _ in 0..2 {
@@ -106,7 +106,7 @@ fn answers_without_a_body_leave_the_connection_usable() {
             ("304 Not Modified\r\nContent-Length: 1234\r\n", Some("1234")),
             ("304 Not Modified\r\nTransfer-Encoding: chunked\r\n", None),
         ] {
-            let fake = Fake::answering(format!("HTTP/1.1 {head}\r\n"));
+            let fake = Fake::unlike_ollama_saying(format!("HTTP/1.1 {head}\r\n"));
             let chain = way.to(&fake);
             let mut client = chain.connect();
             for _ in 0..2 {
@@ -118,7 +118,8 @@ fn answers_without_a_body_leave_the_connection_usable() {
             assert!(!client.has_unread(), "{way:?} {head}");
         }
         // A length that a 204 must not have (RFC 9110 §8.6) promises no body either.
-        let fake = Fake::answering("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n");
+        let fake =
+            Fake::unlike_ollama_saying("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n");
         let chain = way.to(&fake);
         let mut client = chain.connect();
         assert_eq!((client.ask(GET).status(), client.ask(GET).status()), (204, 204), "{way:?}");
@@ -131,7 +132,7 @@ fn interim_answers_are_dropped() {
         let text = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\nX-A: b\r\n\r\n\
             HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n\
             HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-        let fake = Fake::answering(text);
+        let fake = Fake::unlike_ollama_saying(text);
         let chain = way.to(&fake);
         let post = "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}";
         for request in [GET, post] {
@@ -158,7 +159,7 @@ fn an_http_1_0_client_gets_no_chunks() {
             assert!(!answer.head.has("transfer-encoding"), "{way:?} {:?}", answer.head);
             assert!(!answer.head.has("content-length"), "{way:?} {:?}", answer.head);
         }
-        let fake = Fake::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        let fake = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
         let chain = way.to(&fake);
         for fields in ["", "Connection: keep-alive\r\n"] {
             let mut client = chain.connect();
@@ -228,7 +229,7 @@ fn fields_of_one_hop_stay_there() {
         let text = "HTTP/1.1 200 OK\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nX-Hop: 2\r\n\
             Keep-Alive: timeout=5\r\nProxy-Connection: close\r\nTrailer: X-T\r\nUpgrade: h2c\r\n\
             Content-Length: 2\r\n\r\nok";
-        let fake = Fake::start(move |call| {
+        let fake = Fake::unlike_ollama(move |call| {
             call.send(text);
             call.close();
         });
@@ -250,7 +251,7 @@ fn trailers_and_chunk_extensions_end_here() {
     for way in Way::ALL {
         let text = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-T\r\n\r\n\
             3;ext=1\r\none\r\n0;last\r\nX-T: v\r\n\r\n";
-        let fake = Fake::answering(text);
+        let fake = Fake::unlike_ollama_saying(text);
         let chain = way.to(&fake);
         let mut client = chain.connect();
         for _ in 0..2 {
@@ -268,7 +269,7 @@ fn bytes_behind_an_answer_are_no_answer() {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\nevil",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
         ] {
-            let fake = Fake::answering(text);
+            let fake = Fake::unlike_ollama_saying(text);
             let chain = way.to(&fake);
             let mut client = chain.connect();
             for n in 0..3 {
@@ -283,7 +284,7 @@ fn bytes_behind_an_answer_are_no_answer() {
 #[test]
 fn a_redirect_is_passed_on() {
     for way in Way::ALL {
-        let trap = Fake::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        let trap = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
         let location = format!("http://{}/api/chat", trap.address);
         for status in [301, 302, 303, 307, 308] {
             let text = format!(
@@ -305,7 +306,7 @@ fn an_answer_before_the_end_of_the_body_is_passed_on() {
             ("Content-Length: 50000000", "x".repeat(100_000)),
             ("Transfer-Encoding: chunked", format!("186a0\r\n{}\r\n", "x".repeat(100_000))),
         ] {
-            let fake = Fake::start(|call| {
+            let fake = Fake::unlike_ollama(|call| {
                 call.answer("200 OK", "text/plain", "have it");
                 call.hang_reading();
             });

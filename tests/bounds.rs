@@ -42,7 +42,7 @@ fn last_status(client: &mut Client, what: &str) -> u16 {
 #[test]
 fn a_slow_head_is_cut() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.with(&fake, short(|settings| &mut settings.timing.head_timeout));
         for begun in ["G", "GET / HTTP/1.1\r\nHost: localhost\r\n"] {
             let mut client = chain.connect();
@@ -68,7 +68,7 @@ fn a_slow_head_is_cut() {
 #[test]
 fn an_idle_connection_is_closed_without_a_word() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.with(&fake, short(|settings| &mut settings.timing.idle_timeout));
         // The clock here starts before the daemon's, so that "too early" means it.
         let start = Instant::now();
@@ -87,7 +87,7 @@ fn an_idle_connection_is_closed_without_a_word() {
 fn a_body_that_stops_coming_is_given_up() {
     for way in Way::ALL {
         for framing in ["Content-Length: 100", "Transfer-Encoding: chunked"] {
-            let fake = Fake::answering(OK);
+            let fake = Fake::unlike_ollama_saying(OK);
             let chain = way.with(&fake, short(|settings| &mut settings.timing.body_timeout));
             let mut client = chain.connect();
             let head =
@@ -106,7 +106,7 @@ fn a_body_that_stops_coming_is_given_up() {
 #[test]
 fn heads_of_any_size_up_to_the_limit() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         let head = |fields: usize, size: usize| {
             let field = |n| format!("X-{n}: {}\r\n", "v".repeat(size));
@@ -134,7 +134,7 @@ fn heads_of_any_size_up_to_the_limit() {
 #[test]
 fn connections_over_the_limit_are_told() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.with(&fake, |settings| {
             // Behind the front, there is the front's own traffic too.
             if way == Way::OneHop || settings.mode == ModeChoice::Client {
@@ -168,7 +168,7 @@ fn connections_over_the_limit_are_told() {
 #[test]
 fn a_reader_that_stalls_is_cut() {
     for way in Way::ALL {
-        let fake = Fake::start(|call| {
+        let fake = Fake::unlike_ollama(|call| {
             call.read_body();
             call.send(ndjson());
             let deadline = Instant::now() + 2 * support::PATIENCE;
@@ -190,7 +190,7 @@ fn a_reader_that_stalls_is_cut() {
 #[test]
 fn an_ollama_that_stops_reading_is_given_up() {
     for way in Way::ALL {
-        let fake = Fake::start(|call| call.hang());
+        let fake = Fake::unlike_ollama(|call| call.hang());
         let chain = way.with(&fake, short(|settings| &mut settings.timing.stall_timeout));
         let mut client = chain.connect();
         client.send(
@@ -218,7 +218,7 @@ fn an_ollama_that_stops_reading_is_given_up() {
 fn a_long_silence_of_the_ollama_is_no_matter() {
     // A cold model takes minutes to load; every other deadline is shorter than this silence.
     for way in Way::ALL {
-        let fake = Fake::start(|call| {
+        let fake = Fake::unlike_ollama(|call| {
             call.read_body();
             let silence = Instant::now() + 4 * SHORT;
             eventually("the silence to end", || (Instant::now() > silence).then_some(()));
@@ -241,7 +241,7 @@ fn a_long_silence_of_the_ollama_is_no_matter() {
 #[test]
 fn a_request_that_comes_back_is_refused_at_once() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         chain.connect().get("/x");
         // Every proxy that it went through knows it again, wherever its mark stands.

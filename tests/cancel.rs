@@ -46,7 +46,7 @@ fn in_phase(
 ) {
     for way in Way::ALL {
         for leaving in Leaving::ALL {
-            let fake = Fake::start(script);
+            let fake = Fake::unlike_ollama(script);
             let chain = way.to(&fake);
             let mut client = chain.connect();
             act(&mut client, &fake);
@@ -163,7 +163,7 @@ fn while_uploading_to_an_ollama_that_reads_nothing() {
 #[test]
 fn while_every_hop_waits_to_write() {
     for way in Way::ALL {
-        let fake = Fake::start(|call| call.hang());
+        let fake = Fake::unlike_ollama(|call| call.hang());
         let chain = way.to(&fake);
         let mut client = chain.connect();
         client.send(
@@ -189,7 +189,7 @@ fn while_every_hop_waits_to_write() {
 fn while_the_clients_own_buffer_is_full() {
     for way in Way::ALL {
         for framing in ["Content-Length: 900000000", "Transfer-Encoding: chunked"] {
-            let fake = Fake::start(|call| call.hang());
+            let fake = Fake::unlike_ollama(|call| call.hang());
             let chain = way.to(&fake);
             let mut client = chain.connect();
             client.send(format!(
@@ -221,7 +221,7 @@ fn a_truncated_upload_never_looks_whole() {
             ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n"),
             ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\nX-Trailer: t\r\n"),
         ] {
-            let fake = Fake::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+            let fake = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
             let chain = way.to(&fake);
             let mut client = chain.connect();
             client.send(format!(
@@ -247,7 +247,7 @@ fn malformed_chunks_end_the_upload() {
     for way in Way::ALL {
         for bad in ["5\r\nhelloX", "x\r\n", "-1\r\n", "5 \r\nhello\r\n", "\r\n", "5\nhello\n0\n\n"]
         {
-            let fake = Fake::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+            let fake = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
             let chain = way.to(&fake);
             let mut client = chain.connect();
             client.send(
@@ -271,7 +271,7 @@ fn the_next_client_is_served_after_a_cancelled_one() {
     for way in Way::ALL {
         let gate = Gate::new();
         let held = gate.clone();
-        let fake = Fake::start(move |call| {
+        let fake = Fake::unlike_ollama(move |call| {
             call.read_body();
             if call.target() == "/api/chat" {
                 return call.hang();

@@ -207,14 +207,14 @@ fn run(chain: &Chain, name: &str) {
 #[test]
 fn whatever_both_sides_do() {
     for way in Way::ALL {
-        let fake = Fake::start(act);
+        let fake = Fake::unlike_ollama(act);
         run(&way.to(&fake), &format!("{way:?}"));
     }
 }
 
 #[test]
 fn whatever_two_servers_do() {
-    let fakes = [Fake::start(act), Fake::start(act)];
+    let fakes = [Fake::unlike_ollama(act), Fake::unlike_ollama(act)];
     run(&Chain::direct(&[&fakes[0], &fakes[1]], |_| {}), "two Ollamas");
     run(&Chain::start(Way::TwoHops, &[&fakes[0], &fakes[1]], |_| {}), "two servers");
     // Both had their part.

@@ -292,10 +292,10 @@ fn run(address: std::net::SocketAddr, fake: &Fake) -> Vec<(Seen, Got)> {
 
 #[test]
 fn the_daemons_change_nothing_that_is_not_theirs() {
-    let fake = Fake::start(script);
+    let fake = Fake::unlike_ollama(script);
     let direct = run(fake.address, &fake);
     for way in Way::ALL {
-        let fake = Fake::start(script);
+        let fake = Fake::unlike_ollama(script);
         let chain = way.to(&fake);
         let through = run(chain.address(), &fake);
         for (case, (direct, through)) in direct.iter().zip(&through).enumerate() {

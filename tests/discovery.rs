@@ -74,7 +74,7 @@ fn wait_up(daemon: &Daemon) {
 
 #[test]
 fn a_server_is_found_at_once() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let (_server, address) = server(&fake, |_| {});
     let start = Instant::now();
     let client = Daemon::start(&seeking(address.port())).unwrap();
@@ -89,7 +89,7 @@ fn a_server_is_found_at_once() {
 
 #[test]
 fn a_server_that_starts_later_is_found_too() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let port = free_udp_port();
     let client = Daemon::start(&seeking(port)).unwrap();
     let mut connection = Client::connect(client.addresses()[0]);
@@ -104,7 +104,7 @@ fn a_server_that_starts_later_is_found_too() {
 
 #[test]
 fn probes_get_answers_that_are_no_longer() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let (server, address) = server(&fake, |_| {});
     let asking = socket("127.0.0.1:0");
     asking.send_to(b"\x4C\x41\x4E\x41", address).unwrap();
@@ -129,7 +129,7 @@ fn probes_get_answers_that_are_no_longer() {
 
 #[test]
 fn whatever_is_no_probe_gets_nothing() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let (_server, address) = server(&fake, |settings| settings.legacy = false);
     let asking = socket("127.0.0.1:0");
     let good = datagram(PROBE, &[7; 16], 0, 80);
@@ -170,7 +170,7 @@ fn whatever_is_no_probe_gets_nothing() {
 
 #[test]
 fn a_flood_from_one_source_is_not_answered_in_full() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let (_server, address) = server(&fake, |_| {});
     let flooding = socket("127.0.0.1:0");
     for _ in 0..200 {
@@ -187,7 +187,7 @@ fn a_flood_from_one_source_is_not_answered_in_full() {
 
 #[test]
 fn an_announcement_counts_only_for_one_of_the_last_probes() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let discovery = socket("127.0.0.1:0");
     let client = Daemon::start(&seeking(discovery.local_addr().unwrap().port())).unwrap();
     let http_port = fake.address.port();
@@ -221,7 +221,7 @@ fn an_announcement_counts_only_for_one_of_the_last_probes() {
 #[test]
 fn an_announcement_only_proposes() {
     // Nobody listens there, or somebody who is no Ollama.
-    let other = Fake::answering(OK);
+    let other = Fake::unlike_ollama_saying(OK);
     let dead = support::free_tcp_port().port();
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let discovery = socket("127.0.0.1:0");
@@ -242,7 +242,7 @@ fn an_announcement_only_proposes() {
 
 #[test]
 fn goodbye_and_death_take_a_server_out_at_once() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let rarely = |settings: &mut Settings| {
         // So that only the goodbye can tell.
         settings.timing.health_interval = Duration::from_secs(60);
@@ -263,7 +263,7 @@ fn goodbye_and_death_take_a_server_out_at_once() {
 
 #[test]
 fn neither_goodbye_nor_silence_take_out_a_server_that_answers() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let discovery = socket("127.0.0.1:0");
     let mut settings = seeking(discovery.local_addr().unwrap().port());
     settings.timing.health_interval = Duration::from_millis(100);
@@ -286,7 +286,7 @@ fn neither_goodbye_nor_silence_take_out_a_server_that_answers() {
 
 #[test]
 fn a_second_server_on_the_port_is_told_so() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let (_server, address) = server(&fake, |_| {});
     let mut settings = server_settings(fake.address);
     settings.discovery_port = address.port();

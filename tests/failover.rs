@@ -36,7 +36,7 @@ impl Server {
     fn start(gate: Gate) -> Self {
         let deed = Arc::new(Mutex::new(Deed::Echo));
         let theirs = Arc::clone(&deed);
-        let fake = Fake::start(move |call| {
+        let fake = Fake::unlike_ollama(move |call| {
             let deed = *lock(&theirs);
             if call.target() == "/hold" {
                 call.wait(&gate, "the test to end");
@@ -319,7 +319,7 @@ fn an_overloaded_server_is_left_for_the_other() {
 fn an_overload_of_all_servers_is_passed_on() {
     for status in ["503 Service Unavailable", "429 Too Many Requests"] {
         for way in Way::ALL {
-            let fake = Fake::start(move |call| {
+            let fake = Fake::unlike_ollama(move |call| {
                 call.read_body();
                 let length = status.len();
                 call.send(format!(

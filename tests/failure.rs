@@ -39,7 +39,7 @@ struct Broken {
 fn broken(way: Way, death: Death, request: &str, sent: &[u8], read: &[u8]) -> Broken {
     let gate = Gate::new();
     let (theirs, answer) = (gate.clone(), sent.to_vec());
-    let fake = Fake::start(move |call| {
+    let fake = Fake::unlike_ollama(move |call| {
         call.read_body();
         call.send(&answer);
         call.wait(&theirs, "the client to read the start of the answer");
@@ -200,7 +200,7 @@ fn an_http_1_0_client_sees_a_reset() {
 
 #[test]
 fn a_server_proxy_that_ends_is_no_better_than_an_ollama_that_dies() {
-    let fake = Fake::start(|call| {
+    let fake = Fake::unlike_ollama(|call| {
         call.read_body();
         call.send(support::ndjson());
         call.send_chunk("{\"response\":\"a\"}\n");
@@ -240,7 +240,7 @@ fn one_broken_stream_leaves_the_others_alone() {
     for way in Way::ALL {
         let gate = Gate::new();
         let theirs = gate.clone();
-        let fake = Fake::start(move |call| {
+        let fake = Fake::unlike_ollama(move |call| {
             call.read_body();
             call.send(support::ndjson());
             call.send_chunk("{\"a\":1}\n");

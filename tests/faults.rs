@@ -62,7 +62,7 @@ fn status(address: SocketAddr) -> Result<u16, End> {
 /// Streams that have begun; the gate lets them end.
 fn streaming(gate: &Gate) -> Fake {
     let held = gate.clone();
-    Fake::start(move |call| {
+    Fake::unlike_ollama(move |call| {
         call.read_body();
         if call.target() != "/api/chat" {
             return call.answer("200 OK", "text/plain", "ok");
@@ -174,7 +174,7 @@ fn without_threads(name: &str, process: &mut Process, resource: Resource, enough
 
 #[test]
 fn no_address_space_for_a_thread() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let mut process = Process::start(&arguments(&fake));
     drop(process.connect_ready());
     let size = process.status("VmSize") as u64 * 1024;
@@ -221,7 +221,7 @@ fn no_thread_can_be_started() {
         return println!("fault: skipped, a limit of processes binds nobody but other users");
     }
     // A user that has no other process, and room for some threads more than it starts with.
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let dir = std::env::temp_dir().join(format!("ollana-nobody-{}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("a directory");
     std::os::unix::fs::chown(&dir, Some(64123), Some(64123)).expect("a directory of its own");
@@ -238,7 +238,7 @@ fn no_thread_can_be_started() {
 
 #[test]
 fn a_quarter_of_a_gigabyte_for_500_connections() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let mut process = Process::within(&["prlimit", "--as=268435456", "--"], &arguments(&fake));
     let answered = crowded("RLIMIT_AS 256 MB", &mut process, 500);
     assert!(answered > 20, "{answered}");
@@ -246,7 +246,7 @@ fn a_quarter_of_a_gigabyte_for_500_connections() {
 
 #[test]
 fn a_log_that_cannot_be_written() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let all = format!("{} --log-level debug", arguments(&fake));
     let listen = support::free_tcp_port();
     let all = all.replace("127.0.0.1:0", &listen.to_string());
@@ -322,7 +322,7 @@ fn the_clock_jumps() {
 
 #[test]
 fn the_port_is_taken() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("its address");
     let start = Instant::now();
@@ -358,7 +358,7 @@ fn sigterm_with_a_hundred_streams() {
 
 #[test]
 fn a_storm_of_resets() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let mut process = Process::start(&arguments(&fake));
     drop(process.connect_ready());
     let address = process.address();
@@ -409,7 +409,7 @@ fn from(source: u8, to: SocketAddr) -> TcpStream {
 #[test]
 fn five_hundred_slow_heads_bodies_and_readers() {
     use std::io::{Read, Write};
-    let fake = Fake::start(|call| {
+    let fake = Fake::unlike_ollama(|call| {
         if call.target().starts_with("/api/blobs/") {
             return call.hang_reading();
         }

@@ -35,7 +35,7 @@ fn fake() -> (Fake, Gate, Arc<AtomicUsize>) {
     let gate = Gate::new();
     let begun = Arc::new(AtomicUsize::new(0));
     let (held, count) = (gate.clone(), Arc::clone(&begun));
-    let fake = Fake::start(move |call| {
+    let fake = Fake::unlike_ollama(move |call| {
         call.read_body();
         let stream = call.target().rsplit('/').next().and_then(|n| n.parse().ok());
         call.send(ndjson());
@@ -87,7 +87,7 @@ fn a_thousand_streams_at_once() {
 #[test]
 fn many_short_requests_at_once() {
     for way in Way::ALL {
-        let fake = Fake::start(|call| {
+        let fake = Fake::unlike_ollama(|call| {
             let body = call.read_body();
             call.answer("200 OK", "text/plain", body);
         });

@@ -32,7 +32,7 @@ impl Drop for Folder {
 }
 
 fn fake() -> Fake {
-    Fake::start(|call| {
+    Fake::unlike_ollama(|call| {
         call.read_body();
         call.answer("200 OK", "text/plain", "hello");
     })

@@ -103,7 +103,7 @@ const MALFORMED: &[&str] = &[
 #[test]
 fn ambiguous_heads_reach_nobody() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         for text in MALFORMED {
             for hidden in ["", HIDDEN] {
@@ -127,7 +127,7 @@ fn ambiguous_heads_reach_nobody() {
 
 #[test]
 fn noise_is_no_request() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let chain = Way::OneHop.to(&fake);
     let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a TLS client's first bytes\r\n\r\n";
     let mut noises = vec![hello.to_vec(), b"\xff\xfe\xfd\r\n\r\n".to_vec(), vec![0; 5000]];
@@ -150,7 +150,7 @@ fn noise_is_no_request() {
 #[test]
 fn odd_but_clear_heads_are_served() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         for text in [
             "POST /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: CHUNKED\r\n\r\n0\r\n\r\n",
@@ -173,7 +173,7 @@ fn odd_but_clear_heads_are_served() {
 
 #[test]
 fn a_head_in_single_bytes_is_the_same_head() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let chain = Way::OneHop.to(&fake);
     let whole = request("POST", "/x?y", "hello");
     let mut client = chain.connect();
@@ -188,7 +188,7 @@ fn a_head_in_single_bytes_is_the_same_head() {
 fn refusals_are_read_by_clients_that_are_still_sending() {
     // A close with unread bytes is a reset, which can overtake the answer.
     for way in Way::ALL {
-        let fake = Fake::start(|call| call.close());
+        let fake = Fake::unlike_ollama(|call| call.close());
         let chain = way.to(&fake);
         let body = vec![b'x'; 8 << 20];
         for (head, status) in [

@@ -49,7 +49,7 @@ const TARGETS: [&str; 7] = [
 fn an_ollama_that_dies_before_its_answer() {
     for way in Way::ALL {
         for reset in [false, true] {
-            let fake = Fake::start(move |call| {
+            let fake = Fake::unlike_ollama(move |call| {
                 call.read_body();
                 if reset { call.reset() } else { call.close() }
             });
@@ -101,7 +101,7 @@ fn answers_that_are_not_http() {
             &long,
         ] {
             let bytes = bad.to_owned();
-            let fake = Fake::start(move |call| {
+            let fake = Fake::unlike_ollama(move |call| {
                 call.read_body();
                 call.send(&bytes);
                 call.close();
@@ -120,7 +120,7 @@ fn answers_that_are_not_http() {
 #[test]
 fn an_ollama_that_is_down_and_comes_back() {
     for way in Way::ALL {
-        let mut fake = Fake::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        let mut fake = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
         let chain = way.to(&fake);
         let mut client = chain.connect();
         assert_eq!(client.get("/x").text(), "ok", "{way:?}");
@@ -174,7 +174,7 @@ fn no_server_is_a_503_in_time_and_never_a_404() {
         assert!(!client.has_unread(), "a body after HEAD");
     }
     // The server starts later, and nobody has to restart anything.
-    let mut fake = Fake::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let mut fake = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
     fake.kill();
     fake.address = port;
     fake.restart();
@@ -195,7 +195,7 @@ fn nobody_to_ask_at_all() {
 #[test]
 fn a_request_waits_for_a_server_that_is_being_checked() {
     // The first check takes a moment; a request that comes right at the start must not fail.
-    let fake = Fake::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let fake = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
     let daemon = Daemon::start(&server_settings(fake.address)).unwrap();
     assert_eq!(Client::connect(daemon.addresses()[0]).get("/x").text(), "ok");
     let daemon = Daemon::start(&client_settings(&[fake.address])).unwrap();
@@ -205,7 +205,7 @@ fn a_request_waits_for_a_server_that_is_being_checked() {
 #[test]
 fn a_head_request_that_fails_has_no_body() {
     for way in Way::ALL {
-        let fake = Fake::start(|call| call.close());
+        let fake = Fake::unlike_ollama(|call| call.close());
         let chain: Chain = way.to(&fake);
         let mut client = chain.connect();
         for _ in 0..2 {

@@ -13,7 +13,7 @@ const EVIL: &str = "http://evil.example";
 
 /// A fake that answers as an Ollama that lets every page in.
 fn generous() -> Fake {
-    Fake::start(|call| {
+    Fake::unlike_ollama(|call| {
         call.read_body();
         call.send(
             "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nVary: Accept\r\n\
@@ -156,8 +156,8 @@ fn our_own_answers_have_the_fields_too() {
     let answer = ask(chain.address(), "GET", "/api/tags", &format!("Origin: {LOCAL}\r\n"));
     assert!(matches!(answer.status(), 502 | 503), "{answer:?}");
     assert_eq!(answer.head.all("access-control-allow-origin"), [LOCAL]);
-    let one = Fake::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
-    let other = Fake::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+    let one = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+    let other = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
     let chain = Chain::start(Way::TwoHops, &[&one, &other], |_| {});
     let answer = ask(chain.address(), "GET", "/api/tags", &format!("Origin: {LOCAL}\r\n"));
     assert_eq!(answer.head.all("access-control-allow-origin"), [LOCAL], "{answer:?}");

@@ -420,7 +420,7 @@ fn running_daemons_take_keys_up_and_lose_them() {
     let [here, there] = machines();
     let gate = Gate::new();
     let held = gate.clone();
-    let fake = Fake::start(move |call| {
+    let fake = Fake::unlike_ollama(move |call| {
         call.read_body();
         if call.target() != "/api/chat" {
             return call.answer("200 OK", "text/plain", "ok");

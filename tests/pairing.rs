@@ -100,7 +100,7 @@ fn copy(mut from: TcpStream, mut to: TcpStream, meddle: &Meddle, keep: impl Fn(&
 
 /// An Ollama that says the same thing again and again.
 fn fake(times: usize) -> Fake {
-    Fake::start(move |call| {
+    Fake::unlike_ollama(move |call| {
         call.read_body();
         call.send(ndjson());
         for _ in 0..times {

@@ -203,7 +203,7 @@ fn who_was_refused_by_one_server_does_not_hold_it_while_waiting_for_another() {
     let gate = Gate::new();
     let busy = |gate: &Gate| {
         let both = gate.clone();
-        Fake::start(move |call| {
+        Fake::unlike_ollama(move |call| {
             call.read_body();
             if call.target() != "/api/chat" {
                 return call.answer("200 OK", "application/json", "{\"version\":\"0.13.1\"}");

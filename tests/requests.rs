@@ -24,7 +24,7 @@ fn arrives(fake: &Fake, client: &mut Client, request: impl AsRef<[u8]>) -> Recor
 #[test]
 fn methods_with_and_without_bodies() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         let mut client = chain.connect();
         for method in
@@ -55,7 +55,7 @@ fn methods_with_and_without_bodies() {
 #[test]
 fn an_empty_body_of_length_zero_keeps_its_length() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         let request = "POST /api/pull HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
         let record = arrives(&fake, &mut chain.connect(), request);
@@ -66,7 +66,7 @@ fn an_empty_body_of_length_zero_keeps_its_length() {
 #[test]
 fn targets_byte_for_byte() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         let mut client = chain.connect();
         for target in [
@@ -99,7 +99,7 @@ fn targets_byte_for_byte() {
 #[test]
 fn bodies_in_the_framing_they_came_in() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         let mut client = chain.connect();
         for size in [1, 2, 4095, 4096, 4097, 70_000, 1_000_000] {
@@ -132,7 +132,7 @@ fn bodies_in_the_framing_they_came_in() {
 #[test]
 fn fields_in_order_whatever_their_values() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         let high: Vec<u8> = (0x80..=0xff).collect();
         let long = "l".repeat(12_000);
@@ -172,7 +172,7 @@ fn fields_in_order_whatever_their_values() {
 #[test]
 fn no_field_is_made_up_but_via_and_host() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         let request = "GET /x HTTP/1.1\r\nHost: pi.local\r\nVia: 1.0 fred\r\n\r\n";
         let head = arrives(&fake, &mut chain.connect(), request).head;
@@ -192,7 +192,7 @@ fn no_field_is_made_up_but_via_and_host() {
 #[test]
 fn fields_of_one_hop_stay_there() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         let fields = "Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\n\
             Connection: x-other , ,\r\nX-Other: 2\r\nX-Other: 3\r\nProxy-Connection: keep-alive\r\n\
@@ -223,7 +223,7 @@ fn fields_of_one_hop_stay_there() {
 #[test]
 fn an_offer_of_http_2_is_passed_over() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         let mut client = chain.connect();
         // What Java's client sends with its first request.
@@ -242,7 +242,7 @@ fn an_offer_of_http_2_is_passed_over() {
 #[test]
 fn continue_is_given_here_and_not_asked_for_there() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         let mut client = chain.connect();
         for framing in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
@@ -267,7 +267,7 @@ fn continue_is_given_here_and_not_asked_for_there() {
 #[test]
 fn pipelined_requests_are_answered_in_order() {
     for way in Way::ALL {
-        let fake = Fake::start(|call| {
+        let fake = Fake::unlike_ollama(|call| {
             let body = call.read_body();
             let text = [call.target().as_bytes(), &body].concat();
             if text.len() % 2 == 0 {
@@ -302,7 +302,7 @@ fn pipelined_requests_are_answered_in_order() {
 #[test]
 fn connections_are_kept_on_both_sides() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         let mut client = chain.connect();
         for n in 0..3 {
@@ -320,7 +320,7 @@ fn connections_are_kept_on_both_sides() {
 #[test]
 fn the_path_of_the_ollama_url_is_kept() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.with(&fake, |settings| {
             if let Some(url) = &mut settings.ollama {
                 url.prefix = "/behind/this".to_owned();
@@ -334,7 +334,7 @@ fn the_path_of_the_ollama_url_is_kept() {
 #[test]
 fn an_http_1_0_request_needs_no_host() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         let mut client = chain.connect();
         let record = arrives(&fake, &mut client, "GET /old HTTP/1.0\r\n\r\n");
@@ -347,7 +347,7 @@ fn an_http_1_0_request_needs_no_host() {
 fn a_value_that_cannot_be_carried_is_not_the_servers_fault() {
     // ureq refuses it, whatever server it is for.
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         let mut request = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\n".to_vec();
         request.extend_from_slice(b"Authorization: Digest username=\"\xe9\"\r\n\r\n");

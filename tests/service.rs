@@ -58,7 +58,7 @@ fn arguments(fake: &Fake) -> String {
 }
 
 fn fake() -> Fake {
-    Fake::start(|call| {
+    Fake::unlike_ollama(|call| {
         call.read_body();
         call.answer("200 OK", "text/plain", "ok");
     })

@@ -12,7 +12,7 @@ fn a_connection_that_goes_stale_as_it_is_used() {
     for way in Way::ALL {
         for reset in [false, true] {
             // Each connection carries one request; the next one finds it closing.
-            let fake = Fake::start(move |call| {
+            let fake = Fake::unlike_ollama(move |call| {
                 call.read_body();
                 match (call.earlier, reset) {
                     (0, _) => call.answer("200 OK", "text/plain", "ok"),
@@ -44,7 +44,7 @@ fn a_connection_that_goes_stale_as_it_is_used() {
 #[test]
 fn a_connection_that_goes_stale_with_half_a_body_sent() {
     for way in Way::ALL {
-        let fake = Fake::start(|call| {
+        let fake = Fake::unlike_ollama(|call| {
             if call.earlier > 0 {
                 call.read_part();
                 return call.close();
@@ -75,7 +75,7 @@ fn a_connection_that_goes_stale_with_half_a_body_sent() {
 fn connections_closed_right_behind_the_answer() {
     for way in Way::ALL {
         // Without a word of it in the answer: the next request may be under way already.
-        let fake = Fake::start(|call| {
+        let fake = Fake::unlike_ollama(|call| {
             call.read_body();
             call.answer("200 OK", "text/plain", "ok");
             call.close();
@@ -118,7 +118,7 @@ fn connections_closed_right_behind_the_answer() {
 #[test]
 fn an_ollama_that_restarts_between_two_requests() {
     for way in Way::ALL {
-        let mut fake = Fake::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        let mut fake = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
         let chain = way.to(&fake);
         let mut client = chain.connect();
         for n in 0..5 {

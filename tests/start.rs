@@ -15,7 +15,7 @@ fn server(fake: &Fake) -> String {
 
 #[test]
 fn it_is_a_server_where_an_ollama_answers() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let process = Process::start(&format!(
         "--listen 127.0.0.1:0 --listen [::1]:0 --discovery-port 0 --ollama {}",
         fake.address
@@ -34,7 +34,7 @@ fn it_is_a_server_where_an_ollama_answers() {
 #[test]
 fn it_is_a_client_where_none_does() {
     let nobody = free_tcp_port();
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let process = Process::start(&format!(
         "--listen 127.0.0.1:0 --discovery-port 0 --ollama {nobody} --server {}",
         fake.address
@@ -47,7 +47,7 @@ fn it_is_a_client_where_none_does() {
 
 #[test]
 fn another_ollana_is_no_ollama() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let first = Process::start(&server(&fake));
     let second = Process::start(&format!(
         "--mode client --listen 127.0.0.1:0 --discovery-port 0 --server {}",
@@ -67,7 +67,7 @@ fn another_ollana_is_no_ollama() {
 #[test]
 fn a_port_that_is_taken_is_named_with_a_way_out() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let other = Process::start(&server(&fake));
     for (mode, holder, hint) in [
         ("server", silent.local_addr().unwrap(), "--listen"),
@@ -119,8 +119,9 @@ fn a_command_line_that_makes_no_sense() {
 
 #[test]
 fn two_daemons_side_by_side() {
-    let fakes = ["one", "two"]
-        .map(|name| Fake::answering(format!("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{name}")));
+    let fakes = ["one", "two"].map(|name| {
+        Fake::unlike_ollama_saying(format!("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{name}"))
+    });
     let servers = [&fakes[0], &fakes[1]].map(|fake| Process::start(&server(fake)));
     let clients = [&servers[0], &servers[1]].map(|server| {
         Process::start(&format!(
@@ -136,7 +137,7 @@ fn two_daemons_side_by_side() {
 
 #[test]
 fn an_ollama_that_starts_later_and_restarts() {
-    let mut fake = Fake::answering(OK);
+    let mut fake = Fake::unlike_ollama_saying(OK);
     fake.kill();
     let process = Process::start(&server(&fake));
     let mut client = Client::connect(process.address());
@@ -156,7 +157,7 @@ fn an_ollama_that_starts_later_and_restarts() {
 
 #[test]
 fn variables_are_options_too() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let url = format!("http://{}/behind/", fake.address);
     let process = Process::with_env(
         "",
@@ -179,7 +180,7 @@ fn variables_are_options_too() {
 #[test]
 fn memory_stays_flat_however_much_goes_through() {
     const BLOCKS: usize = 256;
-    let fake = Fake::start(|call| {
+    let fake = Fake::unlike_ollama(|call| {
         let (length, _) = call.drain_body();
         if call.target() != "/down" {
             return call.answer("200 OK", "text/plain", length.to_string());

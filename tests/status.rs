@@ -117,7 +117,7 @@ fn it_answers_while_no_server_is_there() {
 fn it_answers_while_every_place_is_taken() {
     let gate = Gate::new();
     let held = gate.clone();
-    let fake = Fake::start(move |call| {
+    let fake = Fake::unlike_ollama(move |call| {
         call.read_body();
         call.wait(&held, "the test to let it go");
         call.send(OK);
@@ -147,7 +147,7 @@ fn it_answers_while_every_place_is_taken() {
 
 #[test]
 fn requests_tokens_and_bytes_are_counted() {
-    let fake = Fake::start(|call| {
+    let fake = Fake::unlike_ollama(|call| {
         call.read_body();
         call.send(ndjson());
         for _ in 0..9 {
@@ -190,7 +190,7 @@ fn requests_tokens_and_bytes_are_counted() {
 fn pulls_and_uploads_show_how_far_they_are() {
     let gates = [Gate::new(), Gate::new()];
     let [half, rest] = gates.clone();
-    let fake = Fake::start(move |call| {
+    let fake = Fake::unlike_ollama(move |call| {
         if call.target().starts_with("/api/blobs/") {
             let mut got = 0;
             while got < 600_000 {
@@ -252,7 +252,7 @@ fn pulls_and_uploads_show_how_far_they_are() {
 
 #[test]
 fn a_broken_answer_is_remembered_without_the_prompt() {
-    let fake = Fake::start(|call| {
+    let fake = Fake::unlike_ollama(|call| {
         call.read_body();
         call.send(ndjson());
         call.send(chunk("{\"response\":\"x\"}\n"));
@@ -275,7 +275,7 @@ fn a_broken_answer_is_remembered_without_the_prompt() {
 fn the_queue_is_seen_while_it_lasts() {
     let gate = Gate::new();
     let held = gate.clone();
-    let fake = Fake::start(move |call| {
+    let fake = Fake::unlike_ollama(move |call| {
         call.read_body();
         call.wait(&held, "the test to let it go");
         call.send(OK);

@@ -14,7 +14,7 @@ const SOON: Duration = Duration::from_secs(1);
 /// A fake that sends one line, then another when the gate opens.
 fn fake(gate: &Gate) -> Fake {
     let held = gate.clone();
-    Fake::start(move |call| {
+    Fake::unlike_ollama(move |call| {
         call.read_body();
         if call.target() != "/api/chat" {
             return call.answer("200 OK", "text/plain", "ok");
@@ -80,7 +80,7 @@ fn streams_finish_and_nobody_new_comes_in() {
 
 #[test]
 fn a_stream_that_takes_too_long_is_cut() {
-    let fake = Fake::start(|call| {
+    let fake = Fake::unlike_ollama(|call| {
         call.read_body();
         if call.target() != "/api/chat" {
             return call.answer("200 OK", "text/plain", "ok");
@@ -113,7 +113,7 @@ fn a_stream_that_takes_too_long_is_cut() {
 
 #[test]
 fn a_client_that_reads_nothing_holds_nobody_up() {
-    let fake = Fake::start(|call| {
+    let fake = Fake::unlike_ollama(|call| {
         call.read_body();
         call.send(ndjson());
         let deadline = Instant::now() + 2 * support::PATIENCE;
@@ -171,7 +171,7 @@ fn without_work_it_ends_at_once() {
 fn a_request_under_way_is_answered() {
     let gate = Gate::new();
     let held = gate.clone();
-    let fake = Fake::start(move |call| {
+    let fake = Fake::unlike_ollama(move |call| {
         call.read_body();
         call.wait(&held, "the daemon to be told to stop");
         call.answer("200 OK", "text/plain", "done");

@@ -20,7 +20,7 @@ fn paced(
     frame: fn(&str) -> Vec<u8>,
     end: &'static [u8],
 ) -> Fake {
-    Fake::start(move |call| {
+    Fake::unlike_ollama(move |call| {
         call.read_body();
         call.send(head);
         for (n, gate) in gates.iter().enumerate() {
@@ -78,7 +78,7 @@ fn chunks_of_a_line_stay_in_step_with_their_length() {
         let gates = gates(10);
         let head = "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n";
         let theirs = gates.clone();
-        let fake = Fake::start(move |call| {
+        let fake = Fake::unlike_ollama(move |call| {
             call.send(head);
             for gate in &theirs {
                 call.wait(gate, "the client to read five bytes");
@@ -102,7 +102,7 @@ fn what_comes_with_the_head_leaves_with_it() {
     for way in Way::ALL {
         let gate = Gate::new();
         let held = gate.clone();
-        let fake = Fake::start(move |call| {
+        let fake = Fake::unlike_ollama(move |call| {
             call.read_body();
             call.send([ndjson().as_bytes(), &chunk("{\"a\":1}\n")].concat());
             call.wait(&held, "the client to read the first line");
@@ -123,7 +123,7 @@ fn half_a_chunk_is_passed_on() {
     for way in Way::ALL {
         let gate = Gate::new();
         let held = gate.clone();
-        let fake = Fake::start(move |call| {
+        let fake = Fake::unlike_ollama(move |call| {
             call.read_body();
             call.send(ndjson());
             call.send("a\r\n12345");
@@ -157,7 +157,7 @@ fn a_line_of_8_mb_arrives_intact() {
         line.iter_mut().for_each(|byte| *byte = b'a' + *byte % 26);
         line.push(b'\n');
         let sent = Sum::of(&line);
-        let fake = Fake::start(move |call| {
+        let fake = Fake::unlike_ollama(move |call| {
             call.read_body();
             call.send(ndjson());
             call.send_chunk(&line);
@@ -175,7 +175,8 @@ fn a_line_of_8_mb_arrives_intact() {
 fn an_upload_streams() {
     for way in Way::ALL {
         for target in ["/api/blobs/sha256:00", "/api/chat"] {
-            let fake = Fake::answering("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n");
+            let fake =
+                Fake::unlike_ollama_saying("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n");
             let chain = way.to(&fake);
             let mut client = chain.connect();
             for (n, framing) in
@@ -207,7 +208,7 @@ fn an_upload_streams() {
 #[test]
 fn an_interim_answer_stops_no_upload() {
     for way in Way::ALL {
-        let fake = Fake::start(|call| {
+        let fake = Fake::unlike_ollama(|call| {
             call.send("HTTP/1.1 100 Continue\r\n\r\n");
             call.read_part();
             call.send("HTTP/1.1 102 Processing\r\n\r\n");
@@ -245,7 +246,7 @@ fn bulk_goes_both_ways_unchanged() {
         let mut sum = Sum::default();
         (0..16).for_each(|_| sum.add(&block));
         let down = block.clone();
-        let fake = Fake::start(move |call| {
+        let fake = Fake::unlike_ollama(move |call| {
             let (length, hash) = call.drain_body();
             if call.target() == "/up" {
                 return call.answer("200 OK", "text/plain", format!("{length} {hash}"));

@@ -24,7 +24,7 @@ fn assert_serves(address: std::net::SocketAddr, what: &str) {
 #[test]
 fn k1_a_burst_of_connections_is_answered() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         for round in 0..3 {
             let start = Instant::now();
@@ -49,7 +49,7 @@ fn k1_a_burst_of_connections_is_answered() {
 
 #[test]
 fn k2_a_declared_length_is_only_a_number() {
-    let fake = Fake::start(|call| {
+    let fake = Fake::unlike_ollama(|call| {
         if call.target() == "/upload" {
             return call.hang_reading();
         }
@@ -97,7 +97,7 @@ fn k2_a_declared_length_is_only_a_number() {
 
 #[test]
 fn k3_no_descriptors_left_and_back_again() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let mut process = Process::with_descriptors(
         &format!("--mode server --listen 127.0.0.1:0 --discovery-port 0 --ollama {}", fake.address),
         48,
@@ -145,7 +145,7 @@ fn cpu_ticks(process: &Process) -> u64 {
 
 #[test]
 fn k4_other_versions_hold_no_thread() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let chain = Way::OneHop.to(&fake);
     let mut held = Vec::new();
     for version in ["2.0", "3.0", "1.2", "0.9", "11"] {
@@ -164,7 +164,7 @@ fn k4_other_versions_hold_no_thread() {
 #[test]
 fn k5_resets_at_any_moment() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         let whole = request("POST", "/x", "hello");
         for n in 0..300 {
@@ -179,7 +179,7 @@ fn k5_resets_at_any_moment() {
 
 #[test]
 fn k6_a_head_has_an_end_and_a_deadline() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let chain = Way::OneHop.to(&fake);
     let mut client = chain.connect();
     client.send("GET / HTTP/1.1\r\nHost: localhost\r\nX: ");
@@ -207,7 +207,7 @@ fn k6_a_head_has_an_end_and_a_deadline() {
 fn k7_nobody_reads_two_requests_into_one() {
     let hidden = "GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n";
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         let chunked = format!("0\r\n\r\n{hidden}");
         let length = chunked.len();

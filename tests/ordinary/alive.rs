@@ -43,7 +43,7 @@ fn a_reader_that_pauses_is_alive() {
 /// What is pooled carries its small requests, and a slow reader's large ones go through.
 #[test]
 fn a_steady_slow_reader_is_alive() {
-    let fake = Fake::start(|call| {
+    let fake = Fake::unlike_ollama(|call| {
         let mut bytes = 0;
         while let Some(part) = call.read_part() {
             bytes += part.len();
@@ -89,7 +89,7 @@ fn a_reader_that_pauses_for_long_is_alive() {
 #[test]
 fn a_stale_connection_costs_no_large_body() {
     for way in Way::ALL {
-        let fake = Fake::start(|call| {
+        let fake = Fake::unlike_ollama(|call| {
             if call.earlier > 0 {
                 call.read_part();
                 return call.reset();
@@ -177,7 +177,7 @@ fn tokens_are_proof_of_life() {
         },
     );
     let chain = Way::TwoHops.to(&fake);
-    let other = Fake::answering("");
+    let other = Fake::unlike_ollama_saying("");
     let direct = Chain::direct(&[&fake, &other], |_| {});
     let mut clients = [chain.connect(), direct.connect()];
     for client in &mut clients {

@@ -19,7 +19,7 @@ const OVERLOAD: &str = "server busy, please try again.  maximum pending requests
 /// overloaded Ollama does, and answers everything else at once.
 fn ollama(gate: &Gate) -> Fake {
     let gate = gate.clone();
-    Fake::start(move |call| {
+    Fake::unlike_ollama(move |call| {
         let body = String::from_utf8_lossy(&call.read_body()).into_owned();
         if body.contains("\"held\"") {
             call.send(
@@ -215,7 +215,7 @@ fn only_ollamas_own_overload_teaches_a_limit() {
             let name = format!("{way:?}: {path} {model:?} {status} {error}");
             let gate = Gate::new();
             let (held, refusal) = (gate.clone(), error.clone());
-            let fake = Fake::start(move |call: &mut Call<'_>| {
+            let fake = Fake::unlike_ollama(move |call: &mut Call<'_>| {
                 let body = String::from_utf8_lossy(&call.read_body()).into_owned();
                 if body.contains("\"held\"") {
                     call.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
@@ -245,7 +245,7 @@ fn a_refusal_is_passed_on_as_it_came() {
     for way in Way::ALL {
         let gate = Gate::new();
         let (later, whole) = (gate.clone(), long.clone());
-        let fake = Fake::start(move |call| {
+        let fake = Fake::unlike_ollama(move |call| {
             let body = String::from_utf8_lossy(&call.read_body()).into_owned();
             let head = "HTTP/1.1 503 Busy\r\nContent-Type: application/json\r\nRetry-After: 7\r\n";
             let length = |length: usize| format!("{head}Content-Length: {length}\r\n\r\n");

@@ -13,7 +13,7 @@ const SOON: Duration = Duration::from_millis(500);
 
 /// Answers with what it was asked.
 fn echo() -> Fake {
-    Fake::start(|call| {
+    Fake::unlike_ollama(|call| {
         call.read_body();
         let told = format!("{} {}", call.head.method(), call.target());
         call.answer("200 OK", "text/plain", told);
@@ -33,7 +33,7 @@ fn half_closed_reads_are_answered() {
     for way in Way::ALL {
         let gate = Gate::new();
         let held = gate.clone();
-        let fake = Fake::start(move |call: &mut Call<'_>| {
+        let fake = Fake::unlike_ollama(move |call: &mut Call<'_>| {
             call.read_body();
             call.wait(&held, "the half-close to be seen");
             call.answer("200 OK", "text/plain", vec![b'x'; 100_000]);
@@ -77,7 +77,7 @@ fn half_closed_reads_are_answered() {
 fn half_closed_work_is_cancelled() {
     for way in Way::ALL {
         for target in ["/api/chat", "/v1/embeddings", "/v1/audio/transcriptions", "/api/pull"] {
-            let fake = Fake::start(|call| {
+            let fake = Fake::unlike_ollama(|call| {
                 call.read_body();
                 call.hang();
             });
@@ -140,7 +140,7 @@ fn a_half_closed_upload_arrives_whole() {
         for size in (12..200).map(|n| n << 18) {
             let gate = Gate::new();
             let held = gate.clone();
-            let fake = Fake::start(move |call| {
+            let fake = Fake::unlike_ollama(move |call| {
                 call.wait(&held, "the half-close to be seen");
                 call.read_body();
                 call.answer("201 Created", "text/plain", "");
@@ -172,7 +172,7 @@ fn a_half_closed_upload_arrives_whole() {
 #[test]
 fn a_read_for_nobody_ends() {
     for way in Way::ALL {
-        let fake = Fake::start(|call| call.hang());
+        let fake = Fake::unlike_ollama(|call| call.hang());
         let chain = way.with(&fake, |settings| {
             settings.timing.half_closed_timeout = Duration::from_millis(300);
         });

@@ -1,4 +1,5 @@
-//! An Ollama that does what a test tells it: HTTP/1.1 on a bare socket, one thread per connection.
+//! A server that does what a test tells it: HTTP/1.1 on a bare socket, one thread per connection.
+//! It is what an `Ollama` is made of; by itself it is for what no Ollama ever sends.
 //!
 //! A script is a closure over a [`Call`]; it runs once per request, and its lines are the steps:
 //! send these bytes, wait for that gate, read the body, reset. What daemons ask on their own account
@@ -84,13 +85,14 @@ pub struct Fake {
 }
 
 impl Fake {
-    /// Starts to serve on a free port of 127.0.0.1.
-    pub fn start(script: impl Fn(&mut Call<'_>) + Send + Sync + 'static) -> Self {
+    /// One whose script answers whatever is asked, paths and models that no Ollama knows too: for
+    /// broken framing, odd fields, a death at a chosen byte. Everything else is for an `Ollama`.
+    pub fn unlike_ollama(script: impl Fn(&mut Call<'_>) + Send + Sync + 'static) -> Self {
         let world = World::default();
         Fake::start_checked(move |head| checked(&world, head), script)
     }
 
-    /// The same with other answers to health checks.
+    /// Starts to serve on a free port of 127.0.0.1.
     pub fn start_checked(
         checks: impl Fn(&Head) -> Option<Vec<u8>> + Send + Sync + 'static,
         script: impl Fn(&mut Call<'_>) + Send + Sync + 'static,
@@ -109,10 +111,10 @@ impl Fake {
         fake
     }
 
-    /// Answers every request with the same bytes, after its body.
-    pub fn answering(answer: impl AsRef<[u8]>) -> Self {
+    /// One that answers every request with the same bytes, after its body.
+    pub fn unlike_ollama_saying(answer: impl AsRef<[u8]>) -> Self {
         let answer = answer.as_ref().to_vec();
-        Fake::start(move |call| {
+        Fake::unlike_ollama(move |call| {
             call.read_body();
             call.send(&answer);
         })

@@ -27,7 +27,7 @@ fn probes() -> Vec<Vec<u8>> {
 /// packets, and all victims together get a bounded number of them.
 #[test]
 fn a_forged_source_gets_less_than_was_sent() {
-    let fake = Fake::answering(OK);
+    let fake = Fake::unlike_ollama_saying(OK);
     let mut settings = server_settings(fake.address);
     settings.discovery_port = free_udp_port();
     let daemon = start(&settings);
@@ -110,7 +110,7 @@ fn silent(addresses: &[Ipv4Addr]) -> (u16, Arc<AtomicUsize>) {
 /// Each probe is answered with hundreds of servers that don't exist, say nothing, or aren't Ollama.
 #[test]
 fn a_flood_of_servers_displaces_nobody() {
-    let known = Fake::answering(OK);
+    let known = Fake::unlike_ollama_saying(OK);
     let ear = UdpSocket::bind("127.0.0.1:0").expect("a port");
     let mut settings = client_settings(&[]);
     settings.discovery_port = ear.local_addr().expect("its address").port();

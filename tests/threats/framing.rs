@@ -49,7 +49,7 @@ const CHUNKS: &[&str] = &[
 #[test]
 fn chunks_hide_no_request() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.to(&fake);
         for (method, target) in [("POST", "/x"), ("POST", "/api/chat"), ("DELETE", "/api/delete")] {
             for body in CHUNKS {
@@ -169,7 +169,7 @@ fn targets_lead_to_our_own_servers_alone() {
     let trap = Rogue::answering(answer("200 OK", "", "trapped"));
     let place = trap.address;
     for way in Way::ALL {
-        let fake = Fake::start(|call| match call.target() {
+        let fake = Fake::unlike_ollama(|call| match call.target() {
             "/upgrade" => {
                 assert!(!call.head.has("upgrade") && !call.head.has("connection"));
                 call.send(
@@ -275,7 +275,7 @@ fn assert_flat(processes: &mut [Process; 2], before: [usize; 2], what: &str) {
 
 #[test]
 fn a_declared_length_takes_no_memory() {
-    let fake = Fake::start(|call| match call.head.method() {
+    let fake = Fake::unlike_ollama(|call| match call.head.method() {
         "POST" => call.hang_reading(),
         _ => call.answer("200 OK", "text/plain", "ok"),
     });

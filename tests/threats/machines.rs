@@ -70,7 +70,7 @@ const INTERNET: [&str; 2] = ["203.0.113.9", "2001:db8::9"];
 
 impl Server {
     fn start(options: &str) -> Self {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let process = Process::start(&format!(
             "--mode server --listen 0.0.0.0:11435 --listen [::]:11435 --ollama {} {options}",
             fake.address

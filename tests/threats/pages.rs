@@ -73,7 +73,7 @@ const OURS: &[&str] = &[
 #[test]
 fn a_rebound_name_reaches_no_ollama() {
     for way in Way::ALL {
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let chain = way.with(&fake, |settings| settings.hosts.push("gpu.example.com".to_owned()));
         for host in FOREIGN {
             for version in ["1.0", "1.1"] {
@@ -159,7 +159,7 @@ fn a_page_of_another_site_changes_nothing() {
     attacks.extend(lookalikes.iter().map(|fields| ("POST", "/api/generate", &**fields, chat)));
     for way in Way::ALL {
         // An Ollama that would let every page in.
-        let fake = Fake::start(|call| {
+        let fake = Fake::unlike_ollama(|call| {
             call.read_body();
             call.send(
                 "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Length: 0\r\n\r\n",

@@ -67,7 +67,7 @@ fn proxies_of_the_environment_see_nothing() {
     for url in &urls {
         let mut variables: Vec<(&str, &str)> = names.iter().map(|name| (*name, &**url)).collect();
         variables.extend([("NO_PROXY", ""), ("no_proxy", "")]);
-        let fake = Fake::answering(OK);
+        let fake = Fake::unlike_ollama_saying(OK);
         let discovery = free_udp_port().to_string();
         let server = format!(
             "--mode server --listen 127.0.0.1:0 --discovery-port {discovery} --ollama {}",
@@ -132,7 +132,7 @@ fn a_loop_through_a_stranger_ends_after_one_round() {
         assert_eq!(asked, 1, "{method} {target} went round {asked} times");
     }
     // The mark is found wherever it stands.
-    let seen = Fake::answering(OK);
+    let seen = Fake::unlike_ollama_saying(OK);
     let daemon = start(&client_settings(&[seen.address]));
     Client::connect(daemon.addresses()[0]).get("/x");
     let via = seen.request(0).head.one("via").expect("our mark");
