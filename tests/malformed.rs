@@ -1,9 +1,11 @@
 //! Heads that two readers could understand differently are refused, and nothing of them, nor of
-//! what a smuggler hides behind them, reaches the Ollama.
+//! what a smuggler hides behind them, reaches the Ollama. Answers like that don't reach the client.
 
 mod support;
 
-use support::{Client, End, Fake, Way, eventually, request};
+use std::time::{Duration, Instant};
+
+use support::{Client, End, Fake, Way, eventually, post, request};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 /// What a smuggler would like to be seen as a request of its own.
@@ -207,5 +209,197 @@ fn refusals_are_read_by_clients_that_are_still_sending() {
             assert!(answer.json()["error"].is_string(), "{way:?} {head:?}");
         }
         eventually("every connection to end", || (chain.front().connections() == 0).then_some(()));
+    }
+}
+
+/// An upstream that keeps its connection open behind such an answer: whoever waits for more of it
+/// waits for ever.
+fn saying(answer: impl Into<Vec<u8>>) -> Fake {
+    let answer = answer.into();
+    Fake::unlike_ollama(move |call| {
+        call.read_body();
+        call.send(&answer);
+        call.hang();
+    })
+}
+
+/// How long an answer may take to be refused, on a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+/// Heads of answers that aren't passed on, and what the client is told.
+#[test]
+fn answers_whose_body_nobody_could_read_are_refused() {
+    let chunks = "5\r\nhello\r\n0\r\n\r\n";
+    let coding = "transfer coding";
+    let long = "x".repeat(40_000);
+    let many: String = (0..200).map(|n| format!("X-{n}: y\r\n")).collect();
+    let rows: &[(&str, &str)] = &[
+        ("1.1 200 OK\r\nTransfer-Encoding: gzip, chunked", coding),
+        ("1.1 200 OK\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked", coding),
+        ("1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked", coding),
+        ("1.1 200 OK\r\nTransfer-Encoding: chunked, chunked", coding),
+        ("1.1 200 OK\r\nTransfer-Encoding: chunked, gzip", coding),
+        ("1.1 200 OK\r\nTransfer-Encoding: gzip", coding),
+        ("1.1 200 OK\r\nTransfer-Encoding: gzip\r\nContent-Length: 20", coding),
+        ("1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 20", coding),
+        ("1.1 200 OK\r\nTransfer-Encoding: xchunked", coding),
+        ("1.1 200 OK\r\nTransfer-Encoding: chunked;q=1", coding),
+        ("1.1 200 OK\r\nTransfer-Encoding: \"chunked\"", coding),
+        ("1.1 200 OK\r\nTransfer-Encoding: chunk ed", coding),
+        ("1.1 200 OK\r\nTransfer-Encoding:", coding),
+        ("1.1 200 OK\r\nTransfer-Encoding: \u{e9}, chunked", coding),
+        ("1.0 200 OK\r\nTransfer-Encoding: chunked", coding),
+        // Whatever is said beside it, the field is one of them.
+        ("1.1 502 Bad\r\nTransfer-Encoding: deflate, chunked", coding),
+        ("1.1 302 Found\r\nLocation: /\r\nTransfer-Encoding: br, chunked", coding),
+        ("1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6", "content-length"),
+        ("1.1 200 OK\r\nContent-Length: 5, 6", "content-length"),
+        ("1.1 200 OK\r\nContent-Length: -5", "content-length"),
+        ("1.1 200 OK\r\nContent-Length: +5", "content-length"),
+        ("1.1 200 OK\r\nContent-Length: 0x5", "content-length"),
+        ("1.1 200 OK\r\nContent-Length: 5 5", "content-length"),
+        ("1.1 200 OK\r\nContent-Length:", "content-length"),
+        ("1.1 200 OK\r\nContent-Length: 99999999999999999999999", "content-length"),
+        ("1.1 200 OK\r\nX: y\r\n folded\r\nContent-Length: 5", "not HTTP"),
+        ("1.1 200 OK\r\nContent-Length : 5", "not HTTP"),
+        ("1.1 200 OK\r\nX: y\0\r\nContent-Length: 5", "not HTTP"),
+        (&format!("1.1 200 OK\r\nX: {long}\r\nContent-Length: 5"), "head is too large"),
+        (&format!("1.1 200 {long}\r\nContent-Length: 5"), "head is too large"),
+        (&format!("1.1 200 OK\r\n{many}Content-Length: 5"), "head is too large"),
+        (&format!("1.1 103 Hints\r\nX: {long}\r\n\r\nHTTP/1.1 200 OK"), "head is too large"),
+        // Without an end, so far.
+        (&format!("1.1 200 OK\r\nX: {long}"), "head is too large"),
+    ];
+    for way in Way::ALL {
+        for (head, reason) in rows {
+            let fake = saying(format!("HTTP/{head}\r\n\r\n{chunks}"));
+            let chain = way.to(&fake);
+            for target in ["/api/chat", "/x"] {
+                let start = Instant::now();
+                let answer = chain.connect().ask(post(target, "{}"));
+                let what = format!("{way:?} {head:.70?}: {answer:?}");
+                assert_eq!((answer.status(), answer.end), (502, End::Whole), "{what}");
+                let said = answer.json()["error"].as_str().map(str::to_owned).unwrap_or_default();
+                assert!(said.to_lowercase().contains(&reason.to_lowercase()), "{what}");
+                assert!(said.contains(&fake.address.port().to_string()), "{what}");
+                assert!(!answer.head.has("transfer-encoding"), "{what}");
+                assert!(start.elapsed() < AT_ONCE, "{what} after {:?}", start.elapsed());
+            }
+        }
+    }
+}
+
+/// Chunks of an answer that are one body to everybody.
+#[test]
+fn chunks_of_an_answer_arrive_whatever_their_frames_look_like() {
+    let long = format!("5;{}\r\nhello\r\n0\r\n\r\n", "x=y;".repeat(50));
+    let trailer = format!("5\r\nhello\r\n0\r\nX: {}\r\nY: z\r\n\r\n", "x".repeat(4000));
+    let rows: &[&str] = &[
+        "5\r\nhello\r\n0\r\n\r\n",
+        "005\r\nhello\r\n000\r\n\r\n",
+        "5    \r\nhello\r\n0\t\r\n\r\n",
+        "5;a\r\nhello\r\n0;b=c\r\n\r\n",
+        "5;name=\"a quoted; value\"\r\nhello\r\n0\r\n\r\n",
+        "2;x=0123456789abcdefghij\r\nhe\r\n3 \t;y\r\nllo\r\n0\r\n\r\n",
+        &long,
+        "1\r\nh\r\n1\r\ne\r\n1\r\nl\r\n1\r\nl\r\n1\r\no\r\n0\r\n\r\n",
+        "5\r\nhello\r\n0\r\nX: y\r\n\r\n",
+        &trailer,
+    ];
+    for way in Way::ALL {
+        for body in rows {
+            for head in ["Transfer-Encoding: chunked", "Transfer-Encoding:\tCHUNKED "] {
+                // What two readers could take differently, RFC 9112 §6.3 decides: the chunks count.
+                for length in ["", "Content-Length: 3\r\n"] {
+                    let fake = saying(format!("HTTP/1.1 200 OK\r\n{length}{head}\r\n\r\n{body}"));
+                    let chain = way.to(&fake);
+                    let answer = chain.connect().ask(request("GET", "/x", ""));
+                    let what = format!("{way:?} {head:?} {length:?} {body:.60?}: {answer:?}");
+                    assert_eq!((answer.end, &*answer.text()), (End::Whole, "hello"), "{what}");
+                    assert!(!answer.head.has("content-length"), "{what}");
+                }
+            }
+        }
+        // In single bytes too.
+        let fake = Fake::unlike_ollama(|call| {
+            call.read_body();
+            call.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+            for byte in b"5;extension=of-some-length\r\nhello\r\n0\r\nX: y\r\n\r\n" {
+                call.send([*byte]);
+            }
+        });
+        let chain = way.to(&fake);
+        let mut client = chain.connect();
+        for _ in 0..3 {
+            let answer = client.ask(request("GET", "/x", ""));
+            assert_eq!((answer.end, &*answer.text()), (End::Whole, "hello"), "{way:?}");
+        }
+    }
+}
+
+/// Chunks that aren't: an error at once, with the reason, and never a whole answer.
+#[test]
+fn chunks_of_an_answer_that_are_none_are_an_error_at_once() {
+    let (long, trailer) = ("x".repeat(40_000), "x".repeat(9000));
+    let rows: &[&str] = &[
+        "2\nno\r\n0\r\n\r\n",
+        "2 2\r\nno\r\n0\r\n\r\n",
+        "2\r\nno\n0\r\n\r\n",
+        "2\r\nno\r\n0\n\r\n",
+        "2\r\nno\r\n0\r\n\n",
+        "2\r\nno\r\n0\r\nX: y\n\r\n",
+        "2;a\nno\r\n0\r\n\r\n",
+        "2\r\nno\r\n5\n",
+        "\n2\r\nno\r\n0\r\n\r\n",
+        "\r\n2\r\nno\r\n0\r\n\r\n",
+        "+2\r\nno\r\n0\r\n\r\n",
+        "-2\r\nno\r\n0\r\n\r\n",
+        "0x2\r\nno\r\n0\r\n\r\n",
+        "2_0\r\nno\r\n0\r\n\r\n",
+        " 2\r\nno\r\n0\r\n\r\n",
+        "g\r\nno\r\n0\r\n\r\n",
+        ";x\r\nno\r\n0\r\n\r\n",
+        "2\r\r\nno\r\n0\r\n\r\n",
+        "2\r\nnone\r\n0\r\n\r\n",
+        "2\r\nno0\r\n\r\n",
+        "2\r\nno, this goes on without any end of a line",
+        "hello",
+        "hello, this is no chunk at all",
+        "{\"error\":\"x\"}\n",
+        "10000000000000000\r\nno",
+        "fffffffffffffffff\r\nno",
+        "2\r\nno\r\n0\r\nno colon\r\n\r\n",
+        "2\r\nno\r\n0\r\n X: y\r\n\r\n",
+        &format!("2;{long}"),
+        &format!("2;{long}\r\nno\r\n0\r\n\r\n"),
+        &format!("2\r\nno\r\n0\r\nX: {trailer}"),
+    ];
+    for way in Way::ALL {
+        for body in rows {
+            for pieces in [1, 2] {
+                // Behind the head, or with it.
+                let text = body.as_bytes().to_vec();
+                let fake = Fake::unlike_ollama(move |call| {
+                    call.read_body();
+                    let head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\
+                                 Transfer-Encoding: chunked\r\n\r\n";
+                    if pieces == 1 {
+                        call.send([head, &text[..]].concat());
+                    } else {
+                        call.send(head);
+                        std::thread::sleep(Duration::from_millis(5));
+                        call.send(&text);
+                    }
+                    call.hang();
+                });
+                let chain = way.to(&fake);
+                let start = Instant::now();
+                let answer = chain.connect().ask(post("/api/chat", "{}"));
+                let what = format!("{way:?} {body:.60?} in {pieces}: {answer:?}");
+                assert_ne!(answer.end, End::Whole, "{what}");
+                assert!(answer.text().contains("malformed chunks"), "{what}");
+                assert!(start.elapsed() < AT_ONCE, "{what} after {:?}", start.elapsed());
+            }
+        }
     }
 }

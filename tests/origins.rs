@@ -102,6 +102,7 @@ fn preflights_are_answered_where_they_arrive() {
         for target in ["/api/chat", "/nosuch"] {
             let answer = ask(chain.address(), "OPTIONS", target, &fields);
             assert_eq!((answer.status(), answer.text().as_str()), (204, ""), "{way:?} {answer:?}");
+            assert!(!answer.head.has("content-length"), "{way:?} {answer:?}");
             let one = |name: &str| answer.head.all(name);
             assert_eq!(one("access-control-allow-origin"), [LOCAL]);
             assert_eq!(

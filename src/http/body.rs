@@ -32,12 +32,15 @@ pub struct ChunkDecoder {
     left: u64,
     /// Bytes of the current size line, or of all trailers.
     line: usize,
+    /// Sizes may have spaces behind them, as old servers write them.
+    is_padded: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
     #[default]
     Size,
+    Padding,
     Extension,
     SizeLf,
     Data,
@@ -57,14 +60,8 @@ impl ChunkDecoder {
     /// what is malformed.
     pub fn step(&mut self, input: &[u8]) -> Result<Step, &'static str> {
         for (at, &byte) in input.iter().enumerate() {
-            if self.state == State::Data {
-                let len = self.left.min((input.len() - at) as u64);
-                self.left -= len;
-                if self.left == 0 {
-                    self.state = State::DataCr;
-                }
-                // `len` is at most input.len(), so it fits.
-                return Ok(Step::Data { skip: at, len: len as usize });
+            if let Some(len) = self.take_data(input.len() - at) {
+                return Ok(Step::Data { skip: at, len });
             }
             self.state = self.next(byte)?;
             if self.state == State::Ended {
@@ -74,18 +71,69 @@ impl ChunkDecoder {
         Ok(Step::More)
     }
 
+    /// Takes extensions and trailers out of the next bytes of the body, for a reader behind this one;
+    /// how many bytes are left. An error says what is malformed behind them.
+    pub(crate) fn strip(&mut self, bytes: &mut [u8]) -> (usize, Result<(), &'static str>) {
+        self.is_padded = true;
+        let (mut at, mut kept) = (0, 0);
+        while at < bytes.len() {
+            let (before, rest) = (self.state, bytes.len() - at);
+            let (len, is_kept) = match self.take_data(rest) {
+                Some(len) => (len, true),
+                // What follows the end isn't the body's, and for the reader to judge.
+                None if before == State::Ended => (rest, true),
+                None => match self.next(bytes[at]) {
+                    Ok(state) => (1, self.moves_to(state)),
+                    Err(reason) => return (kept, Err(reason)),
+                },
+            };
+            if is_kept {
+                if kept < at {
+                    bytes.copy_within(at..at + len, kept);
+                }
+                kept += len;
+            }
+            at += len;
+        }
+        (kept, Ok(()))
+    }
+
+    /// Moves on by a byte of framing; whether that is needed to read the data.
+    fn moves_to(&mut self, next: State) -> bool {
+        use State::*;
+        let before = std::mem::replace(&mut self.state, next);
+        let is_extra = matches!(next, Padding | Extension | TrailerName | TrailerValue | TrailerLf);
+        !is_extra && before != TrailerLf
+    }
+
+    /// Takes up to `most` bytes of data, if data is next.
+    fn take_data(&mut self, most: usize) -> Option<usize> {
+        if self.state != State::Data {
+            return None;
+        }
+        let len = self.left.min(most as u64);
+        self.left -= len;
+        if self.left == 0 {
+            self.state = State::DataCr;
+        }
+        // `len` is at most `most`, so it fits.
+        Some(len as usize)
+    }
+
     fn next(&mut self, byte: u8) -> Result<State, &'static str> {
         use State::*;
         self.line += 1;
         match (self.state, byte) {
-            (Size | Extension, _) if self.line > MAX_SIZE_LINE => {
+            (Size | Padding | Extension, _) if self.line > MAX_SIZE_LINE => {
                 Err("a chunk-size line is too long")
             }
-            (Size | Extension, b'\r') if self.line > 1 => Ok(SizeLf),
-            (Size, b';') if self.line > 1 => Ok(Extension),
-            (Size, _) => match char::from(byte).to_digit(16) {
+            (Size | Padding | Extension, b'\r') if self.line > 1 => Ok(SizeLf),
+            (Size | Padding, b';') if self.line > 1 => Ok(Extension),
+            (Size, b' ' | b'\t') if self.is_padded && self.line > 1 => Ok(Padding),
+            (Padding, b' ' | b'\t') => Ok(Padding),
+            (Size | Padding, _) => match char::from(byte).to_digit(16) {
                 // 15 hexadecimal digits stay far below u64::MAX.
-                Some(digit) if self.line <= 15 => {
+                Some(digit) if self.line <= 15 && self.state == Size => {
                     self.left = self.left << 4 | u64::from(digit);
                     Ok(Size)
                 }
@@ -177,6 +225,33 @@ mod tests {
         }
     }
 
+    /// The same by way of [`strip`](ChunkDecoder::strip): what is left of it.
+    fn strip(input: &[u8], piece: usize) -> (Vec<u8>, Result<(), &'static str>) {
+        let mut decoder = ChunkDecoder::default();
+        let mut left = Vec::new();
+        for piece in input.chunks(piece) {
+            let mut piece = piece.to_vec();
+            let (kept, result) = decoder.strip(&mut piece);
+            left.extend_from_slice(&piece[..kept]);
+            if result.is_err() {
+                return (left, result);
+            }
+        }
+        (left, Ok(()))
+    }
+
+    #[test]
+    fn what_is_not_needed_to_read_the_data_is_taken_out() {
+        let input =
+            b"5 \t;a\r\nhello\r\n00006 ;b=\"c\" ;\r\n world\r\n0;d\r\nX: y\r\nZ: \xe9\r\n\r\nHTTP";
+        for piece in 1..=input.len() {
+            let want = b"5\r\nhello\r\n00006\r\n world\r\n0\r\n\r\nHTTP".to_vec();
+            assert_eq!(strip(input, piece), (want, Ok(())), "{piece}");
+        }
+        let (left, result) = strip(b"5;a\r\nhello\r\n1\nx", 64);
+        assert!(left == b"5\r\nhello\r\n1" && result.is_err());
+    }
+
     #[test]
     fn ambiguous_framing_is_refused() {
         for bad in [
@@ -209,6 +284,9 @@ mod tests {
         ] {
             assert!(decode(bad, 64).is_err(), "{:?}", String::from_utf8_lossy(bad));
             assert!(decode(bad, 1).is_err(), "{:?}", String::from_utf8_lossy(bad));
+            // Padding behind a size is the only thing that an upstream may do and a client mustn't.
+            let is_refused = strip(bad, 1).1.is_err();
+            assert_eq!(is_refused, *bad != *b"5 \r\n", "{:?}", String::from_utf8_lossy(bad));
         }
         let long = [b"5;".as_slice(), &[b'x'; 300]].concat();
         assert!(decode(&long, 1000).is_err());

@@ -148,6 +148,8 @@ pub(crate) fn write_answer_head(
         write_field(out, name.as_str(), value.as_bytes());
     }
     match (framing, declared) {
+        // It may not have a length (RFC 9110 §8.6).
+        _ if status == StatusCode::NO_CONTENT => {}
         (AnswerFraming::Length(length), _) | (AnswerFraming::None, Some(length)) => {
             write_field(out, "content-length", length.to_string().as_bytes());
         }
@@ -247,5 +249,11 @@ mod tests {
         write_answer_head(&mut out, ok, &fields, AnswerFraming::None, Some(3), true);
         let want = "HTTP/1.1 200 OK\r\nx-a: 1\r\nx-a: \u{e9}\r\ncontent-length: 3\r\nconnection: close\r\n\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), want);
+        for framing in [AnswerFraming::None, AnswerFraming::Length(0)] {
+            let mut out = Vec::new();
+            let none = HeaderMap::new();
+            write_answer_head(&mut out, StatusCode::NO_CONTENT, &none, framing, Some(3), false);
+            assert_eq!(String::from_utf8(out).unwrap(), "HTTP/1.1 204 No Content\r\n\r\n");
+        }
     }
 }

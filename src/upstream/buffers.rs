@@ -1,14 +1,19 @@
 //! Sizes of buffers on the way of a request; and ureq's buffers, which stay small for token streams
 //! and grow for bulk data and large heads.
 
+use std::io::{self, ErrorKind};
+
 use ureq::unversioned::transport::Buffers;
 
+use crate::http::body::ChunkDecoder;
 use crate::http::head::MAX_FIELD_LINE;
 
 /// Buffers start with this many bytes, and grow up to [`LARGE`] while data comes faster than it
 /// leaves.
 pub(crate) const SMALL: usize = 4 * 1024;
 pub(crate) const LARGE: usize = 32 * 1024;
+/// Bytes of the longest head of an answer: with one more, the buffer is full.
+pub(super) const MAX_ANSWER_HEAD: usize = LARGE - 1;
 /// Enough for one token after the other.
 pub(crate) const TOKENS: usize = 1024;
 
@@ -28,6 +33,11 @@ pub(super) struct GrowingBuffers {
     progress: bool,
     /// Whether the last read took all the space there was.
     pub(super) was_filled: bool,
+    /// Sees the chunks of an answer before ureq does, which waits for the end of a malformed line and
+    /// takes long extensions for one.
+    chunks: Option<ChunkDecoder>,
+    /// What is wrong with the chunks, behind the input.
+    malformed: Option<&'static str>,
 }
 
 impl GrowingBuffers {
@@ -41,6 +51,34 @@ impl GrowingBuffers {
         if !self.was_filled && self.filled == 0 {
             self.input = vec![0; TOKENS];
         }
+    }
+
+    /// From what isn't consumed yet on, the input is a body in chunks.
+    pub(super) fn begin_chunks(&mut self) {
+        self.chunks = Some(ChunkDecoder::default());
+        self.strip(self.consumed);
+    }
+
+    /// The next answer begins.
+    pub(super) fn end_chunks(&mut self) {
+        (self.chunks, self.malformed) = (None, None);
+    }
+
+    /// Leaves of the input's chunks behind `start` what ureq needs.
+    fn strip(&mut self, start: usize) {
+        if let Some(chunks) = &mut self.chunks {
+            let (left, result) = chunks.strip(&mut self.input[start..self.filled]);
+            self.filled = start + left;
+            self.malformed = result.err();
+        }
+    }
+
+    /// Whether more input may come.
+    pub(super) fn check(&self) -> io::Result<()> {
+        self.malformed.map_or(Ok(()), |reason| {
+            let message = format!("malformed chunks: {reason}");
+            Err(io::Error::new(ErrorKind::InvalidData, message))
+        })
     }
 }
 
@@ -75,7 +113,9 @@ impl Buffers for GrowingBuffers {
     }
 
     fn input_appended(&mut self, amount: usize) {
+        let start = self.filled;
         self.filled += amount;
+        self.strip(start);
     }
 
     fn input_consume(&mut self, amount: usize) {

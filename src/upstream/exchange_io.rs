@@ -122,6 +122,8 @@ pub(crate) struct ExchangeIo {
     answered: usize,
     /// Reading the answer fails then, and may go on afterwards.
     pub(crate) look_until: Option<Instant>,
+    /// The answer's body comes in chunks, and begins behind its head.
+    pub(super) begins_chunks: bool,
     /// Bytes of the request's body that weren't taken from the client's socket.
     pub(crate) unreceived: u64,
     /// The client has ended its side, and is waited with until then.

@@ -17,15 +17,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::HOST;
+use http::header::{HOST, TRANSFER_ENCODING};
 use http::uri::Authority;
-use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
 use ureq::{Agent, Body, SendBody, Timeout};
 
+use self::buffers::MAX_ANSWER_HEAD;
 use self::exchange_io::Attempt;
 use self::transport::{IoConnector, Literal};
 use crate::config::Timing;
-use crate::net::names;
+use crate::net::{names, untrusted_text};
 use crate::pairing::keyring::Keyring;
 
 pub(crate) use self::health_check::Check;
@@ -64,6 +65,7 @@ impl Upstream {
                 .max_idle_connections(max_idle)
                 .max_idle_connections_per_host(max_idle)
                 .max_idle_age(IDLE_AGE)
+                .max_response_header_size(MAX_ANSWER_HEAD)
                 .build();
             Agent::with_parts(config, IoConnector { keyring: Arc::clone(keyring) }, Literal)
         };
@@ -95,7 +97,7 @@ impl Upstream {
             Some(body) => self.agent().run(request.map(|()| SendBody::from_reader(body))),
             None => self.agent().run(request),
         };
-        result.map_err(|error| describe(&error))
+        result.and_then(check_coding).map_err(|error| describe(&error))
     }
 
     /// Sends a request without a body and reads the whole answer within `timeout`, at most `most`
@@ -123,8 +125,31 @@ impl Upstream {
     ) -> Result<Response<Body>, ureq::Error> {
         name_host(&mut request);
         let agent = self.agent();
-        agent.run(agent.configure_request(request).timeout_global(Some(timeout)).build())
+        agent
+            .run(agent.configure_request(request).timeout_global(Some(timeout)).build())
+            .and_then(check_coding)
     }
+}
+
+/// Refuses an answer in another transfer coding than chunks: nobody asked for one (no `TE` is sent),
+/// and what reads the body here would leave it in it.
+fn check_coding(answer: Response<Body>) -> Result<Response<Body>, ureq::Error> {
+    let codings: Vec<&[u8]> =
+        answer.headers().get_all(TRANSFER_ENCODING).iter().map(HeaderValue::as_bytes).collect();
+    let is_new = answer.version() == Version::HTTP_11;
+    match codings[..] {
+        [] => {}
+        [coding] if is_new && coding.trim_ascii().eq_ignore_ascii_case(b"chunked") => {
+            exchange_io::with(|io| io.begins_chunks = true);
+        }
+        _ => {
+            let codings =
+                untrusted_text::printable(&String::from_utf8_lossy(&codings.join(&b", "[..])));
+            let reason = format!("answer has a transfer coding that nobody asked for: {codings}");
+            return Err(io::Error::new(ErrorKind::InvalidData, reason).into());
+        }
+    }
+    Ok(answer)
 }
 
 /// Gives a request to a link-local address its `Host`, which ureq would write with the zone.
@@ -208,12 +233,18 @@ fn ask(
     })
 }
 
+const HEAD_TOO_LARGE: &str = "answer's head is too large, it may have 32 KiB and 128 fields";
+
 /// A sentence about a failed call, without the library's words for it.
 fn describe(error: &ureq::Error) -> String {
     match error {
         ureq::Error::Io(error) => describe_io(error),
         ureq::Error::Timeout(Timeout::Connect) => "connecting timed out".to_owned(),
         ureq::Error::Timeout(_) => "no answer in time".to_owned(),
+        ureq::Error::LargeResponseHeader(..) => HEAD_TOO_LARGE.to_owned(),
+        ureq::Error::Protocol(error) if error.to_string().contains("too many headers") => {
+            HEAD_TOO_LARGE.to_owned()
+        }
         ureq::Error::Protocol(error) => format!("answer is not HTTP: {error}"),
         other => other.to_string(),
     }

@@ -166,6 +166,7 @@ impl IoTransport {
 
     fn begin_sending(&mut self) {
         self.state = State::Sending;
+        self.buffers.end_chunks();
         self.requests += 1;
         let stall = exchange_io::with(|io| {
             io.is_reused = self.requests > 1;
@@ -228,6 +229,9 @@ impl Drop for IoTransport {
 
 impl Transport for IoTransport {
     fn buffers(&mut self) -> &mut dyn Buffers {
+        if self.state == State::Receiving && exchange_io::with(|io| take(&mut io.begins_chunks)) {
+            self.buffers.begin_chunks();
+        }
         if self.buffers.wanted_output < LARGE {
             let is_large = exchange_io::with(|io| io.attempt.is_large);
             self.buffers.wanted_output = if is_large { LARGE } else { SMALL };
@@ -260,7 +264,12 @@ impl Transport for IoTransport {
         // Bulk data is usually there already; tokens never are.
         let mut is_likely = self.buffers.was_filled;
         loop {
+            self.buffers.check()?;
             if is_likely && let Some(n) = self.receive()? {
+                // Of chunks, all that came may be what ureq needn't see.
+                if n > 0 && self.buffers.input().is_empty() {
+                    continue;
+                }
                 return Ok(n > 0);
             }
             let proof = match self.state {
