@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::matching::{self, Expected, Question, Received};
 use super::packet::{self, Datagram, Packet};
 use super::schedule::{LOOK_INTERVAL, SLEPT, Schedule};
-use super::{BATCH, Counts, SideThread};
+use super::{BATCH, Counts, SideThread, rate_limit::RateLimit};
 use crate::manager::{Mailbox, pool::Input};
 use crate::net::interfaces::{RecentSubnets, probed_interfaces};
 use crate::net::lane::{Lane, Lanes};
@@ -51,6 +51,7 @@ impl Client {
             first_key: 0,
             expected: Expected::new(setup.identity),
             subnets: RecentSubnets::new(),
+            limit: RateLimit::new(Instant::now()),
             logged_error: None,
             setup,
         };
@@ -68,6 +69,7 @@ struct Asker {
     first_key: usize,
     expected: Expected,
     subnets: RecentSubnets,
+    limit: RateLimit,
     logged_error: Option<ErrorKind>,
 }
 
@@ -180,16 +182,17 @@ impl Asker {
         let is_open = |about: Option<(Identity, SocketAddr)>| {
             keyring.takes_unpaired() && !about.is_some_and(|(who, at)| keyring.is_paired(who, at))
         };
-        let subnets = &mut self.subnets;
-        let is_on_link = || subnets.contain(Instant::now(), source.ip());
+        let (subnets, limit, now) = (&mut self.subnets, &mut self.limit, Instant::now());
+        // A server answers no faster than this.
+        let is_taken = || subnets.contain(now, source.ip()) && limit.allows(now, source.ip());
         let received = Received { packet, bytes, source };
-        let Some((input, key)) = self.expected.accept(received, is_open, is_on_link) else {
+        let Some((input, key)) = self.expected.accept(received, is_open, is_taken) else {
             return false;
         };
         if let (Input::Sighted(sighting), Some(key)) = (&input, key) {
             keyring.note(sighting.address, Some(key.id()));
         }
-        self.setup.mailbox.try_send(input);
+        self.setup.mailbox.announce(input);
         true
     }
 }

@@ -10,7 +10,7 @@
 //! datagrams, sockets and keys. It asks the Manager's room only for what a server announces, hands
 //! sightings to it, and knows nothing of health checks and choices. Its parts: [`schedule`] when
 //! probes are sent, [`matching`] which answers count, `client` and `responder` the two sides,
-//! `rate_limit` how many answers a source gets, `scan` a single look for commands.
+//! `rate_limit` how many answers a source gets, or gives, `scan` a single look for commands.
 //!
 //! - A probe goes out on every interface that is up, can broadcast, and isn't a container's or a
 //!   virtual machine's, and on the loopback interface; where none is suitable, to 255.255.255.255.

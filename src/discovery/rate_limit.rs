@@ -1,4 +1,5 @@
-//! How many answers a server gives: token buckets, one per source and one for all. Pure.
+//! How many answers a server gives and a client takes: token buckets, one per source and one for
+//! all. Pure.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

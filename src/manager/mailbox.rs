@@ -3,7 +3,9 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crossbeam_channel::{RecvTimeoutError, SendError, Sender, TrySendError, bounded};
+use crossbeam_channel::{
+    Receiver, RecvTimeoutError, SendError, Sender, TrySendError, bounded, select_biased,
+};
 
 use super::fast_path::FastPath;
 use super::pool::{
@@ -15,8 +17,13 @@ use super::queue::{Asker, Refused, Request};
 use crate::ollama::inventory::Inventory;
 use crate::ollama::version::OllamaVersion;
 
-/// Events that may wait. A full mailbox makes workers wait a moment; every place costs 136 bytes.
-pub(super) const MAILBOX: usize = 512;
+/// Events that may wait, and announcements. Full of events, the mailbox makes workers wait a moment;
+/// full of announcements, it drops them. Every place costs 136 bytes.
+const EVENTS: usize = 512;
+const ANNOUNCEMENTS: usize = 256;
+/// Of so many turns while events keep coming one is an announcement's, so that a busy Manager hears
+/// of servers too.
+const TURNS: u32 = 16;
 /// How long somebody who looks at the state waits for the Manager.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a waiting request's client is looked at.
@@ -101,21 +108,61 @@ impl Drop for PickInTransit {
     }
 }
 
-/// Where events for the Manager go.
+/// Where events for the Manager go. Announcements, of which anyone on the LAN can make many, have a
+/// channel of their own, behind everything else.
 #[derive(Clone, Debug)]
 pub struct Mailbox {
     pub(super) events: Sender<Event>,
+    announcements: Sender<Input>,
     pub(crate) presence: Arc<Presence>,
 }
 
+/// The Manager's end of its mailbox.
+pub(super) struct Inbox {
+    events: Receiver<Event>,
+    announcements: Receiver<Input>,
+    turn: u32,
+}
+
+impl Inbox {
+    /// What to handle next; `None` when nobody can send any more.
+    pub(super) fn next(&mut self) -> Option<Event> {
+        let Inbox { events, announcements, turn } = self;
+        *turn = turn.wrapping_add(1);
+        if turn.is_multiple_of(TURNS)
+            && let Ok(input) = announcements.try_recv()
+        {
+            return Some(Event::Pool(input));
+        }
+        select_biased! {
+            recv(events) -> event => event.ok(),
+            recv(announcements) -> input => input.ok().map(Event::Pool),
+        }
+    }
+}
+
 impl Mailbox {
+    pub(super) fn open(presence: Arc<Presence>) -> (Mailbox, Inbox) {
+        let (events, received) = bounded(EVENTS);
+        let (announcements, heard) = bounded(ANNOUNCEMENTS);
+        let inbox = Inbox { events: received, announcements: heard, turn: 0 };
+        (Mailbox { events, announcements, presence }, inbox)
+    }
+
+    /// Reports what a packet said. It will be said again: dropped when too much of it waits.
+    pub(crate) fn announce(&self, input: Input) {
+        if let Err(TrySendError::Full(_)) = self.announcements.try_send(input) {
+            log::debug!("mailbox full, announcement dropped");
+        }
+    }
+
     /// Reports something that must not get lost; waits while the mailbox is full.
     pub fn send(&self, input: Input) {
         // A closed mailbox means that we are stopping.
         let _ = self.events.send(Event::Pool(input));
     }
 
-    /// Reports something that will be said again; dropped when the mailbox is full.
+    /// Reports that time has passed, which is said again; dropped when the mailbox is full.
     pub(crate) fn try_send(&self, input: Input) {
         if let Err(TrySendError::Full(_)) = self.events.try_send(Event::Pool(input)) {
             log::debug!("mailbox full, event dropped");
@@ -231,5 +278,30 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_come_before_announcements_which_come_nevertheless() {
+        let (mailbox, mut inbox) = Mailbox::open(Arc::default());
+        let ip = [10, 0, 0, 1].into();
+        for _ in 0..2 * ANNOUNCEMENTS {
+            mailbox.announce(Input::LegacySighted(ip));
+        }
+        for _ in 0..EVENTS {
+            mailbox.send(Input::Watched);
+        }
+        let is_event = |event| matches!(event, Some(Event::Pool(Input::Watched)));
+        let order: Vec<bool> =
+            (0..EVENTS + ANNOUNCEMENTS).map(|_| is_event(inbox.next())).collect();
+        let late = order.iter().rposition(|is_event| *is_event).expect("events");
+        let between = order[..late].iter().filter(|is_event| !**is_event).count();
+        assert_eq!(between, (late + 1) / TURNS as usize, "one in {TURNS}");
+        drop(mailbox);
+        assert!(inbox.next().is_none());
     }
 }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::Sender;
 
 use super::liveness::{CheckJob, Job};
-use super::mailbox::{Caller, Event, Inventories, MAILBOX, Mailbox, Snapshot};
+use super::mailbox::{Caller, Event, Inbox, Inventories, Mailbox, Snapshot};
 use super::pool::{Action, Backend, Forgot, History, Input, Pool, Transition};
 use super::presence::Presence;
 use super::queue::{Answers, Patience, Queue};
@@ -42,11 +42,10 @@ impl Handle {
     /// When the thread can't be started.
     pub fn start(pool: Pool, jobs: Sender<Job>, patience: Patience) -> io::Result<Self> {
         let presence = Arc::new(Presence::default());
-        let (events, received) = bounded(MAILBOX);
-        let mailbox = Mailbox { events, presence: Arc::clone(&presence) };
+        let (mailbox, inbox) = Mailbox::open(Arc::clone(&presence));
         let manager = Manager {
             queue: Queue::new(pool, patience),
-            events: received,
+            inbox,
             jobs,
             presence,
             questions: Vec::new(),
@@ -83,7 +82,7 @@ impl Drop for Handle {
 
 struct Manager {
     queue: Queue<Caller>,
-    events: Receiver<Event>,
+    inbox: Inbox,
     jobs: Sender<Job>,
     presence: Arc<Presence>,
     /// Questions that are answered once the models are known, and since when they wait.
@@ -113,7 +112,7 @@ impl Memory {
 
 impl Manager {
     fn run(mut self) {
-        while let Ok(event) = self.events.recv() {
+        while let Some(event) = self.inbox.next() {
             let now = Instant::now();
             match event {
                 Event::Stop => {

@@ -47,6 +47,8 @@ pub(crate) struct Health {
     /// Failed checks in a row, for the backoff.
     pub(super) failures: u32,
     pub(super) next_check: Instant,
+    /// The check that a packet asked for last.
+    prompted_at: Option<Instant>,
     pub(super) running: Option<RunningCheck>,
     pub(super) checked_at: Option<Instant>,
     pub(super) passed_at: Option<Instant>,
@@ -67,6 +69,7 @@ impl Health {
             streak: 0,
             failures: 0,
             next_check: now,
+            prompted_at: None,
             running: None,
             checked_at: None,
             passed_at: None,
@@ -122,6 +125,15 @@ impl Health {
 
     pub(super) fn check_by(&mut self, at: Instant) {
         self.next_check = self.next_check.min(at);
+    }
+
+    /// A packet, which anyone can send, gives reason for a check: at once, but one of them in
+    /// [`FIRST_RETRY`].
+    pub(super) fn prompt(&mut self, now: Instant) {
+        let at = self.prompted_at.map_or(now, |last| now.max(last + FIRST_RETRY));
+        if at < self.next_check {
+            (self.next_check, self.prompted_at) = (at, Some(at));
+        }
     }
 
     /// A check passed. True if the backend is ready from now on and wasn't before.

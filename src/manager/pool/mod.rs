@@ -167,7 +167,7 @@ impl Pool {
                 let is_it = |b: &&mut Backend| {
                     b.addresses.has_ip(from) && b.claims.identity == Some(identity)
                 };
-                self.backends.iter_mut().filter(is_it).for_each(|b| b.health.next_check = now);
+                self.backends.iter_mut().filter(is_it).for_each(|b| b.health.prompt(now));
             }
             Input::Checked(id, result) => self.checked(now, id, result),
             Input::Finished(id, report) => {

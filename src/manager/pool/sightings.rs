@@ -4,7 +4,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::claims::Proof;
-use super::health::FIRST_RETRY;
 use super::{Action, Backend, Origin, Pool, Sighting, Transition};
 use crate::config::SERVER_PORT;
 
@@ -38,8 +37,7 @@ impl Pool {
         if backend.claims.is_contradicted_by(identity) && backend.is_verified() {
             // Anyone can send that from a forged source. The server itself is asked.
             backend.claims.proof = Proof::Contradicted(identity);
-            let again = backend.health.checked_at.map_or(now, |at| at + FIRST_RETRY);
-            backend.health.check_by(again.max(now));
+            backend.health.prompt(now);
             return;
         }
         let is_new_run = backend.claims.instance != instance;
@@ -55,7 +53,7 @@ impl Pool {
         }
         backend.claims.announced(sighting);
         if is_new_run || is_new_address || !backend.health.is_ready() || !ollama_up {
-            backend.health.next_check = now;
+            backend.health.prompt(now);
         }
     }
 

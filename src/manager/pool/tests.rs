@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::addresses::MAX_ADDRESSES;
 use super::checks::MAX_VERIFICATIONS;
+use super::health::FIRST_RETRY;
 use super::load::{COOL_DOWN, FIRST_EJECTION, STRIKES};
 use super::*;
 use crate::pairing::identity::Identity;
@@ -163,6 +164,7 @@ fn one_server_is_one_entry_over_two_interfaces_and_after_a_move() {
     );
     w.checks();
     w.input(Input::Checked(id, healthy(address(1), 1)));
+    w.pass(FIRST_RETRY);
     w.input(sighting(2, 1, 1));
     w.checks();
     w.input(Input::Checked(id, healthy(address(2), 1)));
@@ -316,6 +318,46 @@ fn farewell_and_bad_news_only_start_a_check() {
     w.input(Input::Farewell { identity: Identity([1; 16]), from: address(1).ip() });
     assert_eq!(w.checks().len(), 1);
     assert_eq!(w.pick(), Some(id));
+}
+
+#[test]
+fn whatever_packets_say_a_server_is_asked_twice_a_second_at_most() {
+    let other_port = |port| {
+        let Input::Sighted(sighting) = sighting(1, 1, 1) else { panic!("a sighting") };
+        let address = SocketAddr::new(sighting.address.ip(), port);
+        Input::Sighted(Sighting { address, ..sighting })
+    };
+    let goodbye = |_| Input::Farewell { identity: Identity([1; 16]), from: address(1).ip() };
+    let not_up = |_| {
+        let Input::Sighted(it) = sighting(1, 1, 1) else { panic!("a sighting") };
+        Input::Sighted(Sighting { ollama_up: false, ..it })
+    };
+    let ways: [&dyn Fn(u16) -> Input; 5] =
+        [&goodbye, &other_port, &not_up, &|n| sighting(1, 1, u32::from(n)), &|n| {
+            sighting(1, n as u8 | 2, 1)
+        }];
+    for (way, packet) in ways.iter().enumerate() {
+        for is_well in [true, false] {
+            let mut w = World::new();
+            let id = w.server(1);
+            let (start, mut asked) = (w.now, 0);
+            for n in 0..5000 {
+                w.pass(ms(2));
+                w.input(packet(n));
+                for (checked, target) in w.checks() {
+                    let is_it = is_well && target == Target::Address(address(1));
+                    let refused = || CheckResult::Refused("refused".to_owned());
+                    let result = if is_it { healthy(address(1), 1) } else { refused() };
+                    asked += u32::from(checked == id);
+                    w.input(Input::Checked(checked, result));
+                }
+                w.actions.clear();
+            }
+            let seconds = (w.now - start).as_secs() as u32;
+            // Besides what is due anyway, and the address in use after each candidate.
+            assert!(asked <= seconds * 5, "way {way}, well: {is_well}: {asked} in {seconds} s");
+        }
+    }
 }
 
 #[test]
@@ -551,6 +593,7 @@ fn an_address_that_is_well_is_used_at_once_when_the_old_ones_fail() {
     let mut w = World::new();
     let id = w.server(1);
     for host in [2, 3] {
+        w.pass(FIRST_RETRY);
         w.input(sighting(host, 1, 1));
         w.checks();
         w.input(Input::Checked(id, healthy(address(host), 1)));

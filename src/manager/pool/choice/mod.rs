@@ -76,11 +76,13 @@ impl Pool {
         if self.rules.max_in_flight > 0 {
             return None;
         }
-        let sole = match (local_only, &self.backends[..]) {
-            (true, _) => self.local()?,
-            // A server that is away may be the only one with a model, so it counts too.
-            (false, [one]) if self.rules.bans.is_empty() && !self.has_absent() => one,
-            (false, _) => return None,
+        // A server that is away may be the only one with a model, so it counts too. What was only
+        // announced gets no work before a check.
+        let mut choice = self.backends.iter().filter(|b| !b.is_stranger());
+        let sole = match (local_only, choice.next(), choice.next()) {
+            (true, ..) => self.local()?,
+            (false, Some(one), None) if self.rules.bans.is_empty() && !self.has_absent() => one,
+            (false, ..) => return None,
         };
         let load = &sole.load;
         let is_troubled =

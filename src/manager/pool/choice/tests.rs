@@ -389,6 +389,17 @@ fn without_a_choice_there_is_a_fast_path() {
     let id = w.server(1);
     assert_eq!(w.pool.sole(w.now, false).map(|pick| pick.id), Some(id));
     assert_eq!(w.pool.sole(w.now, true), None, "nothing local");
+    // What is only announced is no choice, nor is what failed its checks; what was well is.
+    w.input(sighting(2, 2, 1));
+    assert_eq!(w.pool.sole(w.now, false).map(|pick| pick.id), Some(id));
+    let (stranger, _) = w.checks().pop().expect("a check");
+    w.input(Input::Checked(stranger, CheckResult::Silent("no answer".to_owned())));
+    assert_eq!(w.pool.sole(w.now, false).map(|pick| pick.id), Some(id));
+    w.pass(ms(600));
+    w.checks();
+    w.input(Input::Checked(stranger, healthy(address(2), 1)));
+    assert_eq!(w.pool.sole(w.now, false), None);
+    w.pool.backends.retain(|b| b.id == id);
     // Trouble ends it until it has passed.
     w.input(Input::Noted(id, Outcome::Failed.into()));
     assert_eq!(w.pool.sole(w.now, false), None);
