@@ -241,7 +241,7 @@ impl Supervisor<'_> {
 
 /// Whether no program has Ollama's port.
 fn is_absent(ollama: &OllamaUrl) -> bool {
-    let addresses = names::resolve(&ollama.host, ollama.port);
+    let addresses = names::resolve(&ollama.host, ollama.port, ANSWER_TIME);
     let connected = addresses.map(|all| TcpStream::connect_timeout(&all[0], ANSWER_TIME));
     matches!(connected, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused)
 }

@@ -18,6 +18,7 @@ mod takeover;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::cli::{self, Tool, Verb};
 use crate::config::Settings;
@@ -27,6 +28,9 @@ use crate::pairing::keyring::Keyring;
 /// Where an ollana that the system runs keeps what it keeps.
 const SERVICE_DIR: &str =
     if cfg!(target_os = "macos") { "/var/db/ollana" } else { "/var/lib/ollana" };
+
+/// How long a command waits for a name server.
+const NAME_TIME: Duration = Duration::from_secs(5);
 
 /// Runs a command; exit code 0 means that it was done, 1 that it couldn't be.
 pub fn run(tool: &Tool) -> ExitCode {

@@ -107,7 +107,7 @@ impl Check<'_> {
     fn ask(self, upstream: &Upstream) -> CheckResult {
         let resolved = match self.target {
             Target::Address(address) => Ok(vec![*address]),
-            Target::Name(server) => names::resolve(&server.host, server.port),
+            Target::Name(server) => names::resolve(&server.host, server.port, self.time.answer),
         };
         let addresses = match resolved {
             Ok(addresses) => addresses,

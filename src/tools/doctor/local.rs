@@ -14,7 +14,7 @@ use super::report::Report;
 use crate::config::{ModeChoice, OLLAMA_PORT, POOLED_PORT, SERVER_PORT, Settings};
 use crate::net::holders::{Holder, holders};
 use crate::net::{interfaces, names};
-use crate::tools::daemon::reached;
+use crate::tools::{NAME_TIME, daemon::reached};
 use crate::upstream::describe_io;
 
 /// A clock before this was never set; seconds since 1970.
@@ -78,7 +78,7 @@ fn named(program: Option<&(String, u32)>) -> String {
 /// Finds out which programs have the ports, and asks them.
 pub(super) fn look(settings: &Settings) -> Here {
     let url = settings.ollama_url();
-    let addresses = names::resolve(&url.host, url.port);
+    let addresses = names::resolve(&url.host, url.port, NAME_TIME);
     let ollama = match addresses.map(|all| ask::get(settings, all[0], &[LOCALHOST])) {
         Err(reason) => Err(reason),
         Ok(Err(error)) => Err(describe_io(&error)),

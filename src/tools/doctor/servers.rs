@@ -25,7 +25,7 @@ use crate::pairing::identity::Identity;
 use crate::pairing::keyring::Keyring;
 use crate::pairing::noise::Key;
 use crate::system;
-use crate::tools::SERVICE_DIR;
+use crate::tools::{NAME_TIME, SERVICE_DIR};
 use crate::upstream::Check;
 use crate::upstream::Upstream;
 use crate::upstream::{CheckResult, CheckTime, Target};
@@ -250,7 +250,7 @@ impl Server {
 fn known(report: &mut Report, settings: &Settings) -> Vec<Server> {
     let mut servers: Vec<Server> = Vec::new();
     for named in &settings.servers {
-        match names::resolve(&named.host, named.port) {
+        match names::resolve(&named.host, named.port, NAME_TIME) {
             Ok(all) => servers.push(Server::new(all[0], &named.host, Origin::Named)),
             Err(reason) => report.wrong(
                 format!("--server {named}: {reason}"),

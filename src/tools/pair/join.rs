@@ -15,6 +15,7 @@ use crate::pairing::noise::{Key, NoiseError, Purpose};
 use crate::pairing::secure::{self, SecureError};
 use crate::pairing::{code::PairingCode, peers::Peer, stream::Stream};
 use crate::system;
+use crate::tools::NAME_TIME;
 
 /// How long further machines may answer after the first.
 const MORE_ANSWERS: Duration = Duration::from_millis(250);
@@ -23,7 +24,7 @@ const AT_ONCE: usize = 512;
 
 pub(super) fn resolve(host: &str, port: u16) -> Result<SocketAddr, String> {
     let server = parse_host_port(host, port)?;
-    names::resolve(&server.host, server.port).map(|all| all[0])
+    names::resolve(&server.host, server.port, NAME_TIME).map(|all| all[0])
 }
 
 /// The machines that show a code: their addresses and names.
