@@ -49,10 +49,13 @@ self-loop: 508, never ready|a_request_that_comes_back_is_refused_at_once,proxies
 two NICs: one entry|two_ways_to_one_server_are_one_entry|one way lost
 flapping at 1 Hz: one line per edge, then back|a_flapping_server_is_one_entry_and_one_line_per_edge|flapping ended
 RST storm of 8,000: serving|a_storm_of_resets|slowest request
+a state directory that never answers: refused, said|a_state_directory_that_never_answers|SIGTERM to the end
+planted links: root is led nowhere|planted_links_lead_root_nowhere,root_is_led_nowhere_by_a_log_or_a_pid_file|
 misbehaviour at random on both sides: none lost|whatever_both_sides_do,whatever_two_servers_do|
 '
 # What loads this machine runs alone.
 $cargo test --release --no-fail-fast --test faults -- --nocapture --test-threads 1 >"$log" 2>&1 || true
+$cargo test --release --no-fail-fast --lib -- --nocapture planted led_nowhere >>"$log" 2>&1 || true
 $cargo test --release --no-fail-fast --test netns --test stop --test start --test stale --test bounds \
     --test load --test chaos -- --nocapture --test-threads 2 >>"$log" 2>&1 || true
 

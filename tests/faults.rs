@@ -470,3 +470,51 @@ fn five_hundred_slow_heads_bodies_and_readers() {
     judge("slow clients gone, to the first answer", serving(address), ms(1000));
     assert!(process.is_running());
 }
+
+/// A state directory on a file system that never answers, as a mount whose server is gone. It lives
+/// as long as the process that is started in it.
+#[test]
+fn a_state_directory_that_never_answers() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+        return println!("fault: skipped, only root can mount what never answers");
+    }
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("dead-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a folder");
+    let script = format!(
+        "exec 7<>/dev/fuse; mount -i -t fuse -o fd=7,rootmode=40000,user_id=0,group_id=0 none {} \
+         && echo mounted >&2 && exec \"$0\" \"$@\"",
+        dir.display()
+    );
+    let within = ["unshare", "-m", "sh", "-c", &script];
+    let fake = Fake::unlike_ollama_saying(OK);
+    let state = |more: &str| format!("{} --state-dir {}{more}", arguments(&fake), dir.display());
+    let mut process = Process::within(&within, &state(""));
+    process.line("mounted");
+    // It is given up, and said.
+    let start = Instant::now();
+    assert_eq!(process.exit().code(), Some(1), "{}", process.log());
+    judge("state directory never answers, refused after", start.elapsed(), ms(8000));
+    let error = process.line("cannot use the keys");
+    assert!(error.ends_with("the disk does not answer"), "{error}");
+    // A signal is heard meanwhile.
+    let mut process = Process::within(&within, &state(""));
+    process.line("mounted");
+    eventually("it to wait for the disk", || {
+        let tasks = std::fs::read_dir(process.path("task")).ok()?;
+        let name = |task: std::path::PathBuf| std::fs::read_to_string(task.join("comm")).ok();
+        let mut names = tasks.filter_map(|task| name(task.ok()?.path()));
+        names.any(|name| name.trim() == "disk").then_some(())
+    });
+    let start = Instant::now();
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit().code(), Some(0), "{}", process.log());
+    judge("state directory never answers, SIGTERM to the end", start.elapsed(), ms(1000));
+    // Log and pid file are given up as well.
+    for (option, said) in [("--log-file", "cannot open the log file"), ("--pid-file", "pid file")] {
+        let elsewhere = format!("{} {option} {}/file", arguments(&fake), dir.display());
+        let mut process = Process::within(&within, &elsewhere);
+        assert_eq!(process.exit().code(), Some(1), "{option}: {}", process.log());
+        process.line(said);
+    }
+    std::fs::remove_dir(&dir).expect("the folder's end");
+}

@@ -168,7 +168,7 @@ fn manager() -> (Handle, Receiver<Job>) {
     pool.add_named(Instant::now(), name_of(1));
     let (jobs, queue) = unbounded();
     let patience = Patience { expected: SOON, busy: support::PATIENCE, wake: None };
-    let handle = Handle::start(pool, jobs, patience).expect("a manager");
+    let handle = Handle::start(pool, jobs, patience, None).expect("a manager");
     handle.mailbox().send(Input::Tick);
     let Ok(Job::Check(job)) = queue.recv_timeout(support::PATIENCE) else { panic!("no check") };
     handle.mailbox().send(Input::Checked(job.id, healthy(1, &[])));

@@ -244,7 +244,7 @@ fn through_manager(askers: usize, leases: usize) -> Failable<(f64, f64)> {
     let (jobs, checks) = job_queue();
     let second = Duration::from_secs(1);
     let patience = Patience { expected: second, busy: second, wake: None };
-    let manager = Handle::start(world.pool, jobs, patience)?;
+    let manager = Handle::start(world.pool, jobs, patience, None)?;
     let answerer = manager.mailbox();
     // Checks are taken and forgotten: none is due again within the measurement that matters.
     let sink = thread::spawn(move || for _ in checks {});

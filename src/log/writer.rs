@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use rustix::fs::{Mode, OFlags};
 
 use super::{json, text};
 use crate::config::LogFormat;
@@ -52,7 +51,12 @@ impl LogWriter {
     /// lines are lost and requests are served. Fails if the file can't be opened.
     pub(super) fn start(file: Option<&Path>, format: LogFormat) -> io::Result<(Self, LineSender)> {
         let place = match file {
-            Some(path) => Place::File { path: path.to_owned(), file: open(path)? },
+            Some(path) => {
+                let path = path.to_owned();
+                let (path, file) =
+                    files::in_time(move || files::append(&path).map(|file| (path, file)))?;
+                Place::File { path, file }
+            }
             None if is_journal() && format == LogFormat::Text => Place::Journald,
             None => Place::Stderr,
         };
@@ -96,15 +100,6 @@ impl Write for LineSender {
     }
 }
 
-/// Opens a log file to append to it. A FIFO that nobody reads is an error, not a wait.
-fn open(path: &Path) -> io::Result<File> {
-    let flags =
-        OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
-    let open = || Ok(File::from(rustix::fs::open(path, flags, mode)?));
-    files::as_owner_of(path.parent().unwrap_or(path), open)?
-}
-
 /// Whether stderr is systemd's journal (systemd.exec(5), `JOURNAL_STREAM`).
 fn is_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
@@ -144,7 +139,7 @@ impl WriterThread {
     /// The old file is kept until the new one can be had.
     fn reopen(&mut self) {
         let Place::File { path, file } = &mut self.place else { return };
-        match open(path) {
+        match files::append(path) {
             Ok(new) => (*file, self.is_torn) = (new, false),
             Err(error) => {
                 let message = format!("cannot reopen the log file path={path:?} reason={error:?}");

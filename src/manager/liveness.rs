@@ -6,7 +6,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -14,12 +13,11 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::mailbox::Mailbox;
-use super::pool::{BackendId, Input, Known, MAX_CHECKS};
-use super::store;
+use super::pool::{BackendId, Input, MAX_CHECKS};
 use super::wake::Wake;
 use crate::config::{OllamaUrl, Timing};
 use crate::pairing::keyring::Keyring;
-use crate::system::{spawn_vital, time_slept};
+use crate::system::{keeper::Keeper, spawn_vital, time_slept};
 use crate::upstream::{Check, CheckTime, Target, Upstream};
 
 /// How often the Manager hears that time has passed.
@@ -36,8 +34,6 @@ const MAX_JOBS: usize = 128;
 pub enum Job {
     /// Check a backend.
     Check(CheckJob),
-    /// Remember these servers for the next start.
-    Remember(Vec<Known>),
     /// These servers are up and go by these names: remember how to wake them.
     Learn(Vec<(SocketAddr, Vec<String>)>),
     /// Wake the machines that may be woken.
@@ -70,8 +66,13 @@ pub(crate) struct Ticker {
 }
 
 impl Ticker {
-    pub(crate) fn start(mailbox: Mailbox, keyring: Arc<Keyring>) -> io::Result<Self> {
+    pub(crate) fn start(
+        mailbox: Mailbox,
+        keyring: Arc<Keyring>,
+        keeper: Arc<Keeper>,
+    ) -> io::Result<Self> {
         let (stop, stopped) = bounded::<()>(0);
+        let keys = ("keys", keeper.enter());
         let thread = spawn_vital("ticker", move || {
             let mut slept = time_slept();
             for tick in 1u64.. {
@@ -86,7 +87,8 @@ impl Ticker {
                 }
                 mailbox.try_send(Input::Tick);
                 if tick.is_multiple_of(KEY_LOOK) {
-                    keyring.refresh();
+                    let keyring = Arc::clone(&keyring);
+                    keeper.put(keys, move || keyring.refresh());
                 }
             }
         })?;
@@ -131,8 +133,6 @@ pub(crate) struct Checker {
     pub(crate) keyring: Arc<Keyring>,
     /// The Ollama of this machine, if it is shared.
     pub(crate) local: Option<OllamaUrl>,
-    /// Where to remember the servers.
-    pub(crate) memory: Option<PathBuf>,
     pub(crate) wake: Option<Wake>,
 }
 
@@ -145,9 +145,6 @@ impl Checker {
                 let timeout = self.timing.health_timeout;
                 let check = Check { target: &target, local, wants_inventory, time, timeout };
                 self.mailbox.send(Input::Checked(id, check.run(upstream)));
-            }
-            Job::Remember(servers) => {
-                self.memory.iter().for_each(|dir| store::remember(dir, &servers));
             }
             Job::Learn(servers) => self.wake.iter().for_each(|wake| wake.learn(&servers)),
             Job::Wake => self.wake.iter().for_each(Wake::call),

@@ -34,6 +34,7 @@ pub use liveness::{CheckJob, Job};
 pub use mailbox::{Inventories, Lease, Mailbox};
 pub use presence::Presence;
 pub use queue::{Patience, Refused};
+pub use store::Memory;
 pub use thread::Handle;
 
 pub(crate) use mailbox::Snapshot;

@@ -5,8 +5,8 @@
 //! seconds since 1970), new (a newcomer then), models and openai (its lists, as it wrote them).
 
 use std::io;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
@@ -17,7 +17,8 @@ use crate::net::untrusted_text::cut;
 use crate::ollama::endpoints::List;
 use crate::ollama::inventory::{Inventory, merged};
 use crate::pairing::identity::Identity;
-use crate::system::files::{self, replace};
+use crate::system::files::{self, in_time, replace};
+use crate::system::{keeper::Keeper, lock};
 
 /// No earlier time is believed: 2025.
 const EARLIEST: u64 = 1_735_689_600;
@@ -27,8 +28,31 @@ const MAX_TEXT: usize = 256;
 /// Times that differ by less are no reason to write.
 const SAME_TIME: u64 = 600;
 
+/// Where the Manager of one daemon has its servers written down. It waits for no disk.
+#[derive(Debug)]
+pub struct Memory {
+    dir: PathBuf,
+    keeper: Arc<Keeper>,
+    number: u64,
+}
+
+impl Memory {
+    pub(crate) fn new(dir: PathBuf, keeper: Arc<Keeper>) -> Self {
+        let number = keeper.lead();
+        Memory { dir, keeper, number }
+    }
+
+    /// A daemon that only lets its streams finish knows less than the one after it.
+    pub(super) fn keep(&self, servers: Vec<Known>) {
+        let dir = self.dir.clone();
+        if self.keeper.is_led_by(self.number) {
+            self.keeper.put(("servers.json", 0), move || remember(&dir, &servers));
+        }
+    }
+}
+
 /// Writes down which servers there are and what they have, for [`recall`]. Failing costs little.
-pub(crate) fn remember(dir: &Path, servers: &[Known]) {
+fn remember(dir: &Path, servers: &[Known]) {
     if let Err(error) = write(dir, servers) {
         log::debug!("servers not remembered dir={dir:?} reason={error}");
     }
@@ -81,7 +105,7 @@ fn is_same(old: &Value, new: &Value) -> bool {
 
 /// The servers of earlier runs, in the order in which they were met.
 pub(crate) fn recall(dir: &Path) -> Vec<Known> {
-    let list = read(dir, "servers.json");
+    let list = read_in_time(dir, "servers.json");
     let now = unix_time();
     let known = |entry: &Value| {
         Some(Known {
@@ -125,17 +149,70 @@ fn read(dir: &Path, name: &str) -> Value {
     serde_json::from_str(&text).unwrap_or_default()
 }
 
-/// Writes down the hardware addresses of servers, for [`recall_macs`].
-pub(crate) fn remember_macs(dir: &Path, macs: &[(String, Mac)]) {
-    let map = Value::from_iter(macs.iter().map(|(name, mac)| (&**name, mac.to_string())));
-    if let Err(error) = replace(dir, &dir.join("wake.json"), &map.to_string()) {
-        log::warn!("hardware addresses not kept, try --state-dir dir={dir:?} reason={error}");
+fn read_in_time(dir: &Path, name: &'static str) -> Value {
+    let dir = dir.to_owned();
+    in_time(move || Ok(read(&dir, name))).unwrap_or_default()
+}
+
+/// Hardware addresses by server: those of earlier runs, and those that were learned since.
+#[derive(Debug)]
+pub(crate) struct Macs {
+    dir: PathBuf,
+    keeper: Arc<Keeper>,
+    number: u64,
+    recalled: Vec<(String, Mac)>,
+    learned: Mutex<Vec<(String, Mac)>>,
+}
+
+impl Macs {
+    pub(crate) fn recall(dir: PathBuf, keeper: Arc<Keeper>) -> Self {
+        let (number, recalled) = (keeper.enter(), macs(&read_in_time(&dir, "wake.json")));
+        Macs { dir, keeper, number, recalled, learned: Mutex::default() }
+    }
+
+    pub(super) fn of(&self, server: &str) -> Option<Mac> {
+        let learned = lock(&self.learned);
+        let mut all = learned.iter().chain(&self.recalled);
+        all.find(|(name, _)| name == server).map(|(_, mac)| *mac)
+    }
+
+    /// Takes them over, and has all that were learned written down.
+    pub(super) fn learn(&self, found: Vec<(String, Mac)>) {
+        let mut learned = lock(&self.learned);
+        put_all(&mut learned, found);
+        let (dir, learned) = (self.dir.clone(), learned.clone());
+        self.keeper.put(("wake.json", self.number), move || {
+            if let Err(error) = add_macs(&dir, learned) {
+                log::warn!(
+                    "hardware addresses not kept, try --state-dir dir={dir:?} reason={error}"
+                );
+            }
+        });
     }
 }
 
-/// The hardware addresses that were kept, by server.
-pub(crate) fn recall_macs(dir: &Path) -> Vec<(String, Mac)> {
-    let map = read(dir, "wake.json");
+/// Others' stay: only the Keeper's thread changes the file.
+fn add_macs(dir: &Path, learned: Vec<(String, Mac)>) -> io::Result<()> {
+    let known = macs(&read(dir, "wake.json"));
+    let mut all = known.clone();
+    put_all(&mut all, learned);
+    if all == known {
+        return Ok(());
+    }
+    let map = Value::from_iter(all.iter().map(|(name, mac)| (&**name, mac.to_string())));
+    replace(dir, &dir.join("wake.json"), &map.to_string())
+}
+
+fn put_all(all: &mut Vec<(String, Mac)>, new: Vec<(String, Mac)>) {
+    for (name, mac) in new {
+        match all.iter_mut().find(|(known, _)| *known == name) {
+            Some(known) => known.1 = mac,
+            None => all.push((name, mac)),
+        }
+    }
+}
+
+fn macs(map: &Value) -> Vec<(String, Mac)> {
     let mac = |(name, mac): (&String, &Value)| Some((name.clone(), mac.as_str()?.parse().ok()?));
     map.as_object().into_iter().flatten().filter_map(mac).collect()
 }
@@ -213,6 +290,44 @@ mod tests {
             assert_eq!(had.ago, Duration::ZERO, "{wrong} counts as now");
             remember(&dir, &[known(None, false, Some(Had { stamp: Some(stamp), ..had }))]);
         }
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn hardware_addresses_of_all_who_learn_are_kept() {
+        let dir = folder();
+        let keeper = Keeper::start().unwrap();
+        let all: Vec<Macs> =
+            (0..2).map(|_| Macs::recall(dir.clone(), Arc::clone(&keeper))).collect();
+        std::thread::scope(|scope| {
+            for n in 0..16u8 {
+                let macs = &all[usize::from(n % 2)];
+                scope.spawn(move || {
+                    macs.learn(vec![("moved".to_owned(), Mac([n; 6]))]);
+                    macs.learn(vec![(n.to_string(), Mac([n; 6]))]);
+                });
+            }
+        });
+        assert_eq!(all[1].of("7"), Some(Mac([7; 6])));
+        drop((all, keeper));
+        let macs = Macs::recall(dir.clone(), Keeper::start().unwrap());
+        for n in 0..16 {
+            assert_eq!(macs.of(&n.to_string()), Some(Mac([n; 6])));
+        }
+        assert!(macs.of("moved").is_some());
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn the_daemon_that_came_last_is_remembered() {
+        let dir = folder();
+        let keeper = Keeper::start().unwrap();
+        let memory = || Memory::new(dir.clone(), Arc::clone(&keeper));
+        let (old, new) = (memory(), memory());
+        new.keep(vec![known(None, true, None)]);
+        old.keep(Vec::new());
+        drop((old, new, keeper));
+        assert_eq!(recall(&dir), [known(None, true, None)]);
         fs::remove_dir_all(&dir).unwrap();
     }
 

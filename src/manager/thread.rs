@@ -13,6 +13,7 @@ use super::mailbox::{Caller, Event, Inbox, Inventories, Mailbox, Snapshot};
 use super::pool::{Action, Backend, Forgot, History, Input, Pool, Transition};
 use super::presence::Presence;
 use super::queue::{Answers, Patience, Queue};
+use super::store;
 use crate::system::spawn_vital;
 use crate::upstream::CheckResult;
 
@@ -36,11 +37,16 @@ pub struct Handle {
 
 impl Handle {
     /// Starts the thread. `jobs` takes the health checks; a full queue drops them, and the pool
-    /// asks again.
+    /// asks again. What is known of the servers is kept in `memory`.
     ///
     /// # Errors
     /// When the thread can't be started.
-    pub fn start(pool: Pool, jobs: Sender<Job>, patience: Patience) -> io::Result<Self> {
+    pub fn start(
+        pool: Pool,
+        jobs: Sender<Job>,
+        patience: Patience,
+        memory: Option<store::Memory>,
+    ) -> io::Result<Self> {
         let presence = Arc::new(Presence::default());
         let (mailbox, inbox) = Mailbox::open(Arc::clone(&presence));
         let manager = Manager {
@@ -52,7 +58,7 @@ impl Handle {
             transitions: VecDeque::new(),
             history: History::default(),
             last_wait: None,
-            memory: Memory::default(),
+            memory: Memory { place: memory, ..Memory::default() },
             actions: Vec::new(),
             answers: Vec::new(),
         };
@@ -99,6 +105,7 @@ struct Manager {
 /// When what is known of the servers was written down, and whether that has changed since.
 #[derive(Default)]
 struct Memory {
+    place: Option<store::Memory>,
     written_at: Option<Instant>,
     has_changed: bool,
 }
@@ -306,8 +313,11 @@ impl Manager {
     }
 
     fn write_down(&mut self, now: Instant) {
-        let is_taken = self.hand_out(Job::Remember(self.queue.pool().memorable(now)));
-        self.memory = Memory { written_at: Some(now), has_changed: !is_taken };
+        self.memory.written_at = Some(now);
+        self.memory.has_changed = false;
+        if let Some(place) = &self.memory.place {
+            place.keep(self.queue.pool().memorable(now));
+        }
     }
 
     fn hand_out(&self, job: Job) -> bool {

@@ -4,10 +4,10 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::config::{Mac, Sleeper};
-use crate::manager::store;
+use crate::manager::store::Macs;
 use crate::net::interfaces::{Interface, broadcast_interfaces};
 use crate::net::lane::Lane;
 
@@ -21,17 +21,17 @@ pub(crate) struct Wake {
     pub(crate) sleepers: Vec<Sleeper>,
     /// Interfaces to send through; all suitable ones if empty.
     pub(crate) interfaces: Vec<String>,
-    pub(crate) dir: Option<PathBuf>,
+    /// `None` without a directory for them.
+    pub(crate) macs: Option<Arc<Macs>>,
 }
 
 impl Wake {
     /// Remembers the hardware addresses of those of these servers that may have to be woken; each
     /// comes with the names that it goes by.
     pub(crate) fn learn(&self, servers: &[(SocketAddr, Vec<String>)]) {
-        let Some(dir) = &self.dir else { return };
+        let Some(macs) = &self.macs else { return };
         let neighbours = fs::read_to_string(NEIGHBOURS).unwrap_or_default();
-        let known = store::recall_macs(dir);
-        let mut all = known.clone();
+        let mut found = Vec::new();
         for (address, names) in servers {
             let ip = address.ip().to_canonical();
             let names = || names.iter().cloned().chain([ip.to_string(), address.to_string()]);
@@ -39,24 +39,20 @@ impl Wake {
             for sleeper in &self.sleepers {
                 let Sleeper::Server(wanted) = sleeper else { continue };
                 if names().any(|name| name.eq_ignore_ascii_case(wanted)) {
-                    all.retain(|(name, _)| name != wanted);
-                    all.push((wanted.clone(), mac));
+                    found.push((wanted.clone(), mac));
                 }
             }
         }
-        if all != known {
-            store::remember_macs(dir, &all);
+        if !found.is_empty() {
+            macs.learn(found);
         }
     }
 
     pub(crate) fn call(&self) {
-        let known = self.dir.as_deref().map(store::recall_macs).unwrap_or_default();
         for sleeper in &self.sleepers {
             let mac = match sleeper {
                 Sleeper::Mac(mac) => Some(*mac),
-                Sleeper::Server(name) => {
-                    known.iter().find(|(known, _)| known == name).map(|(_, mac)| *mac)
-                }
+                Sleeper::Server(name) => self.macs.as_ref().and_then(|macs| macs.of(name)),
             };
             match mac.map(|mac| (mac, self.send(mac))) {
                 Some((mac, Ok(()))) => log::info!("sent a wake-up call server={sleeper} mac={mac}"),

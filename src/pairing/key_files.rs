@@ -120,6 +120,17 @@ impl KeyFiles {
         Ok(peers)
     }
 
+    /// The keys and the files' stamps, for a start that must not wait for ever.
+    pub(super) fn read_in_time(self) -> Result<(Self, Vec<Peer>, [Stamp; 2]), String> {
+        let place = self.state_dir.as_deref().map(file_in).or_else(|| self.key_file.clone());
+        let read = move || {
+            // Stamped before they are read: a change in between is read again.
+            let stamps = self.stamps();
+            Ok(self.read().map(|peers| (self, peers, stamps)))
+        };
+        files::in_time(read).map_err(unusable(&place.unwrap_or_default()))?
+    }
+
     pub(super) fn stamps(&self) -> [Stamp; 2] {
         [self.state_dir.as_deref().map(file_in), self.key_file.clone()].map(|path| {
             let about = fs::metadata(path?).ok()?;

@@ -65,9 +65,8 @@ impl Keyring {
     ) -> Result<Self, String> {
         let (state_dir, key_file) = (state_dir.map(Path::to_owned), key_file.map(Path::to_owned));
         let files = KeyFiles { state_dir, key_file };
-        // Stamped before they are read: a change in between is read again.
-        let stamps = files.stamps();
-        let state = State { peers: files.read()?, stamps, ..State::default() };
+        let (files, peers, stamps) = files.read_in_time()?;
+        let state = State { peers, stamps, ..State::default() };
         Ok(Keyring { own, files, unpaired, state: Mutex::new(state) })
     }
 

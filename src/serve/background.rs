@@ -75,7 +75,8 @@ pub(super) struct PidFile(PathBuf);
 impl PidFile {
     /// The error names the file.
     pub(super) fn write(path: &Path) -> Result<Self, String> {
-        let written = files::replace_readable(path, &std::process::id().to_string());
+        let (owned, own) = (path.to_owned(), std::process::id().to_string());
+        let written = files::in_time(move || files::replace_readable(&owned, &own));
         written.map(|()| PidFile(path.to_owned())).map_err(failed(path.display()))
     }
 }
@@ -83,9 +84,13 @@ impl PidFile {
 impl Drop for PidFile {
     fn drop(&mut self) {
         // A process that was started since then may have written its own number.
-        let own = std::process::id().to_string();
-        if fs::read_to_string(&self.0).is_ok_and(|text| text.trim() == own) {
-            let _ = fs::remove_file(&self.0);
-        }
+        let (path, own) = (self.0.clone(), std::process::id().to_string());
+        let _ = files::at_the_end(move || {
+            let dir = path.parent().unwrap_or(&path);
+            match files::read(dir, &path) {
+                Ok(text) if text.trim() == own => files::remove(dir, &path),
+                _ => Ok(()),
+            }
+        });
     }
 }

@@ -30,12 +30,17 @@ use crate::discovery::{Client, Responder};
 use crate::manager::liveness::{Checkers, Ticker};
 use crate::manager::{self, About, Presence};
 use crate::proxy::{Proxy, exchange::Side};
+use crate::system::{failed, keeper::Keeper};
 
 use mode::Mode;
 pub(crate) use mode::ask;
 use parts::Parts;
 pub(crate) use state_dir::host_name;
 pub use supervise::run;
+
+fn start_keeper() -> Result<Arc<Keeper>, String> {
+    Keeper::start().map_err(failed("cannot start the thread that writes files"))
+}
 
 /// A running daemon. Dropping it ends it at once; [`stop`](Self::stop) lets streams finish.
 pub struct Daemon {
@@ -54,13 +59,18 @@ impl Daemon {
     /// Chooses the mode and starts everything. The error says what failed and what to do.
     pub fn start(settings: &Settings) -> Result<Daemon, String> {
         let (mode, why) = mode::choose(settings, &AtomicBool::new(false));
-        Self::start_as(settings, mode, &why)
+        Self::start_as(settings, mode, &why, &start_keeper()?)
     }
 
-    fn start_as(settings: &Settings, mode: Mode, why: &str) -> Result<Daemon, String> {
+    fn start_as(
+        settings: &Settings,
+        mode: Mode,
+        why: &str,
+        keeper: &Arc<Keeper>,
+    ) -> Result<Daemon, String> {
         let client = listeners::client(settings, mode)?;
         let server = listeners::server(settings, mode)?;
-        let (parts, manager, jobs) = Parts::start(settings, mode, &server)?;
+        let (parts, manager, jobs) = Parts::start(settings, mode, &server, keeper)?;
         // A failure from here on drops the daemon, which ends what was started.
         let mut daemon = Daemon {
             mode,

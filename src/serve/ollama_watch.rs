@@ -11,12 +11,14 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init};
 
 use super::programs::{self, Program, processes};
+use crate::system::keeper::Keeper;
 
 /// From the opening of the file until the process has its new name, at most.
 const EXEC_TIME: Duration = Duration::from_millis(500);
@@ -35,6 +37,7 @@ pub(super) struct OllamaWatch {
     /// What Ollama was seen to run from, remembered in `dir`.
     programs: Vec<Program>,
     dir: Option<PathBuf>,
+    keeper: Arc<Keeper>,
     /// Of the process that was learnt from; readable while it lives.
     life: Option<File>,
     learn_at: Option<Instant>,
@@ -44,7 +47,7 @@ pub(super) struct OllamaWatch {
 
 impl OllamaWatch {
     /// `None` where the kernel has no inotify.
-    pub(super) fn new(dir: Option<&Path>) -> Option<Self> {
+    pub(super) fn new(dir: Option<&Path>, keeper: &Arc<Keeper>) -> Option<Self> {
         let inotify = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).ok()?;
         let path = std::env::var_os("PATH").unwrap_or_default();
         let usual = ["/usr/local/bin", "/usr/bin", "/snap/bin"].map(PathBuf::from);
@@ -54,6 +57,7 @@ impl OllamaWatch {
             usual: folders.map(|dir| dir.join("ollama")).collect(),
             programs: dir.map(programs::recall).unwrap_or_default(),
             dir: dir.map(Path::to_owned),
+            keeper: Arc::clone(keeper),
             life: None,
             learn_at: None,
             known: Vec::new(),
@@ -67,6 +71,12 @@ impl OllamaWatch {
         self.watch_programs();
         self.take_events();
         self.known = processes(&self.programs).into_iter().map(|process| process.dir).collect();
+    }
+
+    fn remember(&self) {
+        let Some(dir) = self.dir.clone() else { return };
+        let programs = self.programs.clone();
+        self.keeper.put(("programs", 0), move || programs::remember(&dir, &programs));
     }
 
     fn files(&self) -> impl Iterator<Item = &PathBuf> {
@@ -147,7 +157,7 @@ impl OllamaWatch {
         }
         unseen?;
         if programs::add(&mut self.programs, found) {
-            self.dir.iter().for_each(|dir| programs::remember(dir, &self.programs));
+            self.remember();
         }
         self.life = process.life();
         Ok(())

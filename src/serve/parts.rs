@@ -17,12 +17,13 @@ use crate::discovery::{Client, ClientSetup, Responder, ServerSetup};
 use crate::http::fields;
 use crate::manager::liveness::{Checker, Checkers, Ticker, job_queue};
 use crate::manager::pool::{Had, Input, Known, Pool, Rules};
+use crate::manager::store::{self, Macs};
 use crate::manager::wake::Wake;
-use crate::manager::{self, Job, Mailbox, Presence, store};
+use crate::manager::{self, Job, Mailbox, Presence};
 use crate::pairing::{identity::Identity, keyring::Keyring};
 use crate::proxy::exchange::{Context, Side};
 use crate::proxy::{Budget, Proxy, connections::Connections};
-use crate::system::{self, THREAD_STACK, failed};
+use crate::system::{self, THREAD_STACK, failed, keeper::Keeper};
 
 /// Ports from here on are ephemeral: they are another server's at the next start.
 const EPHEMERAL_PORTS: u16 = 32768;
@@ -42,6 +43,7 @@ pub(super) struct Parts<'a> {
     mailbox: Mailbox,
     pub(super) presence: Arc<Presence>,
     keyring: Arc<Keyring>,
+    keeper: Arc<Keeper>,
 }
 
 impl<'a> Parts<'a> {
@@ -50,6 +52,7 @@ impl<'a> Parts<'a> {
         settings: &'a Settings,
         mode: Mode,
         server: &[TcpListener],
+        keeper: &Arc<Keeper>,
     ) -> Result<(Self, manager::Handle, Receiver<Job>), String> {
         let no_random = || failed("cannot get random bytes");
         let instance = u32::from_ne_bytes(system::random().map_err(no_random())?);
@@ -68,27 +71,31 @@ impl<'a> Parts<'a> {
             busy: timing.queue_timeout,
             wake: (!settings.wake.is_empty()).then_some(timing.wake_timeout),
         };
-        let manager = manager::Handle::start(new_pool(settings, mode, instance), jobs, patience)
+        let pool = new_pool(settings, mode, instance);
+        let memory = settings.state_dir.clone().filter(|_| mode.is_client());
+        let memory = memory.map(|dir| manager::Memory::new(dir, Arc::clone(keeper)));
+        let manager = manager::Handle::start(pool, jobs, patience, memory)
             .map_err(failed("cannot start the manager"))?;
         let (mailbox, presence) = (manager.mailbox(), manager.presence());
-        let keyring = Arc::new(keyring);
-        let parts = Parts { settings, mode, instance, identity, mailbox, presence, keyring };
+        let (keyring, keeper) = (Arc::new(keyring), Arc::clone(keeper));
+        let parts =
+            Parts { settings, mode, instance, identity, mailbox, presence, keyring, keeper };
         Ok((parts, manager, job_receiver))
     }
 
     pub(super) fn start_checkers(&self, jobs: &Receiver<Job>) -> Result<Checkers, String> {
         let settings = self.settings;
+        let macs = |dir| Arc::new(Macs::recall(dir, Arc::clone(&self.keeper)));
         let wake = (!settings.wake.is_empty()).then(|| Wake {
             sleepers: settings.wake.clone(),
             interfaces: settings.interfaces.clone(),
-            dir: settings.state_dir.clone(),
+            macs: settings.state_dir.clone().map(macs),
         });
         let checker = Checker {
             mailbox: self.mailbox.clone(),
             timing: settings.timing.clone(),
             keyring: Arc::clone(&self.keyring),
             local: self.mode.is_server().then(|| settings.ollama_url()),
-            memory: settings.state_dir.clone().filter(|_| self.mode.is_client()),
             wake,
         };
         Checkers::start(jobs, &checker).map_err(failed("cannot start the checkers"))
@@ -96,7 +103,7 @@ impl<'a> Parts<'a> {
 
     pub(super) fn start_ticker(&self) -> Result<Ticker, String> {
         self.mailbox.try_send(Input::Tick);
-        Ticker::start(self.mailbox.clone(), Arc::clone(&self.keyring))
+        Ticker::start(self.mailbox.clone(), Arc::clone(&self.keyring), Arc::clone(&self.keeper))
             .map_err(failed("cannot start the ticker"))
     }
 

@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::net::holders::holders;
-use crate::system::files::{self, replace};
+use crate::system::files::{self, in_time, replace};
 
 /// Most programs that are remembered.
 const MOST: usize = 8;
@@ -29,7 +29,8 @@ pub(super) struct Program {
 /// The programs of earlier runs, the last seen first.
 pub(super) fn recall(dir: &Path) -> Vec<Program> {
     // What can't be read is learnt again when Ollama answers.
-    let text = files::read(dir, &dir.join(MEMORY)).unwrap_or_default();
+    let dir = dir.to_owned();
+    let text = in_time(move || files::read(&dir, &dir.join(MEMORY))).unwrap_or_default();
     let list: Value = serde_json::from_str(&text).unwrap_or_default();
     let program = |entry: &Value| {
         let text = |name: &str| Some(entry.get(name)?.as_str()?.to_owned());

@@ -10,13 +10,21 @@ use crate::system::{files, random};
 /// port 0, it lasts as long as the process. Fails when the system has no random source.
 pub(crate) fn identity(dir: Option<&Path>, port: u16) -> io::Result<Identity> {
     let fresh = Identity(random()?);
-    let (Some(dir), true) = (dir, port != 0) else { return Ok(fresh) };
+    let (Some(dir), true) = (dir.map(Path::to_owned), port != 0) else { return Ok(fresh) };
+    let kept = files::in_time(move || Ok(kept_identity(&dir, port, fresh)));
+    Ok(kept.unwrap_or_else(|error| {
+        log::warn!("identity not kept reason={error}");
+        fresh
+    }))
+}
+
+fn kept_identity(dir: &Path, port: u16, fresh: Identity) -> Identity {
     let path = dir.join(format!("identity-{port}"));
     let kept = files::read(dir, &path).and_then(|text| {
         Identity::parse(text.trim()).ok_or_else(|| io::Error::other("not 32 hexadecimal digits"))
     });
     match kept {
-        Ok(identity) => return Ok(identity),
+        Ok(identity) => return identity,
         Err(error) if error.kind() == ErrorKind::NotFound => {
             if let Err(error) = files::replace(dir, &path, &fresh.to_string()) {
                 log::warn!("identity not kept, try --state-dir path={path:?} reason={error}");
@@ -24,7 +32,7 @@ pub(crate) fn identity(dir: Option<&Path>, port: u16) -> io::Result<Identity> {
         }
         Err(error) => log::warn!("identity not kept, unreadable path={path:?} reason={error}"),
     }
-    Ok(fresh)
+    fresh
 }
 
 /// The host's name, as far as it can be printed.

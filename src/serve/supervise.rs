@@ -17,12 +17,12 @@ use super::background::{self, PidFile};
 use super::mode::{self, Mode, ask};
 use super::role::{LocalOllama, Role, Step};
 use super::systemd::{Notifier, Watchdog};
-use super::{Daemon, ollama_watch::OllamaWatch};
+use super::{Daemon, ollama_watch::OllamaWatch, start_keeper};
 use crate::config::{ModeChoice, OLLAMA_PORT, OllamaUrl, Settings};
 use crate::log::LogWriter;
 use crate::net::names;
 use crate::net::untrusted_text::printable;
-use crate::system::failed;
+use crate::system::{failed, keeper::Keeper, stop_flag};
 use crate::upstream::CheckResult;
 
 /// Signals this close together are one.
@@ -37,10 +37,22 @@ const ANSWER_TIME: Duration = Duration::from_millis(500);
 /// anew.
 pub fn run(settings: &Settings, journal: &LogWriter) -> Result<(), String> {
     let mut signals = Signals::register(settings).map_err(failed("cannot handle signals"))?;
+    match serve(settings, journal, &mut signals) {
+        // What a signal ends before it is ready hasn't failed.
+        Err(error) if signals.stop.load(SeqCst) => {
+            log::info!("stopped before it was ready reason={error:?}");
+            Ok(())
+        }
+        ended => ended,
+    }
+}
+
+fn serve(settings: &Settings, journal: &LogWriter, signals: &mut Signals) -> Result<(), String> {
+    let keeper = start_keeper()?;
     // Watched before the daemon takes Ollama's port, so that no start of Ollama is missed. Without
     // a watch the role never changes, and Ollama's port isn't taken from it.
     let watch = (settings.mode == ModeChoice::Auto)
-        .then(|| OllamaWatch::new(settings.state_dir.as_deref()));
+        .then(|| OllamaWatch::new(settings.state_dir.as_deref(), &keeper));
     let watch = watch.flatten();
     let (mode, why) = mode::choose(settings, &signals.stop);
     let role = watch.is_some().then(|| Role::new(mode));
@@ -53,6 +65,7 @@ pub fn run(settings: &Settings, journal: &LogWriter) -> Result<(), String> {
         watch,
         advice: None,
         watchdog,
+        keeper,
     };
     if mode == Mode::Server {
         supervisor.learn();
@@ -62,13 +75,13 @@ pub fn run(settings: &Settings, journal: &LogWriter) -> Result<(), String> {
     {
         supervisor.say_unseen("this system has no inotify left");
     }
-    supervisor.present = Some(Daemon::start_as(settings, mode, &why)?);
+    supervisor.present = Some(Daemon::start_as(settings, mode, &why, &supervisor.keeper)?);
     supervisor.advise();
     let pid_file = settings.pid_file.as_deref().map(PidFile::write).transpose();
     let _pid_file = pid_file.map_err(failed("cannot write the pid file"))?;
     supervisor.watchdog.notifier.ready();
     background::detach(journal).map_err(failed("cannot leave the terminal"))?;
-    while !(supervisor.wait(&mut signals) && signals.stop.load(SeqCst)) {
+    while !(supervisor.wait(signals) && signals.stop.load(SeqCst)) {
         if signals.hangup.swap(false, SeqCst) {
             journal.reopen();
         }
@@ -107,6 +120,7 @@ struct Supervisor<'a> {
     /// What to set, as Ollama's start can't be seen here.
     advice: Option<String>,
     watchdog: Watchdog,
+    keeper: Arc<Keeper>,
 }
 
 impl Supervisor<'_> {
@@ -207,7 +221,7 @@ impl Supervisor<'_> {
         if mode == Mode::Server {
             self.learn();
         }
-        match Daemon::start_as(self.settings, mode, &why) {
+        match Daemon::start_as(self.settings, mode, &why, &self.keeper) {
             Ok(daemon) => {
                 self.present = Some(daemon);
                 self.advise();
@@ -273,7 +287,8 @@ impl Signals {
     /// whose terminal has gone.
     fn register(settings: &Settings) -> io::Result<Self> {
         let (arrived, handler) = UnixStream::pair()?;
-        let [stop, exit_at_next, hangup]: [Arc<AtomicBool>; 3] = Default::default();
+        let stop = Arc::clone(stop_flag());
+        let [exit_at_next, hangup]: [Arc<AtomicBool>; 2] = Default::default();
         for signal in [SIGTERM, SIGINT] {
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&exit_at_next))?;
             flag::register(signal, Arc::clone(&stop))?;

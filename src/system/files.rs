@@ -1,27 +1,89 @@
-//! Files that are replaced as a whole, and the disk below them.
+//! Files that are replaced as a whole, and the disk below them, which may take for ever.
 
+use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{Gid, OFlags, Uid};
+use crossbeam_channel::{RecvTimeoutError, bounded};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
 use rustix::process::{getegid, geteuid, getgroups};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
-use super::{Hex, random};
+use super::{Hex, is_stopping, random, spawn};
 
 /// Bytes of a file that are read; none of ours is longer.
 const MAX_FILE: u64 = 4 << 20;
+/// How long a disk may take. A mount whose server is gone takes for ever.
+const PATIENCE: Duration = Duration::from_secs(3);
+const LAST_PATIENCE: Duration = Duration::from_millis(500);
+/// How often a thread that waits for a disk looks whether the process is to end.
+const LOOK: Duration = Duration::from_millis(50);
+/// Threads that a disk may hold for ever.
+const MAX_STUCK: usize = 8;
+/// Links on the way to a file that are followed.
+const MAX_LINKS: usize = 32;
+
+/// Does something with files on a thread of its own, and waits for it until the process is to end.
+///
+/// # Errors
+/// Those of `work`, and `TimedOut` for a disk that doesn't answer.
+pub(crate) fn in_time<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    within(PATIENCE, &is_stopping, work)
+}
+
+/// The same at the end of the process, and not for long.
+pub(crate) fn at_the_end<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    within(LAST_PATIENCE, &|| false, work)
+}
+
+fn within<T: Send + 'static>(
+    patience: Duration,
+    is_over: &dyn Fn() -> bool,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    static AT_WORK: AtomicUsize = AtomicUsize::new(0);
+    let silent = || io::Error::new(ErrorKind::TimedOut, "the disk does not answer");
+    if AT_WORK.fetch_add(1, SeqCst) >= MAX_STUCK {
+        AT_WORK.fetch_sub(1, SeqCst);
+        return Err(silent());
+    }
+    let (done, result) = bounded(1);
+    let started = spawn("disk", move || {
+        let _ = done.send(work());
+        AT_WORK.fetch_sub(1, SeqCst);
+    });
+    if let Err(error) = started {
+        AT_WORK.fetch_sub(1, SeqCst);
+        return Err(error);
+    }
+    let deadline = Instant::now() + patience;
+    loop {
+        match result.recv_timeout(LOOK) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Timeout) if Instant::now() < deadline && !is_over() => {}
+            Err(_) => return Err(silent()),
+        }
+    }
+}
 
 /// Makes a directory, and those above it, that only its owner may enter.
 pub(crate) fn make_private_dir(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
-/// Does something below `dir`. Root does it as the owner of `dir`, who may be another user (the
-/// service's, for `sudo ollana pair`): what is made there belongs to that user, and links that the
-/// user has put there lead root to nothing that the user couldn't change anyway.
+/// Does something below `dir`. Root does it as the first owner on the way there who isn't root (the
+/// service's user, for `sudo ollana pair`): what is made there belongs to that user, and links that
+/// the user has put there lead root to nothing that the user couldn't change anyway.
 ///
 /// # Errors
 /// Root may not act as somebody else, as in a container without that right.
@@ -39,10 +101,9 @@ struct Acting {
 impl Acting {
     /// `None` if there is nothing to change.
     fn as_owner_of(dir: &Path) -> io::Result<Option<Self>> {
-        let Some(owner) = owner_of(dir).filter(|_| geteuid().is_root()) else { return Ok(None) };
-        if owner.uid() == 0 {
+        let Some(owner) = geteuid().is_root().then(|| owner_of(dir)).flatten() else {
             return Ok(None);
-        }
+        };
         let acting = Acting { group: getegid(), groups: getgroups()? };
         set_thread_groups(&[])?;
         set_thread_res_gid(None, Gid::from_raw(owner.gid()), None)?;
@@ -60,14 +121,32 @@ impl Drop for Acting {
     }
 }
 
-/// Of the path, or of the nearest directory above it that exists. Of a link it is the link's owner,
-/// unless that is root, who is trusted to link to the right place.
+/// The first owner of a part of the path who isn't root, and so decides what is behind it. Links of
+/// root's are followed: root is trusted to link to the right place.
 fn owner_of(path: &Path) -> Option<fs::Metadata> {
-    let about = |path: &Path| match fs::symlink_metadata(path).ok()? {
-        link if link.is_symlink() && link.uid() == 0 => fs::metadata(path).ok(),
-        about => Some(about),
-    };
-    path.ancestors().find_map(about)
+    let part = |part: Component<'_>| part.as_os_str().to_owned();
+    let path = std::path::absolute(path).ok()?;
+    let mut parts: VecDeque<OsString> = path.components().map(part).collect();
+    let (mut at, mut links) = (PathBuf::new(), 0);
+    while let Some(next) = parts.pop_front() {
+        if next == ".." {
+            at.pop();
+            continue;
+        }
+        let here = at.join(next);
+        let about = fs::symlink_metadata(&here).ok()?;
+        if about.uid() != 0 {
+            return Some(about);
+        }
+        if !about.is_symlink() {
+            at = here;
+            continue;
+        }
+        links += 1;
+        let target = fs::read_link(&here).ok().filter(|_| links <= MAX_LINKS)?;
+        target.components().rev().for_each(|it| parts.push_front(part(it)));
+    }
+    None
 }
 
 /// Opens a plain file. Anything else is an error: a FIFO would make its reader wait.
@@ -105,6 +184,31 @@ pub(crate) fn replace_readable(path: &Path, text: &str) -> io::Result<()> {
     as_owner_of(dir, || replace_with(path, text, 0o666))?
 }
 
+pub(crate) fn remove(dir: &Path, path: &Path) -> io::Result<()> {
+    as_owner_of(dir, || fs::remove_file(path))?
+}
+
+/// Opens a file to append to it, mode 0640. A FIFO that nobody reads is an error, not a wait. As
+/// root, what others have put there is changed as they could change it themselves.
+pub(crate) fn append(path: &Path) -> io::Result<fs::File> {
+    let open = || {
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        // In a folder of many, such as /tmp, a link can appear between the look and the opening.
+        let is_link = fs::symlink_metadata(path).is_ok_and(|about| about.is_symlink());
+        let (flags, new) = match is_link {
+            true => (flags, OFlags::CREATE),
+            false => (flags | OFlags::NOFOLLOW, OFlags::CREATE | OFlags::EXCL),
+        };
+        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
+        match rustix::fs::open(path, flags, mode) {
+            Err(Errno::NOENT) => rustix::fs::open(path, flags | new, mode),
+            opened => opened,
+        }
+    };
+    let file = as_owner_of(path, open)?.map_err(io::Error::from)?;
+    Ok(file.into())
+}
+
 fn replace_with(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     // Each write has a new file of its own: two threads, or two processes, may write at once.
     let mut temporary = path.as_os_str().to_owned();
@@ -133,7 +237,7 @@ pub(crate) fn free_space(dir: &Path) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::os::unix::fs::PermissionsExt;
     use std::thread;
 
     use super::*;
@@ -167,6 +271,79 @@ mod tests {
         });
         assert_eq!(names(&dir), ["servers.json"], "nothing else is left");
         fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_hangs_is_given_up_and_holds_few_threads() {
+        let (gate, hang) = bounded::<()>(0);
+        let start = Instant::now();
+        for _ in 0..3 {
+            let hang = hang.clone();
+            let work = move || hang.recv().map_err(io::Error::other);
+            let given_up = within(Duration::from_millis(60), &|| false, work);
+            assert_eq!(given_up.unwrap_err().kind(), ErrorKind::TimedOut);
+        }
+        let stuck = hang.clone();
+        let ended = within(PATIENCE, &|| true, move || stuck.recv().map_err(io::Error::other));
+        assert_eq!(ended.unwrap_err().kind(), ErrorKind::TimedOut, "the process ends");
+        assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+        drop(gate);
+        assert_eq!(in_time(|| Ok(7)).unwrap(), 7);
+    }
+
+    /// A user's folder, the links in it, and root's files around it.
+    #[test]
+    fn root_is_led_nowhere_by_a_log_or_a_pid_file() {
+        use std::os::unix::fs::{chown, lchown, symlink};
+        if !geteuid().is_root() {
+            return;
+        }
+        let (outside, dir) = (folder(), folder());
+        for path in [&outside, &dir, &outside.join("sub")] {
+            fs::create_dir(path).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let secret = outside.join("sub/secret");
+        fs::write(&secret, "root's").unwrap();
+        chown(&dir, Some(12345), Some(12345)).unwrap();
+        for (name, target) in [
+            ("log", secret.clone()),
+            ("new", outside.join("sub/new")),
+            ("up", outside.clone()),
+            ("self", "self".into()),
+        ] {
+            symlink(target, dir.join(name)).unwrap();
+            lchown(dir.join(name), Some(12345), Some(12345)).unwrap();
+        }
+        // A link of a user's in a folder of root's, as in /tmp, and one of root's to the user's.
+        symlink(&secret, outside.join("planted")).unwrap();
+        lchown(outside.join("planted"), Some(12345), Some(12345)).unwrap();
+        symlink(&dir, outside.join("roots")).unwrap();
+        let ways = ["log", "new", "up/sub/secret", "up/sub/new", "self"].map(|way| dir.join(way));
+        let others = ["planted", "roots/log", "roots/up/sub/new"].map(|way| outside.join(way));
+        for way in ways.iter().chain(&others) {
+            let error = append(way).expect_err(&format!("{way:?}"));
+            assert_ne!(error.kind(), ErrorKind::NotFound, "{way:?} {error}");
+            if way.parent() != Some(&dir) && way.parent() != Some(&outside.join("roots")) {
+                replace_readable(way, "1").map(|()| assert_eq!(*way, others[0])).unwrap_or(());
+            }
+        }
+        assert_eq!(fs::read_to_string(&secret).unwrap(), "root's");
+        assert_eq!(names(&outside.join("sub")), ["secret"]);
+        let own = dir.join("own");
+        append(&own).unwrap().write_all(b"1").unwrap();
+        append(&own).unwrap().write_all(b"2").unwrap();
+        replace_readable(&dir.join("pid"), "3").unwrap();
+        for (name, text) in [("own", "12"), ("pid", "3\n")] {
+            assert_eq!(fs::read_to_string(dir.join(name)).unwrap(), text);
+            assert_eq!(fs::metadata(dir.join(name)).unwrap().uid(), 12345, "{name}");
+        }
+        // Links of root's are followed, as to a larger disk.
+        symlink(outside.join("larger"), outside.join("link")).unwrap();
+        append(&outside.join("link")).unwrap().write_all(b"4").unwrap();
+        assert_eq!(fs::read_to_string(outside.join("larger")).unwrap(), "4");
+        assert!(geteuid().is_root(), "root again");
+        [outside, dir].iter().for_each(|dir| fs::remove_dir_all(dir).unwrap());
     }
 
     #[test]

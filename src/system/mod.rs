@@ -2,10 +2,12 @@
 //! room may use this one, and it knows of none.
 
 pub(crate) mod files;
+pub(crate) mod keeper;
 
 use std::fmt;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
@@ -25,6 +27,16 @@ pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
 /// ours leaves its data whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Set by the first signal that ends the process: nothing is to be waited for any more.
+pub(crate) fn stop_flag() -> &'static Arc<AtomicBool> {
+    static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+    &STOP
+}
+
+pub(crate) fn is_stopping() -> bool {
+    stop_flag().load(SeqCst)
 }
 
 /// Starts a thread with a small stack. The name shows in `top -H` and in the log.
