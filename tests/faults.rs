@@ -407,6 +407,72 @@ fn from(source: u8, to: SocketAddr) -> TcpStream {
 }
 
 #[test]
+fn twelve_addresses_that_take_all_places() {
+    const CROWDERS: u8 = 12;
+    let gate = Gate::new();
+    let fake = streaming(&gate);
+    // So few that the tests beside this one don't notice.
+    let mut process = Process::with_descriptors(&arguments(&fake), 900);
+    drop(process.connect_ready());
+    let address = process.address();
+    let places = process.line("allow fewer connections");
+    let places = places.split("max=").nth(1).and_then(|max| max.trim().parse().ok());
+    let places: usize = places.expect("how many places there are");
+    let client = |n: u8| {
+        let source = std::net::IpAddr::from([127, 0, 2, n]);
+        Client::connect_from(source, address).expect("a connection")
+    };
+    let mut streams: Vec<Client> = (1..=CROWDERS).map(client).collect();
+    for stream in &mut streams {
+        stream.send(support::post("/api/chat", "{}"));
+        assert_eq!(stream.head_of("POST").status(), 200);
+        stream.read_until(b"\n");
+    }
+    // Connections without a request, with half a head, and with a request that is over.
+    let crowd = |n: u8, kind: usize| {
+        let mut client = client(n);
+        match kind % 3 {
+            0 => {}
+            1 => drop(client.try_send("POST /api/chat HTTP/1.1\r\nHost: loc")),
+            _ => {
+                client.try_send(support::request("GET", "/x", ""));
+                let _ = client.try_head();
+            }
+        }
+        client
+    };
+    let mut held: Vec<Client> = Vec::new();
+    for kind in 0..places / usize::from(CROWDERS) + 9 {
+        held.extend((1..=CROWDERS).map(|n| crowd(n, kind)));
+    }
+    assert!(process.descriptors() > places, "all {places} places are taken");
+    let over = AtomicBool::new(false);
+    let mut honest = Vec::new();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // Those whose turn it is come back, whether they were closed or not.
+            let turns = (1..=CROWDERS).cycle().zip((0..held.len()).cycle());
+            for (n, at) in turns.take_while(|_| !over.load(Relaxed)) {
+                held[at] = crowd(n, at);
+            }
+        });
+        for _ in 0..20 {
+            let start = Instant::now();
+            let mut one = client(99);
+            one.try_send(support::request("GET", "/x", ""));
+            honest.push((one.try_head().map(|head| head.status()), start.elapsed()));
+        }
+        over.store(true, Relaxed);
+    });
+    assert!(honest.iter().all(|(status, _)| *status == Ok(200)), "turned away: {honest:?}");
+    let slowest = honest.iter().map(|(_, took)| *took).max().unwrap_or_default();
+    judge("crowded by twelve addresses, slowest of 20 requests", slowest, ms(100));
+    gate.open();
+    streams.into_iter().for_each(finish);
+    assert!(process.is_running());
+}
+
+#[test]
 fn five_hundred_slow_heads_bodies_and_readers() {
     use std::io::{Read, Write};
     let fake = Fake::unlike_ollama(|call| {

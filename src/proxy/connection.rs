@@ -146,7 +146,7 @@ impl Connection {
             if !matches!(self.received(), b"" | b"\r") && !has_begun {
                 has_begun = true;
                 deadline = Instant::now() + timing.head_timeout.min(most);
-                if !self.place.set_busy() {
+                if !self.place.begin_head() {
                     return Next::Refused(Refusal { status: 503, reason: "ollana is stopping" });
                 }
             }
@@ -154,6 +154,9 @@ impl Connection {
                 Ok(Some(len)) => {
                     let parsed = head::parse(&self.received()[..len], limits);
                     self.consume(len);
+                    if !self.place.begin_request() {
+                        return Next::Closed;
+                    }
                     return match parsed {
                         Ok(head) => Next::Head(Box::new(head)),
                         Err(refusal) => Next::Refused(refusal),
@@ -201,9 +204,9 @@ impl Connection {
             self.buffer.truncate(SMALL);
             self.buffer.shrink_to(SMALL);
             self.read_size = SMALL;
+            self.place.set_idle();
         }
         self.expected = Expected::Later;
-        self.place.set_idle();
     }
 
     /// Closes after an answer that left part of a request unread.

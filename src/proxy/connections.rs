@@ -1,12 +1,17 @@
 //! Which connections exist: limits in all and per source, and how they are told to end.
 //!
-//! No source may have more places than are left free. So however many sources take all that they
-//! can get, and keep it, there is room for one more: one alone gets half of the places, two get a
+//! A source is an IPv4 address or an IPv6 network of 64 bits, in which a machine may have any address.
+//!
+//! No source may have more places than are left free: one alone gets half of the places, two get a
 //! third each, nine a tenth. (Dynamic thresholds, as switches share their buffers: Choudhury and
-//! Hahne, 1998.)
+//! Hahne, 1998.) So some sources that take all they can get leave room for one more, but a dozen of
+//! them leave none. Then whichever source holds more than the newcomer, most of all first, gives up
+//! the connection that has been without a request for longest. A request on its way is never cut for
+//! that.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::net::{IpAddr, Shutdown};
+use std::net::{IpAddr, Ipv6Addr, Shutdown};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -17,6 +22,8 @@ use crate::system::lock;
 
 /// Places beyond the limit, for programs that look at the state while all others are taken.
 const RESERVE: usize = 4;
+/// Connections that gave way and whose workers haven't seen it yet: what there may be beyond the limit.
+const MAX_LEAVING: usize = 64;
 
 /// Which limit keeps a connection out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,13 +46,29 @@ struct Table {
     per_source: HashMap<IpAddr, usize>,
     next: u64,
     reserve_taken: usize,
+    leaving: usize,
     is_draining: bool,
 }
 
 #[derive(Debug)]
 struct Connected {
     stream: Arc<Stream>,
-    is_busy: bool,
+    address: IpAddr,
+    is_reserve: bool,
+    stage: Stage,
+    /// Numbers of the table count on; this is the one of its last request's end.
+    since: u64,
+}
+
+/// What a connection is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Idle,
+    /// Some of a request's head has come.
+    Head,
+    Request,
+    /// It gave way to another one.
+    Leaving,
 }
 
 /// A connection's place; dropping it frees the place.
@@ -55,6 +78,16 @@ pub(crate) struct Place {
     number: u64,
     source: IpAddr,
     is_reserve: bool,
+}
+
+/// Where an address counts.
+fn source(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) if !address.is_loopback() => {
+            Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into()
+        }
+        address => address,
+    }
 }
 
 impl Connections {
@@ -72,30 +105,37 @@ impl Connections {
         lock(&self.table)
     }
 
-    /// Lets a connection in; one of this machine to a reserved place, if there is no other.
+    /// Lets a connection in, if need be in the place of another one; one of this machine to a reserved
+    /// place, if there is no other.
     pub(crate) fn enter(
         self: &Arc<Self>,
         stream: &Arc<Stream>,
-        source: IpAddr,
+        address: IpAddr,
     ) -> Result<Place, Full> {
         let mut table = self.table();
-        let source = source.to_canonical();
-        let taken = table.connected.len() - table.reserve_taken;
+        let source = source(address);
+        let taken = table.connected.len() - table.reserve_taken - table.leaving;
         let free = self.max_total.saturating_sub(taken);
-        let is_full = free == 0;
-        let is_reserve = is_full && source.is_loopback() && table.reserve_taken < RESERVE;
-        if table.is_draining || (is_full && !is_reserve) {
+        let count = table.per_source.get(&source).copied().unwrap_or(0);
+        let is_limited = !source.is_loopback();
+        let has_all = is_limited && count >= self.max_per_source;
+        let mut is_reserve = false;
+        if table.is_draining {
             return Err(Full::Total);
         }
-        let count = table.per_source.entry(source).or_default();
-        if !source.is_loopback() && *count >= self.max_per_source.min(free) {
-            return Err(Full::Source);
+        if (free == 0 || has_all || is_limited && count >= free)
+            && !table.make_room(source, address, has_all)
+        {
+            is_reserve = free == 0 && !is_limited && table.reserve_taken < RESERVE;
+            if !is_reserve {
+                return Err(if free == 0 { Full::Total } else { Full::Source });
+            }
         }
-        *count += 1;
+        *table.per_source.entry(source).or_default() += 1;
         table.reserve_taken += usize::from(is_reserve);
-        let number = table.next;
-        table.next += 1;
-        let connected = Connected { stream: Arc::clone(stream), is_busy: false };
+        let number = table.count();
+        let (stream, stage) = (Arc::clone(stream), Stage::Idle);
+        let connected = Connected { stream, address, is_reserve, stage, since: number };
         table.connected.insert(number, connected);
         Ok(Place { connections: Arc::clone(self), number, source, is_reserve })
     }
@@ -113,7 +153,7 @@ impl Connections {
     pub(crate) fn drain(&self) {
         let mut table = self.table();
         table.is_draining = true;
-        for idle in table.connected.values().filter(|connected| !connected.is_busy) {
+        for idle in table.connected.values().filter(|connected| connected.stage == Stage::Idle) {
             let _ = idle.stream.socket().shutdown(Shutdown::Both);
         }
     }
@@ -156,21 +196,25 @@ impl Place {
         self.is_reserve
     }
 
-    /// A request has begun. False when the connection was already told to end.
-    pub(crate) fn set_busy(&self) -> bool {
+    /// A request has begun to come. False when the connection was already told to end.
+    pub(crate) fn begin_head(&self) -> bool {
         let mut table = self.connections.table();
-        if let Some(connected) = table.connected.get_mut(&self.number) {
-            connected.is_busy = true;
-        }
+        table.moves_to(self.number, Stage::Head);
         !table.is_draining
+    }
+
+    /// A request has come. False when the connection has just given way to another one.
+    pub(crate) fn begin_request(&self) -> bool {
+        self.connections.table().moves_to(self.number, Stage::Request)
     }
 
     /// The request is over.
     pub(crate) fn set_idle(&self) {
         let mut table = self.connections.table();
-        let is_draining = table.is_draining;
+        table.moves_to(self.number, Stage::Idle);
+        let (since, is_draining) = (table.count(), table.is_draining);
         if let Some(connected) = table.connected.get_mut(&self.number) {
-            connected.is_busy = false;
+            connected.since = since;
             if is_draining {
                 let _ = connected.stream.socket().shutdown(Shutdown::Both);
             }
@@ -178,16 +222,80 @@ impl Place {
     }
 }
 
+impl Table {
+    fn count(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn leave(&mut self, source: &IpAddr) {
+        if let Some(count) = self.per_source.get_mut(source) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_source.remove(source);
+            }
+        }
+    }
+
+    /// False for a connection that gave way.
+    fn moves_to(&mut self, number: u64, stage: Stage) -> bool {
+        let connected = self.connected.get_mut(&number);
+        connected.filter(|it| it.stage != Stage::Leaving).map(|it| it.stage = stage).is_some()
+    }
+
+    /// Ends a connection without a request for the sake of a newcomer who has fewer, if there is one;
+    /// within the newcomer's own source only, if that may have no more.
+    fn make_room(&mut self, own: IpAddr, address: IpAddr, is_own_full: bool) -> bool {
+        if self.leaving >= MAX_LEAVING {
+            return false;
+        }
+        let mut of_address: HashMap<IpAddr, usize> = HashMap::new();
+        for connected in self.connected.values().filter(|it| it.stage != Stage::Leaving) {
+            *of_address.entry(connected.address).or_default() += 1;
+        }
+        let of_source = |source: &IpAddr| self.per_source.get(source).copied().unwrap_or(0);
+        let held = |it: &Connected| (of_source(&source(it.address)), of_address[&it.address]);
+        let newcomer = (of_source(&own), of_address.get(&address).copied().unwrap_or(0));
+        let has_more = |it: &Connected| match held(it) {
+            // Without an own one, any of the same network that has one.
+            (_, more) if source(it.address) == own => {
+                more > newcomer.1 + usize::from(newcomer.1 > 0)
+            }
+            (more, _) => !is_own_full && more > newcomer.0 + 1,
+        };
+        let waits = |it: &&Connected| matches!(it.stage, Stage::Idle | Stage::Head);
+        let mut candidates: Vec<(&u64, &Connected)> = self
+            .connected
+            .iter()
+            .filter(|(_, it)| waits(it) && !it.is_reserve && has_more(it))
+            .collect();
+        candidates.sort_by_key(|(_, it)| (Reverse(held(it)), it.since));
+        // What has come and wasn't read yet may be a request.
+        let is_silent =
+            |stream: &Stream| socket::unread(stream.socket()) == 0 && stream.is_drained();
+        let found = candidates.into_iter().find(|(_, it)| is_silent(&it.stream));
+        let Some(number) = found.map(|(number, _)| *number) else { return false };
+        if let Some(connected) = self.connected.get_mut(&number) {
+            connected.stage = Stage::Leaving;
+            log::debug!("an idle connection gave way addr={} for={address}", connected.address);
+            // Its worker takes that for the client's leaving and closes.
+            let _ = connected.stream.socket().shutdown(Shutdown::Read);
+            let source = source(connected.address);
+            self.leave(&source);
+            self.leaving += 1;
+        }
+        true
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         let mut table = self.connections.table();
-        table.connected.remove(&self.number);
+        let connected = table.connected.remove(&self.number);
         table.reserve_taken -= usize::from(self.is_reserve);
-        if let Some(count) = table.per_source.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                table.per_source.remove(&self.source);
-            }
+        match connected.map(|connected| connected.stage) {
+            Some(Stage::Leaving) => table.leaving -= 1,
+            _ => table.leave(&self.source),
         }
         self.connections.changed.notify_all();
     }
@@ -249,12 +357,93 @@ mod tests {
         }
     }
 
+    /// Connections whose other ends are kept, so that nothing but giving way ends them.
+    fn pairs(count: usize) -> Vec<(Arc<Stream>, TcpStream)> {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let pair = || {
+            let far = TcpStream::connect(address).expect("a connection");
+            let (near, _) = listener.accept().expect("its other end");
+            (Arc::new(Stream::new(near)), far)
+        };
+        (0..count).map(|_| pair()).collect()
+    }
+
+    /// Whether a connection was told to end.
+    fn was_ended(stream: &Stream) -> bool {
+        stream.socket().set_nonblocking(true).expect("non-blocking");
+        matches!(stream.socket().peek(&mut [0]), Ok(0))
+    }
+
+    #[test]
+    fn whoever_holds_most_gives_up_what_waits_longest_and_no_request() {
+        use std::io::Write;
+        let connections = Arc::new(Connections::new(10, 10));
+        let pairs = pairs(16);
+        let enter = |pairs: &[(Arc<Stream>, TcpStream)], at: usize, n: u8| {
+            connections.enter(&pairs[at].0, IpAddr::from([10, 0, 0, n]))
+        };
+        let ended = |pairs: &[(Arc<Stream>, TcpStream)]| -> Vec<usize> {
+            (0..7).filter(|at| was_ended(&pairs[*at].0)).collect()
+        };
+        let most: Vec<Place> = (0..4).map(|at| enter(&pairs, at, 1).expect("a place")).collect();
+        let more: Vec<Place> = (4..7).map(|at| enter(&pairs, at, 2).expect("a place")).collect();
+        let place = |at: usize, n: u8| enter(&pairs, at, n).expect("a place");
+        let others = [place(7, 3), place(8, 4), place(9, 5)];
+        // One has a request under way, of one a request has arrived, one was used since.
+        assert!(most[0].begin_head() && most[0].begin_request());
+        most[2].set_idle();
+        assert!(most[3].begin_head());
+        (&pairs[1].1).write_all(b"G").expect("sent");
+        let six = place(10, 6);
+        assert_eq!(ended(&pairs), [3], "the one with most");
+        assert!(!most[3].begin_request() && connections.usage().most_of_one == 3);
+        let seven = place(11, 7);
+        assert_eq!(ended(&pairs), [3, 4], "of two with as many, what waits longest");
+        let eight = place(12, 8);
+        assert_eq!(ended(&pairs), [2, 3, 4]);
+        // Those with two have a request under way or at hand, or just as many as the newcomer.
+        assert!(more[1].begin_request() && more[2].begin_request());
+        for n in [1, 2, 6, 9] {
+            assert_eq!(enter(&pairs, 13, n).err(), Some(Full::Total), "{n}");
+        }
+        // What was read is no whole request.
+        pairs[1].0.try_read(&mut [0; 9]).expect("read");
+        let nine = place(13, 9);
+        assert_eq!(ended(&pairs), [1, 2, 3, 4]);
+        assert!(most[0].begin_request() && connections.len() == 14);
+        drop((most, more, others, six, seven, eight, nine));
+        assert_eq!((connections.len(), connections.table().leaving), (0, 0));
+        assert!(connections.table().per_source.is_empty());
+    }
+
+    #[test]
+    fn an_ipv6_network_counts_as_one_in_which_everybody_gets_a_place() {
+        let connections = Arc::new(Connections::new(8, 6));
+        let pairs = pairs(9);
+        let address =
+            |network: u16, host: u16| IpAddr::from([0xfd00, 0, 0, network, 0, 0, 0, host]);
+        let enter = |at: usize, address| connections.enter(&pairs[at].0, address);
+        // Each made-up address has one; the network has no more than its limit of what is free.
+        let held: Vec<Place> =
+            (0..4).map(|n| enter(n.into(), address(1, n)).expect("a place")).collect();
+        let place = enter(4, address(1, 9)).expect("a place in turn");
+        assert!(was_ended(&pairs[0].0) && connections.usage().most_of_one == 4);
+        assert_eq!(enter(5, address(1, 9)).err(), Some(Full::Source), "has as many as any");
+        assert!(enter(5, address(2, 1)).is_ok());
+        let mapped: IpAddr = "::ffff:10.0.0.1".parse().expect("an address");
+        assert_eq!(source(mapped), IpAddr::from([10, 0, 0, 1]));
+        drop((held, place));
+        assert_eq!(connections.len(), 0);
+    }
+
     #[test]
     fn this_machine_may_have_all_places_and_a_few_to_look_at_the_state() {
         let (stream, connections) = (stream(), Arc::new(Connections::new(8, 2)));
         let held = fill(&connections, &stream, &[IpAddr::from([127, 0, 0, 1])]);
         assert_eq!(held[0].len(), 8 + RESERVE);
         assert!(held[0].last().is_some_and(Place::is_reserve));
+        assert!(held[0].iter().all(Place::begin_request));
         assert_eq!(
             connections.enter(&stream, IpAddr::from([10, 0, 0, 1])).err(),
             Some(Full::Total)

@@ -1,12 +1,14 @@
 //! Hosts on the same network that send what they shouldn't, and one that is just old.
 
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use socket2::{Domain, Socket, Type};
 
 use super::basics::{is_without_server, works};
 use super::daemon::Daemon;
@@ -203,6 +205,62 @@ fn a_flood_of_probes_does_not_hide_an_honest_one() {
     assert_modest(&server_daemon, before);
     assert_eq!(client_daemon.count("backend down "), 0);
     client_daemon.assert_alive();
+}
+
+/// Connects from an address of the host, and asks; what the first line of an answer says.
+fn ask_from(host: &Host, from: Ipv4Addr, to: SocketAddrV4) -> String {
+    let mut stream = host.run(|| connect_from(from, to));
+    let mut line = String::new();
+    let _ = stream.write_all(b"GET /api/version HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let _ = BufReader::new(&stream).read_line(&mut line);
+    line
+}
+
+fn connect_from(from: Ipv4Addr, to: SocketAddrV4) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddrV4::new(from, 0).into()).expect("an address of this host");
+    socket.connect(&to.into()).expect("connected");
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a limit");
+    stream
+}
+
+#[test]
+fn a_crowd_of_addresses_locks_nobody_out() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let Setting {
+        server, client, attacker, server_daemon: _s, client_daemon: _c, ollama: _o, ..
+    } = setting(&mut lan);
+    let to = SocketAddrV4::new(server.address(0), 11435);
+    let stranger = lan.host(&[("eth0", 0)]);
+    let (mut crowd, mut under_way) = (Vec::new(), Vec::new());
+    for number in 0..12 {
+        let from = Ipv4Addr::new(10, 80, 0, 100 + number);
+        attacker.ip(&["address", "add", &format!("{from}/24"), "dev", "eth0"]);
+        let mut stream = attacker.run(|| connect_from(from, to));
+        let half = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n{ ";
+        stream.write_all(half).expect("sent");
+        under_way.push(stream);
+        // Each takes half of what is left.
+        let take_all = || (1..1024 >> number).map(|_| connect_from(from, to)).collect::<Vec<_>>();
+        crowd.extend(attacker.run(take_all));
+    }
+    let mut slowest = Duration::ZERO;
+    for _ in 0..20 {
+        let start = Instant::now();
+        let said = ask_from(&stranger, stranger.address(0), to);
+        assert!(said.contains("200 OK"), "turned away: {said}");
+        slowest = slowest.max(start.elapsed());
+        works(&client).expect("an answer");
+    }
+    judge("crowded by twelve addresses, slowest of 20 requests", slowest, limits::RETRIED);
+    for stream in &mut under_way {
+        stream.write_all(b" }").expect("sent");
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).expect("an answer");
+        assert!(line.contains("200 OK"), "a request under way was lost: {line}");
+    }
+    drop(crowd);
 }
 
 #[test]
