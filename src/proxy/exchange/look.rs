@@ -39,8 +39,7 @@ impl<'a> Exchange<'a> {
             return self.look_at_form(body);
         }
         let mut scan = Scan::new(self.endpoint.model_members());
-        // Ollama knows no other encoding, and takes the bytes as they are.
-        if self.field(CONTENT_ENCODING).is_some_and(|it| it.eq_ignore_ascii_case("zstd")) {
+        if self.is_zstd() {
             self.look_at_zstd(body, &mut scan)?;
             return Ok(scan.subject());
         }
@@ -67,10 +66,7 @@ impl<'a> Exchange<'a> {
         mut scan: Scan,
     ) -> Result<Subject, OwnAnswer> {
         if !scan.is_done() {
-            self.fetch(body, |piece| {
-                scan.push(piece);
-                if scan.is_done() { More::No } else { More::Any }
-            })?;
+            self.look_to_the_end(body, &mut scan)?;
         }
         Ok(self.watch(body, scan))
     }
@@ -85,17 +81,30 @@ impl<'a> Exchange<'a> {
             return Ok(Some(subject).filter(|subject| subject.model.is_some()));
         }
         let mut scan = Scan::new(self.endpoint.model_members());
-        if self.field(CONTENT_ENCODING).is_some_and(|it| it.eq_ignore_ascii_case("zstd")) {
+        if self.is_zstd() {
             // Where Ollama doesn't decode it, this may have been something else.
             self.look_at_zstd(body, &mut scan)?;
             return Ok(scan.is_done().then(|| scan.subject()));
         }
+        self.look_to_the_end(body, &mut scan)?;
+        // What ends before its object does is no JSON to Ollama either.
+        Ok((scan.is_done() || body.is_done()).then(|| scan.subject()))
+    }
+
+    fn look_to_the_end(
+        &mut self,
+        body: &mut RequestBody<'a>,
+        scan: &mut Scan,
+    ) -> Result<(), OwnAnswer> {
         self.fetch(body, |piece| {
             scan.push(piece);
             if scan.is_done() { More::No } else { More::Any }
-        })?;
-        // What ends before its object does is no JSON to Ollama either.
-        Ok((scan.is_done() || body.is_done()).then(|| scan.subject()))
+        })
+    }
+
+    /// Ollama knows no other encoding, and takes the bytes as they are.
+    fn is_zstd(&self) -> bool {
+        self.field(CONTENT_ENCODING).is_some_and(|it| it.eq_ignore_ascii_case("zstd"))
     }
 
     fn watch(&self, body: &mut RequestBody<'a>, scan: Scan) -> Subject {
