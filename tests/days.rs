@@ -10,7 +10,11 @@
 //!
 //! - No 404 for a model that somebody in the house has, or had when a laptop last heard of it.
 //! - No server is called down while it answers or streams.
-//! - No request is refused while a server that can do it is free.
+//! - No request is refused, or waits for long, while a server that can do it is free.
+//!
+//! A server "answers" whose bytes, of an answer or of a check, came within the last 3 s: where 30 % of
+//! the packets are lost, two checks in a row may honestly fail, and nothing tells it from one that
+//! is gone.
 //!
 //! Everything follows from a seed, which is the number of the week. `make days DAYS=1000` lives
 //! through so many of them and sums them up; `OLLANA_SEED=7 cargo test --test days` prints one.

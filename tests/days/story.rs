@@ -151,8 +151,8 @@ impl World {
                 self.plan_at(at + 60, Act::Restarts(laptop));
             }
             1 => {
-                self.plan_at(evening, Act::Slow(BOX, 1200));
-                self.plan_at(evening, Act::Slow(DESK, 1200));
+                self.plan_at(evening, Act::Slow(BOX, 1800));
+                self.plan_at(evening, Act::Slow(DESK, 1800));
                 self.plan_at(evening + 420, Act::Slow(BOX, 2));
                 self.plan_at(evening + 420, Act::Slow(DESK, 2));
             }
@@ -175,7 +175,7 @@ impl World {
                 self.plan_at(soon, Act::Pulls(DESK, "vision"));
             }
             5 => {
-                let loss = *self.random.pick(&[1, 3, 5]);
+                let loss = *self.random.pick(&[5, 15, 30]);
                 self.plan_at(evening + 20, Act::BadWifi(laptop, loss));
                 self.plan_at(evening + 320, Act::BadWifi(laptop, 0));
                 self.plan_at(soon, Act::Restarts(laptop));

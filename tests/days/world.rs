@@ -23,6 +23,8 @@ use crate::support::{Agenda, Random};
 const TICK: Duration = Duration::from_millis(250);
 const PROBE: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1300);
+/// Where no other server could do it.
+const PATIENT_CONNECT: Duration = Duration::from_secs(15);
 /// A peer that vanished is noticed after this.
 const VANISHED: Duration = Duration::from_secs(11);
 /// Between two tokens.
@@ -55,6 +57,8 @@ pub(crate) struct Laptop {
     /// the way there is as it is.
     told: BTreeMap<usize, BTreeSet<String>>,
     heard: BTreeMap<usize, Instant>,
+    /// When its own bad Wi-Fi last hid the server.
+    hidden: BTreeMap<usize, Instant>,
     pub(crate) stable_since: Instant,
 }
 
@@ -71,6 +75,7 @@ impl Laptop {
             saved: Vec::new(),
             told: BTreeMap::new(),
             heard: BTreeMap::new(),
+            hidden: BTreeMap::new(),
             stable_since: now,
         }
     }
@@ -94,6 +99,8 @@ struct Ask {
     is_present: Rc<Cell<bool>>,
     lease: Option<Lease>,
     attempt: u32,
+    /// The attempt has got as far as the server.
+    is_connected: bool,
     begun_at: Instant,
     /// The server that has it, and the lease of its daemon.
     at: Option<usize>,
@@ -144,6 +151,8 @@ enum Event {
     /// A request is where it goes, or can't get there.
     Arrives(usize, u32, usize),
     Unreached(usize, u32),
+    /// Its server is called down or elsewhere before it was connected to.
+    Hopeless(usize, u32),
     /// Its next token, with so many to come.
     Token(usize, u32, usize),
     /// Its connection has been dead for long enough to be noticed.
@@ -313,6 +322,7 @@ impl World {
                 if self.is_at(ask, attempt) {
                     if self.reaches(self.asks[ask].laptop, self.address_of(ask)) == Some(server) {
                         self.asks[ask].at = Some(server);
+                        self.asks[ask].is_connected = true;
                         self.visit(server, Visit::Ask(ask, attempt));
                     } else {
                         self.after(CONNECT_TIMEOUT, Event::Unreached(ask, attempt));
@@ -320,8 +330,11 @@ impl World {
                 }
             }
             Event::Unreached(ask, attempt) => {
-                self.failed(ask, attempt, Outcome::Unreachable, Answer::Unreached);
+                if !self.asks[ask].is_connected {
+                    self.failed(ask, attempt, Outcome::Unreachable, Answer::Unreached);
+                }
             }
+            Event::Hopeless(ask, attempt) => self.hopeless(ask, attempt),
             Event::Token(ask, attempt, left) => self.token(ask, attempt, left),
             Event::Vanished(ask, attempt) => {
                 if self.is_at(ask, attempt) && self.is_cut_off(ask) {
@@ -441,6 +454,7 @@ impl World {
     /// No server is called down while it answers or streams.
     fn reported(&mut self, laptop: usize, report: Transition) {
         self.note(|_| format!("laptop {laptop}: {report:?}"));
+        self.end_hope(laptop, &report);
         if let Transition::Down { name, reason } = report {
             self.tally.downs += 1;
             let is_meant = |it: &Server| name.starts_with(&format!("{} (", it.name));
@@ -451,6 +465,9 @@ impl World {
             let text =
                 || format!("laptop {laptop} calls {name} down ({reason}), which it just heard");
             self.must_not((is_heard && reaches).then(text));
+            if self.laptops[laptop].loss > 0 {
+                self.laptops[laptop].hidden.insert(at, self.now);
+            }
         }
     }
 
@@ -465,12 +482,13 @@ impl World {
                 Who::Laptop(laptop) => self.check(laptop, job),
                 Who::Server(at) => {
                     let takes = self.servers[at].answer_time();
-                    let result = match takes < CHECK_TIMEOUT {
+                    let time = job.time.answer;
+                    let result = match takes < time {
                         true => self.healthy(at, job.address, takes, false),
                         false => silent(),
                     };
                     let ends = Event::SelfChecked(at, self.epoch(who), job.id, result);
-                    self.after(takes.min(CHECK_TIMEOUT), ends);
+                    self.after(takes.min(time), ends);
                 }
             }
         }
@@ -482,12 +500,16 @@ impl World {
         let number = self.checks.len();
         let server = self.reaches(laptop, Some(job.address));
         let epoch = self.laptops[laptop].epoch;
+        let answer = job.time.answer;
+        let connect = job.time.connect.unwrap_or(CONNECT_TIMEOUT).min(answer);
         self.checks.push(Check { laptop, epoch, job, is_over: false });
-        if let Some(at) = server.filter(|_| there < CHECK_TIMEOUT) {
+        let server = server.filter(|_| there < connect);
+        if let Some(at) = server {
             self.after(there, Event::CheckArrives(number, at));
         }
         // Whichever comes first counts.
-        self.after(CHECK_TIMEOUT, Event::Checked(number, silent(), None));
+        let time = if server.is_some() { answer } else { connect };
+        self.after(time, Event::Checked(number, silent(), None));
     }
 
     fn checked(&mut self, number: usize, result: CheckResult, server: Option<usize>) {

@@ -12,7 +12,7 @@ use ollana::discovery::schedule::Schedule;
 use ollana::manager::pool::{Action, BackendId, Input, Outcome, Pick, Pool, Report, Transition};
 use ollana::manager::queue::{Answers, Asker, Patience, Queue, Refused, Request};
 use ollana::pairing::identity::Identity;
-use ollana::upstream::{CheckResult, Target};
+use ollana::upstream::{CheckResult, CheckTime, Target};
 
 /// Jobs that may wait for a checker.
 const JOBS: usize = 128;
@@ -45,6 +45,9 @@ pub(crate) struct Job {
     pub(crate) id: BackendId,
     pub(crate) address: SocketAddr,
     pub(crate) wants_inventory: bool,
+    /// How long it may take; the simulation of faults has one time for all.
+    #[allow(dead_code, reason = "the story of days uses it")]
+    pub(crate) time: CheckTime,
 }
 
 /// A lease, and which published pick it was taken from without asking.
@@ -169,7 +172,8 @@ impl Client {
             let void = Input::Checked(id, CheckResult::Void);
             self.queue.handle(now, void, &mut self.actions, &mut self.answers);
         } else {
-            self.jobs.push_back(Job { id, address, wants_inventory });
+            let time = self.queue.pool().check_time(id);
+            self.jobs.push_back(Job { id, address, wants_inventory, time });
         }
     }
 

@@ -129,6 +129,8 @@ impl Event {
 struct Standing {
     is_well: bool,
     silences: u32,
+    /// A request was answered since the last check: then its silence says nothing.
+    has_answered: bool,
 }
 
 /// What came out of a run.
@@ -419,14 +421,24 @@ impl World {
                 let standing = self.standing.entry((*id, *address)).or_default();
                 match result {
                     CheckResult::Healthy { .. } => {
-                        *standing = Standing { is_well: true, silences: 0 };
+                        *standing = Standing { is_well: true, ..Standing::default() };
                     }
                     CheckResult::Refused(_) | CheckResult::Unreached(_) => standing.is_well = false,
+                    CheckResult::Silent(_) if standing.has_answered => {
+                        *standing = Standing { is_well: true, ..Standing::default() };
+                    }
                     CheckResult::Silent(_) => standing.silences += 1,
                     CheckResult::Void => {}
                 }
+                standing.has_answered = false;
             }
-            Mail::Input(Input::Finished(..)) => self.told -= 1,
+            Mail::Input(Input::Finished(id, report) | Input::Noted(id, report)) => {
+                self.told -= u32::from(matches!(mail, Mail::Input(Input::Finished(..))));
+                if report.outcome.is_answer() {
+                    let of_it = self.standing.iter_mut().filter(|((of, _), _)| of == id);
+                    of_it.for_each(|(_, standing)| standing.has_answered = true);
+                }
+            }
             _ => {}
         }
         let heard = self.client.turn(self.now, mail);
@@ -625,7 +637,10 @@ impl World {
         };
         const LOOK: Duration = Duration::from_millis(200);
         let server = &self.lan.servers[at];
-        if !server.is_linked || self.lan.is_cut {
+        // With its address a server loses the connections that came to it.
+        let lease = self.exchanges[request].lease.as_ref();
+        let is_there = lease.is_some_and(|it| server.addresses.contains(&it.pick.address));
+        if !server.is_linked || self.lan.is_cut || !is_there {
             if lost > VANISHED {
                 return self.failed(request, Outcome::Failed, "vanished");
             }

@@ -69,8 +69,12 @@ impl Pool {
                 places -= 1;
                 strange -= usize::from(is_stranger);
                 doubtful -= usize::from(is_doubtful);
-                backend.health.running =
-                    Some(RunningCheck { since: now, bytes: backend.tally.bytes_down.value(), of });
+                backend.health.running = Some(RunningCheck {
+                    since: now,
+                    bytes: backend.tally.bytes_down.value(),
+                    has_answered: false,
+                    of,
+                });
                 backend.health.checked_at = Some(now);
                 self.actions.push(Action::Check(backend.id, target, wants_inventory));
             }
@@ -78,7 +82,7 @@ impl Pool {
     }
 
     /// How long the check of a backend may take.
-    pub(crate) fn check_time(&self, id: BackendId) -> CheckTime {
+    pub fn check_time(&self, id: BackendId) -> CheckTime {
         let usual = self.rules.health_timeout;
         let backend = self.backends.iter().find(|b| b.id == id);
         backend.map_or(CheckTime::of(usual), |b| b.check_time(usual))
@@ -146,7 +150,7 @@ impl Backend {
         }
         self.health.is_unanswered =
             matches!(result, CheckResult::Silent(_) | CheckResult::Unreached(_));
-        let has_sent = self.tally.bytes_down.value() > check.bytes;
+        let has_sent = check.has_answered || self.tally.bytes_down.value() > check.bytes;
         match result {
             CheckResult::Silent(_)
                 if has_sent && !self.is_stranger() && !self.addresses.in_doubt =>

@@ -153,6 +153,13 @@ pub enum Outcome {
     Void,
 }
 
+impl Outcome {
+    /// Whether the backend answered, though it may not have been passed on.
+    pub fn is_answer(self) -> bool {
+        !matches!(self, Outcome::Unreachable | Outcome::Failed | Outcome::Void)
+    }
+}
+
 /// What a finished request taught.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {

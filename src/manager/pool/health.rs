@@ -24,6 +24,8 @@ pub(super) struct RunningCheck {
     pub(super) since: Instant,
     /// Bytes that the server had sent by then, to any request.
     pub(super) bytes: u64,
+    /// It has answered a request since.
+    pub(super) has_answered: bool,
     pub(super) of: Checked,
 }
 

@@ -210,6 +210,10 @@ impl Pool {
     fn finished(&mut self, now: Instant, id: BackendId, report: Report) {
         let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
         let outcome = report.outcome;
+        // Also an answer that wasn't passed on because another server may do better.
+        if let Some(check) = &mut backend.health.running {
+            check.has_answered |= outcome.is_answer();
+        }
         let is_known = outcome == Outcome::Unreachable && backend.health.down_reason().is_some();
         // That a server which is down can't be reached is no news.
         let told = if is_known { Outcome::TurnedAway } else { outcome };

@@ -747,6 +747,21 @@ fn bytes_are_proof_of_life() {
 }
 
 #[test]
+fn an_answer_that_is_not_passed_on_is_proof_of_life_too() {
+    let mut w = World::new();
+    let id = w.server(1);
+    for outcome in [Outcome::Answered, Outcome::Declined, Outcome::TurnedAway] {
+        for _ in 0..3 {
+            w.pass(ms(1300));
+            w.checks();
+            w.input(Input::Noted(id, outcome.into()));
+            w.input(Input::Checked(id, silent()));
+            assert_eq!(w.pool.ready(), 1, "{outcome:?}");
+        }
+    }
+}
+
+#[test]
 fn the_check_that_decides_has_more_time() {
     let mut w = World::new();
     let id = w.server(1);

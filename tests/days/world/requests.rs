@@ -13,6 +13,7 @@ impl World {
             client: Some([127, 0, 0, 1].into()),
             conversation: Some(self.random.below(40) as u64).filter(|talk| *talk < 20),
             is_exempt: kind != Kind::Chat,
+            may_try: true,
             ..Wanted::default()
         };
         self.note(|it| format!("request {}: laptop {laptop} {kind:?} {model}", it.asks.len()));
@@ -26,6 +27,7 @@ impl World {
             is_present: Rc::new(Cell::new(true)),
             lease: None,
             attempt: 0,
+            is_connected: false,
             begun_at: self.now,
             at: None,
             inner: None,
@@ -63,17 +65,19 @@ impl World {
             return self.give_back(Who::Laptop(laptop), &lease, Outcome::Void.into());
         }
         let address = lease.pick.address;
+        let connect = if lease.pick.is_sole { PATIENT_CONNECT } else { CONNECT_TIMEOUT };
         self.note(|_| format!("request {ask} goes to {} at {address}", lease.pick.name));
         let request = &mut self.asks[ask];
         request.lease = Some(lease);
         request.attempt += 1;
+        request.is_connected = false;
         let attempt = request.attempt;
         let there = self.travel(laptop, 1000);
         match self.reaches(laptop, Some(address)) {
-            Some(server) if there < CONNECT_TIMEOUT => {
+            Some(server) if there < connect => {
                 self.after(there, Event::Arrives(ask, attempt, server));
             }
-            _ => self.after(CONNECT_TIMEOUT, Event::Unreached(ask, attempt)),
+            _ => self.after(connect, Event::Unreached(ask, attempt)),
         }
     }
 
@@ -118,6 +122,10 @@ impl World {
         let address = self.address_of(ask);
         let at = self.servers.iter().position(|it| Some(it.address) == address);
         self.asks[ask].failed_on.extend(at);
+        let is_trial = self.asks[ask].lease.as_ref().is_some_and(|lease| lease.pick.is_trial);
+        if outcome == Outcome::Unreachable && is_trial {
+            return self.try_no_more(ask, outcome);
+        }
         self.go_on(ask, outcome, answer);
     }
 
@@ -133,6 +141,8 @@ impl World {
             self.hear(laptop, at);
         }
         if answer != Answer::Fine {
+            // This answer tells more than that one more server is away.
+            self.asks[ask].wanted.may_try = false;
             return self.go_on(ask, outcome, answer);
         }
         let loaded =
@@ -141,6 +151,35 @@ impl World {
         let report = Report { loaded: loaded.map(|model| (model, true)), ..outcome.into() };
         self.release(ask, report);
         self.end(ask, answer);
+    }
+
+    /// What it means that the server is down is told as usual.
+    fn try_no_more(&mut self, ask: usize, outcome: Outcome) {
+        self.asks[ask].wanted.may_try = false;
+        self.release(ask, outcome.into());
+        self.lease(ask);
+    }
+
+    /// Nobody connects any more to a server that is called down or is somewhere else.
+    pub(super) fn end_hope(&mut self, laptop: usize, report: &Transition) {
+        let (Transition::Down { name, .. } | Transition::Moved { name, .. }) = report else {
+            return;
+        };
+        for ask in 0..self.asks.len() {
+            let request = &self.asks[ask];
+            let hopes = |lease: &Lease| lease.pick.is_sole && name.starts_with(&lease.pick.name);
+            let is_due =
+                request.laptop == laptop && !request.is_connected && request.wanted.may_try;
+            if is_due && request.lease.as_ref().is_some_and(hopes) {
+                self.after(Duration::ZERO, Event::Hopeless(ask, request.attempt));
+            }
+        }
+    }
+
+    pub(super) fn hopeless(&mut self, ask: usize, attempt: u32) {
+        if self.is_at(ask, attempt) && !self.asks[ask].is_connected {
+            self.try_no_more(ask, Outcome::Void);
+        }
     }
 
     fn release(&mut self, ask: usize, report: Report) {
@@ -296,8 +335,12 @@ impl World {
 
     /// Whether a laptop must know a server as it is.
     fn is_settled(&self, laptop: usize, at: usize) -> bool {
-        let since = self.servers[at].stable_since.max(self.laptops[laptop].stable_since);
+        let Laptop { stable_since, hidden, loss, .. } = &self.laptops[laptop];
+        let since = self.servers[at].stable_since.max(*stable_since);
+        let since = hidden.get(&at).map_or(since, |hidden| since.max(*hidden));
         let reaches = self.reaches(laptop, Some(self.servers[at].address)) == Some(at);
-        reaches && self.now.saturating_duration_since(since) >= SETTLED
+        // Where packets get lost, the probe that finds a server again may be the tenth.
+        let settled = if *loss > 0 { 4 * SETTLED } else { SETTLED };
+        reaches && self.now.saturating_duration_since(since) >= settled
     }
 }
