@@ -5,7 +5,7 @@ use std::thread;
 
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
-use crate::support::{Account, Client, Gate, Model, Ollama, World, post, request};
+use crate::support::{Account, Client, Gate, Model, Ollama, World, chunk, post, request};
 
 fn connect(ollama: &Ollama) -> Client {
     Client::connect(ollama.address)
@@ -104,7 +104,10 @@ fn cloud_models_need_the_account() {
         ask(&ollama, "/api/chat", &body)
     };
     let tags = connect(&ollama).get("/api/tags").json();
-    assert_eq!(tags["models"][1]["remote_model"], "gpt-oss:120b");
+    let stub = &tags["models"][1];
+    assert_eq!(stub["remote_model"], "gpt-oss:120b");
+    assert_eq!(stub["remote_host"], "https://ollama.com:443");
+    assert!(tags["models"][0].get("remote_model").is_none(), "{tags}");
     let names = ["gpt-oss:120b-cloud", "gpt-oss:120b:cloud", "other:cloud"];
     for name in names {
         assert_eq!(chat(name).0, 200, "{name}");
@@ -148,7 +151,11 @@ fn only_too_many_for_this_machine_is_busy() {
         assert_eq!(second.join().unwrap(), 200);
         assert_eq!(cloud.join().unwrap(), 200);
     });
-    assert_eq!(connect(&ollama).get("/api/ps").json()["models"][0]["context_length"], 4096);
+    let loaded = connect(&ollama).get("/api/ps").json()["models"][0].clone();
+    assert_eq!((&loaded["context_length"], &loaded["size_vram"]), (&4096.into(), &loaded["size"]));
+    let listed = connect(&ollama).get("/api/tags").json()["models"][0].clone();
+    assert_eq!(listed["details"]["context_length"], 131_072);
+    assert_eq!(listed["capabilities"], serde_json::json!(["completion", "tools"]));
     ask(&ollama, "/api/generate", r#"{"model":"a","keep_alive":0}"#);
     assert_eq!(connect(&ollama).get("/api/ps").text(), "{\"models\":[]}");
 }
@@ -169,6 +176,12 @@ fn paths_and_methods_are_those_of_its_router() {
         ("GET", "/api/status", "192.168.1.7", 200, "\"disabled\":false"),
         ("HEAD", "/", "", 200, ""),
         ("HEAD", "/api/ps", "localhost", 405, ""),
+        ("PUT", "/api/chat", "localhost", 405, "405 method not allowed"),
+        ("FROB", "/x", "localhost", 404, "404 page not found"),
+        ("GET", "/api/%74ags", "localhost", 200, "models"),
+        ("GET", "/api/%zz", "localhost", 400, "400 Bad Request"),
+        ("OPTIONS", "*", "localhost", 200, ""),
+        ("GET", "*", "localhost", 400, "400 Bad Request"),
     ] {
         let answer =
             connect(&ollama).ask(format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
@@ -191,6 +204,15 @@ fn streams_have_the_order_of_ollamas_fields() {
     assert!(lines[3].find("eval_count") < lines[3].find("logprobs"), "{}", lines[3]);
     for line in &lines {
         serde_json::from_str::<serde_json::Value>(line).expect("JSON");
+    }
+    ollama.change(|world| world.calls_tool = true);
+    for path in ["/api/generate", "/api/chat"] {
+        let body = r#"{"model":"a","prompt":"hi","messages":[{}],"logprobs":true}"#;
+        let (_, text) = ask(&ollama, path, body);
+        let last = text.lines().last().expect("a line");
+        serde_json::from_str::<serde_json::Value>(last).expect("JSON");
+        let is_before = last.find("prompt_eval_count") < last.find("tool_calls");
+        assert_eq!(is_before, path == "/api/generate", "{last}");
     }
     let body = r#"{"model":"a","messages":[{}],"max_tokens":9,"stream":true,
                    "stream_options":{"include_usage":true}}"#;
@@ -218,6 +240,39 @@ fn a_client_that_half_closes_gets_what_is_short_and_no_inference() {
     client.stream.shutdown(Shutdown::Write).expect("half a close");
     client.read_to_close();
     assert!(ollama.served()[0].is_cancelled);
+}
+
+/// A blob that it has already, or whose name isn't a digest, is answered at once.
+#[test]
+fn an_upload_that_it_does_not_want_is_not_read() {
+    let ollama = Ollama::with(&[]);
+    let digest = format!("sha256:{}", "0".repeat(64));
+    ollama.change(|world| world.blobs.push(digest.clone()));
+    for (name, status) in [(digest.as_str(), 200), ("x", 400)] {
+        for framing in ["Content-Length: 50000000", "Transfer-Encoding: chunked"] {
+            let mut client = connect(&ollama);
+            client.send(format!(
+                "POST /api/blobs/{name} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n"
+            ));
+            // Go reads on for so long, if it can't know how much will come.
+            if framing.starts_with('T') {
+                client.send(chunk(vec![b'x'; 300 << 10]));
+            }
+            let answer = client.answer_to("POST");
+            assert_eq!(answer.status(), status, "{name} {framing}");
+            assert_eq!(answer.head.one("connection").as_deref(), Some("close"), "{framing}");
+        }
+    }
+    // An upload that is cut short leaves nothing behind.
+    let cut = format!("sha256:{}", "1".repeat(64));
+    let mut client = connect(&ollama);
+    client.send(format!(
+        "POST /api/blobs/{cut} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhello"
+    ));
+    client.stream.shutdown(Shutdown::Write).expect("half a close");
+    client.read_to_close();
+    let head = request("HEAD", &format!("/api/blobs/{cut}"), "");
+    assert_eq!(connect(&ollama).ask(head).status(), 404);
 }
 
 #[test]

@@ -67,6 +67,14 @@ impl<'a> Call<'a> {
     pub(super) fn has_ended(&self) -> bool {
         self.ends
     }
+
+    /// How much of the body is still to be read, where its length is known.
+    pub(super) fn unread(&self) -> Option<usize> {
+        match self.head.is_chunked() {
+            true => self.dechunker.is_done.then_some(0),
+            false => Some(self.left),
+        }
+    }
 }
 
 impl Call<'_> {
@@ -182,6 +190,16 @@ impl Call<'_> {
         let is_reset = fds[0].revents().intersects(PollFlags::ERR);
         self.shared
             .note_closed(self.connection, if is_reset { Closed::Reset } else { Closed::Eof });
+    }
+
+    /// Closes its half, and the rest when the peer closes or half a second is over, without reading
+    /// on.
+    pub fn close_half(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+        let mut fds = [PollFd::new(self.stream, PollFlags::RDHUP)];
+        let limit = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+        let _ = poll(&mut fds, Some(&limit));
+        self.close();
     }
 
     /// Whether the peer has closed its half or everything, right now.

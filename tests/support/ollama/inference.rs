@@ -74,6 +74,8 @@ struct Ask {
     includes_usage: bool,
     tokens: usize,
     prompt_tokens: usize,
+    token_takes: Duration,
+    calls_tool: bool,
     hold: Option<Gate>,
     remote: Option<String>,
 }
@@ -190,6 +192,8 @@ fn ask(
         includes_usage: usage == Some(&Value::Bool(true)),
         tokens: world.tokens,
         prompt_tokens: world.prompt_tokens,
+        token_takes: world.token_takes,
+        calls_tool: world.calls_tool,
         hold: world.hold.clone(),
         remote,
     })
@@ -283,6 +287,9 @@ fn run(reply: &mut Reply<'_, '_>, ask: &Ask) {
     let mut events = Events { ask, number: 0 };
     reply.part(events.start());
     for token in 0..ask.tokens {
+        if token > 0 {
+            std::thread::sleep(ask.token_takes);
+        }
         if token == 1 && !pass(reply, ask.hold.as_ref(), "the rest of a generation")
             || reply.call.has_left()
         {
@@ -333,9 +340,17 @@ fn logprobs(ask: &Ask, tokens: std::ops::Range<usize>) -> String {
 fn line(ask: &Ask, text: &str, logprobs: &str, reason: Option<&str>) -> String {
     let model = quoted(&ask.model);
     let text = quoted(text);
+    // Whose arguments look like counts.
+    let call = "\"tool_calls\":[{\"function\":{\"index\":0,\"name\":\"look\",\
+                \"arguments\":{\"done\":true,\"eval_count\":7}}}]";
+    let (in_line, in_message) = match ask.kind {
+        _ if reason.is_none() || !ask.calls_tool => (String::new(), String::new()),
+        Kind::Generate => (format!(",{call}"), String::new()),
+        _ => (String::new(), format!(",{call}")),
+    };
     let content = match ask.kind {
         Kind::Generate => format!("\"response\":{text}"),
-        _ => format!("\"message\":{{\"role\":\"assistant\",\"content\":{text}}}"),
+        _ => format!("\"message\":{{\"role\":\"assistant\",\"content\":{text}{in_message}}}"),
     };
     let counts = reason.map_or(String::new(), |_| format!(",{}", metrics(ask)));
     let done = match reason {
@@ -343,7 +358,9 @@ fn line(ask: &Ask, text: &str, logprobs: &str, reason: Option<&str>) -> String {
         None => "\"done\":false".to_owned(),
     };
     let rest = match ask.kind {
-        Kind::Generate if reason.is_some() => format!(",\"context\":[1,2,3]{counts}{logprobs}"),
+        Kind::Generate if reason.is_some() => {
+            format!(",\"context\":[1,2,3]{counts}{in_line}{logprobs}")
+        }
         Kind::Generate => format!("{counts}{logprobs}"),
         _ => format!("{logprobs}{counts}"),
     };

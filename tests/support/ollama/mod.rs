@@ -2,8 +2,8 @@
 //!
 //! [`World`] is the machine that it runs on: its models, its account, its speed. A test changes it
 //! at any time and reads in [`served`](Ollama::served) what the handlers did. What only one test
-//! needs goes into [`World::script`], by path; `Call::as_ollama` gives a script of a [`Fake`] the
-//! usual answer. The rules are those of Ollama's `server/routes.go`, `server/sched.go`,
+//! needs goes into [`World::script`], by path, or into [`World::fate`]; `Call::as_ollama` gives a
+//! script of a [`Fake`] the usual answer. The rules are those of Ollama's `server/routes.go`, `server/sched.go`,
 //! `server/cloud_proxy.go`, `middleware/` and of the libraries below it (gin, Go's `net/http` and
 //! `encoding/json`).
 
@@ -125,6 +125,10 @@ pub struct World {
     pub loading: Option<Gate>,
     /// Inference streams its first token, then waits for this.
     pub hold: Option<Gate>,
+    /// How long each token of a stream but the first takes.
+    pub token_takes: Duration,
+    /// Whether answers of `generate` and `chat` call a tool.
+    pub calls_tool: bool,
     /// Tokens of an answer.
     pub tokens: usize,
     /// Tokens that a prompt counts.
@@ -145,6 +149,8 @@ pub struct World {
     pub raw_lists: BTreeMap<String, String>,
     /// By path without query; for paths of lists too, whose requests are then recorded like others.
     pub script: BTreeMap<String, Script>,
+    /// What befalls every other request instead of an answer: a death, an upload that isn't read.
+    pub fate: Option<Script>,
 }
 
 impl Default for World {
@@ -160,6 +166,8 @@ impl Default for World {
             queue: 512,
             loading: None,
             hold: None,
+            token_takes: Duration::ZERO,
+            calls_tool: false,
             tokens: 3,
             prompt_tokens: 11,
             context_length: 4096,
@@ -170,6 +178,7 @@ impl Default for World {
             is_coming: false,
             raw_lists: BTreeMap::new(),
             script: BTreeMap::new(),
+            fate: None,
         }
     }
 }

@@ -163,8 +163,43 @@ impl<'c, 'a> Reply<'c, 'a> {
 
     pub(super) fn send(&mut self, status: u16, fields: &str, body: impl AsRef<[u8]>) {
         self.note(status);
-        let answer = whole(&self.call.head, status, fields, body);
+        let closes = closes(&self.call.head);
+        let leaves = self.leaves_body();
+        let field = if leaves && !closes { "Connection: close\r\n" } else { "" };
+        let answer = whole(&self.call.head, status, &format!("{field}{fields}"), body);
         self.call.send(answer);
+        match (leaves, closes) {
+            (true, _) => self.call.close_half(),
+            (false, true) => self.call.close(),
+            (false, false) => {}
+        }
+    }
+
+    /// Whether more of the body is to come than Go's server throws away to keep a connection.
+    fn leaves_body(&mut self) -> bool {
+        const MOST: usize = 256 << 10;
+        let mut thrown = 0;
+        while thrown <= MOST {
+            match self.call.unread() {
+                Some(0) => return false,
+                Some(left) if left >= MOST => return true,
+                _ => match self.call.read_part() {
+                    Some(part) => thrown += part.len(),
+                    None => return false,
+                },
+            }
+        }
+        true
+    }
+
+    /// What Go's server says of a request that no handler sees.
+    pub(super) fn malformed(&mut self, why: &str) {
+        self.note(400);
+        self.call.send(format!(
+            "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
+             Connection: close\r\n\r\n400 Bad Request{why}"
+        ));
+        self.call.close_half();
     }
 
     pub(super) fn json(&mut self, status: u16, body: impl AsRef<[u8]>) {

@@ -4,7 +4,7 @@ use super::super::{Call, Head};
 use super::body::{self, Fields};
 use super::inference::{self, Kind};
 use super::reply::{Dialect, Reply};
-use super::{Machine, account, library, lists};
+use super::{Machine, World, account, library, lists};
 
 /// The methods of each path; a last part of `*` stands for one that isn't empty.
 const ROUTES: &[(&str, &str)] = &[
@@ -58,11 +58,36 @@ pub(super) fn serve(machine: &Machine, call: &mut Call<'_>) {
     let target = call.head.target().to_owned();
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let path = decoded(path);
-    if let Some(script) = machine.world(|world| world.script.get(&path).cloned()) {
+    let script = |world: &mut World| world.script.get(&path).or(world.fate.as_ref()).cloned();
+    if let Some(script) = machine.world(script) {
         return script(call);
     }
     let mut reply = Reply::new(machine, call, &path, dialect(&path));
+    // Go's server.
+    let hosts = reply.call.head.all("host").len();
+    if hosts == 0 && reply.call.head.start[2] == "HTTP/1.1" {
+        return reply.malformed(": missing required Host header");
+    }
+    if hosts > 1 {
+        return reply.malformed(": too many Host headers");
+    }
+    if target == "*" {
+        return match method.as_str() {
+            "OPTIONS" => reply.send(200, "", ""),
+            _ => reply.malformed(""),
+        };
+    }
+    if !has_whole_escapes(target.split('?').next().unwrap_or_default()) {
+        return reply.malformed("");
+    }
     respond(machine, &mut reply, &method, &path, query);
+}
+
+/// Whether every percent sign of a path has its two digits.
+fn has_whole_escapes(path: &str) -> bool {
+    path.split('%')
+        .skip(1)
+        .all(|rest| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// The path without its percent signs.
@@ -242,9 +267,12 @@ fn handle(machine: &Machine, reply: &mut Reply<'_, '_>, method: &str, path: &str
         _ if path.starts_with("/api/user/keys/") => return account::sign_out(machine, reply),
         _ => {}
     }
-    let body = body::read(machine, reply.call);
     if path.starts_with("/api/blobs/") {
         return library::blob(machine, reply, last);
+    }
+    let body = body::read(machine, reply.call);
+    if reply.call.has_ended() {
+        return reply.error(400, "unexpected EOF");
     }
     if path == "/v1/audio/transcriptions" {
         return transcribe(machine, reply, &body);
