@@ -1,9 +1,11 @@
 //! What the client gets is what the Ollama answered: status, fields and body, over one hop and over
-//! both.
+//! both. Besides what Ollama answers, what it might one day, or a proxy in front of it.
 
 mod support;
 
-use support::{Answer, End, Fake, Way, chunked};
+use support::{
+    Account, Answer, Client, End, Fake, Model, Ollama, Way, World, chunked, post, request,
+};
 
 /// What a client gets for one request if the fake answers with these bytes, and then closes if
 /// `closes`.
@@ -23,6 +25,86 @@ fn relayed(way: Way, answer: impl AsRef<[u8]>, closes: bool, request: &str) -> A
 
 const GET: &str = "GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const HEAD: &str = "HEAD /x HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+/// Everything that Ollama frames, words or refuses in a way of its own.
+fn requests() -> Vec<Vec<u8>> {
+    let all = |model: &str, streams: bool| {
+        format!(
+            r#"{{"model":"{model}","prompt":"a","input":"a","max_tokens":5,"stream":{streams},
+                "messages":[{{"role":"user","content":"a"}}]}}"#
+        )
+    };
+    let mut requests = Vec::new();
+    for target in support::INFERENCE {
+        for (model, streams) in [("m", true), ("m", false), ("x:cloud", false), ("none", true)] {
+            requests.push(post(target, all(model, streams)));
+        }
+        requests.push(post(target, "{"));
+    }
+    for (method, target, body) in [
+        ("POST", "/api/show", r#"{"model":"m"}"#),
+        ("POST", "/api/show", r#"{"model":"x:cloud"}"#),
+        ("POST", "/api/show", r#"{"model":"none"}"#),
+        ("POST", "/api/pull", r#"{"model":"none"}"#),
+        ("POST", "/api/pull", r#"{"model":"none","stream":false}"#),
+        ("POST", "/api/push", r#"{"model":"none"}"#),
+        ("POST", "/api/push", r#"{"model":"m"}"#),
+        ("POST", "/api/create", r#"{"model":"none"}"#),
+        ("POST", "/api/copy", r#"{"source":"none","destination":"other"}"#),
+        ("POST", "/api/me", ""),
+        ("POST", "/api/signout", ""),
+        ("DELETE", "/api/delete", r#"{"model":"none"}"#),
+        ("GET", "/v1/models/m", ""),
+        ("GET", "/v1/models/none", ""),
+        ("GET", "/api/status", ""),
+        ("GET", "/api/experimental/model-recommendations", ""),
+        ("HEAD", "/api/tags", ""),
+        ("HEAD", "/api/version", ""),
+        ("HEAD", "/api/blobs/sha256:00", ""),
+        ("HEAD", "/v1/models", ""),
+        ("GET", "/api/chat", ""),
+        ("PUT", "/api/show", "{}"),
+        ("GET", "/none", ""),
+        ("GET", "/v1/none", ""),
+    ] {
+        requests.push(request(method, target, body));
+    }
+    requests
+}
+
+#[test]
+fn what_ollama_answers_arrives_as_it_is() {
+    for account in [Account::SignedIn, Account::SignedOut] {
+        let mut world = World { account, registry: Some(Vec::new()), ..World::with(&["m"]) };
+        world.models.push(Model::cloud("x:cloud"));
+        // Long enough for chunks.
+        world.tokens = 200;
+        let ollama = Ollama::start(world);
+        let chains = Way::ALL.map(|way| way.to(&ollama));
+        for request in requests() {
+            let text = String::from_utf8_lossy(&request).into_owned();
+            let method = text.split(' ').next().expect("a method");
+            let ask = |mut client: Client| {
+                client.send(&request);
+                let answer = client.answer_to(method);
+                // The request itself may have changed it.
+                ollama.change(|world| world.account = account);
+                answer
+            };
+            let direct = ask(Client::connect(ollama.address));
+            for chain in &chains {
+                let through = ask(chain.connect());
+                let seen = |answer: &Answer| {
+                    let kind = answer.head.one("content-type");
+                    let allow = answer.head.one("allow");
+                    let length = answer.head.length();
+                    (answer.status(), kind, allow, length, answer.text(), answer.end)
+                };
+                assert_eq!(seen(&through), seen(&direct), "{:?}: {text}", chain.way);
+            }
+        }
+    }
+}
 
 #[test]
 fn any_status_passes() {
@@ -312,30 +394,43 @@ fn a_redirect_is_passed_on() {
 #[test]
 fn an_answer_before_the_end_of_the_body_is_passed_on() {
     // Ollama answers a blob that it has already without reading a byte of it.
+    let digest = format!("sha256:{}", "0".repeat(64));
     for way in Way::ALL {
         for (framing, part) in [
             ("Content-Length: 50000000", "x".repeat(100_000)),
-            ("Transfer-Encoding: chunked", format!("186a0\r\n{}\r\n", "x".repeat(100_000))),
+            // Where Go can't know how much is to come, it reads on for 256 KiB.
+            ("Transfer-Encoding: chunked", format!("493e0\r\n{}\r\n", "x".repeat(300_000))),
         ] {
-            let fake = Fake::unlike_ollama(|call| {
-                call.answer("200 OK", "text/plain", "have it");
-                call.hang_reading();
-            });
-            let chain = way.to(&fake);
+            let ollama = Ollama::with(&[]);
+            ollama.change(|world| world.blobs.push(digest.clone()));
+            let chain = way.to(&ollama);
             let mut client = chain.connect();
             client.send(format!(
-                "POST /api/blobs/sha256:0 HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n{part}"
+                "POST /api/blobs/{digest} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n{part}"
             ));
             let answer = client.answer_to("POST");
-            assert_eq!((answer.status(), &*answer.text()), (200, "have it"), "{way:?} {framing}");
+            assert_eq!((answer.status(), answer.end), (200, End::Whole), "{way:?} {framing}");
             // The rest of the body can't be told from a next request, so there is none.
             assert_eq!(
                 answer.head.one("connection").as_deref(),
                 Some("close"),
                 "{way:?} {framing}"
             );
-            assert!(!fake.request(0).is_whole, "{way:?} {framing}");
+            assert!(!ollama.request(0).is_whole, "{way:?} {framing}");
         }
+        // One that answers and reads on, as no Ollama does.
+        let fake = Fake::unlike_ollama(|call| {
+            call.answer("200 OK", "text/plain", "have it");
+            call.hang_reading();
+        });
+        let chain = way.to(&fake);
+        let mut client = chain.connect();
+        let head =
+            "POST /api/blobs/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50000000\r\n\r\n";
+        client.send(format!("{head}{}", "x".repeat(100_000)));
+        let answer = client.answer_to("POST");
+        assert_eq!((answer.status(), &*answer.text()), (200, "have it"), "{way:?}");
+        assert_eq!(answer.head.one("connection").as_deref(), Some("close"), "{way:?}");
     }
 }
 

@@ -2,53 +2,55 @@
 
 mod support;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ollana::config::Settings;
 use support::{
-    Call, Chain, Client, End, Fake, Gate, INFERENCE, NEVER_TWICE, Way, chunk, eventually, lock,
-    request,
+    Call, Chain, Client, End, Fake, Gate, INFERENCE, NEVER_TWICE, Ollama, Served, Way, World,
+    chunk, eventually, request,
 };
 
-/// What a server does with a request.
+/// A request for inference in the words of every API.
+const BODY: &str = r#"{"model":"m","prompt":"why","input":"why","max_tokens":5,"stream":false,
+    "messages":[{"role":"user","content":"why"}]}"#;
+
+/// What becomes of a request instead of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Deed {
-    /// Answers with the request's body.
-    Echo,
     /// Closes when it has read the whole request.
     Close,
     /// Resets when it has read the whole request.
     Reset,
     /// Closes when it has read a part of the body.
     CloseHalfWay,
-    /// Answers with this status.
+    /// Answers with this status, as no Ollama does.
     Status(&'static str),
 }
 
-/// A fake whose deeds the test chooses.
-struct Server {
-    fake: Fake,
-    deed: Arc<Mutex<Deed>>,
-}
+/// An Ollama with the model `m`, and one that only holds requests.
+struct Server(Ollama);
+
+const HELD: &str = "/v1/models/held";
 
 impl Server {
     fn start(gate: Gate) -> Self {
-        let deed = Arc::new(Mutex::new(Deed::Echo));
-        let theirs = Arc::clone(&deed);
-        let fake = Fake::unlike_ollama(move |call| {
-            let deed = *lock(&theirs);
-            if call.target() == "/hold" {
-                call.wait(&gate, "the test to end");
-                return call.answer("200 OK", "text/plain", "");
-            }
-            act(call, deed);
-        });
-        Server { fake, deed }
+        let mut world = World::with(&["m"]);
+        let hold = move |call: &mut Call<'_>| {
+            call.wait(&gate, "the test to end");
+            call.answer("200 OK", "text/plain", "");
+        };
+        world.script.insert(HELD.to_owned(), Arc::new(hold));
+        Server(Ollama::start(world))
     }
 
     fn set(&self, deed: Deed) {
-        *lock(&self.deed) = deed;
+        self.0.change(|world| world.fate = Some(Arc::new(move |call| act(call, deed))));
+    }
+
+    /// It has no turn for anybody.
+    fn fill(&self) {
+        self.0.change(|world| (world.parallel, world.queue) = (0, 0));
     }
 }
 
@@ -57,12 +59,11 @@ fn act(call: &mut Call<'_>, deed: Deed) {
         call.read_part();
         return call.close();
     }
-    let body = call.read_body();
+    call.read_body();
     match deed {
-        Deed::Close => call.close(),
         Deed::Reset => call.reset(),
         Deed::Status(status) => call.answer(status, "text/plain", status),
-        _ => call.answer("200 OK", "text/plain", body),
+        _ => call.close(),
     }
 }
 
@@ -85,14 +86,14 @@ impl Two {
             settings.timing.health_interval = Duration::from_secs(60);
             tweak(settings);
         };
-        let fakes = [&servers[0].fake, &servers[1].fake];
+        let ollamas = [&servers[0].0, &servers[1].0];
         let chain = match direct {
-            true => Chain::direct(&fakes, rarely),
-            false => Chain::start(Way::TwoHops, &fakes, rarely),
+            true => Chain::direct(&ollamas, rarely),
+            false => Chain::start(Way::TwoHops, &ollamas, rarely),
         };
         let ask = |server: usize, target: &str| {
             let behind = chain.servers.get(server).map(|daemon| daemon.addresses()[0]);
-            let name = behind.unwrap_or(fakes[server].address);
+            let name = behind.unwrap_or(ollamas[server].address);
             let mut client = chain.connect();
             client.send(format!(
                 "GET {target} HTTP/1.1\r\nHost: localhost\r\nX-Ollana-Server: {name}\r\n\r\n"
@@ -101,12 +102,12 @@ impl Two {
         };
         for server in 0..2 {
             eventually("both servers to be up", || {
-                (ask(server, "/up").answer_to("GET").status() == 200).then_some(())
+                (ask(server, "/api/status").answer_to("GET").status() == 200).then_some(())
             });
         }
-        let holders = (0..3).map(|_| ask(1, "/hold")).collect();
-        fakes[1].wait("requests to be held", |state| {
-            let held = state.records.iter().filter(|record| record.head.target() == "/hold");
+        let holders = (0..3).map(|_| ask(1, HELD)).collect();
+        ollamas[1].wait("requests to be held", |state| {
+            let held = state.records.iter().filter(|record| record.head.target() == HELD);
             (held.count() == 3).then_some(())
         });
         Two { chain, servers, gate, _holders: holders }
@@ -123,10 +124,20 @@ impl Two {
     /// How often each server was asked for this target.
     fn asked(&self, target: &str) -> [usize; 2] {
         [self.first(), self.second()].map(|server| {
-            server.fake.look(|state| {
+            server.0.look(|state| {
                 state.records.iter().filter(|record| record.head.target() == target).count()
             })
         })
+    }
+}
+
+impl Two {
+    /// What the second server's handlers did last, and the body that it was asked with.
+    fn last(&self) -> (Served, Vec<u8>) {
+        let ollama = &self.second().0;
+        let served = ollama.served().pop().expect("something served");
+        let body = ollama.whole_request(served.record).body;
+        (served, body)
     }
 }
 
@@ -147,11 +158,11 @@ fn inference_moves_on_from_a_server_that_dies_before_its_first_byte() {
                 two.first().set(deed);
                 let name = format!("{target}, {deed:?}, direct: {direct}");
                 let asked = Instant::now();
-                let answer = two.chain.connect().post(target, "{\"prompt\":\"why\"}");
+                let answer = two.chain.connect().post(target, BODY);
                 let took = asked.elapsed();
                 println!("{name}: answered after {} µs", took.as_micros());
                 assert_eq!(answer.status(), 200, "{name}: {}", answer.text());
-                assert_eq!(answer.text(), "{\"prompt\":\"why\"}", "{name}");
+                assert_eq!(two.last().1, BODY.as_bytes(), "{name}");
                 assert!(took < Duration::from_secs(1), "{name}: answered only after {took:?}");
                 assert_eq!(two.asked(target)[1], 1, "{name}: asked {:?}", two.asked(target));
             }
@@ -164,7 +175,7 @@ fn all_inference_may_be_asked_for_again() {
     let two = Two::start(true, |_| {});
     for target in INFERENCE {
         two.first().set(Deed::Close);
-        assert_eq!(two.chain.connect().post(target, "{}").status(), 200, "{target}");
+        assert_eq!(two.chain.connect().post(target, BODY).status(), 200, "{target}");
     }
 }
 
@@ -174,7 +185,7 @@ fn both_servers_die() {
         let two = Two::start(direct, |_| {});
         two.first().set(Deed::Close);
         two.second().set(Deed::Close);
-        let answer = two.chain.connect().post("/api/chat", "{}");
+        let answer = two.chain.connect().post("/api/chat", BODY);
         assert_eq!((answer.status(), answer.end), (502, End::Whole), "direct: {direct}");
         assert!(answer.json()["error"].is_string(), "{}", answer.text());
     }
@@ -183,7 +194,9 @@ fn both_servers_die() {
 #[test]
 fn a_server_that_dies_with_half_a_body_sent() {
     for direct in WAYS {
-        for framing in ["Content-Length: 26", "Transfer-Encoding: chunked"] {
+        let (begun, rest) = BODY.split_at(20);
+        let length = format!("Content-Length: {}", BODY.len());
+        for framing in [&length, "Transfer-Encoding: chunked"] {
             let two = Two::start(direct, |_| {});
             two.first().set(Deed::CloseHalfWay);
             let name = format!("{framing}, direct: {direct}");
@@ -191,12 +204,11 @@ fn a_server_that_dies_with_half_a_body_sent() {
             let mut client = two.chain.connect();
             client.send(format!("POST /api/chat HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n"));
             // A client proxy that has a choice waits for the model's name, but not for more.
-            let (begun, rest) = ("{\"model\":\"m\",", "\"prompt\":\"p\"}");
             let frame = |text: &str| if is_chunked { chunk(text) } else { text.into() };
             client.send(frame(begun));
             // The second server has what came so far before the client sends any more.
             for server in &two.servers {
-                server.fake.wait(&format!("half a body, {name}"), |state| {
+                server.0.wait(&format!("half a body, {name}"), |state| {
                     let chat = state.records.iter().find(|r| r.head.target() == "/api/chat")?;
                     (chat.body == begun.as_bytes()).then_some(())
                 });
@@ -204,14 +216,14 @@ fn a_server_that_dies_with_half_a_body_sent() {
             client.send(frame(rest));
             client.send(if is_chunked { "0\r\n\r\n" } else { "" });
             let answer = client.answer_to("POST");
-            assert_eq!((answer.status(), answer.text()), (200, format!("{begun}{rest}")), "{name}");
+            assert_eq!((answer.status(), two.last().1), (200, BODY.into()), "{name}");
         }
     }
 }
 
 #[test]
 fn a_body_that_was_not_kept_is_not_asked_for_again() {
-    let body = "x".repeat(10_000);
+    let body = BODY.replacen("why", &"x".repeat(10_000), 1);
     for direct in WAYS {
         for (limit, budget) in [(4096, 64 << 20), (4 << 20, 4096)] {
             let two = Two::start(direct, |settings| {
@@ -220,7 +232,7 @@ fn a_body_that_was_not_kept_is_not_asked_for_again() {
             });
             let name = format!("limit {limit}, budget {budget}, direct: {direct}");
             let answer = two.chain.connect().post("/api/chat", &body);
-            assert_eq!((answer.status(), answer.text()), (200, body.clone()), "{name}");
+            assert_eq!(answer.status(), 200, "{name}: {}", answer.text());
             two.first().set(Deed::Close);
             let before = two.asked("/api/chat");
             let answer = two.chain.connect().post("/api/chat", &body);
@@ -234,10 +246,10 @@ fn a_body_that_was_not_kept_is_not_asked_for_again() {
 
 #[test]
 fn memory_for_bodies_is_given_back() {
-    let body = format!("{{\"model\":\"m\",\"prompt\":\"{}\"}}", "x".repeat(10_000));
+    let body = BODY.replacen("why", &"x".repeat(10_000), 1);
     let two = Two::start(true, |settings| settings.limits.replay_budget = 25_000);
     for n in 0..20 {
-        assert_eq!(two.chain.connect().post("/api/chat", &body).text(), body, "request {n}");
+        assert_eq!(two.chain.connect().post("/api/chat", &body).status(), 200, "request {n}");
     }
     // Uploads that are cut short, too.
     for _ in 0..20 {
@@ -254,7 +266,7 @@ fn memory_for_bodies_is_given_back() {
     two.first().set(Deed::Close);
     eventually("the last of them to end", || (two.chain.front().connections() == 3).then_some(()));
     let answer = two.chain.connect().post("/api/chat", &body);
-    assert_eq!((answer.status(), answer.text()), (200, body), "kept, and asked for again");
+    assert_eq!((answer.status(), two.last().1), (200, body.into()), "kept, and asked for again");
 }
 
 #[test]
@@ -278,16 +290,18 @@ fn never_twice_means_never() {
 #[test]
 fn a_refused_connection_is_no_matter_for_any_method() {
     for direct in WAYS {
-        let requests = NEVER_TWICE.iter().copied().chain([("POST", "/api/chat"), ("GET", "/x")]);
+        let requests =
+            NEVER_TWICE.iter().copied().chain([("POST", "/api/chat"), ("GET", "/v1/models/m")]);
         for (method, target) in requests {
             let mut two = Two::start(direct, |_| {});
-            two.servers[0].fake.kill();
+            two.servers[0].0.kill();
             let name = format!("{method} {target}, direct: {direct}");
             let asked = Instant::now();
-            let answer = two.chain.connect().ask(request(method, target, "{\"a\":1}"));
+            let answer = two.chain.connect().ask(request(method, target, BODY));
             let took = asked.elapsed();
             println!("{name}: answered after {} µs", took.as_micros());
-            assert_eq!((answer.status(), &*answer.text()), (200, "{\"a\":1}"), "{name}");
+            let (served, body) = two.last();
+            assert_eq!((answer.status(), body), (served.status, BODY.into()), "{name}");
             assert!(took < Duration::from_secs(1), "{name}: answered only after {took:?}");
             assert_eq!(two.asked(target), [0, 1], "{name}: asked");
         }
@@ -297,58 +311,84 @@ fn a_refused_connection_is_no_matter_for_any_method() {
 #[test]
 fn an_overloaded_server_is_left_for_the_other() {
     for direct in WAYS {
+        // A machine without a turn, and an account without any more quota.
+        for (what, body) in
+            [("full", BODY.to_owned()), ("spent", BODY.replace("\"m\"", "\"x:cloud\""))]
+        {
+            let two = Two::start(direct, |_| {});
+            two.first().fill();
+            two.first().0.change(|world| world.quota_spent = true);
+            let name = format!("{what}, direct: {direct}");
+            let answer = two.chain.connect().post("/api/chat", &body);
+            assert_eq!((answer.status(), two.last().1), (200, body.into()), "{name}");
+            assert_eq!(two.asked("/api/chat"), [1, 1], "{name}: asked");
+        }
+        // What must not be asked for twice keeps its answer; the server may have begun.
         for status in ["503 Service Unavailable", "429 Too Many Requests"] {
             let two = Two::start(direct, |_| {});
             two.first().set(Deed::Status(status));
-            let name = format!("{status}, direct: {direct}");
-            let answer = two.chain.connect().post("/api/chat", "{\"a\":1}");
-            assert_eq!((answer.status(), &*answer.text()), (200, "{\"a\":1}"), "{name}");
-            assert_eq!(two.asked("/api/chat"), [1, 1], "{name}: asked");
-            // What must not be asked for twice keeps its answer; the server may have begun.
-            let two = Two::start(direct, |_| {});
-            two.first().set(Deed::Status(status));
             two.second().set(Deed::Status(status));
-            let answer = two.chain.connect().post("/api/pull", "{}");
-            assert_eq!(answer.text(), status, "{name}");
-            assert_eq!(two.asked("/api/pull").iter().sum::<usize>(), 1, "{name}: asked");
+            let answer = two.chain.connect().post("/api/pull", "{\"model\":\"m\"}");
+            assert_eq!(answer.text(), status, "{status}, direct: {direct}");
+            let asked = two.asked("/api/pull").iter().sum::<usize>();
+            assert_eq!(asked, 1, "{status}, direct: {direct}: asked");
         }
     }
 }
 
 #[test]
 fn an_overload_of_all_servers_is_passed_on() {
-    for status in ["503 Service Unavailable", "429 Too Many Requests"] {
+    type Change = fn(&mut World);
+    let full = |world: &mut World| (world.parallel, world.queue) = (0, 0);
+    let spent = |world: &mut World| world.quota_spent = true;
+    let rows: [(&str, u16, &str, Change); 2] = [
+        ("m", 503, "maximum pending requests exceeded", full),
+        ("x:cloud", 429, "weekly usage limit", spent),
+    ];
+    for (model, status, text, change) in rows {
+        let body = BODY.replace("\"m\"", &format!("\"{model}\""));
         for way in Way::ALL {
-            let fake = Fake::unlike_ollama(move |call| {
-                call.read_body();
-                let length = status.len();
-                call.send(format!(
-                    "HTTP/1.1 {status}\r\nRetry-After: 7\r\nContent-Length: {length}\r\n\r\n{status}"
-                ));
-            });
-            let answer = way.to(&fake).connect().post("/api/chat", "{}");
-            assert_eq!(answer.text(), status, "{way:?}");
-            assert_eq!(answer.head.one("retry-after").as_deref(), Some("7"), "{way:?}");
-            assert_eq!(fake.count(), 1, "{way:?}: asked once");
+            let ollama = Ollama::with(&["m"]);
+            ollama.change(change);
+            let answer = way.to(&ollama).connect().post("/api/chat", &body);
+            assert_eq!(answer.status(), status, "{way:?}");
+            assert!(answer.text().contains(text), "{way:?}: {}", answer.text());
+            assert_eq!(ollama.count(), 1, "{way:?}: asked once");
         }
         for direct in WAYS {
             let two = Two::start(direct, |_| {});
-            two.first().set(Deed::Status(status));
-            two.second().set(Deed::Status(status));
-            let answer = two.chain.connect().post("/api/chat", "{}");
-            assert_eq!(answer.text(), status, "direct: {direct}");
+            two.servers.iter().for_each(|server| server.0.change(change));
+            let answer = two.chain.connect().post("/api/chat", &body);
+            assert_eq!(answer.status(), status, "direct: {direct}");
+            assert!(answer.text().contains(text), "direct: {direct}: {}", answer.text());
             assert_eq!(two.asked("/api/chat"), [1, 1], "direct: {direct}");
         }
+    }
+    // Somebody's gateway says when to come back.
+    for way in Way::ALL {
+        let fake = Fake::unlike_ollama_saying(
+            "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nbusy",
+        );
+        let answer = way.to(&fake).connect().post("/api/chat", BODY);
+        assert_eq!(answer.head.one("retry-after").as_deref(), Some("7"), "{way:?}");
     }
 }
 
 #[test]
 fn a_request_that_is_refused_as_wrong_stays_refused() {
     for direct in WAYS {
+        // What Ollama refuses itself: no JSON, no name, two places to run at.
+        for body in ["{", r#"{"model":7}"#, r#"{"model":"m:local:cloud"}"#] {
+            let two = Two::start(direct, |_| {});
+            let answer = two.chain.connect().post("/api/chat", body);
+            assert_eq!(answer.status(), 400, "{body}, direct: {direct}: {}", answer.text());
+            let asked = two.asked("/api/chat").iter().sum::<usize>();
+            assert_eq!(asked, 1, "{body}, direct: {direct}");
+        }
         for status in ["400 Bad Request", "404 Not Found", "422 Unprocessable", "500 Internal"] {
             let two = Two::start(direct, |_| {});
             two.first().set(Deed::Status(status));
-            let answer = two.chain.connect().post("/api/chat", "{}");
+            let answer = two.chain.connect().post("/api/chat", BODY);
             assert_eq!(answer.text(), status, "direct: {direct}");
             assert_eq!(two.asked("/api/chat"), [1, 0], "{status}, direct: {direct}");
         }
