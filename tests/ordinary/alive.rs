@@ -1,15 +1,12 @@
 //! Bytes are proof of life; slow networks and slow readers.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::support::{
-    Chain, Client, Fake, Head, Ollama, Way, World, client_settings, eventually, ndjson,
-    ollama::checked, post, start,
-};
+use ollana::config::Settings;
+
+use crate::support::{Chain, Client, Fake, Ollama, Way, World, eventually, post};
 
 /// A chat whose body has about so many bytes.
 fn chat(bytes: usize) -> Vec<u8> {
@@ -78,11 +75,18 @@ fn a_reader_that_pauses_for_long_is_alive() {
         reads_then_pauses: Some((100_000, Duration::from_millis(12_500))),
         ..World::with(&["alpha"])
     });
-    let chain = Way::OneHop.to(&ollama);
-    let mut client = chain.connect();
-    assert_eq!(client.ask(chat(10)).status(), 200);
-    let answer = client.ask(chat(2 << 20));
-    assert_eq!(answer.status(), 200, "{}", answer.text());
+    std::thread::scope(|scope| {
+        for way in Way::ALL {
+            let ollama = &ollama;
+            scope.spawn(move || {
+                let chain = way.to(ollama);
+                let mut client = chain.connect();
+                assert_eq!(client.ask(chat(10)).status(), 200, "{way:?}");
+                let answer = client.ask(chat(2 << 20));
+                assert_eq!(answer.status(), 200, "{way:?}: {}", answer.text());
+            });
+        }
+    });
 }
 
 /// A kept connection that has died costs nobody an answer, whatever the size of the body.
@@ -159,39 +163,29 @@ fn a_slow_version_is_no_death() {
 /// The version never comes, but tokens do.
 #[test]
 fn tokens_are_proof_of_life() {
-    let never = Arc::new(AtomicBool::new(false));
-    let busy = Arc::clone(&never);
-    let fake = Fake::start_checked(
-        move |head| {
-            if head.target() == "/api/version" && busy.load(SeqCst) {
-                sleep(Duration::from_millis(4500));
-            }
-            checked(&World::with(&["alpha"]), head)
-        },
-        |call| {
-            call.read_body();
-            call.send(ndjson());
-            while call.send_chunk("{\"response\":\"a\"}\n") && !call.has_left() {
-                sleep(Duration::from_millis(200));
-            }
-        },
-    );
-    let chain = Way::TwoHops.to(&fake);
-    let other = Fake::unlike_ollama_saying("");
-    let direct = Chain::direct(&[&fake, &other], |_| {});
-    let mut clients = [chain.connect(), direct.connect()];
+    let token_takes = Duration::from_millis(200);
+    let ollama = Ollama::start(World { token_takes, tokens: 1000, ..World::with(&["alpha"]) });
+    let other = Ollama::with(&["beta"]);
+    let chains = [
+        Way::TwoHops.to(&ollama),
+        Chain::direct(&[&ollama, &other], |_| {}),
+        Chain::start(Way::Paired, &[&ollama, &other], |_| {}),
+    ];
+    let mut clients = chains.each_ref().map(Chain::connect);
     for client in &mut clients {
-        client.send(chat(10));
+        client.send(post("/api/generate", r#"{"model":"alpha","prompt":"hi"}"#));
         client.head_of("POST");
     }
-    never.store(true, SeqCst);
-    stays_up(&chain, SEVERAL_CHECKS, || {
+    ollama.change(|world| world.version_takes = Duration::from_millis(4500));
+    stays_up(&chains[0], SEVERAL_CHECKS, || {
         for client in &mut clients {
             client.read_until(b"\n");
         }
-        assert!(!calls_down(direct.address()), "two servers");
+        for chain in &chains[1..] {
+            assert!(!calls_down(chain.address()), "two servers, {:?}", chain.way);
+        }
     });
-    never.store(false, SeqCst);
+    ollama.change(|world| world.version_takes = Duration::ZERO);
     for client in clients {
         client.leave();
     }
@@ -200,32 +194,26 @@ fn tokens_are_proof_of_life() {
 /// It answers no check for long, but what it is for.
 #[test]
 fn the_only_server_is_tried() {
-    let is_dumb = Arc::new(AtomicBool::new(false));
-    let dumb = Arc::clone(&is_dumb);
-    let checks = move |head: &Head| {
-        if head.target() == "/api/version" && dumb.load(SeqCst) {
-            sleep(Duration::from_secs(4));
-        }
-        checked(&World::with(&["alpha"]), head)
-    };
-    let fake = Fake::start_checked(checks, |call| {
-        call.read_body();
-        call.answer("200 OK", "application/json", "{\"done\":true}");
-    });
+    let ollama = Ollama::with(&["alpha"]);
     let other = Ollama::with(&["beta"]);
-    let mut settings = client_settings(&[fake.address, other.address]);
-    settings.timing.health_timeout = Duration::from_millis(100);
-    let daemon = start(&settings);
-    let address = daemon.addresses()[0];
-    eventually("both", || {
-        (Client::connect(address).get("/api/tags").text().contains("alpha")
-            && Client::connect(address).get("/api/tags").text().contains("beta"))
-        .then_some(())
-    });
-    is_dumb.store(true, SeqCst);
-    eventually("one to be down", || calls_down(address).then_some(()));
-    for n in 0..5 {
-        let answer = Client::connect(address).ask(chat(10));
-        assert_eq!(answer.status(), 200, "{n}: {}", answer.text());
+    let impatient = |settings: &mut Settings| {
+        settings.timing.health_timeout = Duration::from_millis(100);
+    };
+    let both = [&ollama, &other];
+    let chains = [Chain::direct(&both, impatient), Chain::start(Way::TwoHops, &both, impatient)];
+    for chain in &chains {
+        eventually("both", || {
+            let tags = chain.connect().get("/api/tags").text();
+            (tags.contains("alpha") && tags.contains("beta")).then_some(())
+        });
     }
+    ollama.change(|world| world.version_takes = Duration::from_secs(4));
+    for chain in &chains {
+        eventually("one to be down", || calls_down(chain.address()).then_some(()));
+        for n in 0..5 {
+            let answer = chain.connect().ask(chat(10));
+            assert_eq!(answer.status(), 200, "{:?} {n}: {}", chain.way, answer.text());
+        }
+    }
+    ollama.change(|world| world.version_takes = Duration::ZERO);
 }

@@ -2,14 +2,18 @@
 //! answered "not found" by another machine, which would start a download.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use ollana::config::{ServerName, Settings};
+use ollana::config::{ModeChoice, ServerName, Settings};
+use ollana::serve::Daemon;
 use serde_json::{Value, json};
 
-use crate::support::{Chain, Client, Ollama, Way, client_settings, eventually, request, start};
+use crate::support::{
+    Chain, Client, Ollama, Way, client_settings, eventually, request, server_settings, start,
+};
 
 /// A folder for the state of one test.
 struct Folder(PathBuf);
@@ -64,7 +68,7 @@ fn is_away(chain: &Chain) {
     });
 }
 
-fn all_say_away(address: std::net::SocketAddr, name: &str) {
+fn all_say_away(address: SocketAddr, name: &str) {
     for about in ABOUT_BETA {
         let (status, body) = ask(&mut Client::connect(address), *about);
         assert_eq!(status, 503, "{about:?}: {body}");
@@ -93,6 +97,13 @@ fn both_are_known(chain: &Chain) {
         let tags = chain.connect().get("/api/tags").text();
         (tags.contains("alpha") && tags.contains("beta")).then_some(())
     });
+}
+
+const HOPS: [Way; 2] = [Way::OneHop, Way::TwoHops];
+
+/// Where a client finds the second server.
+fn second(chain: &Chain, b: &Ollama) -> SocketAddr {
+    chain.servers.get(1).map_or(b.address, |server| server.addresses()[0])
 }
 
 #[test]
@@ -203,19 +214,25 @@ fn lists_have_what_can_be_used_and_what_can_be_woken() {
         })
     };
     let wake = |settings: &mut Settings| {
-        settings.wake = vec!["127.0.0.1".parse().expect("a sleeper")];
+        if settings.mode == ModeChoice::Client {
+            settings.wake = vec!["127.0.0.1".parse().expect("a sleeper")];
+        }
         settings.timing.wake_timeout = Duration::from_millis(200);
     };
-    let (a, mut b) = (Ollama::with(&["alpha"]), Ollama::with(&["beta"]));
-    a.change(|world| world.loaded = vec!["alpha:latest".to_owned()]);
-    b.change(|world| world.loaded = vec!["beta:latest".to_owned()]);
-    let plain = two(Way::OneHop, false, &a, &b, |_| {});
-    let waking = two(Way::OneHop, false, &a, &b, wake);
-    b.kill();
-    is_away(&plain);
-    is_away(&waking);
-    assert_eq!(lists(&plain), [[true, false], [true, false], [true, false]]);
-    assert_eq!(lists(&waking), [[true, true], [true, true], [true, false]]);
+    for way in HOPS {
+        let (a, mut b) = (Ollama::with(&["alpha"]), Ollama::with(&["beta"]));
+        a.change(|world| world.loaded = vec!["alpha:latest".to_owned()]);
+        b.change(|world| world.loaded = vec!["beta:latest".to_owned()]);
+        let plain = two(way, false, &a, &b, |_| {});
+        let mut waking = two(way, false, &a, &b, wake);
+        b.kill();
+        // A machine that sleeps takes its server's proxy with it.
+        waking.servers.truncate(1);
+        is_away(&plain);
+        is_away(&waking);
+        assert_eq!(lists(&plain), [[true, false], [true, false], [true, false]], "{way:?}");
+        assert_eq!(lists(&waking), [[true, true], [true, true], [true, false]], "{way:?}");
+    }
 }
 
 fn ollana(arguments: &[&str]) -> Output {
@@ -228,16 +245,32 @@ fn said(output: &Output) -> String {
         .into_owned()
 }
 
+/// A client in front of `A`, and of `B` or its server's proxy: all servers here would have the same
+/// name.
+fn beside(way: Way, a: &Ollama, b: &Ollama, state_dir: Option<PathBuf>) -> (Chain, Settings) {
+    let servers: Vec<Daemon> = match way {
+        Way::OneHop => Vec::new(),
+        _ => vec![start(&server_settings(b.address))],
+    };
+    let at = servers.first().map_or(b.address, |server| server.addresses()[0]);
+    let settings = Settings { state_dir, ..client_settings(&[a.address, at]) };
+    let chain = Chain { servers, client: Some(start(&settings)), way };
+    both_are_known(&chain);
+    (chain, settings)
+}
+
 #[test]
 fn a_server_is_forgotten_by_name_with_or_without_a_running_ollana() {
-    let folder = Folder::new("forget");
+    HOPS.into_iter().for_each(is_forgotten);
+}
+
+fn is_forgotten(way: Way) {
+    let folder = Folder::new(&format!("forget-{way:?}"));
     let (a, mut b) = (Ollama::with(&["alpha"]), Ollama::with(&["beta"]));
-    let addresses = [a.address, b.address];
-    let settings = Settings { state_dir: Some(folder.0.clone()), ..client_settings(&addresses) };
-    let client = Some(start(&settings));
-    let mut chain = Chain { servers: Vec::new(), client, way: Way::OneHop };
-    both_are_known(&chain);
-    let (listen, gone) = (chain.address().to_string(), b.address.to_string());
+    let (mut chain, settings) = beside(way, &a, &b, Some(folder.0.clone()));
+    let (listen, at) = (chain.address().to_string(), settings.servers[1].to_string());
+    let state = chain.connect().get("/ollana/status").json();
+    let gone = state["servers"][1]["name"].as_str().expect("a name").to_owned();
     let state = folder.0.display().to_string();
     let forget = |name: &str| ollana(&["forget", name, "--listen", &listen, "--state-dir", &state]);
     let up = forget(&gone);
@@ -245,16 +278,18 @@ fn a_server_is_forgotten_by_name_with_or_without_a_running_ollana() {
     assert!(said(&up).contains("is up, and would be known again"), "{}", said(&up));
     b.kill();
     is_away(&chain);
-    let misspelled = forget(&gone.replace("127", "126"));
+    let misspelled = forget(&at.replace("127", "126"));
     let text = said(&misspelled);
     assert_eq!(misspelled.status.code(), Some(1));
     let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(flat.contains(&format!("did you mean {gone}?")), "{text}");
+    if way == Way::OneHop {
+        assert!(flat.contains(&format!("did you mean {gone}?")), "{text}");
+    }
     assert!(flat.contains(&a.address.to_string()), "the known names: {text}");
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     let done = forget(&gone);
     assert!(done.status.success(), "{}", said(&done));
-    assert_eq!(said(&done), format!("forgot {gone} ({gone}) and its model\n"));
+    assert_eq!(said(&done), format!("forgot {gone} ({at}) and its model\n"));
     assert_eq!(ask(&mut chain.connect(), ABOUT_BETA[0]).0, 404, "nobody is known to have it");
     eventually("it to be gone from the disk", || (!folder.text().contains("beta")).then_some(()));
     // Without a running ollana it is taken out of the file.
@@ -265,7 +300,7 @@ fn a_server_is_forgotten_by_name_with_or_without_a_running_ollana() {
     chain.client = None;
     assert!(folder.text().contains("beta"));
     let done = forget(&gone);
-    assert_eq!(said(&done), format!("forgot {gone} ({gone}) and its model\n"));
+    assert_eq!(said(&done), format!("forgot {gone} ({at}) and its model\n"));
     assert!(!folder.text().contains("beta") && folder.text().contains("alpha"));
     assert!(said(&forget(&gone)).contains("no server called"));
     assert!(said(&ollana(&["forget"])).contains("takes the name of a server"));
@@ -273,11 +308,15 @@ fn a_server_is_forgotten_by_name_with_or_without_a_running_ollana() {
 
 #[test]
 fn no_page_and_no_other_machine_makes_it_forget() {
+    HOPS.into_iter().for_each(only_its_user_makes_it_forget);
+}
+
+fn only_its_user_makes_it_forget(way: Way) {
     let (a, mut b) = (Ollama::with(&["alpha"]), Ollama::with(&["beta"]));
-    let chain = two(Way::OneHop, false, &a, &b, |_| {});
+    let chain = two(way, false, &a, &b, |_| {});
     b.kill();
     is_away(&chain);
-    let path = format!("/ollana/servers/{}", b.address);
+    let path = format!("/ollana/servers/{}", second(&chain, &b));
     let host = chain.address();
     let delete = |fields: &str| format!("DELETE {path} HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n");
     for fields in [
@@ -307,15 +346,20 @@ fn no_page_and_no_other_machine_makes_it_forget() {
 
 #[test]
 fn commands_show_what_is_away() {
+    HOPS.into_iter().for_each(is_shown_as_away);
+}
+
+fn is_shown_as_away(way: Way) {
     let (a, mut b) = (Ollama::with(&["alpha"]), Ollama::with(&["alpha", "beta"]));
-    let chain = two(Way::OneHop, false, &a, &b, |_| {});
+    let (chain, _) = beside(way, &a, &b, None);
     b.kill();
     is_away(&chain);
     let listen = chain.address().to_string();
     let models = said(&ollana(&["models", "--listen", &listen]));
     let rows: Vec<&str> = models.lines().collect();
     assert_eq!(rows.len(), 4, "{models}");
-    let at = b.address.to_string();
+    let state = chain.connect().get("/ollana/status").json();
+    let at = state["away"][0]["name"].as_str().expect("a name").to_owned();
     let away = |row: &&&str| row.contains(&at) && row.contains("away for");
     assert_eq!(rows.iter().filter(away).count(), 2, "{models}");
     assert!(rows.iter().all(|row| row.chars().count() <= 80), "{models}");

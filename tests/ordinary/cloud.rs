@@ -1,14 +1,15 @@
 //! Cloud models and accounts.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ollana::config::Settings;
+use ollana::serve::Daemon;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Account, Answer, Chain, Client, Model, Ollama, Way, World, eventually, post, request,
-    server_settings, start,
+    Account, Answer, Chain, Client, Model, Ollama, Way, World, client_settings, eventually,
+    lan_address, post, request, server_settings, start, wire,
 };
 
 const STUB: &str = "gpt-oss:120b-cloud";
@@ -189,23 +190,23 @@ fn a_stub_of_another_name_is_a_cloud_model_too() {
     });
 }
 
-/// An address of this machine that isn't a loopback one, if it has any. A connection from there to
-/// a loopback address is one from another machine to ollana.
-fn lan_address() -> Option<IpAddr> {
-    let all = if_addrs::get_if_addrs().ok()?;
-    all.iter().map(|one| one.ip()).find(|ip| ip.is_ipv4() && !ip.is_loopback())
+/// A server proxy, and what another machine of the LAN is answered: by it, or by a client proxy of
+/// its own in front of it.
+struct Server {
+    daemon: Daemon,
+    client: Option<Daemon>,
 }
 
-/// A server proxy, and what another machine of the LAN is answered by it.
-struct Server {
-    daemon: ollana::serve::Daemon,
-}
+const HOPS: [Way; 2] = [Way::OneHop, Way::TwoHops];
 
 impl Server {
-    fn start(ollama: &Ollama, tweak: impl Fn(&mut Settings)) -> Self {
+    fn start(way: Way, ollama: &Ollama, tweak: impl Fn(&mut Settings)) -> Self {
         let mut settings = server_settings(ollama.address);
         tweak(&mut settings);
-        Server { daemon: start(&settings) }
+        let daemon = start(&settings);
+        let client = (way == Way::TwoHops)
+            .then(|| start(&client_settings(&[wire(daemon.addresses()[0]).expect("a wire")])));
+        Server { daemon, client }
     }
 
     fn address(&self) -> SocketAddr {
@@ -214,15 +215,22 @@ impl Server {
 
     fn lan(&self, request: impl AsRef<[u8]>) -> Option<Answer> {
         let from = lan_address()?;
-        let mut client = Client::connect_from(from, self.address()).expect("a connection");
+        let mut client = match &self.client {
+            Some(client) => Client::connect(client.addresses()[0]),
+            None => Client::connect_from(from, self.address()).expect("a connection"),
+        };
         Some(client.ask(request))
     }
 }
 
 #[test]
 fn other_machines_hear_of_the_account_what_a_cloud_model_needs() {
+    HOPS.into_iter().for_each(hears_of_the_account);
+}
+
+fn hears_of_the_account(way: Way) {
     let ollama = machine(true, Account::SignedIn);
-    let server = Server::start(&ollama, |_| {});
+    let server = Server::start(way, &ollama, |_| {});
     let me = || {
         server
             .lan(request("POST", "/api/me", ""))
@@ -280,8 +288,12 @@ fn who_am_i_is_asked_of_a_server_that_is_signed_in() {
 /// What `ollama run x:cloud` asks before its first prompt.
 #[test]
 fn the_official_program_starts_with_a_cloud_model() {
+    HOPS.into_iter().for_each(starts_with_a_cloud_model);
+}
+
+fn starts_with_a_cloud_model(way: Way) {
     let ollama = machine(false, Account::SignedIn);
-    let server = Server::start(&ollama, |_| {});
+    let server = Server::start(way, &ollama, |_| {});
     let show = json!({"model": "qwen3:cloud"}).to_string();
     for (method, path, body) in [
         ("HEAD", "/", ""),
@@ -296,8 +308,12 @@ fn the_official_program_starts_with_a_cloud_model() {
 
 #[test]
 fn pulls_that_say_where_the_model_runs_are_of_ollamas_registry() {
+    HOPS.into_iter().for_each(pulls_from_ollamas_registry);
+}
+
+fn pulls_from_ollamas_registry(way: Way) {
     let ollama = machine(false, Account::SignedIn);
-    let server = Server::start(&ollama, |settings| settings.policy.pull = true);
+    let server = Server::start(way, &ollama, |settings| settings.policy.pull = true);
     for (model, status) in [
         ("gpt-oss:120b:cloud", 200),
         ("gpt-oss:cloud", 200),
@@ -324,11 +340,13 @@ fn tokens_are_counted_for_everybody_and_again_elsewhere() {
         "/v1/messages/count_tokens",
     ];
     let ollama = coming();
-    let server = Server::start(&ollama, |_| {});
     let body = json!({"model": "alpha", "messages": []}).to_string();
-    for path in COUNTS {
-        let Some(answer) = server.lan(post(path, &body)) else { return };
-        assert_eq!(answer.text(), "{\"input_tokens\":11}", "{path}");
+    for way in HOPS {
+        let server = Server::start(way, &ollama, |_| {});
+        for path in COUNTS {
+            let Some(answer) = server.lan(post(path, &body)) else { return };
+            assert_eq!(answer.text(), "{\"input_tokens\":11}", "{way:?} {path}");
+        }
     }
     // The first one dies of it; the second one has the model too.
     let dying = coming();
@@ -368,10 +386,14 @@ fn searches(model: &str) -> [Vec<u8>; 2] {
 
 #[test]
 fn an_owner_can_keep_the_account() {
+    HOPS.into_iter().for_each(keeps_the_account);
+}
+
+fn keeps_the_account(way: Way) {
     let ollama = machine(true, Account::SignedIn);
     let mine = Model { name: "mine:latest".to_owned(), ..Model::cloud(STUB) };
     ollama.change(|world| world.models.push(mine));
-    let server = Server::start(&ollama, |settings| settings.policy.cloud = false);
+    let server = Server::start(way, &ollama, |settings| settings.policy.cloud = false);
     if lan_address().is_none() {
         return;
     }
@@ -431,8 +453,12 @@ fn an_owner_can_keep_the_account() {
 
 #[test]
 fn other_machines_search_the_web_unless_the_owner_keeps_the_account() {
+    HOPS.into_iter().for_each(searches_the_web);
+}
+
+fn searches_the_web(way: Way) {
     let ollama = machine(false, Account::SignedIn);
-    let server = Server::start(&ollama, |_| {});
+    let server = Server::start(way, &ollama, |_| {});
     for request in searches("alpha") {
         let Some(answer) = server.lan(request) else { return };
         assert_eq!(answer.status(), 200, "{}", answer.text());

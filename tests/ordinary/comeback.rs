@@ -8,7 +8,8 @@ use std::sync::Arc;
 use ollana::serve::Daemon;
 
 use crate::support::{
-    Answer, Call, Chain, Client, End, Ollama, REDIRECTS, Way, client_settings, eventually, request,
+    Answer, Call, Chain, Client, End, Ollama, REDIRECTS, Way, client_settings, eventually,
+    lan_address, request, server_settings, start, wire,
 };
 
 fn ask(address: SocketAddr, method: &str, target: &str, host: &str) -> Answer {
@@ -95,7 +96,7 @@ fn this_machines_programs_hear_from_ollama_which_paths_it_has() {
             ("GET", "/v1/nosuch", 404, None),
             ("GET", "//evil.example/x", 301, None),
             ("GET", "/api/chat", 405, Some("POST")),
-            ("PUT", "/api/tags", 405, Some("GET, HEAD")),
+            ("PUT", "/api/tags", 405, Some("HEAD, GET")),
             ("HEAD", "/api/ps", 405, Some("GET")),
         ] {
             let answer = ask(chain.address(), method, target, "127.0.0.1");
@@ -110,6 +111,58 @@ fn this_machines_programs_hear_from_ollama_which_paths_it_has() {
         });
         assert_eq!(ask(chain.address(), "GET", "/api/new", "127.0.0.1").text(), "new", "{way:?}");
     }
+}
+
+/// A program asks its machine's proxy, which asks another machine's.
+#[test]
+fn programs_hear_which_paths_another_machine_has_for_them() {
+    if lan_address().is_none() {
+        return;
+    }
+    let ollama = Ollama::with(&["alpha"]);
+    let server = start(&server_settings(ollama.address));
+    let client = start(&client_settings(&[wire(server.addresses()[0]).expect("a wire")]));
+    let at = client.addresses()[0];
+    for (method, target, status, allow) in [
+        ("GET", "/api/nosuch", 404, None),
+        ("GET", "/v1/nosuch", 404, None),
+        ("POST", "/v1/messages/batches", 404, None),
+        ("GET", "/nosuch", 404, None),
+        ("GET", "/api/chat", 405, Some("POST")),
+        ("GET", "/v1/messages", 405, Some("POST")),
+        ("PUT", "/api/tags", 405, Some("HEAD, GET")),
+        ("HEAD", "/api/ps", 405, Some("GET")),
+        ("OPTIONS", "/api/chat", 405, Some("POST")),
+        ("POST", "/api/signout", 403, None),
+        ("DELETE", "/api/user/keys/x", 403, None),
+        ("DELETE", "/api/delete", 403, None),
+        ("POST", "/api/create", 403, None),
+    ] {
+        let answer = ask(at, method, target, "127.0.0.1");
+        let what = format!("{method} {target}: {answer:?}");
+        assert_eq!((answer.status(), answer.end), (status, End::Whole), "{what}");
+        assert_eq!(answer.head.one("allow").as_deref(), allow, "{what}");
+        let text = match status {
+            404 => "404 page not found",
+            405 => "405 method not allowed",
+            _ => "",
+        };
+        assert!(method == "HEAD" || answer.text().contains(text), "{what}");
+        if method != "HEAD" && target != "/nosuch" {
+            let json = answer.json();
+            let message = json["error"]["message"].as_str().or(json["error"].as_str());
+            assert!(message.is_some(), "{what}");
+            let is_anthropic = target.starts_with("/v1/messages");
+            assert_eq!(json["error"].is_object(), target.starts_with("/v1/"), "{what}");
+            assert_eq!(json["type"] == "error", is_anthropic, "{what}");
+        }
+    }
+    for (method, target, status, location) in REDIRECTS {
+        let answer = ask(at, method, target, "127.0.0.1");
+        assert_eq!(answer.status(), *status, "{method} {target}: {answer:?}");
+        assert_eq!(answer.head.one("location").as_deref(), Some(*location), "{target}");
+    }
+    assert_eq!(ollama.served(), []);
 }
 
 #[test]

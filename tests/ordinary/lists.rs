@@ -100,11 +100,25 @@ fn a_name_with_two_digests_is_listed_once() {
 fn what_would_not_be_chosen_is_not_listed() {
     let a = holding(&[model("alpha", 'a', 20), model("beta", 'b', 20)]);
     let b = holding(&[model("alpha", 'c', 21)]);
-    let server = b.address.to_string();
-    let ban = (ModelName::parse("alpha").expect("a name"), server);
-    let tweak = |settings: &mut Settings| settings.bans = vec![ban.clone()];
-    let chain = Chain::direct(&[&a, &b], tweak);
-    lists(&chain, &["alpha:latest=a", "beta:latest=b"]);
+    let alpha = ModelName::parse("alpha").expect("a name");
+    let tweak = |settings: &mut Settings| {
+        if let Some(second) = settings.servers.get(1) {
+            settings.bans = vec![(alpha.clone(), second.to_string())];
+        }
+    };
+    for chain in fronts(&[&a, &b], tweak) {
+        lists(&chain, &["alpha:latest=a", "beta:latest=b"]);
+        let openai = chain.connect().get("/v1/models").json();
+        assert_eq!(openai["data"].as_array().map(Vec::len), Some(2), "{openai}");
+    }
+    // Banned wherever it is, it can't be used at all.
+    let tweak = |settings: &mut Settings| {
+        let servers = settings.servers.iter().map(|server| (alpha.clone(), server.to_string()));
+        settings.bans = servers.collect();
+    };
+    for chain in fronts(&[&a, &b], tweak) {
+        lists(&chain, &["beta:latest=b"]);
+    }
 }
 
 #[test]
@@ -140,11 +154,14 @@ fn long_lists_are_whole() {
     let names: Vec<String> = (0..3000).map(|n| format!("model{n}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let b = Ollama::with(&names);
-    let chain = Chain::direct(&[&a, &b], |_| {});
-    eventually("3,001 models", || (tags(&chain).len() == 3001).then_some(()));
-    let answer = chain.connect().post("/api/show", r#"{"model":"model2999"}"#);
-    assert_eq!(answer.status(), 200);
-    assert!(state(&chain)["servers"][1]["models_problem"].is_null());
+    for chain in fronts(&[&a, &b], |_| {}) {
+        eventually("3,001 models", || (tags(&chain).len() == 3001).then_some(()));
+        let openai = chain.connect().get("/v1/models").json();
+        assert_eq!(openai["data"].as_array().map(Vec::len), Some(3001));
+        let answer = chain.connect().post("/api/show", r#"{"model":"model2999"}"#);
+        assert_eq!(answer.status(), 200);
+        assert!(state(&chain)["servers"][1]["models_problem"].is_null());
+    }
 }
 
 type Answer = fn(&mut Call<'_>);
@@ -159,7 +176,6 @@ fn the_last_good_list_outlives_errors() {
     ];
     for (what, answer) in failing {
         let b = Ollama::with(&["beta"]);
-        let chain = Chain::direct(&[&a, &b], |_| {});
         let names = |chain: &Chain| -> Vec<String> {
             tags(chain)
                 .iter()
@@ -167,19 +183,22 @@ fn the_last_good_list_outlives_errors() {
                 .collect()
         };
         let both = ["alpha:latest", "beta:latest"];
-        eventually("both models", || (names(&chain) == both).then_some(()));
-        b.change(|world| {
-            world.script.insert("/api/tags".to_owned(), Arc::new(answer));
-        });
-        // A change of its models has it asked again.
-        chain.connect().post("/api/copy", r#"{"source":"beta","destination":"gamma"}"#);
-        eventually(what, || {
-            let server = state(&chain)["servers"][1].clone();
-            let problem = server["models_problem"].as_str()?.to_owned();
-            assert_eq!(server["health"], "ready", "{what}");
-            problem.contains(what).then_some(())
-        });
-        assert_eq!(names(&chain), both, "{what}");
+        for chain in fronts(&[&a, &b], |_| {}) {
+            eventually("both models", || (names(&chain) == both).then_some(()));
+            b.change(|world| {
+                world.script.insert("/api/tags".to_owned(), Arc::new(answer));
+            });
+            // A change of its models has it asked again.
+            chain.connect().post("/api/copy", r#"{"source":"beta","destination":"gamma"}"#);
+            eventually(what, || {
+                let server = state(&chain)["servers"][1].clone();
+                let problem = server["models_problem"].as_str()?.to_owned();
+                assert_eq!(server["health"], "ready", "{what}");
+                problem.contains(what).then_some(())
+            });
+            assert_eq!(names(&chain), both, "{what}");
+            b.change(|world| *world = World::with(&["beta"]));
+        }
     }
 }
 

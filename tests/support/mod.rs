@@ -14,6 +14,7 @@ pub mod ollama;
 mod process;
 mod random;
 mod seeds;
+mod wire;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,6 +30,7 @@ pub use ollama::{Account, Model, Ollama, REDIRECTS, Served, World};
 pub use process::{Process, free_tcp_port, free_udp_port};
 pub use random::{Random, Sum};
 pub use seeds::{Agenda, number, run_all, shown};
+pub use wire::{lan_address, wire};
 
 /// What anything may take that isn't measured: a wait that lasts longer has failed.
 pub const PATIENCE: Duration = Duration::from_secs(20);

@@ -206,7 +206,8 @@ fn respond(machine: &Machine, reply: &mut Reply<'_, '_>, method: &str, path: &st
     if exists {
         return handle(machine, reply, method, path);
     }
-    let methods = ["GET", "HEAD", "POST", "DELETE"];
+    // In the order in which its trees were begun.
+    let methods = ["HEAD", "GET", "POST", "DELETE"];
     let allowed: Vec<&str> =
         methods.into_iter().filter(|method| has_route(&routes, method, path)).collect();
     if allowed.is_empty() {
