@@ -254,6 +254,12 @@ impl Lease {
         Lease { pick, report, mailbox, fast_path, is_released: false }
     }
 
+    /// Tells that the backend has other models now, before the request has ended.
+    pub(crate) fn tell_of_change(&self) {
+        let report = Report { changed_models: true, ..Outcome::Void.into() };
+        self.mailbox.send(Input::Noted(self.pick.id, report));
+    }
+
     /// Reports the outcome, so that others may have the backend. What the report says later comes
     /// too late.
     pub(crate) fn release(&mut self) {

@@ -5,6 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ollana::config::{ModeChoice, ServerName, Settings};
@@ -12,7 +13,8 @@ use ollana::serve::Daemon;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Chain, Client, Ollama, Way, client_settings, eventually, request, server_settings, start,
+    Call, Chain, Client, Gate, Ollama, Way, World, client_settings, eventually, ndjson, request,
+    server_settings, start,
 };
 
 /// A folder for the state of one test.
@@ -150,6 +152,52 @@ fn whatever_names_a_model_of_a_server_that_is_away_gets_503() {
         eventually("beta to be used again", || {
             (ask(&mut chain.connect(), ABOUT_BETA[0]).0 == 200).then_some(())
         });
+    }
+}
+
+/// Programs go on when they read that a pull has succeeded, and don't wait for the answer's end.
+#[test]
+fn a_model_that_was_pulled_elsewhere_is_there_at_once() {
+    for way in HOPS {
+        for streams in [true, false] {
+            let (a, mut b) = (Ollama::with(&["alpha"]), Ollama::with(&["beta"]));
+            let chain = two(way, false, &a, &b, |_| {});
+            b.kill();
+            is_away(&chain);
+            let gate = Gate::new();
+            let held = gate.clone();
+            a.change(|world| {
+                *world = World::with(&["alpha", "beta"]);
+                let pull = move |call: &mut Call<'_>| {
+                    call.read_body();
+                    if streams {
+                        call.send(ndjson());
+                        call.send_chunk("{\"status\":\"success\"}\n");
+                    } else {
+                        call.send(
+                            "HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{\"status\":\"success\"",
+                        );
+                    }
+                    call.wait(&held, "the program to go on");
+                    call.send(if streams { "0\r\n\r\n" } else { "}" });
+                };
+                world.script.insert("/api/pull".to_owned(), Arc::new(pull));
+            });
+            let server = chain.servers.first().map_or(a.address, |server| server.addresses()[0]);
+            let body = r#"{"model":"beta"}"#;
+            let mut client = chain.connect();
+            client.send(format!(
+                "POST /api/pull HTTP/1.1\r\nHost: localhost\r\nX-Ollana-Server: {server}\r\n\
+                 Content-Length: {}\r\n\r\n{body}",
+                body.len()
+            ));
+            assert_eq!(client.head_of("POST").status(), 200, "{way:?}");
+            client.read_until(if streams { b"\n" } else { b"\"" });
+            let (status, told) = ask(&mut chain.connect(), ABOUT_BETA[0]);
+            assert_eq!(status, 200, "{way:?}, streams: {streams}: {told}");
+            gate.open();
+            client.rest();
+        }
     }
 }
 

@@ -21,6 +21,9 @@ use crate::system::files::free_space;
 use crate::upstream::buffers::{LARGE, SMALL, TOKENS};
 use crate::upstream::{self, exchange_io};
 
+/// What Ollama writes into the last line of a pull or of another change of models.
+const SUCCESS: &[u8] = b"\"success\"";
+
 /// Reads of less than this are gathered with what precedes them into one write.
 const GATHER: usize = 2 * 1024;
 
@@ -53,6 +56,9 @@ impl Exchange<'_> {
             || self.context.connections.is_draining();
         if framing == AnswerFraming::Chunked {
             self.connection.release_buffer();
+        }
+        if self.endpoint.changes_models && declared.is_some() {
+            lease.tell_of_change();
         }
         let mut head = Vec::with_capacity(1024);
         fields::write_answer_head(&mut head, status, &parts.headers, framing, declared, closes);
@@ -172,6 +178,10 @@ impl Exchange<'_> {
             *copied += n as u64;
             self.count(lease, n as u64, |done, n| done.bytes_down.add(n));
             self.count(lease, observed.look(&buffer[read.clone()]), |done, n| done.tokens.add(n));
+            // A program goes on once it reads this, and may ask for the new model before the end.
+            if self.endpoint.changes_models && holds(&buffer[read.clone()], SUCCESS) {
+                lease.tell_of_change();
+            }
             let framed = match framing {
                 AnswerFraming::Chunked => frame_chunk(&mut buffer, n),
                 AnswerFraming::Length(declared) if *copied > declared => {
@@ -216,6 +226,10 @@ impl Exchange<'_> {
             socket::reset_on_close(self.connection.stream.socket());
         }
     }
+}
+
+fn holds(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
 }
 
 /// Whether an upstream says by one short printable name who answers: people get to see it.
