@@ -32,6 +32,7 @@ use std::time::Duration;
 use self::acceptor::Acceptor;
 use self::connections::Connections;
 use self::exchange::Context;
+use self::rejector::Rejected;
 use self::workers::Shared;
 use crate::net::socket::Waker;
 
@@ -60,17 +61,28 @@ impl Proxy {
         places: &[PathBuf],
     ) -> io::Result<Self> {
         tiny_gate::open(places)?;
-        let shared = Arc::new(Shared::new(context));
-        let waker = Arc::new(Waker::new()?);
         let (rejected, rejector) = rejector::start()?;
-        let mut addresses = Vec::new();
-        let mut acceptors = Vec::new();
+        // A failure from here on drops the proxy, which ends what was started.
+        let mut proxy = Proxy {
+            shared: Arc::new(Shared::new(context)),
+            addresses: Vec::new(),
+            waker: Arc::new(Waker::new()?),
+            acceptors: Vec::new(),
+            rejector: Some(rejector),
+        };
+        proxy.accept(listeners, rejected)?;
+        Ok(proxy)
+    }
+
+    /// `rejected` is gone when this returns, so that the rejector can end.
+    fn accept(&mut self, listeners: Vec<TcpListener>, rejected: Rejected) -> io::Result<()> {
         for listener in listeners {
-            addresses.push(listener.local_addr()?);
+            self.addresses.push(listener.local_addr()?);
             let rejected = rejected.clone();
-            acceptors.push(Acceptor::start(listener, &shared, &waker, rejected)?);
+            let acceptor = Acceptor::start(listener, &self.shared, &self.waker, rejected)?;
+            self.acceptors.push(acceptor);
         }
-        Ok(Proxy { shared, addresses, waker, acceptors, rejector: Some(rejector) })
+        Ok(())
     }
 
     pub(crate) fn connections(&self) -> &Arc<Connections> {
@@ -100,5 +112,11 @@ impl Proxy {
             log::warn!("workers left behind");
         }
         finished
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop_accepting();
     }
 }
