@@ -67,5 +67,7 @@ impl Log for JsonLogger {
         }
     }
 
-    fn flush(&self) {}
+    fn flush(&self) {
+        let _ = lock(&self.0).flush();
+    }
 }

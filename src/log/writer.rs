@@ -17,6 +17,8 @@ use crate::system::{self, files};
 const LOG_QUEUE: usize = 1024;
 /// For the last lines, at the end of the process.
 const LAST_LINES: Duration = Duration::from_millis(200);
+/// For the reason of a sudden end, which is worth more.
+const FLUSH_TIME: Duration = Duration::from_secs(1);
 
 enum Entry {
     Line(Vec<u8>),
@@ -77,9 +79,14 @@ impl LogWriter {
 
     /// Waits a moment for the last lines.
     pub fn finish(&self) {
+        self.finish_within(LAST_LINES);
+    }
+
+    /// Waits so long for a place in the queue, and then for what is before it.
+    pub(super) fn finish_within(&self, time: Duration) {
         let (told, end) = bounded(1);
-        if self.queue.send_timeout(Entry::End(told), LAST_LINES).is_ok() {
-            let _ = end.recv_timeout(LAST_LINES);
+        if self.queue.send_timeout(Entry::End(told), time).is_ok() {
+            let _ = end.recv_timeout(time);
         }
     }
 }
@@ -95,7 +102,9 @@ impl Write for LineSender {
         Ok(bytes.len())
     }
 
+    /// Waits until what came before is written, but not for ever.
     fn flush(&mut self) -> io::Result<()> {
+        self.writer.finish_within(FLUSH_TIME);
         Ok(())
     }
 }

@@ -46,8 +46,6 @@ pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Resu
 
 /// The exit code of a process that ended because of a thread that it can't do without.
 const THREAD_FAILED: i32 = 70;
-/// For the last lines of the log.
-const LAST_LINES: Duration = Duration::from_millis(200);
 
 /// The same for a thread that the process can't do without: if it panics, the process ends, and its
 /// service manager starts it again. A daemon without its Manager would accept requests and answer
@@ -58,9 +56,17 @@ pub(crate) fn spawn_vital(
 ) -> io::Result<JoinHandle<()>> {
     spawn(name, move || {
         let _vital = Vital(name);
+        #[cfg(debug_assertions)]
+        if std::env::var(PLANTED).is_ok_and(|planted| planted == name) {
+            std::panic::resume_unwind(Box::new("planted"));
+        }
         run();
     })
 }
+
+/// For tests, in builds for tests only: the name of a vital thread that is to panic.
+#[cfg(debug_assertions)]
+const PLANTED: &str = "OLLANA_TEST_PANIC";
 
 struct Vital(&'static str);
 
@@ -68,7 +74,7 @@ impl Drop for Vital {
     fn drop(&mut self) {
         if std::thread::panicking() {
             log::error!("ending, because the thread {:?} failed: please report it", self.0);
-            std::thread::sleep(LAST_LINES);
+            log::logger().flush();
             std::process::exit(THREAD_FAILED);
         }
     }
@@ -127,20 +133,21 @@ mod tests {
     }
 
     /// Planted in a process of its own: this test, run again.
+    #[cfg(debug_assertions)]
     #[test]
     fn a_vital_thread_that_panics_ends_the_process() {
-        const STAGE: &str = "OLLANA_TEST_PANIC";
-        if std::env::var_os(STAGE).is_some() {
-            let thread = spawn_vital("ticker", || panic!("planted"));
+        if std::env::var_os(PLANTED).is_some() {
+            let thread = spawn_vital("ticker", || ());
             let _ = thread.unwrap().join();
-            std::thread::sleep(10 * LAST_LINES);
             return;
         }
         let name = "system::tests::a_vital_thread_that_panics_ends_the_process";
-        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-        let ended = again.args(["--exact", name]).env(STAGE, "1").output().unwrap();
-        assert_eq!(ended.status.code(), Some(THREAD_FAILED), "{ended:?}");
-        assert!(spawn_vital("ticker", || ()).unwrap().join().is_ok(), "and its end ends nothing");
+        let again = |planted| {
+            let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+            again.args(["--exact", name]).env(PLANTED, planted).output().unwrap().status.code()
+        };
+        assert_eq!(again("ticker"), Some(THREAD_FAILED));
+        assert_eq!(again("another"), Some(0), "and its end ends nothing");
     }
 
     #[test]
