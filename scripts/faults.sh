@@ -52,6 +52,15 @@ flapping at 1 Hz: one line per edge, then back|a_flapping_server_is_one_entry_an
 RST storm of 8,000: serving|a_storm_of_resets|slowest request
 a state directory that never answers: refused, said|a_state_directory_that_never_answers|SIGTERM to the end
 planted links: root is led nowhere|planted_links_lead_root_nowhere,root_is_led_nowhere_by_a_log_or_a_pid_file|
+dead name servers: other servers answer|dead_name_servers_hold_up_neither_requests_nor_the_end|dead name servers, to the first answer
+a known name is not answered: its server stays|a_server_stays_when_its_name_is_not_answered_any_more|answer of its server
+the same for Ollama here: the role|a_local_ollama_by_a_dead_name_holds_up_neither_role_nor_end|to the role
+SIGTERM beside dead names and checks that hang|dead_name_servers_hold_up_neither_requests_nor_the_end,checks_that_hang_do_not_hold_up_the_end,a_local_ollama_by_a_dead_name_holds_up_neither_role_nor_end|SIGTERM beside
+SIGTERM while Ollama is waited for at boot|a_machine_that_boots_and_stops_starts_no_client|SIGTERM while Ollama
+100 changes of role: no thread, no descriptor|a_hundred_changes_of_role_leave_nothing_behind|changes of role
+an Ollama that comes and goes: the same|an_ollama_that_comes_and_goes_leaves_nothing_behind|to the other role
+a start that fails half-way: ports are free|a_start_that_fails_half_way_gives_everything_back|
+a panic in a vital thread: exit code 70|a_panic_in_a_vital_thread_ends_the_process|a panic in
 misbehaviour at random on both sides: none lost|whatever_both_sides_do,whatever_two_servers_do|
 '
 # What loads this machine runs alone.
@@ -59,6 +68,9 @@ $cargo test --release --no-fail-fast --test faults -- --nocapture --test-threads
 $cargo test --release --no-fail-fast --lib -- --nocapture planted led_nowhere >>"$log" 2>&1 || true
 $cargo test --release --no-fail-fast --test netns --test stop --test start --test stale --test bounds \
     --test load --test chaos -- --nocapture --test-threads 2 >>"$log" 2>&1 || true
+
+# Panics are planted in builds for tests only.
+$cargo test --test faults a_panic_in -- --nocapture >>"$log" 2>&1 || true
 
 printf '%-49s%12s%12s  %s\n' "fault: what must be seen" "measured ms" "limit ms" verdict
 echo "$rows" | awk -F'|' -v log_file="$log" -v slack="$slack" '

@@ -54,7 +54,7 @@
 //! | `ticker` | nothing | its clock |
 //! | `log` | stderr or the log file | its queue; what it writes to |
 //! | `checker` × 8 | a connection to the backend being checked | its queue |
-//! | `resolver`, up to 8 | a name that is looked up | the name server |
+//! | `resolver`, up to 16 | a name that is looked up | the name server |
 //! | `discovery` (client) | a UDP socket per interface | `poll` |
 //! | `responder` (server) | the UDP port | `poll` |
 //!

@@ -8,6 +8,12 @@
 
 mod support;
 
+mod faults {
+    mod ends;
+    mod roles;
+    mod threads;
+}
+
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -7,6 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -105,24 +106,34 @@ impl Drop for Ticker {
     }
 }
 
-/// The checkers' threads. They end when the queue's other side, the Manager, is gone.
+/// The checkers' threads. They end when the queue's other side, the Manager, is gone. Dropping this
+/// drops the checks that wait in the queue. A check under way is left alone: nobody waits for its
+/// result, and it ends when its time is up.
 #[derive(Debug)]
-pub(crate) struct Checkers(Vec<JoinHandle<()>>);
+pub(crate) struct Checkers {
+    is_stopping: Arc<AtomicBool>,
+}
 
 impl Checkers {
     pub(crate) fn start(jobs: &Receiver<Job>, checker: &Checker) -> io::Result<Self> {
-        let start = |_| {
+        let checkers = Checkers { is_stopping: Arc::default() };
+        for _ in 0..MAX_CHECKS {
             let (jobs, checker) = (jobs.clone(), checker.clone());
+            let is_stopping = Arc::clone(&checkers.is_stopping);
             let upstream = Upstream::new(&checker.timing, &checker.keyring);
-            spawn_vital("checker", move || jobs.iter().for_each(|job| checker.run(&upstream, job)))
-        };
-        (0..MAX_CHECKS).map(start).collect::<io::Result<_>>().map(Checkers)
-    }
-
-    pub(crate) fn join(self) {
-        for thread in self.0 {
-            let _ = thread.join();
+            spawn_vital("checker", move || {
+                let is_wanted =
+                    |job: &Job| !matches!(job, Job::Check(_)) || !is_stopping.load(SeqCst);
+                jobs.iter().filter(is_wanted).for_each(|job| checker.run(&upstream, job));
+            })?;
         }
+        Ok(checkers)
+    }
+}
+
+impl Drop for Checkers {
+    fn drop(&mut self) {
+        self.is_stopping.store(true, SeqCst);
     }
 }
 

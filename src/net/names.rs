@@ -18,7 +18,7 @@ const FRESH: Duration = Duration::from_secs(5);
 /// And while no look succeeds, for so long: a name server may be out of order for a night.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
 /// Lookups at once. Those of names that were slow before leave half of them to others.
-const MAX_LOOKUPS: usize = 8;
+const MAX_LOOKUPS: usize = 16;
 /// A lookup that takes longer is slow, which is logged.
 const SLOW: Duration = Duration::from_secs(2);
 /// Names remembered. They come from settings, so there are few.
@@ -278,7 +278,7 @@ mod tests {
     }
 
     /// A name server whose answers come when told, one after the other, for each name.
-    type Answers = BTreeMap<&'static str, Receiver<Found>>;
+    type Answers = BTreeMap<String, Receiver<Found>>;
     type FakeResolver = Resolver<Box<dyn Fn(&str) -> Found + Send + Sync>>;
 
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn a_name_server_that_hangs_holds_up_nobody_for_long() {
         let (answer, answers) = unbounded();
-        let (resolver, asked) = fake([("dead", answers)].into());
+        let (resolver, asked) = fake([("dead".to_owned(), answers)].into());
         let start = Instant::now();
         let error = resolver.resolve("dead", MOMENT).unwrap_err();
         assert!(error.starts_with("the name server didn't answer in 0."), "{error}");
@@ -341,7 +341,7 @@ mod tests {
     #[test]
     fn known_addresses_do_while_a_lookup_hangs_or_fails() {
         let (answer, answers) = unbounded();
-        let (resolver, asked) = fake([("a", answers)].into());
+        let (resolver, asked) = fake([("a".to_owned(), answers)].into());
         answer.send(Ok(address(1))).unwrap();
         assert_eq!(resolver.resolve("a", PATIENCE), Ok(address(1)));
         assert_eq!(resolver.resolve("a", Duration::ZERO), Ok(address(1)));
@@ -374,14 +374,15 @@ mod tests {
 
     #[test]
     fn names_that_hang_leave_lookups_to_others() {
-        const DEAD: [&str; 9] = ["d0", "d1", "d2", "d3", "d4", "d5", "d6", "d7", "d8"];
-        let (senders, receivers): (Vec<_>, Vec<_>) = DEAD.map(|_| unbounded()).into_iter().unzip();
+        let dead: Vec<String> = (0..=MAX_LOOKUPS).map(|n| format!("d{n}")).collect();
+        let (senders, receivers): (Vec<_>, Vec<_>) = dead.iter().map(|_| unbounded()).unzip();
         let (answer, answers) = unbounded();
-        let all = DEAD.into_iter().zip(receivers).chain([("good", answers)]);
-        let (resolver, _) = fake(all.collect());
+        let mut all: Answers = dead.iter().cloned().zip(receivers).collect();
+        all.insert("good".to_owned(), answers);
+        let (resolver, _) = fake(all);
         answer.send(Ok(address(1))).unwrap();
         // A new name waits at most for the lookups that nothing was known of.
-        for host in DEAD {
+        for host in &dead {
             assert!(resolver.resolve(host, Duration::ZERO).is_err());
         }
         assert_eq!(resolver.under_way(), MAX_LOOKUPS);
@@ -391,7 +392,7 @@ mod tests {
             name.began = name.began.map(|began| began - SLOW);
         });
         drop(senders);
-        for host in &DEAD[..MAX_LOOKUPS] {
+        for host in &dead[..MAX_LOOKUPS] {
             resolver.wait_until(host, |name| name.is_slow);
         }
         assert_eq!(resolver.resolve("good", PATIENCE), Ok(address(1)));

@@ -5,8 +5,8 @@
 //!
 //! ```text
 //!  start:  listeners ─► identity and keys ─► Manager, checkers, ticker ─► proxies ─► discovery
-//!  stop:   acceptors ─► discovery (goodbye) ─► streams finish or are cut ─► ticker ─► Manager
-//!          ─► checkers
+//!  stop:   acceptors ─► discovery (goodbye) ─► streams finish or are cut ─► ticker
+//!          ─► checks that wait ─► Manager; checks under way are left alone
 //! ```
 
 pub mod background;
@@ -58,7 +58,7 @@ pub struct Daemon {
 impl Daemon {
     /// Chooses the mode and starts everything. The error says what failed and what to do.
     pub fn start(settings: &Settings) -> Result<Daemon, String> {
-        let (mode, why) = mode::choose(settings, &AtomicBool::new(false));
+        let (mode, why) = mode::choose(settings, &AtomicBool::new(false))?;
         Self::start_as(settings, mode, &why, &start_keeper()?)
     }
 
@@ -146,7 +146,7 @@ impl Daemon {
     }
 
     /// Accepts no more, says goodbye, lets streams finish for up to `drain`, then cuts them. True
-    /// if none was cut. Every thread of this daemon has ended when it returns.
+    /// if none was cut. Every thread of this daemon has ended when it returns, but for checks under way.
     pub fn stop(mut self, drain: Duration) -> bool {
         self.end(drain)
     }
@@ -166,10 +166,8 @@ impl Daemon {
             finished &= proxy.finish(deadline.saturating_duration_since(Instant::now()));
         }
         self.ticker = None;
+        self.checkers = None;
         self.manager = None;
-        if let Some(checkers) = self.checkers.take() {
-            checkers.join();
-        }
         finished
     }
 }

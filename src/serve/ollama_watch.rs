@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -163,8 +164,9 @@ impl OllamaWatch {
         Ok(())
     }
 
-    /// Whether the program's file was opened and Ollama's server is being started.
-    pub(super) fn is_starting(&self) -> bool {
+    /// Whether the program's file was opened and Ollama's server is being started. Looks no more
+    /// when the process is to stop.
+    pub(super) fn is_starting(&self, stopping: &AtomicBool) -> bool {
         let any = self.take_events();
         self.watch_programs();
         if !any {
@@ -173,7 +175,10 @@ impl OllamaWatch {
         let mut seen = self.known.clone();
         let start = Instant::now();
         let (mut last_event, mut looks) = (start, 0);
-        while last_event.elapsed() < EXEC_TIME && start.elapsed() < MAX_LOOK {
+        while last_event.elapsed() < EXEC_TIME
+            && start.elapsed() < MAX_LOOK
+            && !stopping.load(SeqCst)
+        {
             for process in processes(&self.programs) {
                 if seen.contains(&process.dir) {
                     continue;

@@ -54,7 +54,7 @@ fn serve(settings: &Settings, journal: &LogWriter, signals: &mut Signals) -> Res
     let watch = (settings.mode == ModeChoice::Auto)
         .then(|| OllamaWatch::new(settings.state_dir.as_deref(), &keeper));
     let watch = watch.flatten();
-    let (mode, why) = mode::choose(settings, &signals.stop);
+    let (mode, why) = mode::choose(settings, &signals.stop)?;
     let role = watch.is_some().then(|| Role::new(mode));
     let watchdog = Watchdog::new(Notifier::from_env(&|name| std::env::var_os(name)));
     let mut supervisor = Supervisor {
@@ -66,6 +66,7 @@ fn serve(settings: &Settings, journal: &LogWriter, signals: &mut Signals) -> Res
         advice: None,
         watchdog,
         keeper,
+        stop: Arc::clone(&signals.stop),
     };
     if mode == Mode::Server {
         supervisor.learn();
@@ -121,6 +122,8 @@ struct Supervisor<'a> {
     advice: Option<String>,
     watchdog: Watchdog,
     keeper: Arc<Keeper>,
+    /// Set when the process is to stop.
+    stop: Arc<AtomicBool>,
 }
 
 impl Supervisor<'_> {
@@ -148,7 +151,7 @@ impl Supervisor<'_> {
         self.watchdog.report(Instant::now(), self.present.as_ref().map(Daemon::presence));
         self.retired.retain(|daemon| daemon.connections() > 0);
         let Some(mut role) = self.role.take() else { return };
-        let step = if self.port_watch().is_some_and(OllamaWatch::is_starting) {
+        let step = if self.port_watch().is_some_and(|watch| watch.is_starting(&self.stop)) {
             role.ollama_starts(Instant::now())
         } else {
             let ollama = self.look();
@@ -243,13 +246,13 @@ impl Supervisor<'_> {
         if self.port_watch().is_some() {
             return LocalOllama::Absent; // The port is ours.
         }
+        let start = Instant::now();
         if is_absent(&ollama) {
             return LocalOllama::Absent;
         }
-        match ask(self.settings, &ollama, ANSWER_TIME) {
-            CheckResult::Healthy { .. } => LocalOllama::Answers,
-            _ => LocalOllama::Silent,
-        }
+        let left = ANSWER_TIME.saturating_sub(start.elapsed());
+        let answers = || matches!(ask(self.settings, &ollama, left), CheckResult::Healthy { .. });
+        if !left.is_zero() && answers() { LocalOllama::Answers } else { LocalOllama::Silent }
     }
 }
 

@@ -25,6 +25,9 @@ const MAX_ANSWER: u64 = 64 << 10;
 /// Longest list of models that is read, in bytes: some ten thousand. It is taken apart as it comes.
 const MAX_LIST: u64 = 32 << 20;
 const PIECE: usize = 16 << 10;
+/// A checker waits so long for a server's name that was never found. One that comes later is there
+/// for the next check.
+const NAME_TIME: Duration = Duration::from_millis(250);
 /// All lists of a server have so many times as long as one answer.
 const LIST_TIMES: u32 = 2;
 
@@ -107,7 +110,10 @@ impl Check<'_> {
     fn ask(self, upstream: &Upstream) -> CheckResult {
         let resolved = match self.target {
             Target::Address(address) => Ok(vec![*address]),
-            Target::Name(server) => names::resolve(&server.host, server.port, self.time.answer),
+            Target::Name(server) => {
+                let patience = if self.local.is_some() { self.time.answer } else { NAME_TIME };
+                names::resolve(&server.host, server.port, patience)
+            }
         };
         let addresses = match resolved {
             Ok(addresses) => addresses,
