@@ -65,7 +65,7 @@ async function ollama(models, hot, { version = '0.13.1', pause = 25 } = {}) {
 
 async function ollana(...options) {
   const port = await freePort();
-  const child = spawn(BIN, ['--listen', `127.0.0.1:${port}`, '--discovery-port', '0', '--state-dir', join(work, 'state'), ...options],
+  const child = spawn(BIN, ['--listen', `127.0.0.1:${port}`, '--discovery-port', '0', '--state-dir', join(work, `state-${port}`), ...options],
     { stdio: 'ignore', env: { PATH: process.env.PATH, HOME: work } });
   children.push(child);
   for (let tries = 0; tries < 100; tries++) {
@@ -119,10 +119,16 @@ async function main() {
   {
     const big = await ollama([['llama3.3:70b', 42.5e9, '70.6B'], ['qwen3:8b', 5.2e9, '8.2B'], ['nomic-embed-text:latest', 274e6, '137M']], 2, { pause: 22 });
     const small = await ollama([['llama3.2:1b', 1.3e9, '1.2B'], ['qwen3:8b', 5.2e9, '8.2B'], [EVIL, 1e9, EVIL]], 1, { pause: 60, version: '0.12.6' });
-    const away = await freePort();
+    const away = await ollama([['llava:13b', 8e9, '13B']], 0);
     const { url } = await client(big, small, away);
     const page = await open(url);
-    await page.waitForFunction(() => document.querySelectorAll('#models tr').length === 5);
+    const models = count => page.waitForFunction(count => document.querySelectorAll('#models tr').length === count, count);
+    await models(6);
+    // What it has is known when it is away.
+    servers.at(-1).close();
+    servers.at(-1).closeAllConnections();
+    await page.waitForFunction(() => /llava:13b[\s\S]*, away since \d/.test(document.querySelector('#models').innerText));
+    await models(6);
     const load = setInterval(() => { ask(url, '/api/generate', { model: 'llama3.3:70b', prompt: 'long' }); }, 9000);
     for (const model of ['llama3.3:70b', 'llama3.3:70b', 'llama3.2:1b', 'qwen3:8b']) ask(url, '/api/generate', { model, prompt: 'long' });
     ask(url, '/api/pull', { model: 'gpt-oss:120b' });
@@ -174,7 +180,7 @@ async function main() {
     assert.equal(state.version, 1);
     for (const [name, options] of [['home-dark', { dark: true }], ['home-phone', { width: 360, height: 740 }], ['home-phone-dark', { width: 360, height: 740, dark: true }]]) {
       const other = await open(url, options);
-      await other.waitForFunction(() => document.querySelectorAll('#models tr').length === 5);
+      await other.waitForFunction(() => document.querySelectorAll('#models tr').length === 6);
       await other.locator('#lan .node').first().waitFor({ state: 'attached' });
       await fits(other);
       await shoot(other, name);
