@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 use ollana::config::{ModeChoice, Settings};
 use ollana::serve::Daemon;
 use support::{
-    Client, Closed, End, Fake, Way, chunk, client_settings, eventually, free_tcp_port, ndjson,
-    request, server_settings,
+    Client, Closed, End, Fake, MODEL, Ollama, Way, chunk, client_settings, eventually,
+    free_tcp_port, ndjson, request, server_settings,
 };
 
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const SHORT: Duration = Duration::from_millis(300);
 /// Deadlines are late by no more than this.
 const SLACK: Duration = Duration::from_secs(1);
@@ -42,7 +41,7 @@ fn last_status(client: &mut Client, what: &str) -> u16 {
 #[test]
 fn a_slow_head_is_cut() {
     for way in Way::ALL {
-        let fake = Fake::unlike_ollama_saying(OK);
+        let fake = Ollama::with(&["m"]);
         let chain = way.with(&fake, short(|settings| &mut settings.timing.head_timeout));
         for begun in ["G", "GET / HTTP/1.1\r\nHost: localhost\r\n"] {
             let mut client = chain.connect();
@@ -68,7 +67,7 @@ fn a_slow_head_is_cut() {
 #[test]
 fn an_idle_connection_is_closed_without_a_word() {
     for way in Way::ALL {
-        let fake = Fake::unlike_ollama_saying(OK);
+        let fake = Ollama::with(&["m"]);
         let chain = way.with(&fake, short(|settings| &mut settings.timing.idle_timeout));
         // The clock here starts before the daemon's, so that "too early" means it.
         let start = Instant::now();
@@ -77,7 +76,7 @@ fn an_idle_connection_is_closed_without_a_word() {
         assert_on_time(start, "a connection without a request");
         let mut used = chain.connect();
         let start = Instant::now();
-        assert_eq!(used.get("/x").text(), "ok", "{way:?}");
+        assert_eq!(used.get(MODEL).status(), 200, "{way:?}");
         assert_eq!(used.expect_close(), End::CutByClose, "{way:?}");
         assert_on_time(start, "a connection after its request");
     }
@@ -87,7 +86,7 @@ fn an_idle_connection_is_closed_without_a_word() {
 fn a_body_that_stops_coming_is_given_up() {
     for way in Way::ALL {
         for framing in ["Content-Length: 100", "Transfer-Encoding: chunked"] {
-            let fake = Fake::unlike_ollama_saying(OK);
+            let fake = Ollama::with(&["m"]);
             let chain = way.with(&fake, short(|settings| &mut settings.timing.body_timeout));
             let mut client = chain.connect();
             let head =
@@ -106,12 +105,12 @@ fn a_body_that_stops_coming_is_given_up() {
 #[test]
 fn heads_of_any_size_up_to_the_limit() {
     for way in Way::ALL {
-        let fake = Fake::unlike_ollama_saying(OK);
+        let fake = Ollama::with(&["m"]);
         let chain = way.to(&fake);
         let head = |fields: usize, size: usize| {
             let field = |n| format!("X-{n}: {}\r\n", "v".repeat(size));
             let fields: String = (0..fields).map(field).collect();
-            format!("GET /x HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n")
+            format!("GET {MODEL} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n")
         };
         for (fields, size) in [(90, 10), (7, 8000), (4, 15_000)] {
             let answer = chain.connect().ask(head(fields, size));
@@ -134,7 +133,7 @@ fn heads_of_any_size_up_to_the_limit() {
 #[test]
 fn connections_over_the_limit_are_told() {
     for way in Way::ALL {
-        let fake = Fake::unlike_ollama_saying(OK);
+        let fake = Ollama::with(&["m"]);
         let chain = way.with(&fake, |settings| {
             // Behind the front, there is the front's own traffic too.
             if way == Way::OneHop || settings.mode == ModeChoice::Client {
@@ -144,12 +143,12 @@ fn connections_over_the_limit_are_told() {
         let mut held: Vec<Client> = Vec::new();
         for n in 0..8 {
             let mut client = chain.connect();
-            assert_eq!(client.get("/x").status(), 200, "{way:?}: connection {n}");
+            assert_eq!(client.get(MODEL).status(), 200, "{way:?}: connection {n}");
             held.push(client);
         }
         for n in 0..5 {
             let mut client = chain.connect();
-            client.try_send(request("GET", "/x", ""));
+            client.try_send(request("GET", "/api/status", ""));
             let answer = client.answer_to("GET");
             assert_eq!((answer.status(), answer.end), (503, End::Whole), "{way:?} {n}");
             assert!(answer.head.has("retry-after"), "{way:?} {n}: {:?}", answer.head);
@@ -157,10 +156,10 @@ fn connections_over_the_limit_are_told() {
             assert_eq!(client.expect_close(), End::CutByClose, "{way:?} {n}");
         }
         // Those that are in are served, and a place that gets free is used.
-        assert_eq!(held[3].get("/x").status(), 200, "{way:?}");
+        assert_eq!(held[3].get(MODEL).status(), 200, "{way:?}");
         held.pop();
         eventually("a place to be free", || {
-            (chain.connect().get("/x").status() == 200).then_some(())
+            (chain.connect().get(MODEL).status() == 200).then_some(())
         });
     }
 }
@@ -241,20 +240,21 @@ fn a_long_silence_of_the_ollama_is_no_matter() {
 #[test]
 fn a_request_that_comes_back_is_refused_at_once() {
     for way in Way::ALL {
-        let fake = Fake::unlike_ollama_saying(OK);
+        let fake = Ollama::with(&["m"]);
         let chain = way.to(&fake);
-        chain.connect().get("/x");
+        chain.connect().get("/api/status");
         // Every proxy that it went through knows it again, wherever its mark stands.
         for via in fake.request(0).head.all("via") {
             for field in [via.clone(), format!("1.0 fred, {via}"), format!("{via}, 1.1 other")] {
-                let ask = format!("GET /x HTTP/1.1\r\nHost: localhost\r\nVia: {field}\r\n\r\n");
+                let ask =
+                    format!("GET /api/status HTTP/1.1\r\nHost: localhost\r\nVia: {field}\r\n\r\n");
                 let answer = chain.connect().ask(ask);
                 assert_eq!((answer.status(), answer.end), (508, End::Whole), "{way:?} {field}");
                 assert!(answer.json()["error"].is_string(), "{way:?}: {}", answer.text());
             }
         }
         let answer = chain.connect().ask(
-            "GET /x HTTP/1.1\r\nHost: localhost\r\nVia: 1.1 ollana-00000000, 1.1 ollana\r\n\r\n",
+            "GET /api/status HTTP/1.1\r\nHost: localhost\r\nVia: 1.1 ollana-00000000, 1.1 ollana\r\n\r\n",
         );
         assert_eq!(answer.status(), 200, "{way:?}: others of our kind are no loop");
         assert_eq!(fake.count(), 2, "{way:?}");

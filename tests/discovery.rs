@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use ollana::config::Settings;
 use ollana::serve::Daemon;
 use support::{
-    Client, Fake, PATIENCE, client_settings, eventually, free_udp_port, server_settings,
+    Client, Fake, MODEL, Ollama, PATIENCE, client_settings, eventually, free_udp_port,
+    server_settings,
 };
 
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 /// The promise is 100 ms; this allows for a busy machine.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -74,7 +74,7 @@ fn wait_up(daemon: &Daemon) {
 
 #[test]
 fn a_server_is_found_at_once() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let (_server, address) = server(&fake, |_| {});
     let start = Instant::now();
     let client = Daemon::start(&seeking(address.port())).unwrap();
@@ -82,29 +82,29 @@ fn a_server_is_found_at_once() {
     let took = start.elapsed();
     println!("found after {} µs", took.as_micros());
     assert!(took < SOON, "found only after {took:?}");
-    let answer = Client::connect(client.addresses()[0]).get("/x");
-    assert_eq!(answer.text(), "ok");
+    let answer = Client::connect(client.addresses()[0]).get(MODEL);
+    assert_eq!(answer.status(), 200, "{}", answer.text());
     assert!(answer.head.one("x-ollana-server").is_some_and(|name| !name.is_empty()));
 }
 
 #[test]
 fn a_server_that_starts_later_is_found_too() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let port = free_udp_port();
     let client = Daemon::start(&seeking(port)).unwrap();
     let mut connection = Client::connect(client.addresses()[0]);
-    assert_eq!(connection.get("/x").status(), 503);
+    assert_eq!(connection.get(MODEL).status(), 503);
     let (_server, _) = server(&fake, |settings| settings.discovery_port = port);
     let start = Instant::now();
     wait_up(&client);
     println!("found {} ms after its start", start.elapsed().as_millis());
     assert!(start.elapsed() < SOON, "found only after {:?}", start.elapsed());
-    assert_eq!(connection.get("/x").text(), "ok");
+    assert_eq!(connection.get(MODEL).status(), 200);
 }
 
 #[test]
 fn probes_get_answers_that_are_no_longer() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let (server, address) = server(&fake, |_| {});
     let asking = socket("127.0.0.1:0");
     asking.send_to(b"\x4C\x41\x4E\x41", address).unwrap();
@@ -129,7 +129,7 @@ fn probes_get_answers_that_are_no_longer() {
 
 #[test]
 fn whatever_is_no_probe_gets_nothing() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let (_server, address) = server(&fake, |settings| settings.legacy = false);
     let asking = socket("127.0.0.1:0");
     let good = datagram(PROBE, &[7; 16], 0, 80);
@@ -170,7 +170,7 @@ fn whatever_is_no_probe_gets_nothing() {
 
 #[test]
 fn a_flood_from_one_source_is_not_answered_in_full() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let (_server, address) = server(&fake, |_| {});
     let flooding = socket("127.0.0.1:0");
     for _ in 0..200 {
@@ -187,7 +187,7 @@ fn a_flood_from_one_source_is_not_answered_in_full() {
 
 #[test]
 fn an_announcement_counts_only_for_one_of_the_last_probes() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let discovery = socket("127.0.0.1:0");
     let client = Daemon::start(&seeking(discovery.local_addr().unwrap().port())).unwrap();
     let http_port = fake.address.port();
@@ -215,13 +215,13 @@ fn an_announcement_counts_only_for_one_of_the_last_probes() {
     let (probe, from) = receive(&discovery, "a probe of the client");
     discovery.send_to(&datagram(ANNOUNCE, &probe[NONCE], http_port, 80), from).unwrap();
     wait_up(&client);
-    assert_eq!(Client::connect(client.addresses()[0]).get("/x").text(), "ok");
+    assert_eq!(Client::connect(client.addresses()[0]).get(MODEL).status(), 200);
 }
 
 #[test]
 fn an_announcement_only_proposes() {
     // Nobody listens there, or somebody who is no Ollama.
-    let other = Fake::unlike_ollama_saying(OK);
+    let other = Ollama::with(&["m"]);
     let dead = support::free_tcp_port().port();
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let discovery = socket("127.0.0.1:0");
@@ -242,7 +242,7 @@ fn an_announcement_only_proposes() {
 
 #[test]
 fn goodbye_and_death_take_a_server_out_at_once() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let rarely = |settings: &mut Settings| {
         // So that only the goodbye can tell.
         settings.timing.health_interval = Duration::from_secs(60);
@@ -257,13 +257,13 @@ fn goodbye_and_death_take_a_server_out_at_once() {
     eventually("the server to be out", || (!client.presence().is_up()).then_some(()));
     println!("out {} ms after its end began", start.elapsed().as_millis());
     assert!(start.elapsed() < SOON, "out only after {:?}", start.elapsed());
-    let answer = Client::connect(client.addresses()[0]).get("/x");
+    let answer = Client::connect(client.addresses()[0]).get(MODEL);
     assert_eq!(answer.status(), 503, "{}", answer.text());
 }
 
 #[test]
 fn neither_goodbye_nor_silence_take_out_a_server_that_answers() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let discovery = socket("127.0.0.1:0");
     let mut settings = seeking(discovery.local_addr().unwrap().port());
     settings.timing.health_interval = Duration::from_millis(100);
@@ -281,12 +281,12 @@ fn neither_goodbye_nor_silence_take_out_a_server_that_answers() {
     let checks = fake.look(|state| state.checks);
     fake.wait("ten more health checks", |state| (state.checks > checks + 10).then_some(()));
     assert!(client.presence().is_up(), "a server that answers was taken out");
-    assert_eq!(Client::connect(client.addresses()[0]).get("/x").text(), "ok");
+    assert_eq!(Client::connect(client.addresses()[0]).get(MODEL).status(), 200);
 }
 
 #[test]
 fn a_second_server_on_the_port_is_told_so() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let (_server, address) = server(&fake, |_| {});
     let mut settings = server_settings(fake.address);
     settings.discovery_port = address.port();

@@ -14,11 +14,10 @@ use ollana::pairing::noise::Key;
 use ollana::pairing::peers::{self, Peer};
 use ollana::serve::Daemon;
 use support::{
-    Client, Fake, PATIENCE, client_settings, eventually, free_udp_port, key_file, server_settings,
-    start,
+    Client, Fake, MODEL, Ollama, PATIENCE, client_settings, eventually, free_udp_port, key_file,
+    server_settings, start,
 };
 
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 /// Nothing that was going to be answered takes so long.
 const SILENCE: Duration = Duration::from_millis(400);
 
@@ -83,16 +82,16 @@ fn answer(socket: &UdpSocket) -> Option<Vec<u8>> {
 
 #[test]
 fn paired_machines_find_each_other() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let (_server, address) = server(&fake, None);
     let client = Daemon::start(&seeking(address.port(), None)).unwrap();
     eventually("the server to be found", || client.presence().is_up().then_some(()));
-    assert_eq!(Client::connect(client.addresses()[0]).get("/x").text(), "ok");
+    assert_eq!(Client::connect(client.addresses()[0]).get(MODEL).status(), 200);
 }
 
 #[test]
 fn only_who_has_the_key_gets_an_answer() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     for unpaired in [None, Some(true)] {
         let (_server, address) = server(&fake, unpaired);
         let key = secret();
@@ -142,7 +141,7 @@ fn only_who_has_the_key_gets_an_answer() {
 
 #[test]
 fn a_recorded_probe_is_worth_nothing_elsewhere() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let (_server, address) = server(&fake, None);
     let key = secret();
     let keyed = Datagram { key: Some(key.id()), ..probe([1; 16]) };
@@ -161,7 +160,7 @@ fn a_recorded_probe_is_worth_nothing_elsewhere() {
 
 #[test]
 fn only_answers_with_the_key_are_believed() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let key = secret();
     let ear = UdpSocket::bind("127.0.0.1:0").expect("a UDP socket");
     ear.set_read_timeout(Some(PATIENCE)).expect("a time-out");
@@ -215,7 +214,7 @@ fn a_paired_machine_is_not_believed_in_clear() {
     let paired = Peer { name: "desk".to_owned(), ..Peer::of_key_file(secret()) };
     let paired = Peer { identity: Some(probe([0; 16]).sender), ..paired };
     key_files::update(&dir, |peers| peers::add(peers, paired)).expect("kept");
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let open = start(&server_settings(fake.address));
     let ear = socket(PATIENCE);
     let mut settings = seeking(ear.local_addr().expect("its port").port(), Some(true));
@@ -246,11 +245,11 @@ fn a_paired_machine_is_not_believed_in_clear() {
 
 #[test]
 fn mixed_homes_use_both_kinds() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let mut settings = server_settings(fake.address);
     settings.discovery_port = free_udp_port();
     let _open = start(&settings);
     let client = Daemon::start(&seeking(settings.discovery_port, Some(true))).unwrap();
     eventually("the server to be found", || client.presence().is_up().then_some(()));
-    assert_eq!(Client::connect(client.addresses()[0]).get("/x").text(), "ok");
+    assert_eq!(Client::connect(client.addresses()[0]).get(MODEL).status(), 200);
 }

@@ -5,9 +5,10 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{Client, End, Fake, Way, eventually, post, request};
+use support::{Client, End, Fake, MODEL, Ollama, Way, eventually, post, request};
 
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+/// What Ollama says of a path that it does not have.
+const NO_PATH: &str = "404 page not found";
 /// What a smuggler would like to be seen as a request of its own.
 const HIDDEN: &str = "GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
@@ -105,7 +106,7 @@ const MALFORMED: &[&str] = &[
 #[test]
 fn ambiguous_heads_reach_nobody() {
     for way in Way::ALL {
-        let fake = Fake::unlike_ollama_saying(OK);
+        let fake = Ollama::with(&["m"]);
         let chain = way.to(&fake);
         for text in MALFORMED {
             for hidden in ["", HIDDEN] {
@@ -123,13 +124,13 @@ fn ambiguous_heads_reach_nobody() {
             .look(|state| state.records.iter().map(|r| r.head.start.clone()).collect::<Vec<_>>());
         assert!(seen.is_empty(), "{way:?}: reached the Ollama: {seen:?}");
         // And the daemon is as well as before.
-        assert_eq!(chain.connect().get("/x").text(), "ok", "{way:?}");
+        assert_eq!(chain.connect().get(MODEL).status(), 200, "{way:?}");
     }
 }
 
 #[test]
 fn noise_is_no_request() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let chain = Way::OneHop.to(&fake);
     let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a TLS client's first bytes\r\n\r\n";
     let mut noises = vec![hello.to_vec(), b"\xff\xfe\xfd\r\n\r\n".to_vec(), vec![0; 5000]];
@@ -152,7 +153,7 @@ fn noise_is_no_request() {
 #[test]
 fn odd_but_clear_heads_are_served() {
     for way in Way::ALL {
-        let fake = Fake::unlike_ollama_saying(OK);
+        let fake = Ollama::with(&["m"]);
         let chain = way.to(&fake);
         for text in [
             "POST /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: CHUNKED\r\n\r\n0\r\n\r\n",
@@ -168,21 +169,21 @@ fn odd_but_clear_heads_are_served() {
         ] {
             let mut client = chain.connect();
             let answer = client.ask(text);
-            assert_eq!((answer.status(), &*answer.text()), (200, "ok"), "{way:?} {text:?}");
+            assert_eq!((answer.status(), &*answer.text()), (404, NO_PATH), "{way:?} {text:?}");
         }
     }
 }
 
 #[test]
 fn a_head_in_single_bytes_is_the_same_head() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let chain = Way::OneHop.to(&fake);
     let whole = request("POST", "/x?y", "hello");
     let mut client = chain.connect();
     for byte in &whole {
         client.send([*byte]);
     }
-    assert_eq!(client.answer_to("POST").text(), "ok");
+    assert_eq!(client.answer_to("POST").text(), NO_PATH);
     assert_eq!(fake.request(0).body, b"hello");
 }
 
@@ -313,7 +314,7 @@ fn chunks_of_an_answer_arrive_whatever_their_frames_look_like() {
                 for length in ["", "Content-Length: 3\r\n"] {
                     let fake = saying(format!("HTTP/1.1 200 OK\r\n{length}{head}\r\n\r\n{body}"));
                     let chain = way.to(&fake);
-                    let answer = chain.connect().ask(request("GET", "/x", ""));
+                    let answer = chain.connect().ask(request("GET", MODEL, ""));
                     let what = format!("{way:?} {head:?} {length:?} {body:.60?}: {answer:?}");
                     assert_eq!((answer.end, &*answer.text()), (End::Whole, "hello"), "{what}");
                     assert!(!answer.head.has("content-length"), "{what}");
@@ -331,7 +332,7 @@ fn chunks_of_an_answer_arrive_whatever_their_frames_look_like() {
         let chain = way.to(&fake);
         let mut client = chain.connect();
         for _ in 0..3 {
-            let answer = client.ask(request("GET", "/x", ""));
+            let answer = client.ask(request("GET", MODEL, ""));
             assert_eq!((answer.end, &*answer.text()), (End::Whole, "hello"), "{way:?}");
         }
     }

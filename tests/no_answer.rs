@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use ollana::serve::Daemon;
 use support::{
-    Answer, Chain, Client, End, Fake, Way, client_settings, eventually, free_tcp_port,
-    server_settings,
+    Answer, Chain, Client, End, Fake, MODEL, Ollama, Way, client_settings, eventually,
+    free_tcp_port, server_settings,
 };
 
 const SOON: Duration = Duration::from_secs(1);
@@ -120,10 +120,10 @@ fn answers_that_are_not_http() {
 #[test]
 fn an_ollama_that_is_down_and_comes_back() {
     for way in Way::ALL {
-        let mut fake = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        let mut fake = Ollama::with(&["m"]);
         let chain = way.to(&fake);
         let mut client = chain.connect();
-        assert_eq!(client.get("/x").text(), "ok", "{way:?}");
+        assert_eq!(client.get(MODEL).status(), 200, "{way:?}");
         fake.kill();
         let died = Instant::now();
         for target in TARGETS {
@@ -137,15 +137,15 @@ fn an_ollama_that_is_down_and_comes_back() {
             (!chain.front().presence().is_up()).then_some(())
         });
         println!("{way:?}: down after {} ms", died.elapsed().as_millis());
-        let answer = client.get("/x");
+        let answer = client.get(MODEL);
         assert!(matches!(answer.status(), 502 | 503), "{way:?}: {answer:?}");
         fake.restart();
         let started = Instant::now();
         eventually("the daemon to use its backend again", || {
-            (chain.connect().get("/x").status() == 200).then_some(())
+            (chain.connect().get(MODEL).status() == 200).then_some(())
         });
         println!("{way:?}: up after {} ms", started.elapsed().as_millis());
-        assert_eq!(client.get("/x").text(), "ok", "{way:?}: on the connection from before");
+        assert_eq!(client.get(MODEL).status(), 200, "{way:?}: on the connection from before");
     }
 }
 
@@ -174,11 +174,11 @@ fn no_server_is_a_503_in_time_and_never_a_404() {
         assert!(!client.has_unread(), "a body after HEAD");
     }
     // The server starts later, and nobody has to restart anything.
-    let mut fake = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let mut fake = Ollama::with(&["m"]);
     fake.kill();
     fake.address = port;
     fake.restart();
-    eventually("the server to be used", || (client.get("/x").status() == 200).then_some(()));
+    eventually("the server to be used", || (client.get(MODEL).status() == 200).then_some(()));
 }
 
 #[test]
@@ -195,11 +195,11 @@ fn nobody_to_ask_at_all() {
 #[test]
 fn a_request_waits_for_a_server_that_is_being_checked() {
     // The first check takes a moment; a request that comes right at the start must not fail.
-    let fake = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let fake = Ollama::with(&["m"]);
     let daemon = Daemon::start(&server_settings(fake.address)).unwrap();
-    assert_eq!(Client::connect(daemon.addresses()[0]).get("/x").text(), "ok");
+    assert_eq!(Client::connect(daemon.addresses()[0]).get(MODEL).status(), 200);
     let daemon = Daemon::start(&client_settings(&[fake.address])).unwrap();
-    assert_eq!(Client::connect(daemon.addresses()[0]).get("/x").text(), "ok");
+    assert_eq!(Client::connect(daemon.addresses()[0]).get(MODEL).status(), 200);
 }
 
 #[test]

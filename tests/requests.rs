@@ -3,14 +3,9 @@
 
 mod support;
 
-use support::{Client, End, Fake, Ollama, Record, Way, chunked};
+use support::{CHAT, Client, End, Fake, MODEL, Ollama, Record, Way, chunked};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-
-/// What every Ollama here answers with 200.
-const MODEL: &str = "/v1/models/m";
-
-const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":false}"#;
 
 /// A GET with these field lines.
 fn get(fields: &str) -> String {

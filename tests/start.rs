@@ -5,7 +5,7 @@ mod support;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use support::{Client, Fake, Process, eventually, free_tcp_port, request};
+use support::{Client, Fake, MODEL, Ollama, Process, eventually, free_tcp_port, request};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -15,7 +15,7 @@ fn server(fake: &Fake) -> String {
 
 #[test]
 fn it_is_a_server_where_an_ollama_answers() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let process = Process::start(&format!(
         "--listen 127.0.0.1:0 --listen [::1]:0 --discovery-port 0 --ollama {}",
         fake.address
@@ -27,14 +27,14 @@ fn it_is_a_server_where_an_ollama_answers() {
     let addresses = process.addresses();
     assert_eq!(addresses.len(), 2, "{line}");
     for address in addresses {
-        assert_eq!(Client::connect(address).get("/x").text(), "ok", "{address}");
+        assert_eq!(Client::connect(address).get(MODEL).status(), 200, "{address}");
     }
 }
 
 #[test]
 fn it_is_a_client_where_none_does() {
     let nobody = free_tcp_port();
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let process = Process::start(&format!(
         "--listen 127.0.0.1:0 --discovery-port 0 --ollama {nobody} --server {}",
         fake.address
@@ -42,12 +42,12 @@ fn it_is_a_client_where_none_does() {
     let line = process.line("ready mode=");
     assert!(line.contains("mode=client"), "{line}");
     assert!(line.contains(&format!("no Ollama at http://{nobody}: connection refused")), "{line}");
-    assert_eq!(process.connect_ready().get("/x").text(), "ok");
+    assert_eq!(process.connect_ready().get(MODEL).status(), 200);
 }
 
 #[test]
 fn another_ollana_is_no_ollama() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let first = Process::start(&server(&fake));
     let second = Process::start(&format!(
         "--mode client --listen 127.0.0.1:0 --discovery-port 0 --server {}",
@@ -67,7 +67,7 @@ fn another_ollana_is_no_ollama() {
 #[test]
 fn a_port_that_is_taken_is_named_with_a_way_out() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let other = Process::start(&server(&fake));
     for (mode, holder, hint) in [
         ("server", silent.local_addr().unwrap(), "--listen"),
@@ -130,23 +130,23 @@ fn two_daemons_side_by_side() {
         ))
     });
     for (n, name) in ["one", "two"].iter().enumerate() {
-        assert_eq!(servers[n].connect_ready().get("/x").text(), *name);
-        assert_eq!(clients[n].connect_ready().get("/x").text(), *name);
+        assert_eq!(servers[n].connect_ready().get(MODEL).text(), *name);
+        assert_eq!(clients[n].connect_ready().get(MODEL).text(), *name);
     }
 }
 
 #[test]
 fn an_ollama_that_starts_later_and_restarts() {
-    let mut fake = Fake::unlike_ollama_saying(OK);
+    let mut fake = Ollama::with(&["m"]);
     fake.kill();
     let process = Process::start(&server(&fake));
     let mut client = Client::connect(process.address());
     for round in 0..3 {
-        let answer = client.get("/x");
+        let answer = client.get(MODEL);
         assert!(matches!(answer.status(), 502 | 503), "round {round}: {answer:?}");
         fake.restart();
         let started = Instant::now();
-        eventually("the Ollama to be used", || (client.get("/x").status() == 200).then_some(()));
+        eventually("the Ollama to be used", || (client.get(MODEL).status() == 200).then_some(()));
         println!("round {round}: used after {} ms", started.elapsed().as_millis());
         assert!(started.elapsed() < Duration::from_secs(5), "after {:?}", started.elapsed());
         fake.kill();
@@ -169,9 +169,13 @@ fn variables_are_options_too() {
         ],
     );
     let mut client = process.connect_ready();
-    assert_eq!(client.get("/x").text(), "ok");
+    assert_eq!(client.get(MODEL).status(), 200);
     fake.wait("the path of OLLAMA_HOST", |state| {
-        state.records.iter().find(|record| record.head.target() == "/behind/x").map(|_| ())
+        state
+            .records
+            .iter()
+            .find(|record| record.head.target() == "/behind/v1/models/m")
+            .map(|_| ())
     });
     let long = request("GET", &format!("/{}", "x".repeat(3000)), "");
     assert_eq!(client.ask(long).status(), 431);

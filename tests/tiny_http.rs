@@ -5,9 +5,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{Client, End, Fake, Process, Way, eventually, request};
-
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+use support::{Client, End, Fake, MODEL, Ollama, Process, Way, eventually, request};
 
 /// The promise is 100 ms; this allows for a busy machine.
 const SOON: Duration = Duration::from_secs(1);
@@ -15,7 +13,7 @@ const SOON: Duration = Duration::from_secs(1);
 /// A new client is served, and soon.
 fn assert_serves(address: std::net::SocketAddr, what: &str) {
     let start = Instant::now();
-    assert_eq!(Client::connect(address).get("/x").text(), "ok", "{what}");
+    assert_eq!(Client::connect(address).get(MODEL).status(), 200, "{what}");
     let took = start.elapsed();
     println!("{what}: a new request took {} µs", took.as_micros());
     assert!(took < SOON, "{what}: a new request took {took:?}");
@@ -24,16 +22,16 @@ fn assert_serves(address: std::net::SocketAddr, what: &str) {
 #[test]
 fn k1_a_burst_of_connections_is_answered() {
     for way in Way::ALL {
-        let fake = Fake::unlike_ollama_saying(OK);
+        let fake = Ollama::with(&["m"]);
         let chain = way.to(&fake);
         for round in 0..3 {
             let start = Instant::now();
             let mut clients: Vec<Client> = (0..200).map(|_| chain.connect()).collect();
             for client in &mut clients {
-                client.send(request("GET", "/x", ""));
+                client.send(request("GET", MODEL, ""));
             }
             for (n, client) in clients.iter_mut().rev().enumerate() {
-                assert_eq!(client.answer_to("GET").text(), "ok", "{way:?} round {round}, {n}");
+                assert_eq!(client.answer_to("GET").status(), 200, "{way:?} round {round}, {n}");
             }
             println!("{way:?}: 200 at once took {} ms", start.elapsed().as_millis());
         }
@@ -42,7 +40,7 @@ fn k1_a_burst_of_connections_is_answered() {
         held.iter_mut().step_by(2).for_each(|client| client.send("POST /x HTTP/1.1\r\n"));
         let mut clients: Vec<Client> = (0..16).map(|_| chain.connect()).collect();
         for client in &mut clients {
-            assert_eq!(client.get("/x").text(), "ok", "{way:?}: beside connections that stay");
+            assert_eq!(client.get(MODEL).status(), 200, "{way:?}: beside connections that stay");
         }
     }
 }
@@ -97,7 +95,7 @@ fn k2_a_declared_length_is_only_a_number() {
 
 #[test]
 fn k3_no_descriptors_left_and_back_again() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let mut process = Process::with_descriptors(
         &format!("--mode server --listen 127.0.0.1:0 --discovery-port 0 --ollama {}", fake.address),
         48,
@@ -108,7 +106,7 @@ fn k3_no_descriptors_left_and_back_again() {
     let mut clients: Vec<Client> = (0..50)
         .map(|_| {
             let mut client = Client::connect(address);
-            client.send(request("GET", "/x", ""));
+            client.send(request("GET", MODEL, ""));
             client
         })
         .collect();
@@ -128,7 +126,7 @@ fn k3_no_descriptors_left_and_back_again() {
     let start = Instant::now();
     eventually("the daemon to serve again", || {
         let mut client = Client::connect(address);
-        client.try_send(request("GET", "/x", ""));
+        client.try_send(request("GET", MODEL, ""));
         let head = client.try_head();
         head.is_ok_and(|head| head.status() == 200).then_some(())
     });
@@ -145,7 +143,7 @@ fn cpu_ticks(process: &Process) -> u64 {
 
 #[test]
 fn k4_other_versions_hold_no_thread() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let chain = Way::OneHop.to(&fake);
     let mut held = Vec::new();
     for version in ["2.0", "3.0", "1.2", "0.9", "11"] {
@@ -164,7 +162,7 @@ fn k4_other_versions_hold_no_thread() {
 #[test]
 fn k5_resets_at_any_moment() {
     for way in Way::ALL {
-        let fake = Fake::unlike_ollama_saying(OK);
+        let fake = Ollama::with(&["m"]);
         let chain = way.to(&fake);
         let whole = request("POST", "/x", "hello");
         for n in 0..300 {
@@ -179,7 +177,7 @@ fn k5_resets_at_any_moment() {
 
 #[test]
 fn k6_a_head_has_an_end_and_a_deadline() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let chain = Way::OneHop.to(&fake);
     let mut client = chain.connect();
     client.send("GET / HTTP/1.1\r\nHost: localhost\r\nX: ");
@@ -207,7 +205,7 @@ fn k6_a_head_has_an_end_and_a_deadline() {
 fn k7_nobody_reads_two_requests_into_one() {
     let hidden = "GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n";
     for way in Way::ALL {
-        let fake = Fake::unlike_ollama_saying(OK);
+        let fake = Ollama::with(&["m"]);
         let chain = way.to(&fake);
         let chunked = format!("0\r\n\r\n{hidden}");
         let length = chunked.len();
@@ -228,8 +226,10 @@ fn k7_nobody_reads_two_requests_into_one() {
         assert_eq!(fake.count(), 0, "{way:?}");
         // A length that is 5 in 32 bits: everything behind the head is its body.
         let mut client = chain.connect();
-        client
-            .send("POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4294967301\r\n\r\nhello");
+        let blob = format!("/api/blobs/sha256:{}", "0".repeat(64));
+        client.send(format!(
+            "POST {blob} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4294967301\r\n\r\nhello"
+        ));
         client.send(hidden);
         fake.wait("the body of a long request", |state| {
             (state.records.first()?.body.len() == 5 + hidden.len()).then_some(())

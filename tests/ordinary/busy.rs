@@ -1,13 +1,14 @@
 //! A busy server is alive: only local inference counts towards a limit and waits for its turn, and
 //! only Ollama's own overload teaches a limit.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ollana::config::Settings;
 
 use crate::support::{
     Account, Answer, Call, Chain, Client, End, Fake, Gate, Ollama, Way, World, chunk, eventually,
-    post, request,
+    ndjson, post, request,
 };
 
 /// Longer than any answer takes that waits for nothing.
@@ -15,28 +16,10 @@ const AT_ONCE: Duration = Duration::from_millis(1500);
 
 const OVERLOAD: &str = "server busy, please try again.  maximum pending requests exceeded";
 
-/// Streams what is asked of `held` until the gate opens, fails what is asked of `full` as an
-/// overloaded Ollama does, and answers everything else at once.
-fn ollama(gate: &Gate) -> Fake {
-    let gate = gate.clone();
-    Fake::unlike_ollama(move |call| {
-        let body = String::from_utf8_lossy(&call.read_body()).into_owned();
-        if body.contains("\"held\"") {
-            call.send(
-                "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\
-                 Transfer-Encoding: chunked\r\n\r\n",
-            );
-            call.send_chunk("{\"response\":\"a\"}\n");
-            call.wait(&gate, "the stream's turn to end");
-            call.send_chunk("{\"done\":true}\n");
-            call.send("0\r\n\r\n");
-        } else if body.contains("\"full\"") {
-            let error = error_of(call.target(), OVERLOAD);
-            call.answer("503 Service Unavailable", "application/json; charset=utf-8", error);
-        } else {
-            call.answer("200 OK", "application/json", "{\"done\":true}");
-        }
-    })
+/// A machine whose only turn a stream takes until the gate opens, with no place to wait for another.
+fn full(gate: &Gate) -> Ollama {
+    let world = World::with(&["alpha"]);
+    Ollama::start(World { parallel: 1, queue: 0, hold: Some(gate.clone()), ..world })
 }
 
 /// An error in the dialect of the path.
@@ -55,7 +38,7 @@ fn error_of(path: &str, message: &str) -> String {
 /// A stream that stays under way until the gate opens.
 fn stream(chain: &Chain) -> Client {
     let mut client = chain.connect();
-    client.send(post("/api/generate", r#"{"model":"held"}"#));
+    client.send(post("/api/generate", r#"{"model":"alpha","prompt":"held"}"#));
     assert_eq!(client.head_of("POST").status(), 200);
     client.read_until(b"\n");
     client
@@ -73,7 +56,7 @@ fn at_once(chain: &Chain, what: &str, bytes: impl AsRef<[u8]>) -> Answer {
 /// Whether local inference waits; afterwards it is over.
 fn waits(chain: &Chain, gate: &Gate, stream: &mut Client) -> bool {
     let mut client = chain.connect();
-    client.send(post("/api/chat", r#"{"model":"alpha","messages":[]}"#));
+    client.send(chat("alpha"));
     let deadline = Instant::now() + Duration::from_millis(300);
     let socket = client.stream.try_clone().expect("a socket");
     socket.set_read_timeout(Some(Duration::from_millis(300))).expect("a time-out");
@@ -100,7 +83,7 @@ fn exempt() -> Vec<(String, Vec<u8>)> {
     for path in ["/api/show", "/api/pull", "/api/push", "/api/create", "/api/copy", "/api/me"] {
         all.push(("POST", path, r#"{"model":"alpha"}"#.to_owned()));
     }
-    all.push(("DELETE", "/api/delete", r#"{"model":"alpha"}"#.to_owned()));
+    all.push(("DELETE", "/api/delete", r#"{"model":"other"}"#.to_owned()));
     all.push(("POST", "/api/blobs/sha256:00", "blob".to_owned()));
     let text = "x".repeat(70_000);
     for body in [
@@ -126,15 +109,18 @@ fn only_local_inference_waits_behind_a_limit() {
     for way in Way::ALL {
         for is_set in [true, false] {
             let gate = Gate::new();
-            let fake = ollama(&gate);
-            let chain = way.with(&fake, |settings: &mut Settings| {
+            let ollama = full(&gate);
+            let chain = way.with(&ollama, |settings: &mut Settings| {
                 settings.limits.max_in_flight = u32::from(is_set);
             });
             let mut stream = stream(&chain);
             if !is_set {
-                let refused = chain.connect().post("/api/chat", r#"{"model":"full"}"#);
+                let refused = chain.connect().ask(chat("alpha"));
                 assert_eq!(refused.status(), 503, "{way:?}");
+                assert!(refused.text().contains(OVERLOAD), "{way:?}: {}", refused.text());
             }
+            // An answer's end may be read before its turn is over.
+            ollama.change(|world| (world.hold, world.queue) = (None, 512));
             for (what, bytes) in exempt() {
                 let status = at_once(&chain, &what, bytes).status();
                 assert!(status < 500, "{way:?}: {what}: {status}");
@@ -148,19 +134,31 @@ fn only_local_inference_waits_behind_a_limit() {
 #[test]
 fn a_cloud_stream_and_a_pull_take_no_turn() {
     for way in Way::ALL {
-        for (path, body) in [
-            ("/api/chat", r#"{"model":"x:cloud","user":"held","a":"held"}"#),
-            ("/api/pull", r#"{"model":"alpha","a":"held"}"#),
-        ] {
+        for path in ["/api/chat", "/api/pull"] {
             let gate = Gate::new();
-            let fake = ollama(&gate);
-            let chain = way.with(&fake, |settings| settings.limits.max_in_flight = 1);
+            let ollama = Ollama::with(&["alpha"]);
+            let held = gate.clone();
+            ollama.change(|world| {
+                let pull = move |call: &mut Call<'_>| {
+                    call.read_body();
+                    call.send(ndjson());
+                    call.send_chunk("{\"status\":\"pulling manifest\"}\n");
+                    call.wait(&held, "the pull to end");
+                    call.send("0\r\n\r\n");
+                };
+                world.script.insert("/api/pull".to_owned(), Arc::new(pull));
+                world.hold = Some(gate.clone());
+            });
+            let chain = way.with(&ollama, |settings| settings.limits.max_in_flight = 1);
             let mut under_way = chain.connect();
-            under_way.send(post(path, body));
+            under_way.send(match path {
+                "/api/chat" => chat("x:cloud"),
+                _ => post(path, r#"{"model":"alpha"}"#),
+            });
             under_way.head_of("POST");
             under_way.read_until(b"\n");
-            let chat = post("/api/chat", r#"{"model":"alpha"}"#);
-            assert_eq!(at_once(&chain, "a chat", chat).status(), 200, "{way:?} {path}");
+            ollama.change(|world| world.hold = None);
+            assert_eq!(at_once(&chain, "a chat", chat("alpha")).status(), 200, "{way:?} {path}");
             gate.open();
             under_way.rest();
         }

@@ -346,6 +346,13 @@ pub const NEVER_TWICE: [(&str, &str); 7] = [
     ("PUT", "/something/else"),
 ];
 
+/// What an Ollama with the model `m` answers with 200 and does nothing for.
+pub const MODEL: &str = "/v1/models/m";
+
+/// A chat that an Ollama with the model `m` answers with 200, in one piece.
+pub const CHAT: &str =
+    r#"{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":false}"#;
+
 /// What may be asked for again, of another server or on another connection.
 pub const INFERENCE: [&str; 9] = [
     "/api/generate",

@@ -22,7 +22,8 @@ use std::time::{Duration, Instant};
 pub use call::Call;
 pub use chain::{Chain, Upstream, Way, client_settings, key_file, server_settings, start};
 pub use client::{
-    Answer, Client, End, INFERENCE, NEVER_TWICE, post, queues, queues_to_client, request,
+    Answer, CHAT, Client, End, INFERENCE, MODEL, NEVER_TWICE, post, queues, queues_to_client,
+    request,
 };
 pub use fake::{Closed, Connection, Fake, Record};
 pub use http::{Head, chunk, chunked, ndjson, read_once};

@@ -11,10 +11,9 @@ use ollana::config::ServerName;
 use ollana::discovery::packet::{Datagram, Kind, MAX_LEN, Nonce, PROBE_LEN};
 use ollana::pairing::identity::Identity;
 
-use super::OK;
 use crate::support::{
-    Client, Fake, Gate, PATIENCE, client_settings, eventually, free_udp_port, server_settings,
-    start,
+    CHAT, Client, Gate, Ollama, PATIENCE, client_settings, eventually, free_udp_port,
+    server_settings, start,
 };
 
 /// Every way to ask, told apart by its length.
@@ -27,7 +26,7 @@ fn probes() -> Vec<Vec<u8>> {
 /// packets, and all victims together get a bounded number of them.
 #[test]
 fn a_forged_source_gets_less_than_was_sent() {
-    let fake = Fake::unlike_ollama_saying(OK);
+    let fake = Ollama::with(&["m"]);
     let mut settings = server_settings(fake.address);
     settings.discovery_port = free_udp_port();
     let daemon = start(&settings);
@@ -110,7 +109,7 @@ fn silent(addresses: &[Ipv4Addr]) -> (u16, Arc<AtomicUsize>) {
 /// Each probe is answered with hundreds of servers that don't exist, say nothing, or aren't Ollama.
 #[test]
 fn a_flood_of_servers_displaces_nobody() {
-    let known = Fake::unlike_ollama_saying(OK);
+    let known = Ollama::with(&["m"]);
     let ear = UdpSocket::bind("127.0.0.1:0").expect("a port");
     let mut settings = client_settings(&[]);
     settings.discovery_port = ear.local_addr().expect("its address").port();
@@ -150,7 +149,7 @@ fn a_flood_of_servers_displaces_nobody() {
     let until = Instant::now() + Duration::from_secs(2);
     let mut rounds = 0;
     while Instant::now() < until {
-        assert_eq!(client.post("/api/chat", "{}").text(), "ok", "the known server was displaced");
+        assert_eq!(client.post("/api/chat", CHAT).status(), 200, "the known server was displaced");
         rounds += 1;
     }
     let state = client.get("/ollana/status").json();

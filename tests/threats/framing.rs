@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use super::OK;
 use super::rogue::{Rogue, answer, healthy, ok};
 use crate::support::{
-    Client, End, Fake, Gate, Process, Way, client_settings, eventually, post, start,
+    Client, End, Fake, Gate, MODEL, Ollama, Process, Way, client_settings, eventually, post, start,
 };
 
 /// What a smuggler would like to be seen as a request of its own.
@@ -49,7 +49,7 @@ const CHUNKS: &[&str] = &[
 #[test]
 fn chunks_hide_no_request() {
     for way in Way::ALL {
-        let fake = Fake::unlike_ollama_saying(OK);
+        let fake = Ollama::with(&["m"]);
         let chain = way.to(&fake);
         for (method, target) in [("POST", "/x"), ("POST", "/api/chat"), ("DELETE", "/api/delete")] {
             for body in CHUNKS {
@@ -315,7 +315,7 @@ fn a_declared_length_takes_no_memory() {
     assert_flat(&mut processes, before, "requests that declare a lot");
     drop(held);
     for address in addresses {
-        assert_eq!(Client::connect(address).get("/x").text(), "ok");
+        assert_eq!(Client::connect(address).get(MODEL).status(), 200);
     }
 }
 
@@ -405,7 +405,7 @@ fn an_upstream_that_says_too_much_takes_no_memory() {
             let ((length, _), end) = client.drain();
             assert_eq!((length, end), (LONG_LINE as u64, End::Whole), "{target}");
         }
-        assert_eq!(Client::connect(address).get("/x").text(), "ok");
+        assert_eq!(Client::connect(address).get(MODEL).status(), 200);
     }
     let asked = || rogue.asked().iter().filter(|target| target.contains("s")).count();
     eventually("the lists to be asked for", || (asked() >= 3).then_some(()));

@@ -1,8 +1,6 @@
 //! What a web page in a browser of this machine or of the LAN may try.
 
-use crate::support::{Answer, Chain, Fake, Way};
-
-use super::OK;
+use crate::support::{Answer, Chain, Fake, MODEL, Ollama, Way};
 
 const EVIL: &str = "http://evil.example";
 
@@ -73,11 +71,11 @@ const OURS: &[&str] = &[
 #[test]
 fn a_rebound_name_reaches_no_ollama() {
     for way in Way::ALL {
-        let fake = Fake::unlike_ollama_saying(OK);
+        let fake = Ollama::with(&["m"]);
         let chain = way.with(&fake, |settings| settings.hosts.push("gpu.example.com".to_owned()));
         for host in FOREIGN {
             for version in ["1.0", "1.1"] {
-                let head = format!("GET /x HTTP/{version}\r\nHost: {host}\r\n\r\n");
+                let head = format!("GET {MODEL} HTTP/{version}\r\nHost: {host}\r\n\r\n");
                 let answer = chain.connect().ask(head);
                 assert!(matches!(answer.status(), 400 | 403), "{way:?} {host}: {answer:?}");
                 assert!(!answer.head.has("access-control-allow-origin"), "{way:?} {host}");
@@ -92,7 +90,8 @@ fn a_rebound_name_reaches_no_ollama() {
         assert_eq!(fake.count(), 0, "{way:?}: a foreign name reached the Ollama");
         let own = rustix::system::uname().nodename().to_string_lossy().to_uppercase();
         for host in OURS.iter().copied().chain([&*own]) {
-            let answer = chain.connect().ask(format!("GET /x HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            let answer =
+                chain.connect().ask(format!("GET {MODEL} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
             assert_eq!(answer.status(), 200, "{way:?} {host}: {answer:?}");
         }
     }

@@ -7,10 +7,10 @@ use std::sync::{Arc, OnceLock};
 
 use ollana::serve::Daemon;
 
-use super::OK;
 use super::rogue::{Rogue, answer, healthy};
 use crate::support::{
-    Chain, Client, End, Fake, Process, client_settings, eventually, free_udp_port, post, start,
+    CHAT, Chain, Client, End, Ollama, Process, client_settings, eventually, free_udp_port, post,
+    start,
 };
 
 /// Whatever an upstream says of where else to go, nobody goes there: neither with a prompt, nor
@@ -67,7 +67,7 @@ fn proxies_of_the_environment_see_nothing() {
     for url in &urls {
         let mut variables: Vec<(&str, &str)> = names.iter().map(|name| (*name, &**url)).collect();
         variables.extend([("NO_PROXY", ""), ("no_proxy", "")]);
-        let fake = Fake::unlike_ollama_saying(OK);
+        let fake = Ollama::with(&["m"]);
         let discovery = free_udp_port().to_string();
         let server = format!(
             "--mode server --listen 127.0.0.1:0 --discovery-port {discovery} --ollama {}",
@@ -79,7 +79,7 @@ fn proxies_of_the_environment_see_nothing() {
             server.address()
         );
         let client = Process::with_env(&client, &variables);
-        assert_eq!(client.connect_ready().post("/api/chat", "{}").text(), "ok");
+        assert_eq!(client.connect_ready().post("/api/chat", CHAT).status(), 200);
         let listen = client.address().to_string();
         for arguments in [
             &["status", "--listen", &listen][..],
@@ -132,9 +132,9 @@ fn a_loop_through_a_stranger_ends_after_one_round() {
         assert_eq!(asked, 1, "{method} {target} went round {asked} times");
     }
     // The mark is found wherever it stands.
-    let seen = Fake::unlike_ollama_saying(OK);
+    let seen = Ollama::with(&["m"]);
     let daemon = start(&client_settings(&[seen.address]));
-    Client::connect(daemon.addresses()[0]).get("/x");
+    Client::connect(daemon.addresses()[0]).get("/api/status");
     let via = seen.request(0).head.one("via").expect("our mark");
     for fields in [
         format!("Via: {via}\r\nVia: 1.1 other\r\n"),
