@@ -415,6 +415,38 @@ fn from(source: u8, to: SocketAddr) -> TcpStream {
 }
 
 #[test]
+fn two_proxies_share_the_descriptors_of_their_process() {
+    const DESCRIPTORS: usize = 256;
+    let gate = Gate::new();
+    let fake = streaming(&gate);
+    let both = "--mode both --listen 127.0.0.1:0 --share 127.0.0.1:0 --discovery-port 0";
+    let arguments = format!("{both} --ollama {}", fake.address);
+    let process = Process::with_descriptors(&arguments, DESCRIPTORS);
+    drop(process.connect_ready());
+    let mut streams = Vec::new();
+    for address in process.addresses() {
+        // Each has a descriptor here, at Ollama, and two in between.
+        loop {
+            let mut client = Client::connect(address);
+            client.send(support::post("/api/chat", "{}"));
+            let head = client.head_of("POST");
+            if head.status() != 200 {
+                assert_eq!(head.status(), 503);
+                break;
+            }
+            client.read_until(b"\n");
+            streams.push(client);
+        }
+    }
+    let (count, used) = (streams.len(), process.descriptors());
+    println!("fault: {count} streams with {DESCRIPTORS} descriptors, of which {used} are used");
+    assert!(count > DESCRIPTORS / 4 && used < DESCRIPTORS, "{count} streams, {used} descriptors");
+    assert!(!process.log().contains("cannot accept"), "it never ran out of descriptors");
+    gate.open();
+    streams.into_iter().for_each(finish);
+}
+
+#[test]
 fn twelve_addresses_that_take_all_places() {
     const CROWDERS: u8 = 12;
     let gate = Gate::new();

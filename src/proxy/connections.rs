@@ -12,6 +12,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, Shutdown};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -38,6 +39,15 @@ pub(crate) struct Connections {
     changed: Condvar,
     max_total: usize,
     max_per_source: usize,
+    process: Process,
+}
+
+/// What all proxies of a process may have together, those of earlier roles too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Process {
+    /// As many connections as it has descriptors and memory for.
+    pub(crate) max: usize,
+    pub(crate) taken: &'static AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -90,14 +100,22 @@ fn source(address: IpAddr) -> IpAddr {
     }
 }
 
+#[cfg(test)]
+impl Process {
+    pub(crate) fn of_its_own(max: usize) -> Self {
+        Process { max, taken: Box::leak(Box::default()) }
+    }
+}
+
 impl Connections {
     /// With these limits; loopback has none per source.
-    pub(crate) fn new(max_total: usize, max_per_source: usize) -> Self {
+    pub(crate) fn new(max_total: usize, max_per_source: usize, process: Process) -> Self {
         Connections {
             table: Mutex::new(Table::default()),
             changed: Condvar::new(),
             max_total,
             max_per_source,
+            process,
         }
     }
 
@@ -115,7 +133,8 @@ impl Connections {
         let mut table = self.table();
         let source = source(address);
         let taken = table.connected.len() - table.reserve_taken - table.leaving;
-        let free = self.max_total.saturating_sub(taken);
+        let left = self.process.max.saturating_sub(self.process.taken.load(SeqCst));
+        let free = self.max_total.saturating_sub(taken).min(left);
         let count = table.per_source.get(&source).copied().unwrap_or(0);
         let is_limited = !source.is_loopback();
         let has_all = is_limited && count >= self.max_per_source;
@@ -137,6 +156,7 @@ impl Connections {
         let (stream, stage) = (Arc::clone(stream), Stage::Idle);
         let connected = Connected { stream, address, is_reserve, stage, since: number };
         table.connected.insert(number, connected);
+        self.process.taken.fetch_add(1, SeqCst);
         Ok(Place { connections: Arc::clone(self), number, source, is_reserve })
     }
 
@@ -297,6 +317,7 @@ impl Drop for Place {
             Some(Stage::Leaving) => table.leaving -= 1,
             _ => table.leave(&self.source),
         }
+        self.connections.process.taken.fetch_sub(1, SeqCst);
         self.connections.changed.notify_all();
     }
 }
@@ -338,7 +359,8 @@ mod tests {
     fn whoever_takes_all_he_can_get_leaves_room_for_others() {
         let stream = stream();
         for (greedy, share) in [(1, 1024), (2, 683), (9, 205), (200, 11)] {
-            let connections = Arc::new(Connections::new(2048, 1024));
+            let connections =
+                Arc::new(Connections::new(2048, 1024, Process::of_its_own(usize::MAX)));
             let sources: Vec<IpAddr> = (0..greedy).map(|n| IpAddr::from([10, 0, 0, n])).collect();
             let held = fill(&connections, &stream, &sources);
             assert!(held.iter().all(|held| held.len() <= share), "{greedy} sources");
@@ -378,7 +400,7 @@ mod tests {
     #[test]
     fn whoever_holds_most_gives_up_what_waits_longest_and_no_request() {
         use std::io::Write;
-        let connections = Arc::new(Connections::new(10, 10));
+        let connections = Arc::new(Connections::new(10, 10, Process::of_its_own(usize::MAX)));
         let pairs = pairs(16);
         let enter = |pairs: &[(Arc<Stream>, TcpStream)], at: usize, n: u8| {
             connections.enter(&pairs[at].0, IpAddr::from([10, 0, 0, n]))
@@ -419,7 +441,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_counts_as_one_in_which_everybody_gets_a_place() {
-        let connections = Arc::new(Connections::new(8, 6));
+        let connections = Arc::new(Connections::new(8, 6, Process::of_its_own(usize::MAX)));
         let pairs = pairs(9);
         let address =
             |network: u16, host: u16| IpAddr::from([0xfd00, 0, 0, network, 0, 0, 0, host]);
@@ -439,7 +461,8 @@ mod tests {
 
     #[test]
     fn this_machine_may_have_all_places_and_a_few_to_look_at_the_state() {
-        let (stream, connections) = (stream(), Arc::new(Connections::new(8, 2)));
+        let (stream, connections) =
+            (stream(), Arc::new(Connections::new(8, 2, Process::of_its_own(usize::MAX))));
         let held = fill(&connections, &stream, &[IpAddr::from([127, 0, 0, 1])]);
         assert_eq!(held[0].len(), 8 + RESERVE);
         assert!(held[0].last().is_some_and(Place::is_reserve));
@@ -448,5 +471,23 @@ mod tests {
             connections.enter(&stream, IpAddr::from([10, 0, 0, 1])).err(),
             Some(Full::Total)
         );
+    }
+
+    #[test]
+    fn what_a_process_may_have_its_proxies_have_together() {
+        let (stream, process) = (stream(), Process::of_its_own(10));
+        let [old, new] = [(); 2].map(|()| Arc::new(Connections::new(8, 8, process)));
+        let enter = |connections: &Arc<Connections>, n: u8| {
+            connections.enter(&stream, IpAddr::from([10, 0, 0, n]))
+        };
+        let mut held: Vec<Place> = (0..7).map(|n| enter(&old, n).expect("a place")).collect();
+        held.iter().for_each(|place| assert!(place.begin_head() && place.begin_request()));
+        let more: Vec<Place> = (0..3).map(|n| enter(&new, n).expect("a place")).collect();
+        more.iter().for_each(|place| assert!(place.begin_head() && place.begin_request()));
+        assert_eq!(enter(&new, 9).err(), Some(Full::Total), "3 of 8, but 10 of 10");
+        held.pop();
+        drop(enter(&new, 9).expect("what the other one gave back"));
+        drop((held, more));
+        assert_eq!(process.taken.load(SeqCst), 0);
     }
 }

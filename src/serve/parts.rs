@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use crossbeam_channel::Receiver;
@@ -22,7 +23,10 @@ use crate::manager::wake::Wake;
 use crate::manager::{self, Job, Mailbox, Presence};
 use crate::pairing::{identity::Identity, keyring::Keyring};
 use crate::proxy::exchange::{Context, Side};
-use crate::proxy::{Budget, Proxy, connections::Connections};
+use crate::proxy::{
+    Budget, Proxy,
+    connections::{Connections, Process},
+};
 use crate::system::{self, THREAD_STACK, failed, keeper::Keeper};
 
 /// Ports from here on are ephemeral: they are another server's at the next start.
@@ -30,6 +34,8 @@ const EPHEMERAL_PORTS: u16 = 32768;
 /// Descriptors that a connection takes: its own and its upstream's. And those for all else.
 const DESCRIPTORS: u64 = 2;
 const SPARE_DESCRIPTORS: u64 = 64;
+/// Client connections of this process.
+static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
 /// Bytes of address space that a connection takes besides its thread's stack, and all else takes.
 const CONNECTION_MEMORY: u64 = 128 << 10;
 const SPARE_MEMORY: u64 = 64 << 20;
@@ -114,7 +120,13 @@ impl<'a> Parts<'a> {
     ) -> Result<Proxy, String> {
         let settings = self.settings;
         let limits = &settings.limits;
-        let most = affordable_connections(limits.max_connections);
+        let process = Process { max: affordable_connections(), taken: &CONNECTIONS };
+        let proxies = if self.mode == Mode::Both { 2 } else { 1 };
+        let (wanted, most) = (limits.max_connections, process.max / proxies);
+        if most < wanted {
+            log::warn!("limits of this process allow fewer connections wanted={wanted} max={most}");
+        }
+        let most = most.min(wanted);
         let machine = host_name();
         let names = settings.hosts.iter().cloned().chain([machine.to_ascii_lowercase()]);
         let is_server = side == Side::Server;
@@ -133,7 +145,11 @@ impl<'a> Parts<'a> {
             hosts: HostRule::new(names),
             budget: Budget::new(limits.replay_budget),
             keyring: Arc::clone(&self.keyring),
-            connections: Arc::new(Connections::new(most, limits.max_connections_per_source)),
+            connections: Arc::new(Connections::new(
+                most,
+                limits.max_connections_per_source,
+                process,
+            )),
         };
         let places = state_dir::private_places(settings.state_dir.as_deref());
         Proxy::start(context, listeners, &places).map_err(failed("cannot start the proxy"))
@@ -223,7 +239,7 @@ fn new_pool(settings: &Settings, mode: Mode, seed: u32) -> Pool {
 
 /// As many connections as this process may have descriptors and address space for. One too many is
 /// turned away with 503, whereas a process that runs out of memory ends.
-fn affordable_connections(wanted: usize) -> usize {
+fn affordable_connections() -> usize {
     let mut descriptors = getrlimit(Resource::Nofile);
     descriptors.current = descriptors.maximum;
     // Where that isn't allowed, the present limit holds.
@@ -233,9 +249,5 @@ fn affordable_connections(wanted: usize) -> usize {
     let memory = THREAD_STACK as u64 + CONNECTION_MEMORY;
     let descriptors = share(Resource::Nofile, SPARE_DESCRIPTORS, DESCRIPTORS);
     let most = descriptors.into_iter().chain(share(Resource::As, SPARE_MEMORY, memory)).min();
-    let most = most.unwrap_or(u64::MAX).max(4);
-    if most < wanted as u64 {
-        log::warn!("limits of this process allow fewer connections wanted={wanted} max={most}");
-    }
-    usize::try_from(most).map_or(wanted, |most| wanted.min(most))
+    usize::try_from(most.unwrap_or(u64::MAX)).unwrap_or(usize::MAX).max(8)
 }

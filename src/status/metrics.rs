@@ -232,7 +232,7 @@ mod tests {
     use crate::manager::pool::{History, Pool, Rules};
     use crate::manager::{About, Snapshot};
     use crate::pairing::keyring::Keyring;
-    use crate::proxy::connections::Connections;
+    use crate::proxy::connections::{Connections, Process};
 
     fn rules() -> Rules {
         Rules {
@@ -276,7 +276,7 @@ mod tests {
             why: String::new(),
             listen: Vec::new(),
             discovery: "off".to_owned(),
-            connections: vec![std::sync::Arc::new(Connections::new(9, 5))],
+            connections: vec![std::sync::Arc::new(Connections::new(9, 5, Process::of_its_own(9)))],
             timing: Settings::default().timing,
             started: now,
         };
