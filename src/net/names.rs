@@ -186,7 +186,11 @@ impl Name {
                 let text = error.to_string();
                 // std's own words before the system's.
                 let reason = text.strip_prefix("failed to lookup address information: ");
-                Some(reason.unwrap_or(&text).to_owned())
+                let reason = reason.unwrap_or(&text);
+                Some(match self.is_slow {
+                    true => format!("{reason}, after {:.1} s", took.as_secs_f64()),
+                    false => reason.to_owned(),
+                })
             }
         };
     }

@@ -249,6 +249,10 @@ impl Server {
 /// The servers named by an option and those of the last run.
 fn known(report: &mut Report, settings: &Settings) -> Vec<Server> {
     let mut servers: Vec<Server> = Vec::new();
+    // All are looked up at once.
+    for named in &settings.servers {
+        let _ = names::resolve(&named.host, named.port, Duration::ZERO);
+    }
     for named in &settings.servers {
         match names::resolve(&named.host, named.port, NAME_TIME) {
             Ok(all) => servers.push(Server::new(all[0], &named.host, Origin::Named)),
