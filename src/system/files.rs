@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
@@ -53,9 +54,14 @@ fn within<T: Send + 'static>(
 ) -> io::Result<T> {
     static AT_WORK: AtomicUsize = AtomicUsize::new(0);
     let silent = || io::Error::new(ErrorKind::TimedOut, "the disk does not answer");
-    if AT_WORK.fetch_add(1, SeqCst) >= MAX_STUCK {
+    let deadline = Instant::now() + patience;
+    // Others may only be at work, and not stuck.
+    while AT_WORK.fetch_add(1, SeqCst) >= MAX_STUCK {
         AT_WORK.fetch_sub(1, SeqCst);
-        return Err(silent());
+        if Instant::now() >= deadline || is_over() {
+            return Err(silent());
+        }
+        thread::sleep(LOOK);
     }
     let (done, result) = bounded(1);
     let started = spawn("disk", move || {
@@ -66,7 +72,6 @@ fn within<T: Send + 'static>(
         AT_WORK.fetch_sub(1, SeqCst);
         return Err(error);
     }
-    let deadline = Instant::now() + patience;
     loop {
         match result.recv_timeout(LOOK) {
             Ok(result) => return result,
@@ -289,6 +294,20 @@ mod tests {
         assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
         drop(gate);
         assert_eq!(in_time(|| Ok(7)).unwrap(), 7);
+    }
+
+    #[test]
+    fn more_than_may_be_stuck_are_served_in_turn() {
+        let slow = || {
+            in_time(|| {
+                thread::sleep(Duration::from_millis(50));
+                Ok(())
+            })
+        };
+        thread::scope(|scope| {
+            let all: Vec<_> = (0..2 * MAX_STUCK).map(|_| scope.spawn(slow)).collect();
+            all.into_iter().for_each(|one| one.join().unwrap().unwrap());
+        });
     }
 
     /// A user's folder, the links in it, and root's files around it.
