@@ -135,7 +135,8 @@ fn odd_entries_cost_no_others() {
     for chain in fronts(&[&a, &b], |_| {}) {
         let list = eventually("both servers' models", || {
             let answer = chain.connect().get("/api/tags");
-            let list: Value = serde_json::from_slice(&answer.body).expect("JSON");
+            // Before the other one is known it is passed on as it is, and is none.
+            let list: Value = serde_json::from_slice(&answer.body).ok()?;
             (list["models"].as_array().map(Vec::len) == Some(5)).then(|| answer.text())
         });
         assert!(list.contains(r#""unknown":{"deep":[1,2.50]}"#), "as it came: {list}");
