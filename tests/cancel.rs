@@ -3,9 +3,13 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use support::{Call, Client, Closed, End, Fake, Gate, Way, chunk, eventually, ndjson, queues};
+use support::{
+    CHAT, Call, Client, Closed, End, Fake, Gate, MODEL, Ollama, Way, World, chunk, eventually,
+    queues, request,
+};
 
 /// The promise is 100 ms; this allows for a busy machine.
 const SOON: Duration = Duration::from_millis(500);
@@ -37,21 +41,35 @@ fn assert_closed_soon(fake: &Fake, left: Instant, phase: &str) {
     assert!(took < SOON, "{phase}: closed only after {took:?}");
 }
 
+/// A stream of lines, or as many as its tokens are.
+const STREAM: &str = r#"{"model":"m","prompt":"hi"}"#;
+
+/// An upload that the Ollama wants.
+fn blob() -> String {
+    format!("/api/blobs/sha256:{}", "0".repeat(64))
+}
+
+/// A machine on which a model takes its time to be loaded.
+fn loading() -> World {
+    World { loading: Some(Gate::new()), ..World::with(&["m"]) }
+}
+
+/// A machine on which this befalls every request.
+fn with_fate(fate: fn(&mut Call<'_>)) -> World {
+    World { fate: Some(Arc::new(fate)), ..World::with(&["m"]) }
+}
+
 /// Runs a phase on every way and in every manner of leaving. `act` brings the client into the
 /// phase.
-fn in_phase(
-    name: &str,
-    script: impl Fn(&mut Call<'_>) + Copy + Send + Sync + 'static,
-    act: impl Fn(&mut Client, &Fake),
-) {
+fn in_phase(name: &str, world: impl Fn() -> World, act: impl Fn(&mut Client, &Ollama)) {
     for way in Way::ALL {
         for leaving in Leaving::ALL {
-            let fake = Fake::unlike_ollama(script);
-            let chain = way.to(&fake);
+            let ollama = Ollama::start(world());
+            let chain = way.to(&ollama);
             let mut client = chain.connect();
-            act(&mut client, &fake);
+            act(&mut client, &ollama);
             let left = leaving.go(client);
-            assert_closed_soon(&fake, left, &format!("{name}, {way:?}, {leaving:?}"));
+            assert_closed_soon(&ollama, left, &format!("{name}, {way:?}, {leaving:?}"));
             eventually("the daemon to let go of the connection", || {
                 (chain.front().connections() == 0).then_some(())
             });
@@ -61,47 +79,36 @@ fn in_phase(
 
 #[test]
 fn while_waiting_for_the_first_byte() {
-    let waiting = |call: &mut Call<'_>| {
-        call.read_body();
-        call.hang();
-    };
-    in_phase("waiting", waiting, |client, fake| {
-        client.send(support::post("/api/chat", "{}"));
-        fake.whole_request(0);
+    in_phase("waiting", loading, |client, ollama| {
+        client.send(support::post("/api/chat", CHAT));
+        ollama.whole_request(0);
     });
-    in_phase("waiting, never sent twice", waiting, |client, fake| {
-        client.send(support::post("/api/pull", "{}"));
-        fake.whole_request(0);
+    let reading = || with_fate(|call| call.hang_reading());
+    in_phase("waiting, never sent twice", reading, |client, ollama| {
+        client.send(support::post("/api/pull", r#"{"model":"m"}"#));
+        ollama.whole_request(0);
     });
-    in_phase("waiting, no body", waiting, |client, fake| {
-        client.send("GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        fake.request(0);
+    // What only reads is answered to clients that have ended their half, so it isn't this.
+    in_phase("waiting, no body", reading, |client, ollama| {
+        client.send(request("GET", "/x", ""));
+        ollama.request(0);
     });
 }
 
 #[test]
 fn while_a_next_request_is_waiting_behind() {
-    let waiting = |call: &mut Call<'_>| {
-        call.read_body();
-        call.hang();
-    };
-    in_phase("pipelining", waiting, |client, fake| {
-        client.send(support::post("/api/chat", "{}"));
-        fake.whole_request(0);
-        client.send("GET /next HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    in_phase("pipelining", loading, |client, ollama| {
+        client.send(support::post("/api/chat", CHAT));
+        ollama.whole_request(0);
+        client.send(request("GET", MODEL, ""));
     });
 }
 
 #[test]
 fn between_two_tokens() {
-    let pausing = |call: &mut Call<'_>| {
-        call.read_body();
-        call.send(ndjson());
-        call.send_chunk("{\"response\":\"a\"}\n");
-        call.hang();
-    };
+    let pausing = || World { hold: Some(Gate::new()), ..World::with(&["m"]) };
     in_phase("between tokens", pausing, |client, _| {
-        client.send(support::post("/api/chat", "{}"));
+        client.send(support::post("/api/generate", STREAM));
         client.head_of("POST");
         client.read_until(b"\n");
     });
@@ -109,42 +116,37 @@ fn between_two_tokens() {
 
 #[test]
 fn in_the_midst_of_a_flood() {
-    let flooding = |call: &mut Call<'_>| {
-        call.read_body();
-        call.send(ndjson());
-        let deadline = Instant::now() + support::PATIENCE;
-        while call.send_chunk([b'x'; 8000]) && Instant::now() < deadline {}
-    };
+    let flooding = || World { tokens: usize::MAX, ..World::with(&["m"]) };
     in_phase("flood", flooding, |client, _| {
-        client.send(support::post("/api/chat", "{}"));
+        client.send(support::post("/api/generate", STREAM));
         client.head_of("POST");
-        client.read_until(b"x");
+        client.read_until(b"\n");
     });
 }
 
 #[test]
 fn while_uploading() {
-    let reading = |call: &mut Call<'_>| call.hang_reading();
-    for target in ["/api/blobs/sha256:00", "/api/chat"] {
-        in_phase("uploading, length", reading, |client, fake| {
+    let reading = || World::with(&["m"]);
+    for target in [&*blob(), "/api/chat"] {
+        in_phase("uploading, length", reading, |client, ollama| {
             client.send(format!(
                 "POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nhello"
             ));
-            received(fake, 5);
+            received(ollama, 5);
         });
-        in_phase("uploading, chunked", reading, |client, fake| {
+        in_phase("uploading, chunked", reading, |client, ollama| {
             client.send(format!(
                 "POST {target} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n\
                  5\r\nhello\r\n"
             ));
-            received(fake, 5);
+            received(ollama, 5);
         });
     }
 }
 
 #[test]
 fn while_uploading_to_an_ollama_that_reads_nothing() {
-    let stalled = |call: &mut Call<'_>| call.hang();
+    let stalled = || with_fate(|call| call.hang());
     for framing in ["Content-Length: 900000000", "Transfer-Encoding: chunked"] {
         let head = format!("POST /api/blobs/x HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n");
         let piece = |size| {
@@ -152,10 +154,10 @@ fn while_uploading_to_an_ollama_that_reads_nothing() {
             if framing.starts_with('C') { data } else { chunk(data) }
         };
         // So little that all of it fits in between, and every hop waits for the client.
-        in_phase(&format!("stalled, {framing}, little sent"), stalled, |client, fake| {
+        in_phase(&format!("stalled, {framing}, little sent"), stalled, |client, ollama| {
             client.send(&head);
             client.send(piece(10_000));
-            fake.request(0);
+            ollama.request(0);
         });
     }
 }
@@ -221,20 +223,21 @@ fn a_truncated_upload_never_looks_whole() {
             ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n"),
             ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\nX-Trailer: t\r\n"),
         ] {
-            let fake = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
-            let chain = way.to(&fake);
+            let ollama = Ollama::with(&["m"]);
+            let chain = way.to(&ollama);
             let mut client = chain.connect();
             client.send(format!(
-                "POST /api/blobs/x HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n{part}"
+                "POST {} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n{part}",
+                blob()
             ));
             client.stream.shutdown(std::net::Shutdown::Write).unwrap();
             let (answer, _) = client.read_to_close();
             let answer = String::from_utf8_lossy(&answer).into_owned();
-            assert!(!answer.starts_with("HTTP/1.1 200"), "{way:?} {framing} {part:?}: {answer}");
+            assert!(!answer.starts_with("HTTP/1.1 2"), "{way:?} {framing} {part:?}: {answer}");
             // Either nothing of it got there, or what did ended with its connection.
-            if fake.count() > 0 {
-                fake.closed(0);
-                let record = fake.request(0);
+            if ollama.count() > 0 {
+                ollama.closed(0);
+                let record = ollama.request(0);
                 assert!(!record.is_whole, "{way:?} {framing} {part:?}: {record:?}");
                 assert!(!record.raw_body.ends_with(b"0\r\n\r\n"), "{way:?} {part:?}: {record:?}");
             }
@@ -247,21 +250,22 @@ fn malformed_chunks_end_the_upload() {
     for way in Way::ALL {
         for bad in ["5\r\nhelloX", "x\r\n", "-1\r\n", "5 \r\nhello\r\n", "\r\n", "5\nhello\n0\n\n"]
         {
-            let fake = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
-            let chain = way.to(&fake);
+            let ollama = Ollama::with(&["m"]);
+            let chain = way.to(&ollama);
             let mut client = chain.connect();
-            client.send(
-                "POST /api/blobs/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n\
+            client.send(format!(
+                "POST {} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n\
                  4\r\ngood\r\n",
-            );
-            received(&fake, 4);
+                blob()
+            ));
+            received(&ollama, 4);
             client.send(bad);
             let answer = client.answer_to("POST");
             assert_eq!((answer.status(), answer.end), (400, End::Whole), "{way:?} {bad:?}");
             assert!(answer.json()["error"].is_string(), "{way:?} {bad:?}: {}", answer.text());
             assert_eq!(client.expect_close(), End::CutByClose, "{way:?} {bad:?}");
-            fake.closed(0);
-            assert!(!fake.request(0).is_whole, "{way:?} {bad:?}");
+            ollama.closed(0);
+            assert!(!ollama.request(0).is_whole, "{way:?} {bad:?}");
         }
     }
 }

@@ -6,10 +6,14 @@ mod support;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{Call, Chain, Client, End, Fake, Gate, Way, chunk};
+use support::{Call, Chain, Client, End, Fake, Gate, INFERENCE, Ollama, Way, World, chunk};
 
 /// The promise is 200 ms; this allows for a busy machine.
 const SOON: Duration = Duration::from_secs(1);
+
+/// A request for a stream in the words of every API.
+const STREAM: &str = r#"{"model":"m","prompt":"a","input":"a","max_tokens":5,"stream":true,
+    "messages":[{"role":"user","content":"a"}]}"#;
 
 #[derive(Clone, Copy, Debug)]
 enum Death {
@@ -200,15 +204,10 @@ fn an_http_1_0_client_sees_a_reset() {
 
 #[test]
 fn a_server_proxy_that_ends_is_no_better_than_an_ollama_that_dies() {
-    let fake = Fake::unlike_ollama(|call| {
-        call.read_body();
-        call.send(support::ndjson());
-        call.send_chunk("{\"response\":\"a\"}\n");
-        call.hang();
-    });
-    let mut chain = Way::TwoHops.to(&fake);
+    let ollama = Ollama::start(World { hold: Some(Gate::new()), ..World::with(&["m"]) });
+    let mut chain = Way::TwoHops.to(&ollama);
     let mut client = chain.connect();
-    client.send(post("/api/chat"));
+    client.send(support::post("/api/chat", STREAM));
     client.head_of("POST");
     client.read_until(b"\n");
     let died = Instant::now();
@@ -219,6 +218,36 @@ fn a_server_proxy_that_ends_is_no_better_than_an_ollama_that_dies() {
     let rest = String::from_utf8(rest).unwrap();
     let line: Value = serde_json::from_str(&rest).unwrap();
     assert!(line["error"].is_string(), "{rest}");
+}
+
+/// What Ollama streams on each of its paths ends in an error of that path.
+#[test]
+fn every_stream_of_ollamas_ends_in_an_error() {
+    for way in Way::ALL {
+        for target in INFERENCE.iter().filter(|target| !target.contains("embed")) {
+            let gate = Gate::new();
+            let world = World { hold: Some(gate.clone()), ..World::with(&["m"]) };
+            let mut ollama = Ollama::start(world);
+            let chain = way.to(&ollama);
+            let mut client = chain.connect();
+            client.send(support::post(target, STREAM));
+            assert_eq!(client.head_of("POST").status(), 200, "{way:?} {target}");
+            client.piece().expect("a first token");
+            ollama.kill();
+            gate.open();
+            let (rest, end) = client.rest();
+            let rest = String::from_utf8(rest).unwrap();
+            assert_ne!(end, End::Whole, "{way:?} {target}: {rest}");
+            let last = rest.lines().rfind(|line| !line.is_empty()).expect("a last line");
+            let last = last.strip_prefix("data: ").unwrap_or(last);
+            let error: Value = serde_json::from_str(last).expect("JSON");
+            let error = if error["response"].is_object() { &error["response"] } else { &error };
+            let message = error["error"]["message"].as_str().or(error["error"].as_str());
+            assert!(message.is_some_and(|text| text.contains("127.0.0.1:")), "{target}: {rest}");
+            assert!(!rest.contains("[DONE]"), "{way:?} {target}: {rest}");
+            assert_eq!(ollama.count(), 1, "{way:?} {target}: asked for again");
+        }
+    }
 }
 
 #[test]

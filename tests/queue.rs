@@ -17,7 +17,7 @@ use ollana::manager::{Handle, Job, Patience, Refused};
 use ollana::ollama::inventory::Inventory;
 use ollana::ollama::model_name::ModelName;
 use ollana::upstream::CheckResult;
-use support::{Answer, Chain, Client, Fake, Gate, Ollama, Way, World, eventually, request};
+use support::{Answer, Call, Chain, Client, Fake, Gate, Ollama, Way, World, eventually, request};
 
 const SOON: Duration = Duration::from_secs(1);
 /// Inference that lasts until the gate opens.
@@ -203,14 +203,14 @@ fn who_was_refused_by_one_server_does_not_hold_it_while_waiting_for_another() {
     let gate = Gate::new();
     let busy = |gate: &Gate| {
         let both = gate.clone();
-        Fake::unlike_ollama(move |call| {
-            call.read_body();
-            if call.target() != "/api/chat" {
-                return call.answer("200 OK", "application/json", "{\"version\":\"0.13.1\"}");
-            }
+        let full = World { parallel: 0, queue: 0, ..World::with(&["a"]) };
+        let mut world = World::with(&["a"]);
+        let refuse = move |call: &mut Call<'_>| {
             call.wait(&both, "both to have a server");
-            call.answer("503 Busy", "text/plain", "busy");
-        })
+            call.as_ollama(&full);
+        };
+        world.script.insert("/api/chat".to_owned(), Arc::new(refuse));
+        Ollama::start(world)
     };
     let fakes = [busy(&gate), busy(&gate)];
     let chain = Chain::direct(&[&fakes[0], &fakes[1]], one_at_a_time);
@@ -219,7 +219,7 @@ fn who_was_refused_by_one_server_does_not_hold_it_while_waiting_for_another() {
     });
     let mut clients = [chain.connect(), chain.connect()];
     for client in &mut clients {
-        client.send(support::post("/api/chat", "{}"));
+        client.send(support::post("/api/chat", ASKED));
     }
     eventually("both requests to have a server", || {
         fakes.iter().all(|fake| fake.count() == 1).then_some(())
