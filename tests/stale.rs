@@ -5,7 +5,7 @@ mod support;
 
 use std::thread;
 
-use support::{Client, Fake, INFERENCE, NEVER_TWICE, Random, Way, request};
+use support::{CHAT, Client, Fake, INFERENCE, NEVER_TWICE, Ollama, Random, Way, request};
 
 #[test]
 fn a_connection_that_goes_stale_as_it_is_used() {
@@ -118,14 +118,15 @@ fn connections_closed_right_behind_the_answer() {
 #[test]
 fn an_ollama_that_restarts_between_two_requests() {
     for way in Way::ALL {
-        let mut fake = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-        let chain = way.to(&fake);
+        let mut ollama = Ollama::with(&["m"]);
+        let chain = way.to(&ollama);
         let mut client = chain.connect();
+        let pull = r#"{"model":"m","stream":false}"#;
         for n in 0..5 {
-            assert_eq!(client.post("/api/chat", "{}").text(), "ok", "{way:?} before restart {n}");
-            assert_eq!(client.post("/api/pull", "{}").text(), "ok", "{way:?} before restart {n}");
-            fake.kill();
-            fake.restart();
+            assert_eq!(client.post("/api/chat", CHAT).status(), 200, "{way:?} before restart {n}");
+            assert_eq!(client.post("/api/pull", pull).status(), 200, "{way:?} before restart {n}");
+            ollama.kill();
+            ollama.restart();
         }
     }
 }

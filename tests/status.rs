@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::{
-    Answer, Client, Fake, Gate, Ollama, Process, Way, chunk, eventually, free_tcp_port, ndjson,
-    request,
+    Answer, CHAT, Client, Fake, Gate, Ollama, Process, Way, World, chunk, eventually,
+    free_tcp_port, ndjson, request,
 };
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -116,15 +116,10 @@ fn it_answers_while_no_server_is_there() {
 #[test]
 fn it_answers_while_every_place_is_taken() {
     let gate = Gate::new();
-    let held = gate.clone();
-    let fake = Fake::unlike_ollama(move |call| {
-        call.read_body();
-        call.wait(&held, "the test to let it go");
-        call.send(OK);
-    });
+    let fake = Ollama::start(World { loading: Some(gate.clone()), ..World::with(&["m"]) });
     let chain = Way::OneHop.with(&fake, |settings| settings.limits.max_connections = 3);
     let mut busy: Vec<Client> = (0..3).map(|_| chain.connect()).collect();
-    busy.iter_mut().for_each(|client| client.send(request("POST", "/api/chat", "{}")));
+    busy.iter_mut().for_each(|client| client.send(request("POST", "/api/chat", CHAT)));
     fake.wait("three requests", |state| (state.records.len() == 3).then_some(()));
     for _ in 0..20 {
         let mut client = chain.connect();
@@ -141,27 +136,17 @@ fn it_answers_while_every_place_is_taken() {
     }
     gate.open();
     for client in &mut busy {
-        assert_eq!(client.answer_to("POST").text(), "ok");
+        assert_eq!(client.answer_to("POST").status(), 200);
     }
 }
 
 #[test]
 fn requests_tokens_and_bytes_are_counted() {
-    let fake = Fake::unlike_ollama(|call| {
-        call.read_body();
-        call.send(ndjson());
-        for _ in 0..9 {
-            call.send_chunk("{\"model\":\"m:1b\",\"response\":\"x\",\"done\":false}\n");
-        }
-        let last =
-            "{\"model\":\"m:1b\",\"done\":true,\"eval_count\":12,\"eval_duration\":2000000000}\n";
-        call.send_chunk(last);
-        call.send("0\r\n\r\n");
-    });
+    let fake = Ollama::start(World { tokens: 12, ..World::with(&["m:1b"]) });
     for way in Way::ALL {
         let chain = way.to(&fake);
         let mut client = chain.connect();
-        let answer = client.post("/api/generate", "{\"model\":\"m:1b\", 1 2 }");
+        let answer = client.post("/api/generate", "{\"model\":\"m:1b\",\"prompt\":\"a\"}");
         assert_eq!(answer.status(), 200);
         let state = eventually("the request to be counted", || {
             let state = state(&mut client);
@@ -170,14 +155,14 @@ fn requests_tokens_and_bytes_are_counted() {
         let server = &state["servers"][0];
         assert_eq!(server["tokens"], 12, "{way:?}");
         assert_eq!(state["totals"]["tokens"], 12);
-        assert_eq!(server["bytes_up"], 22);
+        assert_eq!(server["bytes_up"], 29);
         assert_eq!(server["bytes_down"], answer.body.len());
         assert_eq!(server["in_flight"], 0);
         let metrics = client.get("/ollana/metrics").text();
         for line in [
             "ollana_requests_total{kind=\"generate\",class=\"2xx\"} 1",
             "ollana_tokens_total 12",
-            "ollana_body_bytes_total{direction=\"up\"} 22",
+            "ollana_body_bytes_total{direction=\"up\"} 29",
             "ollana_time_to_first_byte_seconds_count{kind=\"generate\"} 1",
             "ollana_ready 1",
         ] {
@@ -274,15 +259,10 @@ fn a_broken_answer_is_remembered_without_the_prompt() {
 #[test]
 fn the_queue_is_seen_while_it_lasts() {
     let gate = Gate::new();
-    let held = gate.clone();
-    let fake = Fake::unlike_ollama(move |call| {
-        call.read_body();
-        call.wait(&held, "the test to let it go");
-        call.send(OK);
-    });
+    let fake = Ollama::start(World { loading: Some(gate.clone()), ..World::with(&["m"]) });
     let chain = Way::OneHop.with(&fake, |settings| settings.limits.max_in_flight = 1);
     let mut clients: Vec<Client> = (0..3).map(|_| chain.connect()).collect();
-    clients.iter_mut().for_each(|client| client.send(request("POST", "/api/chat", "{}")));
+    clients.iter_mut().for_each(|client| client.send(request("POST", "/api/chat", CHAT)));
     let mut looking = chain.connect();
     let queued = eventually("two to wait", || {
         let state = state(&mut looking);
