@@ -51,6 +51,7 @@ two NICs: one entry|two_ways_to_one_server_are_one_entry|one way lost
 flapping at 1 Hz: one line per edge, then back|a_flapping_server_is_one_entry_and_one_line_per_edge|flapping ended
 RST storm of 8,000: serving|a_storm_of_resets|slowest request
 a state directory that never answers: refused, said|a_state_directory_that_never_answers|SIGTERM to the end
+pairing killed at each message: a key works|pairing_that_is_killed_leaves_what_was_before,pairing_again_that_is_killed_leaves_the_old_key|
 planted links: root is led nowhere|planted_links_lead_root_nowhere,root_is_led_nowhere_by_a_log_or_a_pid_file|
 dead name servers: other servers answer|dead_name_servers_hold_up_neither_requests_nor_the_end|dead name servers, to the first answer
 a known name is not answered: its server stays|a_server_stays_when_its_name_is_not_answered_any_more|answer of its server
@@ -67,7 +68,7 @@ misbehaviour at random on both sides: none lost|whatever_both_sides_do,whatever_
 $cargo test --release --no-fail-fast --test faults -- --nocapture --test-threads 1 >"$log" 2>&1 || true
 $cargo test --release --no-fail-fast --lib -- --nocapture planted led_nowhere >>"$log" 2>&1 || true
 $cargo test --release --no-fail-fast --test netns --test stop --test start --test stale --test bounds \
-    --test load --test chaos -- --nocapture --test-threads 2 >>"$log" 2>&1 || true
+    --test load --test chaos --test pair -- --nocapture --test-threads 2 >>"$log" 2>&1 || true
 
 # Panics are planted in builds for tests only.
 $cargo test --test faults a_panic_in -- --nocapture >>"$log" 2>&1 || true

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -32,10 +33,13 @@ struct Machine {
 /// Machines that can find each other, and nobody else.
 fn machines<const N: usize>() -> [Machine; N] {
     static MADE: AtomicU32 = AtomicU32::new(0);
-    // One whose third neighbour is free as well, for UDP and TCP.
+    // One whose third neighbour is free as well, for UDP and TCP; below those that connections get.
+    static TRIED: AtomicU32 = AtomicU32::new(0);
     let discovery_port = eventually("free ports", || {
-        let port = support::free_udp_port().checked_sub(3)?;
+        let number = std::process::id() * 64 + TRIED.fetch_add(8, Relaxed);
+        let port = 12_000 + u16::try_from(number % 20_000).ok()?;
         let is_free = TcpListener::bind(("127.0.0.1", port + 3)).is_ok()
+            && UdpSocket::bind(("127.0.0.1", port + 3)).is_ok()
             && UdpSocket::bind(("127.0.0.1", port)).is_ok();
         is_free.then_some(port)
     });
@@ -464,4 +468,121 @@ fn running_daemons_take_keys_up_and_lose_them() {
     eventually("the server to be out", || (!client.presence().is_up()).then_some(()));
     gate.open();
     assert_eq!(program.get("/x").status(), 503);
+}
+
+/// What the messages of a pairing are long, as they go to the machine that shows the code, and come
+/// from it: handshake, half a key, and the last words.
+fn messages() -> [Vec<usize>; 2] {
+    let record = |len| len + noise::OVERHEAD;
+    let (hello, reply) = (Purpose::Pairing.hello_len(), Purpose::Pairing.reply_len());
+    [vec![hello, record(32), record(4)], vec![reply, record(32), record(4), record(4)]]
+}
+
+/// A wire to `server` on which so many bytes pass in each direction; false is sent when more are
+/// to, and true when one of the sides has ended.
+fn short_wire(server: SocketAddr, limits: [usize; 2]) -> (SocketAddr, Receiver<bool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a wire");
+    let address = listener.local_addr().expect("its address");
+    let (report, events) = channel();
+    thread::spawn(move || {
+        let (near, _) = listener.accept().expect("a machine");
+        let far = TcpStream::connect(server).expect("the other machine");
+        for (from, to, limit) in [(&near, &far, limits[0]), (&far, &near, limits[1])] {
+            let (mut from, mut to) = (from.try_clone().expect("it"), to.try_clone().expect("it"));
+            let report = report.clone();
+            thread::spawn(move || {
+                let (mut left, mut buffer) = (limit, [0; 4096]);
+                loop {
+                    match from.read(&mut buffer) {
+                        Ok(n) if n > left => {
+                            let _ = to.write_all(&buffer[..left]);
+                            return report.send(false);
+                        }
+                        Ok(n) if n > 0 && to.write_all(&buffer[..n]).is_ok() => left -= n,
+                        _ => return report.send(true),
+                    }
+                }
+            });
+        }
+    });
+    (address, events)
+}
+
+/// Pairs two machines and kills both when this message of one side (0: the one that types the code)
+/// is on its way; what they write between two messages, a machine has written or has not.
+fn killed_pairing(shows: &Machine, types: &Machine, side: usize, message: usize) {
+    let mut limits = [usize::MAX; 2];
+    limits[side] = messages()[side][..message].iter().sum();
+    let (shown, code) = shows.show();
+    let (address, events) = short_wire(shows.pair_address(), limits);
+    let mut child = types.command(&format!("pair {code} {address}")).spawn().expect("ollana runs");
+    let lines = BufReader::new(child.stdout.take().expect("its output"));
+    let joining = Shown { child, lines };
+    let cut = events.recv_timeout(Duration::from_secs(20)).expect("the message");
+    assert!(!cut, "side {side}, message {message}: one of them ended before");
+    drop((shown, joining));
+}
+
+/// That requests pass between daemons with these machines' keys; returns once they do, with what
+/// is left of the daemons.
+fn works(server: &Machine, client: &Machine, fake: &Fake) -> [Daemon; 2] {
+    let sharing = start(&server.settings(server_settings(fake.address)));
+    let named = [sharing.addresses()[0]];
+    let using = start(&client.settings(support::client_settings(&named)));
+    let mut program = Client::connect(using.addresses()[0]);
+    eventually("a request to pass", || (program.get("/x").status() == 200).then_some(()));
+    [sharing, using]
+}
+
+/// Whatever is killed, whenever: both machines have what worked before, or the new key, and each
+/// new key replaces the old one once it has been used.
+fn killed_at_each_message(is_first: bool) {
+    let fake = Fake::unlike_ollama(|call| {
+        call.read_body();
+        call.answer("200 OK", "text/plain", "ok");
+    });
+    let points = (0..2).flat_map(|side| (0..messages()[side].len()).map(move |at| (side, at)));
+    for (n, (side, message)) in points.enumerate() {
+        let [shows, types] = machines();
+        if !is_first {
+            pair(&shows, &types);
+        }
+        let (before, what) = (shows.keys(), format!("side {side}, message {message}"));
+        killed_pairing(&shows, &types, side, message);
+        let common = |key| types.keys().contains(key);
+        assert!(is_first || shows.keys().iter().any(common), "{what}: no key in common");
+        let [server, client] = if n % 2 == 0 { [&shows, &types] } else { [&types, &shows] };
+        // Both have the new key from the last words of the one that types the code on.
+        let is_shared = (side, message) == (0, 2) || (side, message) == (1, 3);
+        drop(works(server, client, &fake));
+        let running = works(server, client, &fake); // Over restarts.
+        if is_shared {
+            eventually(&format!("{what}: one key that was used"), || {
+                let keys = shows.keys();
+                (keys.len() == 1 && keys == types.keys() && keys != before).then_some(())
+            });
+        } else {
+            assert!(before.iter().all(|key| shows.keys().contains(key)), "{what}");
+            assert_eq!(types.keys(), before, "{what}");
+        }
+        drop(running);
+        // As often as it is killed.
+        for _ in 0..2 {
+            killed_pairing(&shows, &types, 1, 2);
+        }
+        drop(works(server, client, &fake));
+        pair(&shows, &types);
+        assert!(shows.keys().len() == 1 && shows.keys() == types.keys(), "{what}");
+        drop(works(client, server, &fake));
+    }
+}
+
+#[test]
+fn pairing_that_is_killed_leaves_what_was_before() {
+    killed_at_each_message(true);
+}
+
+#[test]
+fn pairing_again_that_is_killed_leaves_the_old_key() {
+    killed_at_each_message(false);
 }

@@ -294,6 +294,7 @@ fn a_connection_in_clear_is_used_no_more_once_machines_are_paired() {
             name: "other".to_owned(),
             identity: Some(Identity([n; 16])),
             key: Key::new([7; 32]),
+            is_confirmed: true,
             added: 0,
         };
         key_files::update(dir, |peers| peers::add(peers, other)).expect("kept");

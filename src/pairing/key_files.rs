@@ -8,15 +8,22 @@ use std::fs;
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
+use crate::pairing::identity::KeyId;
 use crate::pairing::peers::{self, Peer, Unreadable};
 use crate::system::{failed, files};
 
 /// Bytes of a file of keys that are read; a longer one is damaged.
 const MAX_FILE: u64 = 64 * 1024;
 const LOCK: &str = "lock";
+/// How long others may change the keys before us, and how often that is looked at.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_LOOK: Duration = Duration::from_millis(10);
 const GONE: &str = "they were there and are gone; put them back, or run 'ollana pair' again";
 
 fn unusable<E: fmt::Display>(path: &Path) -> impl Fn(E) -> String {
@@ -87,14 +94,31 @@ pub fn update<T>(
     files::as_owner_of(state_dir, change).map_err(unusable(&path))?
 }
 
-/// Makes the folder of keys if need be, and waits until nobody else changes them. Closing the file
-/// ends the lock.
+/// The machines have proved to have these keys.
+pub(crate) fn confirm(state_dir: &Path, ids: Vec<KeyId>) -> Result<(), String> {
+    update(state_dir, |peers| {
+        ids.into_iter().for_each(|id| peers::confirm(peers, id));
+        Ok(())
+    })
+}
+
+/// Makes the folder of keys if need be, and waits until nobody else changes them, but not for ever.
+/// Closing the file ends the lock.
 fn lock(folder: &Path) -> io::Result<fs::File> {
     files::make_private_dir(folder)?;
     let mut options = fs::File::options();
     options.append(true).create(true).mode(0o600);
     let lock = files::open_plain(&mut options, &folder.join(LOCK))?;
-    flock(&lock, FlockOperation::LockExclusive)?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    while let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        if error != Errno::WOULDBLOCK && error != Errno::INTR {
+            return Err(error.into());
+        }
+        if Instant::now() >= deadline {
+            return Err(io::Error::other("another program keeps them locked"));
+        }
+        thread::sleep(LOCK_LOOK);
+    }
     Ok(lock)
 }
 
@@ -154,7 +178,13 @@ mod tests {
 
     fn machine(n: u8) -> Peer {
         let identity = Some(Identity([n; 16]));
-        Peer { name: format!("m{n}"), identity, key: Key::new([n; 32]), added: 0 }
+        Peer {
+            name: format!("m{n}"),
+            identity,
+            key: Key::new([n; 32]),
+            added: 0,
+            is_confirmed: true,
+        }
     }
 
     #[test]

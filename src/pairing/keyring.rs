@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::net::{Shutdown, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
 
 use crate::pairing::identity::{Identity, KeyId};
-use crate::pairing::key_files::{KeyFiles, Stamp};
+use crate::pairing::key_files::{self, KeyFiles, Stamp};
 use crate::pairing::{noise::Key, peers::Peer, stream::Stream};
 use crate::system::lock;
 
@@ -15,6 +16,8 @@ use crate::system::lock;
 const MAX_TRIES: usize = 16;
 /// Servers whose key is remembered.
 const MAX_SERVERS: usize = 1024;
+/// From one try of an unconfirmed key with a server to the next.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 /// What to try with a server, in this order.
 #[derive(Debug)]
@@ -38,25 +41,44 @@ struct State {
     peers: Vec<Peer>,
     stamps: [Stamp; 2],
     has_complained: bool,
-    /// The key that a server has proved to have; `None` if it knows no handshakes.
-    servers: HashMap<SocketAddr, Option<KeyId>>,
+    /// Keys that were confirmed by use, which isn't written down yet.
+    confirmed: Vec<KeyId>,
+    servers: HashMap<SocketAddr, Server>,
     /// The open streams that are encrypted, and the key of each.
     streams: Vec<(KeyId, Weak<Stream>)>,
 }
 
+#[derive(Debug, Default)]
+struct Server {
+    /// The key that it has proved to have; `None` if it knows no handshakes.
+    key: Option<KeyId>,
+    /// When it was last asked for an unconfirmed key.
+    tried: Option<Instant>,
+}
+
 impl State {
+    /// A machine has proved to have this key.
+    fn confirm(&mut self, id: KeyId) {
+        let open = self.peers.iter_mut().find(|peer| peer.id() == id && !peer.is_confirmed);
+        if let Some(peer) = open {
+            log::info!("key confirmed peer={:?} key={id}", peer.name);
+            peer.is_confirmed = true;
+            self.confirmed.push(id);
+        }
+    }
+
     fn peer(&self, id: KeyId) -> Option<&Peer> {
         self.peers.iter().find(|peer| peer.id() == id)
     }
 
     fn has_key(&self, address: SocketAddr) -> bool {
-        self.servers.get(&address).is_some_and(Option::is_some)
+        self.servers.get(&address).is_some_and(|server| server.key.is_some())
     }
 }
 
 impl Keyring {
     /// Reads a daemon's keys. `unpaired` says whether machines without a key are talked to; by
-    /// default they are while there are no keys.
+    /// default they are while there are no keys, or none that another machine is known to have.
     pub(crate) fn open(
         own: Identity,
         state_dir: Option<&Path>,
@@ -80,8 +102,10 @@ impl Keyring {
         lock(&self.state)
     }
 
-    /// Reads the files again if they changed. Streams whose key is gone are cut.
+    /// Writes down which keys were confirmed, and reads the files again if they changed. Streams
+    /// whose key is gone are cut.
     pub(crate) fn refresh(&self) {
+        self.write_confirmed();
         let stamps = self.files.stamps();
         if self.state().stamps == stamps {
             return;
@@ -90,7 +114,11 @@ impl Keyring {
         let mut state = self.state();
         let State { peers, streams, servers, .. } = &mut *state;
         match read {
-            Ok(new) => {
+            Ok(mut new) => {
+                for peer in &mut new {
+                    peer.is_confirmed |=
+                        peers.iter().any(|old| old.id() == peer.id() && old.is_confirmed);
+                }
                 let is_valid = |id: KeyId| new.iter().any(|peer| peer.id() == id);
                 for peer in peers.iter().filter(|peer| !is_valid(peer.id())) {
                     log::info!("key gone peer={:?} key={}", peer.name, peer.id());
@@ -105,8 +133,17 @@ impl Keyring {
                     }
                     stream => stream.is_some(),
                 });
-                // Those without a key may have one now.
-                servers.retain(|_, key| key.is_some_and(is_valid));
+                // Those without a key may have one now. The newest of a machine's keys takes the
+                // place of the older ones.
+                let newest = |id: KeyId| {
+                    let whose = peers.iter().find(|peer| peer.id() == id)?.identity?;
+                    new.iter().rfind(|peer| peer.identity == Some(whose)).map(Peer::id)
+                };
+                servers.retain(|_, server| {
+                    let replaced = server.key.filter(|id| !is_valid(*id)).and_then(newest);
+                    (server.key, server.tried) = (replaced.or(server.key), None);
+                    server.key.is_some_and(is_valid)
+                });
                 *peers = new;
                 state.stamps = stamps;
                 state.has_complained = false;
@@ -117,6 +154,18 @@ impl Keyring {
                     log::error!("keys not taken up: {error}");
                 }
             }
+        }
+    }
+
+    fn write_confirmed(&self) {
+        let ids = std::mem::take(&mut self.state().confirmed);
+        let Some(dir) = self.files.state_dir.as_deref().filter(|_| !ids.is_empty()) else { return };
+        if let Err(error) = key_files::confirm(dir, ids.clone()) {
+            let mut state = self.state();
+            if !std::mem::replace(&mut state.has_complained, true) {
+                log::error!("not written down that a key was confirmed: {error}");
+            }
+            state.confirmed.extend(ids);
         }
     }
 
@@ -133,7 +182,7 @@ impl Keyring {
     }
 
     fn allows_unpaired(&self, state: &State) -> bool {
-        self.unpaired.unwrap_or(state.peers.is_empty())
+        self.unpaired.unwrap_or(!state.peers.iter().any(|peer| peer.is_confirmed))
     }
 
     /// Whether machines of the LAN without a key are talked to.
@@ -141,41 +190,63 @@ impl Keyring {
         self.allows_unpaired(&self.state())
     }
 
-    /// Whether there is a key for this identity or address, so that a machine there that shows no
+    /// Whether there is a confirmed key for this identity or address, so that a machine there that shows no
     /// key must not be talked to.
     pub(crate) fn is_paired(&self, identity: Identity, address: SocketAddr) -> bool {
         let state = self.state();
-        state.has_key(address) || state.peers.iter().any(|peer| peer.identity == Some(identity))
+        let is_its = |peer: &Peer| peer.is_confirmed && peer.identity == Some(identity);
+        state.has_key(address) || state.peers.iter().any(is_its)
     }
 
     /// The server at this address has proved to have this key or, with `None`, knows no handshakes.
     /// One that once had a key keeps it.
     pub(crate) fn note(&self, address: SocketAddr, key: Option<KeyId>) {
-        let servers = &mut self.state().servers;
+        let mut state = self.state();
+        key.into_iter().for_each(|id| state.confirm(id));
+        let servers = &mut state.servers;
         // What many machines announce can't fill our memory, nor make us forget who has a key.
         if servers.len() >= MAX_SERVERS {
-            servers.retain(|_, key| key.is_some());
+            servers.retain(|_, server| server.key.is_some());
         }
         // An address without an entry is asked for its key each time.
         if servers.len() < MAX_SERVERS {
             let known = servers.entry(address).or_default();
-            *known = key.or(*known);
+            known.key = key.or(known.key);
         }
     }
 
     /// What to try with the server at this address. A server that is known to have a key is never
     /// talked to in clear.
     pub(crate) fn keys_to_try(&self, address: SocketAddr) -> KeysToTry {
-        let state = self.state();
+        let mut state = self.state();
         let takes_unpaired = self.allows_unpaired(&state);
-        let known = state.servers.get(&address).copied();
-        if known == Some(None) && takes_unpaired {
+        let State { peers, servers, .. } = &mut *state;
+        let mut server = servers.get_mut(&address);
+        let known = server.as_ref().map(|server| server.key);
+        // The other machine may have taken up the new key by now.
+        let is_open = peers.iter().any(|peer| !peer.is_confirmed)
+            && server
+                .as_ref()
+                .is_none_or(|one| one.tried.is_none_or(|at| at.elapsed() > TRY_AGAIN));
+        if known == Some(None) && takes_unpaired && !is_open {
             return KeysToTry { keys: Vec::new(), then_plain: true };
         }
-        let mut peers: Vec<&Peer> = state.peers.iter().collect();
-        peers.sort_by_cached_key(|peer| known != Some(Some(peer.id())));
-        let keys = peers.into_iter().take(MAX_TRIES).map(|peer| peer.key.clone()).collect();
-        KeysToTry { keys, then_plain: takes_unpaired && !state.has_key(address) }
+        if let Some(server) = server.as_mut().filter(|_| is_open) {
+            server.tried = Some(Instant::now());
+        }
+        let known = known.flatten();
+        let whose = peers.iter().find(|peer| Some(peer.id()) == known).and_then(|it| it.identity);
+        let rank = |peer: &&Peer| {
+            let may_be_its = known.is_none() || peer.identity == whose;
+            let is_new = is_open && !peer.is_confirmed && may_be_its;
+            (!is_new, Some(peer.id()) != known)
+        };
+        // Of several new ones, the last is the likeliest.
+        let mut likely: Vec<&Peer> = peers.iter().rev().collect();
+        likely.sort_by_cached_key(rank);
+        let keys = likely.into_iter().take(MAX_TRIES).map(|peer| peer.key.clone()).collect();
+        let then_plain = takes_unpaired && !state.has_key(address);
+        KeysToTry { keys, then_plain }
     }
 
     /// Whether what goes to this server is encrypted; `None` for a server that has shown no key
@@ -194,6 +265,7 @@ impl Keyring {
     pub(crate) fn watch(&self, stream: &Arc<Stream>) -> bool {
         let Some(id) = stream.key() else { return true };
         let mut state = self.state();
+        state.confirm(id);
         if state.streams.len() == state.streams.capacity() {
             state.streams.retain(|(_, stream)| stream.strong_count() > 0);
         }

@@ -3,7 +3,12 @@
 //! ```text
 //! {"peers":[{"name":"desktop","identity":"…32 digits","key":"…64 digits","added":1795392000}]}
 //! ```
+//!
+//! Pairing can be interrupted at any point, and then one machine may have a key that the other
+//! doesn't. So a new key is `"unconfirmed":true` until the other machine is known to have it, and
+//! until then the keys before it count as well. The newest is the last.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use base64::Engine;
@@ -16,6 +21,8 @@ use crate::pairing::noise::Key;
 use crate::system::{Hex, parse_hex};
 
 const MAX_PEERS: usize = 64;
+/// Keys of one machine: the one that is in use, and what interrupted pairings left.
+const MAX_KEYS: usize = 4;
 
 /// A machine that we share a key with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,12 +35,14 @@ pub struct Peer {
     pub key: Key,
     /// When it was paired, in seconds since 1970 by this machine's clock; 0 when unknown.
     pub added: u64,
+    /// Whether the machine is known to have the key too.
+    pub is_confirmed: bool,
 }
 
 impl Peer {
     /// The key of a key file, whose owners are not known.
     pub fn of_key_file(key: Key) -> Self {
-        Peer { name: "key file".to_owned(), identity: None, key, added: 0 }
+        Peer { name: "key file".to_owned(), identity: None, key, added: 0, is_confirmed: true }
     }
 
     /// Names its key.
@@ -74,7 +83,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Peer>, Unreadable> {
     }
     let root: Value = serde_json::from_str(text).map_err(|_| Unreadable::Form("not JSON"))?;
     let list = root["peers"].as_array().ok_or(Unreadable::Form("no list of peers"))?;
-    if list.len() > MAX_PEERS {
+    if list.len() > MAX_PEERS * MAX_KEYS {
         return Err(Unreadable::TooMany);
     }
     list.iter().map(|entry| peer(entry).ok_or(Unreadable::Form("a peer without its key"))).collect()
@@ -88,6 +97,7 @@ fn peer(entry: &Value) -> Option<Peer> {
         identity: Some(Identity::parse(text("identity")?)?),
         key: Key::new(parse_hex(text("key")?)?),
         added: entry["added"].as_u64()?,
+        is_confirmed: entry["unconfirmed"] != true,
     })
 }
 
@@ -96,30 +106,56 @@ pub(crate) fn format(peers: &[Peer]) -> String {
     let line = |peer: &Peer| {
         let identity = peer.identity.map(|identity| identity.to_string());
         let key = Hex(peer.key.bytes()).to_string();
-        json!({"name": peer.name, "identity": identity, "key": key, "added": peer.added})
-            .to_string()
+        let mut entry =
+            json!({"name": peer.name, "identity": identity, "key": key, "added": peer.added});
+        if !peer.is_confirmed {
+            entry["unconfirmed"] = true.into();
+        }
+        entry.to_string()
     };
     let lines: Vec<String> = peers.iter().map(line).collect();
     format!("{{\"peers\":[\n{}\n]}}", lines.join(",\n"))
 }
 
 /// Adds a machine, unless there are too many, and returns its name, which gets a number where
-/// another machine has the same name. A machine with the same identity is replaced.
+/// another machine has the same name. The keys that it had stay until the new one is confirmed.
 pub fn add(peers: &mut Vec<Peer>, new: Peer) -> Result<String, Unreadable> {
-    peers.retain(|peer| peer.identity != new.identity);
-    if peers.len() >= MAX_PEERS {
+    let (identity, id, is_confirmed) = (new.identity, new.id(), new.is_confirmed);
+    peers.retain(|peer| peer.identity != identity || peer.id() != id);
+    let machines: HashSet<_> = peers.iter().map(|peer| peer.identity).collect();
+    if machines.len() >= MAX_PEERS && !machines.contains(&identity) {
         return Err(Unreadable::TooMany);
     }
     let base = if new.name.is_empty() { "unnamed".to_owned() } else { new.name };
     let mut name = base.clone();
     let mut suffixes = (2..).map(|n| format!("-{n}"));
-    while peers.iter().any(|peer| peer.name == name)
+    while peers.iter().any(|peer| peer.identity != identity && peer.name == name)
         && let Some(suffix) = suffixes.next()
     {
         name = format!("{}{suffix}", cut(&base, MAX_NAME - suffix.len()));
     }
-    peers.push(Peer { name: name.clone(), ..new });
+    peers.push(Peer { name: name.clone(), is_confirmed: false, ..new });
+    let of_it = || peers.iter().enumerate().filter(|(_, peer)| peer.identity == identity);
+    if of_it().count() > MAX_KEYS {
+        let oldest = of_it().find(|(_, peer)| !peer.is_confirmed).map(|(at, _)| at);
+        oldest.map(|at| peers.remove(at));
+    }
+    for peer in peers.iter_mut().filter(|peer| peer.identity == identity) {
+        peer.name.clone_from(&name);
+    }
+    if is_confirmed {
+        confirm(peers, id);
+    }
     Ok(name)
+}
+
+/// The machine has proved to have this key: those before it have had their time.
+pub(crate) fn confirm(peers: &mut Vec<Peer>, id: KeyId) {
+    let Some(at) = peers.iter().position(|peer| peer.id() == id) else { return };
+    peers[at].is_confirmed = true;
+    let identity = peers[at].identity;
+    let mut positions = 0..;
+    peers.retain(|peer| positions.next() >= Some(at) || peer.identity != identity);
 }
 
 /// Reads the one secret of a key file.
@@ -140,12 +176,22 @@ mod tests {
 
     fn machine(n: u8, name: &str) -> Peer {
         let identity = Some(Identity([n; 16]));
-        Peer { name: name.to_owned(), identity, key: Key::new([n; 32]), added: 1_795_392_000 }
+        let (name, key) = (name.to_owned(), Key::new([n; 32]));
+        Peer { name, identity, key, added: 1_795_392_000, is_confirmed: true }
+    }
+
+    /// Another key of it, as an interrupted pairing leaves it.
+    fn again(n: u8, name: &str, key: u8) -> Peer {
+        Peer { key: Key::new([key; 32]), is_confirmed: false, ..machine(n, name) }
+    }
+
+    fn keys(peers: &[Peer]) -> Vec<u8> {
+        peers.iter().map(|peer| peer.key.bytes()[0]).collect()
     }
 
     #[test]
     fn what_is_written_is_read() {
-        for peers in [vec![], vec![machine(1, "pi")], vec![machine(1, "a\"b"), machine(2, "ä")]] {
+        for peers in [vec![], vec![machine(1, "pi")], vec![machine(1, "a\"b"), again(2, "ä", 3)]] {
             assert_eq!(parse(&format(&peers)), Ok(peers));
         }
         assert_eq!(parse(" \n"), Err(Unreadable::Form("it is blank")));
@@ -174,8 +220,35 @@ mod tests {
         ] {
             assert!(parse(&text.replacen(part, other, 1)).is_err(), "{part} as {other}");
         }
-        let many: Vec<Peer> = (0..65).map(|n| machine(n, "x")).collect();
+        let many: Vec<Peer> = (0..=256).map(|n| machine(n as u8, "x")).collect();
         assert_eq!(parse(&format(&many)), Err(Unreadable::TooMany));
+        assert_eq!(parse(&format(&many[..256])).unwrap().len(), 256);
+    }
+
+    #[test]
+    fn the_old_key_stays_until_the_new_one_is_confirmed() {
+        let mut peers = vec![machine(1, "pi"), machine(2, "desk")];
+        for key in [11, 12] {
+            assert_eq!(add(&mut peers, again(1, "pie", key)).unwrap(), "pie");
+        }
+        assert_eq!(keys(&peers), [1, 2, 11, 12]);
+        assert!(peers.iter().all(|peer| peer.name != "pi"), "one machine, one name");
+        confirm(&mut peers, Key::new([11; 32]).id());
+        assert_eq!(keys(&peers), [2, 11, 12]);
+        assert_eq!(
+            peers.iter().map(|one| one.is_confirmed).collect::<Vec<_>>(),
+            [true, true, false]
+        );
+        confirm(&mut peers, Key::new([9; 32]).id());
+        assert_eq!(keys(&peers), [2, 11, 12], "nobody's key");
+        for key in 13..20 {
+            add(&mut peers, again(1, "pie", key)).unwrap();
+        }
+        assert_eq!(keys(&peers), [2, 11, 17, 18, 19], "bounded, and the one in use stays");
+        confirm(&mut peers, Key::new([19; 32]).id());
+        assert_eq!(keys(&peers), [2, 19]);
+        assert_eq!(add(&mut peers, machine(1, "pie")).unwrap(), "pie");
+        assert_eq!(keys(&peers), [2, 1]);
     }
 
     #[test]

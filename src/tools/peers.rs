@@ -47,8 +47,13 @@ fn table(peers: &[Peer]) -> String {
         return "no peers; 'ollana pair' on two machines makes them so\n".to_owned();
     }
     let row = |name: &str, added: &str, key: &str| format!("{name:<46}  {added:<10}  {key}\n");
-    let peers = peers.iter().map(|peer| row(&peer.name, &date(peer.added), &peer.id().to_string()));
-    row("NAME", "ADDED", "KEY") + &peers.collect::<String>()
+    let mark = |peer: &Peer| if peer.is_confirmed { "" } else { " *" };
+    let key = |peer: &Peer| format!("{}{}", peer.id(), mark(peer));
+    let rows: String =
+        peers.iter().map(|peer| row(&peer.name, &date(peer.added), &key(peer))).collect();
+    let is_open = peers.iter().any(|peer| !peer.is_confirmed);
+    let note = "* not used yet; until then, what was before it counts as well\n";
+    row("NAME", "ADDED", "KEY") + &rows + if is_open { note } else { "" }
 }
 
 fn date(seconds: u64) -> String {
@@ -71,6 +76,7 @@ mod tests {
             identity: None,
             key: Key::new([7; 32]),
             added: 1_795_392_000,
+            is_confirmed: name == "desktop",
         };
         let text = table(&[peer("desktop"), peer(&"x".repeat(46)), peer(&"ä".repeat(23))]);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");

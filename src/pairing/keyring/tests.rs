@@ -14,7 +14,8 @@ fn folder() -> PathBuf {
 
 fn machine(n: u8) -> Peer {
     let identity = Some(Identity([n; 16]));
-    Peer { name: format!("m{n}"), identity, key: Key::new([n; 32]), added: 0 }
+    let (name, key) = (format!("m{n}"), Key::new([n; 32]));
+    Peer { name, identity, key, added: 0, is_confirmed: true }
 }
 
 fn open(dir: &Path, unpaired: Option<bool>) -> Keyring {
@@ -128,5 +129,48 @@ fn a_key_that_goes_during_a_handshake_is_missed() {
     };
     assert!(keyring.watch(&stream(machine(1).key)));
     assert!(!keyring.watch(&stream(machine(2).key)), "nobody would cut it");
+    fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn a_new_key_counts_beside_the_old_one_until_it_is_used() {
+    let dir = folder();
+    let again =
+        |n: u8, key: u8| Peer { key: Key::new([key; 32]), is_confirmed: false, ..machine(n) };
+    let address = "10.0.0.7:11435".parse().unwrap();
+    // The first key of all: what was in clear stays so until the other machine has shown the key.
+    update(&dir, |peers| peers::add(peers, again(1, 11))).unwrap();
+    let keyring = open(&dir, None);
+    assert!(keyring.has_keys() && keyring.takes_unpaired());
+    assert!(!keyring.is_paired(Identity([1; 16]), address));
+    assert!(keyring.keys_to_try(address).then_plain);
+    keyring.note(address, None);
+    assert_eq!(keyring.keys_to_try(address).keys.len(), 1, "it may have taken it up by now");
+    assert_eq!(keyring.keys_to_try(address).keys.len(), 0, "but isn't asked each time");
+    keyring.note(address, Some(again(1, 11).id()));
+    assert!(!keyring.takes_unpaired() && keyring.is_paired(Identity([1; 16]), address));
+    keyring.refresh();
+    assert!(key_files::load(&dir).unwrap()[0].is_confirmed, "over restarts");
+    // Pairing again.
+    for key in [12, 13] {
+        update(&dir, |peers| peers::add(peers, again(1, key))).unwrap();
+    }
+    update(&dir, |peers| peers::add(peers, machine(2))).unwrap();
+    keyring.refresh();
+    let tried = |keys: &[u8]| {
+        let attempt = keyring.keys_to_try(address);
+        assert_eq!(
+            attempt.keys[..keys.len()],
+            keys.iter().map(|n| Key::new([*n; 32])).collect::<Vec<_>>()
+        );
+        assert!(!attempt.then_plain);
+    };
+    tried(&[13, 12, 11]);
+    tried(&[11]);
+    keyring.note(address, Some(again(1, 12).id()));
+    keyring.refresh();
+    assert_eq!(keyring.keys(), [12, 13, 2].map(|n| Key::new([n; 32])));
+    tried(&[13, 12]);
+    tried(&[12]);
     fs::remove_dir_all(&dir).unwrap();
 }

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use super::{HALF, KEPT, Own, STEP_TIMEOUT, keep};
+use super::{CONFIRMED, HALF, KEPT, Own, STEP_TIMEOUT, keep};
 use crate::config::{SERVER_PORT, parse_host_port};
 use crate::discovery::{scan::Scan, schedule};
 use crate::net::interfaces::{Interface, Subnets, broadcast_interfaces};
@@ -13,7 +13,7 @@ use crate::net::lane::Lane;
 use crate::net::names;
 use crate::pairing::noise::{Key, NoiseError, Purpose};
 use crate::pairing::secure::{self, SecureError};
-use crate::pairing::{code::PairingCode, peers::Peer, stream::Stream};
+use crate::pairing::{code::PairingCode, key_files, peers::Peer, stream::Stream};
 use crate::system;
 use crate::tools::NAME_TIME;
 
@@ -144,7 +144,16 @@ fn join(own: &Own, key: &Key, address: SocketAddr, name: &str) -> Result<Peer, F
     let peer = peer.map_err(refused)?;
     let key = exchange_halves(&stream)
         .map_err(|error| Failure { has_answered: true, ..broken(error) })?;
-    keep(own, peer, key).map_err(Failure::answered)
+    let peer = keep(own, peer, key).map_err(Failure::answered)?;
+    // Both have the key now. If the rest is lost, its first use confirms it.
+    let mut last = [0; CONFIRMED.len()];
+    if stream.write_all(KEPT, STEP_TIMEOUT).is_ok()
+        && secure::receive(&stream, &mut last, STEP_TIMEOUT, None).is_ok()
+        && last == CONFIRMED
+    {
+        key_files::confirm(&own.state_dir, vec![peer.id()]).map_err(Failure::answered)?;
+    }
+    Ok(peer)
 }
 
 fn same_identity(name: &str) -> String {

@@ -4,8 +4,12 @@
 //!  ollana pair CODE ── "who shows a code?" ── UDP broadcast ──► ollana pair
 //!       │          ◄── announcement, from where it is reached ──    │
 //!       └── TCP: handshake with the code as key, half a key ──►     │
-//!                ◄── half a key; "kept" ────────────────────────────┘
+//!       │        ◄── half a key; "kept" ──                           │
+//!       └── "kept" ──► · ◄── "confirmed" ────────────────────────────┘
 //! ```
+//!
+//! Each says "kept" once the key is on its disk. Whatever ends before, both have a key that works:
+//! the one before counts until the new one is confirmed, here or by its first use.
 //!
 //! It uses a port of its own, three above the discovery's, so it works whether ollana runs or not.
 //! A running one takes the key up by itself.
@@ -32,8 +36,10 @@ const PORT_STEP: u16 = 3;
 const STEP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Length of half a key in bytes.
 const HALF: usize = 32;
-/// What the machine that shows the code says last, once it has kept the key.
+/// What each machine says once it has kept the key.
 const KEPT: &[u8] = b"kept";
+/// What the machine that shows the code says last.
+const CONFIRMED: &[u8] = b"done";
 
 /// This machine.
 #[derive(Clone)]
@@ -80,10 +86,11 @@ fn ask_for_code() -> Result<String, String> {
     Ok(line.trim().to_owned())
 }
 
-/// Adds the new peer to the file of keys; it may get another name there.
+/// Adds the new peer to the file of keys, unconfirmed; it may get another name there.
 fn keep(own: &Own, peer: Introduction, key: Key) -> Result<Peer, String> {
     let added = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs());
-    let mut peer = Peer { name: peer.name, identity: Some(peer.identity), key, added };
+    let (name, identity) = (peer.name, Some(peer.identity));
+    let mut peer = Peer { name, identity, key, added, is_confirmed: false };
     let add = |list: &mut Vec<Peer>| peers::add(list, peer.clone());
     peer.name = key_files::update(&own.state_dir, add)?;
     Ok(peer)

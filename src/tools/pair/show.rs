@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{HALF, KEPT, Own, STEP_TIMEOUT, keep};
+use super::{CONFIRMED, HALF, KEPT, Own, STEP_TIMEOUT, keep};
 use crate::access::addresses;
 use crate::discovery::packet::{self, Datagram, Kind, Packet};
 use crate::net::{interfaces::Subnets, socket};
 use crate::pairing::noise::{Introduction, Key, NoiseError, Purpose};
 use crate::pairing::secure::{self, SecureError};
-use crate::pairing::{code::PairingCode, peers::Peer, stream::Stream};
+use crate::pairing::{code::PairingCode, key_files, peers::Peer, stream::Stream};
 use crate::system::{self, failed};
 
 /// How long a code can be used.
@@ -204,38 +204,67 @@ struct Connection {
     /// The present message, of which `received` bytes have come.
     message: Vec<u8>,
     received: usize,
-    /// Who the other machine is, once it has proved to have the code, and our half of the key.
-    verified: Option<(Introduction, [u8; HALF])>,
+    step: Step,
+}
+
+/// What comes next from the machine on which the code is typed.
+enum Step {
+    Handshake,
+    /// It has proved to have the code; ours is the other half.
+    Half(Introduction, [u8; HALF]),
+    /// We have kept the key.
+    Kept(Peer),
 }
 
 impl Connection {
     fn new(socket: TcpStream, from: IpAddr) -> Connection {
         let (stream, deadline) = (Stream::new(socket), Instant::now() + STEP_TIMEOUT);
         let message = vec![0; Purpose::Pairing.hello_len()];
-        Connection { stream, from, deadline, message, received: 0, verified: None }
+        Connection { stream, from, deadline, message, received: 0, step: Step::Handshake }
     }
 
     /// Reads what is there; returns the new peer once its last message is complete.
     fn advance(&mut self, own: &Own, key: &Key) -> Result<Option<Peer>, Failure> {
-        while self.receive().map_err(|error| match self.verified {
-            Some(_) => Failure::BrokeOff(error),
-            None => Failure::NoHandshake,
+        while self.receive().map_err(|error| match self.step {
+            Step::Handshake => Failure::NoHandshake,
+            _ => Failure::BrokeOff(error),
         })? {
-            match self.verified.take() {
-                None => self.answer_handshake(own, key)?,
-                Some((peer, half)) => {
+            match std::mem::replace(&mut self.step, Step::Handshake) {
+                Step::Handshake => self.answer_handshake(own, key)?,
+                Step::Half(peer, half) => {
                     let mut theirs = [0; HALF];
                     theirs.copy_from_slice(&self.message);
                     let key = Key::of_halves(&half, &theirs);
                     let peer = keep(own, peer, key).map_err(Failure::NotKept)?;
-                    // If this gets lost, the other machine says that it failed, and pairing again
-                    // mends it.
-                    let _ = self.stream.try_write(KEPT);
+                    self.say(KEPT)?;
+                    self.expect(Step::Kept(peer), KEPT.len());
+                }
+                Step::Kept(_) if self.message != KEPT => {
+                    return Err(Failure::BrokeOff(ErrorKind::InvalidData.into()));
+                }
+                Step::Kept(peer) => {
+                    key_files::confirm(&own.state_dir, vec![peer.id()])
+                        .map_err(Failure::NotKept)?;
+                    // If this gets lost, the first use confirms the key over there.
+                    let _ = self.say(CONFIRMED);
                     return Ok(Some(peer));
                 }
             }
         }
         Ok(None)
+    }
+
+    /// The nearly empty buffer of a new connection takes this at once.
+    fn say(&self, message: &[u8]) -> Result<(), Failure> {
+        match self.stream.try_write(message).map_err(Failure::BrokeOff)? == message.len() {
+            true => Ok(()),
+            false => Err(Failure::BrokeOff(ErrorKind::WriteZero.into())),
+        }
+    }
+
+    fn expect(&mut self, step: Step, len: usize) {
+        (self.step, self.message, self.received) = (step, vec![0; len], 0);
+        self.deadline = Instant::now() + STEP_TIMEOUT;
     }
 
     /// Whether the present message is complete.
@@ -261,14 +290,8 @@ impl Connection {
             _ => Failure::NoHandshake,
         })?;
         let half = system::random().map_err(Failure::BrokeOff)?;
-        // The nearly empty buffer of a new connection takes this at once.
-        if self.stream.try_write(&half).map_err(Failure::BrokeOff)? != HALF {
-            return Err(Failure::BrokeOff(ErrorKind::WriteZero.into()));
-        }
-        self.deadline = Instant::now() + STEP_TIMEOUT;
-        self.message = vec![0; HALF];
-        self.received = 0;
-        self.verified = Some((peer, half));
+        self.say(&half)?;
+        self.expect(Step::Half(peer, half), HALF);
         Ok(())
     }
 }
