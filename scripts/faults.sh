@@ -52,6 +52,7 @@ flapping at 1 Hz: one line per edge, then back|a_flapping_server_is_one_entry_an
 RST storm of 8,000: serving|a_storm_of_resets|slowest request
 a state directory that never answers: refused, said|a_state_directory_that_never_answers|SIGTERM to the end
 pairing killed at each message: a key works|pairing_that_is_killed_leaves_what_was_before,pairing_again_that_is_killed_leaves_the_old_key|
+keys gone with their folder or all state: no start|without_its_keys_a_paired_machine_does_not_talk|
 planted links: root is led nowhere|planted_links_lead_root_nowhere,root_is_led_nowhere_by_a_log_or_a_pid_file|
 dead name servers: other servers answer|dead_name_servers_hold_up_neither_requests_nor_the_end|dead name servers, to the first answer
 a known name is not answered: its server stays|a_server_stays_when_its_name_is_not_answered_any_more|answer of its server

@@ -586,3 +586,62 @@ fn pairing_that_is_killed_leaves_what_was_before() {
 fn pairing_again_that_is_killed_leaves_the_old_key() {
     killed_at_each_message(false);
 }
+
+/// A daemon or another command of this machine, whose home holds its state.
+fn at_home(home: &Path, state: &str, arguments: &str) -> Said {
+    let mut command = Command::new("timeout");
+    command.args(["-s", "TERM", "20", env!("CARGO_BIN_EXE_ollana")]);
+    command.args(arguments.split_whitespace()).env_clear().env("HOME", home);
+    command.env("XDG_STATE_HOME", home.join(state)).stdin(Stdio::null());
+    Said::of(command.output().expect("ollana runs"))
+}
+
+/// Keys that are gone with their folder, with all state, or because the state is elsewhere now.
+#[test]
+fn without_its_keys_a_paired_machine_does_not_talk() {
+    if ["/var/lib/ollana", "/var/db/ollana"].iter().any(|dir| Path::new(dir).exists()) {
+        return println!("skipped: commands without --state-dir would mean the installed ollana");
+    }
+    let [one, home] = machines();
+    let port = home.discovery_port;
+    let options = format!("--listen 127.0.0.1:0 --discovery-port {port} --interface lo");
+    let pair = || {
+        let (shown, code) = one.show();
+        let said = at_home(&home.dir, "s", &format!("pair {code} {}", one.pair_address()));
+        assert_eq!((said.code, shown.end().code), (Some(0), Some(0)), "{said:?}");
+    };
+    let serve = |state: &str| at_home(&home.dir, state, &format!("--mode client {options}"));
+    let [state, other] = ["s", "other"].map(|name| home.dir.join(name).join("ollana"));
+    let told = |said: Said, what: &str| {
+        assert!(said.code == Some(1) && said.err.contains(what), "{what}: {said:?}");
+        assert!(!said.err.contains("ready mode="), "{said:?}");
+    };
+    pair();
+    for lost in [state.join("keys"), state.clone()] {
+        fs::remove_dir_all(&lost).expect("it was there");
+        told(serve("s"), "are gone");
+        // Code that nobody takes is no reason to go on.
+        let said = at_home(&home.dir, "s", "pair k7pm2-xvd9q 127.0.0.1:1");
+        assert_eq!(said.code, Some(1), "{said:?}");
+        told(serve("s"), "are gone");
+        let listen = "--listen 127.0.0.1:1";
+        told(at_home(&home.dir, "s", &format!("status {listen}")), "are gone");
+        let said = at_home(&home.dir, "s", &format!("doctor {listen}"));
+        assert!(said.out.contains("are gone"), "{said:?}");
+        pair();
+    }
+    // An update that has its state elsewhere.
+    told(serve("other"), "name it with --state-dir");
+    told(serve("other"), state.to_str().expect("a path"));
+    // Somebody wants it so.
+    let said = at_home(&home.dir, "other", "unpair --all");
+    assert!(said.code == Some(0) && other.join("keys/peers").exists(), "{said:?}");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
+    command.args(format!("--mode client {options}").split_whitespace()).env_clear();
+    command.env("HOME", &home.dir).env("XDG_STATE_HOME", home.dir.join("other"));
+    let mut child = command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().expect("it runs");
+    let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
+    let is_ready = lines.any(|line| line.is_ok_and(|line| line.contains("ready mode=")));
+    let _ = child.kill().and_then(|()| child.wait());
+    assert!(is_ready, "in clear");
+}

@@ -110,8 +110,10 @@ pub(crate) const COMMANDS: &[CommandSpec] = &[
     command("peers", Tool(Peers), "show the paired machines", "", &[], &["state-dir", "key-file"]),
     command("unpair NAME", Tool(Unpair),
         "forget a paired machine: its key is worth nothing here",
-        "'ollana peers' shows the NAME. A running ollana cuts its connections by itself.",
-        &[], &["state-dir"]),
+        "'ollana peers' shows the NAME. A running ollana cuts its connections by itself. Where the \
+         keys are gone, ollana doesn't start; --all lets it, without them.",
+        &[Switch { name: "all", text: "forget all of them, also where their keys are gone" }],
+        &["state-dir"]),
     command("takeover", Tool(Takeover), "make Ollama's port 11434 show all models of the LAN",
         "Moves an Ollama that systemd runs to port 11438 and sets ollana to --mode both; says what \
          it will do and asks first.",

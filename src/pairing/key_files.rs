@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::pairing::identity::KeyId;
+use crate::pairing::marks;
 use crate::pairing::peers::{self, Peer, Unreadable};
 use crate::system::{failed, files};
 
@@ -24,7 +25,7 @@ const LOCK: &str = "lock";
 /// How long others may change the keys before us, and how often that is looked at.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const LOCK_LOOK: Duration = Duration::from_millis(10);
-const GONE: &str = "they were there and are gone; put them back, or run 'ollana pair' again";
+const WITHOUT: &str = "or run 'ollana pair' again; to go on without: ollana unpair --all";
 
 fn unusable<E: fmt::Display>(path: &Path) -> impl Fn(E) -> String {
     failed(format!("cannot use the keys in {}", path.display()))
@@ -59,11 +60,31 @@ fn read_private(path: &Path) -> Result<Option<String>, String> {
 pub fn load(state_dir: &Path) -> Result<Vec<Peer>, String> {
     let path = file_in(state_dir);
     let load = || match load_from(&path)? {
-        // Whoever makes the lock writes the keys next, even if there are none.
-        None if path.with_file_name(LOCK).exists() => Err(unusable(&path)(GONE)),
-        peers => Ok(peers.unwrap_or_default()),
+        Some(peers) => Ok(peers),
+        None => match lost(state_dir, &path) {
+            Some(what) => Err(unusable(&path)(format!("{what}, {WITHOUT}"))),
+            None => Ok(Vec::new()),
+        },
     };
     files::as_owner_of(state_dir, load).map_err(unusable(&path))?
+}
+
+/// What is known of keys that must be there and aren't.
+fn lost(state_dir: &Path, path: &Path) -> Option<String> {
+    // Whoever makes the lock writes the keys next, even if there are none.
+    let had = path.with_file_name(LOCK).exists().then(|| marks::GONE.to_owned());
+    had.or_else(|| marks::lost(state_dir))
+}
+
+/// Fails if no keys could be kept here. Those that are gone still are after this.
+pub(crate) fn prepare(state_dir: &Path) -> Result<(), String> {
+    let path = file_in(state_dir);
+    let is_lost =
+        || Ok::<_, String>(load_from(&path)?.is_none() && lost(state_dir, &path).is_some());
+    match files::as_owner_of(state_dir, is_lost).map_err(unusable(&path))?? {
+        true => Ok(()),
+        false => update(state_dir, |_| Ok(())),
+    }
 }
 
 /// `None` if there is no file.
@@ -88,7 +109,14 @@ pub fn update<T>(
         let _lock = lock(path.parent().unwrap_or(state_dir)).map_err(unusable(&path))?;
         let mut peers = load_from(&path)?.unwrap_or_default();
         let result = change(&mut peers).map_err(unusable(&path))?;
+        // A mark without keys would be the lesser evil.
+        if !peers.is_empty() {
+            marks::set(state_dir, true).map_err(unusable(&path))?;
+        }
         files::replace(state_dir, &path, &peers::format(&peers)).map_err(unusable(&path))?;
+        if peers.is_empty() {
+            marks::set(state_dir, false).map_err(unusable(&path))?;
+        }
         Ok(result)
     };
     files::as_owner_of(state_dir, change).map_err(unusable(&path))?
@@ -135,6 +163,9 @@ pub(super) struct KeyFiles {
 impl KeyFiles {
     pub(super) fn read(&self) -> Result<Vec<Peer>, String> {
         let mut peers = self.state_dir.as_deref().map(load).transpose()?.unwrap_or_default();
+        if let Some(dir) = self.state_dir.as_deref().filter(|_| !peers.is_empty()) {
+            marks::renew(dir);
+        }
         if let Some(path) = &self.key_file {
             let missing = || unusable(path)(io::Error::from(ErrorKind::NotFound));
             let text = read_private(path)?.ok_or_else(missing)?;
@@ -208,8 +239,12 @@ mod tests {
         assert_eq!(fs::read_to_string(&file).unwrap(), "{broken", "never overwritten");
         fs::write(&file, "").unwrap();
         assert!(load(&dir).unwrap_err().contains("blank"), "as after a power cut");
-        fs::remove_file(&file).unwrap();
-        assert!(load(&dir).unwrap_err().contains("are gone"), "and not talked without");
+        for gone in [&file, &dir.join("keys")] {
+            let _ = fs::remove_file(gone).or_else(|_| fs::remove_dir_all(gone));
+            assert!(load(&dir).unwrap_err().contains("are gone"), "and not talked without");
+            prepare(&dir).unwrap();
+            assert!(load(&dir).unwrap_err().contains("are gone"), "not by what may come");
+        }
         update(&dir, |peers| peers::add(peers, machine(2))).unwrap();
         assert_eq!(load(&dir).unwrap(), [machine(2)]);
         let clear = |peers: &mut Vec<Peer>| {
@@ -218,6 +253,8 @@ mod tests {
         };
         update(&dir, clear).unwrap();
         assert_eq!(load(&dir).unwrap(), []);
+        fs::remove_dir_all(dir.join("keys")).unwrap();
+        assert_eq!(load(&dir).unwrap(), [], "none were there");
         fs::remove_dir_all(&dir).unwrap();
     }
 

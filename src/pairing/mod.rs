@@ -9,6 +9,7 @@ pub mod code;
 pub mod identity;
 pub mod key_files;
 pub mod keyring;
+pub(crate) mod marks;
 pub mod noise;
 pub mod peers;
 mod records;

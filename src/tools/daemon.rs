@@ -43,11 +43,16 @@ pub(super) fn state(settings: &Settings, target: &str) -> Result<(SocketAddr, Va
     }
     let places: Vec<String> = places.iter().map(ToString::to_string).collect();
     Err(refusal.unwrap_or_else(|| {
-        format!(
-            "no ollana runs on this machine (asked {}); start it with: ollana, \
-             or say where it is with --listen",
-            places.join(", ")
-        )
+        let asked = places.join(", ");
+        match super::keyring(settings) {
+            Err(error) if super::state_dir(settings).is_ok() => {
+                format!("no ollana runs on this machine (asked {asked}), and none would: {error}")
+            }
+            _ => format!(
+                "no ollana runs on this machine (asked {asked}); start it with: ollana, \
+                 or say where it is with --listen"
+            ),
+        }
     }))
 }
 

@@ -24,10 +24,7 @@ use crate::cli::{self, Tool, Verb};
 use crate::config::Settings;
 use crate::pairing::identity::Identity;
 use crate::pairing::keyring::Keyring;
-
-/// Where an ollana that the system runs keeps what it keeps.
-const SERVICE_DIR: &str =
-    if cfg!(target_os = "macos") { "/var/db/ollana" } else { "/var/lib/ollana" };
+use crate::pairing::marks::SERVICE_DIR;
 
 /// How long a command waits for a name server.
 const NAME_TIME: Duration = Duration::from_secs(5);

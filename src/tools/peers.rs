@@ -1,11 +1,12 @@
 //! `ollana peers` and `ollana unpair NAME`: the machines that this one is paired with.
 
 use std::fs;
+use std::path::Path;
 
 use super::state_dir;
 use crate::cli::Tool;
-use crate::pairing::key_files;
 use crate::pairing::peers::{self, Peer};
+use crate::pairing::{key_files, marks};
 use crate::system::failed;
 
 pub(super) fn list(tool: &Tool) -> Result<(), String> {
@@ -20,9 +21,17 @@ pub(super) fn list(tool: &Tool) -> Result<(), String> {
 }
 
 pub(super) fn remove(tool: &Tool) -> Result<(), String> {
+    let dir = state_dir(&tool.settings)?;
+    if tool.has("all") {
+        key_files::update(&dir, |peers| {
+            peers.clear();
+            Ok(())
+        })?;
+        println!("no machine is a peer any more; a running ollana cuts its connections by itself");
+        return forget(&dir);
+    }
     let name = tool.operands.first();
     let name = name.ok_or("unpair takes a name; 'ollana peers' shows them")?;
-    let dir = state_dir(&tool.settings)?;
     let is_meant = |peer: &Peer| peer.name == *name;
     if !key_files::load(&dir)?.iter().any(is_meant) {
         return Err(format!("no peer is called {name:?}; 'ollana peers' shows them"));
@@ -32,13 +41,16 @@ pub(super) fn remove(tool: &Tool) -> Result<(), String> {
         Ok(peers.len())
     })?;
     println!("{name} is not a peer any more; a running ollana cuts its connections by itself");
-    if left == 0 {
-        println!(
-            "No peer is left: ollana talks unencrypted to the LAN again. To stop that,\n\
-             start it with --unpaired off."
-        );
-    }
-    Ok(())
+    if left == 0 { forget(&dir) } else { Ok(()) }
+}
+
+/// No keys are missed from now on.
+fn forget(dir: &Path) -> Result<(), String> {
+    println!(
+        "No peer is left: ollana talks unencrypted to the LAN again. To stop that,\n\
+         start it with --unpaired off."
+    );
+    marks::set_elsewhere(dir, false).map_err(failed("cannot note it in the configuration"))
 }
 
 /// At most 80 columns wide.

@@ -26,7 +26,7 @@ use crate::cli::Tool;
 use crate::config::{DISCOVERY_PORT, SERVER_PORT};
 use crate::pairing::noise::{Introduction, Key};
 use crate::pairing::peers::{self, Peer};
-use crate::pairing::{code::PairingCode, key_files};
+use crate::pairing::{code::PairingCode, key_files, marks};
 use crate::serve::{host_name, state_dir::identity};
 use crate::system::failed;
 
@@ -52,11 +52,12 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
     let settings = &tool.settings;
     let state_dir = state_dir(settings)?;
     // Fails before a code is shown or typed if the key couldn't be kept after.
-    key_files::update(&state_dir, |_| Ok(()))?;
+    key_files::prepare(&state_dir)?;
     // Among paired machines this one is known as the server on the usual port.
     let identity = identity(Some(&state_dir), SERVER_PORT);
     let identity = identity.map_err(failed("cannot make an identity"))?;
     let introduction = Introduction { name: host_name(), ..Introduction::of(identity) };
+    let dir = state_dir.clone();
     let own = Own { state_dir, introduction };
     let near = if settings.discovery_port == 0 { DISCOVERY_PORT } else { settings.discovery_port };
     let port = near.saturating_add(PORT_STEP);
@@ -74,6 +75,9 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
         }
     };
     println!("paired with {}, key {}", peer.name, peer.id());
+    if let Err(error) = marks::set_elsewhere(&dir, true) {
+        eprintln!("ollana: not noted in the configuration that there are keys: {error}");
+    }
     println!("Both machines show the same key. A running ollana takes it up by itself.");
     Ok(())
 }

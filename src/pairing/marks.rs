@@ -1,0 +1,110 @@
+//! That this machine had keys, kept outside their folder. Without its keys, a paired machine would
+//! talk in clear to those that it is paired with.
+//!
+//! | mark | tells that the keys are gone when |
+//! |---|---|
+//! | `paired` in the state directory | their folder was removed, or not restored |
+//! | `paired` in the configuration | the state directory was, or it is another since an update |
+//!
+//! The second lists state directories, one a line. For a service, only root can write it: with
+//! `sudo ollana pair`. Where both are gone, nothing here knows, but paired machines still refuse
+//! what comes in clear.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use crate::cli::default_state_dir;
+use crate::system::files;
+
+/// Where an ollana that the system runs keeps what it keeps.
+pub(crate) const SERVICE_DIR: &str =
+    if cfg!(target_os = "macos") { "/var/db/ollana" } else { "/var/lib/ollana" };
+const MARK: &str = "paired";
+const TEXT: &str = "This machine has keys, in keys/peers.";
+
+fn env(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+fn is_service(state_dir: &Path) -> bool {
+    env("STATE_DIRECTORY").is_some() || state_dir == Path::new(SERVICE_DIR)
+}
+
+/// The mark in the configuration.
+fn elsewhere(state_dir: &Path) -> Option<PathBuf> {
+    if is_service(state_dir) {
+        return Some("/etc/ollana/paired".into());
+    }
+    let dir = |name| env(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let config = dir("XDG_CONFIG_HOME").or_else(|| Some(dir("HOME")?.join(".config")));
+    config.map(|config| config.join("ollana").join(MARK))
+}
+
+fn folder(mark: &Path) -> &Path {
+    mark.parent().unwrap_or(mark)
+}
+
+fn listed(mark: &Path) -> io::Result<Vec<String>> {
+    match files::read(folder(mark), mark) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        text => Ok(text?.lines().map(str::to_owned).collect()),
+    }
+}
+
+pub(super) const GONE: &str = "they were there and are gone; put them back";
+
+/// What is known of keys that aren't in this directory.
+pub(super) fn lost(state_dir: &Path) -> Option<String> {
+    if state_dir.join(MARK).symlink_metadata().is_ok() {
+        return Some(GONE.to_owned());
+    }
+    let listed = listed(&elsewhere(state_dir)?).unwrap_or_default();
+    if listed.iter().any(|dir| Path::new(dir) == state_dir) {
+        return Some(GONE.to_owned());
+    }
+    // Another directory that somebody named has keys of its own, or none.
+    let is_default = default_state_dir(&env).as_deref() == Some(state_dir);
+    let other = listed.first().filter(|_| is_default)?;
+    Some(format!("this machine is paired, and its keys are in {other}; name it with --state-dir"))
+}
+
+/// Marks or unmarks the state directory, as there are keys in it or none.
+pub(super) fn set(state_dir: &Path, has_keys: bool) -> io::Result<()> {
+    let mark = state_dir.join(MARK);
+    match (has_keys, mark.symlink_metadata().is_ok()) {
+        (true, false) => files::replace(state_dir, &mark, TEXT),
+        (false, true) => files::remove(state_dir, &mark),
+        _ => Ok(()),
+    }
+}
+
+/// The same in the configuration.
+pub(crate) fn set_elsewhere(state_dir: &Path, has_keys: bool) -> io::Result<()> {
+    let (Some(mark), Some(own)) = (elsewhere(state_dir), state_dir.to_str()) else { return Ok(()) };
+    let mut listed = listed(&mark)?;
+    let is_listed = listed.iter().any(|dir| dir == own);
+    match has_keys {
+        true if is_listed => return Ok(()),
+        true => listed.push(own.to_owned()),
+        false if listed.is_empty() => return Ok(()),
+        false => listed.retain(|dir| dir != own),
+    }
+    let folder = folder(&mark);
+    files::as_owner_of(folder, || fs::create_dir_all(folder))??;
+    files::replace_readable(&mark, &listed.join("\n"))
+}
+
+/// At a daemon's start: keys of an older version aren't marked yet. Failing costs little.
+pub(super) fn renew(state_dir: &Path) {
+    let is_default = default_state_dir(&env).as_deref() == Some(state_dir);
+    let marked = set(state_dir, true);
+    let elsewhere = match is_default && !is_service(state_dir) {
+        true => set_elsewhere(state_dir, true),
+        false => Ok(()),
+    };
+    if let Err(error) = marked.and(elsewhere) {
+        log::debug!("not marked that there are keys reason={error}");
+    }
+}
