@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 
 use ollana::access::cors::Origins;
 use ollana::config::Settings;
-use support::{Answer, Chain, Client, Fake, Process, Way, client_settings, server_settings, start};
+use support::{
+    Answer, Chain, Client, Fake, Ollama, Process, Way, client_settings, server_settings, start,
+};
 
 const LOCAL: &str = "http://localhost:3000";
 const EVIL: &str = "http://evil.example";
@@ -157,8 +159,8 @@ fn our_own_answers_have_the_fields_too() {
     let answer = ask(chain.address(), "GET", "/api/tags", &format!("Origin: {LOCAL}\r\n"));
     assert!(matches!(answer.status(), 502 | 503), "{answer:?}");
     assert_eq!(answer.head.all("access-control-allow-origin"), [LOCAL]);
-    let one = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
-    let other = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+    let one = Ollama::with(&["m"]);
+    let other = Ollama::with(&["m"]);
     let chain = Chain::start(Way::TwoHops, &[&one, &other], |_| {});
     let answer = ask(chain.address(), "GET", "/api/tags", &format!("Origin: {LOCAL}\r\n"));
     assert_eq!(answer.head.all("access-control-allow-origin"), [LOCAL], "{answer:?}");

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getsid, kill_process, test_kill_process};
-use support::{Fake, PATIENCE, Process, eventually};
+use support::{Fake, Ollama, PATIENCE, Process, eventually};
 
 /// What a service manager hears.
 struct Manager(UnixDatagram);
@@ -57,11 +57,8 @@ fn arguments(fake: &Fake) -> String {
     )
 }
 
-fn fake() -> Fake {
-    Fake::unlike_ollama(|call| {
-        call.read_body();
-        call.answer("200 OK", "text/plain", "ok");
-    })
+fn fake() -> Ollama {
+    Ollama::with(&["m"])
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod support;
 
-use support::{End, Fake, Gate, Random, Sum, Way, chunk, ndjson};
+use support::{End, Fake, Gate, Ollama, Random, Sum, Way, chunk, ndjson};
 
 /// Tokens of one stream.
 const TOKENS: usize = 20;
@@ -174,16 +174,17 @@ fn a_line_of_8_mb_arrives_intact() {
 #[test]
 fn an_upload_streams() {
     for way in Way::ALL {
-        for target in ["/api/blobs/sha256:00", "/api/chat"] {
-            let fake =
-                Fake::unlike_ollama_saying("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n");
+        // What isn't JSON is refused once it is whole.
+        for (target, status) in [("/api/blobs/sha256:", 201), ("/api/chat", 400)] {
+            let fake = Ollama::with(&["m"]);
             let chain = way.to(&fake);
             let mut client = chain.connect();
             for (n, framing) in
                 ["Content-Length: 50", "Transfer-Encoding: chunked"].iter().enumerate()
             {
+                let digest = if status == 201 { format!("{n:064}") } else { String::new() };
                 client.send(format!(
-                    "POST {target} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n"
+                    "POST {target}{digest} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n"
                 ));
                 for part in 1..=10 {
                     let data = "12345";
@@ -198,7 +199,7 @@ fn an_upload_streams() {
                     assert!(!fake.request(n).is_whole, "{way:?}: ended before the client did");
                     client.send("0\r\n\r\n");
                 }
-                assert_eq!(client.answer_to("POST").status(), 201, "{way:?} {framing}");
+                assert_eq!(client.answer_to("POST").status(), status, "{way:?} {framing}");
                 assert!(fake.request(n).is_whole, "{way:?} {framing}");
             }
         }
