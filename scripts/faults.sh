@@ -50,7 +50,7 @@ self-loop: 508, never ready|a_request_that_comes_back_is_refused_at_once,proxies
 two NICs: one entry|two_ways_to_one_server_are_one_entry|one way lost
 flapping at 1 Hz: one line per edge, then back|a_flapping_server_is_one_entry_and_one_line_per_edge|flapping ended
 RST storm of 8,000: serving|a_storm_of_resets|slowest request
-a state directory that never answers: refused, said|a_state_directory_that_never_answers|SIGTERM to the end
+a state directory that never answers: refused, said|a_state_directory_that_never_answers,a_state_directory_that_answers_no_longer|SIGTERM to the end
 pairing killed at each message: a key works|pairing_that_is_killed_leaves_what_was_before,pairing_again_that_is_killed_leaves_the_old_key|
 keys gone with their folder or all state: no start|without_its_keys_a_paired_machine_does_not_talk|
 planted links: root is led nowhere|planted_links_lead_root_nowhere,root_is_led_nowhere_by_a_log_or_a_pid_file|

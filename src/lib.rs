@@ -52,6 +52,7 @@
 //! | `rejector` | connections that can't come in | its queue |
 //! | `manager` | the pool | its mailbox |
 //! | `ticker` | nothing | its clock |
+//! | `keeper` | what is remembered, as it is written | its queue; the disk |
 //! | `log` | stderr or the log file | its queue; what it writes to |
 //! | `checker` × 8 | a connection to the backend being checked | its queue |
 //! | `resolver`, up to 16 | a name that is looked up | the name server |

@@ -586,11 +586,7 @@ fn a_state_directory_that_never_answers() {
     }
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("dead-{}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("a folder");
-    let script = format!(
-        "exec 7<>/dev/fuse; mount -i -t fuse -o fd=7,rootmode=40000,user_id=0,group_id=0 none {} \
-         && echo mounted >&2 && exec \"$0\" \"$@\"",
-        dir.display()
-    );
+    let script = format!("{} && echo mounted >&2 && exec \"$0\" \"$@\"", mount_silent(&dir));
     let within = ["unshare", "-m", "sh", "-c", &script];
     let fake = Fake::unlike_ollama_saying(OK);
     let state = |more: &str| format!("{} --state-dir {}{more}", arguments(&fake), dir.display());
@@ -623,4 +619,53 @@ fn a_state_directory_that_never_answers() {
         process.line(said);
     }
     std::fs::remove_dir(&dir).expect("the folder's end");
+}
+
+/// For a shell; the mount ends with the last process that has its descriptor.
+fn mount_silent(dir: &Path) -> String {
+    format!(
+        "exec 7<>/dev/fuse; mount -i -t fuse -o fd=7,rootmode=40000,user_id=0,group_id=0 none {}",
+        dir.display()
+    )
+}
+
+/// The same for a daemon that runs already: it goes on, and ends when it is told to.
+#[test]
+fn a_state_directory_that_answers_no_longer() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+        return println!("fault: skipped, only root can mount what never answers");
+    }
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("dies-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a folder");
+    let fake = Fake::unlike_ollama_saying(OK);
+    let state = format!("{} --state-dir {}", arguments(&fake), dir.display());
+    let mut process = Process::within(&["unshare", "-m"], &state);
+    drop(process.connect_ready());
+    let pid = process.path("").trim_start_matches("/proc/").trim_end_matches('/').to_owned();
+    let script = format!("{} && echo mounted && exec sleep 120", mount_silent(&dir));
+    let mut mount = std::process::Command::new("nsenter")
+        .args(["-t", &pid, "-m", "sh", "-c", &script])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("nsenter runs");
+    let mut said = [0; 7];
+    let stdout = mount.stdout.as_mut().expect("its output");
+    std::io::Read::read_exact(stdout, &mut said).expect("it is mounted");
+    // The keys are looked at each second.
+    let stacks = || -> Option<()> {
+        let tasks = std::fs::read_dir(process.path("task")).ok()?;
+        let stuck = tasks.flatten().find(|task| {
+            let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            read("comm").trim() == "keeper" && read("stat").contains(") D ")
+        });
+        stuck.map(drop)
+    };
+    eventually("a thread that waits for the disk", stacks);
+    judge("state directory gone, requests go on", serving(process.address()), ms(1000));
+    let start = Instant::now();
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit().code(), Some(0), "{}", process.log());
+    judge("state directory gone, SIGTERM to the end", start.elapsed(), ms(1000));
+    let _ = mount.kill().and_then(|()| mount.wait());
+    std::fs::remove_dir_all(&dir).expect("the folder's end");
 }
