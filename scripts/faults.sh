@@ -58,6 +58,7 @@ dead name servers: other servers answer|dead_name_servers_hold_up_neither_reques
 a known name is not answered: its server stays|a_server_stays_when_its_name_is_not_answered_any_more|answer of its server
 the same for Ollama here: the role|a_local_ollama_by_a_dead_name_holds_up_neither_role_nor_end|to the role
 SIGTERM beside dead names and checks that hang|dead_name_servers_hold_up_neither_requests_nor_the_end,checks_that_hang_do_not_hold_up_the_end,a_local_ollama_by_a_dead_name_holds_up_neither_role_nor_end|SIGTERM beside
+SIGTERM beside half a request: not waited for|half_a_request_is_not_waited_for|
 SIGTERM while Ollama is waited for at boot|a_machine_that_boots_and_stops_starts_no_client|SIGTERM while Ollama
 100 changes of role: no thread, no descriptor|a_hundred_changes_of_role_leave_nothing_behind|changes of role
 an Ollama that comes and goes: the same|an_ollama_that_comes_and_goes_leaves_nothing_behind|to the other role

@@ -168,6 +168,22 @@ fn without_work_it_ends_at_once() {
 }
 
 #[test]
+fn half_a_request_is_not_waited_for() {
+    let fake = fake(&Gate::new());
+    let mut process = start(&fake, "");
+    process.connect_ready();
+    let mut halves: Vec<Client> = (0..20).map(|_| Client::connect(process.address())).collect();
+    halves.iter_mut().for_each(|half| half.send("GET /x HTTP/1.1\r\nHost: local"));
+    // So long that all have come.
+    assert_eq!(process.connect_ready().get("/x").text(), "ok");
+    let start = Instant::now();
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit().code(), Some(0));
+    println!("ended after {} ms", start.elapsed().as_millis());
+    assert!(start.elapsed() < 3 * SOON, "ended only after {:?}", start.elapsed());
+}
+
+#[test]
 fn a_request_under_way_is_answered() {
     let gate = Gate::new();
     let held = gate.clone();

@@ -178,6 +178,14 @@ impl Connections {
         }
     }
 
+    /// Closes those of which a request began to come, but hasn't come.
+    pub(crate) fn end_headless(&self) {
+        for headless in self.table().connected.values().filter(|it| it.stage == Stage::Head) {
+            // Its worker takes that for the client's leaving and closes.
+            let _ = headless.stream.socket().shutdown(Shutdown::Read);
+        }
+    }
+
     /// Cuts every connection so that no client takes its answer for whole.
     pub(crate) fn cut(&self) {
         for connected in self.table().connected.values() {

@@ -39,6 +39,8 @@ use crate::net::socket::Waker;
 pub use self::exchange::Attempts;
 pub(crate) use self::request_body::Budget;
 
+/// How long a request that has begun to come may take to come when the process ends.
+const HEAD_TIME: Duration = Duration::from_millis(500);
 /// How long workers may take to notice that their connections were cut.
 const CUT_TIME: Duration = Duration::from_secs(2);
 
@@ -102,7 +104,11 @@ impl Proxy {
     pub(crate) fn finish(&mut self, timeout: Duration) -> bool {
         self.stop_accepting();
         let connections = self.connections();
-        let finished = connections.wait_empty(timeout);
+        let mut finished = connections.wait_empty(timeout.min(HEAD_TIME));
+        if !finished {
+            connections.end_headless();
+            finished = connections.wait_empty(timeout.saturating_sub(HEAD_TIME));
+        }
         if !finished {
             log::warn!("time is up, cutting connections={}", connections.len());
             connections.cut();
