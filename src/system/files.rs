@@ -6,8 +6,8 @@ use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
@@ -52,33 +52,35 @@ fn within<T: Send + 'static>(
     is_over: &dyn Fn() -> bool,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    static AT_WORK: AtomicUsize = AtomicUsize::new(0);
+    // Threads whose result nobody waits for any more.
+    static STUCK: AtomicUsize = AtomicUsize::new(0);
     let silent = || io::Error::new(ErrorKind::TimedOut, "the disk does not answer");
-    let deadline = Instant::now() + patience;
-    // Others may only be at work, and not stuck.
-    while AT_WORK.fetch_add(1, SeqCst) >= MAX_STUCK {
-        AT_WORK.fetch_sub(1, SeqCst);
-        if Instant::now() >= deadline || is_over() {
-            return Err(silent());
-        }
-        thread::sleep(LOOK);
+    if STUCK.load(SeqCst) >= MAX_STUCK {
+        return Err(silent());
     }
     let (done, result) = bounded(1);
-    let started = spawn("disk", move || {
+    // Set by the first of the two to end.
+    let is_over_for_one = Arc::new(AtomicBool::new(false));
+    let is_over_for_us = Arc::clone(&is_over_for_one);
+    spawn("disk", move || {
         let _ = done.send(work());
-        AT_WORK.fetch_sub(1, SeqCst);
-    });
-    if let Err(error) = started {
-        AT_WORK.fetch_sub(1, SeqCst);
-        return Err(error);
-    }
+        if is_over_for_one.swap(true, SeqCst) {
+            STUCK.fetch_sub(1, SeqCst);
+        }
+    })?;
+    let deadline = Instant::now() + patience;
     loop {
         match result.recv_timeout(LOOK) {
             Ok(result) => return result,
             Err(RecvTimeoutError::Timeout) if Instant::now() < deadline && !is_over() => {}
-            Err(_) => return Err(silent()),
+            Err(_) => break,
         }
     }
+    STUCK.fetch_add(1, SeqCst);
+    if is_over_for_us.swap(true, SeqCst) {
+        STUCK.fetch_sub(1, SeqCst);
+    }
+    Err(silent())
 }
 
 /// Makes a directory, and those above it, that only its owner may enter.
@@ -292,8 +294,16 @@ mod tests {
         let ended = within(PATIENCE, &|| true, move || stuck.recv().map_err(io::Error::other));
         assert_eq!(ended.unwrap_err().kind(), ErrorKind::TimedOut, "the process ends");
         assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+        let work = || {
+            thread::sleep(LOOK);
+            Ok(())
+        };
+        let many = || in_time(work);
+        thread::scope(|scope| {
+            let all: Vec<_> = (0..4 * MAX_STUCK).map(|_| scope.spawn(many)).collect();
+            all.into_iter().for_each(|one| one.join().unwrap().unwrap());
+        });
         drop(gate);
-        assert_eq!(in_time(|| Ok(7)).unwrap(), 7);
     }
 
     #[test]
