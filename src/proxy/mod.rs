@@ -10,6 +10,23 @@
 //! The room owns client connections, their limits, their threads and their exchanges. It knows
 //! nothing of how backends are found or chosen; it asks the Manager for one. [`Proxy`] is all that
 //! other rooms start and stop; [`exchange::Context`] is what they give it.
+//!
+//! No wait is without an end:
+//!
+//! | who waits | for | at the latest until |
+//! |---|---|---|
+//! | acceptor | a connection | the proxy is stopped (its waker) |
+//! | rejector | a connection to turn away | the acceptors have ended (its queue closes) |
+//! | idle worker | a connection | 20 s, or it is dismissed (its channel closes) |
+//! | worker | its handshake or a head | `idle_timeout`, `head_timeout`, or it gives way |
+//! | worker | the gate | 1 s to write, 1 s to read; then nobody waits for it any more |
+//! | worker | a lease | the Manager's answer, its time in the queue, or the client leaves |
+//! | worker | a connection to the upstream | `connect_timeout`, `patient_connect_timeout` |
+//! | worker | bytes of the request's body | `body_timeout`, an early answer |
+//! | worker | room at the upstream or the client | `stall_timeout`, the client leaves |
+//! | worker | an answer, or more of it | it comes, the upstream's TCP ends, the client leaves |
+//! | worker | the client to read the last answer | half a second |
+//! | who stops the proxy | its streams, then its workers | `drain_timeout`, 2 s |
 
 mod acceptor;
 mod answers;

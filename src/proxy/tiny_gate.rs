@@ -69,10 +69,15 @@ pub(super) fn open(places: &[PathBuf]) -> io::Result<()> {
 
 /// Lets a request pass.
 pub(super) fn pass(head: &Head) {
-    let Some(gate) = GATE.get() else { return };
+    if let Some(gate) = GATE.get() {
+        pass_through(gate, head.method.as_str(), &head.target);
+    }
+}
+
+fn pass_through(gate: &Mutex<Option<Gate>>, method: &str, target: &str) {
     let mut gate = system::lock(gate);
     if let Some(open) = &mut *gate
-        && let Err(error) = open.pass(head.method.as_str(), &head.target)
+        && let Err(error) = open.pass(method, target)
     {
         log::error!("tiny_http is passed by from now on: {error}");
         *gate = None;
@@ -111,5 +116,45 @@ impl Gate {
             std::thread::yield_now();
         }
         self.server.recv_timeout(PATIENCE)?.ok_or(ErrorKind::TimedOut.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// A gate behind which nobody is: what is written is never read, and nothing comes out.
+    fn dead() -> (Gate, UnixStream) {
+        let path = std::env::temp_dir()
+            .join(format!("ollana-dead-{}", Hex(&system::random::<8>().unwrap())));
+        let server = Server::from_listener(UnixListener::bind(&path).unwrap(), None).unwrap();
+        fs::remove_file(&path).unwrap();
+        let (connection, far) = UnixStream::pair().unwrap();
+        connection.set_write_timeout(Some(PATIENCE)).unwrap();
+        (Gate { server, connection }, far)
+    }
+
+    #[test]
+    fn a_gate_that_breaks_holds_up_requests_once() {
+        // The write breaks in the middle of the head, or all of it is written and nothing comes.
+        for target in ["/x".repeat(1 << 20), "/x".to_owned()] {
+            let (gate, _far) = dead();
+            let gate = Mutex::new(Some(gate));
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                for _ in 0..16 {
+                    scope.spawn(|| pass_through(&gate, "GET", &target));
+                }
+            });
+            // The first waits for the gate, the others for the first.
+            let took = start.elapsed();
+            assert!(took < 4 * PATIENCE, "{took:?}");
+            assert!(took >= PATIENCE / 2 && gate.lock().unwrap().is_none());
+            let start = Instant::now();
+            pass_through(&gate, "GET", &target);
+            assert!(start.elapsed() < PATIENCE / 2, "passed by");
+        }
     }
 }

@@ -64,7 +64,7 @@ impl Workers {
     }
 
     /// Waits for the next connection of a worker; none when it is to end.
-    fn next_connection(&self) -> Option<Box<Connection>> {
+    fn next_connection(&self, idle_time: Duration) -> Option<Box<Connection>> {
         let (worker, work) = bounded(1);
         let mut idle = self.idle();
         if idle.is_dismissed {
@@ -74,7 +74,7 @@ impl Workers {
         idle.next += 1;
         idle.waiting.push((number, worker));
         drop(idle);
-        if let Ok(connection) = work.recv_timeout(IDLE_TIME) {
+        if let Ok(connection) = work.recv_timeout(idle_time) {
             return Some(connection);
         }
         self.idle().waiting.retain(|(other, _)| *other != number);
@@ -126,7 +126,7 @@ impl Worker {
             if catch_unwind(AssertUnwindSafe(|| self.serve(present))).is_err() {
                 log::error!("a worker panicked; its connection was closed");
             }
-            connection = self.shared.workers.next_connection();
+            connection = self.shared.workers.next_connection(IDLE_TIME);
         }
         self.shared.workers.ended();
     }
@@ -165,5 +165,57 @@ impl Worker {
                 End::Cut => return,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, TcpListener, TcpStream};
+    use std::sync::atomic::AtomicBool;
+    use std::time::Instant;
+
+    use super::super::connections::{Connections, Process};
+    use super::*;
+    use crate::pairing::stream::Stream;
+
+    #[test]
+    fn no_connection_waits_for_a_worker_that_has_gone() {
+        const COUNT: usize = 5000;
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let peer = listener.local_addr().expect("its address");
+        let stream = Arc::new(Stream::new(TcpStream::connect(peer).expect("a connection")));
+        let connections = Arc::new(Connections::new(COUNT, COUNT, Process::of_its_own(COUNT)));
+        let connect = || {
+            let place = connections.enter(&stream, IpAddr::from([127, 0, 0, 1])).expect("a place");
+            Box::new(Connection::new(Arc::clone(&stream), peer, place))
+        };
+        let (workers, served) = (Workers::default(), AtomicUsize::new(0));
+        let is_over = AtomicBool::new(false);
+        let mut given_back = 0;
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                // They lose patience about as often as they get one.
+                scope.spawn(|| {
+                    while !is_over.load(SeqCst) {
+                        let next = workers.next_connection(Duration::from_micros(20));
+                        served.fetch_add(usize::from(next.is_some()), SeqCst);
+                    }
+                });
+            }
+            for _ in 0..COUNT {
+                given_back += usize::from(workers.hand_over(connect()).is_err());
+            }
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while connections.len() > 0 && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+            is_over.store(true, SeqCst);
+        });
+        let served = served.load(SeqCst);
+        assert_eq!((served + given_back, connections.len()), (COUNT, 0), "{given_back} given back");
+        workers.dismiss();
+        assert!(
+            workers.next_connection(IDLE_TIME).is_none() && workers.hand_over(connect()).is_err()
+        );
     }
 }
