@@ -69,7 +69,7 @@ days:
 
 # How long: make soak SOAK=2h
 soak:
-	SOAK="$(SOAK)" $(CARGO) test --release --test soak -- --ignored --nocapture
+	SOAK="$(SOAK)" $(CARGO) test --release --test soak -- --ignored --nocapture --test-threads 1
 
 coverage:
 	@scripts/coverage.sh

@@ -10,19 +10,22 @@
 //! each process; descriptors and threads are what they were after one request, but for the few
 //! connections on which the client goes on asking what the servers have. In the first
 //! fifth there are twice the clients, so that what they need later, stacks above all, is there.
+//!
+//! The other test lives with what changes: servers, the role, and clients that leave.
 #![cfg(target_os = "linux")]
 
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
-use support::{Client, End, Process, Random, Sum, eventually};
+use support::{Client, End, Process, Random, Sum, eventually, free_tcp_port};
 
 const CLIENTS: usize = 8;
 /// What one process may have more at the end than after the first fifth. Of 16 bytes left behind
@@ -309,6 +312,130 @@ fn nothing_is_lost_and_nothing_is_left() {
         }
         thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// How far a client comes with a request that it gives up.
+fn give_up(address: SocketAddr, random: &mut Random) {
+    let Ok(stream) = TcpStream::connect(address) else { return };
+    let size = *random.pick(&[0, 700, 5000, 60_000, 300_000]);
+    let mut request =
+        format!("POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n")
+            .into_bytes();
+    request.resize(request.len() + size, b'x');
+    let is_whole = random.is_one_in(2);
+    let sent = if is_whole { request.len() } else { random.below(request.len()) };
+    let _ = (&stream).write_all(&request[..sent]);
+    if is_whole && random.is_one_in(2) {
+        let _ = (&stream).read(&mut vec![0; 1 + random.below(4000)]);
+    }
+    if random.is_one_in(2) {
+        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    }
+}
+
+/// An Ollama that comes and goes: its port refuses, and its connections end, while it is away.
+fn flapping(address: SocketAddr, seed: u64, times: [u64; 2], over: &AtomicBool) {
+    let mut random = Random::new(seed);
+    let mut pause = |most: u64| {
+        let until = Instant::now() + Duration::from_millis(most / 2 + random.next() % (most / 2));
+        while Instant::now() < until && !over.load(Relaxed) {
+            thread::sleep(Duration::from_millis(20));
+        }
+    };
+    while !over.load(Relaxed) {
+        let listener = TcpListener::bind(address).expect("its port again");
+        let is_away = Arc::new(AtomicBool::new(false));
+        let streams = Arc::new(Mutex::new(Vec::new()));
+        let (away, all) = (Arc::clone(&is_away), Arc::clone(&streams));
+        let acceptor = thread::spawn(move || {
+            for stream in listener.incoming().flatten().take_while(|_| !away.load(Relaxed)) {
+                all.lock().expect("its streams").push(stream.try_clone().expect("a descriptor"));
+                let serve = move || while serve(&stream).unwrap_or(false) {};
+                let thread = thread::Builder::new().stack_size(128 * 1024);
+                thread.spawn(serve).expect("a thread");
+            }
+        });
+        pause(times[0]);
+        is_away.store(true, Relaxed);
+        drop(TcpStream::connect(address));
+        acceptor.join().expect("its end");
+        for stream in streams.lock().expect("its streams").drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        pause(times[1]);
+    }
+}
+
+/// A machine whose Ollama comes and goes, so that its role changes every ten seconds or so, among 64
+/// servers that come and go too, with clients that leave at any point. At the end it has the threads and
+/// descriptors of its second minute. Its memory is told but not judged: of what bodies of all sizes
+/// took at once, glibc keeps some megabytes.
+#[test]
+#[ignore = "takes minutes: make soak"]
+fn nothing_grows_while_servers_and_roles_come_and_go() {
+    let length = length();
+    let [own, listen] = [free_tcp_port(), free_tcp_port()];
+    let others: Vec<SocketAddr> = (0..64).map(|_| free_tcp_port()).collect();
+    let named: String = others.iter().map(|address| format!(" --server {address}")).collect();
+    let process = Process::with_env(
+        &format!("--listen {listen} --discovery-port 0 --log-level error --ollama {own}{named}"),
+        &[NO_CACHE],
+    );
+    let figures = |until: Duration, seed: u64| {
+        let (over, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            let (over, served) = (&over, &served);
+            scope.spawn(move || flapping(own, seed, [12_000, 12_000], over));
+            for (at, address) in others.iter().enumerate() {
+                scope.spawn(move || flapping(*address, seed + at as u64, [6000, 4000], over));
+            }
+            for worker in 0..CLIENTS as u64 {
+                scope.spawn(move || {
+                    let mut random = Random::new(seed ^ (worker + 1));
+                    while !over.load(Relaxed) {
+                        if random.below(10) < 6 {
+                            give_up(listen, &mut random);
+                        } else if let Ok(stream) = TcpStream::connect(listen) {
+                            drop(stream);
+                            served.fetch_add(usize::from(is_served(listen)), Relaxed);
+                        }
+                        // While it changes its role, nothing listens.
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                });
+            }
+            thread::sleep(until);
+            over.store(true, Relaxed);
+        });
+        println!("{} requests served", served.load(Relaxed));
+        // With nobody there: idle workers go home after 20 s, idle connections a little later.
+        let quiet = Instant::now();
+        let mut least = Figures::of(&process);
+        while quiet.elapsed() < Duration::from_secs(45) {
+            thread::sleep(Duration::from_secs(1));
+            let now = Figures::of(&process);
+            least.threads = least.threads.min(now.threads);
+            least.descriptors = least.descriptors.min(now.descriptors);
+            least.memory = least.memory.min(now.memory);
+        }
+        println!("{least:?}");
+        least
+    };
+    let early = figures(length.min(Duration::from_secs(120)) / 2, 1);
+    let end = figures(length.saturating_sub(Duration::from_secs(60)).max(length / 2), 2);
+    assert!(end.threads <= early.threads + 1, "{early:?}, then {end:?}");
+    // Checkers notice that a kept connection has ended when they need it again.
+    assert!(end.descriptors <= early.descriptors + CHECKS[0], "{early:?}, then {end:?}");
+    println!("memory: {} KB after the first part, {} KB at the end", early.memory, end.memory);
+}
+
+/// Whether one request on a new connection is answered with 200.
+fn is_served(address: SocketAddr) -> bool {
+    let Ok(mut stream) = TcpStream::connect(address) else { return false };
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(10)));
+    let _ = stream.write_all(b"GET /api/version HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let mut start = [0; 12];
+    stream.read_exact(&mut start).is_ok() && start.ends_with(b"200")
 }
 
 /// Where a process listens, from the kernel's table.
