@@ -343,7 +343,11 @@ fn flapping(address: SocketAddr, seed: u64, times: [u64; 2], over: &AtomicBool) 
         }
     };
     while !over.load(Relaxed) {
-        let listener = TcpListener::bind(address).expect("its port again");
+        // Meanwhile a connection of this machine may have the port.
+        let Ok(listener) = TcpListener::bind(address) else {
+            pause(100);
+            continue;
+        };
         let is_away = Arc::new(AtomicBool::new(false));
         let streams = Arc::new(Mutex::new(Vec::new()));
         let (away, all) = (Arc::clone(&is_away), Arc::clone(&streams));
