@@ -54,7 +54,7 @@
 //! | `ticker` | nothing | its clock |
 //! | `keeper` | what is remembered, as it is written | its queue; the disk |
 //! | `log` | stderr or the log file | its queue; what it writes to |
-//! | `checker` × 8 | a connection to the backend being checked | its queue |
+//! | `checker` × 10 | a connection to the backend being checked | its queue |
 //! | `resolver`, up to 16 | a name that is looked up | the name server |
 //! | `detection`, at the start | nothing | the local Ollama's answer |
 //! | `discovery` (client) | a UDP socket per interface | `poll` |

@@ -31,9 +31,9 @@ const CLIENTS: usize = 8;
 /// What one process may have more at the end than after the first fifth. Of 16 bytes left behind
 /// by each request, the allocator makes 32: in two minutes that is ten times as much.
 const GROWTH_KB: usize = 512;
-/// Connections that each of the client's eight checkers may have to each of two servers, and threads
+/// Connections that each of the client's ten checkers may have to each of two servers, and threads
 /// of a server that serve them. Of ten thousand failures, far more would be left.
-const CHECKS: [usize; 2] = [16, 8];
+const CHECKS: [usize; 2] = [20, 10];
 /// The C library keeps up to 240 KB of freed memory for each thread, filled over minutes by bodies
 /// of ever new sizes: as much as a small leak. It is told not to.
 const NO_CACHE: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0");

@@ -167,7 +167,7 @@ impl World {
         let mut actions = Vec::new();
         self.pool.handle(self.now, input, &mut actions);
         while let Some(action) = actions.pop() {
-            let Action::Check(id, Target::Address(address), wants_inventory) = action else {
+            let Action::Check(id, Target::Address(address), wants_inventory, _) = action else {
                 continue;
             };
             let server = usize::from(address.port()) - FIRST_PORT;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::mailbox::Mailbox;
-use super::pool::{BackendId, Input, MAX_CHECKS};
+use super::pool::{CheckId, Input, MAX_CHECKS, MAX_LISTS};
 use super::wake::Wake;
 use crate::config::{OllamaUrl, Timing};
 use crate::pairing::keyring::Keyring;
@@ -27,7 +27,7 @@ const TICK: Duration = Duration::from_millis(200);
 const SLEPT: Duration = Duration::from_secs(1);
 /// Ticks from one look at the files of keys to the next.
 const KEY_LOOK: u64 = 5;
-/// Jobs that may wait. One per backend is under way at most.
+/// Jobs that may wait. No more checks are under way than there are checkers.
 const MAX_JOBS: usize = 128;
 
 /// Something that takes time.
@@ -44,8 +44,8 @@ pub enum Job {
 /// A health check to run.
 #[derive(Debug)]
 pub struct CheckJob {
-    /// The backend that the result is about.
-    pub id: BackendId,
+    /// Which check the result is of.
+    pub id: CheckId,
     /// What to ask.
     pub target: Target,
     /// Whether to ask for its models too.
@@ -117,7 +117,7 @@ pub(crate) struct Checkers {
 impl Checkers {
     pub(crate) fn start(jobs: &Receiver<Job>, checker: &Checker) -> io::Result<Self> {
         let checkers = Checkers { is_stopping: Arc::default() };
-        for _ in 0..MAX_CHECKS {
+        for _ in 0..MAX_CHECKS + MAX_LISTS {
             let (jobs, checker) = (jobs.clone(), checker.clone());
             let is_stopping = Arc::clone(&checkers.is_stopping);
             let upstream = Upstream::new(&checker.timing, &checker.keyring);
@@ -153,8 +153,7 @@ impl Checker {
             Job::Check(CheckJob { id, target, wants_inventory, time }) => {
                 let is_local = |url: &&OllamaUrl| target == Target::Name(url.server());
                 let local = self.local.as_ref().filter(is_local);
-                let timeout = self.timing.health_timeout;
-                let check = Check { target: &target, local, wants_inventory, time, timeout };
+                let check = Check { target: &target, local, wants_inventory, time };
                 self.mailbox.send(Input::Checked(id, check.run(upstream)));
             }
             Job::Learn(servers) => self.wake.iter().for_each(|wake| wake.learn(&servers)),

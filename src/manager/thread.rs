@@ -280,8 +280,7 @@ impl Manager {
         let mut is_news = false;
         for action in std::mem::take(&mut self.actions) {
             match action {
-                Action::Check(id, target, wants_inventory) => {
-                    let time = self.queue.pool().check_time(id);
+                Action::Check(id, target, wants_inventory, time) => {
                     let job = CheckJob { id, target, wants_inventory, time };
                     if !self.hand_out(Job::Check(job)) {
                         // It is asked for again soon.

@@ -40,20 +40,24 @@ impl fmt::Display for SecureError {
     }
 }
 
-/// Connects to a server, encrypted if there is a key for it. The TCP connection and the handshake
-/// may take `timeout` each; they end early when `watched` hangs up.
+/// Connects to a server, encrypted if there is a key for it. Each TCP connection and handshake may
+/// take `timeout`, all of them together no longer than `until`; they end early when `watched` hangs
+/// up.
 pub(crate) fn connect(
     keyring: &Keyring,
     address: SocketAddr,
     timeout: Duration,
+    until: Option<Instant>,
     watched: Option<&Stream>,
 ) -> Result<Arc<Stream>, SecureError> {
+    let left = || until.map(|until| until.saturating_duration_since(Instant::now()));
+    let time = || left().map_or(timeout, |left| left.min(timeout));
     let attempt = keyring.keys_to_try(address);
     let own = Introduction::of(keyring.own);
     let mut refused = SecureError::NoKey;
     for key in attempt.keys {
-        let stream = connect_plain(address, timeout, watched)?;
-        let shaken = initiate(&stream, Purpose::Requests, &key, &own, timeout, watched);
+        let stream = connect_plain(address, time(), watched)?;
+        let shaken = initiate(&stream, Purpose::Requests, &key, &own, time(), watched);
         let Err(error) = shaken else {
             keyring.note(address, Some(key.id()));
             let is_valid = keyring.watch(&stream);
@@ -69,7 +73,7 @@ pub(crate) fn connect(
     if !attempt.then_plain {
         return Err(refused);
     }
-    let stream = connect_plain(address, timeout, watched)?;
+    let stream = connect_plain(address, time(), watched)?;
     // One that refuses our keys may have another; one that answers in clear has none.
     if matches!(refused, SecureError::NotPaired) {
         keyring.note(address, None);

@@ -123,7 +123,6 @@ pub(crate) fn ask(settings: &Settings, ollama: &OllamaUrl, timeout: Duration) ->
         local: Some(ollama),
         wants_inventory: false,
         time: CheckTime::of(timeout),
-        timeout,
     };
     check.run(&Upstream::new(&settings.timing, &Arc::new(Keyring::none())))
 }

@@ -28,8 +28,9 @@ const PIECE: usize = 16 << 10;
 /// A checker waits so long for a server's name that was never found. One that comes later is there
 /// for the next check.
 const NAME_TIME: Duration = Duration::from_millis(250);
-/// All lists of a server have so many times as long as one answer.
-const LIST_TIMES: u32 = 2;
+/// How long a check waits for the lists. Those that take longer must not make it late: they are asked
+/// for apart.
+pub(crate) const LISTS_IN_PASSING: Duration = Duration::from_millis(500);
 
 /// Where to check a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +58,7 @@ pub enum CheckResult {
         identity: Option<Identity>,
         /// What the proxy lets us do.
         open: Option<Permission>,
-        /// The models, if they were asked for and told.
+        /// The models, if they were asked for and told in time.
         inventory: Option<Arc<Inventory>>,
     },
     /// An answer that rules the server out for now: refused, 5xx, not Ollama.
@@ -75,13 +76,15 @@ pub enum CheckResult {
 pub struct CheckTime {
     /// To connect, if that isn't as usual.
     pub connect: Option<Duration>,
-    /// In all.
+    /// In all: for the addresses of a name, the version, and the lists that come in passing.
     pub answer: Duration,
+    /// For the lists besides, if they are asked for apart.
+    pub lists: Option<Duration>,
 }
 
 impl CheckTime {
     pub(crate) fn of(answer: Duration) -> Self {
-        CheckTime { connect: None, answer }
+        CheckTime { connect: None, answer, lists: None }
     }
 }
 
@@ -92,10 +95,7 @@ pub(crate) struct Check<'a> {
     /// The local Ollama's URL, if it is that: it must not turn out to be a proxy of ours.
     pub(crate) local: Option<&'a OllamaUrl>,
     pub(crate) wants_inventory: bool,
-    /// For the version.
     pub(crate) time: CheckTime,
-    /// For each list.
-    pub(crate) timeout: Duration,
 }
 
 impl Check<'_> {
@@ -108,6 +108,7 @@ impl Check<'_> {
     }
 
     fn ask(self, upstream: &Upstream) -> CheckResult {
+        let until = Instant::now() + self.time.answer;
         let resolved = match self.target {
             Target::Address(address) => Ok(vec![*address]),
             Target::Name(server) => {
@@ -121,8 +122,11 @@ impl Check<'_> {
         };
         let mut result = CheckResult::Void;
         // Others have the same only if it isn't known on which link it is.
-        for address in addresses.iter().filter(|address| address.ip() == addresses[0].ip()) {
-            result = self.ask_at(upstream, *address);
+        let there = addresses.iter().filter(|address| address.ip() == addresses[0].ip());
+        for (at, address) in there.clone().enumerate() {
+            let left = until.saturating_duration_since(Instant::now());
+            let share = left / (there.clone().count() - at).max(1) as u32;
+            result = self.ask_at(upstream, *address, Instant::now() + share);
             if matches!(result, CheckResult::Healthy { .. } | CheckResult::Void) {
                 break;
             }
@@ -130,12 +134,15 @@ impl Check<'_> {
         result
     }
 
-    fn ask_at(self, upstream: &Upstream, address: SocketAddr) -> CheckResult {
+    fn ask_at(self, upstream: &Upstream, address: SocketAddr, until: Instant) -> CheckResult {
         let start = Instant::now();
+        let left = until.saturating_duration_since(start);
+        if left.is_zero() {
+            return CheckResult::Silent("no time was left".to_owned());
+        }
         // On a connection of its own: an old one may be broken although the server is well.
         let request = self.request(upstream, false, address, VERSION);
-        let answer =
-            request.and_then(|request| upstream.get(request, self.time.answer, MAX_ANSWER));
+        let answer = request.and_then(|request| upstream.get(request, left, MAX_ANSWER));
         let answer = match answer {
             Ok(answer) => answer,
             Err(_) if exchange_io::with(|io| io.fault().is_some()) => return CheckResult::Void,
@@ -168,7 +175,7 @@ impl Check<'_> {
                     name: told(SERVER_FIELD).map(|name| start_of(name, MAX_NAME)),
                     identity: told(IDENTITY_FIELD).and_then(Identity::parse),
                     open: told(PERMISSION_FIELD).and_then(Permission::of_word),
-                    inventory: self.inventory(upstream, address, room),
+                    inventory: self.inventory(upstream, address, room, until),
                 }
             }
             (200, None) => CheckResult::Refused("answers, but not as Ollama does".to_owned()),
@@ -185,16 +192,20 @@ impl Check<'_> {
         upstream: &Upstream,
         address: SocketAddr,
         room: Option<u64>,
+        until: Instant,
     ) -> Option<Arc<Inventory>> {
         if !self.wants_inventory {
             return None;
         }
-        let until = Instant::now() + self.timeout * LIST_TIMES;
+        let now = Instant::now();
+        let apart = self.time.lists;
+        let until = apart.map_or(until.min(now + LISTS_IN_PASSING), |time| now + time);
         let lists = List::ALL.map(|list| {
             let read = self.list(upstream, address, list, until);
             read.unwrap_or_else(|reason| Read::failed(format!("{} {reason}", list.path())))
         });
-        Some(Arc::new(Inventory::of(lists, room)))
+        let is_late = apart.is_none() && Instant::now() >= until;
+        (!is_late).then(|| Arc::new(Inventory::of(lists, room)))
     }
 
     /// Reads a list as it comes. The error is what became of the request.
@@ -252,3 +263,6 @@ impl Check<'_> {
 fn start_of(text: &str, most: usize) -> String {
     text.chars().filter(|c| is_printable(*c)).take(most).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,7 +29,7 @@ use crate::config::Timing;
 use crate::net::{names, untrusted_text};
 use crate::pairing::keyring::Keyring;
 
-pub(crate) use self::health_check::Check;
+pub(crate) use self::health_check::{Check, LISTS_IN_PASSING};
 pub use self::health_check::{CheckResult, CheckTime, Target};
 pub(crate) use self::hope::Hope;
 

@@ -68,11 +68,12 @@ impl Connector for IoConnector {
         let Attempt { client, is_lan, half_closed, connect, patience, .. } =
             exchange_io::with(|io| io.attempt.clone());
         let left = details.timeout.not_zero().map(|timeout| *timeout);
+        let until = left.map(|left| Instant::now() + left);
         let timeout = left.into_iter().chain(connect).min().unwrap_or(UNACKNOWLEDGED);
         // Of one that may be half closed, its end tells nothing; and connecting is short.
         let client = client.filter(|_| half_closed.is_zero());
         let try_once = || match is_lan {
-            true => secure::connect(&self.keyring, address, timeout, client.as_deref()),
+            true => secure::connect(&self.keyring, address, timeout, until, client.as_deref()),
             false => secure::connect_plain(address, timeout, client.as_deref()),
         };
         let start = Instant::now();

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ollana::manager::pool::{
-    BackendId, Input, Known, MAX_CHECKS, Outcome, Pool, Report, Transition, Wanted,
+    CheckId, Input, Known, MAX_CHECKS, Outcome, Pool, Report, Transition, Wanted,
 };
 use ollana::manager::queue::{Refused, Request};
 use ollana::ollama::model_name::ModelName;
@@ -147,7 +147,7 @@ enum Event {
     /// It ends, as this server or the time has it.
     Checked(usize, CheckResult, Option<usize>),
     /// A server's look at its own Ollama ends.
-    SelfChecked(usize, u32, BackendId, CheckResult),
+    SelfChecked(usize, u32, CheckId, CheckResult),
     /// A request is where it goes, or can't get there.
     Arrives(usize, u32, usize),
     Unreached(usize, u32),

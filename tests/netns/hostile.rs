@@ -16,7 +16,7 @@ use super::http::{get, post};
 use super::lan::{Host, Lan, can_filter};
 use super::ollama::{Ollama, all_lines};
 use super::packets::{DISCOVERY, Dice, Spoofer, announcement, nonce_of, overhear, probe, udp};
-use super::watch::{judge, limits, takes, throughout};
+use super::watch::{judge, limits, takes, throughout, until};
 
 /// What an attack may add to a daemon's memory.
 const MOST_GROWTH_KIB: u64 = 8 * 1024;
@@ -147,13 +147,11 @@ fn false_answers(is_silent: bool) {
             throughout(Duration::from_secs(1), || {});
             let _server_daemon = Daemon::start(&server, &[]);
             takes("restarted to first answer", limits::BACK, || works(&client));
-            if is_silent {
-                return; // Then a newcomer has to wait until its turn to be checked comes.
-            }
             let _newcomer_daemon = Daemon::start(&newcomer, &[]);
             let found = || (client_daemon.count("backend up ") == 3).then_some(());
-            // Among hundreds of false answers to each probe its own may be lost once.
-            takes("newcomer's start to in rotation", limits::NOTICED * 2, found);
+            // Among hundreds of false answers to each probe its own may be lost once: what is allowed
+            // are two probes.
+            takes("a newcomer from start to in rotation", limits::NOTICED, found);
         },
     );
     assert_modest(&client_daemon, before);
@@ -168,6 +166,79 @@ fn servers_that_refuse_do_not_displace_the_known_one() {
 #[test]
 fn servers_that_stay_silent_do_not_displace_the_known_one() {
     false_answers(true);
+}
+
+/// Addresses of one host from which servers are announced.
+const MANY: u8 = 16;
+/// Just within the time that a check has.
+const SLOWLY: Duration = Duration::from_millis(1400);
+
+/// Announces one server per mouth, always the same ones, in answer to each probe.
+fn announce_same(ear: &UdpSocket, mouths: &[UdpSocket], over: &AtomicBool) {
+    ear.set_read_timeout(Some(Duration::from_millis(50))).expect("a limit");
+    let mut buffer = [0; 512];
+    while !over.load(Relaxed) {
+        let Ok((len, client)) = ear.recv_from(&mut buffer) else { continue };
+        let nonce = nonce_of(&buffer[..len]);
+        for (mouth, number) in mouths.iter().zip(100..) {
+            let _ = mouth.send_to(&announcement(nonce, [number; 16], 11435), client);
+        }
+    }
+}
+
+/// Servers of a stranger, all of them well but slow, hold up nobody's check.
+fn slow_servers(args: impl Fn(&Host) -> Vec<String>) {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let [server, other, client, attacker] = [1, 2, 3, 4].map(|_| lan.host(&[("eth0", 0)]));
+    let [ollama, _other_ollama] = [&server, &other].map(|host| Ollama::start(host, "m"));
+    let [server_daemon, _other_daemon] = [&server, &other].map(|host| Daemon::start(host, &[]));
+    let ear = udp(&attacker, "0.0.0.0:11436", Duration::from_secs(10));
+    let addresses = (100..100 + MANY).map(|number| format!("10.80.0.{number}"));
+    let (mouths, _slow): (Vec<UdpSocket>, Vec<Ollama>) = addresses
+        .map(|address| {
+            attacker.ip(&["address", "add", &format!("{address}/24"), "dev", "eth0"]);
+            let place = format!("{address}:11435");
+            let slow = Ollama::listen_slowly(&attacker, &place, "slow", SLOWLY);
+            (udp(&attacker, &format!("{address}:0"), PATIENCE), slow)
+        })
+        .unzip();
+    let args = args(&server);
+    let client_daemon =
+        Daemon::start(&client, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    let up = |least| (client_daemon.count("backend up ") >= least).then_some(());
+    alongside(
+        |over| announce_same(&ear, &mouths, over),
+        || {
+            until("all of them to be found", Duration::from_secs(60), || up(usize::from(MANY) + 2));
+            // A request may be on its way to the server when it freezes; none is here.
+            throughout(Duration::from_secs(3), || {
+                assert_eq!(post(&client, "/api/chat").expect("an answer").status, 200);
+            });
+            server_daemon.signal(Signal::STOP);
+            let at = server.address(0).to_string();
+            let down = || client_daemon.lines("backend down ").iter().any(|it| it.contains(&at));
+            takes("frozen to out of rotation", limits::SILENT, || down().then_some(()));
+            for _ in 0..10 {
+                let start = Instant::now();
+                assert_eq!(post(&client, "/api/chat").expect("an answer").status, 200);
+                judge("a request's answer elsewhere", start.elapsed(), PATIENCE);
+            }
+            server_daemon.signal(Signal::CONT);
+            let is_back = || up(usize::from(MANY) + 3);
+            takes("going on to in rotation", limits::BACK, is_back);
+        },
+    );
+    drop(ollama);
+}
+
+#[test]
+fn slow_newcomers_do_not_hide_that_a_server_is_frozen() {
+    slow_servers(|_| Vec::new());
+}
+
+#[test]
+fn slow_newcomers_do_not_hide_that_a_named_server_is_frozen() {
+    slow_servers(|server| vec!["--server".to_owned(), server.address(0).to_string()]);
 }
 
 #[test]

@@ -34,6 +34,8 @@ pub(crate) struct Ollama {
 
 struct Shared {
     name: String,
+    /// Pause before each answer.
+    pause: Duration,
     state: Mutex<State>,
 }
 
@@ -65,10 +67,15 @@ impl Ollama {
 
     /// On an address of a host.
     pub(crate) fn listen(host: &Host, address: &str, name: &str) -> Ollama {
+        Ollama::listen_slowly(host, address, name, Duration::ZERO)
+    }
+
+    /// The same, with a pause before each answer.
+    pub(crate) fn listen_slowly(host: &Host, address: &str, name: &str, pause: Duration) -> Ollama {
         let listener = host.run(|| TcpListener::bind(address)).expect("Ollama's port");
         listener.set_nonblocking(true).expect("a listener that doesn't block");
         let state = Mutex::new(State { released: TOKENS, ..State::default() });
-        let shared = Arc::new(Shared { name: name.to_owned(), state });
+        let shared = Arc::new(Shared { name: name.to_owned(), pause, state });
         let own = Arc::clone(&shared);
         let thread = host.spawn(move || accept(&listener, &own));
         Ollama { shared, thread: Some(thread) }
@@ -86,7 +93,8 @@ impl Ollama {
             }
         };
         let state = Mutex::new(State { released: TOKENS, ..State::default() });
-        accept(&listener, &Arc::new(Shared { name: name.to_owned(), state }));
+        let (name, pause) = (name.to_owned(), Duration::ZERO);
+        accept(&listener, &Arc::new(Shared { name, pause, state }));
     }
 
     /// Lets so many tokens of each answer go.
@@ -158,6 +166,7 @@ fn serve(mut stream: &TcpStream, shared: &Shared) -> io::Result<bool> {
     if target != "/api/version" {
         shared.state().requests.push(target.to_owned());
     }
+    std::thread::sleep(shared.pause);
     let answer = body(stream, length.and_then(|text| text.parse().ok()).unwrap_or(0), shared)
         .and_then(|()| match head.contains("\r\nhost: rebinding.example\r\n") {
             // As Ollama does to a name that it doesn't know.

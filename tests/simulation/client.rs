@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ollana::discovery::matching::Expected;
 use ollana::discovery::schedule::Schedule;
-use ollana::manager::pool::{Action, BackendId, Input, Outcome, Pick, Pool, Report, Transition};
+use ollana::manager::pool::{Action, CheckId, Input, Outcome, Pick, Pool, Report, Transition};
 use ollana::manager::queue::{Answers, Asker, Patience, Queue, Refused, Request};
 use ollana::pairing::identity::Identity;
 use ollana::upstream::{CheckResult, CheckTime, Target};
@@ -42,7 +42,7 @@ pub(crate) enum Mail {
 /// A health check to run.
 #[derive(Debug)]
 pub(crate) struct Job {
-    pub(crate) id: BackendId,
+    pub(crate) id: CheckId,
     pub(crate) address: SocketAddr,
     pub(crate) wants_inventory: bool,
     /// How long it may take; the simulation of faults has one time for all.
@@ -159,8 +159,8 @@ impl Client {
     }
 
     fn act(&mut self, now: Instant, action: Action) {
-        let (id, target, wants_inventory) = match action {
-            Action::Check(id, target, wants_inventory) => (id, target, wants_inventory),
+        let (id, target, wants_inventory, time) = match action {
+            Action::Check(id, target, wants_inventory, time) => (id, target, wants_inventory, time),
             Action::Report(transition) => return self.reports.push(transition),
             Action::Remember => return self.remembers = true,
         };
@@ -172,7 +172,6 @@ impl Client {
             let void = Input::Checked(id, CheckResult::Void);
             self.queue.handle(now, void, &mut self.actions, &mut self.answers);
         } else {
-            let time = self.queue.pool().check_time(id);
             self.jobs.push_back(Job { id, address, wants_inventory, time });
         }
     }

@@ -418,7 +418,7 @@ impl World {
     fn deliver(&mut self, mail: Mail) {
         match &mail {
             Mail::Checked(Input::Checked(id, result), address) => {
-                let standing = self.standing.entry((*id, *address)).or_default();
+                let standing = self.standing.entry((id.backend, *address)).or_default();
                 match result {
                     CheckResult::Healthy { .. } => {
                         *standing = Standing { is_well: true, ..Standing::default() };

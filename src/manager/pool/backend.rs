@@ -74,6 +74,11 @@ impl Backend {
         self.is_discovered() && self.health.round_trip.is_none()
     }
 
+    /// Whether the user didn't name it, and it isn't known for long either.
+    pub(super) fn is_newcomer(&self) -> bool {
+        self.is_stranger() || self.claims.is_newcomer
+    }
+
     /// Whether it is a stranger that was asked and had its chance.
     pub(super) fn has_failed_first(&self) -> bool {
         self.is_stranger() && self.health.failures > 0 && self.load.in_flight == 0
@@ -127,9 +132,17 @@ impl Backend {
 
     /// What to check next: a candidate, then what its name means, then the address in use.
     pub(super) fn next_target(&mut self) -> Option<(Target, Checked)> {
-        if let Some(candidate) = self.addresses.candidate.take() {
+        // Whether it is well where it is used comes first.
+        if !self.health.is_doubtful()
+            && let Some(candidate) = self.addresses.candidate.take()
+        {
             return Some((Target::Address(candidate), Checked::Candidate));
         }
+        self.target()
+    }
+
+    /// What its name means, or the address in use.
+    pub(super) fn target(&self) -> Option<(Target, Checked)> {
         if let Some(server) = self.given() {
             return Some((Target::Name(server.clone()), Checked::Name));
         }

@@ -5,27 +5,44 @@ use std::time::{Duration, Instant};
 
 use super::health::{Checked, FIRST_RETRY, RunningCheck, spread};
 use super::models::Models;
-use super::{Action, Backend, BackendId, MAX_CHECKS, Origin, Pool, Rules, Transition, Verdict};
+use super::places::{Burden, Kind};
+use super::{Action, Backend, CheckId, Origin, Pool, Rules, Transition, Verdict};
 use crate::upstream::{CheckResult, CheckTime};
 
-/// Of [`MAX_CHECKS`], checks of servers whose last one failed: a silent server takes its time, and
-/// must not hold up the checks of the others.
-const MAX_DOUBTFUL: usize = 5;
-/// Of these in turn, checks of announced servers that were never well.
-pub(super) const MAX_VERIFICATIONS: usize = 3;
+/// So much more overdue than the one before it a server's check has to be, and one that decides.
+const AHEAD: Duration = Duration::from_millis(250);
+const FAR_AHEAD: Duration = Duration::from_secs(5);
+/// Newcomers that make a crowd, if all of them are yet to be well or are down: their checks are
+/// brief, so that an honest one's turn comes.
+const CROWD: usize = 8;
+/// Time of a brief check: on a LAN a server connects and answers within it, unless it is hard up.
+const BRIEF: CheckTime = CheckTime {
+    connect: Some(Duration::from_millis(300)),
+    answer: Duration::from_millis(500),
+    lists: None,
+};
+/// Lists that are asked for apart have so many times as long as one answer.
+pub(super) const LIST_TIMES: u32 = 2;
 /// A bare four-byte answer that led nowhere isn't followed again before this.
 const LEGACY_RETRY: Duration = Duration::from_secs(60);
 
 impl Pool {
-    pub(super) fn checked(&mut self, now: Instant, id: BackendId, result: CheckResult) {
-        self.abandoned.retain(|(abandoned, _)| *abandoned != id);
+    pub(super) fn checked(&mut self, now: Instant, id: CheckId, result: CheckResult) {
+        self.places.free(id);
         let well_at = match &result {
             CheckResult::Healthy { address, .. } => Some(*address),
             _ => None,
         };
         let terms = Terms { now, jitter: self.jitter(), rules: &self.rules };
-        let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
-        let transition = backend.checked(terms, result, well_at);
+        let Some(backend) = self.backends.iter_mut().find(|b| b.id == id.backend) else { return };
+        if let Some((_, asked_at)) = backend.models.asked.take_if(|(asked, _)| *asked == id) {
+            let transition = backend.listed(now, asked_at, result);
+            self.actions.extend(transition.map(Action::Report));
+            return;
+        }
+        // Who waited for it has given it up.
+        let Some(check) = backend.health.running.take_if(|check| check.id == id) else { return };
+        let transition = backend.checked(terms, check, result, well_at);
         self.actions.extend(transition.map(Action::Report));
         // A server that the user named is one backend, even if it was announced, or remembered,
         // before its name was resolved. The other one goes when nobody uses it.
@@ -38,54 +55,104 @@ impl Pool {
         }
     }
 
-    /// Starts the checks that are due, as many as may run. Silent servers, of which anyone can
-    /// announce many, leave places for the others.
+    /// Starts the checks that are due, as many as may run.
     pub(super) fn start_checks(&mut self, now: Instant) {
-        let left = |most: usize, kind: fn(&Backend) -> bool| {
-            let running = self.backends.iter().filter(|b| b.health.running.is_some() && kind(b));
-            most.saturating_sub(running.count() + self.abandoned.len())
-        };
-        let mut places = left(MAX_CHECKS, |_| true);
-        let mut doubtful = left(MAX_DOUBTFUL, |b| b.health.failures > 0);
-        let mut strange = left(MAX_VERIFICATIONS, Backend::is_stranger);
         let inventories = self.rules.inventories || self.is_watched(now);
-        let mut due: Vec<&mut Backend> =
-            self.backends.iter_mut().filter(|b| b.health.is_due(now)).collect();
-        // Strangers that have failed come last. Among equals those that were heard of since, then
-        // those asked longest ago, so that none waits for ever.
-        due.sort_by_key(|b| {
-            let health = &b.health;
-            let is_weak = b.is_stranger() && health.failures > 0;
-            let is_unheard = health.checked_at.is_some_and(|at| b.last_seen <= at);
-            (is_weak, is_unheard, health.checked_at, health.next_check)
-        });
-        for backend in due {
-            let (is_stranger, is_doubtful) = (backend.is_stranger(), backend.health.failures > 0);
-            if places == 0 || (is_stranger && strange == 0) || (is_doubtful && doubtful == 0) {
-                continue;
-            }
-            let wants_inventory = inventories && backend.models.due.is_none_or(|due| due <= now);
-            if let Some((target, of)) = backend.next_target() {
-                places -= 1;
-                strange -= usize::from(is_stranger);
-                doubtful -= usize::from(is_doubtful);
+        let due = self.backends.iter().enumerate().filter(|(_, b)| b.health.is_due(now));
+        let mut due: Vec<usize> = due.map(|(at, _)| at).collect();
+        due.sort_by_cached_key(|at| self.urgency(*at));
+        for at in due {
+            let (kind, time) = (kind_of(&self.backends[at]), self.check_time(at));
+            let backend = &mut self.backends[at];
+            let is_well = backend.is_verified();
+            let wants_inventory =
+                inventories && !backend.models.are_slow && backend.models.is_due(now);
+            if backend.target().is_some()
+                && let Some(id) = self.places.take(backend.id, kind)
+                && let Some((target, of)) = backend.next_target()
+            {
+                let bytes = backend.tally.bytes_down.value();
                 backend.health.running = Some(RunningCheck {
+                    id,
                     since: now,
-                    bytes: backend.tally.bytes_down.value(),
+                    bytes,
                     has_answered: false,
                     of,
+                    wants_inventory,
                 });
                 backend.health.checked_at = Some(now);
-                self.actions.push(Action::Check(backend.id, target, wants_inventory));
+                // Meanwhile nobody asks where it is used.
+                let is_brief = is_well && of == Checked::Candidate;
+                let time = if is_brief { BRIEF } else { time };
+                self.actions.push(Action::Check(id, target, wants_inventory, time));
+            }
+        }
+        if inventories {
+            self.ask_for_lists(now);
+        }
+    }
+
+    /// Asks for lists that are too slow for a check, apart from the checks.
+    fn ask_for_lists(&mut self, now: Instant) {
+        let usual = self.rules.health_timeout;
+        let is_due = |b: &Backend| {
+            let Models { are_slow, asked, .. } = &b.models;
+            *are_slow && asked.is_none() && b.models.is_due(now) && b.is_verified()
+        };
+        let due = self.backends.iter().enumerate().filter(|(_, b)| is_due(b));
+        let mut due: Vec<usize> = due.map(|(at, _)| at).collect();
+        due.sort_by_key(|at| self.backends[*at].models.due);
+        for at in due {
+            let backend = &mut self.backends[at];
+            if let Some((target, _)) = backend.target()
+                && let Some(id) =
+                    self.places.take(backend.id, Kind { is_list: true, ..kind_of(backend) })
+            {
+                backend.models.asked = Some((id, now));
+                let time = CheckTime { lists: Some(usual * LIST_TIMES), ..CheckTime::of(usual) };
+                self.actions.push(Action::Check(id, target, true, time));
             }
         }
     }
 
-    /// How long the check of a backend may take.
-    pub fn check_time(&self, id: BackendId) -> CheckTime {
-        let usual = self.rules.health_timeout;
-        let backend = self.backends.iter().find(|b| b.id == id);
-        backend.map_or(CheckTime::of(usual), |b| b.check_time(usual))
+    /// Which check comes first: those that decide, then the most overdue ones, where servers that
+    /// were there before others are ahead of them. Of servers that are down those come first that are
+    /// heard of, and those whose last check took no time; of strangers those that are few at their
+    /// address, and last of all those that have failed.
+    fn urgency(&self, at: usize) -> (bool, bool, (bool, bool), usize, Instant) {
+        let backend = &self.backends[at];
+        let health = &backend.health;
+        let is_stranger = backend.is_stranger();
+        let is_weak = is_stranger && health.failures > 0;
+        let is_deciding = health.is_doubtful() && !health.is_slow();
+        let is_away = backend.is_discovered() && !health.is_ready();
+        let is_unheard = health.checked_at.is_some_and(|at| backend.last_seen <= at);
+        let rank = self.backends.iter().filter(|b| b.id < backend.id).count();
+        let ahead = if is_deciding { FAR_AHEAD } else { AHEAD };
+        let others = match backend.addresses.first().filter(|_| is_stranger) {
+            Some(first) => self.backends.iter().filter(|b| b.addresses.has_ip(first.ip())).count(),
+            None => 0,
+        };
+        (
+            is_weak,
+            !is_deciding,
+            (is_away && is_unheard, is_away && health.was_long()),
+            others,
+            health.next_check + ahead * rank as u32,
+        )
+    }
+
+    /// How long the next check of a backend may take.
+    fn check_time(&self, at: usize) -> CheckTime {
+        let backend = &self.backends[at];
+        let is_waited_for = |b: &&Backend| b.is_newcomer() && !b.health.is_ready();
+        let is_crowded = || self.backends.iter().filter(is_waited_for).count() > CROWD;
+        // Strangers have another chance, after all others.
+        let is_brief = !backend.is_stranger() || backend.health.failures == 0;
+        match is_brief && is_waited_for(&backend) && is_crowded() {
+            true => BRIEF,
+            false => backend.check_time(self.rules.health_timeout),
+        }
     }
 
     fn jitter(&mut self) -> u32 {
@@ -117,17 +184,16 @@ impl Backend {
             _ if self.health.failures > 0 => (None, deciding),
             _ => (None, usual),
         };
-        CheckTime { connect, answer }
+        CheckTime { connect, answer, lists: None }
     }
 
     fn checked(
         &mut self,
         terms: Terms<'_>,
+        check: RunningCheck,
         result: CheckResult,
         well_at: Option<SocketAddr>,
     ) -> Option<Transition> {
-        // A check that is no longer known was given up before it reported.
-        let check = self.health.running.take()?;
         if result == CheckResult::Void {
             self.health.next_check = terms.now + FIRST_RETRY;
             return None;
@@ -150,6 +216,9 @@ impl Backend {
         }
         self.health.is_unanswered =
             matches!(result, CheckResult::Silent(_) | CheckResult::Unreached(_));
+        if !is_well {
+            self.health.cost(terms.now.saturating_duration_since(check.since));
+        }
         let has_sent = check.has_answered || self.tally.bytes_down.value() > check.bytes;
         match result {
             CheckResult::Silent(_)
@@ -161,14 +230,14 @@ impl Backend {
                 self.failed(terms, reason, true)
             }
             CheckResult::Silent(reason) => self.failed(terms, reason, false),
-            well => self.passed(terms, check.since, well),
+            well => self.passed(terms, check, well),
         }
     }
 
     fn passed(
         &mut self,
         Terms { now, rules, jitter }: Terms<'_>,
-        asked_at: Instant,
+        check: RunningCheck,
         result: CheckResult,
     ) -> Option<Transition> {
         let CheckResult::Healthy { address, round_trip, version, name, identity, open, inventory } =
@@ -184,14 +253,35 @@ impl Backend {
         self.claims.checked(now, identity, name, open);
         self.addresses.put_first(address, true, !self.is_discovered());
         let has_answered = inventory.as_ref().is_some_and(|inventory| inventory.is_known());
-        self.health.next_check = match self.models.told(now, asked_at, inventory) {
+        self.models.are_slow |= check.wants_inventory && inventory.is_none();
+        let are_slow = self.models.are_slow;
+        self.health.next_check = match self.models.told(now, check.since, inventory) {
             Some(again) if has_answered => again,
-            Some(again) => again + spread(FIRST_RETRY, jitter),
-            None => now + spread(rules.health_interval, jitter),
+            Some(again) if !are_slow => again + spread(FIRST_RETRY, jitter),
+            _ => now + spread(rules.health_interval, jitter),
         };
         let version = || self.health.version.clone();
         let up = || Transition::Up { name: self.label(), address, version: version() };
         moved.or_else(|| is_up.then(up)).or_else(|| self.list_problem())
+    }
+
+    /// Its lists were asked for apart. Whether it is well, its checks say.
+    fn listed(
+        &mut self,
+        now: Instant,
+        asked_at: Instant,
+        result: CheckResult,
+    ) -> Option<Transition> {
+        let inventory = match result {
+            CheckResult::Healthy { address, inventory, .. }
+                if self.addresses.confirmed() == Some(address) =>
+            {
+                inventory
+            }
+            _ => None,
+        };
+        self.models.told_apart(now, asked_at, inventory);
+        self.list_problem()
     }
 
     /// What has changed of the problems with its lists.
@@ -230,5 +320,27 @@ impl Backend {
         let is_news = self.health.is_ready() || !self.is_stranger();
         let is_down = self.health.failed(now, &reason, is_refusal, rules.fall);
         (is_down && is_news).then(|| Transition::Down { name: self.label(), reason })
+    }
+}
+
+/// What a check of this backend is expected to be.
+fn kind_of(backend: &Backend) -> Kind {
+    let health = &backend.health;
+    let is_newcomer = backend.is_newcomer();
+    let is_down = health.failures > 0 && !health.is_ready();
+    let burden = match () {
+        () if !is_newcomer => None,
+        () if backend.is_stranger() => Some(Burden::Stranger),
+        () if is_down => Some(Burden::Fallen),
+        () if health.is_slow() => Some(Burden::Slow),
+        () => (health.failures > 0).then_some(Burden::Doubtful),
+    };
+    Kind {
+        is_list: false,
+        is_long: burden.is_some() || health.failures > 0 || health.is_slow(),
+        is_down,
+        is_newcomer,
+        burden,
+        at: backend.addresses.first().map(|at| at.ip()).filter(|ip| !ip.is_loopback()),
     }
 }

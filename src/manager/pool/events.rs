@@ -11,11 +11,19 @@ use crate::counters::Tally;
 use crate::ollama::endpoints::Task;
 use crate::ollama::model_name::ModelName;
 use crate::pairing::identity::Identity;
-use crate::upstream::{CheckResult, Hope, Target};
+use crate::upstream::{CheckResult, CheckTime, Hope, Target};
 
 /// Names a backend for as long as the pool lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendId(pub(crate) u32);
+
+/// One check: its result is taken for no other one's.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct CheckId {
+    /// What is checked.
+    pub backend: BackendId,
+    pub(super) number: u64,
+}
 
 /// How the pool knows of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -217,7 +225,7 @@ pub enum Input {
         identity: Identity,
         from: IpAddr,
     },
-    Checked(BackendId, CheckResult),
+    Checked(CheckId, CheckResult),
     /// A request ended that [`Pool::pick`](super::Pool::pick) counted in.
     Finished(BackendId, Report),
     /// A request ended that was counted elsewhere.
@@ -235,7 +243,7 @@ pub enum Input {
 pub enum Action {
     /// Ask this target for `/api/version`, and for its models if told so; report
     /// [`Input::Checked`].
-    Check(BackendId, Target, bool),
+    Check(CheckId, Target, bool, CheckTime),
     Report(Transition),
     /// Write down what is known now.
     Remember,

@@ -3,10 +3,14 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::events::CheckId;
+
 /// Pauses between checks of a server that is down: from, and up to. However long it was away, a
 /// named server and this machine's Ollama are used within 3 s of being back.
 pub(super) const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_millis(1600);
+/// A server whose checks take longer than this, smoothed, is slow.
+const SLOW: Duration = Duration::from_millis(250);
 /// A server that went down this recently may be back in a moment: requests wait for it.
 const FRESHLY_DOWN: Duration = Duration::from_secs(2);
 
@@ -21,12 +25,14 @@ pub(super) enum Verdict {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RunningCheck {
+    pub(super) id: CheckId,
     pub(super) since: Instant,
     /// Bytes that the server had sent by then, to any request.
     pub(super) bytes: u64,
     /// It has answered a request since.
     pub(super) has_answered: bool,
     pub(super) of: Checked,
+    pub(super) wants_inventory: bool,
 }
 
 /// What a check is about.
@@ -56,6 +62,12 @@ pub(crate) struct Health {
     pub(super) passed_at: Option<Instant>,
     /// Smoothed; `None` if it never passed a check.
     pub(crate) round_trip: Option<Duration>,
+    /// The same with the checks that it didn't answer before: what it costs to learn that it is well.
+    effort: Duration,
+    /// That part of it so far.
+    unanswered: Duration,
+    /// The time that the last check took that didn't pass.
+    wasted: Duration,
     pub(crate) version: String,
     /// Nothing has told that it can't: its last check could not connect, or got no answer.
     pub(super) is_unanswered: bool,
@@ -76,6 +88,9 @@ impl Health {
             checked_at: None,
             passed_at: None,
             round_trip: None,
+            effort: Duration::ZERO,
+            unanswered: Duration::ZERO,
+            wasted: Duration::ZERO,
             version: String::new(),
             is_unanswered: false,
             is_unreached: false,
@@ -98,8 +113,30 @@ impl Health {
         self.is_ready() && self.streak > 0
     }
 
+    /// Whether its checks take long although they pass.
+    pub(super) fn is_slow(&self) -> bool {
+        self.effort > SLOW
+    }
+
+    /// A check that took so long didn't pass.
+    pub(super) fn cost(&mut self, time: Duration) {
+        self.unanswered += time;
+        self.wasted = time;
+    }
+
+    /// Whether the last check that didn't pass took long.
+    pub(super) fn was_long(&self) -> bool {
+        self.wasted > SLOW
+    }
+
+    fn settle(&mut self, round_trip: Duration) {
+        let effort = std::mem::take(&mut self.unanswered) + round_trip;
+        self.effort = smooth(self.round_trip.map(|_| self.effort), effort);
+    }
+
     /// It has not answered a check, but others meanwhile. True if it was down until now.
     pub(super) fn proved_alive(&mut self, now: Instant, again: Instant) -> bool {
+        self.settle(Duration::ZERO);
         (self.streak, self.failures, self.next_check) = (0, 0, again);
         if self.is_ready() {
             return false;
@@ -143,6 +180,7 @@ impl Health {
         self.failures = 0;
         self.passed_at = Some(now);
         self.is_unreached = false;
+        self.settle(round_trip);
         self.round_trip = Some(smooth(self.round_trip, round_trip));
         if self.is_ready() {
             self.streak = 0;
@@ -181,7 +219,7 @@ impl Health {
             return false;
         }
         self.verdict = Verdict::Down(reason.to_owned());
-        self.streak = 0;
+        (self.streak, self.unanswered) = (0, Duration::ZERO);
         self.since = if was_down { self.since } else { now };
         !was_down
     }

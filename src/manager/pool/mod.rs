@@ -14,9 +14,9 @@
 //! An announcement only proposes a server; a health check of the packet's source address
 //! decides. Silence of announcements alone never removes a server; failed health does.
 //!
-//! [`Pool::handle`] decides with `sightings`, `checks` and `trust`, [`Pool::pick`] with `choice`. A
-//! `backend` is put together of `addresses`, `claims`, `health`, `load` and `models`. What it had
-//! outlives it in `memory`, for `away`.
+//! [`Pool::handle`] decides with `sightings`, `checks` (within their `places`) and `trust`,
+//! [`Pool::pick`] with `choice`. A `backend` is put together of `addresses`, `claims`, `health`, `load`
+//! and `models`. What it had outlives it in `memory`, for `away`.
 
 mod addresses;
 mod away;
@@ -30,6 +30,7 @@ pub(crate) mod history;
 mod load;
 mod memory;
 mod models;
+mod places;
 mod records;
 mod sightings;
 mod snapshot;
@@ -47,6 +48,7 @@ use self::events::Origin;
 use self::health::{Health, Verdict};
 use self::load::Load;
 use self::memory::Memory;
+use self::places::Places;
 use self::records::Records;
 use crate::config::ServerName;
 use crate::counters::Tally;
@@ -56,8 +58,10 @@ use crate::ollama::version::OllamaVersion;
 use crate::upstream::Hope;
 
 pub use events::{
-    Action, BackendId, Input, NoPick, Outcome, Pick, Report, Rules, Sighting, Transition, Wanted,
+    Action, BackendId, CheckId, Input, NoPick, Outcome, Pick, Report, Rules, Sighting, Transition,
+    Wanted,
 };
+pub use places::{MAX_CHECKS, MAX_LISTS};
 pub use records::{Had, Known};
 
 pub(crate) use away::{AwayNow, Forgot};
@@ -66,10 +70,6 @@ pub(crate) use history::History;
 pub(crate) use models::Models;
 pub(crate) use snapshot::ServerNow;
 pub(crate) use state::{QUARANTINED, State};
-
-/// Health checks that may run at once. More would only wait, and those that wait can't be put in
-/// another order.
-pub const MAX_CHECKS: usize = 8;
 
 /// All backends.
 #[derive(Debug)]
@@ -83,8 +83,7 @@ pub struct Pool {
     conversations: VecDeque<(u64, BackendId)>,
     /// Clients that upload parts of a model, and where to.
     builds: VecDeque<(IpAddr, BackendId)>,
-    /// Strangers that gave way while they were being checked, and since when they were.
-    abandoned: Vec<(BackendId, Instant)>,
+    places: Places,
     records: Records,
     memory: Memory,
     /// Somebody wants to see the models until then.
@@ -103,7 +102,7 @@ impl Pool {
             random: seed | 1,
             conversations: VecDeque::new(),
             builds: VecDeque::new(),
-            abandoned: Vec::new(),
+            places: Places::default(),
             records: Records::default(),
             memory: Memory::default(),
             watched_until: None,
@@ -154,7 +153,7 @@ impl Pool {
         };
         // Of which it is known anew what it has.
         let asked = match &input {
-            Input::Checked(id, _) => Some(*id),
+            Input::Checked(id, _) => Some(id.backend),
             Input::Finished(id, report) | Input::Noted(id, report) => {
                 report.removed.is_some().then_some(*id)
             }
@@ -299,7 +298,7 @@ impl Pool {
 
     /// Whether an inventory is known to be out of date.
     pub(crate) fn has_stale_inventory(&self) -> bool {
-        self.working().any(|b| b.models.stale_since.is_some())
+        self.working().any(|b| b.models.stale_since.is_some() || b.models.are_coming())
     }
 
     /// What programs get to see: of each server that gets work, the models that it would be chosen

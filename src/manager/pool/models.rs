@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::events::CheckId;
 use super::events::Report;
 use crate::ollama::inventory::Inventory;
 use crate::ollama::model_name::ModelName;
+use crate::upstream::LISTS_IN_PASSING;
 
 /// A server's lists of models are asked for again after this.
 const INVENTORY_AGE: Duration = Duration::from_secs(4);
@@ -26,6 +28,9 @@ pub(crate) struct Models {
     pub(super) reported: Option<String>,
     /// When to ask for the inventory again; at once if it never told one.
     pub(super) due: Option<Instant>,
+    /// Its lists came too late for a check, so they are asked for apart, and who asks now.
+    pub(super) are_slow: bool,
+    pub(super) asked: Option<(CheckId, Instant)>,
     /// Since when the inventory is known to be out of date.
     pub(super) stale_since: Option<Instant>,
     /// Models that requests have loaded or unloaded since the inventory was taken, oldest first.
@@ -88,6 +93,30 @@ impl Models {
             *known = (*known * 3.0 + speed) / 4.0;
         }
         again
+    }
+
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.due.is_none_or(|due| due <= now)
+    }
+
+    /// Whether nothing is known of them yet, but will be.
+    pub(super) fn are_coming(&self) -> bool {
+        self.asked.is_some() && self.inventory.is_none()
+    }
+
+    /// Lists that were asked for apart have come, or haven't.
+    pub(super) fn told_apart(
+        &mut self,
+        now: Instant,
+        asked_at: Instant,
+        inventory: Option<Arc<Inventory>>,
+    ) {
+        let is_known = inventory.as_ref().is_some_and(|inventory| inventory.is_known());
+        self.are_slow = !is_known || now.saturating_duration_since(asked_at) > LISTS_IN_PASSING / 2;
+        self.told(now, asked_at, inventory);
+        if !is_known {
+            self.due = Some(now + INVENTORY_AGE);
+        }
     }
 
     /// A check that began at `asked_at` has passed, and told this if it asked. When the next one

@@ -26,7 +26,7 @@ impl Pool {
         let backend = match known {
             Some(at) => &mut self.backends[at],
             None => {
-                if !self.may_announce(address.ip()) || !self.make_room(now) {
+                if !self.may_announce(address.ip()) || !self.make_room(now, address.ip()) {
                     self.actions.push(Action::Report(Transition::Refused { address }));
                     return;
                 }
@@ -61,7 +61,7 @@ impl Pool {
         let address = SocketAddr::new(ip, SERVER_PORT);
         if let Some(backend) = self.backends.iter_mut().find(|b| b.addresses.has_ip(ip)) {
             backend.last_seen = now;
-        } else if self.make_room(now) {
+        } else if self.make_room(now, ip) {
             self.add(now, Origin::Legacy, vec![address]);
         } else {
             self.actions.push(Action::Report(Transition::Refused { address }));
@@ -69,13 +69,15 @@ impl Pool {
     }
 
     fn may_announce(&self, ip: IpAddr) -> bool {
-        let from_there = self.backends.iter().filter(|b| b.addresses.has_ip(ip));
+        let from_there =
+            self.backends.iter().filter(|b| b.addresses.has_ip(ip) && !b.has_failed_first());
         ip.is_loopback() || from_there.count() < MAX_PER_ADDRESS
     }
 
-    /// Makes room for one more; only servers that never answered or are down give way: those that
-    /// have failed their very first checks whenever room is needed, others once they are forgotten.
-    fn make_room(&mut self, now: Instant) -> bool {
+    /// Makes room for one more at this address; only servers that never answered or are down give
+    /// way: those that have failed their very first checks whenever room is needed, others once they
+    /// are forgotten, and strangers of an address that has more of them.
+    fn make_room(&mut self, now: Instant, ip: IpAddr) -> bool {
         if self.backends.len() < self.rules.max_servers {
             return true;
         }
@@ -84,10 +86,20 @@ impl Pool {
         let weakest = (self.backends.iter().enumerate())
             .filter(|(_, b)| b.has_failed_first() || b.is_forgettable(now))
             .min_by_key(|(_, b)| weakness(b));
-        let Some((at, _)) = weakest else { return false };
-        let gone = self.backends.swap_remove(at);
-        self.abandoned.extend(gone.health.running.map(|check| (gone.id, check.since)));
-        true
+        let gone = weakest.map(|(at, _)| at).or_else(|| self.crowding(ip));
+        gone.map(|at| self.backends.swap_remove(at)).is_some()
+    }
+
+    /// A stranger that waits for its first check, of the address that has most, if this one has
+    /// fewer.
+    fn crowding(&self, ip: IpAddr) -> Option<usize> {
+        let strangers =
+            |ip| self.backends.iter().filter(|b| b.is_stranger() && b.addresses.has_ip(ip)).count();
+        let waits = |b: &Backend| b.is_stranger() && b.health.running.is_none();
+        let most = (self.backends.iter().enumerate())
+            .filter(|(_, b)| waits(b))
+            .filter_map(|(at, b)| Some((strangers(b.addresses.first()?.ip()), at)));
+        most.max().filter(|(count, _)| *count > strangers(ip) + 1).map(|(_, at)| at)
     }
 
     /// Time has passed: forgets servers that are gone, lost checks, and old limits.
@@ -97,12 +109,12 @@ impl Pool {
         let is_lost = |since: Instant, version: Duration| {
             now.saturating_duration_since(since) > version + usual * 3
         };
-        self.abandoned.retain(|(_, since)| !is_lost(*since, usual));
         for backend in &mut self.backends {
             backend.load.lift_old_limit(now);
-            // The job was dropped; ask again.
+            // Its checker hangs; ask again.
             let version = backend.check_time(usual).answer;
             backend.health.running.take_if(|check| is_lost(check.since, version));
+            backend.models.asked.take_if(|(_, since)| is_lost(*since, usual * 2));
         }
         for gone in self.backends.extract_if(.., |b| b.is_forgettable(now)) {
             self.actions.push(Action::Report(Transition::Forgotten { name: gone.label() }));

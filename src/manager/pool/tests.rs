@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::addresses::MAX_ADDRESSES;
-use super::checks::MAX_VERIFICATIONS;
 use super::health::FIRST_RETRY;
 use super::load::{COOL_DOWN, FIRST_EJECTION, STRIKES};
+use super::places::MAX_STRANGERS;
 use super::*;
 use crate::pairing::identity::Identity;
-use crate::upstream::{CheckResult, Target};
+use crate::upstream::{CheckResult, CheckTime, Target};
 
-pub(super) fn ms(n: u64) -> Duration {
+pub(super) const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
@@ -36,6 +36,8 @@ pub(super) struct World {
     pub(super) pool: Pool,
     pub(super) now: Instant,
     actions: Vec<Action>,
+    /// The last check of each backend, and the time that it had.
+    asked: HashMap<BackendId, (CheckId, CheckTime)>,
 }
 
 pub(super) fn address(host: u8) -> SocketAddr {
@@ -67,7 +69,12 @@ pub(super) fn healthy(address: SocketAddr, rtt: u64) -> CheckResult {
 
 impl World {
     pub(super) fn new() -> Self {
-        World { pool: Pool::new(rules(), 7), now: Instant::now(), actions: Vec::new() }
+        World {
+            pool: Pool::new(rules(), 7),
+            now: Instant::now(),
+            actions: Vec::new(),
+            asked: HashMap::new(),
+        }
     }
 
     pub(super) fn input(&mut self, input: Input) {
@@ -86,11 +93,45 @@ impl World {
             .partition(|action| matches!(action, Action::Check(..)));
         self.actions = rest;
         let of = |action| match action {
-            Action::Check(id, target, _) => (id, target),
+            Action::Check(id, target, _, time) => (id, target, time),
             other => panic!("{other:?}"),
         };
         let checks: Vec<Action> = checks;
-        checks.into_iter().map(of).collect()
+        let checks: Vec<_> = checks.into_iter().map(of).collect();
+        self.asked.extend(checks.iter().map(|(id, _, time)| (id.backend, (*id, *time))));
+        checks.into_iter().map(|(id, target, _)| (id.backend, target)).collect()
+    }
+
+    /// The checks asked for since the last call, as they are.
+    pub(super) fn raw_checks(&mut self) -> Vec<(CheckId, Target, bool, CheckTime)> {
+        let of = |action| match action {
+            Action::Check(id, target, wants_inventory, time) => {
+                Some((id, target, wants_inventory, time))
+            }
+            _ => None,
+        };
+        std::mem::take(&mut self.actions).into_iter().filter_map(of).collect()
+    }
+
+    /// The last check of a backend that was asked for has found this.
+    pub(super) fn checked(&mut self, backend: BackendId, result: CheckResult) {
+        self.checks_kept();
+        self.input(Input::Checked(self.asked[&backend].0, result));
+    }
+
+    /// Takes note of the checks that were asked for, and leaves them where they are.
+    fn checks_kept(&mut self) {
+        let checks = self.actions.iter().filter_map(|action| match action {
+            Action::Check(id, _, _, time) => Some((id.backend, (*id, *time))),
+            _ => None,
+        });
+        self.asked.extend(checks);
+    }
+
+    /// The time that the last check of a backend has.
+    fn check_time(&mut self, backend: BackendId) -> CheckTime {
+        self.checks_kept();
+        self.asked[&backend].1
     }
 
     pub(super) fn reports(&mut self) -> Vec<Transition> {
@@ -106,7 +147,7 @@ impl World {
         self.input(sighting(host, host, 1));
         let (id, target) = self.checks().pop().expect("a check");
         assert_eq!(target, Target::Address(address(host)));
-        self.input(Input::Checked(id, healthy(address(host), u64::from(host))));
+        self.checked(id, healthy(address(host), u64::from(host)));
         assert!(matches!(self.reports()[..], [Transition::Up { .. }]));
         id
     }
@@ -125,7 +166,7 @@ impl World {
                     healthy(at.addresses.known[0], 1)
                 }
             };
-            self.input(Input::Checked(checked, result));
+            self.checked(checked, result);
         }
         self.pool.backends.iter_mut().for_each(|b| b.health.round_trip = None);
     }
@@ -142,7 +183,7 @@ fn an_announcement_only_proposes() {
     assert_eq!(w.pick(), None);
     assert!(w.pool.expects_backend(w.now));
     let (id, _) = w.checks().pop().expect("a check");
-    w.input(Input::Checked(id, CheckResult::Refused("not Ollama".to_owned())));
+    w.checked(id, CheckResult::Refused("not Ollama".to_owned()));
     assert_eq!(w.pick(), None);
     assert!(!w.pool.expects_backend(w.now));
     let reason = w.pool.explain(false);
@@ -157,17 +198,17 @@ fn one_server_is_one_entry_over_two_interfaces_and_after_a_move() {
     w.input(sighting(2, 1, 1));
     assert_eq!(w.checks(), [(id, Target::Address(address(2)))]);
     assert_eq!(w.pool.pick(w.now, &[], &Wanted::default()).expect("ready").address, address(1));
-    w.input(Input::Checked(id, CheckResult::Silent("no answer".to_owned())));
+    w.checked(id, CheckResult::Silent("no answer".to_owned()));
     assert_eq!(
         w.pool.pick(w.now, &[], &Wanted::default()).expect("still ready").address,
         address(1)
     );
     w.checks();
-    w.input(Input::Checked(id, healthy(address(1), 1)));
+    w.checked(id, healthy(address(1), 1));
     w.pass(FIRST_RETRY);
     w.input(sighting(2, 1, 1));
     w.checks();
-    w.input(Input::Checked(id, healthy(address(2), 1)));
+    w.checked(id, healthy(address(2), 1));
     let in_use =
         |w: &mut World| w.pool.pick(w.now, &[], &Wanted::default()).expect("ready").address;
     // Anyone can announce a server's identity, so it doesn't move while it is well …
@@ -175,9 +216,9 @@ fn one_server_is_one_entry_over_two_interfaces_and_after_a_move() {
     assert_eq!(w.pool.backends.len(), 1);
     // … and when the address in use fails, the other is checked before the server counts as down.
     assert_eq!(w.checks(), [(id, Target::Address(address(1)))]);
-    w.input(Input::Checked(id, CheckResult::Refused("refused".to_owned())));
+    w.checked(id, CheckResult::Refused("refused".to_owned()));
     assert_eq!(w.checks(), [(id, Target::Address(address(2)))]);
-    w.input(Input::Checked(id, healthy(address(2), 1)));
+    w.checked(id, healthy(address(2), 1));
     assert_eq!(in_use(&mut w), address(2));
 }
 
@@ -196,20 +237,20 @@ fn silence_needs_two_checks_a_refusal_one() {
     let id = w.server(1);
     w.pass(ms(1300));
     assert_eq!(w.checks().len(), 1);
-    w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
+    w.checked(id, CheckResult::Silent("timed out".to_owned()));
     assert!(w.pool.ready() > 0);
     assert_eq!(w.checks().len(), 1, "the second check follows at once");
-    w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
+    w.checked(id, CheckResult::Silent("timed out".to_owned()));
     assert_eq!(w.pool.ready(), 0);
     // Back as soon as a check passes; a sighting starts one at once.
     w.now += ms(10);
     w.input(sighting(1, 1, 1));
     w.checks();
-    w.input(Input::Checked(id, healthy(address(1), 1)));
+    w.checked(id, healthy(address(1), 1));
     assert!(w.pool.ready() > 0);
     w.pass(ms(1300));
     w.checks();
-    w.input(Input::Checked(id, CheckResult::Refused("502".to_owned())));
+    w.checked(id, CheckResult::Refused("502".to_owned()));
     assert_eq!(w.pool.ready(), 0);
 }
 
@@ -223,7 +264,7 @@ fn a_down_server_is_asked_within_two_seconds_then_rarely_and_forgotten() {
     while w.now - start < Duration::from_secs(70) && !w.pool.backends.is_empty() {
         for (_, _) in w.checks() {
             asked.push(w.now - start);
-            w.input(Input::Checked(id, CheckResult::Refused("refused".to_owned())));
+            w.checked(id, CheckResult::Refused("refused".to_owned()));
         }
         w.pass(ms(100));
     }
@@ -244,17 +285,17 @@ fn a_named_server_stays_for_ever() {
     w.pass(ms(0));
     let checks = w.checks();
     assert_eq!(checks, [(BackendId(0), Target::Name(name))]);
-    w.input(Input::Checked(BackendId(0), CheckResult::Refused("no such name".to_owned())));
+    w.checked(BackendId(0), CheckResult::Refused("no such name".to_owned()));
     for _ in 0..100 {
         w.pass(Duration::from_secs(10));
         for (id, _) in w.checks() {
-            w.input(Input::Checked(id, CheckResult::Refused("no such name".to_owned())));
+            w.checked(id, CheckResult::Refused("no such name".to_owned()));
         }
     }
     assert_eq!(w.pool.backends.len(), 1);
     w.pass(Duration::from_secs(20));
     w.checks();
-    w.input(Input::Checked(BackendId(0), healthy(address(7), 1)));
+    w.checked(BackendId(0), healthy(address(7), 1));
     assert_eq!(w.pool.pick(w.now, &[], &Wanted::default()).map(|p| p.address), Ok(address(7)));
 }
 
@@ -266,7 +307,7 @@ fn a_server_that_was_away_for_long_is_seen_as_soon_as_it_is_back() {
     while w.now - start < Duration::from_secs(600) {
         for (id, _) in w.checks() {
             asked.push(w.now);
-            w.input(Input::Checked(id, CheckResult::Refused("refused".to_owned())));
+            w.checked(id, CheckResult::Refused("refused".to_owned()));
             w.actions.retain(|action| matches!(action, Action::Check(..)));
         }
         w.pass(ms(100));
@@ -279,7 +320,7 @@ fn a_server_that_was_away_for_long_is_seen_as_soon_as_it_is_back() {
     w.down(id);
     w.pass(ms(30_000));
     w.checks();
-    w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
+    w.checked(id, CheckResult::Silent("timed out".to_owned()));
     w.pass(ms(10));
     w.input(sighting(1, 1, 1));
     assert_eq!(w.checks(), [(id, Target::Address(address(1)))]);
@@ -297,7 +338,7 @@ fn a_flood_of_strangers_never_displaces_a_server() {
                 true => healthy(address(1), 1),
                 false => CheckResult::Refused("not Ollama".to_owned()),
             };
-            w.input(Input::Checked(checked, result));
+            w.checked(checked, result);
         }
     }
     assert!(w.pool.backends.len() <= rules().max_servers);
@@ -305,7 +346,7 @@ fn a_flood_of_strangers_never_displaces_a_server() {
     assert_eq!(w.reports(), [], "nor does it fill the log");
     w.input(sighting(2, 2, 1));
     let other = w.checks().pop().expect("there is room for an honest one").0;
-    w.input(Input::Checked(other, healthy(address(2), 1)));
+    w.checked(other, healthy(address(2), 1));
     assert_eq!(w.pool.ready(), 2);
 }
 
@@ -349,7 +390,7 @@ fn whatever_packets_say_a_server_is_asked_twice_a_second_at_most() {
                     let refused = || CheckResult::Refused("refused".to_owned());
                     let result = if is_it { healthy(address(1), 1) } else { refused() };
                     asked += u32::from(checked == id);
-                    w.input(Input::Checked(checked, result));
+                    w.checked(checked, result);
                 }
                 w.actions.clear();
             }
@@ -366,7 +407,7 @@ fn an_older_server_is_tried_once_a_minute() {
     w.input(Input::LegacySighted(address(5).ip()));
     let (id, target) = w.checks().pop().expect("a check");
     assert_eq!(target, Target::Address(address(5)));
-    w.input(Input::Checked(id, CheckResult::Refused("not Ollama".to_owned())));
+    w.checked(id, CheckResult::Refused("not Ollama".to_owned()));
     for _ in 0..11 {
         w.pass(Duration::from_secs(5));
         w.input(Input::LegacySighted(address(5).ip()));
@@ -404,7 +445,7 @@ fn random_events_keep_the_invariants() {
                         1 => CheckResult::Silent("s".to_owned()),
                         _ => healthy(address, next(20)),
                     };
-                    w.input(Input::Checked(id, result));
+                    w.checked(id, result);
                 }
                 3 | 4 => {
                     let ready = w.pool.backends.iter().any(|b| b.is_verified() && b.gets_work());
@@ -458,7 +499,7 @@ fn servers_of_the_last_run_are_tried_first_and_forgotten_like_others() {
             true => healthy(address(1), 1),
             false => CheckResult::Silent("no answer".to_owned()),
         };
-        w.input(Input::Checked(id, result));
+        w.checked(id, result);
     }
     assert_eq!(w.pick(), Some(BackendId(0)));
     assert_eq!(w.pool.memorable(w.now), [known("desk", 1)]);
@@ -469,7 +510,7 @@ fn servers_of_the_last_run_are_tried_first_and_forgotten_like_others() {
                 true => healthy(address(1), 1),
                 false => CheckResult::Silent("no answer".to_owned()),
             };
-            w.input(Input::Checked(id, result));
+            w.checked(id, result);
         }
     }
     assert_eq!(w.pool.len(), 1);
@@ -481,27 +522,27 @@ fn an_address_that_was_only_announced_gets_no_request() {
     let id = w.server(1);
     w.pass(ms(1300));
     w.checks();
-    w.input(Input::Checked(id, CheckResult::Refused("restarting".to_owned())));
+    w.checked(id, CheckResult::Refused("restarting".to_owned()));
     // Somebody who has heard its announcements repeats one while it is down.
     w.input(sighting(9, 1, 1));
     assert_eq!(w.checks(), [(id, Target::Address(address(9)))]);
-    w.input(Input::Checked(id, CheckResult::Refused("refused".to_owned())));
+    w.checked(id, CheckResult::Refused("refused".to_owned()));
     w.pass(ms(2000));
     assert_eq!(w.checks(), [(id, Target::Address(address(1)))]);
-    w.input(Input::Checked(id, healthy(address(1), 1)));
+    w.checked(id, healthy(address(1), 1));
     let in_use = |w: &mut World| w.pool.pick(w.now, &[], &Wanted::default()).map(|p| p.address);
     assert_eq!(in_use(&mut w), Ok(address(1)));
     // Its own address has a hiccup: the other one may be tried, but by a check only.
     w.pass(ms(1300));
     w.checks();
-    w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
+    w.checked(id, CheckResult::Silent("timed out".to_owned()));
     assert_eq!(w.checks(), [(id, Target::Address(address(9)))]);
     assert!(in_use(&mut w).is_err(), "nobody knows who is at {}", address(9));
     assert_eq!(w.pool.sole(w.now, false), None);
     assert!(w.pool.expects_backend(w.now), "requests wait for the check");
-    w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
+    w.checked(id, CheckResult::Silent("timed out".to_owned()));
     assert_eq!(w.checks(), [(id, Target::Address(address(1)))]);
-    w.input(Input::Checked(id, healthy(address(1), 1)));
+    w.checked(id, healthy(address(1), 1));
     assert_eq!(in_use(&mut w), Ok(address(1)));
 }
 
@@ -511,14 +552,14 @@ fn a_check_of_the_old_address_says_nothing_about_the_new_one() {
     let id = w.server(1);
     w.pass(ms(1300));
     w.checks();
-    w.input(Input::Checked(id, CheckResult::Refused("refused".to_owned())));
+    w.checked(id, CheckResult::Refused("refused".to_owned()));
     w.pass(ms(700));
     assert_eq!(w.checks(), [(id, Target::Address(address(1)))]);
     // While that is under way, it is announced where it is now.
     w.input(sighting(2, 1, 1));
-    w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
+    w.checked(id, CheckResult::Silent("timed out".to_owned()));
     assert_eq!(w.checks(), [(id, Target::Address(address(2)))], "at once");
-    w.input(Input::Checked(id, healthy(address(2), 1)));
+    w.checked(id, healthy(address(2), 1));
     assert_eq!(w.pick(), Some(id));
 }
 
@@ -531,14 +572,14 @@ fn a_named_server_that_was_announced_first_is_one_entry() {
     w.input(sighting(1, 1, 1));
     let [(named, target), (announced, _)] = &w.checks()[..] else { panic!("two checks") };
     assert_eq!(*target, Target::Name(name));
-    w.input(Input::Checked(*announced, healthy(address(1), 1)));
+    w.checked(*announced, healthy(address(1), 1));
     assert_eq!(w.pick(), Some(*announced));
-    w.input(Input::Checked(*named, healthy(address(1), 1)));
+    w.checked(*named, healthy(address(1), 1));
     assert_eq!(w.pool.len(), 2, "somebody uses it");
     w.done(*announced);
     w.pass(ms(1300));
     for (id, _) in w.checks() {
-        w.input(Input::Checked(id, healthy(address(1), 1)));
+        w.checked(id, healthy(address(1), 1));
     }
     assert_eq!(w.pool.len(), 1);
     assert_eq!(w.pick(), Some(*named));
@@ -553,24 +594,24 @@ fn silent_strangers_give_way_to_a_newcomer_and_do_not_hold_up_checks() {
         w.input(sighting(host, host, 1));
     }
     let mut running = w.checks();
-    assert_eq!((w.pool.len(), running.len()), (4, MAX_VERIFICATIONS), "the pool is full");
+    assert_eq!((w.pool.len(), running.len()), (4, MAX_STRANGERS), "the pool is full");
     // All of them stay silent, and each is being asked again.
     for _ in 0..12 {
         let (id, _) = running.remove(0);
-        w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
+        w.checked(id, CheckResult::Silent("timed out".to_owned()));
         w.pass(ms(2000));
         running.extend(w.checks());
-        assert_eq!(running.len(), MAX_VERIFICATIONS);
+        assert_eq!(running.len(), MAX_STRANGERS);
     }
     // A newcomer is let in nevertheless, and asked as soon as one of them has reported.
     w.input(sighting(5, 5, 1));
     assert!(w.pool.backends.iter().any(|b| b.addresses.known == [address(5)]));
     assert_eq!(w.checks(), [], "three are under way, one of them for nobody");
     let (id, _) = running.remove(0);
-    w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
+    w.checked(id, CheckResult::Silent("timed out".to_owned()));
     let [(id, target)] = &w.checks()[..] else { panic!("one check") };
     assert_eq!(*target, Target::Address(address(5)));
-    w.input(Input::Checked(*id, healthy(address(5), 1)));
+    w.checked(*id, healthy(address(5), 1));
     assert_eq!(w.pick(), Some(*id));
 }
 
@@ -583,7 +624,7 @@ fn a_check_that_got_lost_is_not_mixed_up_with_the_next_one() {
     w.pass(ms(6100));
     for left in [1, 0] {
         assert_eq!(w.checks(), [(id, Target::Address(address(1)))]);
-        w.input(Input::Checked(id, CheckResult::Silent("timed out".to_owned())));
+        w.checked(id, CheckResult::Silent("timed out".to_owned()));
         assert_eq!(w.pool.ready(), left, "the second silence counts");
     }
 }
@@ -596,17 +637,17 @@ fn an_address_that_is_well_is_used_at_once_when_the_old_ones_fail() {
         w.pass(FIRST_RETRY);
         w.input(sighting(host, 1, 1));
         w.checks();
-        w.input(Input::Checked(id, healthy(address(host), 1)));
+        w.checked(id, healthy(address(host), 1));
         w.checks();
-        w.input(Input::Checked(id, healthy(address(1), 1)));
+        w.checked(id, healthy(address(1), 1));
     }
     w.pass(ms(1300));
     assert_eq!(w.checks(), [(id, Target::Address(address(1)))]);
     w.input(sighting(4, 1, 1));
-    w.input(Input::Checked(id, CheckResult::Refused("gone".to_owned())));
+    w.checked(id, CheckResult::Refused("gone".to_owned()));
     // It has three places left; the one just announced is asked first and used if it is well.
     assert_eq!(w.checks(), [(id, Target::Address(address(4)))]);
-    w.input(Input::Checked(id, healthy(address(4), 1)));
+    w.checked(id, healthy(address(4), 1));
     let in_use = w.pool.pick(w.now, &[], &Wanted::default()).map(|pick| pick.address);
     assert_eq!(in_use, Ok(address(4)));
 }
@@ -631,7 +672,7 @@ fn many_silent_servers_are_noticed_and_do_not_hold_up_one_that_comes_back() {
                 true => healthy(address(40), 1),
                 false => CheckResult::Silent("timed out".to_owned()),
             };
-            w.input(Input::Checked(id, result));
+            w.checked(id, result);
             running.extend(w.checks().into_iter().map(|(id, target)| (w.now, id, target)));
         }
         w.actions.clear();
@@ -681,7 +722,7 @@ fn a_snapshot_tells_what_the_pool_goes_by() {
         w.input(Input::Noted(id, Outcome::Failed.into()));
     }
     assert_eq!(w.pool.snapshot(w.now)[1].pause, Some((State::OutlierEjected, FIRST_EJECTION)));
-    w.input(Input::Checked(id, CheckResult::Refused("gone".to_owned())));
+    w.checked(id, CheckResult::Refused("gone".to_owned()));
     let server = &w.pool.snapshot(w.now)[1];
     assert_eq!((server.state, server.since), (State::Down, ms(0)));
     assert_eq!(server.backend.health.down_reason(), Some("gone"));
@@ -692,7 +733,7 @@ fn models_are_asked_for_while_somebody_looks() {
     let mut w = World::new();
     let wants = |w: &mut World| -> Vec<bool> {
         let of = |action: Action| match action {
-            Action::Check(_, _, wants_inventory) => Some(wants_inventory),
+            Action::Check(_, _, wants_inventory, _) => Some(wants_inventory),
             Action::Report(_) | Action::Remember => None,
         };
         std::mem::take(&mut w.actions).into_iter().filter_map(of).collect()
@@ -701,7 +742,7 @@ fn models_are_asked_for_while_somebody_looks() {
     assert!(w.pool.lacks_inventory());
     w.input(Input::Watched);
     assert_eq!(wants(&mut w), [true], "at once");
-    w.input(Input::Checked(id, healthy(address(1), 1)));
+    w.checked(id, healthy(address(1), 1));
     w.input(Input::Watched);
     assert_eq!(wants(&mut w), [false; 0], "the second look asks for nothing by itself");
     w.pass(ms(60_000));
@@ -721,7 +762,7 @@ fn bytes_are_proof_of_life() {
         w.pass(ms(1300));
         w.checks();
         w.pool.backends[0].tally.bytes_down.add(1);
-        w.input(Input::Checked(id, silent()));
+        w.checked(id, silent());
         assert_eq!((w.pool.ready(), w.checks().len()), (1, 0), "asked again as if it were well");
     }
     // Bytes from before the check prove nothing.
@@ -729,20 +770,20 @@ fn bytes_are_proof_of_life() {
     w.pass(ms(1300));
     for _ in 0..2 {
         assert_eq!((w.pool.ready(), w.checks().len()), (1, 1));
-        w.input(Input::Checked(id, silent()));
+        w.checked(id, silent());
     }
     assert_eq!(w.pool.ready(), 0);
     w.reports();
     w.pass(ms(2000));
     w.checks();
     w.pool.backends[0].tally.bytes_down.add(1);
-    w.input(Input::Checked(id, silent()));
+    w.checked(id, silent());
     assert!(matches!(w.reports()[..], [Transition::Up { .. }]));
     // What refuses new connections takes no requests, whatever it still answers.
     w.pass(ms(1300));
     w.checks();
     w.pool.backends[0].tally.bytes_down.add(1);
-    w.input(Input::Checked(id, CheckResult::Unreached("refused".to_owned())));
+    w.checked(id, CheckResult::Unreached("refused".to_owned()));
     assert_eq!(w.pool.ready(), 0);
 }
 
@@ -755,7 +796,7 @@ fn an_answer_that_is_not_passed_on_is_proof_of_life_too() {
             w.pass(ms(1300));
             w.checks();
             w.input(Input::Noted(id, outcome.into()));
-            w.input(Input::Checked(id, silent()));
+            w.checked(id, silent());
             assert_eq!(w.pool.ready(), 1, "{outcome:?}");
         }
     }
@@ -767,10 +808,10 @@ fn the_check_that_decides_has_more_time() {
     let id = w.server(1);
     w.pass(ms(1300));
     w.checks();
-    assert_eq!(w.pool.check_time(id).answer, ms(1500));
-    w.input(Input::Checked(id, silent()));
+    assert_eq!(w.check_time(id).answer, ms(1500));
+    w.checked(id, silent());
     w.checks();
-    let time = w.pool.check_time(id);
+    let time = w.check_time(id);
     assert_eq!(time.connect, Some(time.answer));
     let longest = ms(1200) + ms(1500) + time.answer;
     assert!(

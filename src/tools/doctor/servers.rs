@@ -304,7 +304,6 @@ fn check_all(servers: &mut [Server], settings: &Settings, keyring: &Arc<Keyring>
                     local: None,
                     wants_inventory: false,
                     time: CheckTime::of(ask::PATIENCE),
-                    timeout: ask::PATIENCE,
                 };
                 server.http = check.run(&Upstream::new(&settings.timing, keyring));
                 server.is_encrypted = keyring.encrypts(server.address);

@@ -90,7 +90,7 @@ impl World {
                 Some(server) => well(server),
                 None => CheckResult::Refused("connection refused".to_owned()),
             };
-            self.input(Input::Checked(id, result));
+            self.checked(id, result);
         }
     }
 
@@ -281,7 +281,7 @@ fn a_named_server_is_remembered_by_its_name() {
                 (Target::Address(_), ..) => well(&nas),
                 _ => CheckResult::Refused("connection refused".to_owned()),
             };
-            w.input(Input::Checked(id, result));
+            w.checked(id, result);
         }
     };
     w.input(Input::Tick);

@@ -60,7 +60,7 @@ fn the_lan_gets_the_local_ollama_alone_whatever_its_check_said() {
     let mut w = World::new();
     w.pool.add_local(w.now, ServerName { host: "127.0.0.1".to_owned(), port: 11434 });
     w.pass(ms(0));
-    w.input(Input::Checked(BackendId(0), healthy(address(1), 1)));
+    w.checked(BackendId(0), healthy(address(1), 1));
     assert!(w.pool.is_local_ready());
     w.reports();
     let other = w.server(2);
@@ -71,7 +71,7 @@ fn the_lan_gets_the_local_ollama_alone_whatever_its_check_said() {
     }
     w.pass(ms(1300));
     w.checks();
-    w.input(Input::Checked(BackendId(0), CheckResult::Refused("refused".to_owned())));
+    w.checked(BackendId(0), CheckResult::Refused("refused".to_owned()));
     assert!(!w.pool.is_local_ready());
     assert_eq!(w.pool.pick(w.now, &[], &lan).map(|p| p.id), Ok(BackendId(0)));
     // This machine's own programs have a choice.
@@ -393,11 +393,11 @@ fn without_a_choice_there_is_a_fast_path() {
     w.input(sighting(2, 2, 1));
     assert_eq!(w.pool.sole(w.now, false).map(|pick| pick.id), Some(id));
     let (stranger, _) = w.checks().pop().expect("a check");
-    w.input(Input::Checked(stranger, CheckResult::Silent("no answer".to_owned())));
+    w.checked(stranger, CheckResult::Silent("no answer".to_owned()));
     assert_eq!(w.pool.sole(w.now, false).map(|pick| pick.id), Some(id));
     w.pass(ms(600));
     w.checks();
-    w.input(Input::Checked(stranger, healthy(address(2), 1)));
+    w.checked(stranger, healthy(address(2), 1));
     assert_eq!(w.pool.sole(w.now, false), None);
     w.pool.backends.retain(|b| b.id == id);
     // Trouble ends it until it has passed.
@@ -439,11 +439,11 @@ fn a_change_that_went_through_us_is_not_answered_from_before_it() {
         other => other,
     };
     // The answer to a question from before the change doesn't count; another one follows at once.
-    w.input(Input::Checked(ids[0], with(models(&["a"], &[]))));
+    w.checked(ids[0], with(models(&["a"], &[])));
     assert!(w.pool.has_stale_inventory());
     let again = w.checks();
     assert_eq!(again.first().map(|(id, _)| *id), Some(ids[0]));
-    w.input(Input::Checked(ids[0], with(models(&["a", "new"], &[]))));
+    w.checked(ids[0], with(models(&["a", "new"], &[])));
     assert!(!w.pool.has_stale_inventory());
     assert_eq!(w.choose(&model("new")), Ok(ids[0]));
 }
@@ -540,7 +540,7 @@ fn all_silent(inventories: &[Option<Arc<Inventory>>]) -> (World, Vec<BackendId>)
     for _ in 0..8 {
         w.pass(ms(1300));
         for (id, _) in w.checks() {
-            w.input(Input::Checked(id, CheckResult::Silent("no answer in time".to_owned())));
+            w.checked(id, CheckResult::Silent("no answer in time".to_owned()));
         }
     }
     assert_eq!(w.pool.ready(), 0);

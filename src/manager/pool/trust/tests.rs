@@ -68,7 +68,7 @@ impl World {
                 Some(server) => well(*server),
                 None => CheckResult::Refused("connection refused".to_owned()),
             };
-            self.input(Input::Checked(id, result));
+            self.checked(id, result);
         }
         count
     }
@@ -176,10 +176,10 @@ fn what_is_known_outlives_a_restart() {
     let checks = w.checks();
     let (late, early): (Vec<_>, Vec<_>) = checks.into_iter().partition(|(id, _)| id.0 == 0);
     assert_eq!((late.len(), early.len()), (1, 1));
-    w.input(Input::Checked(early[0].0, well(IMPOSTOR)));
+    w.checked(early[0].0, well(IMPOSTOR));
     assert_eq!(w.pick(), None);
     assert!(w.pool.expects_backend(w.now), "a request waits meanwhile");
-    w.input(Input::Checked(late[0].0, well(DESK)));
+    w.checked(late[0].0, well(DESK));
     assert_eq!(w.pick(), Some(BackendId::default()));
 }
 
@@ -390,7 +390,7 @@ fn two_servers_on_one_machine_may_share_its_name() {
     }));
     for (id, target) in w.checks() {
         if target == crate::upstream::Target::Address(second) {
-            w.input(Input::Checked(
+            w.checked(
                 id,
                 CheckResult::Healthy {
                     address: second,
@@ -401,7 +401,7 @@ fn two_servers_on_one_machine_may_share_its_name() {
                     open: None,
                     inventory: None,
                 },
-            ));
+            );
         }
     }
     assert_eq!(w.conflicts(), []);

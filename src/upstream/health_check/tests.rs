@@ -1,0 +1,117 @@
+use std::fs;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+
+use super::*;
+use crate::config::Timing;
+use crate::pairing::key_files::update;
+use crate::pairing::keyring::Keyring;
+use crate::pairing::noise::Key;
+use crate::pairing::peers::{self, Peer};
+use crate::system::random;
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// What a busy machine adds to any time.
+const SLACK: Duration = ms(900);
+
+/// A server that does the same with every connection.
+fn serve(each: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address");
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let each = each.clone();
+            thread::spawn(move || each(stream));
+        }
+    });
+    address
+}
+
+/// Answers as Ollama does, each request after the pause for its path.
+fn ollama(version: Duration, lists: Duration) -> SocketAddr {
+    serve(move |mut stream| {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while matches!(stream.read(&mut byte), Ok(1)) {
+            head.push(byte[0]);
+            if head.ends_with(b"\r\n\r\n") {
+                let is_version = head.starts_with(b"GET /api/version ");
+                thread::sleep(if is_version { version } else { lists });
+                let body = match is_version {
+                    true => "{\"version\":\"0.9.9\"}",
+                    false => "{\"models\":[{\"name\":\"m\"}]}",
+                };
+                let head_of = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                let _ = stream.write_all((head_of + body).as_bytes());
+                head.clear();
+            }
+        }
+    })
+}
+
+/// A check with lists, and how long it took.
+fn check(keyring: Keyring, at: SocketAddr, time: CheckTime) -> (CheckResult, Duration) {
+    let upstream = Upstream::new(&Timing::default(), &Arc::new(keyring));
+    let start = Instant::now();
+    let target = Target::Address(at);
+    let check = Check { target: &target, local: None, wants_inventory: true, time };
+    (check.run(&upstream), start.elapsed())
+}
+
+#[test]
+fn slow_lists_do_not_make_a_check_late() {
+    let at = ollama(ms(0), ms(5000));
+    let (result, took) = check(Keyring::none(), at, CheckTime::of(ms(1500)));
+    assert!(matches!(result, CheckResult::Healthy { inventory: None, .. }), "{result:?}");
+    assert!(took < LISTS_IN_PASSING + SLACK, "{took:?}");
+    // Nor does one slow answer after the other.
+    let at = ollama(ms(400), ms(400));
+    let (result, took) = check(Keyring::none(), at, CheckTime::of(ms(1000)));
+    assert!(matches!(result, CheckResult::Healthy { inventory: None, .. }), "{result:?}");
+    assert!(took < ms(1000) + SLACK, "{took:?}");
+    // Asked for apart, they may take their time.
+    let time = CheckTime { lists: Some(ms(20_000)), ..CheckTime::of(ms(1500)) };
+    let (result, _) = check(Keyring::none(), at, time);
+    let CheckResult::Healthy { inventory: Some(inventory), .. } = result else {
+        panic!("{result:?}");
+    };
+    assert!(inventory.is_known(), "{:?}", inventory.problem());
+}
+
+#[test]
+fn a_check_has_one_deadline_whatever_the_server_does() {
+    // A byte of an answer now and then.
+    let drop_by_drop = serve(|mut stream| {
+        for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n".iter().cycle() {
+            thread::sleep(ms(100));
+            if stream.write_all(&[*byte]).is_err() {
+                return;
+            }
+        }
+    });
+    let (result, took) = check(Keyring::none(), drop_by_drop, CheckTime::of(ms(600)));
+    assert!(matches!(result, CheckResult::Silent(_)), "{result:?}");
+    assert!(took < ms(600) + SLACK, "{took:?}");
+    // Every handshake is heard, and refused after a while: another key is tried on a new connection.
+    let dir =
+        std::env::temp_dir().join(format!("ollana-check-{:?}", random::<8>().expect("random")));
+    for n in 1..=8 {
+        let (name, key) = (format!("m{n}"), Key::new([n; 32]));
+        let peer =
+            Peer { name, identity: Some(Identity([n; 16])), key, added: 0, is_confirmed: true };
+        update(&dir, |all| peers::add(all, peer)).expect("a key");
+    }
+    let keyring = Keyring::open(Identity([0; 16]), Some(&dir), None, None).expect("keys");
+    let refuses = serve(|mut stream| {
+        let _ = stream.read(&mut [0; 512]);
+        thread::sleep(ms(400));
+    });
+    let (result, took) = check(keyring, refuses, CheckTime::of(ms(600)));
+    assert!(!matches!(result, CheckResult::Healthy { .. }), "{result:?}");
+    assert!(took < ms(600) + SLACK, "{took:?}");
+    fs::remove_dir_all(&dir).expect("removed");
+}
