@@ -301,3 +301,43 @@ fn lists_that_are_slow_are_asked_for_apart() {
     assert!(!w.pool.lacks_inventory());
     assert!(!w.pool.backends[0].models.are_slow, "they came fast this time");
 }
+
+#[test]
+fn so_many_of_each_kind_run_at_once() {
+    use Burden::*;
+    let plain = Kind {
+        is_list: false,
+        is_long: false,
+        is_down: false,
+        is_newcomer: false,
+        burden: None,
+        at: None,
+    };
+    let newcomer = Kind { is_newcomer: true, ..plain };
+    let burden = |burden| Kind { burden: Some(burden), is_long: true, ..newcomer };
+    let list = |of: Kind| Kind { is_list: true, ..of };
+    let neighbour = Kind { at: Some([10, 0, 0, 1].into()), ..burden(Stranger) };
+    for (kinds, most) in [
+        (vec![plain], MAX_CHECKS),
+        (vec![Kind { is_long: true, ..plain }], MAX_LONG),
+        (vec![Kind { is_long: true, is_down: true, ..plain }], MAX_DOWN),
+        (vec![newcomer], MAX_NEWCOMERS),
+        (vec![burden(Stranger)], MAX_STRANGERS),
+        (vec![burden(Slow)], MAX_SLOW),
+        (vec![burden(Doubtful)], MAX_DOUBTFUL),
+        (vec![burden(Fallen)], MAX_FALLEN),
+        (vec![burden(Stranger), burden(Slow), burden(Doubtful), burden(Fallen)], MAX_BURDENS),
+        (vec![neighbour], 1),
+        (vec![list(plain)], MAX_LISTS),
+        (vec![list(newcomer)], MAX_NEWCOMERS_LISTS),
+    ] {
+        let mut places = Places::default();
+        let takes = |n: &usize| places.take(BackendId(*n as u32), kinds[n % kinds.len()]).is_some();
+        assert_eq!((0..40).filter(takes).count(), most, "{kinds:?}");
+    }
+    let mut places = Places::default();
+    let of_one: Vec<CheckId> = (0..9).filter_map(|_| places.take(BackendId(1), plain)).collect();
+    assert_eq!(of_one.len(), MAX_STUCK + 1, "those that hang, and one more");
+    places.free(of_one[0]);
+    assert!(places.take(BackendId(1), plain).is_some());
+}
