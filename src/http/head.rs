@@ -87,7 +87,8 @@ pub(crate) fn empty_line(bytes: &[u8]) -> Option<usize> {
 }
 
 /// The length of the head at the start of `bytes`, of which `scanned` were looked at before; `None`
-/// while its end is missing. Refuses NUL, bare CR, bare LF behind a line that ends in CR LF, and a
+/// while its end is missing. Refuses what can't begin a request, so that a handshake without a key for
+/// it, or TLS, isn't waited for; NUL, bare CR, bare LF behind a line that ends in CR LF, and a
 /// head over the limit.
 pub fn find_end(
     bytes: &[u8],
@@ -95,6 +96,8 @@ pub fn find_end(
     limits: HeadLimits,
 ) -> Result<Option<usize>, Refusal> {
     refuse_if(empty_line(bytes).is_some(), 400, "empty lines before the request")?;
+    let begins = |byte: &u8| byte.is_ascii_graphic() || matches!(byte, b'\r' | b'\n');
+    refuse_if(!bytes.first().is_none_or(begins), 400, "the request line is malformed")?;
     // A line end may straddle the border of what was scanned, hence three bytes back.
     let start = scanned.saturating_sub(3);
     for at in start..bytes.len() {
@@ -454,6 +457,10 @@ mod tests {
         assert!(!head.keep_alive && head.fields["a"] == "b" && head.target == "/a");
         let short = HeadLimits { max_bytes: len - 1, max_fields: 20 };
         assert_eq!(find_end(text.as_bytes(), 0, short).unwrap_err().status, 431);
+        // A handshake, TLS.
+        for first in [b"\xf5LN\x01abc".as_slice(), b"\xf5", b"\x16\x03\x01", b" GET"] {
+            assert_eq!(find_end(first, 0, LIMITS).unwrap_err().status, 400, "{first:?}");
+        }
         for bad in [
             "GET / HTTP/1.0\nContent-Length: 0\n\n",
             "GET / HTTP/1.0\nContent-Length: 1\n\n",
