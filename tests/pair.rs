@@ -395,6 +395,7 @@ fn what_cannot_be_done_is_said() {
         ("pair k7pm2-xvd9q", "run 'ollana pair' on the other one first"),
         ("unpair nobody", "no peer is called \"nobody\""),
         ("unpair", "takes a name"),
+        ("unpair nobody --all", "not both"),
     ] {
         let said = other.run(arguments);
         assert_eq!(said.code, Some(1), "{arguments}: {said:?}");

@@ -22,7 +22,11 @@ pub(super) fn list(tool: &Tool) -> Result<(), String> {
 
 pub(super) fn remove(tool: &Tool) -> Result<(), String> {
     let dir = state_dir(&tool.settings)?;
+    let name = tool.operands.first();
     if tool.has("all") {
+        if name.is_some() {
+            return Err("unpair takes a name or --all, not both".to_owned());
+        }
         key_files::update(&dir, |peers| {
             peers.clear();
             Ok(())
@@ -30,7 +34,6 @@ pub(super) fn remove(tool: &Tool) -> Result<(), String> {
         println!("no machine is a peer any more; a running ollana cuts its connections by itself");
         return forget(&dir);
     }
-    let name = tool.operands.first();
     let name = name.ok_or("unpair takes a name; 'ollana peers' shows them")?;
     let is_meant = |peer: &Peer| peer.name == *name;
     if !key_files::load(&dir)?.iter().any(is_meant) {
