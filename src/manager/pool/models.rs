@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::events::CheckId;
-use super::events::Report;
+use super::events::{CheckId, Report};
 use crate::ollama::inventory::Inventory;
 use crate::ollama::model_name::ModelName;
 use crate::upstream::LISTS_IN_PASSING;

@@ -87,22 +87,23 @@ impl Places {
             return taken(&|_| true) < MAX_LISTS
                 && (!kind.is_newcomer || taken(&|it| it.is_newcomer) < MAX_NEWCOMERS_LISTS);
         }
-        let of_its_kind = match kind.burden {
-            None => MAX_CHECKS,
-            Some(Burden::Stranger) => MAX_STRANGERS,
-            Some(Burden::Slow) => MAX_SLOW,
-            Some(Burden::Doubtful) => MAX_DOUBTFUL,
-            Some(Burden::Fallen) => MAX_FALLEN,
-        };
-        let is_burden = kind.burden.is_some();
+        let of_its_kind = kind.burden.map(|burden| match burden {
+            Burden::Stranger => MAX_STRANGERS,
+            Burden::Slow => MAX_SLOW,
+            Burden::Doubtful => MAX_DOUBTFUL,
+            Burden::Fallen => MAX_FALLEN,
+        });
         let is_neighbour = |it: &Kind| it.burden.is_some() && it.at.is_some() && it.at == kind.at;
+        let may_burden = |most| {
+            taken(&|it| it.burden.is_some()) < MAX_BURDENS
+                && taken(&|it| it.burden == kind.burden) < most
+                && taken(&is_neighbour) == 0
+        };
         taken(&|_| true) < MAX_CHECKS
             && (!kind.is_long || taken(&|it| it.is_long) < MAX_LONG)
             && (!kind.is_down || taken(&|it| it.is_down) < MAX_DOWN)
             && (!kind.is_newcomer || taken(&|it| it.is_newcomer) < MAX_NEWCOMERS)
-            && (!is_burden || taken(&|it| it.burden.is_some()) < MAX_BURDENS)
-            && (!is_burden || taken(&|it| it.burden == kind.burden) < of_its_kind)
-            && (!is_burden || taken(&is_neighbour) == 0)
+            && of_its_kind.is_none_or(may_burden)
     }
 }
 
