@@ -235,6 +235,52 @@ fn pulls_and_uploads_show_how_far_they_are() {
     assert!(totals["bytes_up"].as_u64().is_some_and(|bytes| bytes >= size), "{totals}");
 }
 
+/// Its lines tell from whom a pull gets its bytes; the machine whose Ollama pulls counts them.
+#[test]
+fn the_bytes_of_pulls_are_counted_by_source() {
+    for way in [Way::OneHop, Way::TwoHops] {
+        let gate = Gate::new();
+        let go_on = gate.clone();
+        let fake = Fake::unlike_ollama(move |call| {
+            call.read_body();
+            call.send(ndjson());
+            let digest = format!("sha256:{}", "0f".repeat(32));
+            for (done, from) in
+                [(1000, json!(null)), (1500, json!(null)), (4000, json!("desk\u{1b}"))]
+            {
+                let line = json!({
+                    "status": "pulling 0f0f", "digest": digest, "total": 9000, "completed": done,
+                    "from": from,
+                });
+                call.send_chunk(format!("{line}\n"));
+            }
+            call.wait(&go_on, "the test to have seen the pull");
+            call.send_chunk("{\"status\":\"success\"}\n");
+            call.send("0\r\n\r\n");
+        });
+        let chain = way.to(&fake);
+        let (mut looking, mut pulling) = (chain.connect(), chain.connect());
+        pulling.send(request("POST", "/api/pull", "{\"model\":\"llama3.2:1b\"}"));
+        let seen = eventually("the pull's progress", || {
+            let state = state(&mut looking);
+            (state["transfers"][0]["done"] == 4000).then_some(state)
+        });
+        let pull = &seen["transfers"][0];
+        assert_eq!((&pull["from"], &pull["names_layers"]), (&json!("desk?"), &json!(true)));
+        let (registry, servers) = match way {
+            Way::OneHop => (500, json!([{ "name": "desk?", "bytes": 2500 }])),
+            _ => (0, json!([])),
+        };
+        let want = json!({ "registry": registry, "servers": servers, "saved": 0, "given": 0 });
+        assert_eq!(seen["shared"], want, "{way:?}");
+        let line = "ollana_pulled_bytes_total{source=\"server\",server=\"desk?\"} 2500";
+        let metrics = looking.get("/ollana/metrics").text();
+        assert_eq!(metrics.lines().any(|it| it == line), way == Way::OneHop, "{metrics}");
+        gate.open();
+        assert_eq!(pulling.answer_to("POST").status(), 200);
+    }
+}
+
 #[test]
 fn a_broken_answer_is_remembered_without_the_prompt() {
     let fake = Fake::unlike_ollama(|call| {
@@ -364,7 +410,7 @@ fn the_help_lists_the_values_of_labels() {
     let fake = Ollama::with(&["alpha"]);
     let chain = Way::TwoHops.to(&fake);
     let text = chain.connect().get("/ollana/metrics").text();
-    for label in ["kind", "class", "cause", "reason", "direction"] {
+    for label in ["kind", "class", "cause", "reason", "direction", "source"] {
         let (start, row) = (format!("{label}=\""), format!("\n  {label}  "));
         let (_, row) = HELP.split_once(&row).expect("a row of the help");
         // It ends where the next row, or a blank line, begins.

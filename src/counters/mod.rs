@@ -7,6 +7,7 @@
 
 mod counter;
 mod share;
+mod sources;
 mod transfers;
 
 use std::collections::VecDeque;
@@ -21,7 +22,9 @@ use self::transfers::Transfers;
 
 pub(crate) use counter::{BOUNDS, Counter, Histogram};
 pub(crate) use share::Share;
-pub(crate) use transfers::{Transfer, TransferGuard};
+pub(crate) use sources::Sources;
+#[allow(unused_imports)] // FROM, until layers come from the house.
+pub(crate) use transfers::{FROM, Transfer, TransferGuard, Words};
 
 /// Failures remembered with their reasons.
 const MAX_FAILURES: usize = 32;

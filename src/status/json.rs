@@ -21,7 +21,12 @@
 //! away       [{name, address, id: of the entry in servers, if there is one, since_s, model_count,
 //!            models [..]}]: remembered servers that can't be used now
 //! history    step_s, requests [..], queue [..]: oldest first, the last minutes
-//! transfers  [{kind, name, server, state, done, total, bytes_per_s, seconds}]
+//! transfers  [{kind, name, server, state, done, total, bytes_per_s, seconds, left_s: for the layer;
+//!            from: the server that gives a pull's bytes; null: the registry; names_layers: whether
+//!            its lines name layers, so that others can be asked for them}]
+//! shared     bytes of models since the start: registry, servers [{name, bytes}]: from whom this
+//!            machine's pulls got them; saved: did not have to come from the registry; given: to
+//!            other machines
 //! failures   [{ago_s, status, cause, method, path, reason}], newest first
 //! changes    [{ago_s, what, server, detail}], newest first
 //! ```
@@ -33,7 +38,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::View;
-use crate::counters::{CAUSES, Counter, Failure, Transfer, Usage};
+use crate::counters::{CAUSES, Counter, Failure, Sources, Transfer, Usage, Words};
 use crate::manager::About;
 use crate::manager::pool::history::STEP;
 use crate::manager::pool::{AwayNow, Backend, Known, Models, QUARANTINED, ServerNow, Transition};
@@ -88,6 +93,7 @@ pub(crate) fn write(view: &View<'_>, all_models: bool) -> Value {
             "queue": snapshot.history.queue.values().collect::<Vec<_>>(),
         },
         "transfers": counters.transfers.all().iter().map(|t| transfer(t, view)).collect::<Vec<_>>(),
+        "shared": shared(&counters.transfers.sources),
         "failures": counters.recent_failures().iter().map(failed).collect::<Vec<_>>(),
         "changes": snapshot.transitions.iter().map(|(ago, t)| change(*ago, t)).collect::<Vec<_>>(),
     })
@@ -205,14 +211,25 @@ fn model(model: &Model, known: &Models) -> Value {
 }
 
 fn transfer(transfer: &Transfer, view: &View<'_>) -> Value {
-    let (done, total, moved) = transfer.progress();
-    let (server, state) = transfer.words();
-    let time = view.now.saturating_duration_since(transfer.since).as_secs_f64();
+    let (done, total) = transfer.progress();
+    let Words { server, state, from, names_layers, .. } = transfer.words();
+    let speed = transfer.bytes_per_s(view.now);
+    let left = total.saturating_sub(done).checked_div(speed).filter(|_| total > 0);
     json!({
         "kind": transfer.kind, "name": transfer.name, "server": server, "state": state,
+        "from": Some(from).filter(|from| !from.is_empty()), "names_layers": names_layers,
         "done": done, "total": (total > 0).then_some(total),
-        "bytes_per_s": if time > 0.5 { (moved as f64 / time) as u64 } else { 0 },
-        "seconds": time as u64,
+        "bytes_per_s": speed, "left_s": left,
+        "seconds": view.now.saturating_duration_since(transfer.since).as_secs(),
+    })
+}
+
+fn shared(sources: &Sources) -> Value {
+    let server = |(name, bytes)| json!({ "name": name, "bytes": bytes });
+    json!({
+        "registry": sources.registry.value(),
+        "servers": sources.servers().into_iter().map(server).collect::<Value>(),
+        "saved": sources.saved.value(), "given": sources.given.value(),
     })
 }
 

@@ -96,6 +96,16 @@ fn daemon(text: &mut Text, view: &View<'_>) {
     text.histogram(name, &[], &view.counters.queue_wait);
     let transfers = view.counters.transfers.all().len() as f64;
     text.single("ollana_transfers", "Pulls and uploads under way.", transfers);
+    let sources = &view.counters.transfers.sources;
+    let name = "ollana_pulled_bytes_total";
+    text.family(name, "Bytes that pulls got, by source: the registry, or a server of the house.");
+    text.sample(name, &[("source", "registry"), ("server", "")], sources.registry.value() as f64);
+    for (server, bytes) in sources.servers() {
+        text.sample(name, &[("source", "server"), ("server", &server)], bytes as f64);
+    }
+    let (saved, given) = (sources.saved.value() as f64, sources.given.value() as f64);
+    text.single("ollana_saved_bytes_total", "Bytes not pulled from the registry.", saved);
+    text.single("ollana_given_bytes_total", "Bytes of models given to others.", given);
 }
 
 fn flag(is: bool) -> f64 {

@@ -99,7 +99,7 @@ impl<'a> Exchange<'a> {
                 },
             };
             if let Some(underway) = &underway {
-                underway.goes_to(&lease.pick.name);
+                underway.goes_to(&lease.pick.name, lease.pick.is_local);
             }
             let before = body.sent;
             let attempt = self.attempt(&mut body, (&lease, &wanted), may_reuse);

@@ -29,7 +29,8 @@ impl Exchange<'_> {
             _ => 0,
         };
         let model = wanted.model.as_ref().map(|model| model.as_str()).filter(|_| name.is_empty());
-        self.context.presence.counters().transfers.begin(kind, model.unwrap_or(name), total)
+        let transfers = &self.context.presence.counters().transfers;
+        Some(transfers.begin(kind, model.unwrap_or(name), total))
     }
 
     /// Adds to a counter of the backend, and to the same one of all backends.
