@@ -69,8 +69,18 @@ fn version(server: &Value, facts: &Value) -> String {
     format!("on {}: {digest}, modified {}", name(server), modified.replace('T', " "))
 }
 
+/// Whether it is the version that the first server has, as far as digests tell.
+fn compared(facts: &Value, first: &Value) -> &'static str {
+    match [facts, first].map(|facts| word(facts, "digest")) {
+        [one, other] if one.is_empty() || other.is_empty() => "",
+        [one, other] if one == other => "same version",
+        _ => "other version",
+    }
+}
+
 fn has_versions(places: &Places<'_>) -> bool {
-    let mut digests = places.iter().map(|(_, facts)| word(facts, "digest"));
+    let digests = places.iter().map(|(_, facts)| word(facts, "digest"));
+    let mut digests = digests.filter(|digest| !digest.is_empty());
     let first = digests.next();
     digests.any(|digest| Some(digest) != first)
 }
@@ -95,8 +105,12 @@ fn lines(state: &Value, style: Style) -> Vec<String> {
                 (true, true) => Cell(loaded(facts), Tone::Good),
                 (true, false) => "on disk".into(),
             };
+            let title = match at {
+                0 => Cell(label(places), Tone::Bold),
+                _ => Cell(compared(facts, places[0].1).to_owned(), Tone::Faint),
+            };
             rows.push(Row::Cells(vec![
-                Cell(if at == 0 { label(places) } else { String::new() }, Tone::Bold),
+                title,
                 name(server).into(),
                 figure(facts, "size").map_or("-".to_owned(), bytes).into(),
                 state,
@@ -134,10 +148,11 @@ mod tests {
         let state = json!({"servers": [
             {"name": "desktop", "origin": "discovered", "health": "ready", "models": [
                 {"name": "llama3.2:1b", "size": 1.3e9, "loaded": true, "size_vram": 15e8,
-                 "size_loaded": 2e9, "tokens_per_s": 98.21},
+                 "digest": "4c27", "size_loaded": 2e9, "tokens_per_s": 98.21},
                 {"name": "qwen3:8b", "size": 5.2e9, "loaded": false}]},
             {"name": "nas", "origin": "named", "health": "down", "models": [
-                {"name": "llama3.2:1b", "size": 1.3e9, "loaded": false, "tokens_per_s": 7.0}]},
+                {"name": "llama3.2:1b", "size": 1.3e9, "loaded": false, "tokens_per_s": 7.0,
+                 "digest": "4c27"}]},
             {"id": 7, "name": "workshop", "origin": "named", "health": "down", "models": null},
         ], "away": [
             {"id": 7, "name": "workshop", "since_s": 7800.0, "models": [
@@ -149,7 +164,7 @@ mod tests {
 MODEL        SERVER     SIZE  STATE             TOK/S
 gemma3:27b   workshop  17 GB  away for 2 h 10 m  -
 llama3.2:1b  desktop  1.3 GB  loaded, 75 % on GPU   98.2
-             nas      1.3 GB  server down            7.0
+same version nas      1.3 GB  server down            7.0
 qwen3:8b     desktop  5.2 GB  on disk                  -
              attic    5.2 GB  away for 3 d 4 h   -";
         let style = Style { width: 80, is_coloured: false };
@@ -174,6 +189,7 @@ qwen3:8b     desktop  5.2 GB  on disk                  -
         let state = json!({"servers": [
             server("desktop", json!([model("Alpha:latest", 'a', 20), model("beta:1b", 'c', 20)])),
             server("nas", json!([model("alpha", 'b', 21), model("beta:1b", 'c', 21)])),
+            server("attic", json!([model("alpha", 'a', 22)])),
         ]});
         let style = Style { width: 80, is_coloured: false };
         let text = lines(&state, style).join("\n");
@@ -184,6 +200,15 @@ qwen3:8b     desktop  5.2 GB  on disk                  -
             assert!(text.lines().any(|other| other == line), "{text}");
         }
         assert_eq!(text.matches("lpha").count(), 1, "{text}");
+        let rows: Vec<&str> = text.lines().filter(|line| line.contains("GB")).collect();
+        for (row, start) in [
+            (0, "Alpha:latest   desktop "),
+            (1, "other version  nas "),
+            (2, "same version   attic "),
+            (4, "same version   nas "),
+        ] {
+            assert!(rows[row].starts_with(start), "{text}");
+        }
         assert!(!text.contains("cccc") && text.lines().all(|line| line.len() <= 80), "{text}");
     }
 }

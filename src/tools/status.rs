@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::table::{
-    Cell, Row, Style, Tone, bytes, figure, fit, list, number, round_trip, speed, table, time,
+    Cell, Row, Style, Tone, bytes, figure, fit, left, list, number, round_trip, speed, table, time,
     titled, width, word, words, wrap,
 };
 use super::{daemon, screen};
@@ -46,9 +46,10 @@ fn lines(json: &Value, style: Style) -> Vec<String> {
     let mut out = servers(json, style);
     out.push(String::new());
     let mut say = |label: &str, text: String, tone: Tone| {
-        let mut wrapped = wrap(&format!("{label:<11}{text}"), style.width);
-        // Wrapping has made one blank of those behind the label.
-        wrapped[0] = format!("{label:<11}{}", wrapped[0][label.len()..].trim_start());
+        // Wrapping makes one blank of several, so dots stand for those behind the label.
+        let mut wrapped = wrap(&format!("{label:.<10} {text}"), style.width);
+        let said = wrapped[0].get(label.len().max(10)..).unwrap_or_default();
+        wrapped[0] = format!("{label:<10}{said}");
         out.extend(wrapped.iter().map(|line| style.paint(&fit(line, style.width), tone)));
     };
     let away = || list(json, "away").iter().filter(|server| server["id"].is_null());
@@ -59,6 +60,9 @@ fn lines(json: &Value, style: Style) -> Vec<String> {
     say("queue", queue(json), Tone::Plain);
     for transfer in list(json, "transfers") {
         say(&word(transfer, "kind"), progress(transfer), Tone::Plain);
+    }
+    if let Some(told) = sharing(&json["shared"]) {
+        say("sharing", told, Tone::Plain);
     }
     let machine = &json["machine"];
     let (name, uptime) = (word(machine, "name"), time(number(machine, "uptime_s")));
@@ -202,12 +206,34 @@ fn progress(transfer: &Value) -> String {
     let far = match figure(transfer, "total") {
         Some(total) => {
             let percent = (done / total.max(1.0) * 100.0).floor();
-            format!("{percent:.0} % of {}, {rate}/s", bytes(total))
+            let left =
+                figure(transfer, "left_s").map_or(String::new(), |s| format!(", {}", left(s)));
+            format!("{percent:.0} % of {}{}, {rate}/s{left}", bytes(total), source(transfer))
         }
         None if done > 0.0 => format!("{}, {rate}/s", bytes(done)),
         None => word(transfer, "state"),
     };
     format!("{} on {}: {far}", fit(&word(transfer, "name"), 40), word(transfer, "server"))
+}
+
+/// Who gives the bytes of a pull.
+fn source(transfer: &Value) -> String {
+    match (word(transfer, "from"), transfer["names_layers"].as_bool()) {
+        _ if word(transfer, "kind") != "pull" => String::new(),
+        (from, _) if !from.is_empty() => format!(", from {from}"),
+        (_, Some(true)) => ", from the registry".to_owned(),
+        (_, Some(false)) => ", from the registry (this kind of model can't be shared)".to_owned(),
+        (_, None) => String::new(),
+    }
+}
+
+/// What did not have to be downloaded; nothing if there is nothing to tell.
+fn sharing(shared: &Value) -> Option<String> {
+    let [saved, given] = ["saved", "given"].map(|of| number(shared, of));
+    let tell = |n: f64, what| (n > 0.0).then(|| format!("{} {what}", bytes(n)));
+    let told = [tell(saved, "not downloaded again"), tell(given, "given to other machines")];
+    let told: Vec<String> = told.into_iter().flatten().collect();
+    (!told.is_empty()).then(|| told.join(", "))
 }
 
 #[cfg(test)]
@@ -238,7 +264,10 @@ mod tests {
             "away": [{"id": 1, "name": "nas", "since_s": 12.0, "model_count": 3},
                 {"id": null, "name": "attic", "since_s": 7800.0, "model_count": 12}],
             "transfers": [{"kind": "pull", "name": "llama3.3:70b", "server": "desktop",
-                "done": 16e9, "total": 38e9, "bytes_per_s": 11e6}],
+                "done": 16e9, "total": 38e9, "bytes_per_s": 112e6, "left_s": 196, "from": "nas",
+                "names_layers": true}],
+            "shared": {"registry": 1e9, "servers": [{"name": "nas", "bytes": 42e9}],
+                "saved": 41e9, "given": 1.2e10},
             "warnings": ["nas is down: connection refused"],
         })
     }
@@ -255,7 +284,9 @@ nas      nas:9999      down        -  -       -       0      -     0 B
 
 away       attic since 2 h 10 m ago, with 12 models
 queue      3 waiting, the longest for 4 s
-pull       llama3.3:70b on desktop: 42 % of 38 GB, 11 MB/s
+pull       llama3.3:70b on desktop: 42 % of 38 GB, from nas, 112 MB/s, 3 min
+    left
+sharing    41 GB not downloaded again, 12 GB given to other machines
 this       laptop, client for 2 h 10 m
 listens on 127.0.0.1:11434 [::1]:11434
 discovery  to port 11436/udp
@@ -287,6 +318,37 @@ warning    nas is down: connection refused";
         }
         let names: Vec<String> = (0..9).map(|n| format!("model{n}")).collect();
         assert_eq!(fit_list("loaded: ", &names, 40), "loaded: model0, model1, and 7 more");
+    }
+
+    #[test]
+    fn a_pull_says_where_its_bytes_come_from() {
+        let mut pull = json!({"kind": "pull", "name": "m", "server": "nas", "done": 0,
+            "total": 100e6, "bytes_per_s": 0, "left_s": null});
+        for (names_layers, bytes_per_s, left, want) in [
+            (json!(true), 0, json!(null), "m on nas: 0 % of 100 MB, from the registry, 0 B/s"),
+            (
+                json!(true),
+                1_000_000,
+                json!(95),
+                "m on nas: 0 % of 100 MB, from the registry, 1.0 MB/s, 2 min left",
+            ),
+            (
+                json!(false),
+                2_000_000,
+                json!(50),
+                "m on nas: 0 % of 100 MB, from the registry (this kind of model can't be shared), 2.0 MB/s, 50 s left",
+            ),
+            // An ollana of before.
+            (json!(null), 0, json!(null), "m on nas: 0 % of 100 MB, 0 B/s"),
+        ] {
+            pull["names_layers"] = names_layers;
+            pull["bytes_per_s"] = bytes_per_s.into();
+            pull["left_s"] = left;
+            assert_eq!(progress(&pull), want);
+        }
+        let create = json!({"kind": "create", "name": "m", "server": "nas", "done": 50e6,
+            "total": 100e6, "bytes_per_s": 5e6, "names_layers": true});
+        assert_eq!(progress(&create), "m on nas: 50 % of 100 MB, 5.0 MB/s");
     }
 
     #[test]

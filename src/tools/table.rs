@@ -193,6 +193,15 @@ pub(super) fn time(seconds: f64) -> String {
     elapsed(seconds.max(0.0) as u64)
 }
 
+/// `50 s left`, `4 min left`: a guess, so in one unit.
+pub(super) fn left(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} s left"),
+        s if s < 5400.0 => format!("{:.0} min left", s / 60.0),
+        s => format!("{:.0} h left", s / 3600.0),
+    }
+}
+
 /// Milliseconds, shown as such or as seconds.
 pub(super) fn round_trip(ms: f64) -> String {
     match ms {
@@ -221,6 +230,8 @@ mod tests {
         assert_eq!(sizes, ["0 B", "999 B", "1.0 kB", "1.3 GB", "38 GB", "5000 TB"]);
         let times = [0.4, 59.0, 185.0, 7800.0, 273_600.0].map(time);
         assert_eq!(times, ["0 s", "59 s", "3 m 5 s", "2 h 10 m", "3 d 4 h"]);
+        let lefts = [0.0, 89.4, 90.0, 240.0, 9000.0].map(left);
+        assert_eq!(lefts, ["0 s left", "89 s left", "2 min left", "4 min left", "2 h left"]);
         assert_eq!([0.42, 12.4, 1234.0].map(round_trip), ["0.4 ms", "12 ms", "1.2 s"]);
         assert_eq!([0.0, 41.23, 312.0].map(speed), ["-", "41.2", "312"]);
     }
