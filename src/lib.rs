@@ -72,6 +72,7 @@
 //! | [`proxy`] | client connections and exchanges | how a hang-up reaches Ollama; the text of a 503 |
 //! | [`discovery`] | datagrams: schedule, matching, answers | the timing of probes |
 //! | [`status`] | what is shown of the state: JSON, metrics, page | a metric |
+//! | [`sharing`] | taking a model's blobs from other machines | whom a pull asks |
 //! | [`manager`] | the pool of backends, the queue, liveness | which server gets a request |
 //! | [`upstream`] | requests to an upstream through ureq | what a health check asks |
 //! | [`pairing`] | identities, keys, encrypted streams | the handshake |
@@ -115,6 +116,7 @@ pub mod ollama;
 pub mod pairing;
 pub mod proxy;
 pub mod serve;
+pub mod sharing;
 pub mod status;
 pub mod system;
 pub mod tools;

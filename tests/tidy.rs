@@ -10,6 +10,7 @@ const FLOORS: &[&[&str]] = &[
     &["serve"],
     &["proxy", "discovery"],
     &["status"],
+    &["sharing"],
     &["manager"],
     &["upstream"],
     &["pairing"],

@@ -1,5 +1,6 @@
 //! How other threads reach the Manager, and what they get from it.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ pub(super) enum Event {
     Pool(Input),
     Lease(Caller, Request),
     Inventories(Sender<Inventories>),
+    OthersUp(Sender<Vec<(String, SocketAddr)>>),
     Snapshot(Sender<Snapshot>),
     Forget(String, Sender<Forgot>),
     Stop,
@@ -220,6 +222,11 @@ impl Mailbox {
     /// The state as it is now. `None` when we are stopping, or busy beyond measure.
     pub(crate) fn snapshot(&self) -> Option<Snapshot> {
         self.ask(Event::Snapshot)
+    }
+
+    /// Name and address of each server that is up, this machine's Ollama left out.
+    pub(crate) fn others_up(&self) -> Vec<(String, SocketAddr)> {
+        self.ask(Event::OthersUp).unwrap_or_default()
     }
 
     /// Forgets what is known of a server by this name that isn't up. `None` when we are stopping, or

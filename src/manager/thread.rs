@@ -149,6 +149,7 @@ impl Manager {
                     let _ = reply.send(forgot);
                 }
                 Event::Inventories(_) => self.questions.push((now, event)),
+                Event::OthersUp(reply) => drop(reply.send(self.queue.pool().others_up())),
                 Event::Snapshot(_) => {
                     let pool = self.queue.pool();
                     // A second look doesn't wait for the same models again.

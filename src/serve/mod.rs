@@ -12,6 +12,7 @@
 pub mod background;
 mod listeners;
 mod mode;
+mod neighbours;
 mod ollama_watch;
 mod parts;
 mod programs;

@@ -11,6 +11,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::listeners::plain;
 use super::mode::Mode;
+use super::neighbours::{OfPool, OfScan};
 use super::state_dir::{self, host_name};
 use crate::access::host::HostRule;
 use crate::config::{ServerName, Settings};
@@ -27,6 +28,7 @@ use crate::proxy::{
     Budget, Proxy,
     connections::{Connections, Process},
 };
+use crate::sharing::{Neighbours, Sharing};
 use crate::system::{self, THREAD_STACK, failed, keeper::Keeper};
 
 /// Ports from here on are ephemeral: they are another server's at the next start.
@@ -50,6 +52,7 @@ pub(super) struct Parts<'a> {
     pub(super) presence: Arc<Presence>,
     keyring: Arc<Keyring>,
     keeper: Arc<Keeper>,
+    sharing: Sharing,
 }
 
 impl<'a> Parts<'a> {
@@ -84,8 +87,22 @@ impl<'a> Parts<'a> {
             .map_err(failed("cannot start the manager"))?;
         let (mailbox, presence) = (manager.mailbox(), manager.presence());
         let (keyring, keeper) = (Arc::new(keyring), Arc::clone(keeper));
-        let parts =
-            Parts { settings, mode, instance, identity, mailbox, presence, keyring, keeper };
+        let neighbours: Arc<dyn Neighbours> = match mode.is_client() {
+            true => Arc::new(OfPool(mailbox.clone())),
+            false => Arc::new(OfScan::new(settings, identity, &keyring)),
+        };
+        let sharing = Sharing::new(neighbours, settings.timing.clone(), Arc::clone(&keyring));
+        let parts = Parts {
+            settings,
+            mode,
+            instance,
+            identity,
+            mailbox,
+            presence,
+            keyring,
+            keeper,
+            sharing,
+        };
         Ok((parts, manager, job_receiver))
     }
 
@@ -145,6 +162,7 @@ impl<'a> Parts<'a> {
             hosts: HostRule::new(names),
             budget: Budget::new(limits.replay_budget),
             keyring: Arc::clone(&self.keyring),
+            sharing: self.sharing.clone(),
             connections: Arc::new(Connections::new(
                 most,
                 limits.max_connections_per_source,

@@ -250,6 +250,12 @@ impl Pool {
         self.backends.iter().filter(|b| b.gets_work())
     }
 
+    /// Name and address of each server that is up, this machine's Ollama left out.
+    pub(crate) fn others_up(&self) -> Vec<(String, SocketAddr)> {
+        let others = self.working().filter(|b| !b.is_local());
+        others.filter_map(|b| Some((b.short_name(), b.addresses.confirmed()?))).collect()
+    }
+
     fn local(&self) -> Option<&Backend> {
         self.backends.iter().find(|b| b.is_local())
     }

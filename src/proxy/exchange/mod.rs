@@ -47,6 +47,7 @@ use crate::http::head::{Framing, Head};
 use crate::manager::{Mailbox, Presence};
 use crate::ollama::endpoints::Endpoint;
 use crate::pairing::keyring::Keyring;
+use crate::sharing::Sharing;
 use crate::upstream::Upstream;
 use crate::upstream::exchange_io::{self, ExchangeIo, Fault};
 
@@ -81,6 +82,9 @@ pub(crate) struct Context {
     pub(crate) hosts: HostRule,
     pub(crate) budget: Budget,
     pub(crate) keyring: Arc<Keyring>,
+    /// For blobs that other machines have.
+    #[allow(dead_code)] // Until pulls use it.
+    pub(crate) sharing: Sharing,
     pub(crate) connections: Arc<Connections>,
 }
 

@@ -1,0 +1,90 @@
+//! One question to a neighbour, and one to all of them at once.
+
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, bounded};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderValue, RANGE};
+use http::{HeaderMap, HeaderName, Method, Request, StatusCode};
+
+use super::{Blob, Neighbour, Sharing};
+use crate::system;
+use crate::upstream::exchange_io::{self, Attempt, ExchangeIo};
+use crate::upstream::{Upstream, build_uri};
+
+/// How long a neighbour may take to connect, and then to answer. Nobody waits for the slow ones where
+/// another has the blob.
+pub(super) const TIME: Duration = Duration::from_secs(1);
+/// Neighbours that are asked at once.
+pub(super) const AT_ONCE: usize = 32;
+
+/// Asks up to [`AT_ONCE`] neighbours whether they have a blob. Those that do come out in the order of
+/// their answers; the channel closes behind the last one.
+pub(super) fn all(sharing: &Sharing, blob: &Blob, neighbours: &[Neighbour]) -> Receiver<Neighbour> {
+    let (yes, answers) = bounded(AT_ONCE);
+    for neighbour in neighbours.iter().take(AT_ONCE).cloned() {
+        let (sharing, blob, yes) = (sharing.clone(), blob.clone(), yes.clone());
+        // Without a thread, that one isn't asked.
+        let _ = system::spawn("asker", move || {
+            let mut asker = Asker::new(&sharing);
+            if asker.ask(Method::HEAD, &neighbour, &blob, 0).is_ok() {
+                let _ = yes.send(neighbour);
+            }
+            exchange_io::with(ExchangeIo::end);
+        });
+    }
+    answers
+}
+
+/// One thread's way to its neighbours.
+pub(super) struct Asker {
+    upstream: Upstream,
+}
+
+impl Asker {
+    pub(super) fn new(sharing: &Sharing) -> Self {
+        Asker { upstream: Upstream::new(&sharing.timing, &sharing.keyring) }
+    }
+
+    /// The blob's bytes from `at` on, or none for HEAD. The error says why there are none.
+    pub(super) fn ask(
+        &mut self,
+        method: Method,
+        neighbour: &Neighbour,
+        blob: &Blob,
+        at: u64,
+    ) -> Result<Box<dyn Read>, String> {
+        self.upstream.begin(Attempt { is_lan: true, connect: Some(TIME), ..Attempt::default() });
+        exchange_io::with(|io| io.look_until = Some(Instant::now() + 2 * TIME));
+        let mut request = Request::new(());
+        *request.uri_mut() =
+            build_uri(neighbour.address, "", &format!("/ollana/blobs/{}", blob.digest))?;
+        *request.method_mut() = method;
+        if at > 0 {
+            let range =
+                HeaderValue::from_str(&format!("bytes={at}-")).map_err(|e| e.to_string())?;
+            request.headers_mut().insert(RANGE, range);
+        }
+        let answer = self.upstream.send(request, None)?;
+        let fits = match answer.status() {
+            StatusCode::OK => at == 0,
+            StatusCode::PARTIAL_CONTENT => begins_at(answer.headers(), at),
+            status => return Err(format!("answers with status {status}")),
+        };
+        match fits && number(answer.headers(), CONTENT_LENGTH) == Some(blob.size - at) {
+            true => Ok(Box::new(answer.into_body().into_reader())),
+            false => Err("has another blob of this name".to_owned()),
+        }
+    }
+}
+
+/// Whether a part of a body begins there (`bytes 7-99/100`).
+fn begins_at(fields: &HeaderMap, at: u64) -> bool {
+    let range = fields.get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+    let first = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next());
+    first.and_then(|first| first.parse().ok()) == Some(at)
+}
+
+fn number(fields: &HeaderMap, name: HeaderName) -> Option<u64> {
+    fields.get(name)?.to_str().ok()?.trim().parse().ok()
+}

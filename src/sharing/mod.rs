@@ -1,0 +1,152 @@
+//! Taking a model's blobs from other machines of the LAN, so that none is downloaded twice in one
+//! house.
+//!
+//! ```text
+//!  seeker ──HEAD /ollana/blobs/DIGEST──► every neighbour at once
+//!    │ the first that has it: GET, with Range from where the last one stopped
+//!    ▼
+//!  Source: pieces, in a bounded channel ──► Put: POST /api/blobs/DIGEST of the own Ollama
+//! ```
+//!
+//! The room knows blobs by digest and size alone; Ollama hashes what it gets, so a neighbour that lies
+//! only wastes time. It knows nothing of exchanges and of how neighbours are found: `serve` gives it
+//! [`Neighbours`]. A blob has one thread that seeks and then streams, and one that puts. Both end within a
+//! moment ([`LOOK`]) when what they work for is dropped.
+
+#![allow(dead_code, unused_imports)] // Until pulls use it.
+
+mod ask;
+mod put;
+mod source;
+
+use std::fmt::Debug;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
+
+use crate::config::Timing;
+use crate::pairing::keyring::Keyring;
+use crate::system::parse_hex;
+
+pub(crate) use self::put::Put;
+pub(crate) use self::source::{Seek, Source};
+
+/// Blobs that are sought or taken at once. The pulls that are more stay with the registry.
+const MOST: usize = 16;
+
+/// How often threads that wait look whether their work is still wanted.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A machine that may have what this one lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Neighbour {
+    pub(crate) name: String,
+    /// Where its proxy is.
+    pub(crate) address: SocketAddr,
+}
+
+/// Who can be asked.
+pub(crate) trait Neighbours: Send + Sync + Debug {
+    /// Those that are known now, this machine left out. It doesn't wait; where nobody is known yet, it
+    /// begins to look, and the next call tells more.
+    fn look(&self) -> Vec<Neighbour>;
+}
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Blob {
+    digest: String,
+    pub(crate) size: u64,
+}
+
+impl Blob {
+    /// `None` unless the digest is `sha256:` and 64 digits in lower case, as Ollama writes it.
+    pub(crate) fn new(digest: &str, size: u64) -> Option<Self> {
+        let hex = digest.strip_prefix("sha256:")?;
+        let is_lower = !hex.bytes().any(|byte| byte.is_ascii_uppercase());
+        (is_lower && parse_hex::<32>(hex).is_some())
+            .then(|| Blob { digest: digest.to_owned(), size })
+    }
+
+    pub(crate) fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// As Ollama calls it in the lines of a pull.
+    pub(crate) fn short(&self) -> &str {
+        &self.digest["sha256:".len()..][..12]
+    }
+}
+
+/// What all that take blobs share.
+#[derive(Clone, Debug)]
+pub(crate) struct Sharing {
+    neighbours: Arc<dyn Neighbours>,
+    timing: Timing,
+    keyring: Arc<Keyring>,
+    taken: Arc<AtomicUsize>,
+}
+
+impl Sharing {
+    pub(crate) fn new(
+        neighbours: Arc<dyn Neighbours>,
+        timing: Timing,
+        keyring: Arc<Keyring>,
+    ) -> Self {
+        Sharing { neighbours, timing, keyring, taken: Arc::default() }
+    }
+
+    /// Who can be asked; see [`Neighbours::look`].
+    pub(crate) fn look(&self) -> Vec<Neighbour> {
+        self.neighbours.look()
+    }
+
+    /// A place for one more blob, if there is one.
+    fn begin(&self) -> Option<(Wanted, Work)> {
+        let take = |taken| (taken < MOST).then_some(taken + 1);
+        self.taken.fetch_update(SeqCst, SeqCst, take).ok()?;
+        let (wanted, unwanted) = bounded(0);
+        let place = Arc::new(Place(Arc::clone(&self.taken)));
+        Some((Wanted { _alive: wanted }, Work { unwanted, _place: place }))
+    }
+}
+
+/// Held by whom the work is done for.
+#[derive(Debug)]
+struct Wanted {
+    _alive: Sender<()>,
+}
+
+/// Held by the threads that do it.
+#[derive(Clone, Debug)]
+struct Work {
+    unwanted: Receiver<()>,
+    _place: Arc<Place>,
+}
+
+impl Work {
+    fn is_wanted(&self) -> bool {
+        self.unwanted.try_recv() != Err(TryRecvError::Disconnected)
+    }
+
+    /// Whether it is still wanted after so long; false as soon as it isn't.
+    fn is_wanted_after(&self, time: Duration) -> bool {
+        self.unwanted.recv_timeout(time) == Err(RecvTimeoutError::Timeout)
+    }
+}
+
+/// One of [`MOST`]; free again when it is dropped.
+#[derive(Debug)]
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests;

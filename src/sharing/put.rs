@@ -1,0 +1,131 @@
+//! A blob on its way into the own Ollama, which hashes it while it writes.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderValue, Method, Request};
+
+use super::source::{Piece, Source};
+use super::{Blob, LOOK, Sharing, Wanted};
+use crate::system::{self, lock};
+use crate::upstream::exchange_io::{self, Attempt, ExchangeIo};
+use crate::upstream::{Upstream, build_uri};
+
+/// Bytes of an error of Ollama's that are read.
+const REASON: u64 = 4 << 10;
+
+/// A blob that is being put into Ollama. Dropping it breaks that off.
+#[derive(Debug)]
+pub(crate) struct Put {
+    pub(crate) blob: Blob,
+    given: Arc<Mutex<BTreeMap<Arc<str>, u64>>>,
+    ended: Receiver<Result<(), String>>,
+    _wanted: Option<Wanted>,
+}
+
+impl Put {
+    /// Bytes that Ollama was given, by who gave them.
+    pub(crate) fn given(&self) -> BTreeMap<Arc<str>, u64> {
+        lock(&self.given).clone()
+    }
+
+    /// Waits for the end up to `time`: that Ollama has the blob now, or why not; `None` if it goes on.
+    pub(crate) fn ended_within(&self, time: Duration) -> Option<Result<(), String>> {
+        match self.ended.recv_timeout(time) {
+            Ok(result) => Some(result),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Err("its thread has failed".to_owned())),
+        }
+    }
+}
+
+impl Sharing {
+    /// Puts what a source brings into the Ollama at this address, behind this prefix of its paths.
+    ///
+    /// # Errors
+    /// There is no thread for it.
+    pub(crate) fn put(
+        &self,
+        mut source: Source,
+        (ollama, prefix): (SocketAddr, &str),
+    ) -> io::Result<Put> {
+        let blob = source.blob.clone();
+        let wanted = source.wanted.take();
+        let given = Arc::default();
+        let (end, ended) = bounded(1);
+        let upstream = Upstream::new(&self.timing, &self.keyring);
+        let uri = build_uri(ollama, prefix, &format!("/api/blobs/{}", blob.digest));
+        let mut request = Request::new(());
+        *request.uri_mut() = uri.map_err(io::Error::other)?;
+        *request.method_mut() = Method::POST;
+        request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(blob.size));
+        let pieces =
+            Pieces { source, given: Arc::clone(&given), piece: None, used: 0, left: blob.size };
+        system::spawn("putter", move || {
+            upstream.begin(Attempt { is_large: true, ..Attempt::default() });
+            let _ = end.send(send(&upstream, request, pieces));
+            exchange_io::with(ExchangeIo::end);
+        })?;
+        Ok(Put { blob, given, ended, _wanted: wanted })
+    }
+}
+
+fn send(upstream: &Upstream, request: Request<()>, mut pieces: Pieces) -> Result<(), String> {
+    let answer = upstream.send(request, Some(&mut pieces as &mut dyn Read))?;
+    let status = answer.status();
+    let mut reason = String::new();
+    let _ = answer.into_body().into_reader().take(REASON).read_to_string(&mut reason);
+    match status.is_success() {
+        true => Ok(()),
+        false => Err(format!("Ollama answers with status {status} {}", reason.trim())),
+    }
+}
+
+/// The pieces of a source as the body of a request.
+struct Pieces {
+    source: Source,
+    given: Arc<Mutex<BTreeMap<Arc<str>, u64>>>,
+    piece: Option<Piece>,
+    /// Bytes of the piece that were used.
+    used: usize,
+    left: u64,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.left == 0 {
+                return Ok(0);
+            }
+            if exchange_io::with(|io| io.is_answered_early()) {
+                // Nothing more is sent, but ureq wants the declared length before it reads the answer.
+                let n = self.left.min(out.len() as u64);
+                self.left -= n;
+                return Ok(n as usize);
+            }
+            if let Some(piece) = &self.piece {
+                let n = (&piece.bytes[self.used..]).read(out)?;
+                *lock(&self.given).entry(Arc::clone(&piece.donor)).or_default() += n as u64;
+                self.used += n;
+                self.left -= n as u64;
+                if self.used == piece.bytes.len() {
+                    self.used = 0;
+                    self.piece.take().into_iter().for_each(|piece| self.source.reuse(piece));
+                }
+                return Ok(n);
+            }
+            // Not a kind of error that ureq takes for the end of a body.
+            let broken = io::Error::other;
+            if !self.source.work.is_wanted() {
+                return Err(broken("nobody wants it any more"));
+            }
+            let next = self.source.next(LOOK);
+            self.piece = next.map_err(|_| broken("nobody is left who has it"))?;
+        }
+    }
+}

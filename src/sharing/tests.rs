@@ -1,0 +1,284 @@
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Mutex;
+use std::thread;
+use std::time::Instant;
+
+use super::*;
+use crate::system::lock;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const DIGEST: &str = "sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+fn bytes(size: usize) -> Vec<u8> {
+    (0..size as u64).map(|at| (at * at % 251) as u8).collect()
+}
+
+/// What a machine does with a GET, behind the head that it is asked for: the offset to begin at.
+type Gives = dyn Fn(&mut TcpStream, u64) + Send + Sync;
+
+struct Machine {
+    neighbour: Neighbour,
+    /// The offsets of the GETs that came.
+    gets: Arc<Mutex<Vec<u64>>>,
+}
+
+/// A machine that says by HEAD that it has so many bytes, and gives them in its way.
+fn machine(
+    name: &str,
+    size: u64,
+    gives: impl Fn(&mut TcpStream, u64) + Send + Sync + 'static,
+) -> Machine {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let neighbour = Neighbour { name: name.to_owned(), address: listener.local_addr().unwrap() };
+    let gets = Arc::<Mutex<Vec<u64>>>::default();
+    let (seen, gives) = (Arc::clone(&gets), Arc::<Box<Gives>>::new(Box::new(gives)));
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let (seen, gives) = (Arc::clone(&seen), Arc::clone(&gives));
+            thread::spawn(move || serve(stream, size, &seen, &*gives));
+        }
+    });
+    Machine { neighbour, gets }
+}
+
+fn serve(mut stream: TcpStream, size: u64, seen: &Mutex<Vec<u64>>, gives: &Gives) {
+    stream.set_nodelay(true).unwrap();
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+    let first = lines.next().unwrap_or_default();
+    assert!(first.contains(&format!("/ollana/blobs/{DIGEST} ")), "{first}");
+    let fields: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+    let range = fields.iter().find_map(|line| line.strip_prefix("range: bytes="));
+    let at: u64 = range.map_or(0, |range| range.trim_end_matches('-').parse().unwrap());
+    let part = match at {
+        0 => "200 OK\r\n".to_owned(),
+        _ => format!("206 Partial Content\r\ncontent-range: bytes {at}-{}/{size}\r\n", size - 1),
+    };
+    let head = format!("HTTP/1.1 {part}content-length: {}\r\n\r\n", size - at);
+    if first.starts_with("GET") {
+        lock(seen).push(at);
+        stream.write_all(head.as_bytes()).unwrap();
+        gives(&mut stream, at);
+    } else {
+        stream.write_all(head.as_bytes()).unwrap();
+    }
+}
+
+/// Gives everything up to this offset, then closes.
+fn up_to(end: usize) -> impl Fn(&mut TcpStream, u64) + Send + Sync {
+    move |stream, at| {
+        let _ = stream.write_all(&bytes(end)[at as usize..]);
+    }
+}
+
+#[derive(Debug)]
+struct House(Mutex<Vec<Neighbour>>);
+
+impl Neighbours for House {
+    fn look(&self) -> Vec<Neighbour> {
+        lock(&self.0).clone()
+    }
+}
+
+fn house(machines: &[&Machine]) -> (Sharing, Arc<House>) {
+    let all = machines.iter().map(|machine| machine.neighbour.clone()).collect();
+    let house = Arc::new(House(Mutex::new(all)));
+    let sharing = Sharing::new(
+        Arc::clone(&house) as Arc<dyn Neighbours>,
+        Timing::default(),
+        Arc::new(Keyring::none()),
+    );
+    (sharing, house)
+}
+
+fn blob(size: usize) -> Blob {
+    Blob::new(DIGEST, size as u64).unwrap()
+}
+
+/// All that a source brings, and whether its channel closed behind it.
+fn read(source: &Source) -> Vec<u8> {
+    let (mut all, until) = (Vec::new(), Instant::now() + PATIENCE);
+    while let Ok(piece) = source.next(LOOK) {
+        assert!(Instant::now() < until, "only {} bytes", all.len());
+        if let Some(piece) = piece {
+            all.extend_from_slice(&piece.bytes);
+            source.reuse(piece);
+        }
+    }
+    all
+}
+
+#[test]
+fn only_whole_digests_in_ollamas_spelling_are_asked_for() {
+    assert_eq!(blob(1).short(), "001122334455");
+    for bad in [
+        "",
+        "sha256:",
+        "sha256:00",
+        &DIGEST[7..],
+        &DIGEST.replace(':', "-"),
+        &format!("{DIGEST}0"),
+        &DIGEST.to_uppercase().replace("SHA", "sha"),
+        "sha256:../../../../../../../../../../../../../../../../../../../../etc/pass",
+    ] {
+        assert_eq!(Blob::new(bad, 1), None, "{bad}");
+    }
+}
+
+/// The donors die one after the other; what one has begun, the next one ends.
+#[test]
+fn the_next_donor_goes_on_where_the_last_one_died() {
+    let size = 3_000_000;
+    let dies = machine("dies", size as u64, up_to(1_234_567));
+    let (sharing, house) = house(&[&dies]);
+    let mut seek = sharing.seek(blob(size), None).unwrap();
+    let source = seek.found_within(PATIENCE).expect("a source");
+    assert_eq!(&*source.donor, "dies");
+    let whole = machine("whole", size as u64, up_to(size));
+    lock(&house.0).push(whole.neighbour.clone());
+    assert!(read(&source) == bytes(size), "other bytes");
+    let from = lock(&whole.gets).clone();
+    assert!(matches!(from[..], [at] if at > 0 && at <= 1_234_567), "{from:?}");
+}
+
+#[test]
+fn too_few_bytes_come_where_nobody_is_left() {
+    let dies = machine("dies", 1_000_000, up_to(500_000));
+    let (sharing, _) = house(&[&dies]);
+    // It has come as far each time, and the rest never comes.
+    let source = sharing.seek(blob(1_000_000), None).unwrap().found_within(PATIENCE).unwrap();
+    assert_eq!(read(&source).len(), 500_000);
+    assert_eq!(lock(&dies.gets).len(), 2, "once more, where it had stopped");
+}
+
+#[test]
+fn a_pause_is_waited_for() {
+    let slow = machine("slow", 300_000, |stream, _| {
+        for piece in bytes(300_000).chunks(100_000) {
+            thread::sleep(Duration::from_millis(200));
+            let _ = stream.write_all(piece);
+        }
+    });
+    let (sharing, _) = house(&[&slow]);
+    let source = sharing.seek(blob(300_000), None).unwrap().found_within(PATIENCE).unwrap();
+    assert!(read(&source) == bytes(300_000), "other bytes");
+    assert_eq!(lock(&slow.gets).len(), 1);
+}
+
+/// One with another size, none that is called so, none at all: the search goes on until there is one.
+#[test]
+fn it_is_asked_again_until_somebody_has_it() {
+    let other = machine("other", 999, up_to(999));
+    let (sharing, house) = house(&[&other]);
+    let mut seek = sharing.seek(blob(1000), Some("Desk".to_owned())).unwrap();
+    let unmeant = machine("unmeant", 1000, up_to(1000));
+    lock(&house.0).push(unmeant.neighbour.clone());
+    assert!(seek.found_within(Duration::from_millis(300)).is_none());
+    let desk = machine("desk", 1000, up_to(1000));
+    lock(&house.0).push(desk.neighbour.clone());
+    let source = seek.found_within(PATIENCE).expect("a source");
+    assert_eq!((&*source.donor, read(&source) == bytes(1000)), ("desk", true));
+    assert!(lock(&unmeant.gets).is_empty() && lock(&other.gets).is_empty());
+}
+
+/// Whether it is dropped before or behind the first byte, the donor sees that at once.
+#[test]
+fn what_nobody_wants_ends_at_once() {
+    let (ended, left) = crossbeam_channel::unbounded();
+    let holds = machine("holds", 1 << 20, move |stream, _| {
+        stream.write_all(&[7; 1000]).unwrap();
+        let start = Instant::now();
+        let _ = stream.read(&mut [0]);
+        let _ = ended.send(start.elapsed());
+    });
+    let (sharing, _) = house(&[&holds]);
+    for waits in [true, false] {
+        let mut seek = sharing.seek(blob(1 << 20), None).unwrap();
+        let source = seek.found_within(PATIENCE).expect("a source");
+        if waits {
+            while source.next(LOOK).unwrap().is_none() {}
+        }
+        drop(source);
+        let time = left.recv_timeout(PATIENCE).expect("the donor's connection to end");
+        assert!(time < Duration::from_secs(5), "{time:?}");
+    }
+}
+
+#[test]
+fn the_number_of_blobs_under_way_is_limited() {
+    let (sharing, _) = house(&[]);
+    let mut seeks: Vec<_> = (0..100).filter_map(|_| sharing.seek(blob(1), None)).collect();
+    assert_eq!(seeks.len(), MOST);
+    seeks.clear();
+    let until = Instant::now() + PATIENCE;
+    while sharing.seek(blob(1), None).is_none() {
+        assert!(Instant::now() < until, "the places come back");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// An Ollama that reads the whole blob and answers so.
+fn ollama(answer: &'static str) -> (SocketAddr, Receiver<Vec<u8>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (got, body) = bounded(1);
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut length = 0;
+        let mut line = String::new();
+        while reader.read_line(&mut line).is_ok_and(|n| n > 2) {
+            if let Some(told) = line.strip_prefix("content-length: ") {
+                length = told.trim().parse().unwrap();
+            }
+            line.clear();
+        }
+        let mut body = Vec::new();
+        reader.take(length).read_to_end(&mut body).unwrap();
+        got.send(body).unwrap();
+        let _ = stream.write_all(answer.as_bytes());
+    });
+    (address, body)
+}
+
+#[test]
+fn ollama_gets_the_blob_and_says_what_it_thinks_of_it() {
+    let size = 2_000_000;
+    let donor = machine("donor", size as u64, up_to(size));
+    let (sharing, _) = house(&[&donor]);
+    let wrong =
+        "HTTP/1.1 400 Bad Request\r\ncontent-length: 26\r\n\r\n{\"error\":\"digest mismatch\"}";
+    for (answer, says) in [
+        ("HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n", None),
+        (wrong, Some("digest mismatch")),
+        ("", Some("closed early")),
+    ] {
+        let source = sharing.seek(blob(size), None).unwrap().found_within(PATIENCE).unwrap();
+        let (address, body) = ollama(answer);
+        let put = sharing.put(source, (address, "")).unwrap();
+        assert!(body.recv_timeout(PATIENCE).unwrap() == bytes(size), "other bytes");
+        let ended = put.ended_within(PATIENCE).expect("its end");
+        match says {
+            None => assert_eq!(ended, Ok(())),
+            Some(says) => assert!(ended.as_ref().is_err_and(|why| why.contains(says)), "{ended:?}"),
+        }
+        assert_eq!(put.given().get("donor"), Some(&(size as u64)));
+    }
+}
+
+/// The body's bytes run out before its length: Ollama must not take it for whole.
+#[test]
+fn ollama_sees_a_body_that_is_cut_short() {
+    let dies = machine("dies", 1_000_000, up_to(300_000));
+    let (sharing, _) = house(&[&dies]);
+    let source = sharing.seek(blob(1_000_000), None).unwrap().found_within(PATIENCE).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let put = sharing.put(source, (listener.local_addr().unwrap(), "")).unwrap();
+    let (mut stream, _) = listener.accept().unwrap();
+    let _ = stream.set_read_timeout(Some(PATIENCE));
+    let mut got = Vec::new();
+    let end = stream.read_to_end(&mut got);
+    assert!(end.is_err() || got.len() < 1_000_000, "{end:?}");
+    let why = put.ended_within(PATIENCE).expect("its end").unwrap_err();
+    assert!(why.contains("nobody is left"), "{why}");
+}
