@@ -158,6 +158,7 @@ fn healthy(host: u8, models: &[&str]) -> CheckResult {
         name: None,
         identity: None,
         open: None,
+        saved: 0,
         inventory: Some(Arc::new(Inventory::new([&tags, "", ""], None))),
     }
 }

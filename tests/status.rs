@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::{
-    Answer, CHAT, Client, Fake, Gate, Ollama, Process, Way, World, chunk, eventually,
+    Answer, CHAT, Chain, Client, Fake, Gate, Ollama, Process, Way, World, chunk, eventually,
     free_tcp_port, ndjson, request,
 };
 
@@ -271,7 +271,7 @@ fn the_bytes_of_pulls_are_counted_by_source() {
             Way::OneHop => (500, json!([{ "name": "desk?", "bytes": 2500 }])),
             _ => (0, json!([])),
         };
-        let want = json!({ "registry": registry, "servers": servers, "saved": 0, "given": 0 });
+        let want = json!({ "registry": registry, "servers": servers, "saved": 0, "saved_in_house": 0, "given": 0 });
         assert_eq!(seen["shared"], want, "{way:?}");
         let line = "ollana_pulled_bytes_total{source=\"server\",server=\"desk?\"} 2500";
         let metrics = looking.get("/ollana/metrics").text();
@@ -279,6 +279,33 @@ fn the_bytes_of_pulls_are_counted_by_source() {
         gate.open();
         assert_eq!(pulling.answer_to("POST").status(), 200);
     }
+}
+
+/// Servers tell with their version what they did not have to download; what no machine can have
+/// saved isn't believed.
+#[test]
+fn what_the_servers_saved_is_told_in_one_sum() {
+    let server = |saved: &'static str| {
+        let version = move |head: &support::Head| {
+            let body =
+                if head.target() == "/api/version" { "{\"version\":\"0.33.0\"}" } else { "{}" };
+            let length = body.len();
+            let head = format!("Content-Length: {length}\r\nX-Ollana-Saved: {saved}\r\n\r\n{body}");
+            Some(format!("HTTP/1.1 200 OK\r\n{head}").into_bytes())
+        };
+        Fake::start_checked(version, |call| {
+            call.send(OK);
+        })
+    };
+    let fakes = ["40000000000", "2", "9000000000000000", "-1", "18446744073709551615"].map(server);
+    let chain = Chain::direct(&fakes.each_ref().map(|fake| fake as _), |_| {});
+    let mut client = chain.connect();
+    let sum = eventually("every server to be up", || {
+        let state = state(&mut client);
+        let servers = state["servers"].as_array()?;
+        servers.iter().all(|server| server["health"] == "ready").then(|| state["shared"].clone())
+    });
+    assert_eq!((&sum["saved_in_house"], &sum["saved"]), (&json!(40_000_000_002_u64), &json!(0)));
 }
 
 #[test]

@@ -179,6 +179,7 @@ impl World {
                 name: Some(format!("server{server}")),
                 identity: None,
                 open: None,
+                saved: 0,
                 inventory,
             };
             self.pool.handle(self.now, Input::Checked(id, healthy), &mut actions);

@@ -14,6 +14,8 @@ pub(crate) const IDENTITY_FIELD: HeaderName = HeaderName::from_static("x-ollana-
 pub(crate) const PERMISSION_FIELD: HeaderName = HeaderName::from_static("x-ollana-open");
 /// Bytes free for models.
 pub(crate) const ROOM_FIELD: HeaderName = HeaderName::from_static("x-ollana-room");
+/// Bytes of models that its machine did not have to download.
+pub(crate) const SAVED_FIELD: HeaderName = HeaderName::from_static("x-ollana-saved");
 
 /// `Via` on the way to a cloud.
 const HIDDEN_VIA: HeaderName = HeaderName::from_static("x-ollana-via");

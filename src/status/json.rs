@@ -25,8 +25,8 @@
 //!            from: the server that gives a pull's bytes; null: the registry; names_layers: whether
 //!            its lines name layers, so that others can be asked for them}]
 //! shared     bytes of models since the start: registry, servers [{name, bytes}]: from whom this
-//!            machine's pulls got them; saved: did not have to come from the registry; given: to
-//!            other machines
+//!            machine's pulls got them; saved: what they did not need the registry for;
+//!            saved_in_house: this machine and the servers together; given: to other machines
 //! failures   [{ago_s, status, cause, method, path, reason}], newest first
 //! changes    [{ago_s, what, server, detail}], newest first
 //! ```
@@ -38,7 +38,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::View;
-use crate::counters::{CAUSES, Counter, Failure, Sources, Transfer, Usage, Words};
+use crate::counters::{CAUSES, Counter, Failure, Transfer, Usage, Words};
 use crate::manager::About;
 use crate::manager::pool::history::STEP;
 use crate::manager::pool::{AwayNow, Backend, Known, Models, QUARANTINED, ServerNow, Transition};
@@ -93,7 +93,7 @@ pub(crate) fn write(view: &View<'_>, all_models: bool) -> Value {
             "queue": snapshot.history.queue.values().collect::<Vec<_>>(),
         },
         "transfers": counters.transfers.all().iter().map(|t| transfer(t, view)).collect::<Vec<_>>(),
-        "shared": shared(&counters.transfers.sources),
+        "shared": shared(view),
         "failures": counters.recent_failures().iter().map(failed).collect::<Vec<_>>(),
         "changes": snapshot.transitions.iter().map(|(ago, t)| change(*ago, t)).collect::<Vec<_>>(),
     })
@@ -224,12 +224,14 @@ fn transfer(transfer: &Transfer, view: &View<'_>) -> Value {
     })
 }
 
-fn shared(sources: &Sources) -> Value {
+fn shared(view: &View<'_>) -> Value {
+    let sources = &view.counters.transfers.sources;
     let server = |(name, bytes)| json!({ "name": name, "bytes": bytes });
     json!({
         "registry": sources.registry.value(),
         "servers": sources.servers().into_iter().map(server).collect::<Value>(),
-        "saved": sources.saved.value(), "given": sources.given.value(),
+        "saved": sources.saved.value(), "saved_in_house": view.saved_in_house(),
+        "given": sources.given.value(),
     })
 }
 

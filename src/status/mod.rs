@@ -24,6 +24,9 @@ pub const PAGE: &str = include_str!("page.html");
 /// Longest wait that is nothing to worry about.
 const LONG_WAIT: Duration = Duration::from_secs(10);
 
+/// No machine can have saved so many bytes: a petabyte.
+const MOST_SAVED: u64 = 1_000_000_000_000_000;
+
 /// Everything that is known at one moment.
 pub(crate) struct View<'a> {
     pub(crate) about: &'a About,
@@ -41,6 +44,14 @@ impl View<'_> {
     fn encrypts(&self, server: &ServerNow) -> Option<bool> {
         let address = server.backend.addresses.first().filter(|_| server.origin != "local")?;
         self.keyring.encrypts(address)
+    }
+
+    /// Bytes of models that this machine and the servers did not have to download. What a server
+    /// says that can't be is left out.
+    pub(crate) fn saved_in_house(&self) -> u64 {
+        let servers = self.snapshot.servers.iter().map(|server| server.backend.health.saved);
+        let own = self.counters.transfers.sources.saved.value();
+        servers.filter(|saved| *saved < MOST_SAVED).fold(own, u64::saturating_add)
     }
 
     /// What people should know, worst first.

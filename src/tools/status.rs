@@ -229,7 +229,7 @@ fn source(transfer: &Value) -> String {
 
 /// What did not have to be downloaded; nothing if there is nothing to tell.
 fn sharing(shared: &Value) -> Option<String> {
-    let [saved, given] = ["saved", "given"].map(|of| number(shared, of));
+    let [saved, given] = ["saved_in_house", "given"].map(|of| number(shared, of));
     let tell = |n: f64, what| (n > 0.0).then(|| format!("{} {what}", bytes(n)));
     let told = [tell(saved, "not downloaded again"), tell(given, "given to other machines")];
     let told: Vec<String> = told.into_iter().flatten().collect();
@@ -267,7 +267,7 @@ mod tests {
                 "done": 16e9, "total": 38e9, "bytes_per_s": 112e6, "left_s": 196, "from": "nas",
                 "names_layers": true}],
             "shared": {"registry": 1e9, "servers": [{"name": "nas", "bytes": 42e9}],
-                "saved": 41e9, "given": 1.2e10},
+                "saved": 1e9, "saved_in_house": 41e9, "given": 1.2e10},
             "warnings": ["nas is down: connection refused"],
         })
     }

@@ -12,7 +12,9 @@ use super::exchange_io::{self, Attempt, ExchangeIo, Failure};
 use super::{Upstream, build_uri, describe, describe_io};
 use crate::access::permissions::Permission;
 use crate::config::{OllamaUrl, ServerName};
-use crate::http::fields::{self, IDENTITY_FIELD, PERMISSION_FIELD, ROOM_FIELD, SERVER_FIELD};
+use crate::http::fields::{
+    self, IDENTITY_FIELD, PERMISSION_FIELD, ROOM_FIELD, SAVED_FIELD, SERVER_FIELD,
+};
 use crate::net::names;
 use crate::net::untrusted_text::is_printable;
 use crate::ollama::endpoints::{List, VERSION};
@@ -58,6 +60,8 @@ pub enum CheckResult {
         identity: Option<Identity>,
         /// What the proxy lets us do.
         open: Option<Permission>,
+        /// Bytes of models that its machine did not have to download.
+        saved: u64,
         /// The models, if they were asked for and told in time.
         inventory: Option<Arc<Inventory>>,
     },
@@ -175,6 +179,7 @@ impl Check<'_> {
                     name: told(SERVER_FIELD).map(|name| start_of(name, MAX_NAME)),
                     identity: told(IDENTITY_FIELD).and_then(Identity::parse),
                     open: told(PERMISSION_FIELD).and_then(Permission::of_word),
+                    saved: told(SAVED_FIELD).and_then(|n| n.parse().ok()).unwrap_or(0),
                     inventory: self.inventory(upstream, address, room, until),
                 }
             }

@@ -546,6 +546,7 @@ impl World {
             name: Some(server.name.clone()),
             identity: Some(server.identity),
             open: None,
+            saved: 0,
             inventory: tells.then(|| server.inventory()),
         }
     }

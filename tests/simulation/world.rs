@@ -496,6 +496,7 @@ impl World {
                     name: Some(format!("server{}", server.identity.0[0])),
                     identity: Some(server.identity),
                     open: None,
+                    saved: 0,
                     inventory: job.wants_inventory.then(|| Arc::clone(&server.inventory)),
                 };
                 (rtt, healthy)

@@ -240,8 +240,16 @@ impl Backend {
         check: RunningCheck,
         result: CheckResult,
     ) -> Option<Transition> {
-        let CheckResult::Healthy { address, round_trip, version, name, identity, open, inventory } =
-            result
+        let CheckResult::Healthy {
+            address,
+            round_trip,
+            version,
+            name,
+            identity,
+            open,
+            saved,
+            inventory,
+        } = result
         else {
             return None;
         };
@@ -250,6 +258,7 @@ impl Backend {
         let is_up = self.health.passed(now, round_trip, rules.rise);
         self.last_seen = now;
         self.health.version = version;
+        self.health.saved = saved;
         self.claims.checked(now, identity, name, open);
         self.addresses.put_first(address, true, !self.is_discovered());
         let has_answered = inventory.as_ref().is_some_and(|inventory| inventory.is_known());

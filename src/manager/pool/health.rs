@@ -69,6 +69,8 @@ pub(crate) struct Health {
     /// The time that the last check took that didn't pass.
     wasted: Duration,
     pub(crate) version: String,
+    /// Bytes of models that its machine did not have to download, as it says.
+    pub(crate) saved: u64,
     /// Nothing has told that it can't: its last check could not connect, or got no answer.
     pub(super) is_unanswered: bool,
     /// A request couldn't connect; the check that follows tells more.
@@ -92,6 +94,7 @@ impl Health {
             unanswered: Duration::ZERO,
             wasted: Duration::ZERO,
             version: String::new(),
+            saved: 0,
             is_unanswered: false,
             is_unreached: false,
         }

@@ -63,6 +63,7 @@ pub(super) fn healthy(address: SocketAddr, rtt: u64) -> CheckResult {
         name: None,
         identity: None,
         open: None,
+        saved: 0,
         inventory: None,
     }
 }

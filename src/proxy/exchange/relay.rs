@@ -11,7 +11,8 @@ use super::{End, Exchange, OwnAnswer, Side};
 use crate::counters::{Kind, TransferGuard};
 use crate::http::body::{CHUNK_PREFIX, CHUNK_SUFFIX, LAST_CHUNK, frame_chunk};
 use crate::http::fields::{
-    self, AnswerFraming, ERROR_FIELD, IDENTITY_FIELD, PERMISSION_FIELD, ROOM_FIELD, SERVER_FIELD,
+    self, AnswerFraming, ERROR_FIELD, IDENTITY_FIELD, PERMISSION_FIELD, ROOM_FIELD, SAVED_FIELD,
+    SERVER_FIELD,
 };
 use crate::manager::Lease;
 use crate::manager::pool::{Outcome, Wanted};
@@ -131,11 +132,16 @@ impl Exchange<'_> {
             answer.remove(PERMISSION_FIELD);
             answer.remove(IDENTITY_FIELD);
             answer.remove(ERROR_FIELD);
+            answer.remove(SAVED_FIELD);
             if is_version {
                 answer.extend(context.identity.clone().map(|id| (IDENTITY_FIELD, id)));
                 let permission =
                     context.settings.policy.permission(self.connection.caller()).word();
                 answer.insert(PERMISSION_FIELD, HeaderValue::from_static(permission));
+                let saved = context.presence.counters().transfers.sources.saved.value();
+                if saved > 0 {
+                    answer.insert(SAVED_FIELD, HeaderValue::from(saved));
+                }
             }
         }
         if !names_itself_well(answer) {

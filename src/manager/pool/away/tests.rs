@@ -44,6 +44,7 @@ fn well(server: &Server) -> CheckResult {
         name: Some(server.name.to_owned()),
         identity: Some(Identity([server.id; 16])),
         open: None,
+        saved: 0,
         inventory: Some(inventory(&server.models)),
     }
 }
@@ -267,7 +268,15 @@ fn a_named_server_is_remembered_by_its_name() {
             let result = match (target, well(&plain), is_up) {
                 (
                     Target::Name(_),
-                    CheckResult::Healthy { address, round_trip, version, open, inventory, .. },
+                    CheckResult::Healthy {
+                        address,
+                        round_trip,
+                        version,
+                        open,
+                        saved,
+                        inventory,
+                        ..
+                    },
                     true,
                 ) => CheckResult::Healthy {
                     address,
@@ -276,6 +285,7 @@ fn a_named_server_is_remembered_by_its_name() {
                     name: None,
                     identity: None,
                     open,
+                    saved,
                     inventory,
                 },
                 (Target::Address(_), ..) => well(&nas),

@@ -433,9 +433,18 @@ fn a_change_that_went_through_us_is_not_answered_from_before_it() {
     // What it has is unknown now, so a new model may be there.
     assert_eq!(w.choose(&model("new")), Ok(ids[0]));
     let with = |inventory| match healthy(address(1), 1) {
-        CheckResult::Healthy { address, round_trip, version, name, identity, open, .. } => {
-            CheckResult::Healthy { address, round_trip, version, name, identity, open, inventory }
-        }
+        CheckResult::Healthy {
+            address, round_trip, version, name, identity, open, saved, ..
+        } => CheckResult::Healthy {
+            address,
+            round_trip,
+            version,
+            name,
+            identity,
+            open,
+            saved,
+            inventory,
+        },
         other => other,
     };
     // The answer to a question from before the change doesn't count; another one follows at once.

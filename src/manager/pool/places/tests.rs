@@ -291,9 +291,20 @@ fn lists_that_are_slow_are_asked_for_apart() {
     assert!(matches!(w.pool.backends[0].health.verdict, Verdict::Ready));
     let inventory = crate::ollama::inventory::Inventory::new(["{\"models\":[]}", "", ""], None);
     let told = |result| match result {
-        CheckResult::Healthy { address, round_trip, version, name, identity, open, .. } => {
+        CheckResult::Healthy {
+            address, round_trip, version, name, identity, open, saved, ..
+        } => {
             let inventory = Some(std::sync::Arc::new(inventory.clone()));
-            CheckResult::Healthy { address, round_trip, version, name, identity, open, inventory }
+            CheckResult::Healthy {
+                address,
+                round_trip,
+                version,
+                name,
+                identity,
+                open,
+                saved,
+                inventory,
+            }
         }
         other => other,
     };

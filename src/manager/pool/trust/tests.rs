@@ -41,6 +41,7 @@ fn well(server: Server) -> CheckResult {
         name: Some(server.name.to_owned()),
         identity: Some(identity(server.id)),
         open: None,
+        saved: 0,
         inventory: None,
     }
 }
@@ -399,6 +400,7 @@ fn two_servers_on_one_machine_may_share_its_name() {
                     name: Some("desk".to_owned()),
                     identity: Some(identity(3)),
                     open: None,
+                    saved: 0,
                     inventory: None,
                 },
             );
