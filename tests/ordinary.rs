@@ -13,4 +13,5 @@ mod ordinary {
     mod front;
     mod lists;
     mod stand_in;
+    mod stand_in_pulls;
 }

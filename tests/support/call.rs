@@ -166,9 +166,14 @@ impl Call<'_> {
         body
     }
 
+    /// Keeps nothing of the body in the record.
+    pub fn keep_no_body(&mut self) {
+        self.keeps = false;
+    }
+
     /// Reads the body without keeping it: its length and hash.
     pub fn drain_body(&mut self) -> (u64, u64) {
-        self.keeps = false;
+        self.keep_no_body();
         let mut sum = Sum::default();
         while let Some(part) = self.read_part() {
             sum.add(&part);

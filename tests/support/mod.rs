@@ -13,6 +13,7 @@ mod http;
 pub mod ollama;
 mod process;
 mod random;
+mod registry;
 mod seeds;
 mod wire;
 
@@ -27,9 +28,20 @@ pub use client::{
 };
 pub use fake::{Closed, Connection, Fake, Record};
 pub use http::{Head, chunk, chunked, ndjson, read_once};
-pub use ollama::{Account, Model, Ollama, REDIRECTS, Served, World};
+pub use ollama::{
+    Account,
+    Model,
+    Ollama,
+    Package,
+    REDIRECTS,
+    Served,
+    Store,
+    World,
+    sha256, //
+};
 pub use process::{Process, free_tcp_port, free_udp_port};
 pub use random::{Random, Sum};
+pub use registry::{Registry, Shelf};
 pub use seeds::{Agenda, number, run_all, shown};
 pub use wire::{lan_address, wire};
 

@@ -1,10 +1,13 @@
 //! The models of a machine: show, create, copy, delete, pull, push, and their blobs.
 
+use serde_json::{Value, json};
+
 use super::body::{self, Fields};
 use super::lists::details;
 use super::names::{Name, Reference, Source};
 use super::reply::{Reply, quoted};
-use super::{Machine, Model, account};
+use super::store::Store;
+use super::{Machine, Model, account, download};
 
 /// The name in a request, under its new or its old key.
 fn named(reply: &mut Reply<'_, '_>, fields: &Fields) -> Option<String> {
@@ -98,6 +101,10 @@ pub(super) fn delete(machine: &Machine, reply: &mut Reply<'_, '_>, fields: &Fiel
     let Some(reference) = reference(reply, &text) else { return };
     let name = Name::parse(&reference.pull_name());
     let is_removed = machine.world(|world| {
+        if let Some(store) = world.store.clone().filter(|_| world.find(&name).is_some()) {
+            store.delete(&name);
+            return true;
+        }
         let before = world.models.len();
         world.models.retain(|model| Name::parse(&model.name) != name);
         world.loaded.retain(|model| Name::parse(model) != name);
@@ -128,16 +135,19 @@ pub(super) fn copy(machine: &Machine, reply: &mut Reply<'_, '_>, fields: &Fields
         names.push(name);
     }
     let is_copied = machine.world(|world| {
-        let Some(model) = world.find(&names[0]).cloned() else { return false };
+        let Some(model) = world.find(&names[0]).cloned() else { return Ok(false) };
+        if let Some(store) = &world.store {
+            return store.copy(&names[0], &names[1]).map(|()| true);
+        }
         world.models.retain(|model| Name::parse(&model.name) != names[1]);
         world.models.push(Model { name: names[1].shortest(), ..model });
-        true
+        Ok(true)
     });
     let source = reply.model.clone().unwrap_or_default();
-    if is_copied {
-        reply.send(200, "", "");
-    } else {
-        reply.error(404, &format!("model {} not found", quoted(&source)));
+    match is_copied {
+        Ok(true) => reply.send(200, "", ""),
+        Ok(false) => reply.error(404, &format!("model {} not found", quoted(&source))),
+        Err(error) => reply.error(500, &error),
     }
 }
 
@@ -167,6 +177,9 @@ pub(super) fn pull(machine: &Machine, reply: &mut Reply<'_, '_>, fields: &Fields
     let Some(reference) = reference(reply, &text) else { return };
     let pulled = reference.pull_name();
     let name = Name::parse(&pulled);
+    if let Some(store) = machine.world(|world| world.store.clone()) {
+        return download::pull(machine, &store, reply, fields, &name);
+    }
     let is_there = machine.world(|world| {
         let is_known = |names: &Vec<String>| names.iter().any(|one| Name::parse(one) == name);
         let is_there = world.registry.as_ref().is_none_or(is_known);
@@ -218,6 +231,13 @@ pub(super) fn create(machine: &Machine, reply: &mut Reply<'_, '_>, fields: &Fiel
         return reply.error(400, "neither 'from' or 'files' was specified");
     }
     if is_there {
+        if let Some(store) = machine.world(|world| world.store.clone()) {
+            let file = fields.get("files").and_then(|files| files.as_object()?.values().next());
+            let file = file.and_then(|digest| digest.as_str());
+            let written = create_on_disk(&store, &text, &from, file);
+            let error = written.err();
+            return progress(reply, fields, &["writing manifest", "success"], error.as_deref());
+        }
         machine.world(|world| world.models.push(Model::local(&text)));
         progress(reply, fields, &["writing manifest", "success"], None);
     } else {
@@ -225,14 +245,77 @@ pub(super) fn create(machine: &Machine, reply: &mut Reply<'_, '_>, fields: &Fiel
     }
 }
 
-/// `HEAD` and `POST /api/blobs/DIGEST`, whose body is read only where it is wanted. No test needs the
-/// bytes, so the digest is believed.
+/// A model that is made of another, or of an uploaded file: its layers say where they come from.
+fn create_on_disk(store: &Store, text: &str, from: &str, file: Option<&str>) -> Result<(), String> {
+    let manifest = match file {
+        Some(digest) => {
+            let path = store.blob(digest);
+            let size = std::fs::metadata(&path).map_err(|error| error.to_string())?.len();
+            json!({"layers": [{
+                "mediaType": "application/vnd.ollama.image.model",
+                "digest": digest, "size": size, "from": path,
+            }]})
+        }
+        None => {
+            let base = std::fs::read(store.manifest(from)).map_err(|error| error.to_string())?;
+            let mut base: Value =
+                serde_json::from_slice(&base).map_err(|error| error.to_string())?;
+            for layer in base["layers"].as_array_mut().into_iter().flatten() {
+                layer["from"] = Name::parse(from).shortest().into();
+            }
+            base
+        }
+    };
+    let config = json!({"model_format": "gguf", "model_family": "llama", "made": text}).to_string();
+    let size = config.len();
+    let mut config = Some(config.into_bytes());
+    let digest = store.take(|| Ok(config.take()))?;
+    let kind = "application/vnd.docker.container.image.v1+json";
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+        "config": {"mediaType": kind, "digest": digest, "size": size},
+        "layers": manifest["layers"],
+    });
+    store.write_manifest(&Name::parse(text), format!("{manifest}\n").as_bytes())
+}
+
+/// `HEAD` and `POST /api/blobs/DIGEST` on disk. What has another digest stays under that one.
+fn blob_on_disk(store: &Store, reply: &mut Reply<'_, '_>, digest: &str) {
+    let is_post = reply.call.head.method() == "POST";
+    match (store.has(digest), is_post) {
+        (true, _) => return reply.send(200, "", ""),
+        (false, true) => {}
+        (false, false) => {
+            return reply.error(404, &format!("blob {} not found", quoted(digest)));
+        }
+    }
+    reply.call.keep_no_body();
+    let taken = store.take(|| match reply.call.read_part() {
+        None if reply.call.has_ended() => Err("unexpected EOF".to_owned()),
+        part => Ok(part),
+    });
+    match taken {
+        Ok(found) if found == digest => reply.send(201, "", ""),
+        Ok(found) => {
+            let [expected, found] = [digest, &found].map(quoted);
+            reply.error(400, &format!("digest mismatch, expected {expected}, got {found}"));
+        }
+        Err(error) => reply.error(500, &error),
+    }
+}
+
+/// `HEAD` and `POST /api/blobs/DIGEST`, whose body is read only where it is wanted. Without a store
+/// no test needs the bytes, so the digest is believed.
 pub(super) fn blob(machine: &Machine, reply: &mut Reply<'_, '_>, digest: &str) {
     let hex = digest.strip_prefix("sha256:").or(digest.strip_prefix("sha256-"));
     if !hex.is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())) {
         return reply.error(400, "invalid digest format");
     }
     let digest = digest.replacen('-', ":", 1);
+    if let Some(store) = machine.world(|world| world.store.clone()) {
+        return blob_on_disk(&store, reply, &digest);
+    }
     let is_post = reply.call.head.method() == "POST";
     let is_there = machine.world(|world| world.blobs.contains(&digest));
     if is_post && !is_there {

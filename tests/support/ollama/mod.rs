@@ -9,15 +9,18 @@
 
 mod account;
 mod body;
+mod download;
 mod inference;
 mod library;
 mod lists;
 mod names;
 mod reply;
 mod routes;
+mod store;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -26,6 +29,7 @@ use super::{Call, Fake, Gate, eventually, lock};
 
 pub use lists::checked;
 pub use names::{Name, Reference, Source};
+pub use store::{Package, Store, sha256};
 
 /// Other spellings of paths: method, target, and the status and place of the redirect.
 pub const REDIRECTS: &[(&str, &str, u16, &str)] = &[
@@ -143,6 +147,12 @@ pub struct World {
     pub blobs: Vec<String>,
     /// Names that can be pulled; all if none.
     pub registry: Option<Vec<String>>,
+    /// Where its models are on disk; then they are all that it has, pulls download, and uploads are
+    /// checked. Without it, names and digests are believed.
+    pub store: Option<Store>,
+    /// The registry that it finds behind every host name; none: it is offline. Names that begin with
+    /// an address lead there.
+    pub internet: Option<SocketAddr>,
     /// Whether it has the routes that come after 0.33 (`…/input_tokens`, `/api/usage`).
     pub is_coming: bool,
     /// Bodies of lists (`/api/tags`, `/api/ps`, `/v1/models`, `/api/version`) as they stand here.
@@ -175,6 +185,8 @@ impl Default for World {
             reads_then_pauses: None,
             blobs: Vec::new(),
             registry: None,
+            store: None,
+            internet: None,
             is_coming: false,
             raw_lists: BTreeMap::new(),
             script: BTreeMap::new(),
@@ -232,6 +244,7 @@ struct Machine {
     load: Mutex<Load>,
     freed: Condvar,
     served: Mutex<Vec<Served>>,
+    downloads: Arc<download::Downloads>,
 }
 
 impl Machine {
@@ -241,11 +254,16 @@ impl Machine {
             load: Mutex::default(),
             freed: Condvar::new(),
             served: Mutex::default(),
+            downloads: Arc::default(),
         }
     }
 
     fn world<T>(&self, look: impl FnOnce(&mut World) -> T) -> T {
-        look(&mut lock(&self.world))
+        let mut world = lock(&self.world);
+        if let Some(store) = &world.store {
+            world.models = store.models();
+        }
+        look(&mut world)
     }
 }
 
@@ -256,6 +274,11 @@ pub struct Ollama {
 }
 
 impl Ollama {
+    /// On a machine with this store, whose internet is this registry.
+    pub fn with_store(store: &Store, internet: Option<SocketAddr>) -> Self {
+        Ollama::start(World { store: Some(store.clone()), internet, ..World::default() })
+    }
+
     /// On a machine with these local models, signed in.
     pub fn with(models: &[&str]) -> Self {
         Ollama::start(World::with(models))

@@ -31,6 +31,28 @@ impl Name {
         Name { host, namespace, model, tag }
     }
 
+    /// Of the four folders of a manifest's path.
+    pub(super) fn of_path(parts: &[String]) -> Option<Self> {
+        let [host, namespace, model, tag] = parts else { return None };
+        let [host, namespace, model, tag] = [host, namespace, model, tag].map(String::clone);
+        Some(Name { host, namespace, model, tag }).filter(Name::is_valid)
+    }
+
+    /// Where its manifest is, below the folder of all manifests.
+    pub(super) fn path(&self) -> std::path::PathBuf {
+        [&self.host, &self.namespace, &self.model, &self.tag].iter().collect()
+    }
+
+    /// What a registry calls it: the model with its namespace, and the tag.
+    pub fn registry_path(&self) -> [String; 2] {
+        [format!("{}/{}", self.namespace, self.model), self.tag.clone()]
+    }
+
+    /// The registry that has it, with the port if it isn't the usual one.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
     pub fn is_valid(&self) -> bool {
         let is_valid = |part: &str, longest: usize, extra: &str| {
             part.len() <= longest
