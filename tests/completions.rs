@@ -67,6 +67,7 @@ fn bash_completes() {
         (&["ollana", "completions", ""], &["bash", "zsh", "fish"]),
         (&["ollana", "help", "l"], &["limits"]),
         (&["ollana", "takeover", "--und"], &["--undo"]),
+        (&["ollana", "pull", "--from", ""], &["internet", "any"]),
         (&["ollana", "serve", "--und"], &[]),
         (&["ollana", "serve", "--dae"], &["--daemon"]),
         (&["ollana", "--log-file", "/etc/pass"], &["/etc/passwd"]),

@@ -12,6 +12,7 @@ mod ordinary {
     mod comeback;
     mod front;
     mod lists;
+    mod pull_command;
     mod stand_in;
     mod stand_in_pulls;
 }

@@ -2,7 +2,7 @@
 
 use Action::Tool;
 use Verb::{
-    Completions, Discover, Doctor, Forget, Man, Models, Pair, Peers, Status, Takeover, Unpair,
+    Completions, Discover, Doctor, Forget, Man, Models, Pair, Peers, Pull, Status, Takeover, Unpair,
 };
 
 use super::options::OptionSpec;
@@ -21,10 +21,30 @@ pub(crate) struct CommandSpec {
     pub(super) options: &'static [&'static str],
 }
 
-/// An option without a value, of one command.
+/// An option of one command.
 pub(crate) struct Switch {
     pub(crate) name: &'static str,
+    /// What it takes, such as `internet|any|SERVER`; empty if it takes no value.
+    pub(crate) value: &'static str,
     pub(crate) text: &'static str,
+}
+
+impl Switch {
+    const fn plain(name: &'static str, text: &'static str) -> Self {
+        Switch { name, value: "", text }
+    }
+
+    /// As it is written: `--from internet|any|SERVER`.
+    pub(crate) fn usage(&self) -> String {
+        let gap = if self.value.is_empty() { "" } else { " " };
+        format!("--{}{gap}{}", self.name, self.value)
+    }
+
+    /// The words that it takes, perhaps among others.
+    pub(crate) fn words(&self) -> Vec<&'static str> {
+        let is_word = |word: &&str| word.starts_with(|c: char| c.is_ascii_lowercase());
+        self.value.split('|').filter(is_word).collect()
+    }
 }
 
 pub(super) enum Action {
@@ -44,12 +64,13 @@ pub(crate) enum Verb {
     Models,
     Pair,
     Peers,
+    Pull,
     Status,
     Takeover,
     Unpair,
 }
 
-const JSON: Switch = Switch { name: "json", text: "print JSON, for programs" };
+const JSON: Switch = Switch::plain("json", "print JSON, for programs");
 
 /// Where a running ollana is asked.
 const RUNNING: &[&str] = &["listen", "share", "connect-timeout"];
@@ -78,17 +99,25 @@ pub(crate) const COMMANDS: &[CommandSpec] = &[
     command("serve", Action::Serve, "share this machine's Ollama, or use the LAN's",
         "Where an Ollama answers on this machine, ollana shares it (server mode). Elsewhere it \
          finds the servers and answers on Ollama's own port (client mode).",
-        &[Switch {
-            name: "daemon",
-            text: "go to the background once it is ready; exit code 0 says that it is",
-        }], &[]),
+        &[Switch::plain("daemon",
+            "go to the background once it is ready; exit code 0 says that it is")], &[]),
     command("status", Tool(Status), "servers, queue and this machine, as ollana sees them",
         "Asks the ollana that runs on this machine, at --listen if that is given.",
-        &[Switch { name: "watch", text: "show it anew every second, until q is pressed" }, JSON],
+        &[Switch::plain("watch", "show it anew every second, until q is pressed"), JSON],
         RUNNING),
     command("models", Tool(Models), "which server has which model, and how fast",
         "Asks the ollana that runs on this machine, at --listen if that is given.",
         &[JSON], RUNNING),
+    command("pull MODEL", Tool(Pull), "download a model, from the LAN what is there",
+        "Its name and its content are what the registry says; bytes that a server of the LAN has \
+         come from there. MODEL@SERVER puts it on that server. It goes on where an earlier pull \
+         ended. The ollana that runs on this machine does it, at --listen if that is given. Exit \
+         code 1: it failed.",
+        &[Switch {
+            name: "from",
+            value: "internet|any|SERVER",
+            text: "take the bytes from there only [any]",
+        }], RUNNING),
     command("forget NAME", Tool(Forget), "forget a server that is gone, and its models",
         "What a server has is remembered for 30 days while it is away: requests for its models are \
          told so. 'ollana models' shows the NAME. A server that is up is not forgotten. It lets the \
@@ -112,13 +141,12 @@ pub(crate) const COMMANDS: &[CommandSpec] = &[
         "forget a paired machine: its key is worth nothing here",
         "'ollana peers' shows the NAME. A running ollana cuts its connections by itself. Where the \
          keys are gone, ollana doesn't start; --all lets it, without them.",
-        &[Switch { name: "all", text: "forget all of them, also where their keys are gone" }],
+        &[Switch::plain("all", "forget all of them, also where their keys are gone")],
         &["state-dir"]),
     command("takeover", Tool(Takeover), "make Ollama's port 11434 show all models of the LAN",
         "Moves an Ollama that systemd runs to port 11438 and sets ollana to --mode both; says what \
          it will do and asks first.",
-        &[Switch { name: "yes", text: "don't ask first" },
-          Switch { name: "undo", text: "move it back" }],
+        &[Switch::plain("yes", "don't ask first"), Switch::plain("undo", "move it back")],
         &["ollama", "connect-timeout"]),
     command("completions SHELL", Tool(Completions), "print completions for bash, zsh or fish",
         "", &[], &[]),
@@ -147,7 +175,7 @@ impl CommandSpec {
 
     /// As it is written, with its switches.
     pub(crate) fn synopsis(&self) -> String {
-        let switches = self.switches.iter().map(|switch| format!(" [--{}]", switch.name));
+        let switches = self.switches.iter().map(|switch| format!(" [{}]", switch.usage()));
         self.usage.to_owned() + &switches.collect::<String>()
     }
 

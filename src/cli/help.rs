@@ -9,7 +9,7 @@ const WIDTH: usize = 80;
 const COLUMN: usize = 24;
 
 /// Options that the first page shows, each in one line.
-const MOST_USED: &[&str] = &["mode", "listen", "ollama", "server", "prefer", "wake"];
+const MOST_USED: &[&str] = &["mode", "listen", "ollama", "server"];
 
 /// `ollana --help`: with the prompt below it, it fits a screen of 24 lines.
 pub(super) fn overview() -> String {
@@ -53,7 +53,7 @@ pub(super) fn command_page(command: &CommandSpec) -> String {
         page.push('\n');
     }
     for switch in command.switches {
-        entry(&mut page, &format!("--{}", switch.name), switch.text);
+        entry(&mut page, &switch.usage(), switch.text);
     }
     if matches!(command.action, Action::Serve) {
         let pages = TOPICS.iter().filter(|topic| !topic.options.is_empty());

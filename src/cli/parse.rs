@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use lexopt::prelude::{Long, Short, Value};
 
-use super::commands::{Action, COMMANDS, CommandSpec, Verb, pages};
+use super::commands::{Action, COMMANDS, CommandSpec, Switch, Verb, pages};
 use super::help;
 use super::nearest::nearest;
 use super::options::OptionSpec;
@@ -31,13 +31,20 @@ pub enum Command {
 pub struct Tool {
     pub(crate) verb: Verb,
     pub(crate) settings: Settings,
-    switches: Vec<&'static str>,
+    /// Their names and values.
+    switches: Vec<(&'static str, String)>,
     pub(crate) operands: Vec<String>,
 }
 
 impl Tool {
     pub(crate) fn has(&self, switch: &str) -> bool {
-        self.switches.contains(&switch)
+        self.value(switch).is_some()
+    }
+
+    /// What a switch was given, the last one if there are several.
+    pub(crate) fn value(&self, switch: &str) -> Option<&str> {
+        let given = self.switches.iter().rfind(|(name, _)| *name == switch);
+        given.map(|(_, value)| value.as_str())
     }
 }
 
@@ -86,16 +93,18 @@ pub fn parse(
             }
             Short(other) => return Err(UsageError(format!("unknown option -{other}"))),
             Long(name) => {
-                if let Some(switch) = all_switches().find(|switch| *switch == name) {
-                    switches.push(switch);
+                if let Some(switch) = all_switches().find(|switch| switch.name == name) {
+                    let takes_value = !switch.value.is_empty();
+                    let value =
+                        if takes_value { value(&mut parser, switch.name)? } else { String::new() };
+                    switches.push((switch.name, value));
                     continue;
                 }
                 let option = options().find(|option| option.name() == name);
                 let option = option.ok_or_else(|| unknown_option(name))?;
                 let name = option.name();
                 let wrong = |error: String| UsageError(format!("--{name}: {error}"));
-                let value = parser.value()?.into_string();
-                let value = value.map_err(|value| wrong(format!("{value:?} is not UTF-8")))?;
+                let value = value(&mut parser, name)?;
                 if !seen.contains(&name) {
                     seen.push(name);
                     option.clear(&mut settings);
@@ -124,20 +133,20 @@ pub fn parse(
 fn follow(
     command: &CommandSpec,
     mut settings: Settings,
-    switches: Vec<&'static str>,
+    switches: Vec<(&'static str, String)>,
     operands: Vec<String>,
 ) -> Result<Command, UsageError> {
     let name = command.name();
     if let Some(operand) = operands.get(command.most_operands()) {
         return Err(UsageError(format!("{name} does not take {operand:?}")));
     }
-    let is_foreign = |switch: &&&str| command.switches.iter().all(|own| own.name != **switch);
-    if let Some(switch) = switches.iter().find(is_foreign) {
+    let is_foreign = |name: &str| command.switches.iter().all(|own| own.name != name);
+    if let Some((switch, _)) = switches.iter().find(|(name, _)| is_foreign(name)) {
         return Err(UsageError(format!("{name} does not take --{switch}")));
     }
     Ok(match command.action {
         Action::Serve => {
-            settings.daemon = switches.contains(&"daemon");
+            settings.daemon = switches.iter().any(|(name, _)| *name == "daemon");
             Command::Serve(Box::new(settings))
         }
         Action::Help => Command::Print(help_about(operands.first().map(String::as_str))?),
@@ -158,12 +167,19 @@ fn command(name: &str) -> Option<&'static CommandSpec> {
     COMMANDS.iter().find(|command| command.name() == name)
 }
 
-fn all_switches() -> impl Iterator<Item = &'static str> {
-    COMMANDS.iter().flat_map(|command| command.switches).map(|switch| switch.name)
+fn all_switches() -> impl Iterator<Item = &'static Switch> {
+    COMMANDS.iter().flat_map(|command| command.switches)
+}
+
+/// The value of an option.
+fn value(parser: &mut lexopt::Parser, name: &str) -> Result<String, UsageError> {
+    let value = parser.value()?.into_string();
+    value.map_err(|value| UsageError(format!("--{name}: {value:?} is not UTF-8")))
 }
 
 fn unknown_option(name: &str) -> UsageError {
-    let names = options().map(OptionSpec::name).chain(all_switches()).chain(["help", "version"]);
+    let switches = all_switches().map(|switch| switch.name);
+    let names = options().map(OptionSpec::name).chain(switches).chain(["help", "version"]);
     UsageError(format!("unknown option --{name}{}", did_you_mean(name, "--", names)))
 }
 

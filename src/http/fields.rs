@@ -8,6 +8,9 @@ pub(crate) const SERVER_FIELD: HeaderName = HeaderName::from_static("x-ollana-se
 /// Marks an answer that a proxy of ours made itself, and says why.
 pub(crate) const ERROR_FIELD: HeaderName = HeaderName::from_static("x-ollana-error");
 
+/// Where a pull may have its bytes from: `internet`, `any`, or a server.
+pub(crate) const FROM_FIELD: HeaderName = HeaderName::from_static("x-ollana-from");
+
 // A server tells these together with its version.
 pub(crate) const IDENTITY_FIELD: HeaderName = HeaderName::from_static("x-ollana-identity");
 /// What the server lets this caller do.

@@ -81,6 +81,13 @@ impl Dialect {
     }
 }
 
+/// Whether a failed pull tells that it got no answer from the registry: Go's client says what it asked
+/// for (`Get "https://…": dial tcp: …`, `net/url.Error`); what a registry answers has another form.
+pub(crate) fn tells_unreached_registry(error: &str) -> bool {
+    let is_asked = |method: &str| error.contains(&format!("{method} \"http"));
+    ["Get", "Head", "Post"].into_iter().any(is_asked) && !error.contains("context canceled")
+}
+
 /// An id such as Ollama makes: random, so that it is found again in a log.
 fn id(kind: &str) -> String {
     // Where the system has no random source, an id that is not unique harms nobody.

@@ -1,12 +1,22 @@
 //! Pulls: the names that they may have, and the bodies that are sent on for them. Pure.
 
+use std::net::{IpAddr, SocketAddr};
+
 use serde_json::{Map, Value, json};
 
-/// `model@server` of a pull, taken apart. A digest (`model@sha256:…`) is no server.
+/// `model@server` of a pull, taken apart; a server may be told by its address and port. A digest
+/// (`model@sha256:…`) is no server.
 pub(crate) fn split_server(model: &str) -> Option<(&str, &str)> {
     let (model, server) = model.rsplit_once('@')?;
-    let is_name = !server.is_empty() && !server.contains([':', '/']);
-    (is_name && !model.is_empty()).then_some((model, server))
+    let is_digest = server.split_once(':').is_some_and(|(kind, _)| kind == "sha256");
+    let is_address = || server.parse::<SocketAddr>().is_ok() || server.parse::<IpAddr>().is_ok();
+    let is_named = match server.split_once(':') {
+        Some((host, port)) if !host.is_empty() => port.parse::<u16>().is_ok_and(|port| port > 0),
+        Some(_) => false,
+        None => !server.is_empty(),
+    };
+    let is_server = !is_digest && !server.contains('/') && (is_named || is_address());
+    (is_server && !model.is_empty()).then_some((model, server))
 }
 
 /// A body with another model's name in it; `None` if it isn't a JSON object that names one.
@@ -181,7 +191,11 @@ mod tests {
     #[test]
     fn servers_behind_an_at_sign() {
         assert_eq!(split_server("llama3.2:1b@desktop"), Some(("llama3.2:1b", "desktop")));
-        for plain in ["llama3.2", "llama3.2@sha256:00", "@desktop", "a@", "a@b/c"] {
+        for server in ["desktop:11435", "10.0.0.7", "10.0.0.7:11435", "fe80::1", "[fe80::1]:7"] {
+            assert_eq!(split_server(&format!("a/b:1@{server}")), Some(("a/b:1", server)));
+        }
+        let none = ["llama3.2", "llama3.2@sha256:00", "@desktop", "a@", "a@b/c", "a@b:c", "a@:1"];
+        for plain in none.into_iter().chain(["a@sha256:12", "a@b:0", "a@b:65536"]) {
             assert_eq!(split_server(plain), None, "{plain}");
         }
         let renamed = rename_model(br#"{"name":"a@b","stream":true}"#, "a").expect("an object");

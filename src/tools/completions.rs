@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::cli::commands::COMMANDS;
+use crate::cli::commands::{COMMANDS, Switch};
 use crate::cli::options::OptionSpec;
 use crate::cli::topics::options;
 
@@ -16,6 +16,11 @@ fn action(option: &OptionSpec, [before, after, file, folder, other]: [&str; 5]) 
         (_, "DIR") => folder.to_owned(),
         _ => other.to_owned(),
     }
+}
+
+/// The switches that take a value.
+fn valued_switches() -> impl Iterator<Item = &'static Switch> {
+    COMMANDS.iter().flat_map(|command| command.switches).filter(|it| !it.value.is_empty())
 }
 
 /// A script with its lists in the places that are marked for them.
@@ -47,6 +52,11 @@ fn bash() -> String {
         }
         let reply = format!("mapfile -t COMPREPLY < <(compgen {action} -- \"$cur\")");
         let _ = writeln!(values, "    {flag}) {names}{reply}; return ;;");
+    }
+    for switch in valued_switches() {
+        let words = switch.words().join(" ");
+        let reply = format!("mapfile -t COMPREPLY < <(compgen -W '{words}' -- \"$cur\")");
+        let _ = writeln!(values, "    --{}) {reply}; return ;;", switch.name);
     }
     let _ = writeln!(values, "    {}) return ;;", unknown.join(" | "));
     let names: Vec<&str> = COMMANDS.iter().map(|command| command.name()).collect();
@@ -91,8 +101,12 @@ fn zsh() -> String {
         let described = format!("{}:{}", command.name(), plain(command.about));
         let _ = writeln!(names, "        {}", quoted(&described));
         for switch in command.switches {
-            let spec =
-                format!("--{}[{} (for {})]", switch.name, plain(switch.text), command.name());
+            let (is, value) = match switch.value {
+                "" => ("", String::new()),
+                value => ("=", format!(":{}:({})", value.to_lowercase(), switch.words().join(" "))),
+            };
+            let (name, text) = (switch.name, plain(switch.text));
+            let spec = format!("--{name}{is}[{text} (for {})]{value}", command.name());
             let _ = writeln!(switches, "        {} \\", quoted(&spec));
         }
         if !command.words().is_empty() {
@@ -116,7 +130,12 @@ fn fish() -> String {
         let seen = format!("-n '__fish_seen_subcommand_from {name}'");
         for switch in command.switches {
             let text = quoted(switch.text);
-            let _ = writeln!(script, "complete -c ollana {seen} -l {} -d {text}", switch.name);
+            let value = match switch.value {
+                "" => String::new(),
+                _ => format!(" -x -a '{}'", switch.words().join(" ")),
+            };
+            let name = switch.name;
+            let _ = writeln!(script, "complete -c ollana {seen} -l {name}{value} -d {text}");
         }
         if !command.words().is_empty() {
             let words = command.words().join(" ");

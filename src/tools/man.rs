@@ -20,7 +20,7 @@ pub(super) fn page() -> String {
         if !command.switches.is_empty() {
             page.push_str(".RS\n");
             for switch in command.switches {
-                entry(&mut page, &format!("--{}", switch.name), switch.text);
+                entry(&mut page, &switch.usage(), switch.text);
             }
             page.push_str(".RE\n");
         }
@@ -79,7 +79,7 @@ mod tests {
         for command in COMMANDS {
             assert_eq!(shown(&command.synopsis()), 1, "{}", command.synopsis());
             for switch in command.switches {
-                assert!(shown(&format!("--{}", switch.name)) > 0, "{}", switch.name);
+                assert!(shown(&switch.usage()) > 0, "{}", switch.name);
             }
         }
         for topic in TOPICS {

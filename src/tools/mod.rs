@@ -10,6 +10,8 @@ mod man;
 mod models;
 mod pair;
 mod peers;
+mod progress;
+mod pull;
 mod screen;
 mod status;
 mod table;
@@ -29,7 +31,8 @@ use crate::pairing::marks::SERVICE_DIR;
 /// How long a command waits for a name server.
 const NAME_TIME: Duration = Duration::from_secs(5);
 
-/// Runs a command; exit code 0 means that it was done, 1 that it couldn't be.
+/// Runs a command; exit code 0 means that it was done, 1 that it couldn't be, 2 that it
+/// wasn't told what to do.
 pub fn run(tool: &Tool) -> ExitCode {
     let operand = tool.operands.first().map(String::as_str);
     let done = match tool.verb {
@@ -39,6 +42,7 @@ pub fn run(tool: &Tool) -> ExitCode {
         Verb::Man => print(&man::page()),
         Verb::Pair => pair::run(tool),
         Verb::Peers => peers::list(tool),
+        Verb::Pull => return pull::run(tool),
         Verb::Unpair => peers::remove(tool),
         Verb::Discover => discover::run(tool),
         Verb::Models => models::run(tool),
@@ -47,11 +51,14 @@ pub fn run(tool: &Tool) -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(reason) => {
-            eprintln!("{}", table::wrap(&format!("ollana: {reason}"), 80).join("\n"));
-            ExitCode::FAILURE
-        }
+        Err(reason) => complain(&reason, 1),
     }
+}
+
+/// Says what is wrong; the exit code.
+fn complain(reason: &str, code: u8) -> ExitCode {
+    eprintln!("{}", table::wrap(&format!("ollana: {reason}"), 80).join("\n"));
+    ExitCode::from(code)
 }
 
 /// Shows a text of the help.

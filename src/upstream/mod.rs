@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{HOST, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
 use http::uri::Authority;
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
 use ureq::{Agent, Body, SendBody, Timeout};
@@ -198,6 +198,35 @@ pub(crate) fn delete(
     Ok((answer.status().as_u16(), answer.into_body()))
 }
 
+/// Sends a daemon of ours a request with a JSON body. Its answer is read as it comes, however long that
+/// takes. The error is a sentence.
+pub(crate) fn post(
+    timing: &Timing,
+    address: SocketAddr,
+    target: &str,
+    fields: &[(HeaderName, &str)],
+    body: &str,
+) -> Result<Response<impl Read + use<>>, String> {
+    let upstream = Upstream::new(timing, &Arc::new(Keyring::none()));
+    upstream.begin(Attempt::default());
+    let mut request = Request::new(());
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = build_uri(address, "", target)?;
+    let length = body.len().to_string();
+    let own = [(CONTENT_TYPE, "application/json"), (CONTENT_LENGTH, length.as_str())];
+    set(&mut request, fields).and_then(|()| set(&mut request, &own)).map_err(|e| e.to_string())?;
+    let answer = upstream.send(request, Some(&mut body.as_bytes()))?;
+    Ok(answer.map(Body::into_reader))
+}
+
+fn set(request: &mut Request<()>, fields: &[(HeaderName, &str)]) -> io::Result<()> {
+    for (name, value) in fields {
+        let value = HeaderValue::from_str(value).map_err(io::Error::other)?;
+        request.headers_mut().insert(name, value);
+    }
+    Ok(())
+}
+
 /// Asks a program of this machine, on a connection of its own, within `time`. Errors are those of the
 /// socket; `TimedOut`; and `Other` if the answer is no HTTP.
 pub(crate) fn get(
@@ -222,10 +251,7 @@ fn ask(
     let mut request = Request::new(());
     *request.method_mut() = method;
     *request.uri_mut() = build_uri(address, "", target).map_err(io::Error::other)?;
-    for (name, value) in fields {
-        let value = HeaderValue::from_str(value).map_err(io::Error::other)?;
-        request.headers_mut().insert(name, value);
-    }
+    set(&mut request, fields)?;
     upstream.get(request, time, MAX_FETCHED).map_err(|error| match error {
         ureq::Error::Io(error) => error,
         ureq::Error::Timeout(_) => ErrorKind::TimedOut.into(),
