@@ -8,6 +8,12 @@ use ollana::cli::{self, Command};
 use ollana::serve::background;
 use ollana::{log, serve, tools};
 
+/// One heap for all threads, from which freed memory goes back to the system. glibc has one for each of
+/// many threads, and keeps in them what a load has ever needed.
+#[cfg(target_os = "linux")]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let settings = match cli::parse(std::env::args_os(), &|name| std::env::var_os(name)) {
         Ok(Command::Serve(settings)) => settings,
@@ -18,6 +24,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    ollana::system::save_address_space();
     if let Some(code) = background::launch(&settings) {
         return code;
     }

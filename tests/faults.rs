@@ -245,11 +245,11 @@ fn no_thread_can_be_started() {
 }
 
 #[test]
-fn a_quarter_of_a_gigabyte_for_500_connections() {
+fn an_eighth_of_a_gigabyte_for_500_connections() {
     let fake = Fake::unlike_ollama_saying(OK);
-    let mut process = Process::within(&["prlimit", "--as=268435456", "--"], &arguments(&fake));
-    let answered = crowded("RLIMIT_AS 256 MB", &mut process, 500);
-    assert!(answered > 20, "{answered}");
+    let mut process = Process::within(&["prlimit", "--as=134217728", "--"], &arguments(&fake));
+    let answered = crowded("RLIMIT_AS 128 MB", &mut process, 500);
+    assert!(answered > 100, "{answered}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::http::body::{ChunkDecoder, Step};
 use crate::http::head::{Framing, Head};
 use crate::ollama::model_name::ModelName;
 use crate::ollama::subject::Scan;
+use crate::system;
 use crate::upstream::buffers::{LARGE, SMALL};
 use crate::upstream::exchange_io::{self, Fault, Woken};
 
@@ -21,6 +22,19 @@ const LONGEST_GAP: u64 = 64 << 30;
 
 /// Bodies up to this size get memory as long as there is any.
 const SMALL_BODY: usize = 64 * 1024;
+
+/// From this size on, an allocation is apart from the heap: it comes from the system, pages that aren't
+/// used take no memory, and all of it goes back at once.
+const APART: usize = 256 * 1024;
+
+/// Makes a body that is to have `more` bytes grow outside of the heap, where it is large, instead of
+/// leaving a hole there of each size that it had.
+fn take_apart(body: &mut Vec<u8>, more: usize) {
+    let is_large = body.len() + more > LARGE && body.capacity() < APART;
+    if is_large && !system::is_memory_limited() {
+        body.reserve_exact(APART - body.len());
+    }
+}
 
 /// Bytes of memory for kept bodies, shared by all exchanges.
 #[derive(Debug)]
@@ -98,6 +112,7 @@ impl Kept<'_> {
             return;
         }
         if self.reserve(self.bytes.len() + bytes.len()) {
+            take_apart(&mut self.bytes, bytes.len());
             self.bytes.extend_from_slice(bytes);
         } else {
             self.release();
@@ -265,6 +280,7 @@ impl<'a, 'b> BodyReader<'a, 'b> {
         // Nothing is taken that can't be kept: it was not sent yet, so it would be lost.
         if kept.is_whole && room > 0 && kept.loan.grow(room) {
             let mut bytes = take(&mut kept.bytes);
+            take_apart(&mut bytes, room);
             bytes.resize(before + room, 0);
             self.pause = pause;
             let read = self.receive(&mut bytes[before..]);

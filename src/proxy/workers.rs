@@ -8,7 +8,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
-use rustix::process::{Resource, getrlimit};
 
 use super::answers::OwnAnswer;
 use super::connection::{Connection, Expected, Next};
@@ -29,7 +28,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(context: Context) -> Self {
-        let is_memory_limited = getrlimit(Resource::As).current.is_some();
+        let is_memory_limited = system::is_memory_limited();
         Shared { context, workers: Workers::default(), is_memory_limited }
     }
 }
@@ -128,7 +127,10 @@ impl Worker {
             }
             connection = self.shared.workers.next_connection(IDLE_TIME);
         }
-        self.shared.workers.ended();
+        let Worker { shared, upstream } = self;
+        drop(upstream);
+        system::release_memory();
+        shared.workers.ended();
     }
 
     fn serve(&self, mut connection: Box<Connection>) {

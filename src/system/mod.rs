@@ -11,10 +11,15 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Virtual size of a thread's stack in bytes; only touched pages are resident.
+/// Virtual size of a thread's stack in bytes where address space is scarce; only touched pages are
+/// resident.
 pub(crate) const THREAD_STACK: usize = 256 * 1024;
+/// The same where it is plenty. glibc keeps 40 MB of the stacks of threads that have ended, each with
+/// six pages in use: of larger ones it keeps fewer.
+const ROOMY_STACK: usize = 2 << 20;
 
 /// Fails only where the system has no random source.
 pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
@@ -39,9 +44,46 @@ pub(crate) fn is_stopping() -> bool {
     stop_flag().load(SeqCst)
 }
 
-/// Starts a thread with a small stack. The name shows in `top -H` and in the log.
+/// Starts a thread. The name shows in `top -H` and in the log.
 pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-    Builder::new().name(name.to_owned()).stack_size(THREAD_STACK).spawn(run)
+    static STACK: LazyLock<usize> = LazyLock::new(|| {
+        let is_roomy = cfg!(target_pointer_width = "64") && !is_memory_limited();
+        if is_roomy { ROOMY_STACK } else { THREAD_STACK }
+    });
+    Builder::new().name(name.to_owned()).stack_size(*STACK).spawn(run)
+}
+
+/// Whether this process may have only so much address space.
+pub(crate) fn is_memory_limited() -> bool {
+    getrlimit(Resource::As).current.is_some()
+}
+
+/// Starts this program again where address space is limited, without what glibc would reserve of it: 64 MB
+/// for each of its first threads, although our heap is elsewhere (`main`).
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub fn save_address_space() {
+    use std::os::unix::process::CommandExt;
+    const ARENAS: &str = "MALLOC_ARENA_MAX";
+    if is_memory_limited()
+        && std::env::var_os(ARENAS).is_none()
+        && let Ok(program) = std::env::current_exe()
+    {
+        // This returns only if it failed; then fewer connections fit.
+        let _ = std::process::Command::new(program)
+            .args(std::env::args_os().skip(1))
+            .env(ARENAS, "1")
+            .exec();
+    }
+}
+
+/// Gives freed memory back. The heap (`main`) does that by itself only when 2 MB at its end come free, so
+/// these do: nothing touches them, and so nothing takes them.
+pub(crate) fn release_memory() {
+    const BLOCK: usize = 200 << 10;
+    if !is_memory_limited() {
+        let blocks: Vec<Vec<u8>> = (0..12).map(|_| Vec::with_capacity(BLOCK)).collect();
+        drop(std::hint::black_box(blocks));
+    }
 }
 
 /// The exit code of a process that ended because of a thread that it can't do without.
