@@ -8,6 +8,7 @@ declare -A pids     # process name → its id, which is also its process group
 namespaces=()       # those that we made; the last is the switch between the others
 naming=()           # words that give the command after them, and a name, that host name
 cli_env=()          # what Ollama's own command line needs on host b: nothing, when ollana has Ollama's port
+ollama_env=()       # more of every Ollama's environment
 net=ollana-e2e-$$
 origins="http://*.good.example,https://exact.example" # OLLAMA_ORIGINS of every Ollama and every ollana
 
@@ -70,6 +71,7 @@ remove_namespaces() {
     for name in "${namespaces[@]}"; do
         ip netns pids "$name" | xargs -r kill -KILL || true # such as a client, when we were interrupted
         ip netns delete "$name"
+        rm -rf "/etc/netns/${name:?}"
     done
     namespaces=()
 }
@@ -155,7 +157,7 @@ start_ollana() {
 
 start_ollama() {
     start "ollama-$1" "$1" env OLLAMA_HOST="${url[$1]}" OLLAMA_MODELS="$work/$1/models" OLLAMA_NUM_PARALLEL=1 \
-        OLLAMA_ORIGINS="$origins" \
+        OLLAMA_ORIGINS="$origins" "${ollama_env[@]}" \
         "$ollama" serve
     within 20 ask "$1" /api/version --fail >/dev/null ||
         give_up "Ollama does not start: $(tail -n 3 "$work/ollama-$1.log")"
