@@ -57,6 +57,9 @@
 //! | `checker` × 10 | a connection to the backend being checked | its queue |
 //! | `resolver`, up to 16 | a name that is looked up | the name server |
 //! | `detection`, at the start | nothing | the local Ollama's answer |
+//! | `seeker`, `putter`, one each per layer | a layer from the LAN, on its way into Ollama | both ends, or its queue |
+//! | `asker`, up to 32 per seeker | a question to one machine | its answer, 2 s |
+//! | `scan` | one look around for a server's pulls | `poll`, 1.2 s |
 //! | `discovery` (client) | a UDP socket per interface | `poll` |
 //! | `responder` (server) | the UDP port | `poll` |
 //!

@@ -13,6 +13,7 @@ mod ordinary {
     mod front;
     mod lists;
     mod pull_command;
+    mod pulls;
     mod stand_in;
     mod stand_in_pulls;
 }

@@ -28,7 +28,15 @@ const FLOORS: &[&[&str]] = &[
 const OWNERS: &[(&str, &[&str])] = &[
     ("tiny_http", &["proxy::tiny_gate"]),
     // The exchange only names the type of an answer's body.
-    ("ureq", &["upstream", "proxy::exchange::forward", "proxy::exchange::relay"]),
+    (
+        "ureq",
+        &[
+            "upstream",
+            "proxy::exchange::forward",
+            "proxy::exchange::relay",
+            "proxy::exchange::pull",
+        ],
+    ),
     ("lexopt", &["cli::parse"]),
     ("simplelog", &["log"]),
     ("signal_hook", &["serve::supervise", "tools::screen"]),

@@ -22,7 +22,6 @@ use self::transfers::Transfers;
 
 pub(crate) use counter::{BOUNDS, Counter, Histogram};
 pub(crate) use share::Share;
-#[allow(unused_imports)] // FROM, until layers come from the house.
 pub(crate) use transfers::{FROM, Transfer, TransferGuard, Words};
 
 /// Failures remembered with their reasons.

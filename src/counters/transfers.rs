@@ -101,7 +101,6 @@ impl Transfer {
     }
 
     /// A layer is here and right, of which so much did not have to come from the registry.
-    #[allow(dead_code)] // Until layers come from the house.
     pub(crate) fn saved(&self, bytes: u64) {
         self.sources.saved.add(bytes);
     }

@@ -50,6 +50,49 @@ pub(crate) fn registry_pull(body: &[u8]) -> Option<Vec<u8>> {
     serde_json::to_vec(&known).ok()
 }
 
+/// The body of a pull that asks for its answer in lines, and whether this one does not: then Ollama
+/// answers with one object at the end. `None` for a body that Ollama might read in another way.
+pub(crate) fn in_lines(body: &[u8]) -> Option<(Vec<u8>, bool)> {
+    let mut object: Map<String, Value> = serde_json::from_slice(body).ok()?;
+    // Go takes members in any case.
+    let mut streams: Vec<String> = object.keys().cloned().collect();
+    streams.retain(|key| key.eq_ignore_ascii_case("stream"));
+    match (&streams[..], streams.first().and_then(|key| object.get(key))) {
+        ([] | [_], None | Some(Value::Null | Value::Bool(true))) => Some((body.to_vec(), false)),
+        ([stream], Some(Value::Bool(false))) => {
+            object.insert(stream.clone(), true.into());
+            Some((serde_json::to_vec(&object).ok()?, true))
+        }
+        _ => None,
+    }
+}
+
+/// How far a layer is, as a line of a pull tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) digest: String,
+    pub(crate) total: u64,
+    pub(crate) completed: u64,
+}
+
+impl Progress {
+    /// `None` for a line about something else.
+    pub(crate) fn read(line: &[u8]) -> Option<Self> {
+        let line: Value = serde_json::from_slice(line).ok()?;
+        let digest = line.get("digest")?.as_str()?.to_owned();
+        let total = line.get("total")?.as_u64()?;
+        // Ollama leaves a zero out.
+        let completed = line.get("completed").map_or(Some(0), Value::as_u64)?;
+        Some(Progress { digest, total, completed })
+    }
+}
+
+/// The error that a line or a body tells, if it is one.
+pub(crate) fn error(line: &[u8]) -> Option<String> {
+    let line: Value = serde_json::from_slice(line).ok()?;
+    line.get("error")?.as_str().map(str::to_owned)
+}
+
 /// Whether a name is plain, or says Ollama's own registry: `[registry.ollama.ai/][user/]model[:tag]`
 /// (`types/model/name.go`, whose host is what precedes two slashes), behind which `:local` or
 /// `:cloud` may say where the model runs (`internal/modelref/modelref.go`).
@@ -125,6 +168,56 @@ mod tests {
         ] {
             assert_eq!(pull(body), None, "{body}");
         }
+    }
+
+    #[test]
+    fn what_asks_for_one_object_asks_for_lines_then() {
+        for (body, want) in [
+            (r#"{"model":"a"}"#, r#"{"model":"a"}"#),
+            (r#"{ "model":"a","stream":true}"#, r#"{ "model":"a","stream":true}"#),
+            (r#"{"stream":null,"x":[1]}"#, r#"{"stream":null,"x":[1]}"#),
+            (r#"{"stream":false,"stream":true}"#, r#"{"stream":false,"stream":true}"#),
+        ] {
+            assert_eq!(in_lines(body.as_bytes()), Some((want.into(), false)), "{body}");
+        }
+        for (body, want) in [
+            (r#"{"model":"a","stream":false}"#, r#"{"model":"a","stream":true}"#),
+            (r#"{"Stream":false,"insecure":true}"#, r#"{"Stream":true,"insecure":true}"#),
+        ] {
+            assert_eq!(in_lines(body.as_bytes()), Some((want.into(), true)), "{body}");
+        }
+        for body in [
+            "",
+            "[]",
+            r#"{"stream":false"#,
+            r#"{"stream":false} {}"#,
+            r#"{"stream":"false"}"#,
+            r#"{"stream":0}"#,
+            r#"{"stream":false,"Stream":true}"#,
+        ] {
+            assert_eq!(in_lines(body.as_bytes()), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn lines_about_layers_are_told_from_others() {
+        let read = |line: &str| Progress::read(line.as_bytes());
+        let is = |completed| Some(Progress { digest: "d".to_owned(), total: 7, completed });
+        assert_eq!(read(r#"{"status":"pulling d","digest":"d","total":7}"#), is(0));
+        assert_eq!(read(r#"{"digest":"d","total":7,"completed":3}"#), is(3));
+        for other in [
+            "",
+            "{}",
+            r#"{"status":"pulling manifest"}"#,
+            r#"{"digest":"d"}"#,
+            r#"{"digest":"d","total":-1}"#,
+            r#"{"digest":"d","total":7,"completed":"x"}"#,
+            r#"{"digest":3,"total":7}"#,
+        ] {
+            assert_eq!(read(other), None, "{other}");
+        }
+        assert_eq!(error(br#"{"error":"gone"}"#).as_deref(), Some("gone"));
+        assert_eq!(error(br#"{"status":"success"}"#), None);
     }
 
     #[test]

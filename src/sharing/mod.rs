@@ -13,8 +13,6 @@
 //! [`Neighbours`]. A blob has one thread that seeks and then streams, and one that puts. Both end within a
 //! moment ([`LOOK`]) when what they work for is dropped.
 
-#![allow(dead_code, unused_imports)] // Until pulls use it.
-
 mod ask;
 mod put;
 mod source;
@@ -32,7 +30,7 @@ use crate::pairing::keyring::Keyring;
 use crate::system::parse_hex;
 
 pub(crate) use self::put::Put;
-pub(crate) use self::source::{Seek, Source};
+pub(crate) use self::source::Seek;
 
 /// Blobs that are sought or taken at once. The pulls that are more stay with the registry.
 const MOST: usize = 16;
@@ -46,6 +44,15 @@ pub(crate) struct Neighbour {
     pub(crate) name: String,
     /// Where its proxy is.
     pub(crate) address: SocketAddr,
+}
+
+impl Neighbour {
+    /// Whether people mean this machine by `name`: its name, or its address with or without the port.
+    fn is_called(&self, name: &str) -> bool {
+        let is_ip = || name.parse() == Ok(self.address.ip());
+        let is_address = || name.parse() == Ok(self.address);
+        name.eq_ignore_ascii_case(&self.name) || is_ip() || is_address()
+    }
 }
 
 /// Who can be asked.

@@ -1,8 +1,8 @@
 //! A blob on its way into the own Ollama, which hashes it while it writes.
 
-use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,19 +19,30 @@ use crate::upstream::{Upstream, build_uri};
 /// Bytes of an error of Ollama's that are read.
 const REASON: u64 = 4 << 10;
 
+#[derive(Debug)]
+struct PutProgress {
+    given: AtomicU64,
+    donor: Mutex<Arc<str>>,
+}
+
 /// A blob that is being put into Ollama. Dropping it breaks that off.
 #[derive(Debug)]
 pub(crate) struct Put {
     pub(crate) blob: Blob,
-    given: Arc<Mutex<BTreeMap<Arc<str>, u64>>>,
+    progress: Arc<PutProgress>,
     ended: Receiver<Result<(), String>>,
     _wanted: Option<Wanted>,
 }
 
 impl Put {
-    /// Bytes that Ollama was given, by who gave them.
-    pub(crate) fn given(&self) -> BTreeMap<Arc<str>, u64> {
-        lock(&self.given).clone()
+    /// Bytes that Ollama was given.
+    pub(crate) fn given(&self) -> u64 {
+        self.progress.given.load(Relaxed)
+    }
+
+    /// Who gives them at present.
+    pub(crate) fn donor(&self) -> Arc<str> {
+        Arc::clone(&lock(&self.progress.donor))
     }
 
     /// Waits for the end up to `time`: that Ollama has the blob now, or why not; `None` if it goes on.
@@ -56,7 +67,8 @@ impl Sharing {
     ) -> io::Result<Put> {
         let blob = source.blob.clone();
         let wanted = source.wanted.take();
-        let given = Arc::default();
+        let donor = Mutex::new(Arc::clone(&source.donor));
+        let progress = Arc::new(PutProgress { given: AtomicU64::new(0), donor });
         let (end, ended) = bounded(1);
         let upstream = Upstream::new(&self.timing, &self.keyring);
         let uri = build_uri(ollama, prefix, &format!("/api/blobs/{}", blob.digest));
@@ -64,14 +76,19 @@ impl Sharing {
         *request.uri_mut() = uri.map_err(io::Error::other)?;
         *request.method_mut() = Method::POST;
         request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(blob.size));
-        let pieces =
-            Pieces { source, given: Arc::clone(&given), piece: None, used: 0, left: blob.size };
+        let pieces = Pieces {
+            source,
+            progress: Arc::clone(&progress),
+            piece: None,
+            used: 0,
+            left: blob.size,
+        };
         system::spawn("putter", move || {
             upstream.begin(Attempt { is_large: true, ..Attempt::default() });
             let _ = end.send(send(&upstream, request, pieces));
             exchange_io::with(ExchangeIo::end);
         })?;
-        Ok(Put { blob, given, ended, _wanted: wanted })
+        Ok(Put { blob, progress, ended, _wanted: wanted })
     }
 }
 
@@ -89,7 +106,7 @@ fn send(upstream: &Upstream, request: Request<()>, mut pieces: Pieces) -> Result
 /// The pieces of a source as the body of a request.
 struct Pieces {
     source: Source,
-    given: Arc<Mutex<BTreeMap<Arc<str>, u64>>>,
+    progress: Arc<PutProgress>,
     piece: Option<Piece>,
     /// Bytes of the piece that were used.
     used: usize,
@@ -110,7 +127,7 @@ impl Read for Pieces {
             }
             if let Some(piece) = &self.piece {
                 let n = (&piece.bytes[self.used..]).read(out)?;
-                *lock(&self.given).entry(Arc::clone(&piece.donor)).or_default() += n as u64;
+                self.progress.given.fetch_add(n as u64, Relaxed);
                 self.used += n;
                 self.left -= n as u64;
                 if self.used == piece.bytes.len() {
@@ -126,6 +143,9 @@ impl Read for Pieces {
             }
             let next = self.source.next(LOOK);
             self.piece = next.map_err(|_| broken("nobody is left who has it"))?;
+            if let Some(piece) = &self.piece {
+                *lock(&self.progress.donor) = Arc::clone(&piece.donor);
+            }
         }
     }
 }

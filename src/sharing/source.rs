@@ -180,10 +180,11 @@ impl Seeker {
         let now = Instant::now();
         self.asked.retain(|(_, at)| now.saturating_duration_since(*at) < AGAIN);
         let mut due = self.sharing.look();
-        due.retain(|Neighbour { name, address }| {
-            let is_meant = self.only.as_ref().is_none_or(|only| only.eq_ignore_ascii_case(name));
-            let is_asked = self.asked.iter().any(|(asked, _)| asked == address);
-            is_meant && !is_asked && !self.left.contains(address)
+        due.retain(|neighbour| {
+            let address = neighbour.address;
+            let is_meant = self.only.as_ref().is_none_or(|only| neighbour.is_called(only));
+            let is_asked = self.asked.iter().any(|(asked, _)| *asked == address);
+            is_meant && !is_asked && !self.left.contains(&address)
         });
         self.asked.extend(due.iter().map(|neighbour| (neighbour.address, now)));
         for some in due.chunks(ask::AT_ONCE) {

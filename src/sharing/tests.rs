@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::Instant;
 
+use super::source::Source;
 use super::*;
 use crate::system::lock;
 
@@ -122,6 +123,17 @@ fn only_whole_digests_in_ollamas_spelling_are_asked_for() {
         "sha256:../../../../../../../../../../../../../../../../../../../../etc/pass",
     ] {
         assert_eq!(Blob::new(bad, 1), None, "{bad}");
+    }
+}
+
+#[test]
+fn neighbours_are_called_by_their_name_or_address() {
+    let it = Neighbour { name: "Desk".to_owned(), address: "10.0.0.7:11435".parse().unwrap() };
+    for name in ["desk", "Desk", "10.0.0.7", "10.0.0.7:11435"] {
+        assert!(it.is_called(name), "{name}");
+    }
+    for name in ["", "des", "10.0.0.8", "10.0.0.7:1", "desk:11435"] {
+        assert!(!it.is_called(name), "{name}");
     }
 }
 
@@ -262,7 +274,7 @@ fn ollama_gets_the_blob_and_says_what_it_thinks_of_it() {
             None => assert_eq!(ended, Ok(())),
             Some(says) => assert!(ended.as_ref().is_err_and(|why| why.contains(says)), "{ended:?}"),
         }
-        assert_eq!(put.given().get("donor"), Some(&(size as u64)));
+        assert_eq!((put.given(), &*put.donor()), (size as u64, "donor"));
     }
 }
 

@@ -17,12 +17,12 @@ use super::retry::Attempts;
 use super::{End, Exchange, OwnAnswer};
 use crate::access::cors;
 use crate::counters::Retry;
-use crate::http::fields::{self, ERROR_FIELD, POLICY, UNREACHED, UPSTREAM};
+use crate::http::fields::{self, ERROR_FIELD, FROM_FIELD, POLICY, UNREACHED, UPSTREAM};
 use crate::http::head::{Framing, Head};
 use crate::manager::pool::{BackendId, Outcome, Wanted};
 use crate::manager::{Lease, Refused};
 use crate::net::socket::{self, HANGUP};
-use crate::ollama::endpoints::Class;
+use crate::ollama::endpoints::{Class, Task};
 use crate::ollama::errors;
 use crate::proxy::request_body::{BodyReader, RequestBody};
 use crate::upstream::exchange_io::{self, Attempt, Failure, Fault};
@@ -201,13 +201,13 @@ impl<'a> Exchange<'a> {
         self.context.mailbox.lease(tried, wanted, &|| !self.has_client_left())
     }
 
-    fn has_client_left(&self) -> bool {
+    pub(super) fn has_client_left(&self) -> bool {
         let by = if self.half_closed().is_zero() { HANGUP } else { PollFlags::empty() };
         socket::is_gone(self.connection.stream.socket(), by)
     }
 
     /// How long the client is answered once it has ended its side.
-    fn half_closed(&self) -> Duration {
+    pub(super) fn half_closed(&self) -> Duration {
         match self.endpoint.answers_half_closed {
             true => self.context.settings.timing.half_closed_timeout,
             false => Duration::ZERO,
@@ -265,11 +265,16 @@ impl<'a> Exchange<'a> {
             || fields.iter().any(|(name, value)| name.as_str().len() + value.len() > LONG_LINE)
     }
 
-    fn request(&self, lease: &Lease, wanted: &Wanted) -> Result<Request<()>, String> {
+    pub(super) fn request(&self, lease: &Lease, wanted: &Wanted) -> Result<Request<()>, String> {
         let prefix = if lease.pick.is_local { self.context.prefix.as_str() } else { "" };
         let uri = upstream::build_uri(lease.pick.address, prefix, &self.head.target)?;
         let mut fields = self.head.fields.clone();
         fields::prepare_request(&mut fields, &self.context.via);
+        // Where a pull is to get its bytes from, is for the proxy in front of the Ollama that pulls.
+        let from = self.head.fields.get(FROM_FIELD).filter(|_| !lease.pick.is_local);
+        if let Some(from) = from.filter(|_| self.endpoint.task == Task::Pull) {
+            fields.insert(FROM_FIELD, from.clone());
+        }
         // Of inference, the cloud's is exempt, and what unloads a model, which goes nowhere. Of what
         // else is about a model, it doesn't matter whose that is.
         let is_local = self.endpoint.is_inference() && !wanted.is_exempt;

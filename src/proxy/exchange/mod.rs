@@ -11,7 +11,7 @@
 //! picture: this one checks, `own_paths`, `routes` and `lists` answer without an upstream, `wanted`
 //! tells what the request needs, for which `look` looks at its body, `forward` sends it (again, if
 //! `retry` allows), `account` keeps back what others needn't know of the owner's account, `relay`
-//! passes the answer on while `observed` reads along, `record` counts and logs. Where its bytes are
+//! passes the answer on while `observed` reads along (and `pull` has layers come from the LAN), `record` counts and logs. Where its bytes are
 //! at any moment is one enum, in `upstream::exchange_io`.
 
 mod account;
@@ -20,6 +20,7 @@ mod lists;
 mod look;
 mod observed;
 mod own_paths;
+mod pull;
 mod record;
 mod relay;
 mod retry;
@@ -83,7 +84,6 @@ pub(crate) struct Context {
     pub(crate) budget: Budget,
     pub(crate) keyring: Arc<Keyring>,
     /// For blobs that other machines have.
-    #[allow(dead_code)] // Until pulls use it.
     pub(crate) sharing: Sharing,
     pub(crate) connections: Arc<Connections>,
 }
@@ -114,6 +114,7 @@ pub(super) fn run(
         endpoint: Endpoint::of(&head.method, &head.target),
         is_last: false,
         cors: None,
+        pull: None,
         started: Instant::now(),
     };
     let end = exchange.serve().unwrap_or_else(|own| exchange.refuse(&own));
@@ -133,6 +134,8 @@ struct Exchange<'a> {
     is_last: bool,
     /// What an answer needs for a web page to read it.
     cors: Option<Cors>,
+    /// How it is driven, if it is a pull that can profit from the LAN.
+    pull: Option<pull::Plan>,
     started: Instant,
 }
 
@@ -184,6 +187,7 @@ impl<'a> Exchange<'a> {
             false => None,
         };
         let wanted = self.wanted(&mut body, seen)?;
+        self.pull = self.plan_pull(&mut body)?;
         self.forward(body, wanted)
     }
 

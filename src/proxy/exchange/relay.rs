@@ -7,6 +7,7 @@ use http::{HeaderMap, Method};
 
 use super::forward::Judged;
 use super::observed::Observed;
+use super::pull::Lines;
 use super::{End, Exchange, OwnAnswer, Side};
 use crate::counters::{Kind, TransferGuard};
 use crate::http::body::{CHUNK_PREFIX, CHUNK_SUFFIX, LAST_CHUNK, frame_chunk};
@@ -36,8 +37,19 @@ impl Exchange<'_> {
         lease: &mut Lease,
         is_body_done: bool,
         (wanted, underway): (&Wanted, Option<&TransferGuard>),
-        answer: Judged,
+        mut answer: Judged,
     ) -> Result<End, OwnAnswer> {
+        let shown = (wanted, underway);
+        let mut plan = self.pull.take().filter(|plan| plan.drives(lease, &answer.answer));
+        if let Some(plan) = plan.take_if(|plan| plan.wants_one) {
+            answer = self.collect(&plan, lease, shown, answer).map_err(|error| {
+                let reason = upstream::describe_io(&error);
+                self.fault().unwrap_or_else(|| {
+                    lease.report.outcome = Outcome::Failed;
+                    OwnAnswer::Failed(format!("{}: {reason}", lease.pick.label()))
+                })
+            })?;
+        }
         let outcome = answer.outcome();
         let Judged { answer, start, .. } = answer;
         let (mut parts, body) = answer.into_parts();
@@ -71,15 +83,16 @@ impl Exchange<'_> {
         drop((head, parts)); // They were sent; the body may take minutes.
 
         let mut copied = 0;
-        let result = self
-            .copy_body(
-                Cursor::new(start).chain(body.into_reader()),
-                framing,
-                &mut copied,
-                &mut observed,
-                lease,
-            )
-            .and_then(|()| exchange_io::with(|io| io.flush()).map_err(|_| String::new()));
+        let body = Cursor::new(start).chain(body.into_reader());
+        let passing = (framing, &mut copied, &mut observed);
+        let result = match &plan {
+            Some(plan) => {
+                self.copy_body(Lines::new(self, plan, lease, shown, body), passing, lease)
+            }
+            None => self.copy_body(body, passing, lease),
+        };
+        let result =
+            result.and_then(|()| exchange_io::with(|io| io.flush()).map_err(|_| String::new()));
         self.count(lease, observed.uncounted_tokens(), |done, n| done.tokens.add(n));
 
         let fault = self.fault();
@@ -160,9 +173,7 @@ impl Exchange<'_> {
     fn copy_body(
         &self,
         mut reader: impl Read,
-        framing: AnswerFraming,
-        copied: &mut u64,
-        observed: &mut Observed<'_>,
+        (framing, copied, observed): (AnswerFraming, &mut u64, &mut Observed<'_>),
         lease: &Lease,
     ) -> Result<(), String> {
         let room = match framing {

@@ -29,7 +29,7 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn replace_body(&mut self, body: &mut RequestBody<'_>, other: Vec<u8>) {
+    pub(super) fn replace_body(&mut self, body: &mut RequestBody<'_>, other: Vec<u8>) {
         self.framing = Framing::Length(other.len() as u64);
         body.kept.replace(other);
     }

@@ -1,0 +1,458 @@
+//! Pulls through a machine whose neighbours may have what it lacks: the registry gives the name, the
+//! house gives the bytes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use ollana::config::{ModeChoice, ServerName};
+use serde_json::{Value, json};
+
+use crate::support::{
+    Call, Chain, Client, Fake, Gate, Ollama, Package, Random, Registry, Store, Way, eventually,
+    post,
+};
+
+/// More than what is left to the registry.
+const LARGE: usize = 12_000_000;
+const PULL: &str = r#"{"model":"alpha"}"#;
+
+/// Neighbours that are no daemons have no keys.
+const PLAIN: [Way; 2] = [Way::OneHop, Way::TwoHops];
+
+/// Bytes that no other call gives.
+fn bytes(size: usize) -> Vec<u8> {
+    static NUMBER: AtomicUsize = AtomicUsize::new(1);
+    Random::new(NUMBER.fetch_add(1, SeqCst) as u64).bytes(size)
+}
+
+/// A neighbour with these blobs, which does with a GET as told: the blob, and where to begin.
+fn neighbour(
+    blobs: Vec<(String, Vec<u8>)>,
+    gives: impl Fn(&mut Call<'_>, &[u8], usize) + Send + Sync + 'static,
+) -> Fake {
+    Fake::unlike_ollama(move |call| {
+        let digest = call.target().strip_prefix("/ollana/blobs/").unwrap_or_default();
+        let Some((_, bytes)) = blobs.iter().find(|(known, _)| known == digest) else {
+            return call.answer("404 Not Found", "application/json", "{}");
+        };
+        let range = call.head.one("range");
+        let at = range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
+        let at: usize = at.map_or(0, |at| at.parse().expect("an offset"));
+        let status = match range {
+            None => "200 OK\r\n".to_owned(),
+            Some(_) => format!(
+                "206 Partial Content\r\nContent-Range: bytes {at}-{}/{}\r\n",
+                bytes.len() - 1,
+                bytes.len()
+            ),
+        };
+        call.send(format!("HTTP/1.1 {status}Content-Length: {}\r\n\r\n", bytes.len() - at));
+        if call.head.method() == "GET" {
+            gives(call, bytes, at);
+        }
+    })
+}
+
+fn gives_all(call: &mut Call<'_>, bytes: &[u8], at: usize) {
+    call.send(&bytes[at..]);
+}
+
+/// GETs that a neighbour has had, with what they begin at.
+fn gets(neighbour: &Fake) -> Vec<String> {
+    neighbour.look(|state| {
+        let gets = state.records.iter().filter(|record| record.head.method() == "GET");
+        gets.map(|record| record.head.one("range").unwrap_or_default()).collect()
+    })
+}
+
+/// A machine that has nothing, in a house, with a registry that has everything.
+struct House {
+    store: Store,
+    registry: Registry,
+    ollama: Ollama,
+    package: Package,
+}
+
+impl House {
+    /// The registry gives so many bytes per second.
+    fn new(rate: u64) -> Self {
+        let package = Package::of(&[&bytes(LARGE), b"{{ .Prompt }}", &bytes(9_000_000)]);
+        let (store, registry) = (Store::new(), Registry::start());
+        registry.publish("alpha", &package);
+        registry.change(|shelf| shelf.rate = Some(rate));
+        let ollama = Ollama::with_store(&store, Some(registry.address));
+        House { store, registry, ollama, package }
+    }
+
+    fn large(&self) -> &str {
+        &self.package.blobs[0].0
+    }
+
+    fn chain(&self, way: Way, neighbours: &[SocketAddr]) -> Chain {
+        way.with(&self.ollama, |settings| {
+            if settings.mode == ModeChoice::Server {
+                let named =
+                    |at: &SocketAddr| ServerName { host: at.ip().to_string(), port: at.port() };
+                settings.servers = neighbours.iter().map(named).collect();
+            }
+        })
+    }
+
+    /// Pulls that Ollama was asked for.
+    fn pulls(&self) -> usize {
+        self.ollama.served().iter().filter(|served| served.path == "/api/pull").count()
+    }
+
+    /// That the model is there as the registry has it, and nothing half.
+    fn assert_whole(&self) {
+        assert_eq!(self.store.digests("alpha"), self.package.digests());
+        for (digest, bytes) in &self.package.blobs {
+            let there = std::fs::read(self.store.blob(digest)).expect("a blob");
+            assert!(there == *bytes, "{digest}: other bytes");
+        }
+    }
+}
+
+/// The lines of a pull that ended well, each taken apart.
+fn lines(text: &str) -> Vec<Value> {
+    let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    let lines: Vec<Value> = text.lines().map(parse).collect();
+    assert_eq!(lines.last(), Some(&json!({"status": "success"})), "{text}");
+    lines
+}
+
+/// What is told of one layer: total and completed, and from where.
+fn told(lines: &[Value], digest: &str) -> Vec<(u64, u64, String)> {
+    let about = lines.iter().filter(|line| line["digest"] == digest);
+    about
+        .map(|line| {
+            assert_eq!(line["status"], format!("pulling {}", &digest[7..19]));
+            let number = |member: &str| line[member].as_u64().unwrap_or(0);
+            let from = line["from"].as_str().unwrap_or_default().to_owned();
+            (number("total"), number("completed"), from)
+        })
+        .collect()
+}
+
+#[test]
+fn layers_of_the_house_come_from_there() {
+    for way in PLAIN {
+        let house = House::new(1_000_000);
+        let neighbour = neighbour(house.package.blobs.clone(), gives_all);
+        let chain = house.chain(way, &[neighbour.address]);
+        let answer = chain.connect().post("/api/pull", PULL);
+        assert_eq!(answer.head.one("content-type").as_deref(), Some("application/x-ndjson"));
+        let lines = lines(&answer.text());
+        house.assert_whole();
+        for (digest, bytes) in [&house.package.blobs[0], &house.package.blobs[2]] {
+            let told = told(&lines, digest);
+            let size = bytes.len() as u64;
+            assert!(told.iter().all(|(total, ..)| *total == size), "{way:?} {:?}", told.last());
+            assert!(
+                told.contains(&(size, size, "127.0.0.1".to_owned())),
+                "{way:?} {:?}",
+                told.last()
+            );
+            assert!(house.registry.given(digest) < size / 2, "{way:?}: from the registry");
+        }
+        let count = |status: &str| lines.iter().filter(|line| line["status"] == status).count();
+        assert_eq!(count("pulling manifest"), 1, "{way:?}: the client sees no second beginning");
+        assert_eq!(gets(&neighbour), ["", ""], "{way:?}");
+        assert_eq!(house.pulls(), 3, "{way:?}: once, and again behind each layer that was taken");
+    }
+}
+
+/// Nobody to ask, or nobody who has it, or a client that wants only the internet, or another server.
+#[test]
+fn without_a_neighbour_that_is_to_give_it_the_lines_are_ollamas() {
+    for (has_it, from) in
+        [(None, "any"), (Some(false), "any"), (Some(true), "Internet"), (Some(true), "desk")]
+    {
+        let house = House::new(40_000_000);
+        let blobs = if has_it == Some(true) { house.package.blobs.clone() } else { Vec::new() };
+        let neighbour = neighbour(blobs, gives_all);
+        let neighbours: Vec<SocketAddr> = has_it.map(|_| neighbour.address).into_iter().collect();
+        let chain = house.chain(Way::TwoHops, &neighbours);
+        let text = chain.connect().ask(pull_from(from)).text();
+        let lines = lines(&text);
+        assert!(lines.iter().all(|line| line.get("from").is_none()), "{text}");
+        house.assert_whole();
+        assert_eq!(house.pulls(), 1);
+        assert!(gets(&neighbour).is_empty(), "{has_it:?} {from}");
+    }
+}
+
+fn pull_from(from: &str) -> String {
+    format!(
+        "POST /api/pull HTTP/1.1\r\nHost: localhost\r\nX-Ollana-From: {from}\r\n\
+         Content-Length: {}\r\n\r\n{PULL}",
+        PULL.len()
+    )
+}
+
+#[test]
+fn the_server_that_is_asked_for_gives_it() {
+    let house = House::new(1_000_000);
+    let neighbour = neighbour(house.package.blobs.clone(), gives_all);
+    let chain = house.chain(Way::TwoHops, &[neighbour.address]);
+    lines(&chain.connect().ask(pull_from("127.0.0.1")).text());
+    house.assert_whole();
+    assert_eq!(gets(&neighbour).len(), 2);
+}
+
+/// What Python's library does where it isn't told otherwise.
+#[test]
+fn a_pull_that_wants_one_object_profits_too() {
+    for way in PLAIN {
+        let house = House::new(1_000_000);
+        let neighbour = neighbour(house.package.blobs.clone(), gives_all);
+        let chain = house.chain(way, &[neighbour.address]);
+        let body = r#"{"model":"alpha","stream":false}"#;
+        let answer = chain.connect().post("/api/pull", body);
+        let media = answer.head.one("content-type");
+        assert_eq!((answer.status(), media.as_deref()), (200, Some("application/json")), "{way:?}");
+        assert_eq!(answer.text(), r#"{"status":"success"}"#);
+        assert_eq!(answer.head.length(), Some(answer.body.len()));
+        house.assert_whole();
+        assert_eq!(gets(&neighbour).len(), 2, "{way:?}");
+        let none = r#"{"model":"none","stream":false}"#;
+        let direct = Client::connect(house.ollama.address).post("/api/pull", none);
+        let answer = chain.connect().post("/api/pull", none);
+        assert_eq!((answer.status(), answer.text()), (direct.status(), direct.text()), "{way:?}");
+        assert_eq!(answer.status(), 500);
+    }
+}
+
+/// At any byte: before the first one, within the first piece, behind some.
+#[test]
+fn the_next_neighbour_goes_on_where_one_died() {
+    let mut random = Random::new(7);
+    for at in [0, 1, random.below(LARGE), random.below(LARGE), LARGE - 1] {
+        let house = House::new(1_000_000);
+        let dies = neighbour(house.package.blobs.clone(), move |call, bytes, from| {
+            call.send(&bytes[from..at.clamp(from, bytes.len())]);
+            call.reset();
+        });
+        let lives = neighbour(house.package.blobs.clone(), gives_all);
+        let chain = house.chain(Way::TwoHops, &[dies.address, lives.address]);
+        let lines = lines(&chain.connect().post("/api/pull", PULL).text());
+        house.assert_whole();
+        let told = told(&lines, house.large());
+        assert!(
+            told.iter().any(|(total, done, from)| total == done && !from.is_empty()),
+            "{:?}",
+            told.last()
+        );
+        assert_eq!(house.pulls(), 3, "{at}");
+    }
+}
+
+#[test]
+fn where_nobody_is_left_the_registry_goes_on() {
+    for at in [1, 1 << 20, LARGE - 1] {
+        let house = House::new(20_000_000);
+        let dies = neighbour(house.package.blobs.clone(), move |call, bytes, from| {
+            call.send(&bytes[from..at.clamp(from, bytes.len())]);
+            call.reset();
+        });
+        let chain = house.chain(Way::TwoHops, &[dies.address]);
+        lines(&chain.connect().post("/api/pull", PULL).text());
+        house.assert_whole();
+        let begun = house.store.unfinished();
+        assert!(
+            !begun.iter().any(|name| name.starts_with(&house.large().replace(':', "-"))),
+            "{begun:?}"
+        );
+        let begun = gets(&dies).iter().filter(|range| range.is_empty()).count();
+        assert!(begun <= 2, "each layer once: {:?}", gets(&dies));
+    }
+}
+
+/// A rogue machine only wastes time, and only once.
+#[test]
+fn wrong_bytes_are_left_to_the_registry() {
+    let house = House::new(20_000_000);
+    let lies = neighbour(house.package.blobs.clone(), |call, bytes, at| {
+        let mut wrong = bytes.to_vec();
+        wrong[LARGE / 2] ^= 1;
+        call.send(&wrong[at..]);
+    });
+    let chain = house.chain(Way::TwoHops, &[lies.address]);
+    lines(&chain.connect().post("/api/pull", PULL).text());
+    house.assert_whole();
+    assert_eq!(gets(&lies), ["", ""], "each layer once");
+    let posts = house.ollama.served().into_iter().filter(|it| it.path.starts_with("/api/blobs/"));
+    assert_eq!(posts.map(|it| it.status).collect::<Vec<_>>(), [400, 400]);
+}
+
+/// An Ollama that has no room, or dies, while it is given a layer.
+#[test]
+fn an_ollama_that_does_not_take_it_gets_it_from_the_registry() {
+    let house = House::new(20_000_000);
+    let neighbour = neighbour(house.package.blobs.clone(), gives_all);
+    let full = |call: &mut Call<'_>| {
+        call.read_part();
+        let error = r#"{"error":"write: no space left on device"}"#;
+        call.answer("500 Internal Server Error", "application/json", error);
+        call.close();
+    };
+    house.ollama.change(|world| {
+        world.script.insert(format!("/api/blobs/{}", house.package.blobs[0].0), Arc::new(full));
+    });
+    let chain = house.chain(Way::TwoHops, &[neighbour.address]);
+    let lines = lines(&chain.connect().post("/api/pull", PULL).text());
+    house.assert_whole();
+    assert!(
+        told(&lines, house.large())
+            .iter()
+            .any(|(total, done, from)| total == done || from.is_empty())
+    );
+    assert!(house.registry.given(house.large()) as usize >= LARGE);
+}
+
+/// Whichever side waits for the other.
+#[test]
+fn a_client_that_leaves_ends_both_sides() {
+    for way in PLAIN {
+        let house = House::new(1_000_000);
+        let neighbour = neighbour(house.package.blobs.clone(), |call, bytes, _| {
+            call.send(&bytes[..3_000_000]);
+            call.hang();
+        });
+        let chain = house.chain(way, &[neighbour.address]);
+        let mut client = chain.connect();
+        client.send(post("/api/pull", PULL));
+        client.head_of("POST");
+        let mut got = Vec::new();
+        while !String::from_utf8_lossy(&got).contains("completed\":3000000") {
+            got.extend(client.piece().expect("more lines"));
+        }
+        let left = client.leave();
+        for fake in [&neighbour, &*house.ollama] {
+            let record = fake.look(|state| state.records.len() - 1);
+            let (closed, _) = fake.closed(record);
+            let time = closed.saturating_duration_since(left);
+            assert!(time < Duration::from_secs(2), "{way:?}: closed after {time:?}");
+        }
+        eventually("what was begun to be removed", || {
+            let begun = house.store.unfinished();
+            (!begun.iter().any(|name| !name.contains("-partial"))).then_some(())
+        });
+        // The same pull later goes on.
+        house.registry.change(|shelf| shelf.rate = None);
+        let chain = house.chain(way, &[]);
+        lines(&chain.connect().post("/api/pull", PULL).text());
+        house.assert_whole();
+    }
+}
+
+/// A neighbour that has the layer only later is asked again while the registry sends it.
+#[test]
+fn a_layer_that_a_neighbour_gets_meanwhile_comes_from_there() {
+    let house = House::new(1_500_000);
+    let has_it = Gate::new();
+    let (blobs, is_there) = (house.package.blobs.clone(), has_it.clone());
+    let late = Fake::unlike_ollama(move |call| {
+        let digest = call.target().strip_prefix("/ollana/blobs/").unwrap_or_default();
+        let blob = blobs.iter().find(|(known, _)| known == digest);
+        let Some((_, bytes)) = blob.filter(|_| is_there.wait_for(Duration::ZERO)) else {
+            return call.answer("404 Not Found", "application/json", "{}");
+        };
+        call.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", bytes.len()));
+        if call.head.method() == "GET" {
+            call.send(bytes);
+        }
+    });
+    let chain = house.chain(Way::OneHop, &[late.address]);
+    let mut client = chain.connect();
+    client.send(post("/api/pull", PULL));
+    client.head_of("POST");
+    let mut got = client.read_until(b"}\n");
+    while told_by(&got, house.large()).is_none_or(|done| done == 0) {
+        got.extend(client.read_until(b"}\n"));
+    }
+    has_it.open();
+    got.extend(client.rest().0);
+    let text = String::from_utf8(got).expect("text");
+    let told = told(&lines(&text), house.large());
+    house.assert_whole();
+    assert!(
+        told.iter().any(|(_, _, from)| from.is_empty()),
+        "first from the registry: {:?}",
+        told.last()
+    );
+    assert!(
+        told.iter().any(|(total, done, from)| total == done && !from.is_empty()),
+        "{:?}",
+        told.last()
+    );
+}
+
+/// How far the last whole line says that a layer is.
+fn told_by(got: &[u8], digest: &str) -> Option<u64> {
+    let text = String::from_utf8_lossy(got);
+    let last = text.lines().rfind(|line| line.contains(digest))?;
+    serde_json::from_str::<Value>(last).ok()?["completed"].as_u64()
+}
+
+/// From the line that names the layer to its first byte from the house.
+#[test]
+fn the_first_byte_comes_soon() {
+    let house = House::new(1_000_000);
+    let neighbour = neighbour(house.package.blobs.clone(), gives_all);
+    let chain = house.chain(Way::OneHop, &[neighbour.address]);
+    // On a busy machine one of them may be late; not all.
+    let times: Vec<Duration> = (0..5)
+        .map(|_| {
+            let _ = std::fs::remove_file(house.store.blob(house.large()));
+            let before = house.ollama.count();
+            let mut client = chain.connect();
+            client.send(post("/api/pull", PULL));
+            client.head_of("POST");
+            let mut got = Vec::new();
+            while told_by(&got, house.large()).is_none()
+                && !String::from_utf8_lossy(&got).contains(house.large())
+            {
+                got.extend(client.piece().expect("lines"));
+            }
+            let line = Instant::now();
+            house.ollama.wait("the layer's first bytes", |state| {
+                let mut new = state.records.iter().skip(before);
+                new.find(|it| {
+                    it.head.target().starts_with("/api/blobs/") && !it.raw_body.is_empty()
+                        || it.is_whole && it.head.target().starts_with("/api/blobs/")
+                })
+                .map(drop)
+            });
+            let time = line.elapsed();
+            client.rest();
+            time
+        })
+        .collect();
+    assert!(times.iter().any(|time| *time < Duration::from_millis(300)), "{times:?}");
+}
+
+/// Bodies that can't be read, and such as are packed, go through as they are.
+#[test]
+fn a_pull_that_cannot_be_read_is_ollamas_business() {
+    let house = House::new(1_000_000);
+    let neighbour = neighbour(house.package.blobs.clone(), gives_all);
+    let chain = house.chain(Way::OneHop, &[neighbour.address]);
+    for body in ["", "{", "[]", r#"{"model":3,"stream":false}"#, r#"{"model":""} {}"#] {
+        let direct = Client::connect(house.ollama.address).post("/api/pull", body);
+        let answer = chain.connect().post("/api/pull", body);
+        assert_eq!((answer.status(), answer.text()), (direct.status(), direct.text()), "{body}");
+    }
+    let coded = format!(
+        "POST /api/pull HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: zstd\r\n\
+         Content-Length: {}\r\n\r\n{PULL}",
+        PULL.len()
+    );
+    house.registry.change(|shelf| shelf.rate = None);
+    chain.connect().ask(coded);
+    assert!(gets(&neighbour).is_empty());
+    let record = house.ollama.request(house.ollama.count() - 1);
+    assert_eq!(record.head.one("content-encoding").as_deref(), Some("zstd"));
+}
