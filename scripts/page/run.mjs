@@ -26,13 +26,15 @@ const freePort = () => new Promise(done => {
   });
 });
 
-// An Ollama with these models; the first `hot` of them are in memory.
-async function ollama(models, hot, { version = '0.13.1', pause = 25 } = {}) {
-  const list = models.map(([name, size, kind]) => ({ name, model: name, size, digest: name, modified_at: '2026-01-01T00:00:00Z',
+// An Ollama with these models; the first `hot` of them are in memory. What is pulled there comes from a
+// server and then from the registry, as the lines of a server's proxy say.
+async function ollama(models, hot, { version = '0.13.1', pause = 25, saved = '' } = {}) {
+  const list = models.map(([name, size, kind, digest = name]) => ({ name, model: name, size, digest, modified_at: '2026-01-01T00:00:00Z',
     details: { parameter_size: kind, quantization_level: 'Q4_K_M' } }));
   const loaded = list.slice(0, hot).map(one => ({ ...one, size_vram: one.size, expires_at: '2026-12-01T00:00:00Z', context_length: 8192 }));
   const server = http.createServer((request, answer) => {
     const json = body => { const text = JSON.stringify(body); answer.writeHead(200, { 'Content-Type': 'application/json', 'Content-Length': Buffer.byteLength(text) }); answer.end(text); };
+    if (saved) answer.setHeader('X-Ollana-Saved', saved);
     if (request.url === '/api/version') return json({ version });
     if (request.url === '/api/tags') return json({ models: list });
     if (request.url === '/api/ps') return json({ models: loaded });
@@ -47,7 +49,14 @@ async function ollama(models, hot, { version = '0.13.1', pause = 25 } = {}) {
       let gone = false;
       answer.on('close', () => { gone = true; });
       if (request.url === '/api/pull') {
-        for (let done = 12; done <= 100 && !gone; done += 1) { line({ status: 'pulling 8eeb52dfb3bb', digest: 'sha256:8eeb', total: 38e9, completed: done * 38e7 }); await wait(150); }
+        const layer = (name, total, completed, more) => line({ status: 'pulling ' + name, digest: 'sha256:' + name.repeat(16), total, completed, ...more });
+        layer('1ea5', 2e9, 0);
+        layer('1ea5', 2e9, 2e9);
+        for (let done = 12; done <= 100 && !gone; done += 1) {
+          if (model.startsWith('tensor')) line({ status: 'pulling model', total: 9e9, completed: done * 9e7 });
+          else layer('8eeb', 38e9, done * 38e7, { from: 'desktop' });
+          await wait(150);
+        }
         return answer.end('{"status":"success"}\n');
       }
       if (prompt.includes('break')) { line({ model, response: 'one ' }); await wait(60); return answer.destroy(); }
@@ -117,8 +126,8 @@ async function main() {
 
   // A home: three machines, one of them away, a busy one, a pull, a failure, a hostile name.
   {
-    const big = await ollama([['llama3.3:70b', 42.5e9, '70.6B'], ['qwen3:8b', 5.2e9, '8.2B'], ['nomic-embed-text:latest', 274e6, '137M']], 2, { pause: 22 });
-    const small = await ollama([['llama3.2:1b', 1.3e9, '1.2B'], ['qwen3:8b', 5.2e9, '8.2B'], [EVIL, 1e9, EVIL]], 1, { pause: 60, version: '0.12.6' });
+    const big = await ollama([['llama3.3:70b', 42.5e9, '70.6B'], ['qwen3:8b', 5.2e9, '8.2B'], ['nomic-embed-text:latest', 274e6, '137M']], 2, { pause: 22, saved: '41000000000' });
+    const small = await ollama([['llama3.2:1b', 1.3e9, '1.2B'], ['qwen3:8b', 5.2e9, '8.2B', 'beef'.repeat(16)], [EVIL, 1e9, EVIL]], 1, { pause: 60, version: '0.12.6' });
     const away = await ollama([['llava:13b', 8e9, '13B']], 0);
     const { url } = await client(big, small, away);
     const page = await open(url);
@@ -134,7 +143,9 @@ async function main() {
     ask(url, '/api/pull', { model: 'gpt-oss:120b' });
     await ask(url, '/api/generate', { model: 'llama3.2:1b', prompt: 'break' });
     await page.locator('#transfers progress').waitFor();
-    assert.match(await text(page, '#transfers'), /Pulling gpt-oss:120b on [\s\S]*\d+ % of 38 GB/);
+    assert.match(await text(page, '#transfers'), /Pulling gpt-oss:120b on [\s\S]*\d+ % of 38 GB, from desktop, [\d.]+ [MG]B\/s, \d+ s left/);
+    assert.equal(await text(page, '#saved'), '41 GB not downloaded again');
+    assert.equal((await text(page, '#models')).match(/, version beefbee|, version qwen3/g).length, 2);
     await page.locator('#lan .flow').first().waitFor({ state: 'attached' });
     assert.equal(await page.locator('#lan .node').count(), 3);
     assert.match(await text(page, '#pill'), /2 of 3 servers ready/);
@@ -192,6 +203,29 @@ async function main() {
     assert.deepEqual(unnamed, []);
     assert.match(await page.locator('#lan svg').getAttribute('aria-label'), /connected to 3 servers, 2 ready/);
     clearInterval(load);
+    await page.context().close();
+  }
+
+  // A machine that pulls: from whom it got what.
+  {
+    const own = await ollama([['llama3.2:1b', 1.3e9, '1.2B']], 0);
+    const { url } = await ollana('--mode', 'server', '--ollama', 'http://127.0.0.1:' + own);
+    const page = await open(url, { width: 360, height: 740 });
+    await page.locator('#top').waitFor();
+    assert.equal(await page.locator('#sharepart').isVisible(), false);
+    ask(url, '/api/pull', { model: 'tensors:7b' });
+    await page.waitForFunction(() => /from the registry \(this kind of model can’t be shared\)/.test(document.querySelector('#transfers').innerText));
+    ask(url, '/api/pull', { model: 'gpt-oss:120b' });
+    await page.waitForFunction(() => /GB from desktop\s+[\d.]+ GB from the registry/.test(document.querySelector('#sources').innerText));
+    assert.equal(await page.locator('#parts span').count(), 2);
+    assert.match(await text(page, '#transfers'), /^Pulling .*on this machine/);
+    assert.equal(await text(page, '#saved'), '0 B not downloaded again');
+    await fits(page);
+    await shoot(page, 'pulls-phone');
+    await page.setViewportSize({ width: 1120, height: 900 });
+    await wait(1300);
+    await fits(page);
+    await shoot(page, 'pulls');
     await page.context().close();
   }
 

@@ -41,7 +41,7 @@ pub(crate) struct Transfer {
 pub(crate) struct Words {
     pub(crate) server: String,
     /// That server is this machine's Ollama.
-    is_here: bool,
+    pub(crate) is_here: bool,
     /// What is being done.
     pub(crate) state: String,
     /// The server that gives the bytes; empty: the registry does.

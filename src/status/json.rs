@@ -21,9 +21,10 @@
 //! away       [{name, address, id: of the entry in servers, if there is one, since_s, model_count,
 //!            models [..]}]: remembered servers that can't be used now
 //! history    step_s, requests [..], queue [..]: oldest first, the last minutes
-//! transfers  [{kind, name, server, state, done, total, bytes_per_s, seconds, left_s: for the layer;
-//!            from: the server that gives a pull's bytes; null: the registry; names_layers: whether
-//!            its lines name layers, so that others can be asked for them}]
+//! transfers  [{kind, name, server, is_here: that is this machine's Ollama, state, done, total,
+//!            bytes_per_s, seconds, left_s: for the layer, from: the server that gives a pull's
+//!            bytes; null: the registry, names_layers: whether its lines name layers, so that
+//!            others can be asked for them}]
 //! shared     bytes of models since the start: registry, servers [{name, bytes}]: from whom this
 //!            machine's pulls got them; saved: what they did not need the registry for;
 //!            saved_in_house: this machine and the servers together; given: to other machines
@@ -212,11 +213,12 @@ fn model(model: &Model, known: &Models) -> Value {
 
 fn transfer(transfer: &Transfer, view: &View<'_>) -> Value {
     let (done, total) = transfer.progress();
-    let Words { server, state, from, names_layers, .. } = transfer.words();
+    let Words { server, is_here, state, from, names_layers } = transfer.words();
     let speed = transfer.bytes_per_s(view.now);
     let left = total.saturating_sub(done).checked_div(speed).filter(|_| total > 0);
     json!({
-        "kind": transfer.kind, "name": transfer.name, "server": server, "state": state,
+        "kind": transfer.kind, "name": transfer.name, "server": server, "is_here": is_here,
+        "state": state,
         "from": Some(from).filter(|from| !from.is_empty()), "names_layers": names_layers,
         "done": done, "total": (total > 0).then_some(total),
         "bytes_per_s": speed, "left_s": left,

@@ -213,7 +213,11 @@ fn progress(transfer: &Value) -> String {
         None if done > 0.0 => format!("{}, {rate}/s", bytes(done)),
         None => word(transfer, "state"),
     };
-    format!("{} on {}: {far}", fit(&word(transfer, "name"), 40), word(transfer, "server"))
+    let server = match transfer["is_here"] == true {
+        true => "this machine".to_owned(),
+        false => word(transfer, "server"),
+    };
+    format!("{} on {server}: {far}", fit(&word(transfer, "name"), 40)).trim_start().to_owned()
 }
 
 /// Who gives the bytes of a pull.
@@ -346,9 +350,10 @@ warning    nas is down: connection refused";
             pull["left_s"] = left;
             assert_eq!(progress(&pull), want);
         }
-        let create = json!({"kind": "create", "name": "m", "server": "nas", "done": 50e6,
+        let create = json!({"kind": "create", "name": "m", "server": "127.0.0.1:11434",
+            "is_here": true, "done": 50e6,
             "total": 100e6, "bytes_per_s": 5e6, "names_layers": true});
-        assert_eq!(progress(&create), "m on nas: 50 % of 100 MB, 5.0 MB/s");
+        assert_eq!(progress(&create), "m on this machine: 50 % of 100 MB, 5.0 MB/s");
     }
 
     #[test]
