@@ -82,6 +82,7 @@
 //! | [`cli`] | command line, help | an option |
 //! | [`log`](mod@log) | the log's writer | the form of a line |
 //! | [`config`] | settings | a default |
+//! | [`library`] | Ollama's store of models on this disk | which blobs others may have |
 //! | [`access`] | who may do what | what a phone may do |
 //! | [`ollama`] | what is known of Ollama's API | a new endpoint; what `ollama list` merges |
 //! | [`http`] | HTTP/1.1 messages | which heads are refused |
@@ -112,6 +113,7 @@ pub mod config;
 pub mod counters;
 pub mod discovery;
 pub mod http;
+pub(crate) mod library;
 pub mod log;
 pub mod manager;
 pub mod net;

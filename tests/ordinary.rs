@@ -10,6 +10,7 @@ mod ordinary {
     mod busy;
     mod cloud;
     mod comeback;
+    mod donor;
     mod front;
     mod lists;
     mod pull_command;

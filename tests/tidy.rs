@@ -16,6 +16,7 @@ const FLOORS: &[&[&str]] = &[
     &["pairing"],
     &["cli", "log"],
     &["config"],
+    &["library"],
     &["access"],
     &["ollama"],
     &["http"],

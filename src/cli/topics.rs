@@ -9,6 +9,7 @@ use super::options::Meaning::{List, Scalar, Switch, Time, Words};
 use super::options::{
     OptionSpec, absolute, head_size, host_name, number, option, route, server, socket_address, text,
 };
+use crate::access::permissions::ShareModels;
 use crate::config::{self, LogFormat, ModeChoice};
 use crate::http::head::MAX_FIELDS;
 
@@ -100,6 +101,12 @@ the command line wins over variables.
                 Switch(|s| &mut s.policy.pull)),
             option("cloud on|off", "they may use cloud models and web search, on your account", "on",
                 Switch(|s| &mut s.policy.cloud)),
+            option("share-models WHOM", "on, paired or off: who gets this machine's models", "on",
+                Words(&[
+                    ("on", |s| s.share_models = ShareModels::On),
+                    ("paired", |s| s.share_models = ShareModels::Paired),
+                    ("off", |s| s.share_models = ShareModels::Off),
+                ])),
             option("allow RANGE", "only these addresses may connect, and this machine",
                 "loopback, private, link-local, own subnets", list!(reach.allow, str::parse)),
             option("deny RANGE", "these may not, whatever is allowed", "",

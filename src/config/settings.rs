@@ -8,7 +8,7 @@ use log::LevelFilter;
 use super::{DISCOVERY_PORT, Limits, OllamaUrl, ServerName, Sleeper, Timing};
 use crate::access::addresses::{AddressLists, Cidr};
 use crate::access::cors::Origins;
-use crate::access::permissions::Policy;
+use crate::access::permissions::{Policy, ShareModels};
 use crate::ollama::model_name::ModelName;
 
 /// What the user asks for with `--mode`.
@@ -51,6 +51,7 @@ with_defaults! {
         discovery_port: u16 = DISCOVERY_PORT,
         legacy: bool = true,
         policy: Policy = Policy::default(),
+        share_models: ShareModels = ShareModels::default(),
         /// Which web pages may ask (`OLLAMA_ORIGINS`).
         origins: Origins = Origins::default(),
         reach: AddressLists = AddressLists::default(),

@@ -4,7 +4,7 @@
 //! The cause goes into `X-Ollana-Error`, by which the next proxy knows that no Ollama has answered,
 //! and into the metrics. The body has the shape of the API that was called (`ollama::errors`).
 
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 
 use crate::http::fields::{self, AnswerFraming, ERROR_FIELD, POLICY, UNREACHED, UPSTREAM};
@@ -51,6 +51,12 @@ pub(crate) enum OwnAnswer {
     OwnPathUnknown,
     NoRandomBytes,
     NoState,
+    /// Of a model: there is none of this name that the caller may have.
+    NotShared,
+    /// As many others get blobs as may.
+    DonorBusy,
+    /// A blob of this size has nothing in the range that was asked for.
+    NoSuchRange(u64),
 }
 
 pub(crate) struct Row<'a> {
@@ -100,6 +106,11 @@ impl OwnAnswer {
                 "no such path; there are the page at /ollana/, status, metrics, health and ready"),
             OwnAnswer::NoRandomBytes => (503, "own", "the system has no random bytes"),
             OwnAnswer::NoState => (503, "own", "the state can't be had"),
+            OwnAnswer::NotShared => (404, "own",
+                "this machine has no such blob or manifest that it shares with yours"),
+            OwnAnswer::DonorBusy => (503, "own",
+                "this machine gives its models to others already; come back in a moment"),
+            OwnAnswer::NoSuchRange(_) => (416, "own", "the blob has no such bytes"),
         };
         Row { status, cause, text }
     }
@@ -110,6 +121,11 @@ impl OwnAnswer {
         fields.insert(ERROR_FIELD, HeaderValue::from_static(cause));
         if matches!(status, 429 | 503) {
             fields.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let OwnAnswer::NoSuchRange(size) = self
+            && let Ok(range) = HeaderValue::from_str(&format!("bytes */{size}"))
+        {
+            fields.insert(CONTENT_RANGE, range);
         }
         if let OwnAnswer::NoMethod(allowed) = self
             && let Ok(allowed) = HeaderValue::from_str(allowed)

@@ -14,16 +14,18 @@ use super::mode::Mode;
 use super::neighbours::{OfPool, OfScan};
 use super::state_dir::{self, host_name};
 use crate::access::host::HostRule;
+use crate::access::permissions::ShareModels;
 use crate::config::{ServerName, Settings};
 use crate::discovery::{Client, ClientSetup, Responder, ServerSetup};
 use crate::http::fields;
+use crate::library::Library;
 use crate::manager::liveness::{Checker, Checkers, Ticker, job_queue};
 use crate::manager::pool::{Had, Input, Known, Pool, Rules};
 use crate::manager::store::{self, Macs};
 use crate::manager::wake::Wake;
 use crate::manager::{self, Job, Mailbox, Presence};
 use crate::pairing::{identity::Identity, keyring::Keyring};
-use crate::proxy::exchange::{Context, Side};
+use crate::proxy::exchange::{Context, Donations, Side};
 use crate::proxy::{
     Budget, Proxy,
     connections::{Connections, Process},
@@ -153,7 +155,8 @@ impl<'a> Parts<'a> {
             side,
             mailbox: self.mailbox.clone(),
             presence: Arc::clone(&self.presence),
-            models_dir: state_dir::models_dir().filter(|_| is_server),
+            library: is_server.then(|| self.library()).flatten(),
+            donations: Donations::default(),
             via: fields::via_value(self.instance),
             machine,
             own_name: own_name.filter(|_| is_server),
@@ -171,6 +174,27 @@ impl<'a> Parts<'a> {
         };
         let places = state_dir::private_places(settings.state_dir.as_deref());
         Proxy::start(context, listeners, &places).map_err(failed("cannot start the proxy"))
+    }
+
+    /// The store of the models that this machine shares.
+    fn library(&self) -> Option<Arc<Library>> {
+        let library = Library::find().map(Arc::new);
+        if self.settings.share_models != ShareModels::Off {
+            let told = library.clone();
+            // Its disk may be slow.
+            let told = system::spawn("library", move || {
+                match told.map(|library| library.state()) {
+                    Some(Ok(models)) => log::debug!("models to share count={models}"),
+                    Some(Err(reason)) => log::warn!("{reason}"),
+                    None => log::warn!(
+                        "the folder of Ollama's models isn't found, so other machines download them \
+                     again; set OLLAMA_MODELS to it"
+                    ),
+                }
+            });
+            drop(told);
+        }
+        library
     }
 
     pub(super) fn start_responder(&self, http: &[SocketAddr]) -> Result<Responder, String> {

@@ -42,14 +42,6 @@ pub(crate) fn host_name() -> String {
     name.chars().filter(char::is_ascii_graphic).take(MAX_NAME).collect()
 }
 
-pub(super) fn models_dir() -> Option<PathBuf> {
-    let named = variable("OLLAMA_MODELS");
-    // Where Ollama's installer has its service keep them.
-    let service = PathBuf::from("/usr/share/ollama/.ollama/models");
-    let home = variable("HOME").map(|home| home.join(".ollama/models"));
-    [named, Some(service), home].into_iter().flatten().find(|dir| dir.is_dir())
-}
-
 fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).map(PathBuf::from)
 }

@@ -47,6 +47,7 @@ impl Daemon {
             .args(args)
             .env_clear()
             .env("PATH", programs)
+            .env("HOME", host.dir())
             .env("XDG_STATE_HOME", host.dir())
             .env("XDG_RUNTIME_DIR", host.dir())
             .stdin(Stdio::null())

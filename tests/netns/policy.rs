@@ -1,5 +1,6 @@
 //! What other machines may do on a server, asked of the real binary across a real network.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -234,6 +235,53 @@ fn a_client_goes_past_a_server_that_keeps_its_account() {
         assert!(answer.status == 200 && answer.body.contains("open"), "{answer:?}");
     }
     assert_eq!((closed.requests("/api/chat"), open.requests("/api/chat")), (1, 3));
+}
+
+/// A store with a model that was pulled and one that was made; their digests.
+fn store(host: &Host) -> [String; 2] {
+    let dir = host.dir().join(".ollama/models");
+    fs::create_dir_all(dir.join("blobs")).expect("a store");
+    [("pulled", 'a', ""), ("made", 'b', r#","from":"/home/me/secret.gguf""#)].map(
+        |(name, digit, from)| {
+            let hex = digit.to_string().repeat(64);
+            fs::write(dir.join(format!("blobs/sha256-{hex}")), name).expect("a blob");
+            let folder = dir.join("manifests/registry.ollama.ai/library").join(name);
+            fs::create_dir_all(&folder).expect("a folder");
+            let size = name.len();
+            let layer = format!(r#"{{"digest":"sha256:{hex}","size":{size}{from}}}"#);
+            fs::write(folder.join("latest"), format!(r#"{{"layers":[{layer}]}}"#)).expect("a file");
+            format!("/ollana/blobs/sha256:{hex}")
+        },
+    )
+}
+
+#[test]
+fn models_are_given_as_their_owner_says() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let [server, other] = [1, 2].map(|_| lan.host(&[("eth0", 0)]));
+    let _ollama = Ollama::start(&server, "gpu");
+    let blobs = store(&server);
+    let to = SocketAddr::from((server.address(0), 11435));
+    for (args, of_others, own) in [
+        (&[][..], [200, 404], [200, 200]),
+        (&["--share-models", "paired"], [404, 404], [200, 200]),
+        (&["--share-models", "off"], [404, 404], [404, 404]),
+        (&["--unpaired", "off"], [403, 403], [200, 200]),
+    ] {
+        let _daemon = Daemon::start(&server, args);
+        let status = |from: &Host, target: &str| ask(from, to, "GET", target, "").status;
+        let of = |from: &Host| [0, 1].map(|at| status(from, &blobs[at]));
+        assert_eq!((of(&other), of(&server)), (of_others, own), "{args:?}");
+        let is_open = args.first().is_none_or(|arg| *arg != "--share-models" || args[1] != "off");
+        let manifest = "/ollana/manifests/made";
+        let told = ask(&server, to, "GET", manifest, "");
+        assert_eq!(told.status, if is_open { 200 } else { 404 }, "{args:?}");
+        assert!(!told.body.contains("secret"), "{}", told.body);
+        let names_unpaired = args.contains(&"--unpaired");
+        let hidden = if names_unpaired { 403 } else { 404 };
+        assert_eq!(status(&other, "/ollana/manifests/pulled"), hidden, "{args:?}");
+        assert_eq!(status(&other, "/ollana/status"), 403, "{args:?}");
+    }
 }
 
 /// Who may not connect is closed before a byte of his is read, and gets no announcement.

@@ -87,6 +87,38 @@ impl Default for Policy {
     }
 }
 
+/// How a model came to be on this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// From a registry, where others can have it too.
+    Pulled,
+    /// Made on this machine.
+    Made,
+}
+
+/// Whom this machine gives the blobs of its models (`--share-models`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ShareModels {
+    /// Those that were pulled to every machine that may use it, those that were made here to paired ones.
+    #[default]
+    On,
+    /// All to paired machines, none to others.
+    Paired,
+    /// None to anybody.
+    Off,
+}
+
+impl ShareModels {
+    pub(crate) fn allows(self, caller: Caller, origin: Origin) -> bool {
+        match self {
+            ShareModels::Off => false,
+            _ if caller.is_trusted() => true,
+            ShareModels::On => origin == Origin::Pulled,
+            ShareModels::Paired => false,
+        }
+    }
+}
+
 /// Whether a request may pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {

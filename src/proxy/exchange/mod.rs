@@ -15,6 +15,7 @@
 //! at any moment is one enum, in `upstream::exchange_io`.
 
 mod account;
+mod donate;
 mod forward;
 mod lists;
 mod look;
@@ -27,13 +28,13 @@ mod retry;
 mod routes;
 mod wanted;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use http::header::{CONTENT_TYPE, HOST, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
 
+pub(crate) use self::donate::Donations;
 pub use self::retry::Attempts;
 use super::answers::{self, CLIENT_LEFT, Form, OwnAnswer};
 use super::connection::Connection;
@@ -45,6 +46,7 @@ use crate::access::permissions::{Refusal, Verdict};
 use crate::config::Settings;
 use crate::http::fields::{self, UNREACHED, UPSTREAM};
 use crate::http::head::{Framing, Head};
+use crate::library::Library;
 use crate::manager::{Mailbox, Presence};
 use crate::ollama::endpoints::Endpoint;
 use crate::pairing::keyring::Keyring;
@@ -69,7 +71,8 @@ pub(crate) struct Context {
     /// What is known of the backends without asking the Manager.
     pub(crate) presence: Arc<Presence>,
     /// Where a server's Ollama keeps its models.
-    pub(crate) models_dir: Option<PathBuf>,
+    pub(crate) library: Option<Arc<Library>>,
+    pub(crate) donations: Donations,
     /// This process in `Via` fields.
     pub(crate) via: HeaderValue,
     /// This machine's name, for its refusals.

@@ -7,9 +7,10 @@
 //! | `/ollana/metrics` | Prometheus' text |
 //! | `/ollana/health` | 200 while the Manager answers, else 503 |
 //! | `/ollana/ready` | 200 while requests can be served, else 503 |
+//! | `/ollana/blobs/…`, `/ollana/manifests/…` | models, for other machines (`donate`) |
 //! | `DELETE /ollana/servers/NAME` | forgets a server that is away; for programs of this machine |
 //!
-//! Only this machine may ask, and whom `--status-from` lets. `Host` was checked before. A page of
+//! But for models, only this machine may ask, and whom `--status-from` lets. `Host` was checked before. A page of
 //! another site can't read the answers, for want of CORS fields, and isn't answered at all where
 //! the browser says who asks (`Sec-Fetch-Site`).
 
@@ -48,11 +49,13 @@ struct Content {
     media: &'static str,
     body: String,
     policy: HeaderValue,
+    fields: HeaderMap,
 }
 
 impl Content {
     fn new(status: u16, media: &'static str, body: String) -> Self {
-        Content { status, media, body, policy: HeaderValue::from_static(CLOSED) }
+        let policy = HeaderValue::from_static(CLOSED);
+        Content { status, media, body, policy, fields: HeaderMap::new() }
     }
 
     fn json(status: u16, body: &serde_json::Value) -> Self {
@@ -77,7 +80,8 @@ fn allowed(path: &str) -> &'static str {
 impl From<OwnAnswer> for Content {
     fn from(own: OwnAnswer) -> Self {
         let row = own.row();
-        Content::json(row.status, &json!({ "error": row.text }))
+        let content = Content::json(row.status, &json!({ "error": row.text }));
+        Content { fields: own.fields(), ..content }
     }
 }
 
@@ -89,8 +93,13 @@ impl Exchange<'_> {
         if !path.is_empty() && !path.starts_with('/') {
             return None;
         }
-        let content = self.own_content(path, query).unwrap_or_else(Content::from);
-        let mut fields = HeaderMap::new();
+        let content = match self.donate(path) {
+            Some(Ok(end)) => return Some(end),
+            Some(Err(own)) => Err(own),
+            None => self.own_content(path, query),
+        };
+        let mut content = content.unwrap_or_else(Content::from);
+        let fields = &mut content.fields;
         match content.status {
             308 => fields.insert(LOCATION, HeaderValue::from_static("/ollana/")),
             405 => fields.insert(ALLOW, HeaderValue::from_static(allowed(path))),
@@ -107,7 +116,7 @@ impl Exchange<'_> {
         ];
         fields.extend(fixed.map(|(name, value)| (name, HeaderValue::from_static(value))));
         let form = self.form();
-        let answer = answers::write(content.status, &fields, &content.body, form);
+        let answer = answers::write(content.status, fields, &content.body, form);
         Some(self.write_answer(&answer, form.closes))
     }
 

@@ -136,8 +136,8 @@ impl Exchange<'_> {
         let is_version = self.head.target == VERSION;
         fields::strip_hop_by_hop(answer);
         answer.append(VIA, context.via.clone());
-        let room = context.models_dir.as_ref().filter(|_| is_version);
-        if let Some(room) = room.and_then(|dir| free_space(dir)) {
+        let room = context.library.as_ref().filter(|_| is_version);
+        if let Some(room) = room.and_then(|library| free_space(library.dir())) {
             answer.insert(ROOM_FIELD, HeaderValue::from(room));
         }
         if context.side == Side::Server {

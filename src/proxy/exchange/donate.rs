@@ -1,0 +1,348 @@
+//! What other machines get of this one's models, so that they needn't download it again.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/ollana/blobs/sha256:HEX` | a blob; one range of it with `Range` |
+//! | `/ollana/manifests/NAME` | a model's manifest, for paired machines and own programs |
+//!
+//! Blobs are given to [`DONATIONS`] at once, past the page cache, in which a model may be that runs.
+//! Whoever gets one can't know more than that a model has it: what isn't shared isn't there.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, IF_RANGE, ORIGIN, RANGE,
+};
+use http::{HeaderMap, Method, StatusCode};
+
+use super::{End, Exchange, OwnAnswer, Side};
+use crate::access::permissions::Origin;
+use crate::http::fields::{self, AnswerFraming};
+use crate::http::target::percent_decode;
+use crate::library::{Digest, Library};
+use crate::net::socket::{self, HANGUP, UNACKNOWLEDGED};
+use crate::ollama::model_name::ModelName;
+
+/// Blobs that are given at once.
+const DONATIONS: usize = 2;
+/// Bytes that are sent before it is looked whether the process is to end, and what the page cache
+/// keeps of them is dropped.
+const STRIDE: u64 = 8 << 20;
+/// Bytes that are encrypted at a time.
+const PIECE: usize = 256 << 10;
+const BYTES: &str = "application/octet-stream";
+const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+/// Places of those that get blobs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Donations(Arc<AtomicUsize>);
+
+struct Donation(Donations);
+
+impl Donations {
+    fn is_full(&self) -> bool {
+        self.0.load(SeqCst) >= DONATIONS
+    }
+
+    fn begin(&self) -> Option<Donation> {
+        let take = |taken| (taken < DONATIONS).then_some(taken + 1);
+        self.0.fetch_update(SeqCst, SeqCst, take).ok()?;
+        Some(Donation(self.clone()))
+    }
+}
+
+impl Drop for Donation {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, SeqCst);
+    }
+}
+
+impl Exchange<'_> {
+    /// Answers a request for a blob or a manifest; `None` if it is for something else.
+    pub(super) fn donate(&self, path: &str) -> Option<Result<End, OwnAnswer>> {
+        let (kind, name) = path.strip_prefix('/')?.split_once('/')?;
+        let give = match kind {
+            "blobs" => Self::give_blob,
+            "manifests" => Self::give_manifest,
+            _ => return None,
+        };
+        Some(self.donor().and_then(|library| give(self, library, name)))
+    }
+
+    /// The store, if this caller may have something of it.
+    fn donor(&self) -> Result<&Library, OwnAnswer> {
+        let caller = self.connection.caller();
+        let fields = &self.head.fields;
+        if self.connection.place.is_reserve() {
+            return Err(OwnAnswer::Full);
+        }
+        if !caller.is_trusted() && !self.context.keyring.takes_unpaired() {
+            return Err(OwnAnswer::Unpaired);
+        }
+        if fields.contains_key(ORIGIN) || fields.contains_key("sec-fetch-site") {
+            return Err(OwnAnswer::OwnPathForeignPage);
+        }
+        if !matches!(self.head.method, Method::GET | Method::HEAD) {
+            return Err(OwnAnswer::OwnPathMethod);
+        }
+        let library = self.context.library.as_deref();
+        library.filter(|_| self.context.side == Side::Server).ok_or(OwnAnswer::NotShared)
+    }
+
+    fn give_blob(&self, library: &Library, name: &str) -> Result<End, OwnAnswer> {
+        let sharing = self.context.settings.share_models;
+        // Programs may escape the colon.
+        let name = percent_decode(name).and_then(|name| String::from_utf8(name).ok());
+        let digest = name.as_deref().and_then(Digest::parse).ok_or(OwnAnswer::NotShared)?;
+        let origin = library.origin(&digest);
+        if !origin.is_some_and(|origin| sharing.allows(self.connection.caller(), origin)) {
+            return Err(OwnAnswer::NotShared);
+        }
+        let is_head = self.head.method == Method::HEAD;
+        let donations = &self.context.donations;
+        let donation = if is_head { None } else { donations.begin() };
+        if if is_head { donations.is_full() } else { donation.is_none() } {
+            return Err(OwnAnswer::DonorBusy);
+        }
+        let blob = library.open(&digest).ok_or(OwnAnswer::NotShared)?;
+        let asked = self.head.fields.get(RANGE).filter(|_| {
+            // The bytes of a digest never change, but nobody was told a validator.
+            !is_head && !self.head.fields.contains_key(IF_RANGE)
+        });
+        let part = match asked.map_or(Asked::All, |range| asked_range(range.as_bytes(), blob.size))
+        {
+            Asked::All => None,
+            Asked::Part(part) => Some(part),
+            Asked::Nothing => return Err(OwnAnswer::NoSuchRange(blob.size)),
+        };
+        let mut fields = self.blob_fields(BYTES);
+        fields.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        let status = match &part {
+            None => StatusCode::OK,
+            Some(Range { start, end }) => {
+                let range = format!("bytes {start}-{}/{}", end - 1, blob.size);
+                fields.extend(HeaderValue::from_str(&range).ok().map(|it| (CONTENT_RANGE, it)));
+                StatusCode::PARTIAL_CONTENT
+            }
+        };
+        let bytes = part.unwrap_or(0..blob.size);
+        let length = bytes.end - bytes.start;
+        let end = self.send_head(status, &fields, length);
+        if is_head || end == End::Cut {
+            return Ok(end);
+        }
+        Ok(match self.send_file(&blob.file, bytes) {
+            Ok(()) => end,
+            Err(error) => {
+                log::debug!("blob broke off addr={} reason={error}", self.connection.peer);
+                End::Cut
+            }
+        })
+    }
+
+    fn give_manifest(&self, library: &Library, name: &str) -> Result<End, OwnAnswer> {
+        // Where it came from doesn't matter: whoever believes a manifest must know who gave it.
+        let sharing = self.context.settings.share_models;
+        let is_shared = sharing.allows(self.connection.caller(), Origin::Made);
+        let name = percent_decode(name).and_then(|name| String::from_utf8(name).ok());
+        let name = name.as_deref().and_then(ModelName::parse).filter(|_| is_shared);
+        let manifest = name.and_then(|name| library.manifest(&name));
+        let manifest = manifest.ok_or(OwnAnswer::NotShared)?;
+        let fields = self.blob_fields(MANIFEST);
+        let end = self.send_head(StatusCode::OK, &fields, manifest.len() as u64);
+        if self.head.method == Method::HEAD || end == End::Cut {
+            return Ok(end);
+        }
+        let stall = self.context.settings.timing.stall_timeout;
+        let written = self.connection.stream.write_all(&manifest, stall);
+        Ok(written.map_or(End::Cut, |()| end))
+    }
+
+    fn blob_fields(&self, media: &'static str) -> HeaderMap {
+        let fields = [(CONTENT_TYPE, media), (CACHE_CONTROL, "no-store")];
+        fields.map(|(name, value)| (name, HeaderValue::from_static(value))).into_iter().collect()
+    }
+
+    fn send_head(&self, status: StatusCode, fields: &HeaderMap, length: u64) -> End {
+        let (mut head, closes) = (Vec::with_capacity(512), self.closes());
+        let framing = AnswerFraming::Length(length);
+        fields::write_answer_head(&mut head, status, fields, framing, Some(length), closes);
+        self.write_answer(&head, closes)
+    }
+
+    /// Sends these bytes of a file, and nothing more once the client has left.
+    fn send_file(&self, file: &File, bytes: Range<u64>) -> io::Result<()> {
+        let stream = &self.connection.stream;
+        let stall = self.context.settings.timing.stall_timeout;
+        advise(file, bytes.clone(), Advice::Sequential);
+        // A peer whose disk is slow closes its window for a while.
+        socket::limit_unacknowledged(stream.socket(), stall.max(UNACKNOWLEDGED))?;
+        let mut buffer = Vec::new();
+        let mut at = bytes.start;
+        while at < bytes.end {
+            // Those who get it go on elsewhere, or with what they have when we are back.
+            if self.context.connections.is_draining() {
+                return Err(io::Error::other("the process ends"));
+            }
+            let stride = at..bytes.end.min(at + STRIDE);
+            while at < stride.end {
+                let most = usize::try_from(stride.end - at).unwrap_or(PIECE);
+                let n = match stream.key() {
+                    None => self.send_unseen(file, at, most)?,
+                    Some(_) => {
+                        buffer.resize(PIECE.min(most), 0);
+                        file.read_exact_at(&mut buffer, at)?;
+                        stream.write_watching(&buffer, stall, HANGUP)?;
+                        buffer.len() as u64
+                    }
+                };
+                self.context.presence.counters().transfers.sources.given.add(n);
+                at += n;
+            }
+            advise(file, stride, Advice::DontNeed);
+        }
+        socket::limit_unacknowledged(stream.socket(), UNACKNOWLEDGED)
+    }
+
+    /// Has the kernel send bytes of a file, which don't come into our memory. Returns how many.
+    #[cfg(target_os = "linux")]
+    fn send_unseen(&self, file: &File, at: u64, most: usize) -> io::Result<u64> {
+        use rustix::event::PollFlags;
+        use rustix::io::Errno;
+
+        let socket = self.connection.stream.socket();
+        let mut offset = at;
+        match rustix::fs::sendfile(socket, file, Some(&mut offset), most) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(sent) => Ok(sent as u64),
+            Err(Errno::INTR) => Ok(0),
+            Err(Errno::AGAIN) => {
+                let stall = self.context.settings.timing.stall_timeout;
+                let (events, _) =
+                    socket::wait((socket, PollFlags::OUT | HANGUP), None, Some(stall))?;
+                match events.is_empty() {
+                    true => Err(io::ErrorKind::TimedOut.into()),
+                    false if socket::has_left(socket, events) => {
+                        Err(io::ErrorKind::BrokenPipe.into())
+                    }
+                    false => Ok(0),
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn send_unseen(&self, file: &File, at: u64, most: usize) -> io::Result<u64> {
+        let mut buffer = vec![0; PIECE.min(most)];
+        file.read_exact_at(&mut buffer, at)?;
+        let stall = self.context.settings.timing.stall_timeout;
+        self.connection.stream.write_watching(&buffer, stall, HANGUP)?;
+        Ok(buffer.len() as u64)
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Asked {
+    All,
+    Part(Range<u64>),
+    /// Only what isn't there.
+    Nothing,
+}
+
+/// What a `Range` asks for (RFC 9110 §14.2). Several ranges, other units and what can't be read stand
+/// for everything, as the RFC allows.
+fn asked_range(range: &[u8], size: u64) -> Asked {
+    let part = || {
+        let (first, last) = str::from_utf8(range).ok()?.strip_prefix("bytes=")?.split_once('-')?;
+        let number = |digits: &str| match digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            true => digits.parse::<u64>().ok(),
+            false => None,
+        };
+        Some(match (first, last) {
+            ("", last) => size.saturating_sub(number(last)?)..size,
+            (first, "") => number(first)?..size,
+            (first, last) => {
+                let (first, last) = (number(first)?, number(last)?);
+                (first <= last).then_some(first..last.saturating_add(1).min(size))?
+            }
+        })
+    };
+    match part() {
+        None => Asked::All,
+        Some(part) if part.is_empty() => Asked::Nothing,
+        Some(part) => Asked::Part(part),
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Advice {
+    Sequential,
+    DontNeed,
+}
+
+/// Tells the page cache what becomes of these bytes, where it listens.
+fn advise(file: &File, bytes: Range<u64>, advice: Advice) {
+    #[cfg(target_os = "linux")]
+    {
+        let advice = match advice {
+            Advice::Sequential => rustix::fs::Advice::Sequential,
+            Advice::DontNeed => rustix::fs::Advice::DontNeed,
+        };
+        let length = std::num::NonZeroU64::new(bytes.end - bytes.start);
+        let _ = rustix::fs::fadvise(file, bytes.start, length, advice);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, bytes, advice as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        for (range, want) in [
+            ("bytes=0-", Asked::Part(0..10)),
+            ("bytes=3-", Asked::Part(3..10)),
+            ("bytes=3-3", Asked::Part(3..4)),
+            ("bytes=3-99", Asked::Part(3..10)),
+            ("bytes=0-18446744073709551615", Asked::Part(0..10)),
+            ("bytes=-4", Asked::Part(6..10)),
+            ("bytes=-99", Asked::Part(0..10)),
+            ("bytes=10-", Asked::Nothing),
+            ("bytes=18446744073709551615-", Asked::Nothing),
+            ("bytes=-0", Asked::Nothing),
+            ("bytes=4-3", Asked::All),
+            ("bytes=+1-3", Asked::All),
+            ("bytes=1-+3", Asked::All),
+            ("bytes=18446744073709551616-", Asked::All),
+            ("bytes=0-1,3-4", Asked::All),
+            ("bytes=-", Asked::All),
+            ("bytes=--1", Asked::All),
+            ("bytes=a-b", Asked::All),
+            ("items=0-1", Asked::All),
+            ("bytes 0-1", Asked::All),
+            ("", Asked::All),
+            ("\u{e9}", Asked::All),
+        ] {
+            assert_eq!(asked_range(range.as_bytes(), 10), want, "{range}");
+        }
+        assert_eq!(asked_range(b"bytes=0-", 0), Asked::Nothing);
+    }
+
+    #[test]
+    fn places_come_back() {
+        let donations = Donations::default();
+        let held: Vec<_> = (0..DONATIONS).map_while(|_| donations.begin()).collect();
+        assert_eq!(held.len(), DONATIONS);
+        assert!(donations.is_full() && donations.begin().is_none());
+        drop(held);
+        assert!(!donations.is_full() && donations.begin().is_some());
+    }
+}

@@ -1,0 +1,185 @@
+//! What a server gives of its models, over a plain and an encrypted connection's way alike.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::support::{self, Client, Fake, Process, Random, eventually, request};
+
+struct Store(PathBuf);
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+const SIZE: usize = 20 << 20;
+
+/// A store with one model of one large layer: its digest and its bytes.
+fn store() -> (Store, String, Vec<u8>) {
+    let name = format!("ollana-donor-{}-{:?}", std::process::id(), std::thread::current().id());
+    let dir = std::env::temp_dir().join(name);
+    let hex = "ab".repeat(32);
+    let bytes = Random::new(7).bytes(SIZE);
+    fs::create_dir_all(dir.join("blobs")).expect("a store");
+    fs::write(dir.join(format!("blobs/sha256-{hex}")), &bytes).expect("a blob");
+    let folder = dir.join("manifests/registry.ollama.ai/library/m");
+    fs::create_dir_all(&folder).expect("a folder");
+    let layer = format!(r#"{{"mediaType":"x","digest":"sha256:{hex}","size":{SIZE}}}"#);
+    let manifest =
+        format!(r#"{{"schemaVersion":2,"mediaType":"y","config":{layer},"layers":[{layer}]}}"#);
+    fs::write(folder.join("latest"), manifest).expect("a manifest");
+    (Store(dir), format!("sha256:{hex}"), bytes)
+}
+
+fn server(store: &Store, more: &str) -> (Fake, Process) {
+    let fake = Fake::unlike_ollama_saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+    let arguments = format!(
+        "--mode server --listen 127.0.0.1:0 --discovery-port 0 --ollama {} {more}",
+        fake.address
+    );
+    let dir = store.0.to_str().expect("UTF-8");
+    (fake, Process::with_env(&arguments, &[("OLLAMA_MODELS", dir)]))
+}
+
+fn ask(client: &mut Client, method: &str, target: &str, fields: &str) -> support::Answer {
+    let fields: String = fields.lines().map(|line| format!("{}\r\n", line.trim())).collect();
+    client.send(format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n"));
+    client.answer_to(method)
+}
+
+#[test]
+fn blobs_and_parts_of_them() {
+    let (store, digest, bytes) = store();
+    let (_fake, process) = server(&store, "");
+    let target = format!("/ollana/blobs/{digest}");
+    let mut client = Client::connect(process.address());
+    let head = ask(&mut client, "HEAD", &target, "");
+    assert_eq!(
+        (head.status(), head.head.one("content-length").as_deref()),
+        (200, Some("20971520"))
+    );
+    assert_eq!(head.head.one("accept-ranges").as_deref(), Some("bytes"));
+    let whole = ask(&mut client, "GET", &target, "");
+    assert_eq!(whole.status(), 200);
+    assert!(whole.body == bytes, "other bytes");
+    for (range, want) in [
+        ("bytes=5-", 5..SIZE),
+        ("bytes=9000000-9000000", 9_000_000..9_000_001),
+        ("bytes=-3", SIZE - 3..SIZE),
+        ("bytes=20971519-99999999999", SIZE - 1..SIZE),
+    ] {
+        let part = ask(&mut client, "GET", &target, &format!("Range: {range}"));
+        let told = format!("bytes {}-{}/{SIZE}", want.start, want.end - 1);
+        assert_eq!(
+            (part.status(), part.head.one("content-range").as_deref()),
+            (206, Some(told.as_str()))
+        );
+        assert!(part.body == bytes[want], "{range}: other bytes");
+    }
+    let past = ask(&mut client, "GET", &target, "Range: bytes=20971520-");
+    assert_eq!(
+        (past.status(), past.head.one("content-range").as_deref()),
+        (416, Some("bytes */20971520"))
+    );
+    let manifest = ask(&mut client, "GET", "/ollana/manifests/M:latest", "");
+    assert!(manifest.text().contains(&digest), "{}", manifest.text());
+}
+
+#[test]
+fn what_is_no_blob_of_a_model_is_not_there() {
+    let (store, digest, _) = store();
+    let (_fake, process) = server(&store, "");
+    let upper = digest.to_uppercase();
+    let other = format!("sha256:{}", "0".repeat(64));
+    let mut client = Client::connect(process.address());
+    for name in [
+        other.as_str(),
+        upper.as_str(),
+        &digest[..70],
+        &format!("{digest}0"),
+        &digest.replace(':', "-"),
+        &format!("{digest}/.."),
+        "..%2f..%2fetc%2fpasswd",
+        "../manifests/registry.ollama.ai/library/m/latest",
+        "",
+        "%00",
+        "%ff",
+        "%",
+    ] {
+        let answer = ask(&mut client, "GET", &format!("/ollana/blobs/{name}"), "");
+        assert_eq!(answer.status(), 404, "{name}");
+    }
+    for name in ["nosuch", "", "../../../../etc/passwd", "%2e%2e/m", "m:other", "%ff"] {
+        let answer = ask(&mut client, "GET", &format!("/ollana/manifests/{name}"), "");
+        assert_eq!(answer.status(), 404, "{name}");
+    }
+    let target = format!("/ollana/blobs/{digest}");
+    for field in ["Origin: http://localhost", "Sec-Fetch-Site: same-origin"] {
+        assert_eq!(ask(&mut client, "GET", &target, field).status(), 403, "{field}");
+    }
+    for method in ["POST", "PUT", "DELETE"] {
+        let answer = ask(&mut Client::connect(process.address()), method, &target, "");
+        assert_eq!(
+            (answer.status(), answer.head.one("allow").as_deref()),
+            (405, Some("GET, HEAD"))
+        );
+    }
+    let host = format!("GET {target} HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+    let mut client = Client::connect(process.address());
+    client.send(host);
+    assert_eq!(client.answer_to("GET").status(), 403);
+}
+
+#[test]
+fn nothing_is_given_where_that_is_off() {
+    let (store, digest, _) = store();
+    let (_fake, process) = server(&store, "--share-models off");
+    for target in [format!("/ollana/blobs/{digest}"), "/ollana/manifests/m".to_owned()] {
+        assert_eq!(Client::connect(process.address()).get(&target).status(), 404, "{target}");
+    }
+}
+
+#[test]
+fn two_get_blobs_at_once_and_more_come_back() {
+    let (store, digest, bytes) = store();
+    let (_fake, process) = server(&store, "");
+    let target = format!("/ollana/blobs/{digest}");
+    let connect = || Client::connect(process.address());
+    // They don't read on, so that they aren't done.
+    let mut slow = [connect(), connect()];
+    for client in &mut slow {
+        client.send(request("GET", &target, ""));
+        assert_eq!(client.head_of("GET").status(), 200);
+    }
+    for method in ["GET", "HEAD"] {
+        let busy = ask(&mut connect(), method, &target, "");
+        assert_eq!((busy.status(), busy.head.one("retry-after").as_deref()), (503, Some("1")));
+    }
+    // They are no work in flight, and hold nothing else up.
+    let status = connect().get("/ollana/status?brief").json();
+    assert_eq!(status["totals"]["in_flight"], 0, "{status:#}");
+    let [mut first, second] = slow;
+    second.leave();
+    eventually("a free place", || {
+        (ask(&mut connect(), "HEAD", &target, "").status() == 200).then_some(())
+    });
+    let (rest, _) = first.rest();
+    assert!(rest == bytes, "other bytes");
+}
+
+#[test]
+fn a_machine_that_stops_does_not_wait_for_those_who_get_blobs() {
+    let (store, digest, _) = store();
+    let (_fake, mut process) = server(&store, "");
+    let mut client = Client::connect(process.address());
+    client.send(request("GET", &format!("/ollana/blobs/{digest}"), ""));
+    assert_eq!(client.head_of("GET").status(), 200);
+    process.signal(rustix::process::Signal::TERM);
+    let begun = std::time::Instant::now();
+    let (got, _) = client.rest();
+    process.exit();
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(got.len() < SIZE, "it was cut");
+}
