@@ -155,7 +155,7 @@ impl<'a> Parts<'a> {
             side,
             mailbox: self.mailbox.clone(),
             presence: Arc::clone(&self.presence),
-            library: is_server.then(|| self.library()).flatten(),
+            library: is_server.then(|| self.library()),
             donations: Donations::default(),
             via: fields::via_value(self.instance),
             machine,
@@ -177,22 +177,15 @@ impl<'a> Parts<'a> {
     }
 
     /// The store of the models that this machine shares.
-    fn library(&self) -> Option<Arc<Library>> {
-        let library = Library::find().map(Arc::new);
+    fn library(&self) -> Arc<Library> {
+        let library = Arc::new(Library::find());
         if self.settings.share_models != ShareModels::Off {
-            let told = library.clone();
+            let looked = Arc::clone(&library);
             // Its disk may be slow.
-            let told = system::spawn("library", move || {
-                match told.map(|library| library.state()) {
-                    Some(Ok(models)) => log::debug!("models to share count={models}"),
-                    Some(Err(reason)) => log::warn!("{reason}"),
-                    None => log::warn!(
-                        "the folder of Ollama's models isn't found, so other machines download them \
-                     again; set OLLAMA_MODELS to it"
-                    ),
-                }
+            let _ = system::spawn("library", move || match looked.look() {
+                Ok(models) => log::debug!("models to share count={models}"),
+                Err(reason) => log::warn!("{reason}"),
             });
-            drop(told);
         }
         library
     }

@@ -137,7 +137,7 @@ impl Exchange<'_> {
         fields::strip_hop_by_hop(answer);
         answer.append(VIA, context.via.clone());
         let room = context.library.as_ref().filter(|_| is_version);
-        if let Some(room) = room.and_then(|library| free_space(library.dir())) {
+        if let Some(room) = room.and_then(|library| free_space(&library.dir()?)) {
             answer.insert(ROOM_FIELD, HeaderValue::from(room));
         }
         if context.side == Side::Server {
