@@ -33,6 +33,7 @@ mod netns {
     mod outages;
     mod paired;
     mod policy;
+    mod pulls;
     mod roles;
     mod sharing;
     mod skipping;

@@ -5,15 +5,17 @@
 //!  STORE/blobs/sha256-HEX                     their bytes
 //! ```
 //!
-//! A blob is given only if a manifest names it that can be read, with the size that it has. Nothing
+//! A blob is given only if a manifest names it that can be read, with the size that it has; or a pull that
+//! passed here, whose manifest is written last. Nothing
 //! within the store is followed that is a link, so no name leads out of it. The room knows nothing of
 //! who asks; `access` says who may have what ([`ShareModels`](crate::access::permissions::ShareModels)).
 
 mod manifests;
 mod store;
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -24,16 +26,18 @@ use crate::access::permissions::Origin;
 use crate::ollama::model_name::ModelName;
 use crate::system::{files, lock};
 
+/// Layers of pulls that are remembered.
+const MOST_PULLED: usize = 256;
 /// How old what was read of the manifests may be.
 const AGE: Duration = Duration::from_secs(1);
 
-/// The store that the Ollama of this machine uses, as far as that can be told.
+/// A store, wherever it is.
 #[derive(Debug)]
 pub(crate) struct Library {
-    /// Where it may be, best first. Ollama makes it for its first model.
-    places: Vec<PathBuf>,
+    dir: PathBuf,
     read: Mutex<Option<(Instant, Arc<Catalog>)>>,
-    problem: Mutex<Option<String>>,
+    /// Layers of pulls that passed here, and their sizes; the last ones.
+    pulled: Mutex<VecDeque<(Digest, u64)>>,
 }
 
 /// A blob that may be given to whom its origin allows.
@@ -44,77 +48,79 @@ pub(crate) struct Blob {
 }
 
 impl Library {
-    pub(crate) fn find() -> Self {
+    /// The one that the Ollama of this machine uses, as far as that can be told.
+    pub(crate) fn find() -> Option<Self> {
         let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        let named = variable("OLLAMA_MODELS");
         // Where Ollama's installer has its service keep them.
         let service = PathBuf::from("/usr/share/ollama/.ollama/models");
         let home = variable("HOME").map(|home| home.join(".ollama/models"));
-        Library::at(match variable("OLLAMA_MODELS") {
-            Some(named) => vec![named],
-            None => [Some(service), home].into_iter().flatten().collect(),
-        })
+        let places = [named, Some(service), home];
+        places.into_iter().flatten().find(|dir| dir.is_dir()).map(Library::at)
     }
 
-    fn at(places: Vec<PathBuf>) -> Self {
-        Library { places, read: Mutex::default(), problem: Mutex::default() }
+    pub(crate) fn at(dir: PathBuf) -> Self {
+        Library { dir, read: Mutex::default(), pulled: Mutex::default() }
     }
 
-    /// The store's folder.
-    pub(crate) fn dir(&self) -> Option<PathBuf> {
-        present(&self.places)
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
-    /// Looks at the store: how many models others may have.
-    ///
-    /// # Errors
-    /// It can't be read; a sentence for people.
-    pub(crate) fn look(&self) -> Result<usize, String> {
-        let looked = self.in_store(store::check).and_then(|()| self.catalog());
-        looked.map(|catalog| catalog.models()).map_err(|error| self.note(&error))
+    /// Models that others may have, and why there are none if the store can't be read.
+    pub(crate) fn state(&self) -> Result<usize, String> {
+        let dir = self.dir.clone();
+        files::in_time(move || store::check(&dir)).map_err(|error| self.unreadable(&error))?;
+        self.catalog().map(|catalog| catalog.models()).map_err(|error| self.unreadable(&error))
     }
 
-    /// Why it can't be read, as was seen last.
-    pub(crate) fn problem(&self) -> Option<String> {
-        lock(&self.problem).clone()
-    }
-
-    fn note(&self, error: &io::Error) -> String {
-        let places: Vec<String> = self.places.iter().map(|dir| dir.display().to_string()).collect();
-        let problem = format!(
-            "Ollama's models in {} can't be read ({error}), so other machines download them again; \
-             let the user of ollana read that folder, or set OLLAMA_MODELS to where they are",
-            places.join(" or ")
-        );
-        *lock(&self.problem) = Some(problem.clone());
-        problem
-    }
-
-    /// Does something with the store's folder, whose disk may never answer.
-    fn in_store<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
-        let places = self.places.clone();
-        files::in_time(move || work(&present(&places).ok_or(ErrorKind::NotFound)?))
+    fn unreadable(&self, error: &io::Error) -> String {
+        let dir = self.dir.display();
+        format!(
+            "Ollama's models in {dir} can't be read ({error}), so other machines download them \
+             again; let the user of ollana read that folder, or set OLLAMA_MODELS to where they are"
+        )
     }
 
     /// Where a blob comes from, if a model has it that can be read.
     pub(crate) fn origin(&self, digest: &Digest) -> Option<Origin> {
-        self.catalog().ok()?.blob(digest).map(|(origin, _)| origin)
+        self.known(digest).map(|(origin, _)| origin)
     }
 
     /// The blob of this digest, if it is whole.
     pub(crate) fn open(&self, digest: &Digest) -> Option<Blob> {
-        let (_, size) = self.catalog().ok()?.blob(digest)?;
-        let digest = *digest;
-        let (file, length) = self.in_store(move |dir| store::open_blob(dir, &digest)).ok()?;
+        let (_, size) = self.known(digest)?;
+        let (dir, digest) = (self.dir.clone(), *digest);
+        let opened = files::in_time(move || store::open_blob(&dir, &digest));
+        let (file, length) = opened.ok()?;
         (length == size).then_some(Blob { file, size })
+    }
+
+    /// A pull has told of this layer. Ollama gives it its name once it is whole.
+    pub(crate) fn note_pulled(&self, digest: &str, size: u64) {
+        let Some(digest) = Digest::parse(digest) else { return };
+        let mut pulled = lock(&self.pulled);
+        pulled.retain(|(known, _)| *known != digest);
+        if pulled.len() >= MOST_PULLED {
+            pulled.pop_front();
+        }
+        pulled.push_back((digest, size));
+    }
+
+    fn known(&self, digest: &Digest) -> Option<(Origin, u64)> {
+        let named = self.catalog().ok().and_then(|catalog| catalog.blob(digest));
+        named.or_else(|| {
+            let pulled = lock(&self.pulled);
+            let it = pulled.iter().find(|(pulled, _)| pulled == digest);
+            it.map(|(_, size)| (Origin::Pulled, *size))
+        })
     }
 
     /// The manifest of a model, as Ollama wrote it, but for the paths of this machine in it.
     pub(crate) fn manifest(&self, name: &ModelName) -> Option<Vec<u8>> {
         let place = self.catalog().ok()?.place(name)?;
-        let text = self.in_store(move |dir| store::read_manifest(dir, &place)).ok()?;
+        let dir = self.dir.clone();
+        let text = files::in_time(move || store::read_manifest(&dir, &place)).ok()?;
         manifests::without_paths(&text)
     }
 
@@ -126,18 +132,11 @@ impl Library {
         {
             return Ok(Arc::clone(catalog));
         }
-        let catalog = Arc::new(self.in_store(store::read_catalog)?);
-        lock(&self.problem).take();
+        let dir = self.dir.clone();
+        let catalog = Arc::new(files::in_time(move || store::read_catalog(&dir))?);
         *read = Some((Instant::now(), Arc::clone(&catalog)));
         Ok(catalog)
     }
-}
-
-/// The first folder that is there; what can't be looked at may be.
-fn present(places: &[PathBuf]) -> Option<PathBuf> {
-    let is_none =
-        |dir: &Path| fs::metadata(dir).is_err_and(|error| error.kind() == ErrorKind::NotFound);
-    places.iter().find(|dir| !is_none(dir)).cloned()
 }
 
 #[cfg(test)]

@@ -86,7 +86,9 @@ impl OfScan {
                         continue;
                     }
                     met.push(who);
-                    let found = Neighbour { name: answer.name, address: answer.address };
+                    let name = Some(answer.name).filter(|name| !name.is_empty());
+                    let name = name.unwrap_or_else(|| answer.address.to_string());
+                    let found = Neighbour { name, address: answer.address };
                     let known = &mut lock(&shared).neighbours;
                     known.retain(|neighbour| neighbour.address != found.address);
                     known.push(found);

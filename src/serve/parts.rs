@@ -55,6 +55,8 @@ pub(super) struct Parts<'a> {
     keyring: Arc<Keyring>,
     keeper: Arc<Keeper>,
     sharing: Sharing,
+    /// The store of the models that this machine shares.
+    library: Option<Arc<Library>>,
 }
 
 impl<'a> Parts<'a> {
@@ -93,6 +95,7 @@ impl<'a> Parts<'a> {
             true => Arc::new(OfPool(mailbox.clone())),
             false => Arc::new(OfScan::new(settings, identity, &keyring)),
         };
+        let library = mode.is_server().then(|| find_library(settings)).flatten();
         let sharing = Sharing::new(neighbours, settings.timing.clone(), Arc::clone(&keyring));
         let parts = Parts {
             settings,
@@ -104,6 +107,7 @@ impl<'a> Parts<'a> {
             keyring,
             keeper,
             sharing,
+            library,
         };
         Ok((parts, manager, job_receiver))
     }
@@ -155,7 +159,7 @@ impl<'a> Parts<'a> {
             side,
             mailbox: self.mailbox.clone(),
             presence: Arc::clone(&self.presence),
-            library: is_server.then(|| self.library()),
+            library: self.library.clone(),
             donations: Donations::default(),
             via: fields::via_value(self.instance),
             machine,
@@ -174,20 +178,6 @@ impl<'a> Parts<'a> {
         };
         let places = state_dir::private_places(settings.state_dir.as_deref());
         Proxy::start(context, listeners, &places).map_err(failed("cannot start the proxy"))
-    }
-
-    /// The store of the models that this machine shares.
-    fn library(&self) -> Arc<Library> {
-        let library = Arc::new(Library::find());
-        if self.settings.share_models != ShareModels::Off {
-            let looked = Arc::clone(&library);
-            // Its disk may be slow.
-            let _ = system::spawn("library", move || match looked.look() {
-                Ok(models) => log::debug!("models to share count={models}"),
-                Err(reason) => log::warn!("{reason}"),
-            });
-        }
-        library
     }
 
     pub(super) fn start_responder(&self, http: &[SocketAddr]) -> Result<Responder, String> {
@@ -224,6 +214,25 @@ impl<'a> Parts<'a> {
         };
         Client::start(setup).map_err(failed("cannot start the discovery"))
     }
+}
+
+/// The store of this machine's models; whether it can be read is logged.
+fn find_library(settings: &Settings) -> Option<Arc<Library>> {
+    let library = Library::find().map(Arc::new);
+    if settings.share_models != ShareModels::Off {
+        let told = library.clone();
+        // Its disk may be slow.
+        let told = system::spawn("library", move || match told.map(|library| library.state()) {
+            Some(Ok(models)) => log::debug!("models to share count={models}"),
+            Some(Err(reason)) => log::warn!("{reason}"),
+            None => log::warn!(
+                "the folder of Ollama's models isn't found, so other machines download them \
+                 again; set OLLAMA_MODELS to it"
+            ),
+        });
+        drop(told);
+    }
+    library
 }
 
 /// The servers of earlier runs that these settings still lead to.

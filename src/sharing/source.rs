@@ -20,7 +20,7 @@ const PIECES: usize = 4;
 /// A piece that isn't full by then goes on nevertheless.
 const PIECE_TIME: Duration = Duration::from_millis(50);
 /// Between two questions to one neighbour: it may finish the blob meanwhile.
-const AGAIN: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_secs(1);
 /// How often it is looked whether neighbours were found, for so long from the beginning.
 const SOON: Duration = Duration::from_millis(50);
 const EARLY: Duration = Duration::from_secs(2);

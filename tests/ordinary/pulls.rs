@@ -10,8 +10,8 @@ use ollana::config::{ModeChoice, ServerName};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Call, Chain, Client, Fake, Gate, Ollama, Package, Random, Registry, Store, Way, eventually,
-    post,
+    Call, Chain, Client, Fake, Gate, Ollama, Package, Process, Random, Registry, Store, Way,
+    client_settings, eventually, free_tcp_port, key_file, post, server_settings, start,
 };
 
 /// More than what is left to the registry.
@@ -455,4 +455,179 @@ fn a_pull_that_cannot_be_read_is_ollamas_business() {
     assert!(gets(&neighbour).is_empty());
     let record = house.ollama.request(house.ollama.count() - 1);
     assert_eq!(record.head.one("content-encoding").as_deref(), Some("zstd"));
+}
+
+/// A machine that shares its Ollama and uses others': its own programs' pulls, too, by way of the
+/// client's side.
+#[test]
+fn a_machine_that_does_both_asks_its_servers() {
+    let house = House::new(1_000_000);
+    let neighbour = neighbour(house.package.blobs.clone(), gives_all);
+    let own = house.ollama.address;
+    let mut settings = server_settings(own);
+    settings.mode = ModeChoice::Both;
+    settings.share = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+    settings.servers = client_settings(&[neighbour.address]).servers;
+    let daemon = start(&settings);
+    let by_way_of = |server: SocketAddr, method: &str, target: &str, body: &str| {
+        Client::connect(daemon.addresses()[0]).ask(format!(
+            "{method} {target} HTTP/1.1\r\nHost: localhost\r\nX-Ollana-Server: {server}\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        ))
+    };
+    for server in [own, neighbour.address] {
+        eventually("both to be up", || {
+            (by_way_of(server, "POST", "/api/show", "{}").status() < 500).then_some(())
+        });
+    }
+    for body in [PULL, r#"{"model":"alpha","stream":false}"#] {
+        let before = gets(&neighbour).len();
+        let text = by_way_of(own, "POST", "/api/pull", body).text();
+        lines(&text);
+        house.assert_whole();
+        assert_eq!(gets(&neighbour).len() - before, 2, "{body}");
+        for (digest, _) in &house.package.blobs {
+            std::fs::remove_file(house.store.blob(digest)).expect("a blob");
+        }
+    }
+    assert!(daemon.stop(Duration::ZERO), "no stream was left");
+}
+
+/// Nothing is fetched for which there is no room: not by Ollama, and not from the house.
+#[test]
+fn a_full_disk_is_told_before_anything_is_sent() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("needs root, for a small disk");
+    }
+    for (megabytes, fits) in [(5, false), (30, true)] {
+        let house = House::new(2_000_000);
+        let neighbour = neighbour(house.package.blobs.clone(), gives_all);
+        let small = Store::new();
+        let [dir, blobs] = [small.path(), &house.store.path().join("blobs")]
+            .map(|path| path.display().to_string());
+        // What is free is this disk's; what is on it is the Ollama's.
+        let mount = format!(
+            "mount -t tmpfs -o size={megabytes}m none {dir} && ln -s {blobs} {dir}/blobs && \
+             OLLAMA_MODELS={dir} exec \"$0\" \"$@\""
+        );
+        let arguments = format!(
+            "--mode server --listen 127.0.0.1:0 --discovery-port 0 --ollama {} --server {}",
+            house.ollama.address, neighbour.address
+        );
+        let daemon = Process::within(&["unshare", "--mount", "sh", "-c", &mount], &arguments);
+        let text = daemon.connect_ready().post("/api/pull", PULL).text();
+        if fits {
+            lines(&text);
+            assert_eq!(gets(&neighbour).len(), 2);
+            continue;
+        }
+        let last: Value =
+            serde_json::from_str(text.lines().last().unwrap_or_default()).expect("JSON");
+        let error = last["error"].as_str().expect("an error").to_owned();
+        assert!(error.contains("too full") && error.contains("0.0 GB are free"), "{error}");
+        assert!(gets(&neighbour).is_empty());
+        let before = house.registry.given(house.large());
+        assert!(before < 2_000_000, "{before}");
+        let one = daemon.connect_ready().post("/api/pull", r#"{"model":"alpha","stream":false}"#);
+        assert_eq!((one.status(), one.json()["error"].as_str()), (500, Some(error.as_str())));
+    }
+}
+
+/// A machine of a house whose machines are all real: its Ollama, its store, its daemon.
+struct Machine {
+    store: Store,
+    _ollama: Ollama,
+    daemon: Process,
+    address: SocketAddr,
+}
+
+/// Machines that know each other, in front of a registry; `more` are options of each daemon.
+fn machines<const N: usize>(registry: &Registry, more: &str) -> [Machine; N] {
+    let addresses = [(); N].map(|()| free_tcp_port());
+    addresses.map(|address| {
+        let store = Store::new();
+        let ollama = Ollama::with_store(&store, Some(registry.address));
+        let others = addresses.iter().filter(|other| **other != address);
+        let others: String = others.map(|other| format!("--server {other} ")).collect();
+        let dir = store.path().display().to_string();
+        let daemon = Process::with_env(
+            &format!(
+                "--mode server --listen {address} --discovery-port 0 --ollama {} {others} {more}",
+                ollama.address
+            ),
+            &[("OLLAMA_MODELS", &dir)],
+        );
+        Machine { store, _ollama: ollama, daemon, address }
+    })
+}
+
+fn large_model(registry: &Registry, rate: u64) -> Package {
+    let package = Package::of(&[&bytes(LARGE), b"{{ .Prompt }}", &bytes(9_000_000)]);
+    registry.publish("alpha", &package);
+    registry.change(|shelf| shelf.rate = Some(rate));
+    package
+}
+
+/// Over a connection in clear and over an encrypted one, on each hop.
+#[test]
+fn a_server_of_ours_gives_what_it_has() {
+    let secret = key_file();
+    let encrypted = format!("--key-file {}", secret.display());
+    for more in ["", encrypted.as_str()] {
+        let registry = Registry::start();
+        let package = large_model(&registry, 1_000_000);
+        let [from, to] = machines(&registry, more);
+        from.store.add("alpha", &package);
+        from.daemon.connect_ready();
+        let client = Process::start(&format!(
+            "--mode client --listen 127.0.0.1:0 --discovery-port 0 --server {} {more}",
+            to.address
+        ));
+        to.daemon.connect_ready();
+        let text = client.connect_ready().post("/api/pull", PULL).text();
+        let lines = lines(&text);
+        assert_eq!(to.store.digests("alpha"), package.digests());
+        for (digest, bytes) in &package.blobs {
+            assert!(std::fs::read(to.store.blob(digest)).expect("a blob") == *bytes, "{more}");
+        }
+        let (large, size) = (&package.blobs[0].0, LARGE as u64);
+        let is_from_there =
+            |(_, done, from): &(u64, u64, String)| *done == size && !from.is_empty();
+        assert!(
+            told(&lines, large).iter().any(is_from_there),
+            "{more}: {:?}",
+            told(&lines, large).last()
+        );
+        assert!(registry.given(large) < size / 2, "{more}");
+        assert!(!from.daemon.log().contains("panicked"));
+    }
+}
+
+/// What one has finished, the others take in the middle of their own downloads, though no manifest
+/// names it yet.
+#[test]
+fn machines_that_pull_at_the_same_time_help_each_other() {
+    let registry = Registry::start();
+    let package = large_model(&registry, 2_500_000);
+    let all: [Machine; 3] = machines(&registry, "");
+    for machine in &all {
+        machine.daemon.connect_ready();
+    }
+    std::thread::scope(|scope| {
+        for (at, machine) in all.iter().enumerate() {
+            let package = &package;
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(2500) * at as u32);
+                let text = Client::connect(machine.address).post("/api/pull", PULL).text();
+                lines(&text);
+                assert_eq!(machine.store.digests("alpha"), package.digests());
+            });
+        }
+    });
+    let given: u64 = package.blobs.iter().map(|(digest, _)| registry.given(digest)).sum();
+    let size: u64 = package.blobs.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    assert!(given < 3 * size, "{given} of {size} three times");
+    let helped = all.iter().filter(|machine| machine.daemon.log().contains("layer taken")).count();
+    assert!(helped >= 2, "{helped} machines were helped");
 }

@@ -70,7 +70,7 @@ pub(crate) struct Context {
     pub(crate) mailbox: Mailbox,
     /// What is known of the backends without asking the Manager.
     pub(crate) presence: Arc<Presence>,
-    /// Where a server's Ollama keeps its models.
+    /// Where this machine's Ollama keeps its models, if that is shared.
     pub(crate) library: Option<Arc<Library>>,
     pub(crate) donations: Donations,
     /// This process in `Via` fields.

@@ -136,11 +136,11 @@ impl Exchange<'_> {
         let is_version = self.head.target == VERSION;
         fields::strip_hop_by_hop(answer);
         answer.append(VIA, context.via.clone());
-        let room = context.library.as_ref().filter(|_| is_version);
-        if let Some(room) = room.and_then(|library| free_space(&library.dir()?)) {
-            answer.insert(ROOM_FIELD, HeaderValue::from(room));
-        }
         if context.side == Side::Server {
+            let room = context.library.as_ref().filter(|_| is_version);
+            if let Some(room) = room.and_then(|library| free_space(library.dir())) {
+                answer.insert(ROOM_FIELD, HeaderValue::from(room));
+            }
             // Whatever an Ollama says of it, this is ours to tell.
             answer.remove(PERMISSION_FIELD);
             answer.remove(IDENTITY_FIELD);

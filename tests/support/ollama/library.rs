@@ -156,9 +156,11 @@ pub(super) fn copy(machine: &Machine, reply: &mut Reply<'_, '_>, fields: &Fields
 fn progress(reply: &mut Reply<'_, '_>, fields: &Fields, lines: &[&str], error: Option<&str>) {
     let line = |status: &str| format!("{{\"status\":{}}}\n", quoted(status));
     if fields.flag("stream") == Some(false) || lines.is_empty() {
+        // `waitForStream` and `streamResponse` name the media type before gin would.
+        let kind = "Content-Type: application/json\r\n";
         return match error {
-            Some(error) => reply.error(500, error),
-            None => reply.json(200, line(lines.last().unwrap_or(&"")).trim_end()),
+            Some(error) => reply.send(500, kind, format!("{{\"error\":{}}}", quoted(error))),
+            None => reply.send(200, kind, line(lines.last().unwrap_or(&"")).trim_end()),
         };
     }
     reply.stream("application/x-ndjson");

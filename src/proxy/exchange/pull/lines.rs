@@ -151,6 +151,10 @@ impl<'b, 'a> Lines<'b, 'a> {
         let seeks = self.layer.as_ref().is_some_and(|layer| layer.seek.is_some());
         let until = seeks.then(|| Instant::now() + LOOK);
         exchange_io::with(|io| io.look_until = until);
+        let is_time_up = || {
+            let is_late = until.is_some_and(|until| Instant::now() >= until);
+            is_late && exchange_io::with(|io| io.fault()).is_none()
+        };
         let mut piece = [0; PIECE];
         match answer.read(&mut piece) {
             Ok(0) => {
@@ -169,7 +173,7 @@ impl<'b, 'a> Lines<'b, 'a> {
                     }
                 }
             }
-            Err(_) if until.is_some_and(|until| Instant::now() >= until) => {}
+            Err(_) if is_time_up() => {}
             Err(error) => {
                 self.pass_on_begun();
                 self.failed = Some(error);
@@ -241,6 +245,9 @@ impl<'b, 'a> Lines<'b, 'a> {
         let mut layer =
             Layer { first: (Instant::now(), progress.completed), now: progress, seek: None };
         let Progress { digest, total, completed } = &layer.now;
+        // Others may have it as soon as it is whole, and needn't wait for the rest.
+        let library = self.exchange.context.library.as_ref();
+        library.into_iter().for_each(|library| library.note_pulled(digest, *total));
         if completed < total {
             let free = self.free_space(digest);
             let lacks = |bytes: u64| free.is_some_and(|free| free < bytes);
@@ -260,10 +267,12 @@ impl<'b, 'a> Lines<'b, 'a> {
 
     /// Bytes free where Ollama has begun to write this layer; `None` if it can't be seen there.
     fn free_space(&self, digest: &str) -> Option<u64> {
-        let dir = self.exchange.context.library.as_ref()?.dir()?;
-        let begun = format!("{}-partial", digest.replacen(':', "-", 1));
-        let is_there = Blob::new(digest, 0).is_some() && dir.join("blobs").join(begun).exists();
-        free_space(&dir).filter(|_| is_there)
+        let dir = self.exchange.context.library.as_ref()?.dir();
+        Blob::new(digest, 0)?;
+        // The state of its first part; the bytes come later.
+        let begun = format!("{}-partial-0", digest.replacen(':', "-", 1));
+        let is_there = dir.join("blobs").join(begun).exists();
+        free_space(dir).filter(|_| is_there)
     }
 
     fn tell_full(&mut self, needed: u64, free: u64) {
