@@ -92,6 +92,7 @@ echo "$rows" | awk -F'|' -v log_file="$log" -v slack="$slack" '
             if (match(line, /^test [a-z_:0-9]+ \.\.\./)) {
                 split(line, word, " ")
                 present = word[2]
+                sub(/.*::/, "", present)
             }
             if (line == "ok" || line == "FAILED") verdict[present] = line
             if (match(line, /[0-9]+ ms \(limit [0-9]+ ms\)/)) {

@@ -62,7 +62,9 @@ fn a_power_cut_ends_requests_in_an_error() {
     assert!(end.starts_with("{\"error\":\""), "an error that people see: {end}");
     let answer = waiting.answer().expect("an answer");
     judge("power cut to the error of what waits", start.elapsed(), limits::VANISHED);
-    assert!(answer.is_error(502), "{answer:?}");
+    // On a connection that had served before, it was tried once more, at a server that is known to be down.
+    assert!(answer.is_error(502) || answer.is_error(503), "{answer:?}");
+    assert!(answer.body.contains("h1"), "{answer:?}");
 }
 
 /// The server's machine lives on without its clients' streams when those have lost power.
