@@ -10,6 +10,8 @@ mod ordinary {
     mod busy;
     mod cloud;
     mod comeback;
+    mod copies;
+    mod copy_command;
     mod donor;
     mod front;
     mod lists;

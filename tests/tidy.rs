@@ -45,7 +45,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("httparse", &["http::head"]),
     ("snow", &["pairing::noise"]),
     ("blake2", &["pairing::noise::key"]),
-    ("ring", &["pairing::noise::session"]),
+    ("ring", &["pairing::noise::session", "proxy::exchange::copy"]),
     ("ruzstd", &["proxy::zstd"]),
 ];
 

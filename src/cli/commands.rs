@@ -2,7 +2,8 @@
 
 use Action::Tool;
 use Verb::{
-    Completions, Discover, Doctor, Forget, Man, Models, Pair, Peers, Pull, Status, Takeover, Unpair,
+    Completions, Cp, Discover, Doctor, Forget, Man, Models, Pair, Peers, Pull, Status, Takeover,
+    Unpair,
 };
 
 use super::options::OptionSpec;
@@ -57,6 +58,7 @@ pub(super) enum Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verb {
     Completions,
+    Cp,
     Discover,
     Doctor,
     Forget,
@@ -118,6 +120,12 @@ pub(crate) const COMMANDS: &[CommandSpec] = &[
             value: "internet|any|SERVER",
             text: "take the bytes from there only [any]",
         }], RUNNING),
+    command("cp MODEL[@SERVER] [SERVER]", Tool(Cp), "copy a model to another machine, as it is",
+        "From the first SERVER to the second one, which is this machine where none is named. It \
+         needs no internet, and copies what was made there too, between paired machines. What had \
+         the name before has it until the copy is whole. The ollana that runs on this machine does \
+         it, at --listen if that is given. Exit code 1: it failed.",
+        &[], RUNNING),
     command("forget NAME", Tool(Forget), "forget a server that is gone, and its models",
         "What a server has is remembered for 30 days while it is away: requests for its models are \
          told so. 'ollana models' shows the NAME. A server that is up is not forgotten. It lets the \

@@ -10,6 +10,9 @@ pub(crate) const ERROR_FIELD: HeaderName = HeaderName::from_static("x-ollana-err
 
 /// Where a pull may have its bytes from: `internet`, `any`, or a server.
 pub(crate) const FROM_FIELD: HeaderName = HeaderName::from_static("x-ollana-from");
+/// The server from which a pull copies its model exactly, instead of from a registry; in an answer, that
+/// this is such a copy.
+pub(crate) const COPY_FIELD: HeaderName = HeaderName::from_static("x-ollana-copy");
 
 // A server tells these together with its version.
 pub(crate) const IDENTITY_FIELD: HeaderName = HeaderName::from_static("x-ollana-identity");

@@ -11,6 +11,7 @@ pub(crate) mod errors;
 pub mod inventory;
 mod json_repair;
 pub(crate) mod list_reader;
+pub(crate) mod manifest;
 pub mod model_name;
 pub(crate) mod pull;
 pub(crate) mod stream_end;

@@ -93,6 +93,52 @@ pub(crate) fn error(line: &[u8]) -> Option<String> {
     line.get("error")?.as_str().map(str::to_owned)
 }
 
+/// The model that a copy is asked for, and whether its answer is wanted in lines. What is behind an at
+/// sign isn't part of the name.
+pub(crate) fn copy_asked(body: &[u8]) -> Option<(String, bool)> {
+    let object: Map<String, Value> = serde_json::from_slice(body).ok()?;
+    // Go takes members in any case.
+    let member =
+        |name: &str| object.iter().rfind(|(key, _)| key.eq_ignore_ascii_case(name)).map(|it| it.1);
+    let text = |name: &str| member(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let named = text("model").or_else(|| text("name"))?;
+    let model = split_server(named).map_or(named, |(model, _)| model);
+    Some((plain_name(model)?, member("stream") != Some(&Value::Bool(false))))
+}
+
+/// A name that Ollama can store a model under, `[host/][namespace/]model[:tag]` with the lengths and
+/// letters of `types/model/name.go`, without the scheme that it may have, and without what says where
+/// the model runs (`internal/modelref/modelref.go`).
+fn plain_name(name: &str) -> Option<String> {
+    let name = name.trim();
+    let name = name.split_once("://").map_or(name, |(_, rest)| rest);
+    let (base, last) = name.rsplit_once(':').unwrap_or((name, ""));
+    let base_has_tag = base.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    let name = match last.to_ascii_lowercase().as_str() {
+        "local" => base.to_owned(),
+        "cloud" if base_has_tag => format!("{base}-cloud"),
+        _ => name.to_owned(),
+    };
+    let is_part = |part: &str, most: usize, others: &[u8]| {
+        let starts_well = part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+        let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || others.contains(&byte);
+        starts_well && part.len() <= most && part.bytes().all(is_fit)
+    };
+    let parts: Vec<&str> = name.split('/').collect();
+    let (host, user, last) = match parts[..] {
+        [model] => ("_", "_", model),
+        [user, model] => ("_", user, model),
+        [host, user, model] => (host, user, model),
+        _ => return None,
+    };
+    let (model, tag) = last.split_once(':').unwrap_or((last, "latest"));
+    let is_name = is_part(host, 350, b"_-.:")
+        && is_part(user, 80, b"_-")
+        && is_part(model, 80, b"_-.")
+        && is_part(tag, 80, b"_-.");
+    is_name.then_some(name)
+}
+
 /// Whether a name is plain, or says Ollama's own registry: `[registry.ollama.ai/][user/]model[:tag]`
 /// (`types/model/name.go`, whose host is what precedes two slashes), behind which `:local` or
 /// `:cloud` may say where the model runs (`internal/modelref/modelref.go`).
@@ -278,6 +324,59 @@ mod tests {
             " a",
         ] {
             assert!(!is_of_registry(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_copy_may_have_any_name_that_ollama_can_store() {
+        let asked = |name: &str| copy_asked(json!({ "model": name }).to_string().as_bytes());
+        for (name, want) in [
+            ("llama3.2", "llama3.2"),
+            ("Llama3.2:1B-Instruct_q4.K", "Llama3.2:1B-Instruct_q4.K"),
+            ("me/x", "me/x"),
+            ("hf.co/Some-One/Model.GGUF:Q4_K_M", "hf.co/Some-One/Model.GGUF:Q4_K_M"),
+            ("localhost:5000/a/b:c", "localhost:5000/a/b:c"),
+            ("https://registry.ollama.ai/library/x", "registry.ollama.ai/library/x"),
+            ("x:local", "x"),
+            ("x:7b:Local", "x:7b"),
+            ("x:cloud", "x:cloud"),
+            ("x:120b:cloud", "x:120b-cloud"),
+            ("x:7b@copy", "x:7b"),
+            ("hf.co/a/b@10.0.0.7:11435", "hf.co/a/b"),
+            (" x ", "x"),
+        ] {
+            assert_eq!(asked(name), Some((want.to_owned(), true)), "{name}");
+        }
+        for name in [
+            "",
+            "/",
+            "a/",
+            "/a",
+            "a:",
+            ":a",
+            ":local",
+            "a:b:c",
+            "a/b/c/d",
+            "..",
+            "../a",
+            "a/../b",
+            "a b",
+            "-a",
+            "a.b/c",
+            "a@",
+            "a@b@c/d",
+            "a%2fb",
+            "a\u{0}",
+            "\u{e9}",
+            &"x".repeat(81),
+        ] {
+            assert_eq!(asked(name), None, "{name:?}");
+        }
+        let body = |body: &str| copy_asked(body.as_bytes());
+        assert_eq!(body(r#"{"NAME":"a","Stream":false}"#), Some(("a".to_owned(), false)));
+        assert_eq!(body(r#"{"model":"","name":"a","stream":null}"#), Some(("a".to_owned(), true)));
+        for bad in ["", "[]", "{}", r#"{"model":3}"#, r#"{"model":"a"} x"#] {
+            assert_eq!(body(bad), None, "{bad}");
         }
     }
 

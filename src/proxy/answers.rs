@@ -57,6 +57,8 @@ pub(crate) enum OwnAnswer {
     DonorBusy,
     /// A blob of this size has nothing in the range that was asked for.
     NoSuchRange(u64),
+    /// A model can't be copied: with which status, and why.
+    NoCopy(u16, String),
 }
 
 pub(crate) struct Row<'a> {
@@ -111,6 +113,7 @@ impl OwnAnswer {
             OwnAnswer::DonorBusy => (503, "own",
                 "this machine gives its models to others already; come back in a moment"),
             OwnAnswer::NoSuchRange(_) => (416, "own", "the blob has no such bytes"),
+            OwnAnswer::NoCopy(status, text) => (*status, "own", text.as_str()),
         };
         Row { status, cause, text }
     }

@@ -15,6 +15,7 @@
 
 mod ask;
 mod put;
+mod registry;
 mod source;
 
 use std::fmt::Debug;
@@ -30,6 +31,7 @@ use crate::pairing::keyring::Keyring;
 use crate::system::parse_hex;
 
 pub(crate) use self::put::Put;
+pub(crate) use self::registry::{Registry, is_for_a_moment};
 pub(crate) use self::source::Seek;
 
 /// Blobs that are sought or taken at once. The pulls that are more stay with the registry.
@@ -48,7 +50,7 @@ pub(crate) struct Neighbour {
 
 impl Neighbour {
     /// Whether people mean this machine by `name`: its name, or its address with or without the port.
-    fn is_called(&self, name: &str) -> bool {
+    pub(crate) fn is_called(&self, name: &str) -> bool {
         let is_ip = || name.parse() == Ok(self.address.ip());
         let is_address = || name.parse() == Ok(self.address);
         name.eq_ignore_ascii_case(&self.name) || is_ip() || is_address()
@@ -95,6 +97,7 @@ pub(crate) struct Sharing {
     timing: Timing,
     keyring: Arc<Keyring>,
     taken: Arc<AtomicUsize>,
+    copies: Arc<AtomicUsize>,
 }
 
 impl Sharing {
@@ -103,12 +106,18 @@ impl Sharing {
         timing: Timing,
         keyring: Arc<Keyring>,
     ) -> Self {
-        Sharing { neighbours, timing, keyring, taken: Arc::default() }
+        Sharing { neighbours, timing, keyring, taken: Arc::default(), copies: Arc::default() }
     }
 
     /// Who can be asked; see [`Neighbours::look`].
     pub(crate) fn look(&self) -> Vec<Neighbour> {
         self.neighbours.look()
+    }
+
+    /// A copy of a model begins.
+    pub(crate) fn begin_copy(&self) -> Turn {
+        let is_only_one = self.copies.fetch_add(1, SeqCst) == 0;
+        Turn { is_only_one, _place: Place(Arc::clone(&self.copies)) }
     }
 
     /// A place for one more blob, if there is one.
@@ -145,7 +154,15 @@ impl Work {
     }
 }
 
-/// One of [`MOST`]; free again when it is dropped.
+/// A copy of a model under way.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    /// No other one was under way: names for a moment are left over.
+    pub(crate) is_only_one: bool,
+    _place: Place,
+}
+
+/// A place among those that are counted; free again when it is dropped.
 #[derive(Debug)]
 struct Place(Arc<AtomicUsize>);
 

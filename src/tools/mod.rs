@@ -2,6 +2,7 @@
 //! of them; [`run`] runs one, [`show`] shows a text of the help.
 
 mod completions;
+mod cp;
 mod daemon;
 mod discover;
 mod doctor;
@@ -37,6 +38,7 @@ pub fn run(tool: &Tool) -> ExitCode {
     let operand = tool.operands.first().map(String::as_str);
     let done = match tool.verb {
         Verb::Completions => completions::script(operand).and_then(|script| print(&script)),
+        Verb::Cp => return cp::run(tool),
         Verb::Doctor => return doctor::run(tool),
         Verb::Forget => forget::run(tool),
         Verb::Man => print(&man::page()),

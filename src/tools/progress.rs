@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::screen;
 use super::table::{bytes, fit, number, time, width, word};
+use crate::counters::FROM;
 
 /// Between two drawings of bars that only have grown.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -92,7 +93,8 @@ struct Layer {
 impl Rows {
     /// What a line brings that is worth a line of its own, plain.
     fn take(&mut self, line: &Value, now: Instant) -> Option<String> {
-        let (status, digest) = (word(line, "status"), word(line, "digest"));
+        let (mut status, digest) = (word(line, "status"), word(line, "digest"));
+        let from = word(line, FROM);
         let (total, done) = (number(line, "total"), number(line, "completed"));
         if digest.is_empty() || total <= 0.0 {
             let is_new = |row: &Row| !matches!(row, Row::Said(said) if *said == status);
@@ -101,6 +103,9 @@ impl Rows {
                 self.0.push(Row::Said(status.clone()));
                 status
             });
+        }
+        if !from.is_empty() {
+            status += &format!(" from {from}");
         }
         let at = self.0.iter().position(|row| matches!(row, Row::Layer(it) if it.digest == digest));
         let at = at.unwrap_or_else(|| {

@@ -24,6 +24,13 @@ pub(crate) use routes::{Routed, routed};
 /// Ollama's version, and what our own servers tell besides.
 pub(crate) const VERSION: &str = "/api/version";
 
+// What this program itself asks of an Ollama besides.
+pub(crate) const PULL: &str = "/api/pull";
+pub(crate) const COPY: &str = "/api/copy";
+pub(crate) const DELETE_MODEL: &str = "/api/delete";
+/// A digest follows.
+pub(crate) const BLOBS: &str = "/api/blobs/";
+
 /// What Ollama has or had. A path that ends in `/:` takes one more segment. Where a row doesn't say
 /// otherwise, a body may name a model (none of a GET does), a request may be sent once only, the
 /// task is [`Task::Use`], and errors have Ollama's shape.

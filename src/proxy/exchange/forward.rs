@@ -17,7 +17,7 @@ use super::retry::Attempts;
 use super::{End, Exchange, OwnAnswer};
 use crate::access::cors;
 use crate::counters::Retry;
-use crate::http::fields::{self, ERROR_FIELD, FROM_FIELD, POLICY, UNREACHED, UPSTREAM};
+use crate::http::fields::{self, COPY_FIELD, ERROR_FIELD, FROM_FIELD, POLICY, UNREACHED, UPSTREAM};
 use crate::http::head::{Framing, Head};
 use crate::manager::pool::{BackendId, Outcome, Wanted};
 use crate::manager::{Lease, Refused};
@@ -112,6 +112,10 @@ impl<'a> Exchange<'a> {
             self.count(&lease, body.sent - before, |done, n| done.bytes_up.add(n));
             let reason = match attempt {
                 Ok(mut answer) => {
+                    if let Some(own) = self.misses_copy(answer.answer.headers(), &lease) {
+                        lease.report.outcome = Outcome::Answered;
+                        return Err(own);
+                    }
                     // Another server may do better, if the request can be sent again.
                     if let Some(outcome) = answer.poor
                         && attempts.may_go_on(lease.pick.id, outcome, body.kept.is_whole)
@@ -197,7 +201,7 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn lease(&self, tried: &[BackendId], wanted: &Wanted) -> Result<Lease, Refused> {
+    pub(super) fn lease(&self, tried: &[BackendId], wanted: &Wanted) -> Result<Lease, Refused> {
         self.context.mailbox.lease(tried, wanted, &|| !self.has_client_left())
     }
 
@@ -270,6 +274,9 @@ impl<'a> Exchange<'a> {
         let uri = upstream::build_uri(lease.pick.address, prefix, &self.head.target)?;
         let mut fields = self.head.fields.clone();
         fields::prepare_request(&mut fields, &self.context.via);
+        if let Some(donor) = self.head.fields.get(COPY_FIELD).filter(|_| self.is_copy()) {
+            fields.insert(COPY_FIELD, donor.clone());
+        }
         // Where a pull is to get its bytes from, is for the proxy in front of the Ollama that pulls.
         let from = self.head.fields.get(FROM_FIELD).filter(|_| !lease.pick.is_local);
         if let Some(from) = from.filter(|_| self.endpoint.task == Task::Pull) {

@@ -10,11 +10,12 @@
 //! An [`Exchange`] owns all that is known of a request while it is served. Its files follow the
 //! picture: this one checks, `own_paths`, `routes` and `lists` answer without an upstream, `wanted`
 //! tells what the request needs, for which `look` looks at its body, `forward` sends it (again, if
-//! `retry` allows), `account` keeps back what others needn't know of the owner's account, `relay`
+//! `retry` allows), `copy` has another machine give a model, `account` keeps back what others needn't know of the owner's account, `relay`
 //! passes the answer on while `observed` reads along (and `pull` has layers come from the LAN), `record` counts and logs. Where its bytes are
 //! at any moment is one enum, in `upstream::exchange_io`.
 
 mod account;
+mod copy;
 mod donate;
 mod forward;
 mod lists;
@@ -178,6 +179,7 @@ impl<'a> Exchange<'a> {
         if let Verdict::Refuse(refusal) = verdict {
             return Err(self.forbidden(refusal));
         }
+        let donor = self.copies_from()?;
         if let Some(end) = self.answer_from_lists() {
             return Ok(end);
         }
@@ -190,6 +192,11 @@ impl<'a> Exchange<'a> {
             false => None,
         };
         let wanted = self.wanted(&mut body, seen)?;
+        if let Some(donor) = donor
+            && let Some(lease) = self.lease_for_copy(&wanted)?
+        {
+            return self.copy(body, (lease, &wanted), donor);
+        }
         self.pull = self.plan_pull(&mut body)?;
         self.forward(body, wanted)
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use http::header::CONTENT_ENCODING;
 
 use super::{Exchange, OwnAnswer};
-use crate::access::permissions::{Refusal, needed};
+use crate::access::permissions::{Permission, Refusal, needed};
 use crate::http::fields::SERVER_FIELD;
 use crate::http::head::Framing;
 use crate::manager::pool::Wanted;
@@ -64,6 +64,16 @@ impl<'a> Exchange<'a> {
         }
         let mut server = self.named_server();
         let named = subject.model.clone().filter(|_| is_pull && body.is_done());
+        if let Some(named) = named.as_deref().filter(|_| self.is_copy()) {
+            // What takes it for an ordinary pull must find no such model, whatever it is.
+            let model = pull::split_server(named).map_or(named, |(model, _)| model).to_owned();
+            if let Some(renamed) = pull::rename_model(&body.kept.bytes, &format!("{model}@copy")) {
+                self.replace_body(body, renamed);
+            }
+            subject.model = Some(model);
+            let needs = Permission::Manage;
+            return Ok(Wanted { needs, ..self.wanted_by(&subject, server) });
+        }
         if let Some((model, place)) = named.as_deref().and_then(pull::split_server)
             && let Some(renamed) = pull::rename_model(&body.kept.bytes, model)
         {

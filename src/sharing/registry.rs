@@ -1,0 +1,258 @@
+//! A registry on loopback that has one manifest, so that Ollama itself writes it: what it pulls from
+//! there has its layers on disk already, so that nothing else is asked for (`server/images.go`,
+//! `PullModel`).
+//!
+//! The model's name has 128 random bits, so that nobody else finds the manifest, and a name that a
+//! crash leaves behind is known by its form. Plain HTTP: Ollama wants `"insecure": true` for it.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use http::Method;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::http::head::{self, Head, HeadLimits};
+use crate::net::socket::{self, Waker};
+use crate::system::{self, Hex, parse_hex};
+
+/// The namespace of such names.
+const NAMESPACE: &str = "ollana-copy";
+/// The tags: of what is copied, and of what was there before.
+const NEW: &str = "new";
+const OLD: &str = "old";
+/// What a registry calls a manifest.
+const MEDIA: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+/// A program of this machine that asks is that quick.
+const TIME: Duration = Duration::from_secs(2);
+const LIMITS: HeadLimits = HeadLimits { max_bytes: 16 << 10, max_fields: 64 };
+
+/// Serves until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    /// `127.0.0.1:PORT/ollana-copy/RANDOM`
+    model: String,
+    was_asked: Arc<AtomicBool>,
+    waker: Arc<Waker>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Registry {
+    pub(crate) fn start(manifest: Vec<u8>) -> io::Result<Self> {
+        let listener = socket::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        let random = Hex(&system::random::<16>()?).to_string();
+        let model = format!("{}/{NAMESPACE}/{random}", listener.local_addr()?);
+        let (was_asked, waker) = (Arc::new(AtomicBool::new(false)), Arc::new(Waker::new()?));
+        let server = Server {
+            listener,
+            path: format!("/v2/{NAMESPACE}/{random}/manifests/{NEW}"),
+            manifest,
+            was_asked: Arc::clone(&was_asked),
+            waker: Arc::clone(&waker),
+        };
+        let thread = system::spawn("registry", move || server.run())?;
+        Ok(Registry { model, was_asked, waker, thread: Some(thread) })
+    }
+
+    /// The name under which Ollama can pull the model.
+    pub(crate) fn name(&self) -> String {
+        format!("{}:{NEW}", self.model)
+    }
+
+    /// A name for what was there before.
+    pub(crate) fn other_name(&self) -> String {
+        format!("{}:{OLD}", self.model)
+    }
+
+    /// Whether somebody has asked for the manifest: Ollama reaches this machine's loopback.
+    pub(crate) fn was_asked(&self) -> bool {
+        self.was_asked.load(SeqCst)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.waker.wake();
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Whether a model's name is one that a copy gives for a moment.
+pub(crate) fn is_for_a_moment(name: &str) -> bool {
+    let rest = name.strip_prefix("127.0.0.1:");
+    let parts: Option<Vec<&str>> = rest.map(|rest| rest.split(['/', ':']).collect());
+    let Some([port, NAMESPACE, random, NEW | OLD]) = parts.as_deref() else { return false };
+    port.parse::<u16>().is_ok() && parse_hex::<16>(random).is_some()
+}
+
+struct Server {
+    listener: TcpListener,
+    path: String,
+    manifest: Vec<u8>,
+    was_asked: Arc<AtomicBool>,
+    waker: Arc<Waker>,
+}
+
+impl Server {
+    fn run(self) {
+        while self.wait() {
+            match self.listener.accept() {
+                // One that hangs holds up others for a moment; only this machine's programs get here.
+                Ok((stream, _)) => drop(self.serve(&stream)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // The kernel is out of descriptors; whoever asks doesn't wait for ever.
+                Err(_) => std::thread::sleep(super::LOOK),
+            }
+        }
+    }
+
+    /// Waits for a connection; false once it is dropped.
+    fn wait(&self) -> bool {
+        let mut fds = [
+            PollFd::new(&self.waker.watched, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+        ];
+        let _ = poll(&mut fds, None);
+        fds[0].revents().is_empty()
+    }
+
+    fn serve(&self, mut stream: &TcpStream) -> io::Result<()> {
+        stream.set_nonblocking(false)?;
+        stream.set_write_timeout(Some(TIME))?;
+        let head = read_head(stream)?;
+        let is_read = matches!(head.method, Method::GET | Method::HEAD);
+        let (status, body) = match is_read && head.target == self.path {
+            true => ("200 OK", self.manifest.as_slice()),
+            false => ("404 Not Found", &b"{\"errors\":[{\"code\":\"MANIFEST_UNKNOWN\"}]}"[..]),
+        };
+        if body.as_ptr() == self.manifest.as_ptr() {
+            self.was_asked.store(true, SeqCst);
+        }
+        let length = body.len();
+        let mut answer = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: {MEDIA}\r\nContent-Length: {length}\r\n\
+             Connection: close\r\n\r\n"
+        )
+        .into_bytes();
+        if head.method != Method::HEAD {
+            answer.extend_from_slice(body);
+        }
+        stream.write_all(&answer)
+    }
+}
+
+fn read_head(mut stream: &TcpStream) -> io::Result<Head> {
+    let until = Instant::now() + TIME;
+    let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
+    let refused = |refusal: head::Refusal| io::Error::other(refusal.reason);
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        let n = stream.read(&mut piece)?;
+        let scanned = bytes.len();
+        bytes.extend_from_slice(&piece[..n]);
+        if let Some(end) = head::find_end(&bytes, scanned, LIMITS).map_err(refused)? {
+            return head::parse(&bytes[..end], LIMITS).map_err(refused);
+        }
+        if n == 0 || left.is_zero() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANIFEST: &str = r#"{"schemaVersion":2,"layers":[]}"#;
+
+    fn start() -> (Registry, SocketAddr, String) {
+        let registry = Registry::start(MANIFEST.into()).unwrap();
+        let name = registry.name();
+        let (address, rest) = name.split_once('/').unwrap();
+        let path = format!("/v2/{}", rest.replace(":new", "/manifests/new"));
+        let address = address.parse().unwrap();
+        (registry, address, path)
+    }
+
+    fn ask(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    }
+
+    #[test]
+    fn it_has_the_one_manifest_and_nothing_else() {
+        let (registry, address, path) = start();
+        assert!(address.ip().is_loopback());
+        let other = path.replace("/v2/ollana-copy/", "/v2/ollana-copy/0");
+        for target in ["/", "/v2/", "/v2/ollana-copy/", &other, &format!("{path}/"), &path[..40]] {
+            let answer = ask(address, &format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+            assert!(answer.starts_with("HTTP/1.1 404 "), "{target}: {answer}");
+        }
+        for request in [
+            format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"),
+            format!("GET {path} HTTP/1.1\r\nHost: a\r\n"),
+            "nonsense\r\n\r\n".to_owned(),
+            "x".repeat(100_000),
+        ] {
+            let answer = ask(address, &request);
+            assert!(!answer.contains("schemaVersion"), "{answer}");
+        }
+        assert!(!registry.was_asked());
+        let answer = ask(address, &format!("HEAD {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert!(
+            answer.contains("Content-Length: 31\r\n") && answer.ends_with("\r\n\r\n"),
+            "{answer}"
+        );
+        let answer = ask(address, &format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with(MANIFEST), "{answer}");
+        assert!(answer.contains(MEDIA) && registry.was_asked());
+        drop(registry);
+        assert!(TcpStream::connect(address).is_err(), "nobody listens any more");
+    }
+
+    #[test]
+    fn who_says_nothing_holds_up_the_others_for_a_moment() {
+        let (registry, address, path) = start();
+        let _silent = TcpStream::connect(address).unwrap();
+        let begun = Instant::now();
+        let answer = ask(address, &format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert!(answer.ends_with(MANIFEST), "{answer}");
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+        drop(registry);
+    }
+
+    #[test]
+    fn its_names_are_known_and_never_the_same() {
+        let (one, two) = (start().0, start().0);
+        for name in [one.name(), one.other_name(), two.name(), two.other_name()] {
+            assert!(is_for_a_moment(&name), "{name}");
+        }
+        assert_ne!(one.model.rsplit('/').next(), two.model.rsplit('/').next());
+        let random = "0123456789abcdef0123456789abcdef";
+        for (name, want) in [
+            (format!("127.0.0.1:5/ollana-copy/{random}:new"), true),
+            (format!("127.0.0.1:5/ollana-copy/{random}:old"), true),
+            (format!("127.0.0.1:5/ollana-copy/{random}:latest"), false),
+            (format!("127.0.0.1:5/ollana-copy/{random}"), false),
+            (format!("127.0.0.1/ollana-copy/{random}:new"), false),
+            (format!("127.0.0.1:99999/ollana-copy/{random}:new"), false),
+            (format!("127.0.0.2:5/ollana-copy/{random}:new"), false),
+            (format!("127.0.0.1:5/me/{random}:new"), false),
+            (format!("127.0.0.1:5/ollana-copy/{}:new", &random[1..]), false),
+            (format!("127.0.0.1:5/ollana-copy/{random}x:new"), false),
+            ("ollana-copy:new".to_owned(), false),
+            (String::new(), false),
+        ] {
+            assert_eq!(is_for_a_moment(&name), want, "{name}");
+        }
+    }
+}
