@@ -2,8 +2,7 @@
 //! house gives the bytes.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ollana::config::{ModeChoice, ServerName};
@@ -21,10 +20,15 @@ const PULL: &str = r#"{"model":"alpha"}"#;
 /// Neighbours that are no daemons have no keys.
 const PLAIN: [Way; 2] = [Way::OneHop, Way::TwoHops];
 
-/// Bytes that no other call gives.
-fn bytes(size: usize) -> Vec<u8> {
-    static NUMBER: AtomicUsize = AtomicUsize::new(1);
-    Random::new(NUMBER.fetch_add(1, SeqCst) as u64).bytes(size)
+/// A model of two large layers and two small ones, the same in all tests.
+fn model() -> Package {
+    static MODEL: OnceLock<Package> = OnceLock::new();
+    let make = || {
+        let mut random = Random::new(1);
+        let [one, other] = [LARGE, 9_000_000].map(|size| random.bytes(size));
+        Package::of(&[&one, b"{{ .Prompt }}", &other])
+    };
+    MODEL.get_or_init(make).clone()
 }
 
 /// A neighbour with these blobs, which does with a GET as told: the blob, and where to begin.
@@ -78,7 +82,7 @@ struct House {
 impl House {
     /// The registry gives so many bytes per second.
     fn new(rate: u64) -> Self {
-        let package = Package::of(&[&bytes(LARGE), b"{{ .Prompt }}", &bytes(9_000_000)]);
+        let package = model();
         let (store, registry) = (Store::new(), Registry::start());
         registry.publish("alpha", &package);
         registry.change(|shelf| shelf.rate = Some(rate));
@@ -310,6 +314,27 @@ fn an_ollama_that_does_not_take_it_gets_it_from_the_registry() {
             .any(|(total, done, from)| total == done || from.is_empty())
     );
     assert!(house.registry.given(house.large()) as usize >= LARGE);
+}
+
+/// What crawls would take a day for what the registry gives in minutes.
+#[test]
+fn a_neighbour_that_is_too_slow_is_left() {
+    let house = House::new(20_000_000);
+    let crawls = neighbour(house.package.blobs.clone(), |call, bytes, at| {
+        let mut pieces = bytes[at..].chunks(1000);
+        while pieces.next().is_some_and(|piece| call.send(piece)) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let chain = house.chain(Way::OneHop, &[crawls.address]);
+    // The second layer would take as long.
+    let small = Package::of(&[&house.package.blobs[0].1]);
+    house.registry.publish("alpha", &small);
+    let start = Instant::now();
+    lines(&chain.connect().post("/api/pull", PULL).text());
+    assert_eq!(house.store.digests("alpha"), small.digests());
+    assert!(start.elapsed() < Duration::from_secs(18), "{:?}", start.elapsed());
+    assert_eq!(gets(&crawls), [""], "it isn't asked again");
 }
 
 /// Whichever side waits for the other.
@@ -563,7 +588,7 @@ fn machines<const N: usize>(registry: &Registry, more: &str) -> [Machine; N] {
 }
 
 fn large_model(registry: &Registry, rate: u64) -> Package {
-    let package = Package::of(&[&bytes(LARGE), b"{{ .Prompt }}", &bytes(9_000_000)]);
+    let package = model();
     registry.publish("alpha", &package);
     registry.change(|shelf| shelf.rate = Some(rate));
     package

@@ -45,6 +45,8 @@ enum Phase {
     /// Ollama, which gets what it lacks from the registry.
     Registry(Box<dyn Read>),
     Taking(Taking),
+    /// Ollama is to pull again: it finds what it has got, and goes on.
+    Again,
     Over,
 }
 
@@ -136,9 +138,10 @@ impl<'b, 'a> Lines<'b, 'a> {
             if let Some(error) = self.failed.take() {
                 return Err(error);
             }
-            match self.phase {
+            match &self.phase {
                 Phase::Registry(_) => self.read_on()?,
                 Phase::Taking(_) => self.wait_for_layer()?,
+                Phase::Again => self.begin_again()?,
                 Phase::Over => return Ok(false),
             }
         }
@@ -205,7 +208,7 @@ impl<'b, 'a> Lines<'b, 'a> {
             None if self.is_echo(&line) => {
                 self.echoes += 1;
                 self.pause(ECHO_PAUSE * self.echoes)?;
-                self.begin_again()?;
+                self.phase = Phase::Again;
                 return Ok(false);
             }
             None => {
@@ -356,15 +359,14 @@ impl<'b, 'a> Lines<'b, 'a> {
                 self.left.push(digest);
             }
         }
-        self.begin_again()
+        self.phase = Phase::Again;
+        Ok(())
     }
 
-    /// Has Ollama pull again: it finds what it has got, and goes on.
     fn begin_again(&mut self) -> io::Result<()> {
         self.is_again = true;
         self.layer = None;
         self.earlier.clear();
-        // The old answer's connection ends first, or Ollama would go on with both.
         self.phase = Phase::Over;
         let answer = self.exchange.pull_again(self.plan, self.lease, self.wanted)?;
         if has_lines(&answer) {
