@@ -138,16 +138,7 @@ enum Ended {
 
 impl Seeker {
     fn run(mut self, announce: &Sender<Source>) {
-        let start = Instant::now();
-        let mut donor = loop {
-            if let Some(donor) = self.find() {
-                break donor;
-            }
-            let pause = if start.elapsed() < EARLY { SOON } else { AGAIN };
-            if !self.work.is_wanted_after(pause) {
-                return;
-            }
-        };
+        let Some(mut donor) = self.search(Duration::MAX) else { return };
         let (pass, pieces) = bounded(PIECES);
         let (used, unused) = bounded(PIECES + 1);
         let (blob, work) = (self.blob.clone(), self.work.clone());
@@ -167,11 +158,26 @@ impl Seeker {
                 self.left.push(address);
             }
             self.asked.clear();
-            donor = match self.find() {
+            donor = match self.search(EARLY) {
                 Some(donor) => donor,
                 // The channel closes before the blob's end.
                 None => return,
             };
+        }
+    }
+
+    /// Asks again and again for so long, or until nobody wants the blob: it may be that neighbours are
+    /// just being looked for.
+    fn search(&mut self, time: Duration) -> Option<Donor> {
+        let start = Instant::now();
+        loop {
+            if let Some(donor) = self.find() {
+                return Some(donor);
+            }
+            let pause = if start.elapsed() < EARLY { SOON } else { AGAIN };
+            if start.elapsed() >= time || !self.work.is_wanted_after(pause) {
+                return None;
+            }
         }
     }
 

@@ -153,6 +153,29 @@ fn the_next_donor_goes_on_where_the_last_one_died() {
     assert!(matches!(from[..], [at] if at > 0 && at <= 1_234_567), "{from:?}");
 }
 
+/// Neighbours may be looked for again when the only known one dies.
+#[test]
+fn the_next_donor_may_be_found_a_moment_later() {
+    let size = 1_000_000;
+    let dies = machine("dies", size as u64, up_to(500_000));
+    let (sharing, house) = house(&[&dies]);
+    let source = sharing.seek(blob(size), None).unwrap().found_within(PATIENCE).unwrap();
+    let late = machine("late", size as u64, up_to(size));
+    let joins = late.neighbour.clone();
+    let gets = Arc::clone(&dies.gets);
+    let joining = thread::spawn(move || {
+        let until = Instant::now() + PATIENCE;
+        while lock(&gets).len() < 2 && Instant::now() < until {
+            thread::sleep(LOOK);
+        }
+        thread::sleep(10 * LOOK);
+        lock(&house.0).push(joins);
+    });
+    assert!(read(&source) == bytes(size), "other bytes");
+    assert_eq!(lock(&late.gets)[..], [500_000]);
+    joining.join().unwrap();
+}
+
 #[test]
 fn too_few_bytes_come_where_nobody_is_left() {
     let dies = machine("dies", 1_000_000, up_to(500_000));
