@@ -56,6 +56,7 @@ netns:
 e2e:
 	scripts/e2e.sh
 	scripts/e2e-two.sh
+	scripts/e2e-share.sh
 
 desync: build
 	OLLANA_BIN=target/release/ollana scripts/desync.sh
