@@ -323,7 +323,7 @@ check_encrypted() {
     local host
     fresh sealed 64
     have a sealed
-    openssl rand -hex 32 >"$work/shared-key"
+    (umask 077 && openssl rand -hex 32 >"$work/shared-key")
     for host in "${servers[@]}"; do stop "ollana-$host"; done
     for host in a d; do start_ollana "$host" --key-file "$work/shared-key"; done
     for host in a d; do within 20 local_api "$host" /api/version --fail >/dev/null; done

@@ -327,6 +327,8 @@ impl<'b, 'a> Lines<'b, 'a> {
             "total": blob.size,
             FROM: &*taking.put.donor(),
         });
+        // No progress bar goes back.
+        let completed = completed.max(taking.before);
         if completed > 0 {
             line["completed"] = completed.into();
         }
