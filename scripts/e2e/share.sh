@@ -283,54 +283,79 @@ check_leaves() {
     check "the client comes again: the pull goes on" pulls d leaves
 }
 
-# A begins a little earlier; the internet has 12 MB a second for all of them.
+# A begins earlier, and the internet has 12 MB a second for all of them: C and D have a quarter of
+# the layer when A has all of it.
 check_at_once() {
     local host
-    fresh at-once 24 24 24
+    fresh at-once 48 9
     internet '{"rate":12000000}'
     for host in "${servers[@]}"; do
         pull_aside "$host" at-once
-        [ "$host" != a ] || within 10 has_come a 16 >/dev/null
+        [ "$host" != a ] || within 10 has_come a 36 >/dev/null
     done
     for host in "${servers[@]}"; do
         check "three pull it at once: ${host^} ends well" ends "$host"
         check "three pull it at once: what ${host^} has is right" whole "$host" at-once
     done
-    check "three pull it at once: what one has got the others take from it" given_at_most at-once 120
+    check "three pull it at once: what A has got C and D take from it" given_at_most at-once 135
+}
+
+# with_key HOST…: only these have an ollana from now on, and they are paired.
+with_key() {
+    local host
+    [ -s "$work/shared-key" ] || (umask 077 && openssl rand -hex 32 >"$work/shared-key")
+    for host in "${servers[@]}"; do stop "ollana-$host"; done
+    for host in "$@"; do start_ollana "$host" --key-file "$work/shared-key"; done
+    for host in "$@"; do within 20 local_api "$host" /api/version --fail >/dev/null; done
+}
+without_key() {
+    local host
+    for host in "$@"; do stop "ollana-$host"; done
 }
 
 # What D gets of A's models must be the same to the last digest, and work. The internet is gone.
 check_copies() {
     local name
     make_model a made "$gguf"
-    printf '%s\n' "FROM $(variant 5)" 'PARAMETER num_thread 1' 'PARAMETER num_ctx 512' >"$work/Modelfile"
-    on a "$ollama" create pulled -f "$work/Modelfile" >/dev/null 2>&1
+    make_model a pulled "$(variant 5)"
     # As a registry would have given it.
     name=$work/a/models/manifests/$library/pulled/latest
     printf %s "$(sed 's/,"from":"[^"]*"//g' "$name")" >"$name"
+    with_key a d
     internet '{"away":true}'
+    expect "the registry is away: ollana pull says who has it" 'ollana cp pulled@ollana-a' \
+        fails on d timeout 60 "$ollana" pull pulled
     for name in pulled made; do
         check "ollana cp $name@A" on d timeout 60 "$ollana" cp "$name@ollana-a"
         check "$name: the same layers" whole d "$name" "$work/a/models"
-        check "$name: nothing says where it was made" not grep -q '"from"' "$work/d/models/manifests/$library/$name/latest"
-        expect "$name: generates" '"done":true' ask d /api/generate -d "{\"model\":\"$name\",\"prompt\":\"hi\",\"stream\":false,\"options\":{\"num_predict\":8}}"
-        expect "$name: it is the only name" '^1$' grep -oc "\"name\":\"$name" <(ask d /api/tags)
+        check "$name: nothing says where it was made" says_nothing d "$name"
+        expect "$name: generates" '"done":true' ask d /api/generate \
+            -d "{\"model\":\"$name\",\"prompt\":\"hi\",\"stream\":false,\"options\":{\"num_predict\":8}}"
     done
+    expect "no other name is left" '^made:latest pulled:latest $' copied
     check "nothing else is left" not leftover d
+    # Over what is there: never a gap, and the old layers go.
+    check "ollana cp over what is there" on d timeout 60 "$ollana" cp made@ollana-a
+    check "over what is there: the same layers" whole d made "$work/a/models"
+    without_key a d
 }
+fails() {
+    local said
+    said=$("$@" 2>&1) && { echo "it did not fail" && return 1; }
+    echo "$said"
+}
+says_nothing() { [ -s "$work/$1/models/manifests/$library/$2/latest" ] && not grep '"from"' "$work/$1/models/manifests/$library/$2/latest"; }
+# D's models, but for those of other checks.
+copied() { ask d /api/tags | grep -o '"name":"[^"]*"' | cut -d'"' -f4 | grep -E 'made|pulled|/' | sort | tr '\n' ' '; }
 
 check_encrypted() {
-    local host
     fresh sealed 64
     have a sealed
-    (umask 077 && openssl rand -hex 32 >"$work/shared-key")
-    for host in "${servers[@]}"; do stop "ollana-$host"; done
-    for host in a d; do start_ollana "$host" --key-file "$work/shared-key"; done
-    for host in a d; do within 20 local_api "$host" /api/version --fail >/dev/null; done
+    with_key a d
     internet '{"rate":4000000}'
     check "over an encrypted hop: the pull takes its bytes from A" pulls d sealed
     check "over an encrypted hop: the registry gave next to nothing" given_at_most sealed 8
     check "over an encrypted hop: nobody else gets them" not on c curl -sS --fail --max-time 10 -o "$work/stolen" \
         "http://${place[a]}/ollana/blobs/$(largest sealed | tr - :)"
-    for host in a d; do stop "ollana-$host"; done
+    without_key a d
 }
