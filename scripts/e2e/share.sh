@@ -235,6 +235,31 @@ check_wrong_bytes() {
 given_at_least() { echo "$(($(given "$1") / MB)) MB" && (($(given "$1") >= $2 * MB)); }
 largest() { (cd "$store/blobs" && layers_of "$store" "$1" | tr : - | xargs ls -S | head -n 1); }
 
+# In C's place is a machine that lies, which D has been told of. It is given no more than its time.
+check_rogue() {
+    local way
+    stop ollana-c
+    stop ollana-d
+    start rogue c python3 "$here/rogue.py" "$((24 * MB))" 11435 "$work/rogue"
+    start_ollana d --server "${place[c]}"
+    within 20 local_api d /api/version --fail >/dev/null
+    for way in wrong short long redirect silence trickle; do
+        fresh "rogue-$way" 24
+        echo "$way" >"$work/rogue"
+        internet '{"rate":8000000}'
+        case $way in silence | trickle) internet '{"rate":1000000}' ;; esac
+        pull_aside d "rogue-$way"
+        # Slower than the rest can be, so that D has asked; then as fast as it goes.
+        within 8 grep -q "^GET $way\|^HEAD redirect" "$work/rogue.log" >/dev/null || true
+        internet '{}'
+        check "a rogue machine's $way: the pull ends well" ends d
+        check "a rogue machine's $way: it is what it should be" whole d "rogue-$way"
+        check "a rogue machine's $way: it was asked" grep -q " $way " "$work/rogue.log"
+    done
+    stop rogue
+    stop ollana-d
+}
+
 # D's models are on a small disk of their own.
 check_full_disk() {
     fresh full 64
