@@ -96,6 +96,24 @@ make_user() {
     fi
 }
 
+# Lets the service read the models that an Ollama of the system has, if there is one.
+join_ollama() {
+    grep -q '^ollama:' /etc/group || return 0
+    case $init in
+    systemd)
+        mkdir -p "$unit.d"
+        printf '[Service]\nSupplementaryGroups=ollama\n' >"$unit.d/models.conf"
+        ;;
+    openrc | sysv)
+        if command -v usermod >/dev/null; then
+            usermod -a -G ollama ollana
+        else
+            addgroup ollana ollama
+        fi
+        ;;
+    esac
+}
+
 start_service() {
     case $init in
     systemd)
@@ -177,6 +195,7 @@ install_all() {
             chown nobody /var/db/ollana /var/log/ollana
             ;;
         esac
+        join_ollama
         start_service
         echo "ollana runs. If something doesn't work: ollana doctor"
     else
@@ -195,7 +214,8 @@ uninstall_all() {
     confirm
     if [ -n "$unit" ] && [ -e "$unit" ]; then
         stop_service
-        rm -f "$unit"
+        rm -f "$unit" "$unit.d/models.conf"
+        [ ! -d "$unit.d" ] || rmdir "$unit.d" 2>/dev/null || true
         case $init in
         systemd) systemctl daemon-reload ;;
         sysv) if command -v update-rc.d >/dev/null; then update-rc.d ollana remove; fi ;;

@@ -14,8 +14,8 @@ mod manifests;
 mod store;
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -31,11 +31,13 @@ const MOST_PULLED: usize = 256;
 /// How old what was read of the manifests may be.
 const AGE: Duration = Duration::from_secs(1);
 
-/// A store, wherever it is.
+/// The store that the Ollama of this machine uses, as far as that can be told.
 #[derive(Debug)]
 pub(crate) struct Library {
-    dir: PathBuf,
+    /// Where it may be, best first. Ollama makes it for its first model.
+    places: Vec<PathBuf>,
     read: Mutex<Option<(Instant, Arc<Catalog>)>>,
+    problem: Mutex<Option<String>>,
     /// Layers of pulls that passed here, and their sizes; the last ones.
     pulled: Mutex<VecDeque<(Digest, u64)>>,
 }
@@ -48,38 +50,59 @@ pub(crate) struct Blob {
 }
 
 impl Library {
-    /// The one that the Ollama of this machine uses, as far as that can be told.
-    pub(crate) fn find() -> Option<Self> {
+    pub(crate) fn find() -> Self {
         let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-        let named = variable("OLLAMA_MODELS");
         // Where Ollama's installer has its service keep them.
         let service = PathBuf::from("/usr/share/ollama/.ollama/models");
         let home = variable("HOME").map(|home| home.join(".ollama/models"));
-        let places = [named, Some(service), home];
-        places.into_iter().flatten().find(|dir| dir.is_dir()).map(Library::at)
+        Library::at(match variable("OLLAMA_MODELS") {
+            Some(named) => vec![named],
+            None => [Some(service), home].into_iter().flatten().collect(),
+        })
     }
 
-    pub(crate) fn at(dir: PathBuf) -> Self {
-        Library { dir, read: Mutex::default(), pulled: Mutex::default() }
+    fn at(places: Vec<PathBuf>) -> Self {
+        let (read, problem, pulled) = Default::default();
+        Library { places, read, problem, pulled }
     }
 
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
+    /// The store's folder.
+    pub(crate) fn dir(&self) -> Option<PathBuf> {
+        present(&self.places)
     }
 
-    /// Models that others may have, and why there are none if the store can't be read.
-    pub(crate) fn state(&self) -> Result<usize, String> {
-        let dir = self.dir.clone();
-        files::in_time(move || store::check(&dir)).map_err(|error| self.unreadable(&error))?;
-        self.catalog().map(|catalog| catalog.models()).map_err(|error| self.unreadable(&error))
+    /// Looks at the store: how many models others may have.
+    ///
+    /// # Errors
+    /// It can't be read; a sentence for people.
+    pub(crate) fn look(&self) -> Result<usize, String> {
+        let looked = self.in_store(store::check).and_then(|()| self.catalog());
+        looked.map(|catalog| catalog.models()).map_err(|error| self.note(&error))
     }
 
-    fn unreadable(&self, error: &io::Error) -> String {
-        let dir = self.dir.display();
-        format!(
-            "Ollama's models in {dir} can't be read ({error}), so other machines download them \
-             again; let the user of ollana read that folder, or set OLLAMA_MODELS to where they are"
-        )
+    /// Why it can't be read, as was seen last.
+    pub(crate) fn problem(&self) -> Option<String> {
+        lock(&self.problem).clone()
+    }
+
+    fn note(&self, error: &io::Error) -> String {
+        let places: Vec<String> = self.places.iter().map(|dir| dir.display().to_string()).collect();
+        let problem = format!(
+            "Ollama's models in {} can't be read ({error}), so other machines download them again; \
+             let the user of ollana read that folder, or set OLLAMA_MODELS to where they are",
+            places.join(" or ")
+        );
+        *lock(&self.problem) = Some(problem.clone());
+        problem
+    }
+
+    /// Does something with the store's folder, whose disk may never answer.
+    fn in_store<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let places = self.places.clone();
+        files::in_time(move || work(&present(&places).ok_or(ErrorKind::NotFound)?))
     }
 
     /// Where a blob comes from, if a model has it that can be read.
@@ -90,9 +113,8 @@ impl Library {
     /// The blob of this digest, if it is whole.
     pub(crate) fn open(&self, digest: &Digest) -> Option<Blob> {
         let (_, size) = self.known(digest)?;
-        let (dir, digest) = (self.dir.clone(), *digest);
-        let opened = files::in_time(move || store::open_blob(&dir, &digest));
-        let (file, length) = opened.ok()?;
+        let digest = *digest;
+        let (file, length) = self.in_store(move |dir| store::open_blob(dir, &digest)).ok()?;
         (length == size).then_some(Blob { file, size })
     }
 
@@ -119,8 +141,7 @@ impl Library {
     /// The manifest of a model, as Ollama wrote it, but for the paths of this machine in it.
     pub(crate) fn manifest(&self, name: &ModelName) -> Option<Vec<u8>> {
         let place = self.catalog().ok()?.place(name)?;
-        let dir = self.dir.clone();
-        let text = files::in_time(move || store::read_manifest(&dir, &place)).ok()?;
+        let text = self.in_store(move |dir| store::read_manifest(dir, &place)).ok()?;
         manifests::without_paths(&text)
     }
 
@@ -132,11 +153,18 @@ impl Library {
         {
             return Ok(Arc::clone(catalog));
         }
-        let dir = self.dir.clone();
-        let catalog = Arc::new(files::in_time(move || store::read_catalog(&dir))?);
+        let catalog = Arc::new(self.in_store(store::read_catalog)?);
+        lock(&self.problem).take();
         *read = Some((Instant::now(), Arc::clone(&catalog)));
         Ok(catalog)
     }
+}
+
+/// The first folder that is there; what can't be looked at may be.
+fn present(places: &[PathBuf]) -> Option<PathBuf> {
+    let is_none =
+        |dir: &Path| fs::metadata(dir).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    places.iter().find(|dir| !is_none(dir)).cloned()
 }
 
 #[cfg(test)]

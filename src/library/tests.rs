@@ -15,7 +15,7 @@ impl Store {
     }
 
     fn library(&self) -> Library {
-        Library::at(self.0.clone())
+        Library::at(vec![self.0.clone()])
     }
 
     fn blob(&self, digit: char, bytes: &[u8]) -> String {
@@ -93,11 +93,11 @@ fn a_blob_is_had_while_a_manifest_names_it() {
     assert_eq!(library.origin(&digest(&named)), Some(Origin::Pulled));
     assert!(library.open(&digest(&config)).is_some());
     assert!(library.open(&digest(&unnamed)).is_none());
-    assert_eq!(library.state(), Ok(1));
+    assert_eq!(library.look(), Ok(1));
     fs::remove_file(path).unwrap();
     *lock(&library.read) = None;
     assert!(library.open(&digest(&named)).is_none(), "its model was removed");
-    assert_eq!(library.state(), Ok(0));
+    assert_eq!(library.look(), Ok(0));
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn nothing_leads_out_of_the_store() {
     for text in all.into_iter().chain([&secret]) {
         assert!(library.open(&digest(text)).is_none(), "{text}");
     }
-    assert_eq!(library.state(), Ok(1));
+    assert_eq!(library.look(), Ok(1));
     // All blobs are elsewhere.
     fs::remove_dir_all(store.0.join("blobs")).unwrap();
     symlink(outside.0.join("blobs"), store.0.join("blobs")).unwrap();
@@ -198,7 +198,7 @@ fn manifests_of_nonsense_name_nothing() {
     }
     let library = store.library();
     assert_eq!(library.origin(&digest(&named)), None);
-    assert_eq!(Library::at(store.0.join("nowhere")).origin(&digest(&named)), None);
+    assert_eq!(Library::at(vec![store.0.join("nowhere")]).origin(&digest(&named)), None);
 }
 
 #[test]
@@ -226,10 +226,14 @@ fn names_of_blobs_are_strict() {
 #[test]
 fn a_store_that_cannot_be_read_says_so() {
     let store = Store::new();
+    let late = Library::at(vec![store.0.join("none"), store.0.join("late")]);
+    assert!(late.look().is_err() && late.problem().is_some(), "nowhere yet");
+    fs::create_dir(store.0.join("late")).unwrap();
+    assert_eq!((late.look(), late.problem()), (Ok(0), None), "Ollama has made it");
     fs::remove_dir(store.0.join("blobs")).unwrap();
-    assert_eq!(store.library().state(), Ok(0), "as new");
+    assert_eq!(store.library().look(), Ok(0), "as new");
     fs::write(store.0.join("blobs"), "no folder").unwrap();
-    let error = store.library().state().unwrap_err();
+    let error = store.library().look().unwrap_err();
     assert!(
         error.contains(store.0.to_str().unwrap()) && error.contains("OLLAMA_MODELS"),
         "{error}"
@@ -238,6 +242,6 @@ fn a_store_that_cannot_be_read_says_so() {
     if !rustix::process::geteuid().is_root() {
         fs::create_dir(store.0.join("manifests")).unwrap();
         fs::set_permissions(store.0.join("manifests"), fs::Permissions::from_mode(0o0)).unwrap();
-        assert!(store.library().state().is_err());
+        assert!(store.library().look().is_err());
     }
 }

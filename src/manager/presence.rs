@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::fast_path::{FastPath, Slot};
 use super::pool::{BackendId, Pool};
+use crate::access::permissions::ShareModels;
 use crate::config::Timing;
 use crate::counters::{ConnectionCounts, Counters};
+use crate::library::Library;
 use crate::ollama::version::OllamaVersion;
 use crate::system::lock;
 
@@ -26,6 +28,10 @@ pub(crate) struct About {
     /// Of each proxy, the client's first.
     pub(crate) connections: Vec<Arc<dyn ConnectionCounts>>,
     pub(crate) timing: Timing,
+    /// Whom the models of this machine's Ollama are given.
+    pub(crate) share_models: ShareModels,
+    /// A server's.
+    pub(crate) library: Option<Arc<Library>>,
     pub(crate) started: Instant,
 }
 

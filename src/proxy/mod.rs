@@ -51,6 +51,7 @@ use self::connections::Connections;
 use self::exchange::Context;
 use self::rejector::Rejected;
 use self::workers::Shared;
+use crate::library::Library;
 use crate::net::socket::Waker;
 
 pub use self::exchange::Attempts;
@@ -106,6 +107,10 @@ impl Proxy {
 
     pub(crate) fn connections(&self) -> &Arc<Connections> {
         &self.shared.context.connections
+    }
+
+    pub(crate) fn library(&self) -> Option<&Arc<Library>> {
+        self.shared.context.library.as_ref()
     }
 
     /// Accepts no more and closes idle connections; streams go on.

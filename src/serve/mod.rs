@@ -120,6 +120,8 @@ impl Daemon {
                 .map(|proxy| Arc::clone(proxy.connections()) as _)
                 .collect(),
             timing: settings.timing.clone(),
+            share_models: settings.share_models,
+            library: self.proxies.iter().find_map(Proxy::library).cloned(),
             started: Instant::now(),
         });
         let listen = listen.join(",");

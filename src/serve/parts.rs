@@ -95,7 +95,7 @@ impl<'a> Parts<'a> {
             true => Arc::new(OfPool(mailbox.clone())),
             false => Arc::new(OfScan::new(settings, identity, &keyring)),
         };
-        let library = mode.is_server().then(|| find_library(settings)).flatten();
+        let library = mode.is_server().then(|| find_library(settings));
         let sharing = Sharing::new(neighbours, settings.timing.clone(), Arc::clone(&keyring));
         let parts = Parts {
             settings,
@@ -217,20 +217,15 @@ impl<'a> Parts<'a> {
 }
 
 /// The store of this machine's models; whether it can be read is logged.
-fn find_library(settings: &Settings) -> Option<Arc<Library>> {
-    let library = Library::find().map(Arc::new);
+fn find_library(settings: &Settings) -> Arc<Library> {
+    let library = Arc::new(Library::find());
     if settings.share_models != ShareModels::Off {
-        let told = library.clone();
+        let looked = Arc::clone(&library);
         // Its disk may be slow.
-        let told = system::spawn("library", move || match told.map(|library| library.state()) {
-            Some(Ok(models)) => log::debug!("models to share count={models}"),
-            Some(Err(reason)) => log::warn!("{reason}"),
-            None => log::warn!(
-                "the folder of Ollama's models isn't found, so other machines download them \
-                 again; set OLLAMA_MODELS to it"
-            ),
+        let _ = system::spawn("library", move || match looked.look() {
+            Ok(models) => log::debug!("models to share count={models}"),
+            Err(reason) => log::warn!("{reason}"),
         });
-        drop(told);
     }
     library
 }

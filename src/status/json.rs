@@ -4,7 +4,8 @@
 //! version    1
 //! ollana     this program's version
 //! machine    name, mode, why, listen [..], discovery, uptime_s, keys (machines it is paired with),
-//!            unpaired: whether it talks to machines without a key, in clear; advice: what to set
+//!            unpaired: whether it talks to machines without a key, in clear; advice: what to set;
+//!            share_models {with: on|paired|off, problem: why the store can't be read}: of a server
 //! limits     connections [{now, most_of_one, max, max_per_source}] for each proxy, the client's
 //!            first; head_s, idle_s, body_s, stall_s, queue_s: timeouts
 //! ready      whether requests can be served
@@ -69,6 +70,9 @@ pub(crate) fn write(view: &View<'_>, all_models: bool) -> Value {
             "uptime_s": now.saturating_duration_since(about.started).as_secs(),
             "keys": view.keyring.keys().len(), "unpaired": view.keyring.takes_unpaired(),
             "advice": view.advice,
+            "share_models": about.library.as_ref().map(|library| json!({
+                "with": about.share_models.word(), "problem": library.problem(),
+            })),
         },
         "limits": limits(about),
         "ready": view.is_ready,

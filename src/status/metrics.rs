@@ -288,6 +288,8 @@ mod tests {
             discovery: "off".to_owned(),
             connections: vec![std::sync::Arc::new(Connections::new(9, 5, Process::of_its_own(9)))],
             timing: Settings::default().timing,
+            share_models: Settings::default().share_models,
+            library: None,
             started: now,
         };
         write(&View {

@@ -109,6 +109,11 @@ pub enum ShareModels {
 }
 
 impl ShareModels {
+    /// Its word in the options.
+    pub(crate) fn word(self) -> &'static str {
+        ["on", "paired", "off"][self as usize]
+    }
+
     pub(crate) fn allows(self, caller: Caller, origin: Origin) -> bool {
         match self {
             ShareModels::Off => false,

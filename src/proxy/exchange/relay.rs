@@ -138,7 +138,7 @@ impl Exchange<'_> {
         answer.append(VIA, context.via.clone());
         if context.side == Side::Server {
             let room = context.library.as_ref().filter(|_| is_version);
-            if let Some(room) = room.and_then(|library| free_space(library.dir())) {
+            if let Some(room) = room.and_then(|library| free_space(&library.dir()?)) {
                 answer.insert(ROOM_FIELD, HeaderValue::from(room));
             }
             // Whatever an Ollama says of it, this is ours to tell.

@@ -43,6 +43,9 @@ fn examine(settings: &Settings) -> Report {
         report
             .hint(advice, "ollana --mode server, or OLLANA_MODE=server in its service's settings");
     }
+    if let Some(problem) = running.unshared() {
+        report.hint(problem, "ollana help sharing; or --share-models off, if it shall be so");
+    }
     report.about("ports");
     local::ports(&mut report, settings, &here);
     report.about("interfaces");

@@ -74,6 +74,13 @@ impl Running {
         Some(word(&self.0["machine"], "advice")).filter(|advice| !advice.is_empty())
     }
 
+    /// Why other machines can't have the models of this one, although they may.
+    pub(super) fn unshared(&self) -> Option<String> {
+        let sharing = &self.0["machine"]["share_models"];
+        let problem = Some(word(sharing, "problem")).filter(|problem| !problem.is_empty());
+        problem.filter(|_| word(sharing, "with") != "off")
+    }
+
     pub(super) fn uses(&self, address: SocketAddr) -> bool {
         let address = address.to_string();
         list(&self.0, "servers").iter().any(|server| {

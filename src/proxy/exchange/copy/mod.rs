@@ -244,7 +244,7 @@ impl Copying<'_, '_> {
             let mut names = models.iter().filter_map(name).peekable();
             names.peek().is_none() || names.any(|name| library.manifest(&name).is_some())
         });
-        let room = library.and_then(|library| free_space(library.dir()));
+        let room = library.and_then(|library| free_space(&library.dir()?));
         match room.filter(|room| *room < needed) {
             None => Ok(missing),
             Some(room) => {

@@ -270,12 +270,12 @@ impl<'b, 'a> Lines<'b, 'a> {
 
     /// Bytes free where Ollama has begun to write this layer; `None` if it can't be seen there.
     fn free_space(&self, digest: &str) -> Option<u64> {
-        let dir = self.exchange.context.library.as_ref()?.dir();
+        let dir = self.exchange.context.library.as_ref()?.dir()?;
         Blob::new(digest, 0)?;
         // The state of its first part; the bytes come later.
         let begun = format!("{}-partial-0", digest.replacen(':', "-", 1));
         let is_there = dir.join("blobs").join(begun).exists();
-        free_space(dir).filter(|_| is_there)
+        free_space(&dir).filter(|_| is_there)
     }
 
     fn tell_full(&mut self, needed: u64, free: u64) {
