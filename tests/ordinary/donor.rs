@@ -18,15 +18,19 @@ const SIZE: usize = 20 << 20;
 
 /// A store with one model of one large layer: its digest and its bytes.
 fn store() -> (Store, String, Vec<u8>) {
+    store_of(SIZE)
+}
+
+fn store_of(size: usize) -> (Store, String, Vec<u8>) {
     let name = format!("ollana-donor-{}-{:?}", std::process::id(), std::thread::current().id());
     let dir = std::env::temp_dir().join(name);
     let hex = "ab".repeat(32);
-    let bytes = Random::new(7).bytes(SIZE);
+    let bytes = Random::new(7).bytes(size);
     fs::create_dir_all(dir.join("blobs")).expect("a store");
     fs::write(dir.join(format!("blobs/sha256-{hex}")), &bytes).expect("a blob");
     let folder = dir.join("manifests/registry.ollama.ai/library/m");
     fs::create_dir_all(&folder).expect("a folder");
-    let layer = format!(r#"{{"mediaType":"x","digest":"sha256:{hex}","size":{SIZE}}}"#);
+    let layer = format!(r#"{{"mediaType":"x","digest":"sha256:{hex}","size":{size}}}"#);
     let manifest =
         format!(r#"{{"schemaVersion":2,"mediaType":"y","config":{layer},"layers":[{layer}]}}"#);
     fs::write(folder.join("latest"), manifest).expect("a manifest");
@@ -182,4 +186,90 @@ fn a_machine_that_stops_does_not_wait_for_those_who_get_blobs() {
     process.exit();
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     assert!(got.len() < SIZE, "it was cut");
+}
+
+/// Names and ranges put together of what matters in them.
+#[test]
+fn whatever_is_asked_for_is_the_blob_or_nothing() {
+    let size = 100_000;
+    let (store, digest, bytes) = store_of(size);
+    fs::write(store.0.join("secret"), "secret").expect("a file");
+    let (_fake, process) = server(&store, "");
+    let half = &digest[..40];
+    let names = [
+        &*digest,
+        half,
+        "sha256:",
+        "sha256-",
+        "..",
+        "/",
+        "%2f",
+        "%2e",
+        "%00",
+        "secret",
+        "blobs",
+        "?",
+        "#",
+        ":",
+        "A",
+        "%73",
+        "-partial",
+        "manifests",
+        "%C3%A9",
+        "latest",
+    ];
+    let parts = [
+        "bytes=",
+        "0",
+        "-",
+        ",",
+        "5",
+        "99999",
+        "99999999999999999999",
+        " ",
+        "=",
+        "x",
+        "+",
+        "bytes",
+    ];
+    let mut random = Random::new(11);
+    let mut put = |of: &[&str], most: usize| -> String {
+        (0..1 + random.below(most)).map(|_| *random.pick(of)).collect()
+    };
+    let mut client = Client::connect(process.address());
+    for _ in 0..400 {
+        let name = put(&names, 4);
+        let kind = put(&["blobs/", "manifests/", "blobs", "status/../blobs/"], 1);
+        let target = format!("/ollana/{kind}{name}");
+        let answer = ask(&mut client, "GET", &target, "Range: bytes=0-3");
+        let is_blob = kind == "blobs/" && name.split('?').next() == Some(&*digest);
+        let is_whole = answer.status() == 206 && answer.body == bytes[..4];
+        // Without a name, a path of ours may be meant: those are tested elsewhere.
+        let is_nothing =
+            matches!(answer.status(), 400 | 404) && !answer.text().contains("secret\n");
+        assert!(if is_blob { is_whole } else { is_nothing }, "{target}: {}", answer.status());
+        if answer.head.one("connection").as_deref() == Some("close") {
+            client = Client::connect(process.address());
+        }
+    }
+    let target = format!("/ollana/blobs/{digest}");
+    for _ in 0..200 {
+        let range = format!("bytes={}-{}", size - 9, put(&parts[1..], 4));
+        let answer = ask(&mut client, "GET", &target, &format!("Range: {range}"));
+        match answer.status() {
+            200 => assert!(answer.body == bytes, "{range}: other bytes"),
+            206 => {
+                let told = answer.head.one("content-range").expect("a range");
+                let told = told.strip_prefix("bytes ").and_then(|told| told.split_once('/'));
+                let (first, last) = told.and_then(|told| told.0.split_once('-')).expect("a range");
+                let [first, last] = [first, last].map(|n| n.parse::<usize>().expect("a number"));
+                assert!(answer.body == bytes[first..=last], "{range}: other bytes");
+            }
+            400 | 416 => {}
+            other => panic!("{range}: {other}"),
+        }
+        if answer.head.one("connection").as_deref() == Some("close") {
+            client = Client::connect(process.address());
+        }
+    }
 }
