@@ -11,6 +11,7 @@
 //! who asks; `access` says who may have what ([`ShareModels`](crate::access::permissions::ShareModels)).
 
 mod manifests;
+mod places;
 mod store;
 
 use std::collections::VecDeque;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use self::manifests::Catalog;
 pub(crate) use self::manifests::Digest;
+use self::places::places;
 use crate::access::permissions::Origin;
 use crate::ollama::model_name::ModelName;
 use crate::system::{files, lock};
@@ -34,8 +36,10 @@ const AGE: Duration = Duration::from_secs(1);
 /// The store that the Ollama of this machine uses, as far as that can be told.
 #[derive(Debug)]
 pub(crate) struct Library {
-    /// Where it may be, best first. Ollama makes it for its first model.
-    places: Vec<PathBuf>,
+    /// Ollama's.
+    port: Option<u16>,
+    /// Where it may be, best first; found anew when none can be read.
+    places: Mutex<Vec<PathBuf>>,
     read: Mutex<Option<(Instant, Arc<Catalog>)>>,
     problem: Mutex<Option<String>>,
     /// Layers of pulls that passed here, and their sizes; the last ones.
@@ -50,25 +54,20 @@ pub(crate) struct Blob {
 }
 
 impl Library {
-    pub(crate) fn find() -> Self {
-        let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-        // Where Ollama's installer has its service keep them.
-        let service = PathBuf::from("/usr/share/ollama/.ollama/models");
-        let home = variable("HOME").map(|home| home.join(".ollama/models"));
-        Library::at(match variable("OLLAMA_MODELS") {
-            Some(named) => vec![named],
-            None => [Some(service), home].into_iter().flatten().collect(),
-        })
+    pub(crate) fn find(port: u16) -> Self {
+        Library { port: Some(port), ..Library::at(places(port)) }
     }
 
     fn at(places: Vec<PathBuf>) -> Self {
+        let places = Mutex::new(places);
         let (read, problem, pulled) = Default::default();
-        Library { places, read, problem, pulled }
+        Library { port: None, places, read, problem, pulled }
     }
 
     /// The store's folder.
     pub(crate) fn dir(&self) -> Option<PathBuf> {
-        present(&self.places)
+        let places = lock(&self.places).clone();
+        present(&places)
     }
 
     /// Looks at the store: how many models others may have.
@@ -86,7 +85,8 @@ impl Library {
     }
 
     fn note(&self, error: &io::Error) -> String {
-        let places: Vec<String> = self.places.iter().map(|dir| dir.display().to_string()).collect();
+        let places = lock(&self.places).clone();
+        let places: Vec<String> = places.iter().map(|dir| dir.display().to_string()).collect();
         let problem = format!(
             "Ollama's models in {} can't be read ({error}), so other machines download them again; \
              let the user of ollana read that folder, or set OLLAMA_MODELS to where they are",
@@ -101,7 +101,7 @@ impl Library {
         &self,
         work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let places = self.places.clone();
+        let places = lock(&self.places).clone();
         files::in_time(move || work(&present(&places).ok_or(ErrorKind::NotFound)?))
     }
 
@@ -153,7 +153,13 @@ impl Library {
         {
             return Ok(Arc::clone(catalog));
         }
-        let catalog = Arc::new(self.in_store(store::read_catalog)?);
+        let catalog = self.in_store(store::read_catalog).inspect_err(|_| {
+            // Ollama may have come since, or was told of another folder.
+            if let Some(port) = self.port {
+                *lock(&self.places) = places(port);
+            }
+        })?;
+        let catalog = Arc::new(catalog);
         lock(&self.problem).take();
         *read = Some((Instant::now(), Arc::clone(&catalog)));
         Ok(catalog)

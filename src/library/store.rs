@@ -1,4 +1,5 @@
-//! Files of a store. Links within it aren't followed.
+//! Files of a store. Links within it aren't followed; of one in the place of a manifest the name of a blob
+//! is taken.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat};
+use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat, readlinkat};
 
 use super::manifests::{Catalog, Digest, Place};
 
@@ -37,15 +38,38 @@ fn open_file(above: &OwnedFd, name: &str) -> io::Result<File> {
     }
 }
 
+/// Where manifests are, in the order in which Ollama looks for one: in the first of them newer versions
+/// keep links to blobs, which have the text.
+const ROOTS: [&str; 2] = ["manifests-v2", "manifests"];
+
+/// The text of a manifest. A link is only believed in which blob of this store it means.
+fn read_named(blobs: &OwnedFd, folder: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {
+    match open_file(folder, name) {
+        Ok(file) => read(file),
+        Err(error) => {
+            let link = readlinkat(folder, name, Vec::new()).map_err(|_| error)?;
+            let blob = link.to_str().ok().and_then(|link| link.rsplit(['/', '\\']).next());
+            let digest = blob.and_then(|blob| Digest::parse(&blob.replacen('-', ":", 1)));
+            let digest = digest.ok_or(io::ErrorKind::NotFound)?;
+            read(open_file(blobs, &digest.file_name())?)
+        }
+    }
+}
+
+/// A folder of the store; Ollama makes them for the first model.
+fn open_if_there(store: &OwnedFd, name: &str) -> io::Result<Option<OwnedFd>> {
+    match open_dir(store, name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
 /// Fails if the folders of the store can't be read.
 pub(super) fn check(dir: &Path) -> io::Result<()> {
     let store = open_store(dir)?;
-    for folder in ["manifests", "blobs"] {
-        match open_dir(&store, folder) {
-            // Ollama makes them for the first model.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-            Ok(folder) => Dir::read_from(&folder)?.next().transpose().map(drop)?,
+    for folder in ROOTS.into_iter().chain(["blobs"]) {
+        if let Some(folder) = open_if_there(&store, folder)? {
+            Dir::read_from(&folder)?.next().transpose().map(drop)?;
         }
     }
     Ok(())
@@ -59,45 +83,59 @@ pub(super) fn open_blob(dir: &Path, digest: &Digest) -> io::Result<(File, u64)> 
 }
 
 pub(super) fn read_catalog(dir: &Path) -> io::Result<Catalog> {
-    let mut catalog = Catalog::default();
     let store = open_store(dir)?;
-    let manifests = match open_dir(&store, "manifests") {
-        Ok(manifests) => manifests,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(catalog),
-        Err(error) => return Err(error),
-    };
-    let mut left = MOST_ENTRIES;
-    walk(&manifests, &mut Vec::new(), &mut left, &mut catalog);
-    Ok(catalog)
+    let Some(blobs) = open_if_there(&store, "blobs")? else { return Ok(Catalog::default()) };
+    let (catalog, left) = (Catalog::default(), MOST_ENTRIES);
+    let mut walk = Walk { root: "", blobs, way: Vec::new(), left, catalog };
+    for root in ROOTS {
+        if let Some(manifests) = open_if_there(&store, root)? {
+            walk.root = root;
+            walk.look(&manifests);
+        }
+    }
+    Ok(walk.catalog)
 }
 
-/// Reads what is four levels down. What can't be read isn't shared, and keeps nothing else from being
-/// so.
-fn walk(folder: &OwnedFd, way: &mut Vec<String>, left: &mut usize, catalog: &mut Catalog) {
-    let Ok(entries) = Dir::read_from(folder) else { return };
-    for entry in entries.flatten() {
-        let Ok(name) = entry.file_name().to_str() else { continue };
-        if name.starts_with('.') || *left == 0 || catalog.models() >= MOST_MODELS {
-            continue;
-        }
-        *left -= 1;
-        let is_file = entry.file_type() == FileType::RegularFile;
-        let may_be = |kind| entry.file_type() == kind || entry.file_type() == FileType::Unknown;
-        way.push(name.to_owned());
-        match (way.len(), Place::of(way)) {
-            (4, Some(place)) if may_be(FileType::RegularFile) => {
-                if let Ok(text) = open_file(folder, name).and_then(read) {
-                    catalog.add(place, &text);
-                }
+struct Walk {
+    root: &'static str,
+    blobs: OwnedFd,
+    way: Vec<String>,
+    left: usize,
+    catalog: Catalog,
+}
+
+impl Walk {
+    /// Reads what is four levels down. What can't be read isn't shared, and keeps nothing else from
+    /// being so.
+    fn look(&mut self, folder: &OwnedFd) {
+        let Ok(entries) = Dir::read_from(folder) else { return };
+        for entry in entries.flatten() {
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if name.starts_with('.') || self.left == 0 || self.catalog.models() >= MOST_MODELS {
+                continue;
             }
-            (1..4, _) if !is_file && may_be(FileType::Directory) => {
-                if let Ok(below) = open_dir(folder, name) {
-                    walk(&below, way, left, catalog);
+            self.left -= 1;
+            self.way.push(name.to_owned());
+            match (Place::of(self.root, &self.way), entry.file_type()) {
+                (Some(_), FileType::Directory) => {}
+                (Some(place), _) => {
+                    if let Ok(text) = read_named(&self.blobs, folder, name) {
+                        let blobs = &self.blobs;
+                        let of = |digest: &Digest| {
+                            read(open_file(blobs, &digest.file_name()).ok()?).ok()
+                        };
+                        self.catalog.add(place, &text, &of);
+                    }
                 }
+                (None, FileType::Directory | FileType::Unknown) => {
+                    if let Ok(below) = open_dir(folder, name) {
+                        self.look(&below);
+                    }
+                }
+                (None, _) => {}
             }
-            _ => {}
+            self.way.pop();
         }
-        way.pop();
     }
 }
 
@@ -111,10 +149,11 @@ fn read(file: File) -> io::Result<Vec<u8>> {
 }
 
 pub(super) fn read_manifest(dir: &Path, place: &Place) -> io::Result<Vec<u8>> {
-    let mut folder = open_dir(&open_store(dir)?, "manifests")?;
-    let [folders @ .., tag] = &place.0;
+    let store = open_store(dir)?;
+    let mut folder = open_dir(&store, place.root)?;
+    let [folders @ .., tag] = &place.way;
     for name in folders {
         folder = open_dir(&folder, name)?;
     }
-    read(open_file(&folder, tag)?)
+    read_named(&open_dir(&store, "blobs")?, &folder, tag)
 }

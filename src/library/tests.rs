@@ -162,7 +162,7 @@ fn nothing_leads_out_of_the_store() {
     symlink(outside.0.join("blobs"), store.0.join("blobs")).unwrap();
     store.manifest(A, &text);
     *lock(&library.read) = None;
-    assert!(library.origin(&digest(&secret)).is_some());
+    assert!(library.look().is_err());
     assert!(library.open(&digest(&secret)).is_none());
 }
 
@@ -199,6 +199,91 @@ fn manifests_of_nonsense_name_nothing() {
     let library = store.library();
     assert_eq!(library.origin(&digest(&named)), None);
     assert_eq!(Library::at(vec![store.0.join("nowhere")]).origin(&digest(&named)), None);
+}
+
+#[test]
+fn what_was_made_here_without_saying_of_what_is_told_apart_too() {
+    let store = Store::new();
+    let (config, layers) = (store.blob('0', b"0"), [store.blob('a', b"12345")]);
+    let text = manifest(&config, &layers.each_ref().map(|digest| layer(digest, 5, "")));
+    let path = store.manifest(A, &format!("{text}\n"));
+    let library = store.library();
+    let of = |library: &Library| {
+        *lock(&library.read) = None;
+        library.origin(&digest(&layers[0]))
+    };
+    assert_eq!(of(&library), Some(Origin::Made), "converted, or quantized");
+    fs::write(&path, &text).unwrap();
+    assert_eq!(of(&library), Some(Origin::Pulled));
+    fs::write(&path, format!("{{ \"layers\": [{}] }}\n", layer(&layers[0], 5, ""))).unwrap();
+    assert_eq!(of(&library), Some(Origin::Pulled), "a registry that writes lines");
+}
+
+#[test]
+fn a_manifest_keeps_all_but_the_paths() {
+    let layers = r#"{"mediaType":"t","digest":"d","size":1,"from":"/p","name":"a.b"}"#;
+    let text = format!(
+        r#"{{"schemaVersion":2,"mediaType":"m","config":{{"mediaType":"c","digest":"e","size":2}},"layers":[{layers}],"runner":"mlx"}}"#
+    );
+    for end in ["", "\n"] {
+        let told = manifests::without_paths(format!("{text}{end}").as_bytes()).unwrap();
+        let want = format!("{}{end}", text.replace(r#","from":"/p""#, ""));
+        assert_eq!(String::from_utf8(told).unwrap(), want);
+    }
+    for nonsense in ["", "1", "{}", r#"{"layers":1}"#, r#"{"manifests":[]}"#] {
+        assert_eq!(manifests::without_paths(nonsense.as_bytes()), None, "{nonsense}");
+    }
+    let odd = r#"{"layers":[{"from":1},2]}"#.as_bytes();
+    let told = manifests::without_paths(odd).unwrap();
+    assert!(
+        serde_json::from_slice::<serde_json::Value>(&told)
+            .is_ok_and(|it| it["layers"][0] == serde_json::json!({}))
+    );
+}
+
+#[test]
+fn newer_stores_have_links_to_manifests_among_their_blobs() {
+    let (store, outside) = (Store::new(), Store::new());
+    let (config, old) = (store.blob('0', b"0"), store.blob('a', b"12345"));
+    let [new, listed, within] = ['b', 'c', 'd'].map(|digit| store.blob(digit, b"12345"));
+    let of = |layers: &[&String]| {
+        manifest(&config, &layers.iter().map(|it| layer(it, 5, "")).collect::<Vec<_>>())
+    };
+    let link = |at: &str, to: &str| {
+        let path = store.0.join("manifests-v2").join(at);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        symlink(to, path).unwrap();
+    };
+    let name = |digest: &str| digest.replace(':', "-");
+    // The same name is older in the other folder.
+    store.manifest(A, &of(&[&old]));
+    let text = store.blob('1', of(&[&new]).as_bytes());
+    link(A, &format!("../../../../blobs/{}", name(&text)));
+    // One that lists another, and has one within.
+    let child = store.blob('2', of(&[&listed]).as_bytes());
+    let list = format!(
+        r#"{{"mediaType":"l","manifests":[{{"mediaType":"m","digest":"{child}"}},{}]}}"#,
+        of(&[&within])
+    );
+    let list = store.blob('3', list.as_bytes());
+    link("registry.ollama.ai/library/list/latest", &format!("/elsewhere/{}", name(&list)));
+    // Links to what is no blob of this store.
+    let secret = outside.blob('e', b"12345");
+    let text = outside.blob('4', of(&[&secret]).as_bytes());
+    link("h/n/outside/t", outside.0.join("blobs").join(name(&text)).to_str().unwrap());
+    let path = outside.manifest(A, &of(&[&secret]));
+    link("h/n/linked/t", path.to_str().unwrap());
+    link("h/n/nowhere/t", &name(&format!("sha256:{}", "f".repeat(64))));
+
+    let library = store.library();
+    for digest_of in [&old, &new, &listed, &within] {
+        assert_eq!(library.origin(&digest(digest_of)), Some(Origin::Pulled), "{digest_of}");
+    }
+    assert_eq!(library.origin(&digest(&secret)), None);
+    let of_name = |name: &str| library.manifest(&ModelName::parse(name).unwrap());
+    assert_eq!(of_name("a"), Some(of(&[&new]).into_bytes()));
+    assert_eq!(of_name("list"), None);
+    assert_eq!(library.look(), Ok(2));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use http::HeaderValue;
@@ -38,6 +38,8 @@ const EPHEMERAL_PORTS: u16 = 32768;
 /// Descriptors that a connection takes: its own and its upstream's. And those for all else.
 const DESCRIPTORS: u64 = 2;
 const SPARE_DESCRIPTORS: u64 = 64;
+/// How often a store of models that can't be read is looked for.
+const LIBRARY_LOOK: Duration = Duration::from_secs(60);
 /// Client connections of this process.
 static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
 /// Bytes of address space that a connection takes besides its thread's stack, and all else takes.
@@ -216,15 +218,25 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// The store of this machine's models; whether it can be read is logged.
+/// The store of this machine's models, which is looked for until it can be read: Ollama may come later.
 fn find_library(settings: &Settings) -> Arc<Library> {
-    let library = Arc::new(Library::find());
+    let library = Arc::new(Library::find(settings.ollama_url().port));
     if settings.share_models != ShareModels::Off {
-        let looked = Arc::clone(&library);
+        let weak = Arc::downgrade(&library);
         // Its disk may be slow.
-        let _ = system::spawn("library", move || match looked.look() {
-            Ok(models) => log::debug!("models to share count={models}"),
-            Err(reason) => log::warn!("{reason}"),
+        let _ = system::spawn("library", move || {
+            let mut told = None;
+            while let Some(looked) = weak.upgrade().map(|library| library.look()) {
+                match looked {
+                    Ok(models) => return log::debug!("models to share count={models}"),
+                    Err(reason) if told.as_ref() != Some(&reason) => {
+                        log::warn!("{reason}");
+                        told = Some(reason);
+                    }
+                    Err(_) => {}
+                }
+                std::thread::sleep(LIBRARY_LOOK);
+            }
         });
     }
     library

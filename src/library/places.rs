@@ -1,0 +1,117 @@
+//! Where Ollama keeps its models: where it is told to, or in one of its usual places.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::net::holders::holders;
+
+const VARIABLE: &str = "OLLAMA_MODELS";
+/// Below a home.
+const USUAL: &str = ".ollama/models";
+/// The service's home where Ollama's own installer has made it.
+const SERVICE: &str = "/usr/share/ollama";
+/// What systemd is told of Ollama's service on this machine.
+const UNIT: &str = "/etc/systemd/system/ollama.service";
+
+/// The folders that may be the store, the likeliest first. What this program or a running Ollama was
+/// told is the only one.
+pub(super) fn places(port: u16) -> Vec<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|it| !it.is_empty()).map(PathBuf::from);
+    if let Some(told) = set(VARIABLE).or_else(|| of_running(port)) {
+        return vec![told];
+    }
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let homes = [Some(SERVICE.into()), home_of_service(&users), set("HOME")];
+    let usual = homes.into_iter().flatten().map(|home: PathBuf| home.join(USUAL));
+    of_unit().into_iter().chain(usual).collect()
+}
+
+/// The store of the Ollama that has this port, where its environment may be read.
+fn of_running(port: u16) -> Option<PathBuf> {
+    let programs = holders(&[port]).into_iter().filter_map(|holder| holder.program);
+    programs.filter(|(name, _)| name.contains("ollama")).find_map(|(_, pid)| {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        let told = of_environment(&fs::read(process.join("environ")).ok()?)?;
+        // In a container the same path is another folder.
+        let number = |path: &Path| fs::metadata(path).map(|it| (it.dev(), it.ino())).ok();
+        let there = process.join("root").join(told.strip_prefix("/").ok()?);
+        (number(&told).is_some() && number(&told) == number(&there)).then_some(told)
+    })
+}
+
+fn of_environment(environment: &[u8]) -> Option<PathBuf> {
+    let value = |name: &str| {
+        let prefix = format!("{name}=");
+        let mut all = environment.split(|byte| *byte == 0);
+        let value = all.find_map(|one| one.strip_prefix(prefix.as_bytes()))?;
+        let path = PathBuf::from(OsString::from_vec(value.to_vec()));
+        Some(path).filter(|path| path.is_absolute())
+    };
+    value(VARIABLE).or_else(|| Some(value("HOME")?.join(USUAL)))
+}
+
+/// What the files of Ollama's service set, the last of them.
+fn of_unit() -> Option<PathBuf> {
+    let more = fs::read_dir(format!("{UNIT}.d")).into_iter().flatten().flatten();
+    let mut files: Vec<PathBuf> = more.map(|entry| entry.path()).collect();
+    files.retain(|file| file.extension().is_some_and(|end| end == "conf"));
+    files.sort();
+    files.insert(0, UNIT.into());
+    let texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
+    texts.filter_map(|text| of_settings(&text)).next_back()
+}
+
+fn of_settings(text: &str) -> Option<PathBuf> {
+    let lines = text.lines().filter_map(|line| line.trim().strip_prefix("Environment="));
+    let mut values = lines.filter_map(|line| {
+        let (before, value) = line.split_once("OLLAMA_MODELS=")?;
+        let quote = before.chars().last().filter(|last| matches!(last, '"' | '\''));
+        let is_end = |c: char| quote.map_or(c.is_whitespace(), |quote| c == quote);
+        value.split(is_end).next().map(PathBuf::from)
+    });
+    values.rfind(|path| path.is_absolute())
+}
+
+/// The home of the user that Ollama's service has, in the file of users.
+fn home_of_service(users: &str) -> Option<PathBuf> {
+    let user = users.lines().find(|line| line.starts_with("ollama:"))?;
+    user.split(':').nth(5).map(PathBuf::from).filter(|home| home.is_absolute())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_running_ollama_was_told() {
+        for (environment, want) in [
+            (&b"A=b\0OLLAMA_MODELS=/data/models\0HOME=/root\0"[..], Some("/data/models")),
+            (b"HOME=/home/me\0XOLLAMA_MODELS=/x\0", Some("/home/me/.ollama/models")),
+            (b"OLLAMA_MODELS=\0HOME=/h", Some("/h/.ollama/models")),
+            (b"OLLAMA_MODELS=models\0", None),
+            (b"", None),
+        ] {
+            assert_eq!(of_environment(environment), want.map(PathBuf::from));
+        }
+    }
+
+    #[test]
+    fn what_its_service_was_told() {
+        for (text, want) in [
+            ("[Service]\nEnvironment=\"OLLAMA_MODELS=/my data/m\" \"A=b\"\n", Some("/my data/m")),
+            ("Environment=A=b OLLAMA_MODELS=/data/m B=c", Some("/data/m")),
+            ("Environment='OLLAMA_MODELS=/a'\nEnvironment=OLLAMA_MODELS=/b", Some("/b")),
+            ("Environment=OLLAMA_MODELS=models", None),
+            ("#Environment=OLLAMA_MODELS=/a", None),
+            ("", None),
+        ] {
+            assert_eq!(of_settings(text), want.map(PathBuf::from), "{text}");
+        }
+        let users = "root:x:0:0:root:/root:/bin/bash\nollama:x:1:2::/var/lib/ollama:/bin/false\n";
+        assert_eq!(home_of_service(users), Some("/var/lib/ollama".into()));
+        assert_eq!(home_of_service("ollama2:x:1:2::/a:/b\nollama:x"), None);
+    }
+}
