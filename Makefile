@@ -101,6 +101,7 @@ TO = $(DESTDIR)$(PREFIX)
 SHARE = $(TO)/share
 OLLANA = target/release/ollana
 UNIT = $(TO)/lib/systemd/system/ollana.service
+GENERATOR = $(TO)/lib/systemd/system-generators/ollana
 
 install: build
 	install -D -m 755 $(OLLANA) $(TO)/bin/ollana
@@ -111,10 +112,11 @@ install: build
 	$(OLLANA) completions zsh > $(SHARE)/zsh/site-functions/_ollana
 	$(OLLANA) completions fish > $(SHARE)/fish/vendor_completions.d/ollana.fish
 	sed 's|@PREFIX@|$(PREFIX)|g' scripts/service/ollana.service > $(UNIT)
+	install -D -m 755 scripts/service/ollana.generator $(GENERATOR)
 	@[ -n "$(DESTDIR)" ] || echo "at every boot: systemctl daemon-reload && systemctl enable --now ollana"
 
 uninstall:
-	rm -f $(TO)/bin/ollana $(SHARE)/man/man1/ollana.1 $(UNIT) \
+	rm -f $(TO)/bin/ollana $(SHARE)/man/man1/ollana.1 $(UNIT) $(GENERATOR) \
 	    $(SHARE)/bash-completion/completions/ollana \
 	    $(SHARE)/zsh/site-functions/_ollana $(SHARE)/fish/vendor_completions.d/ollana.fish
 

@@ -31,6 +31,7 @@ install -D -m 644 scripts/service/ollana.default "$root/etc/default/ollana"
 install -d "$root/lib/systemd/system" "$share/bash-completion/completions" \
     "$share/zsh/vendor-completions" "$share/fish/vendor_completions.d"
 sed 's|@PREFIX@|/usr|g' scripts/service/ollana.service >"$root/lib/systemd/system/ollana.service"
+install -D -m 755 scripts/service/ollana.generator "$root/lib/systemd/system-generators/ollana"
 "$own" completions bash >"$share/bash-completion/completions/ollana"
 "$own" completions zsh >"$share/zsh/vendor-completions/_ollana"
 "$own" completions fish >"$share/fish/vendor_completions.d/ollana.fish"
@@ -79,11 +80,6 @@ cat >"$root/DEBIAN/postinst" <<'END'
 #!/bin/sh
 set -e
 if [ "$1" = configure ]; then
-    # It reads the models that an Ollama of the system has.
-    if grep -q '^ollama:' /etc/group; then
-        mkdir -p /etc/systemd/system/ollana.service.d
-        printf '[Service]\nSupplementaryGroups=ollama\n' >/etc/systemd/system/ollana.service.d/models.conf
-    fi
     deb-systemd-helper unmask ollana.service >/dev/null || true
     if deb-systemd-helper --quiet was-enabled ollana.service; then
         deb-systemd-helper enable ollana.service >/dev/null || true
@@ -107,9 +103,8 @@ END
 cat >"$root/DEBIAN/postrm" <<'END'
 #!/bin/sh
 set -e
-if [ "$1" = remove ]; then
-    rm -f /etc/systemd/system/ollana.service.d/models.conf
-    [ ! -d /run/systemd/system ] || systemctl --system daemon-reload >/dev/null || true
+if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
+    systemctl --system daemon-reload >/dev/null || true
 fi
 if [ "$1" = purge ]; then
     if command -v deb-systemd-helper >/dev/null; then

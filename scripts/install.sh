@@ -59,6 +59,8 @@ sysv) unit=/etc/init.d/ollana source=ollana.init mode=755 ;;
 *) unit='' source='' mode='' ;;
 esac
 
+generator=/etc/systemd/system-generators/ollana
+
 # Relative to the prefix.
 program=bin/ollana
 page=share/man/man1/ollana.1
@@ -96,14 +98,11 @@ make_user() {
     fi
 }
 
-# Lets the service read the models that an Ollama of the system has, if there is one.
+# Lets the service read the models that an Ollama of the system has, if there is one. Under systemd,
+# the generator does.
 join_ollama() {
     grep -q '^ollama:' /etc/group || return 0
     case $init in
-    systemd)
-        mkdir -p "$unit.d"
-        printf '[Service]\nSupplementaryGroups=ollama\n' >"$unit.d/models.conf"
-        ;;
     openrc | sysv)
         if command -v usermod >/dev/null; then
             usermod -a -G ollama ollana
@@ -189,6 +188,7 @@ install_all() {
             put 644 "$files/ollana.default" /etc/default/ollana
         fi
         case $init in
+        systemd) put 755 "$files/ollana.generator" "$generator" ;;
         openrc | sysv) make_user ;;
         launchd)
             mkdir -p /var/db/ollana /var/log/ollana
@@ -214,8 +214,7 @@ uninstall_all() {
     confirm
     if [ -n "$unit" ] && [ -e "$unit" ]; then
         stop_service
-        rm -f "$unit" "$unit.d/models.conf"
-        [ ! -d "$unit.d" ] || rmdir "$unit.d" 2>/dev/null || true
+        rm -f "$unit" "$generator"
         case $init in
         systemd) systemctl daemon-reload ;;
         sysv) if command -v update-rc.d >/dev/null; then update-rc.d ollana remove; fi ;;

@@ -228,6 +228,25 @@ fn a_daemon_that_cannot_start_says_so() {
     let _ = fs::remove_dir_all(dir);
 }
 
+/// The group of Ollama's service, while there is one: a unit with a group that is gone isn't started.
+#[test]
+fn the_service_is_in_the_group_of_an_ollama_that_is_there() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/service/ollana.generator");
+    for (groups, want) in [
+        ("root:x:0:\nollama:x:990:me\n", Some("[Service]\nSupplementaryGroups=ollama\n")),
+        ("root:x:0:\nnotollama:x:990:ollama\nollama2:x:1:\n", None),
+    ] {
+        let dir = folder("generator");
+        fs::write(dir.join("group"), groups).expect("a file of groups");
+        let mut command = Command::new("sh");
+        command.arg(script).arg(&dir).env("OLLANA_GROUPS", dir.join("group"));
+        assert!(command.status().expect("sh").success(), "{groups}");
+        let told = fs::read_to_string(dir.join("ollana.service.d/models.conf")).ok();
+        assert_eq!(told.as_deref(), want, "{groups}");
+        fs::remove_dir_all(dir).expect("it can go");
+    }
+}
+
 /// launchd isn't here; Python reads its file, and launchd.plist(5) knows the keys.
 #[test]
 fn the_property_list_is_launchds() {

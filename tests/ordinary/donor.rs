@@ -173,6 +173,49 @@ fn two_get_blobs_at_once_and_more_come_back() {
     assert!(rest == bytes, "other bytes");
 }
 
+/// The part of a file that is in the page cache.
+#[cfg(target_os = "linux")]
+fn cached(file: &fs::File) -> f64 {
+    use rustix::io::{ReadWriteFlags, preadv2};
+    use std::io::IoSliceMut;
+
+    let is_cached = |at: u64| {
+        let mut byte = [0];
+        let read = preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT);
+        read.is_ok_and(|n| n == 1)
+    };
+    let places: Vec<u64> = (0..SIZE as u64).step_by(64 << 10).collect();
+    places.iter().filter(|at| is_cached(**at)).count() as f64 / places.len() as f64
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_given_leaves_the_page_cache_to_others() {
+    use rustix::fs::{Advice, fadvise};
+
+    let (store, digest, bytes) = store();
+    let (_fake, process) = server(&store, "");
+    let path = store.0.join("blobs").join(digest.replace(':', "-"));
+    let file = fs::File::open(path).expect("a blob");
+    file.sync_all().expect("it is on the disk");
+    fadvise(&file, 0, None, Advice::DontNeed).expect("advice");
+    if cached(&file) > 0.1 {
+        println!("not tested: the files of this system are in memory");
+        return;
+    }
+    let target = format!("/ollana/blobs/{digest}");
+    let mut client = Client::connect(process.address());
+    // In parts, so that no more is under way at the end of one than the sockets take.
+    for (range, part) in [("0-10485759", 0..SIZE / 2), ("10485760-", SIZE / 2..SIZE)] {
+        let answer = ask(&mut client, "GET", &target, &format!("Range: bytes={range}"));
+        assert!(answer.body == bytes[part], "other bytes");
+    }
+    // The end of it may have been in the socket still.
+    let answer = ask(&mut client, "GET", &target, "Range: bytes=0-");
+    assert!(answer.body == bytes, "other bytes");
+    assert!(cached(&file) < 0.5, "{} of it is in the page cache", cached(&file));
+}
+
 #[test]
 fn a_machine_that_stops_does_not_wait_for_those_who_get_blobs() {
     let (store, digest, _) = store();

@@ -204,7 +204,8 @@ impl Exchange<'_> {
                 self.context.presence.counters().transfers.sources.given.add(n);
                 at += n;
             }
-            advise(file, stride, Advice::DontNeed);
+            // From the beginning: what the socket still had a moment ago couldn't be dropped.
+            advise(file, bytes.start..at, Advice::DontNeed);
         }
         socket::limit_unacknowledged(stream.socket(), UNACKNOWLEDGED)
     }
