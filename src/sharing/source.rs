@@ -24,6 +24,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How often it is looked whether neighbours were found, for so long from the beginning.
 const SOON: Duration = Duration::from_millis(50);
 const EARLY: Duration = Duration::from_secs(2);
+/// A donor that fails so often in the middle is left.
+const FAILURES: usize = 3;
 /// A donor that brings less than `LEAST` bytes in this time of waiting for it is left: the registry is
 /// hardly slower.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -96,6 +98,7 @@ impl Sharing {
             only,
             work,
             asked: Vec::new(),
+            failed: Vec::new(),
             left: Vec::new(),
             at: 0,
         };
@@ -116,7 +119,9 @@ struct Seeker {
     work: Work,
     /// Whom it has asked, and when last.
     asked: Vec<(SocketAddr, Instant)>,
-    /// Donors that brought nothing, or too little.
+    /// Donors that failed in the middle, once for each time.
+    failed: Vec<SocketAddr>,
+    /// Donors that brought nothing, or too little, or failed too often.
     left: Vec<SocketAddr>,
     /// Bytes that have been passed on.
     at: u64,
@@ -154,7 +159,9 @@ impl Seeker {
             };
             let Neighbour { name, address } = donor.neighbour;
             log::warn!("donor failed name={name:?} at={} reason={reason:?}", self.at);
-            if is_slow || self.at == before {
+            self.failed.push(address);
+            let failures = self.failed.iter().filter(|failed| **failed == address).count();
+            if is_slow || self.at == before || failures >= FAILURES {
                 self.left.push(address);
             }
             self.asked.clear();

@@ -186,6 +186,18 @@ fn too_few_bytes_come_where_nobody_is_left() {
     assert_eq!(lock(&dies.gets).len(), 2, "once more, where it had stopped");
 }
 
+/// A machine that gives a little of it each time could keep a pull for ever.
+#[test]
+fn a_donor_that_dies_again_and_again_is_left() {
+    let drops = machine("drops", 1_000_000, |stream, at| {
+        let _ = stream.write_all(&bytes(at as usize + 1000)[at as usize..]);
+    });
+    let (sharing, _) = house(&[&drops]);
+    let source = sharing.seek(blob(1_000_000), None).unwrap().found_within(PATIENCE).unwrap();
+    assert_eq!(read(&source).len(), 3000);
+    assert_eq!(lock(&drops.gets)[..], [0, 1000, 2000]);
+}
+
 #[test]
 fn a_pause_is_waited_for() {
     let slow = machine("slow", 300_000, |stream, _| {
