@@ -22,6 +22,7 @@ clean_up() {
             [ ! -s "$log" ] || { echo "--- last lines of ${log##*/}" && tail -n 25 "$log" | tr -cd '[:print:]\n' | cut -c1-300; }
         done
     fi
+    umount "$work"/*/models 2>/dev/null || true # where a check was interrupted that gave it a disk
     rm -rf "$work"
     exit "$status"
 }
