@@ -268,6 +268,7 @@ fn the_bytes_of_pulls_are_counted_by_source() {
         let pull = &seen["transfers"][0];
         assert_eq!((&pull["from"], &pull["names_layers"]), (&json!("desk?"), &json!(true)));
         assert_eq!(pull["is_here"], way == Way::OneHop);
+        assert_eq!(pull["name"], "llama3.2:1b");
         let (registry, servers) = match way {
             Way::OneHop => (500, json!([{ "name": "desk?", "bytes": 2500 }])),
             _ => (0, json!([])),

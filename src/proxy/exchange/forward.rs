@@ -71,7 +71,7 @@ impl<'a> Exchange<'a> {
         mut body: RequestBody<'a>,
         mut wanted: Wanted,
     ) -> Result<End, OwnAnswer> {
-        let underway = self.show_progress(&wanted);
+        let underway = self.show_progress(&wanted, &body);
         if self.endpoint.is_upload() {
             body.transfer = underway.as_ref().map(|underway| Arc::clone(underway));
         }

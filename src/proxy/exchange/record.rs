@@ -8,6 +8,8 @@ use crate::http::head::Framing;
 use crate::http::target::split_query;
 use crate::manager::Lease;
 use crate::manager::pool::{Outcome, Wanted};
+use crate::ollama::{model_name::ModelName, subject};
+use crate::proxy::request_body::RequestBody;
 
 /// Characters of a method and of a path that are logged.
 const LOGGED_METHOD: usize = 20;
@@ -19,7 +21,11 @@ impl Exchange<'_> {
     }
 
     /// Shows how far a pull, a push, a create or an upload has come, until the result is dropped.
-    pub(super) fn show_progress(&self, wanted: &Wanted) -> Option<TransferGuard> {
+    pub(super) fn show_progress(
+        &self,
+        wanted: &Wanted,
+        body: &RequestBody<'_>,
+    ) -> Option<TransferGuard> {
         let kind = self.endpoint.progress?;
         let is_upload = self.endpoint.is_upload();
         let digest = self.path().rsplit('/').next();
@@ -28,9 +34,12 @@ impl Exchange<'_> {
             Framing::Length(length) if is_upload => length,
             _ => 0,
         };
-        let model = wanted.model.as_ref().map(|model| model.as_str()).filter(|_| name.is_empty());
+        // Where there is one Ollama, only the bodies of pulls were received before.
+        let seen =
+            || subject::subject(&body.kept.bytes).model.as_deref().and_then(ModelName::parse);
+        let model = wanted.model.clone().or_else(seen).filter(|_| name.is_empty());
         let transfers = &self.context.presence.counters().transfers;
-        Some(transfers.begin(kind, model.unwrap_or(name), total))
+        Some(transfers.begin(kind, model.as_ref().map_or(name, |model| model.as_str()), total))
     }
 
     /// Adds to a counter of the backend, and to the same one of all backends.

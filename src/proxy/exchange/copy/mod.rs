@@ -105,7 +105,7 @@ impl<'a> Exchange<'a> {
         let asked = pull::copy_asked(&body.kept.bytes).filter(|_| body.is_done());
         let (model, streams) = asked.ok_or_else(|| refused(400, "invalid model name"))?;
         let wanted = Wanted { model: ModelName::parse(&model), ..wanted.clone() };
-        let transfer = self.show_progress(&wanted);
+        let transfer = self.show_progress(&wanted, &body);
         if let Some(transfer) = &transfer {
             transfer.goes_to(&lease.pick.name, true);
         }

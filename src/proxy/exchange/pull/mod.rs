@@ -71,13 +71,17 @@ impl<'a> Exchange<'a> {
         let from = self.head.fields.get(FROM_FIELD).and_then(|from| from.to_str().ok());
         let from = from.unwrap_or("any");
         let is_coded = self.head.fields.contains_key(CONTENT_ENCODING);
-        if !is_pull || !may_be_here || is_coded || from.eq_ignore_ascii_case("internet") {
+        if !is_pull || !may_be_here || is_coded {
             return Ok(None);
         }
-        // By the time a layer is under way, it is known who is there.
-        self.context.sharing.look();
+        let asks = !from.eq_ignore_ascii_case("internet");
+        if asks {
+            // By the time a layer is under way, it is known who is there.
+            self.context.sharing.look();
+        }
         self.fetch_all(body)?;
-        let whole = Some(&body.kept.bytes).filter(|_| body.is_done() && body.kept.is_whole);
+        let is_whole = body.is_done() && body.kept.is_whole;
+        let whole = Some(&body.kept.bytes).filter(|_| asks && is_whole);
         let Some((lines, wants_one)) = whole.and_then(|whole| pull::in_lines(whole)) else {
             return Ok(None);
         };
