@@ -9,6 +9,7 @@ mod metrics;
 
 use std::time::{Duration, Instant};
 
+use crate::access::permissions::ShareModels;
 use crate::counters::Counters;
 use crate::manager::pool::{ServerNow, State};
 use crate::manager::{About, Snapshot};
@@ -88,6 +89,9 @@ impl View<'_> {
         if let Some((old, new)) = version_skew(servers) {
             warnings.push(format!("Ollama's versions differ: {old} to {new}"));
         }
+        let shares = self.about.share_models != ShareModels::Off;
+        let library = self.about.library.as_ref().filter(|_| shares);
+        warnings.extend(library.and_then(|library| library.problem()));
         warnings.extend(self.advice.clone());
         warnings
     }

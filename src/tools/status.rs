@@ -61,7 +61,7 @@ fn lines(json: &Value, style: Style) -> Vec<String> {
     for transfer in list(json, "transfers") {
         say(&word(transfer, "kind"), progress(transfer), Tone::Plain);
     }
-    if let Some(told) = sharing(&json["shared"]) {
+    if let Some(told) = sharing(json) {
         say("sharing", told, Tone::Plain);
     }
     let machine = &json["machine"];
@@ -231,11 +231,20 @@ fn source(transfer: &Value) -> String {
     }
 }
 
-/// What did not have to be downloaded; nothing if there is nothing to tell.
-fn sharing(shared: &Value) -> Option<String> {
+/// Who gets this machine's models, and what did not have to be downloaded; nothing if there is
+/// nothing to tell.
+fn sharing(json: &Value) -> Option<String> {
+    let (whom, shared) = (&json["machine"]["share_models"], &json["shared"]);
     let [saved, given] = ["saved_in_house", "given"].map(|of| number(shared, of));
+    let whom = match word(whom, "with").as_str() {
+        "" => None,
+        "off" => Some("no models (--share-models off)".to_owned()),
+        _ if !whom["problem"].is_null() => Some("no models, see the warning".to_owned()),
+        "paired" => Some("models with paired machines".to_owned()),
+        _ => Some("models with other machines".to_owned()),
+    };
     let tell = |n: f64, what| (n > 0.0).then(|| format!("{} {what}", bytes(n)));
-    let told = [tell(saved, "not downloaded again"), tell(given, "given to other machines")];
+    let told = [whom, tell(saved, "not downloaded again"), tell(given, "given to others")];
     let told: Vec<String> = told.into_iter().flatten().collect();
     (!told.is_empty()).then(|| told.join(", "))
 }
@@ -251,7 +260,7 @@ mod tests {
             "version": 1,
             "machine": {"name": "laptop", "mode": "client", "uptime_s": 7800,
                 "listen": ["127.0.0.1:11434", "[::1]:11434"], "discovery": "to port 11436/udp",
-                "keys": 1, "unpaired": true},
+                "keys": 1, "unpaired": true, "share_models": {"with": "on", "problem": null}},
             "limits": {"connections": [{"now": 4, "max": 2048, "max_per_source": 1024}]},
             "queue": {"length": 3, "longest_wait_s": 4.2},
             "servers": [
@@ -290,7 +299,8 @@ away       attic since 2 h 10 m ago, with 12 models
 queue      3 waiting, the longest for 4 s
 pull       llama3.3:70b on desktop: 42 % of 38 GB, from nas, 112 MB/s, 3 min
     left
-sharing    41 GB not downloaded again, 12 GB given to other machines
+sharing    models with other machines, 41 GB not downloaded again, 12 GB given
+    to others
 this       laptop, client for 2 h 10 m
 listens on 127.0.0.1:11434 [::1]:11434
 discovery  to port 11436/udp
@@ -354,6 +364,22 @@ warning    nas is down: connection refused";
             "is_here": true, "done": 50e6,
             "total": 100e6, "bytes_per_s": 5e6, "names_layers": true});
         assert_eq!(progress(&create), "m on this machine: 50 % of 100 MB, 5.0 MB/s");
+    }
+
+    #[test]
+    fn it_says_who_gets_the_models() {
+        for (with, problem, given, want) in [
+            (json!(null), json!(null), 0.0, None),
+            (json!("on"), json!(null), 0.0, Some("models with other machines")),
+            (json!("paired"), json!(null), 0.0, Some("models with paired machines")),
+            (json!("off"), json!("x"), 0.0, Some("no models (--share-models off)")),
+            (json!("on"), json!("x"), 0.0, Some("no models, see the warning")),
+            (json!(null), json!(null), 2e9, Some("2.0 GB given to others")),
+        ] {
+            let state = json!({"machine": {"share_models": {"with": with, "problem": problem}},
+                "shared": {"given": given}});
+            assert_eq!(sharing(&state).as_deref(), want, "{state}");
+        }
     }
 
     #[test]

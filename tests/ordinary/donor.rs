@@ -316,3 +316,26 @@ fn whatever_is_asked_for_is_the_blob_or_nothing() {
         }
     }
 }
+
+/// `/ollana/status` says who gets the models, and warns where nobody can.
+#[test]
+fn status_says_who_gets_the_models() {
+    let (store, ..) = store();
+    fs::rename(store.0.join("manifests"), store.0.join("elsewhere")).expect("moved");
+    fs::write(store.0.join("manifests"), "no folder").expect("a file");
+    for (more, whom, warns) in [
+        ("", "on", true),
+        ("--share-models paired", "paired", true),
+        ("--share-models off", "off", false),
+    ] {
+        let (_fake, process) = server(&store, more);
+        let mut client = Client::connect(process.address());
+        let state = eventually("the warning", || {
+            let state = client.get("/ollana/status").json();
+            let warnings = state["warnings"].to_string();
+            let says = warnings.contains("can't be read") && warnings.contains("let the user");
+            (says == warns).then_some(state)
+        });
+        assert_eq!(state["machine"]["share_models"]["with"], whom);
+    }
+}
