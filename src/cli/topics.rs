@@ -216,6 +216,7 @@ its plan, which cloud models need.
     prose("trouble", include_str!("help/trouble.txt")),
     prose("both", include_str!("help/both.txt")),
     prose("models", include_str!("help/models.txt")),
+    prose("sharing", include_str!("help/sharing.txt")),
 ];
 
 pub(crate) fn options() -> impl Iterator<Item = &'static OptionSpec> {
