@@ -13,6 +13,7 @@ use super::{daemon, screen};
 use crate::cli::Tool;
 use crate::config::SERVER_PORT;
 use crate::manager::pool::State;
+use crate::net::untrusted_text::printable_whole;
 
 /// Between two requests for the state, with `--watch`.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -71,8 +72,8 @@ fn lines(json: &Value, style: Style) -> Vec<String> {
     say("discovery", word(machine, "discovery"), Tone::Plain);
     say("clients", connections(json), Tone::Plain);
     say("keys", keys(machine), Tone::Plain);
-    for warning in words(json, "warnings") {
-        say("warning", warning, Tone::Bad);
+    for warning in list(json, "warnings").iter().filter_map(Value::as_str) {
+        say("warning", printable_whole(warning), Tone::Bad);
     }
     out
 }
@@ -202,15 +203,17 @@ fn connections(json: &Value) -> String {
 
 fn progress(transfer: &Value) -> String {
     let done = number(transfer, "done");
-    let rate = bytes(number(transfer, "bytes_per_s"));
+    // Of the first moment, nothing can be said.
+    let rate = figure(transfer, "bytes_per_s").filter(|rate| *rate > 0.0);
+    let rate = rate.map_or(String::new(), |rate| format!(", {}/s", bytes(rate)));
     let far = match figure(transfer, "total") {
         Some(total) => {
             let percent = (done / total.max(1.0) * 100.0).floor();
             let left =
                 figure(transfer, "left_s").map_or(String::new(), |s| format!(", {}", left(s)));
-            format!("{percent:.0} % of {}{}, {rate}/s{left}", bytes(total), source(transfer))
+            format!("{percent:.0} % of {}{}{rate}{left}", bytes(total), source(transfer))
         }
-        None if done > 0.0 => format!("{}, {rate}/s", bytes(done)),
+        None if done > 0.0 => format!("{}{rate}", bytes(done)),
         None => word(transfer, "state"),
     };
     let server = match transfer["is_here"] == true {
@@ -324,12 +327,14 @@ warning    nas is down: connection refused";
                     "ollama": &long, "models": models})
             })
             .collect();
-        json["warnings"] = json!([long, "y ".repeat(200)]);
+        json["warnings"] = json!([long, "y ".repeat(200) + "end"]);
         for (width_, is_coloured) in [(80, false), (60, false), (200, false)] {
             for line in lines(&json, Style { width: width_, is_coloured }) {
                 assert!(width(&line) <= width_, "{line}");
             }
         }
+        let style = Style { width: 80, is_coloured: false };
+        assert!(lines(&json, style).last().is_some_and(|line| line.ends_with("y end")));
         let names: Vec<String> = (0..9).map(|n| format!("model{n}")).collect();
         assert_eq!(fit_list("loaded: ", &names, 40), "loaded: model0, model1, and 7 more");
     }
@@ -339,7 +344,7 @@ warning    nas is down: connection refused";
         let mut pull = json!({"kind": "pull", "name": "m", "server": "nas", "done": 0,
             "total": 100e6, "bytes_per_s": 0, "left_s": null});
         for (names_layers, bytes_per_s, left, want) in [
-            (json!(true), 0, json!(null), "m on nas: 0 % of 100 MB, from the registry, 0 B/s"),
+            (json!(true), 0, json!(null), "m on nas: 0 % of 100 MB, from the registry"),
             (
                 json!(true),
                 1_000_000,
@@ -353,7 +358,7 @@ warning    nas is down: connection refused";
                 "m on nas: 0 % of 100 MB, from the registry (this kind of model can't be shared), 2.0 MB/s, 50 s left",
             ),
             // An ollana of before.
-            (json!(null), 0, json!(null), "m on nas: 0 % of 100 MB, 0 B/s"),
+            (json!(null), 0, json!(null), "m on nas: 0 % of 100 MB"),
         ] {
             pull["names_layers"] = names_layers;
             pull["bytes_per_s"] = bytes_per_s.into();
