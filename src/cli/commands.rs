@@ -110,11 +110,11 @@ pub(crate) const COMMANDS: &[CommandSpec] = &[
     command("models", Tool(Models), "which server has which model, and how fast",
         "Asks the ollana that runs on this machine, at --listen if that is given.",
         &[JSON], RUNNING),
-    command("pull MODEL", Tool(Pull), "download a model, from the LAN what is there",
-        "Its name and its content are what the registry says; bytes that a server of the LAN has \
-         come from there. MODEL@SERVER puts it on that server. It goes on where an earlier pull \
-         ended. The ollana that runs on this machine does it, at --listen if that is given. Exit \
-         code 1: it failed.",
+    command("pull MODEL", Tool(Pull), "download a model; what the LAN has comes from there",
+        "The registry says what belongs to the name; layers that a machine of the LAN has come \
+         from there (ollana help sharing). MODEL@SERVER puts it on that server. It goes on where an \
+         earlier pull ended. The ollana that runs on this machine does it, at --listen if that is \
+         given. Exit code 1: it failed.",
         &[Switch {
             name: "from",
             value: "internet|any|SERVER",

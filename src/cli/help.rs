@@ -19,7 +19,7 @@ pub(super) fn overview() -> String {
     );
     for command in COMMANDS {
         let about = match command.action {
-            Action::Help => format!("about a command, {}", topics().join(", ")),
+            Action::Help => format!("on a command, {}", topics().join(", ")),
             _ => command.about.to_owned(),
         };
         entry(&mut page, command.usage, &about);
