@@ -58,6 +58,7 @@
 //! | `resolver`, up to 16 | a name that is looked up | the name server |
 //! | `detection`, at the start | nothing | the local Ollama's answer |
 //! | `seeker`, `putter`, one each per layer | a layer from the LAN, on its way into Ollama | both ends, or its queue |
+//! | `registry`, one per copy | a manifest, for the own Ollama | a connection, or the copy's end |
 //! | `asker`, up to 32 per seeker | a question to one machine | its answer, 2 s |
 //! | `scan` | one look around for a server's pulls | `poll`, 1.2 s |
 //! | `discovery` (client) | a UDP socket per interface | `poll` |

@@ -93,6 +93,13 @@ pub(crate) fn error(line: &[u8]) -> Option<String> {
     line.get("error")?.as_str().map(str::to_owned)
 }
 
+/// What a person can do whose pull doesn't reach the registry: who has the model, and how to copy it to
+/// the machine that pulls, which has to be named where it is another one.
+pub(crate) fn advice(model: &str, holder: &str, target: Option<&str>) -> String {
+    let target = target.map(|target| format!(" {target}")).unwrap_or_default();
+    format!("the registry can't be reached; {holder} has it: ollana cp {model}@{holder}{target}")
+}
+
 /// The model that a copy is asked for, and whether its answer is wanted in lines. What is behind an at
 /// sign isn't part of the name.
 pub(crate) fn copy_asked(body: &[u8]) -> Option<(String, bool)> {

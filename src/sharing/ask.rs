@@ -36,6 +36,22 @@ pub(super) fn all(sharing: &Sharing, blob: &Blob, neighbours: &[Neighbour]) -> R
     answers
 }
 
+/// The first of the neighbours, of up to [`AT_ONCE`], that has something at this path.
+pub(super) fn first(sharing: &Sharing, target: &str, all: &[Neighbour]) -> Option<Neighbour> {
+    let (yes, answers) = bounded(AT_ONCE);
+    for neighbour in all.iter().take(AT_ONCE).cloned() {
+        let (sharing, target, yes) = (sharing.clone(), target.to_owned(), yes.clone());
+        let _ = system::spawn("asker", move || {
+            if Asker::new(&sharing).has(&neighbour, &target) {
+                let _ = yes.send(neighbour);
+            }
+            exchange_io::with(ExchangeIo::end);
+        });
+    }
+    drop(yes);
+    answers.recv_timeout(2 * TIME).ok()
+}
+
 /// One thread's way to its neighbours.
 pub(super) struct Asker {
     upstream: Upstream,
@@ -54,12 +70,8 @@ impl Asker {
         blob: &Blob,
         at: u64,
     ) -> Result<Box<dyn Read>, String> {
-        self.upstream.begin(Attempt { is_lan: true, connect: Some(TIME), ..Attempt::default() });
-        exchange_io::with(|io| io.look_until = Some(Instant::now() + 2 * TIME));
-        let mut request = Request::new(());
-        *request.uri_mut() =
-            build_uri(neighbour.address, "", &format!("/ollana/blobs/{}", blob.digest))?;
-        *request.method_mut() = method;
+        let mut request =
+            self.begin(method, neighbour, &format!("/ollana/blobs/{}", blob.digest))?;
         if at > 0 {
             let range =
                 HeaderValue::from_str(&format!("bytes={at}-")).map_err(|e| e.to_string())?;
@@ -75,6 +87,26 @@ impl Asker {
             true => Ok(Box::new(answer.into_body().into_reader())),
             false => Err("has another blob of this name".to_owned()),
         }
+    }
+
+    fn has(&self, neighbour: &Neighbour, target: &str) -> bool {
+        let request = self.begin(Method::HEAD, neighbour, target);
+        let answer = request.and_then(|request| self.upstream.send(request, None));
+        answer.is_ok_and(|answer| answer.status() == StatusCode::OK)
+    }
+
+    fn begin(
+        &self,
+        method: Method,
+        neighbour: &Neighbour,
+        target: &str,
+    ) -> Result<Request<()>, String> {
+        self.upstream.begin(Attempt { is_lan: true, connect: Some(TIME), ..Attempt::default() });
+        exchange_io::with(|io| io.look_until = Some(Instant::now() + 2 * TIME));
+        let mut request = Request::new(());
+        *request.uri_mut() = build_uri(neighbour.address, "", target)?;
+        *request.method_mut() = method;
+        Ok(request)
     }
 }
 

@@ -22,11 +22,12 @@ use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 
 use crate::config::Timing;
+use crate::http::target::percent_encode;
 use crate::pairing::keyring::Keyring;
 use crate::system::parse_hex;
 
@@ -39,6 +40,9 @@ const MOST: usize = 16;
 
 /// How often threads that wait look whether their work is still wanted.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// So long neighbours may take to be found where somebody waits for them.
+const NOTICE: Duration = Duration::from_secs(1);
 
 /// A machine that may have what this one lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +116,17 @@ impl Sharing {
     /// Who can be asked; see [`Neighbours::look`].
     pub(crate) fn look(&self) -> Vec<Neighbour> {
         self.neighbours.look()
+    }
+
+    /// A neighbour of which this machine can copy a model, if one says so soon.
+    pub(crate) fn who_gives(&self, model: &str) -> Option<Neighbour> {
+        let until = Instant::now() + NOTICE;
+        let mut all = self.look();
+        while all.is_empty() && Instant::now() < until {
+            std::thread::sleep(LOOK);
+            all = self.look();
+        }
+        ask::first(self, &format!("/ollana/manifests/{}", percent_encode(model)), &all)
     }
 
     /// A copy of a model begins.

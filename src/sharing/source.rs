@@ -242,7 +242,8 @@ impl Seeker {
             }
             self.at += filled as u64;
             if waited >= PATIENCE {
-                if got < LEAST {
+                // Where only one will do, slow is better than nothing.
+                if got < LEAST && self.only.is_none() {
                     return Ended::Left { reason: "is too slow".to_owned(), is_slow: true };
                 }
                 (waited, got) = (Duration::ZERO, 0);

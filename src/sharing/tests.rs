@@ -228,6 +228,22 @@ fn it_is_asked_again_until_somebody_has_it() {
     assert!(lock(&unmeant.gets).is_empty() && lock(&other.gets).is_empty());
 }
 
+#[test]
+fn the_only_one_may_be_slow() {
+    let size = 240_000;
+    let slow = machine("slow", size as u64, move |stream, at| {
+        for piece in bytes(size)[at as usize..].chunks(10_000) {
+            thread::sleep(Duration::from_millis(460));
+            let _ = stream.write_all(piece);
+        }
+    });
+    let (sharing, _) = house(&[&slow]);
+    let only = Some("slow".to_owned());
+    let source = sharing.seek(blob(size), only).unwrap().found_within(PATIENCE).unwrap();
+    assert!(read(&source) == bytes(size), "other bytes");
+    assert_eq!(lock(&slow.gets).len(), 1, "it wasn't left");
+}
+
 /// Whether it is dropped before or behind the first byte, the donor sees that at once.
 #[test]
 fn what_nobody_wants_ends_at_once() {

@@ -18,7 +18,7 @@ use crate::config::Settings;
 use crate::http::fields::{FROM_FIELD, SERVER_FIELD};
 use crate::ollama::errors::tells_unreached_registry;
 use crate::ollama::model_name::ModelName;
-use crate::ollama::pull::split_server;
+use crate::ollama::pull::{advice, split_server};
 use crate::upstream;
 
 /// A line of an answer; Ollama's have two hundred bytes.
@@ -63,13 +63,12 @@ fn pull(settings: &Settings, model: &str, from: &str) -> Result<(), String> {
         .then(|| holder(settings, model, failed.server.as_deref()))
         .flatten();
     Err(match holder {
-        Some(command) => format!("the registry can't be reached; {command} ({})", failed.reason),
+        Some(advice) => format!("{advice} ({})", failed.reason),
         None => failed.reason,
     })
 }
 
-/// Who of the house has a model that the registry doesn't give, and what to do: `desktop has it: ollana
-/// cp llama3.2@desktop`.
+/// Who of the house has a model that the registry doesn't give, and what to do.
 fn holder(settings: &Settings, model: &str, target: Option<&str>) -> Option<String> {
     let plain = split_server(model).map_or(model, |(model, _)| model);
     let wanted = ModelName::parse(plain)?;
@@ -88,8 +87,8 @@ fn holder(settings: &Settings, model: &str, target: Option<&str>) -> Option<Stri
     };
     let holder = called(list(&state, "servers").iter().find(has)?);
     let place = target.filter(|target| !target.eq_ignore_ascii_case(&machine));
-    let place = place.map(|target| format!(" {}", clean(target))).unwrap_or_default();
-    Some(format!("{holder} has it: ollana cp {}@{holder}{place}", clean(plain)))
+    let place = place.map(clean);
+    Some(advice(&clean(plain), &holder, place.as_deref()))
 }
 
 /// Why a pull failed.
@@ -100,8 +99,9 @@ pub(super) struct Failed {
 }
 
 impl Failed {
+    /// Whether the registry wasn't reached, and nobody has said yet who has the model.
     fn is_unreached_registry(&self) -> bool {
-        tells_unreached_registry(&self.reason)
+        tells_unreached_registry(&self.reason) && !self.reason.contains("ollana cp ")
     }
 }
 

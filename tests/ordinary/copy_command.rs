@@ -146,6 +146,27 @@ fn a_model_comes_to_this_machine() {
 }
 
 #[test]
+fn who_pulls_without_the_internet_hears_who_has_the_model() {
+    let house = House::new();
+    let body = r#"{"model":"alpha:1b"}"#;
+    let pull = |address, body: &str| Client::connect(address).post("/api/pull", body).text();
+    let text = pull(house.target.address(), body);
+    let want = "the registry can't be reached; 127.0.0.1 has it: ollana cp alpha:1b@127.0.0.1 (";
+    assert!(text.lines().last().is_some_and(|last| last.contains(want)), "{text}");
+    assert!(text.contains("dial tcp"), "and what Ollama says: {text}");
+    let text = pull(house.target.address(), r#"{"model":"alpha:1b","stream":false}"#);
+    assert!(text.contains(want), "{text}");
+    for other in [r#"{"model":"gamma"}"#, r#"{"model":"hf.co/a/b"}"#] {
+        let text = pull(house.target.address(), other);
+        assert!(text.contains("dial tcp") && !text.contains("ollana cp"), "{text}");
+    }
+    let words = format!("pull alpha:1b --listen {}", house.target.address());
+    let (_, errors, code) = ollana(&words);
+    assert_eq!(code, 1);
+    assert_eq!(errors.matches("ollana cp").count(), 1, "{errors}");
+}
+
+#[test]
 fn what_can_not_be_copied_is_said() {
     let house = House::new();
     let (client, target) = (house.client.address(), house.target.address());

@@ -11,6 +11,8 @@ use super::{Plan, has_lines};
 use crate::counters::{FROM, TransferGuard};
 use crate::manager::Lease;
 use crate::manager::pool::Wanted;
+use crate::net::untrusted_text::printable;
+use crate::ollama::errors;
 use crate::ollama::pull::{self, Progress};
 use crate::sharing::{Blob, Put, Seek};
 use crate::system::files::free_space;
@@ -212,6 +214,7 @@ impl<'b, 'a> Lines<'b, 'a> {
                 return Ok(false);
             }
             None => {
+                let line = self.advised(&line).unwrap_or(line);
                 self.ready.extend_from_slice(&line);
                 if self.seen.len() < MOST_SEEN {
                     self.seen.push(line);
@@ -219,6 +222,20 @@ impl<'b, 'a> Lines<'b, 'a> {
             }
         }
         Ok(true)
+    }
+
+    /// The error of a pull that doesn't reach the registry, with what to do where a neighbour gives the
+    /// model.
+    fn advised(&self, line: &[u8]) -> Option<Vec<u8>> {
+        let reason = pull::error(line).filter(|_| self.lease.pick.is_local)?;
+        let is_meant = errors::tells_unreached_registry(&reason);
+        let (model, _) = pull::copy_asked(&self.plan.body).filter(|_| is_meant)?;
+        let context = self.exchange.context;
+        let holder = context.sharing.who_gives(&model)?;
+        let is_own = self.exchange.connection.is_own();
+        let target = Some(context.machine.as_str()).filter(|_| !is_own);
+        let advice = pull::advice(&model, &printable(&holder.name), target);
+        Some(format!("{}\n", json!({ "error": format!("{advice} ({reason})") })).into_bytes())
     }
 
     /// Whether it is the end of the pull that we have ended, which the new one has met.
