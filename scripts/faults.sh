@@ -65,6 +65,10 @@ SIGTERM while Ollama is waited for at boot|a_machine_that_boots_and_stops_starts
 100 changes of role: no thread, no descriptor|a_hundred_changes_of_role_leave_nothing_behind|changes of role
 an Ollama that comes and goes: the same|an_ollama_that_comes_and_goes_leaves_nothing_behind|to the other role
 a start that fails half-way: ports are free|a_start_that_fails_half_way_gives_everything_back|
+a donor dies or crawls: the next, or the registry|the_next_neighbour_goes_on_where_one_died,where_nobody_is_left_the_registry_goes_on,a_neighbour_that_is_too_slow_is_left|
+a donor lies, or Ollama refuses: the registry|wrong_bytes_are_left_to_the_registry,an_ollama_that_does_not_take_it_gets_it_from_the_registry|
+the client of a pull leaves: both sides closed|a_client_that_leaves_ends_both_sides|client leaves a pull
+a disk too full for a model: told before it comes|a_full_disk_is_told_before_anything_is_sent|
 a panic in a vital thread: exit code 70|a_panic_in_a_vital_thread_ends_the_process|a panic in
 misbehaviour at random on both sides: none lost|whatever_both_sides_do,whatever_two_servers_do|
 '
@@ -73,6 +77,8 @@ $cargo test --release --no-fail-fast --test faults -- --nocapture --test-threads
 $cargo test --release --no-fail-fast --lib -- --nocapture planted led_nowhere >>"$log" 2>&1 || true
 $cargo test --release --no-fail-fast --test netns --test stop --test start --test stale --test bounds \
     --test load --test chaos --test pair -- --nocapture --test-threads 2 >>"$log" 2>&1 || true
+$cargo test --release --no-fail-fast --test ordinary ordinary::pulls -- --nocapture --test-threads 2 \
+    >>"$log" 2>&1 || true
 
 # Panics are planted in builds for tests only.
 $cargo test --test faults a_panic_in -- --nocapture >>"$log" 2>&1 || true

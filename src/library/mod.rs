@@ -32,6 +32,8 @@ use crate::system::{files, lock};
 const MOST_PULLED: usize = 256;
 /// How old what was read of the manifests may be.
 const AGE: Duration = Duration::from_secs(1);
+/// The same where they don't name what is asked for: a model may just have come.
+const AGE_OF_MISS: Duration = Duration::from_millis(100);
 
 /// The store that the Ollama of this machine uses, as far as that can be told.
 #[derive(Debug)]
@@ -75,7 +77,7 @@ impl Library {
     /// # Errors
     /// It can't be read; a sentence for people.
     pub(crate) fn look(&self) -> Result<usize, String> {
-        let looked = self.in_store(store::check).and_then(|()| self.catalog());
+        let looked = self.in_store(store::check).and_then(|()| self.catalog(AGE));
         looked.map(|catalog| catalog.models()).map_err(|error| self.note(&error))
     }
 
@@ -130,8 +132,8 @@ impl Library {
     }
 
     fn known(&self, digest: &Digest) -> Option<(Origin, u64)> {
-        let named = self.catalog().ok().and_then(|catalog| catalog.blob(digest));
-        named.or_else(|| {
+        let named = |age| self.catalog(age).ok().and_then(|catalog| catalog.blob(digest));
+        named(AGE).or_else(|| named(AGE_OF_MISS)).or_else(|| {
             let pulled = lock(&self.pulled);
             let it = pulled.iter().find(|(pulled, _)| pulled == digest);
             it.map(|(_, size)| (Origin::Pulled, *size))
@@ -140,16 +142,16 @@ impl Library {
 
     /// The manifest of a model, as Ollama wrote it, but for the paths of this machine in it.
     pub(crate) fn manifest(&self, name: &ModelName) -> Option<Vec<u8>> {
-        let place = self.catalog().ok()?.place(name)?;
+        let place = self.catalog(AGE).ok()?.place(name)?;
         let text = self.in_store(move |dir| store::read_manifest(dir, &place)).ok()?;
         manifests::without_paths(&text)
     }
 
-    /// What the manifests say, read again if that is old.
-    fn catalog(&self) -> io::Result<Arc<Catalog>> {
+    /// What the manifests say, read again if that is older.
+    fn catalog(&self, age: Duration) -> io::Result<Arc<Catalog>> {
         let mut read = lock(&self.read);
         if let Some((at, catalog)) = &*read
-            && at.elapsed() < AGE
+            && at.elapsed() < age
         {
             return Ok(Arc::clone(catalog));
         }

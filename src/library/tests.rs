@@ -56,6 +56,21 @@ fn digest(text: &str) -> Digest {
     Digest::parse(text).unwrap()
 }
 
+/// A machine that asks at once would have to ask again a second later.
+#[test]
+fn a_model_that_has_just_come_is_there_soon() {
+    let store = Store::new();
+    let library = store.library();
+    let name = store.blob('d', b"12345");
+    assert_eq!(library.origin(&digest(&name)), None);
+    store.manifest(A, &manifest(&name, &[layer(&name, 5, "")]));
+    let start = Instant::now();
+    while library.origin(&digest(&name)).is_none() {
+        assert!(start.elapsed() < AGE, "it takes as long as for what is known");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Before Ollama writes the manifest; what it has only begun has another name.
 #[test]
 fn layers_of_a_pull_are_had_once_they_are_whole() {

@@ -355,12 +355,15 @@ fn a_client_that_leaves_ends_both_sides() {
             got.extend(client.piece().expect("more lines"));
         }
         let left = client.leave();
+        let mut longest = Duration::ZERO;
         for fake in [&neighbour, &*house.ollama] {
             let record = fake.look(|state| state.records.len() - 1);
             let (closed, _) = fake.closed(record);
             let time = closed.saturating_duration_since(left);
             assert!(time < Duration::from_secs(2), "{way:?}: closed after {time:?}");
+            longest = longest.max(time);
         }
+        println!("fault: client leaves a pull, {way:?} {} ms (limit 200 ms)", longest.as_millis());
         eventually("what was begun to be removed", || {
             let begun = house.store.unfinished();
             (!begun.iter().any(|name| !name.contains("-partial"))).then_some(())
