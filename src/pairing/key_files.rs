@@ -87,6 +87,13 @@ pub(crate) fn prepare(state_dir: &Path) -> Result<(), String> {
     }
 }
 
+/// The machines that have the key in this file.
+pub(crate) fn peer_of(key_file: &Path) -> Result<Peer, String> {
+    let missing = || unusable(key_file)(io::Error::from(ErrorKind::NotFound));
+    let text = read_private(key_file)?.ok_or_else(missing)?;
+    peers::parse_secret(&text).map(Peer::of_key_file).map_err(unusable(key_file))
+}
+
 /// `None` if there is no file.
 fn load_from(path: &Path) -> Result<Option<Vec<Peer>>, String> {
     if let Some(folder) = path.parent()
@@ -167,10 +174,7 @@ impl KeyFiles {
             marks::renew(dir);
         }
         if let Some(path) = &self.key_file {
-            let missing = || unusable(path)(io::Error::from(ErrorKind::NotFound));
-            let text = read_private(path)?.ok_or_else(missing)?;
-            let key = peers::parse_secret(&text).map_err(unusable(path))?;
-            peers.push(Peer::of_key_file(key));
+            peers.push(peer_of(path)?);
         }
         Ok(peers)
     }
@@ -326,6 +330,8 @@ mod tests {
             )
             .unwrap();
             let error = update(&dir, |peers| peers::add(peers, machine(1))).unwrap_err();
+            assert!(error.contains(dir.to_str().unwrap()), "{error}");
+            let error = peer_of(&path).map(drop).unwrap_err();
             assert!(error.contains(dir.to_str().unwrap()), "{error}");
             fs::remove_dir_all(&dir).unwrap();
         }

@@ -1,20 +1,17 @@
 //! `ollana peers` and `ollana unpair NAME`: the machines that this one is paired with.
 
-use std::fs;
 use std::path::Path;
 
 use super::state_dir;
 use crate::cli::Tool;
-use crate::pairing::peers::{self, Peer};
+use crate::pairing::peers::Peer;
 use crate::pairing::{key_files, marks};
 use crate::system::failed;
 
 pub(super) fn list(tool: &Tool) -> Result<(), String> {
     let mut peers = key_files::load(&state_dir(&tool.settings)?)?;
     if let Some(path) = &tool.settings.key_file {
-        let text = fs::read_to_string(path).map_err(failed(path.display()))?;
-        let key = peers::parse_secret(&text).map_err(failed(path.display()))?;
-        peers.push(Peer::of_key_file(key));
+        peers.push(key_files::peer_of(path)?);
     }
     print!("{}", table(&peers));
     Ok(())
