@@ -53,6 +53,13 @@ impl GrowingBuffers {
         }
     }
 
+    /// Gives its memory up while its connection is idle.
+    pub(super) fn rest(&mut self) {
+        if self.consumed == self.filled {
+            *self = GrowingBuffers::default();
+        }
+    }
+
     /// From what isn't consumed yet on, the input is a body in chunks.
     pub(super) fn begin_chunks(&mut self) {
         self.chunks = Some(ChunkDecoder::default());

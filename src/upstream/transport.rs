@@ -308,6 +308,8 @@ impl Transport for IoTransport {
     fn is_open(&mut self) -> bool {
         if self.state == State::Receiving {
             self.state = State::Idle;
+            // Among what others free, its memory would keep theirs from going back.
+            self.buffers.rest();
             // Behind a request that wasn't sent whole nothing may follow.
             return !exchange_io::with(|io| io.is_answered_early());
         }
