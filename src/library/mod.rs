@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
+
 use self::manifests::Catalog;
 pub(crate) use self::manifests::Digest;
 use self::places::places;
@@ -46,6 +48,8 @@ pub(crate) struct Library {
     problem: Mutex<Option<String>>,
     /// Layers of pulls that passed here, and their sizes; the last ones.
     pulled: Mutex<VecDeque<(Digest, u64)>>,
+    /// Dropped with this: see [`gone`](Self::gone).
+    alive: Mutex<Option<Sender<()>>>,
 }
 
 /// A blob that may be given to whom its origin allows.
@@ -62,8 +66,15 @@ impl Library {
 
     fn at(places: Vec<PathBuf>) -> Self {
         let places = Mutex::new(places);
-        let (read, problem, pulled) = Default::default();
-        Library { port: None, places, read, problem, pulled }
+        let (read, problem, pulled, alive) = Default::default();
+        Library { port: None, places, read, problem, pulled, alive }
+    }
+
+    /// Disconnected once this is dropped, for a thread that looks after it.
+    pub(crate) fn gone(&self) -> Receiver<()> {
+        let (alive, gone) = bounded(0);
+        *lock(&self.alive) = Some(alive);
+        gone
     }
 
     /// The store's folder.

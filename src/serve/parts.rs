@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use http::HeaderValue;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
@@ -222,7 +222,7 @@ impl<'a> Parts<'a> {
 fn find_library(settings: &Settings) -> Arc<Library> {
     let library = Arc::new(Library::find(settings.ollama_url().port));
     if settings.share_models != ShareModels::Off {
-        let weak = Arc::downgrade(&library);
+        let (weak, gone) = (Arc::downgrade(&library), library.gone());
         // Its disk may be slow.
         let _ = system::spawn("library", move || {
             let mut told = None;
@@ -235,7 +235,9 @@ fn find_library(settings: &Settings) -> Arc<Library> {
                     }
                     Err(_) => {}
                 }
-                std::thread::sleep(LIBRARY_LOOK);
+                if gone.recv_timeout(LIBRARY_LOOK) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
             }
         });
     }
