@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target=${1:?usage: scripts/static.sh TARGET}
-budget=2621440 # bytes; a Raspberry Pi's SD card doesn't care, a reader of the README does
+budget=4194304 # bytes; a Raspberry Pi's SD card doesn't care, a reader of the README does
 out=target/$target/release/ollana
 
 if [ -d "$(rustc --print target-libdir --target "$target" 2>/dev/null)" ]; then
