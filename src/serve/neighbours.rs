@@ -17,8 +17,9 @@ use crate::pairing::keyring::Keyring;
 use crate::sharing::{Neighbour, Neighbours};
 use crate::system::{self, lock};
 
-/// What a look around has found is good for so long.
-const FRESH: Duration = Duration::from_secs(15);
+/// What a look around has found is good for so long: less than a donor is looked for when one has died,
+/// so that a machine which has just come back is found.
+const FRESH: Duration = Duration::from_secs(1);
 /// Machines that are remembered of it.
 const MOST: usize = 64;
 
