@@ -5,10 +5,9 @@
 //!  STORE/blobs/sha256-HEX                     their bytes
 //! ```
 //!
-//! A blob is given only if a manifest names it that can be read, with the size that it has; or a pull that
-//! passed here, whose manifest is written last. Nothing
-//! within the store is followed that is a link, so no name leads out of it. The room knows nothing of
-//! who asks; `access` says who may have what ([`ShareModels`](crate::access::permissions::ShareModels)).
+//! A blob is given only if a manifest names it that can be read, with the size that it has; or a pull
+//! that passed here, whose manifest is written last. Nothing within the store is followed that is a
+//! link, so no name leads out of it. The room knows nothing of who asks; `access` says who may have what ([`ShareModels`](crate::access::permissions::ShareModels)).
 
 mod manifests;
 mod places;
@@ -42,7 +41,7 @@ const AGE_OF_MISS: Duration = Duration::from_millis(100);
 pub(crate) struct Library {
     /// Ollama's.
     port: Option<u16>,
-    /// Where it may be, best first; found anew when none can be read.
+    /// Where it may be, best first; found when it is wanted, and anew when none can be read.
     places: Mutex<Vec<PathBuf>>,
     read: Mutex<Option<(Instant, Arc<Catalog>)>>,
     problem: Mutex<Option<String>>,
@@ -61,7 +60,7 @@ pub(crate) struct Blob {
 
 impl Library {
     pub(crate) fn find(port: u16) -> Self {
-        Library { port: Some(port), ..Library::at(places(port)) }
+        Library { port: Some(port), ..Library::at(Vec::new()) }
     }
 
     fn at(places: Vec<PathBuf>) -> Self {
@@ -79,8 +78,15 @@ impl Library {
 
     /// The store's folder.
     pub(crate) fn dir(&self) -> Option<PathBuf> {
-        let places = lock(&self.places).clone();
-        present(&places)
+        present(&self.places())
+    }
+
+    fn places(&self) -> Vec<PathBuf> {
+        let mut known = lock(&self.places);
+        if let Some(port) = self.port.filter(|_| known.is_empty()) {
+            *known = places(port);
+        }
+        known.clone()
     }
 
     /// Looks at the store: how many models others may have.
@@ -98,8 +104,8 @@ impl Library {
     }
 
     fn note(&self, error: &io::Error) -> String {
-        let places = lock(&self.places).clone();
-        let places: Vec<String> = places.iter().map(|dir| dir.display().to_string()).collect();
+        let places: Vec<String> =
+            self.places().iter().map(|dir| dir.display().to_string()).collect();
         let problem = format!(
             "Ollama's models in {} can't be read ({error}), so other machines download them again; \
              let the user of ollana read that folder, or set OLLAMA_MODELS to where they are",
@@ -114,7 +120,7 @@ impl Library {
         &self,
         work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let places = lock(&self.places).clone();
+        let places = self.places();
         files::in_time(move || work(&present(&places).ok_or(ErrorKind::NotFound)?))
     }
 
@@ -143,8 +149,12 @@ impl Library {
     }
 
     fn known(&self, digest: &Digest) -> Option<(Origin, u64)> {
-        let named = |age| self.catalog(age).ok().and_then(|catalog| catalog.blob(digest));
-        named(AGE).or_else(|| named(AGE_OF_MISS)).or_else(|| {
+        let named = |age| self.catalog(age).map(|catalog| catalog.blob(digest));
+        let found = match named(AGE) {
+            Ok(None) => named(AGE_OF_MISS),
+            found => found,
+        };
+        found.ok().flatten().or_else(|| {
             let pulled = lock(&self.pulled);
             let it = pulled.iter().find(|(pulled, _)| pulled == digest);
             it.map(|(_, size)| (Origin::Pulled, *size))
@@ -168,8 +178,8 @@ impl Library {
         }
         let catalog = self.in_store(store::read_catalog).inspect_err(|_| {
             // Ollama may have come since, or was told of another folder.
-            if let Some(port) = self.port {
-                *lock(&self.places) = places(port);
+            if self.port.is_some() {
+                lock(&self.places).clear();
             }
         })?;
         let catalog = Arc::new(catalog);
