@@ -68,6 +68,14 @@ pub(super) fn healthy(address: SocketAddr, rtt: u64) -> CheckResult {
     }
 }
 
+/// The same check, which tells these models.
+pub(super) fn with_inventory(mut result: CheckResult, told: Option<Arc<Inventory>>) -> CheckResult {
+    if let CheckResult::Healthy { inventory, .. } = &mut result {
+        *inventory = told;
+    }
+    result
+}
+
 impl World {
     pub(super) fn new() -> Self {
         World {

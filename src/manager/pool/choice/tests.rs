@@ -10,7 +10,7 @@ use crate::access::permissions::Permission;
 use crate::config::ServerName;
 use crate::manager::pool::claims::IdentityConflict;
 use crate::manager::pool::load::COOL_DOWN;
-use crate::manager::pool::tests::{World, address, healthy, ms, sighting};
+use crate::manager::pool::tests::{World, address, healthy, ms, sighting, with_inventory};
 use crate::manager::pool::{Input, Outcome, Report, Transition};
 use crate::ollama::inventory::Inventory;
 use crate::upstream::CheckResult;
@@ -432,21 +432,7 @@ fn a_change_that_went_through_us_is_not_answered_from_before_it() {
     assert!(w.pool.has_stale_inventory());
     // What it has is unknown now, so a new model may be there.
     assert_eq!(w.choose(&model("new")), Ok(ids[0]));
-    let with = |inventory| match healthy(address(1), 1) {
-        CheckResult::Healthy {
-            address, round_trip, version, name, identity, open, saved, ..
-        } => CheckResult::Healthy {
-            address,
-            round_trip,
-            version,
-            name,
-            identity,
-            open,
-            saved,
-            inventory,
-        },
-        other => other,
-    };
+    let with = |told| with_inventory(healthy(address(1), 1), told);
     // The answer to a question from before the change doesn't count; another one follows at once.
     w.checked(ids[0], with(models(&["a"], &[])));
     assert!(w.pool.has_stale_inventory());

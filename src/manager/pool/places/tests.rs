@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::config::ServerName;
-use crate::manager::pool::tests::{World, address, healthy, ms};
+use crate::manager::pool::tests::{World, address, healthy, ms, with_inventory};
 use crate::manager::pool::{Input, Sighting, Verdict};
 use crate::pairing::identity::Identity;
 use crate::upstream::{CheckResult, CheckTime, Target};
@@ -290,25 +290,8 @@ fn lists_that_are_slow_are_asked_for_apart() {
     let lists = w.raw_checks().into_iter().find(|(_, _, wants, _)| *wants).expect("lists again");
     assert!(matches!(w.pool.backends[0].health.verdict, Verdict::Ready));
     let inventory = crate::ollama::inventory::Inventory::new(["{\"models\":[]}", "", ""], None);
-    let told = |result| match result {
-        CheckResult::Healthy {
-            address, round_trip, version, name, identity, open, saved, ..
-        } => {
-            let inventory = Some(std::sync::Arc::new(inventory.clone()));
-            CheckResult::Healthy {
-                address,
-                round_trip,
-                version,
-                name,
-                identity,
-                open,
-                saved,
-                inventory,
-            }
-        }
-        other => other,
-    };
-    w.input(Input::Checked(lists.0, told(healthy(at, 1))));
+    let told = with_inventory(healthy(at, 1), Some(std::sync::Arc::new(inventory)));
+    w.input(Input::Checked(lists.0, told));
     assert!(!w.pool.lacks_inventory());
     assert!(!w.pool.backends[0].models.are_slow, "they came fast this time");
 }
