@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::sources::Sources;
 use crate::net::untrusted_text::printable;
-use crate::system::lock;
+use crate::system::{lock, parse_hex};
 
 /// Pulls and uploads shown at once; more are served, but not shown.
 const MAX_TRANSFERS: usize = 64;
@@ -144,8 +144,7 @@ impl Transfer {
 
 /// Whether it names a blob: `sha256:` and 64 hexadecimal digits.
 fn is_digest(text: &str) -> bool {
-    let hex = text.strip_prefix("sha256:");
-    hex.is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+    text.strip_prefix("sha256:").and_then(parse_hex::<32>).is_some()
 }
 
 impl Speed {

@@ -18,16 +18,19 @@ pub(super) const TIME: Duration = Duration::from_secs(1);
 /// Neighbours that are asked at once.
 pub(super) const AT_ONCE: usize = 32;
 
-/// Asks up to [`AT_ONCE`] neighbours whether they have a blob. Those that do come out in the order of
-/// their answers; the channel closes behind the last one.
-pub(super) fn all(sharing: &Sharing, blob: &Blob, neighbours: &[Neighbour]) -> Receiver<Neighbour> {
+/// Asks up to [`AT_ONCE`] neighbours at once whether they have something. Those that do come out in the
+/// order of their answers; the channel closes behind the last one.
+fn those(
+    sharing: &Sharing,
+    neighbours: &[Neighbour],
+    has_it: impl Fn(&mut Asker, &Neighbour) -> bool + Clone + Send + 'static,
+) -> Receiver<Neighbour> {
     let (yes, answers) = bounded(AT_ONCE);
     for neighbour in neighbours.iter().take(AT_ONCE).cloned() {
-        let (sharing, blob, yes) = (sharing.clone(), blob.clone(), yes.clone());
+        let (sharing, has_it, yes) = (sharing.clone(), has_it.clone(), yes.clone());
         // Without a thread, that one isn't asked.
         let _ = system::spawn("asker", move || {
-            let mut asker = Asker::new(&sharing);
-            if asker.ask(Method::HEAD, &neighbour, &blob, 0).is_ok() {
+            if has_it(&mut Asker::new(&sharing), &neighbour) {
                 let _ = yes.send(neighbour);
             }
             exchange_io::with(ExchangeIo::end);
@@ -36,19 +39,16 @@ pub(super) fn all(sharing: &Sharing, blob: &Blob, neighbours: &[Neighbour]) -> R
     answers
 }
 
-/// The first of the neighbours, of up to [`AT_ONCE`], that has something at this path.
+/// Those of the neighbours that have a blob.
+pub(super) fn all(sharing: &Sharing, blob: &Blob, neighbours: &[Neighbour]) -> Receiver<Neighbour> {
+    let blob = blob.clone();
+    those(sharing, neighbours, move |asker, it| asker.ask(Method::HEAD, it, &blob, 0).is_ok())
+}
+
+/// The first of the neighbours that has something at this path.
 pub(super) fn first(sharing: &Sharing, target: &str, all: &[Neighbour]) -> Option<Neighbour> {
-    let (yes, answers) = bounded(AT_ONCE);
-    for neighbour in all.iter().take(AT_ONCE).cloned() {
-        let (sharing, target, yes) = (sharing.clone(), target.to_owned(), yes.clone());
-        let _ = system::spawn("asker", move || {
-            if Asker::new(&sharing).has(&neighbour, &target) {
-                let _ = yes.send(neighbour);
-            }
-            exchange_io::with(ExchangeIo::end);
-        });
-    }
-    drop(yes);
+    let target = target.to_owned();
+    let answers = those(sharing, all, move |asker, it| asker.has(it, &target));
     answers.recv_timeout(2 * TIME).ok()
 }
 

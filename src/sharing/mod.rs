@@ -28,8 +28,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounde
 
 use crate::config::Timing;
 use crate::http::target::percent_encode;
+use crate::library::Digest;
 use crate::pairing::keyring::Keyring;
-use crate::system::parse_hex;
 
 pub(crate) use self::put::Put;
 pub(crate) use self::registry::{Registry, is_for_a_moment};
@@ -78,10 +78,7 @@ pub(crate) struct Blob {
 impl Blob {
     /// `None` unless the digest is `sha256:` and 64 digits in lower case, as Ollama writes it.
     pub(crate) fn new(digest: &str, size: u64) -> Option<Self> {
-        let hex = digest.strip_prefix("sha256:")?;
-        let is_lower = !hex.bytes().any(|byte| byte.is_ascii_uppercase());
-        (is_lower && parse_hex::<32>(hex).is_some())
-            .then(|| Blob { digest: digest.to_owned(), size })
+        Digest::parse(digest).map(|_| Blob { digest: digest.to_owned(), size })
     }
 
     pub(crate) fn digest(&self) -> &str {

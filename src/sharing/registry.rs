@@ -125,13 +125,12 @@ impl Server {
         stream.set_write_timeout(Some(TIME))?;
         let head = read_head(stream)?;
         let is_read = matches!(head.method, Method::GET | Method::HEAD);
-        let (status, body) = match is_read && head.target == self.path {
-            true => ("200 OK", self.manifest.as_slice()),
-            false => ("404 Not Found", &b"{\"errors\":[{\"code\":\"MANIFEST_UNKNOWN\"}]}"[..]),
-        };
-        if body.as_ptr() == self.manifest.as_ptr() {
+        let (status, body) = if is_read && head.target == self.path {
             self.was_asked.store(true, SeqCst);
-        }
+            ("200 OK", self.manifest.as_slice())
+        } else {
+            ("404 Not Found", &b"{\"errors\":[{\"code\":\"MANIFEST_UNKNOWN\"}]}"[..])
+        };
         let length = body.len();
         let mut answer = format!(
             "HTTP/1.1 {status}\r\nContent-Type: {MEDIA}\r\nContent-Length: {length}\r\n\

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::net::untrusted_text::printable;
 use crate::ollama::endpoints::{BLOBS, COPY, DELETE_MODEL, List, PULL};
+use crate::ollama::pull;
 use crate::sharing::{Blob, is_for_a_moment};
 use crate::upstream::exchange_io::{self, Attempt};
 use crate::upstream::{self, Upstream, build_uri};
@@ -103,9 +104,8 @@ fn holds_no_success(answer: &[u8]) -> bool {
 
 /// Why Ollama refuses something.
 fn reason(status: StatusCode, answer: &[u8]) -> String {
-    let answer: Value = serde_json::from_slice(answer).unwrap_or_default();
-    match answer["error"].as_str() {
-        Some(error) => format!("Ollama: {}", printable(error)),
+    match pull::error(answer) {
+        Some(error) => format!("Ollama: {}", printable(&error)),
         None => format!("Ollama answers with status {status}"),
     }
 }
