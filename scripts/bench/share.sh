@@ -82,6 +82,7 @@ start_registry
 fresh layer "$size"
 have a layer
 blob=$(largest layer)
+sync # a donor's layers have long been on its disk: nobody pays for writing them
 for host in "${servers[@]}"; do start_ollama "$host" && start_ollana "$host" --log-level info; done
 for host in "${servers[@]}"; do within 20 local_api "$host" /api/version --fail >/dev/null; done
 start_nginx
