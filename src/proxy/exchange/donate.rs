@@ -5,7 +5,8 @@
 //! | `/ollana/blobs/sha256:HEX` | a blob; one range of it with `Range` |
 //! | `/ollana/manifests/NAME` | a model's manifest, for paired machines and own programs |
 //!
-//! Blobs are given to [`DONATIONS`] at once, past the page cache, in which a model may be that runs.
+//! Blobs are given to [`DONATIONS`] at once, past the page cache, in which a model may be that runs;
+//! a blob that is there already stays, since it may be that model's.
 //! Whoever gets one can't know more than that a model has it: what isn't shared isn't there.
 
 use std::fs::File;
@@ -33,6 +34,8 @@ const DONATIONS: usize = 2;
 /// Bytes that are sent before it is looked whether the process is to end, and what the page cache
 /// keeps of them is dropped.
 const STRIDE: u64 = 8 << 20;
+/// Places at which it is looked whether the page cache has a blob.
+const SAMPLES: u64 = 16;
 /// Bytes that are encrypted at a time.
 const PIECE: usize = 256 << 10;
 const BYTES: &str = "application/octet-stream";
@@ -179,6 +182,7 @@ impl Exchange<'_> {
     fn send_file(&self, file: &File, bytes: Range<u64>) -> io::Result<()> {
         let stream = &self.connection.stream;
         let stall = self.context.settings.timing.stall_timeout;
+        let stays = is_in_page_cache(file, &bytes);
         advise(file, bytes.clone(), Advice::Sequential);
         // A peer whose disk is slow closes its window for a while.
         socket::limit_unacknowledged(stream.socket(), stall.max(UNACKNOWLEDGED))?;
@@ -205,7 +209,9 @@ impl Exchange<'_> {
                 at += n;
             }
             // From the beginning: what the socket still had a moment ago couldn't be dropped.
-            advise(file, bytes.start..at, Advice::DontNeed);
+            if !stays {
+                advise(file, bytes.start..at, Advice::DontNeed);
+            }
         }
         socket::limit_unacknowledged(stream.socket(), UNACKNOWLEDGED)
     }
@@ -279,6 +285,26 @@ fn asked_range(range: &[u8], size: u64) -> Asked {
         Some(part) if part.is_empty() => Asked::Nothing,
         Some(part) => Asked::Part(part),
     }
+}
+
+/// Whether most of these bytes are in the page cache, by samples.
+#[cfg(target_os = "linux")]
+fn is_in_page_cache(file: &File, bytes: &Range<u64>) -> bool {
+    use rustix::io::{ReadWriteFlags, preadv2};
+
+    let is_there = |at: u64| {
+        let mut byte = [0];
+        let mut buffers = [io::IoSliceMut::new(&mut byte)];
+        preadv2(file, &mut buffers, at, ReadWriteFlags::NOWAIT).is_ok_and(|n| n == 1)
+    };
+    let step = (bytes.end - bytes.start) / SAMPLES;
+    let there = (0..SAMPLES).filter(|n| is_there(bytes.start + n * step)).count() as u64;
+    there * 4 >= SAMPLES * 3
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_in_page_cache(_: &File, _: &Range<u64>) -> bool {
+    false
 }
 
 #[derive(Clone, Copy)]
