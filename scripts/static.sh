@@ -1,37 +1,39 @@
 #!/usr/bin/env bash
-# Builds a static musl binary: scripts/static.sh x86_64-unknown-linux-musl
+# Builds for another system: scripts/static.sh x86_64-unknown-linux-musl (static), or Windows, macOS.
 #
-# With the target's standard library (rustup target add TARGET) and a C compiler for the target
-# (Debian's musl-tools for x86_64), plain cargo does it. Without rustup, Debian's rustc-web, cargo-web
-# and rust-web-src build the standard library too, and ziglang with cargo-zigbuild (from PyPI)
-# compile the C code and link.
+# The target's standard library comes from rustup; where rustup has none, Debian's rustc-web, cargo-web
+# and rust-web-src build it. zig compiles the C code and links. No folder of this machine gets into
+# the binary: the same commit and compiler make the same bytes anywhere.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target=${1:?usage: scripts/static.sh TARGET}
-budget=4194304 # bytes; a Raspberry Pi's SD card doesn't care, a reader of the README does
-out=target/$target/release/ollana
 
-if [ -d "$(rustc --print target-libdir --target "$target" 2>/dev/null)" ]; then
-    # rust-lld links every musl target; only the C code of ring needs the target's compiler.
-    linker=CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$target")_LINKER
-    env "$linker=rust-lld" cargo build --release --target "$target"
-elif [ -x /usr/bin/cargo ] && [ -d /usr/lib/rustlib/src ]; then
-    tools=target/zigbuild
-    [ -x $tools/bin/cargo-zigbuild ] || {
-        python3 -m venv $tools
-        $tools/bin/pip install --quiet ziglang==0.17.1 cargo-zigbuild==0.24.0
-    }
-    env PATH="$PWD/$tools/bin:/usr/bin:/bin" RUSTC_BOOTSTRAP=1 \
-        RUSTFLAGS=-Clink-self-contained=no \
-        cargo zigbuild --release -Zbuild-std=std,panic_unwind --target "$target"
-else
-    echo "no standard library for $target here; one of" >&2
-    echo "  rustup target add $target" >&2
-    echo "  apt-get install rustc-web cargo-web rust-web-src python3-venv" >&2
-    exit 1
+is_here() {
+    [ -d "$(rustc --print target-libdir --target "$target" 2>/dev/null)" ]
+}
+if ! is_here && command -v rustup >/dev/null; then
+    rustup --quiet target add "$target" || echo "rustup has no standard library for $target" >&2
 fi
-
-size=$(wc -c <"$out")
-echo "$out: $size bytes (budget $budget)"
-[ "$size" -le "$budget" ]
+options=()
+flags=("--remap-path-prefix=$PWD=.")
+if ! is_here; then
+    if [ ! -x /usr/bin/cargo ] || [ ! -d /usr/lib/rustlib/src ]; then
+        echo "no standard library for $target here; one of" >&2
+        echo "  rustup target add $target" >&2
+        echo "  apt-get install rustc-web cargo-web rust-web-src" >&2
+        exit 1
+    fi
+    export PATH=/usr/bin:/bin RUSTC_BOOTSTRAP=1
+    options+=("-Zbuild-std=std,panic_unwind")
+    flags+=(-Clink-self-contained=no)
+fi
+cargo fetch --quiet --locked
+sources=$(rustc --print sysroot)/lib/rustlib/src/rust
+flags+=("--remap-path-prefix=$sources=/rustc/$(rustc -vV | sed -n 's/^commit-hash: //p')")
+for sources in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do
+    flags+=("--remap-path-prefix=$sources=crates")
+done
+CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && echo "${flags[*]}")
+export CARGO_ENCODED_RUSTFLAGS
+scripts/zig.sh cargo zigbuild --release --locked "${options[@]}" --target "$target"
