@@ -1,11 +1,12 @@
 #!/bin/sh
-# Installs ollana and its service: from a release folder (ollana beside this script), or from a
-# built tree (target/release/ollana). Says what it will do, asks, then does it.
+# Installs ollana and its service: from a release (SHA256SUMS or ollana beside this script), or from
+# a built tree (target/release/ollana). Says what it will do, asks, then does it.
 #
 #   sudo scripts/install.sh                 install, start now and at every boot
 #   sudo scripts/install.sh --uninstall     remove all of it but the state
 #
-# --yes: don't ask. --no-service: only files. PREFIX=/usr/local, DESTDIR= (then only files).
+# --from PLACE: a release's folder or address. --yes: don't ask. --no-service: only files.
+# PREFIX=/usr/local, DESTDIR= (then only files).
 set -eu
 
 prefix=${PREFIX:-/usr/local}
@@ -13,25 +14,34 @@ root=${DESTDIR:-}
 action=install
 ask=true
 service=true
-for argument in "$@"; do
-    case $argument in
-    --uninstall) action=uninstall ;;
-    --yes) ask=false ;;
-    --no-service) service=false ;;
-    --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
-    *) echo "install.sh: unknown option $argument; --help lists them" >&2; exit 2 ;;
-    esac
-done
-
+from=
+passed_on=
 fail() {
     echo "install.sh: $*" >&2
     exit 1
 }
 
+while [ $# -gt 0 ]; do
+    case $1 in
+    --from)
+        [ -n "${2:-}" ] || fail "--from needs a folder or an address"
+        from=$2
+        shift
+        ;;
+    --uninstall) action=uninstall ;;
+    --yes) ask=false passed_on="$passed_on --yes" ;;
+    --no-service) service=false passed_on="$passed_on --no-service" ;;
+    --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) echo "install.sh: unknown option $1; --help lists them" >&2; exit 2 ;;
+    esac
+    shift
+done
+
 here=$(cd "$(dirname "$0")" && pwd)
+[ -n "$from" ] || [ ! -f "$here/SHA256SUMS" ] || from=$here
 files=$here/service
 binary=
-for place in "${OLLANA:-}" "$here/ollana" "$here/../target/release/ollana"; do
+for place in "${OLLANA:-}" "$here/ollana" "$here/../target/release/ollana" "$here/../target/quick/ollana"; do
     if [ -n "$place" ] && [ -f "$place" ]; then
         binary=$place
         break
@@ -153,6 +163,57 @@ stop_service() {
     esac
 }
 
+# Copies a file of the release to $new.
+take() {
+    case $from in
+    https://*) secure="--proto =https" ;;
+    *) secure= ;;
+    esac
+    case $from in
+    http://* | https://*)
+        if command -v curl >/dev/null; then
+            # shellcheck disable=SC2086 # words
+            curl -fsSL $secure -o "$new/$1" "$from/$1"
+        else
+            wget -q -O "$new/$1" "$from/$1"
+        fi
+        ;;
+    *) cp "$from/$1" "$new/$1" ;;
+    esac || fail "no $1 from $from"
+}
+
+# Takes the archive for this machine, compares its checksum, and runs the install.sh in it.
+install_release() {
+    case $(uname -s) in
+    Linux) system=linux ;;
+    Darwin) system=macos ;;
+    *) fail "no release has a binary for $(uname -s)" ;;
+    esac
+    case $(uname -m) in
+    x86_64 | amd64) machine=x86_64 ;;
+    aarch64 | arm64) machine=aarch64 ;;
+    armv7* | armv8l) machine=armv7 ;;
+    *) fail "no release has a binary for $(uname -m)" ;;
+    esac
+    new=$(mktemp -d)
+    trap 'rm -rf "$new"' EXIT
+    take SHA256SUMS
+    line=$(grep "^[0-9a-f]\{64\}  ollana-[^ /]*-$system-$machine\.tar\.gz\$" "$new/SHA256SUMS" | tail -n 1)
+    [ -n "$line" ] || fail "there is no ollana for $system-$machine in $from"
+    archive=${line#*  }
+    take "$archive"
+    if command -v sha256sum >/dev/null; then
+        sum=$(sha256sum <"$new/$archive")
+    else
+        sum=$(shasum -a 256 <"$new/$archive")
+    fi
+    [ "${sum%% *}" = "${line%% *}" ] ||
+        fail "$archive has another checksum than in SHA256SUMS: it is damaged, or not the one; nothing was installed"
+    tar -xzf "$new/$archive" -C "$new"
+    # shellcheck disable=SC2086 # words
+    sh "$new"/ollana-*/install.sh $passed_on
+}
+
 install_all() {
     [ -n "$binary" ] || fail "no ollana here: run 'make build' first, or set OLLANA=FILE"
     echo "This will"
@@ -170,10 +231,10 @@ install_all() {
     new=$(mktemp -d)
     trap 'rm -rf "$new"' EXIT
     # A binary for another machine can't write its own pages.
-    if "$binary" man >"$new/man" 2>/dev/null; then
+    if "$root$prefix/$program" man >"$new/man" 2>/dev/null; then
         put 644 "$new/man" "$root$prefix/$page"
         for shell in bash zsh fish; do
-            "$binary" completions $shell >"$new/$shell"
+            "$root$prefix/$program" completions $shell >"$new/$shell"
         done
         put 644 "$new/bash" "$root$prefix/$bash"
         put 644 "$new/zsh" "$root$prefix/$zsh"
@@ -229,4 +290,8 @@ uninstall_all() {
 if [ -n "$unit" ] && [ "$(id -u)" != 0 ]; then
     fail "services are root's: use sudo, or --no-service"
 fi
-"${action}_all"
+if [ "$action" = install ] && [ -n "$from" ]; then
+    install_release
+else
+    "${action}_all"
+fi
