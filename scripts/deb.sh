@@ -11,6 +11,9 @@ architecture=${2:?usage: scripts/deb.sh BINARY ARCHITECTURE [FOLDER]}
 folder=${3:-target}
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 maintainer=${DEBEMAIL:-$(git log -1 --format='%an <%ae>' 2>/dev/null || echo 'root <root@localhost>')}
+# The same commit makes the same package.
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
+export SOURCE_DATE_EPOCH
 umask 022
 
 own=
@@ -47,7 +50,7 @@ install -D -m 755 scripts/service/ollana.generator "$root/lib/systemd/system-gen
     sed '1,/^copyright/Id' LICENSE | sed '/./,$!d; s/^$/./; s/^/ /'
 } >"$share/doc/ollana/copyright"
 printf 'ollana (%s) unstable; urgency=medium\n\n  * Version %s.\n\n -- %s  %s\n' \
-    "$version" "$version" "$maintainer" "$(LC_ALL=C date -u -d "@${SOURCE_DATE_EPOCH:-$(date +%s)}" '+%a, %d %b %Y %H:%M:%S +0000')" |
+    "$version" "$version" "$maintainer" "$(LC_ALL=C date -u -d "@$SOURCE_DATE_EPOCH" '+%a, %d %b %Y %H:%M:%S +0000')" |
     gzip -9n >"$share/doc/ollana/changelog.gz"
 cat >"$share/lintian/overrides/ollana" <<END
 # One file for every distribution.
@@ -56,17 +59,19 @@ ollana: statically-linked-binary [usr/bin/ollana]
 ollana: initial-upload-closes-no-bugs [usr/share/doc/ollana/changelog.gz:1]
 END
 
+# As dpkg-gencontrol counts: whole KiB of each file, one of everything else; du depends on the disk.
+size=$(find "$root" -path "$root/DEBIAN" -prune -o -printf '%y %s\n' |
+    awk '{ kib += $1 == "f" ? int(($2 + 1023) / 1024) : 1 } END { print kib }')
 cat >"$root/DEBIAN/control" <<END
 Package: ollana
 Version: $version
 Architecture: $architecture
 Maintainer: $maintainer
-Installed-Size: $(du -k -s --exclude=DEBIAN "$root" | cut -f1)
+Installed-Size: $size
 Section: net
 Priority: optional
 Pre-Depends: init-system-helpers (>= 1.54~)
 Enhances: ollama
-Homepage: https://ollama.com
 Description: Ollama over LAN
  Every unmodified Ollama program on this machine uses the Ollama servers of
  the local network. Servers are found by UDP broadcast; a local proxy answers
