@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Boots clean Debian machines in qemu and does in them what a new user does: install, first answer,
-# reboot, pairing, takeover, a broken network. Once under systemd, under SysV scripts and OpenRC.
-#   scripts/boot.sh [systemd|sysv|openrc|deb ...]
+# reboot, pairing, takeover, a broken network. Debian 12 and 13 under systemd, and 12 under SysV scripts
+# and OpenRC. Then README's two commands, in the files of a clean 12 and 13 (not in qemu, which would
+# compile for hours).
+#   scripts/boot.sh [systemd|debian13|sysv|openrc|commands ...]
 #
 #   the machine 10.77.0.2                     a network namespace, 10.77.0.1
 #   ollana, a service ◄──── lan0 (a tap) ────► ollana ──► a stand-in for Ollama
@@ -57,27 +59,31 @@ add() { # add ROOT PACKAGE ...
 # A root shell on the second serial port; the first one has what the kernel says.
 login="/sbin/agetty -L -a root ttyS1 115200 dumb"
 
-make_images() {
-    local root=$work/root unit=$work/root/etc/systemd/system
+make_systemd() { # make_systemd SUITE ROOT IMAGE
+    local root=$2 unit=$2/etc/systemd/system
     debootstrap --variant=minbase --include=linux-image-amd64,systemd-sysv,udev,dbus,iproute2,procps,sudo,curl,python3,ufw \
-        bookworm "$root" "${MIRROR:-http://deb.debian.org/debian}"
-    cp "$root"/boot/vmlinuz-* "$cache/kernel"
-    cp "$root"/boot/initrd.img-* "$cache/initrd"
+        "$1" "$root" "${MIRROR:-http://deb.debian.org/debian}"
+    cp "$root"/boot/vmlinuz-* "$cache/$1.kernel"
+    cp "$root"/boot/initrd.img-* "$cache/$1.initrd"
     echo '/dev/vda / ext4 defaults 0 1' >"$root/etc/fstab"
     echo clean >"$root/etc/hostname"
     echo '127.0.0.1 localhost clean' >"$root/etc/hosts"
     chroot "$root" useradd -m -s /bin/bash me
     echo 'me ALL=(ALL) NOPASSWD: ALL' >"$root/etc/sudoers.d/me"
     rm -rf "$root"/var/cache/apt/archives/*.deb
-    cp -a "$root" "$work/sysv"
+    [ "$1" != bookworm ] || cp -a "$root" "$work/sysv"
     mkdir -p "$unit/serial-getty@ttyS1.service.d" "$unit/getty.target.wants"
     printf '[Service]\nExecStart=\nExecStart=-%s\n' "$login" >"$unit/serial-getty@ttyS1.service.d/login.conf"
     ln -s /lib/systemd/system/serial-getty@.service "$unit/getty.target.wants/serial-getty@ttyS1.service"
     printf '[Match]\nName=eth0\n[Network]\nAddress=10.77.0.2/24\n' >"$root/etc/systemd/network/lan.network"
     chroot "$root" systemctl enable systemd-networkd
-    mke2fs -q -F -t ext4 -d "$root" "$cache/systemd.img" 3G
+    mke2fs -q -F -t ext4 -d "$root" "$cache/$3.img" 3G
+}
 
-    root=$work/sysv
+make_images() {
+    local root=$work/sysv
+    make_systemd trixie "$work/trixie" debian13
+    make_systemd bookworm "$work/bookworm" systemd
     add "$root" sysvinit-core ifupdown
     printf 'auto lo eth0\niface lo inet loopback\niface eth0 inet static\n  address 10.77.0.2/24\n' \
         >"$root/etc/network/interfaces"
@@ -85,15 +91,30 @@ make_images() {
     mke2fs -q -F -t ext4 -d "$root" "$cache/sysv.img" 3G
     add "$root" openrc
     mke2fs -q -F -t ext4 -d "$root" "$cache/openrc.img" 3G
-    touch "$cache/complete"
+    touch "$cache/complete-2"
 }
 
-if [ ! -e "$cache/complete" ]; then
+if [ ! -e "$cache/complete-2" ]; then
     echo "making clean machines in $cache (some minutes, once)"
     make_images >"$cache/images.log" 2>&1 ||
         skip "no images: $(grep -v '^I:' "$cache/images.log" | tail -n 1); see $cache/images.log"
-    rm -rf "$work/root" "$work/sysv"
+    rm -rf "$work/trixie" "$work/bookworm" "$work/sysv"
 fi
+
+kinds=("$@")
+[ $# -gt 0 ] || kinds=(systemd debian13 sysv openrc commands)
+machines=()
+status=0
+for kind in "${kinds[@]}"; do
+    if [ "$kind" != commands ]; then
+        machines+=("$kind")
+        continue
+    fi
+    for name in systemd debian13; do
+        unshare --mount scripts/boot/commands.sh "$cache/$name.img" "$work/commands" || status=1
+    done
+done
+((${#machines[@]})) || exit "$status"
 
 if [ -n "${OLLANA_BIN:-}" ]; then
     binary=$(realpath "$OLLANA_BIN")
@@ -113,6 +134,5 @@ ip -n "$lan" link set lo up
 ip -n "$lan" tuntap add lan0 mode tap
 ip -n "$lan" address add 10.77.0.1/24 broadcast + dev lan0
 ip -n "$lan" link set lan0 up
-status=0
-ip netns exec "$lan" python3 -B scripts/boot/checks.py "$cache" "$work" "$binary" "$@" || status=$?
+ip netns exec "$lan" python3 -B scripts/boot/checks.py "$cache" "$work" "$binary" "${machines[@]}" || status=1
 exit "$status"

@@ -245,12 +245,13 @@ def openrc(user, lan):
 
 
 def main():
-    kinds = {"systemd": systemd, "sysv": sysv, "openrc": openrc}
+    kinds = {"systemd": systemd, "debian13": systemd, "sysv": sysv, "openrc": openrc}
     lan = Lan()
     try:
         for name in sys.argv[4:] or kinds:
             print(f"--- {name}", flush=True)
-            machine = Machine(f"{CACHE}/{name}.img", f"{WORK}/files.tar", CACHE, WORK, name)
+            suite = "trixie" if name == "debian13" else "bookworm"
+            machine = Machine(f"{CACHE}/{name}.img", suite, f"{WORK}/files.tar", CACHE, WORK, name)
             try:
                 told(True, f"a clean machine: a shell after {machine.wait_for_shell():.0f} s")
                 user = User(machine)

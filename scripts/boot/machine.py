@@ -11,7 +11,7 @@ MARK = "\x1e"
 
 
 class Machine:
-    def __init__(self, image, files, folder, work, name):
+    def __init__(self, image, suite, files, folder, work, name):
         """The image is never written to; `files` is a tar archive that it sees as /dev/vdb."""
         self.console = os.path.join(work, f"{name}.console")
         path = os.path.join(work, f"{name}.shell")
@@ -20,7 +20,7 @@ class Machine:
         for way in acceleration:
             command += ["-accel", way]
         command += [
-            "-kernel", f"{folder}/kernel", "-initrd", f"{folder}/initrd",
+            "-kernel", f"{folder}/{suite}.kernel", "-initrd", f"{folder}/{suite}.initrd",
             "-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet",
             "-drive", f"file={image},if=virtio,format=raw,snapshot=on",
             "-drive", f"file={files},if=virtio,format=raw,readonly=on",
