@@ -77,7 +77,7 @@ fn main() -> Failable<()> {
         delays.len(),
         median.as_micros()
     );
-    println!("\nOn your machines: run target/release/ollana on each, with no arguments.");
+    println!("\nOn your machines: make build, then run target/release/ollana on each.");
     Ok(())
 }
 

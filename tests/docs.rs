@@ -20,6 +20,7 @@ const FOREIGN: &[(&str, &str)] = &[
     ("--paired", "scripts/bench/main.rs"),
     ("--only", "scripts/bench/main.rs"),
     ("--network", "scripts/service/Dockerfile"),
+    ("--from", "scripts/install.sh"),
     ("--open", ""),
     ("--add-port", ""),
 ];
@@ -234,8 +235,17 @@ fn versions_and_sizes_agree() {
     };
     let rust = value(&read("Cargo.toml"), "rust-version = \"");
     assert!(readme.contains(&format!("{rust} or newer")), "Rust {rust} or newer");
-    let budget: f64 = value(&read("scripts/static.sh"), "budget=").parse().expect("bytes");
-    assert!(readme.contains(&format!("{:.1} MiB", budget / f64::from(1 << 20))), "{budget}");
+    let budgets = read("scripts/dist.sh");
+    let budget: f64 = value(&budgets, " linux-x86_64 amd64 ").parse().expect("bytes");
+    assert!(readme.contains(&format!("at most {:.1} MB", budget / 1e6)), "{budget}");
+}
+
+/// What a public forge runs is what anybody can run.
+#[test]
+fn workflows_run_make_check_and_make_dist() {
+    let text = read(".github/workflows/check.yml");
+    let commands: Vec<&str> = text.lines().filter_map(|line| line.split("run: ").nth(1)).collect();
+    assert_eq!(commands, ["make check", "make dist"]);
 }
 
 /// The layout of datagrams in `ollana help protocol`, tried on a running server.

@@ -1,6 +1,9 @@
-//! The real binary as a service: what it tells its manager, and how it goes to the background.
+//! The real binary as a service: what it tells its manager, how it goes to the background, and how
+//! releases bring it there.
 #![cfg(target_os = "linux")]
 
+#[path = "service/release.rs"]
+mod release;
 mod support;
 
 use std::fs;

@@ -1,0 +1,143 @@
+//! What a release consists of: the scripts that make it and install from it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use super::folder;
+
+const OLLANA: &str = env!("CARGO_BIN_EXE_ollana");
+const TIME: &str = "1700000000";
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
+}
+
+fn has(tool: &str) -> bool {
+    let found = Command::new("sh").args(["-c", "command -v $0", tool]).output();
+    found.is_ok_and(|output| output.status.success())
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+fn shell(dir: &Path, line: &str) {
+    let output = run(Command::new("sh").args(["-ec", line]).current_dir(dir));
+    assert!(output.status.success(), "{line}: {output:?}");
+}
+
+/// A release for this machine, in which the binary is a script that calls the real one.
+fn release(name: &str) -> PathBuf {
+    let dir = folder(name);
+    let inner = dir.join("ollana-1.0");
+    fs::create_dir_all(&inner).expect("a folder");
+    fs::write(inner.join("ollana"), format!("#!/bin/sh\nexec {OLLANA} \"$@\"\n")).expect("a file");
+    fs::set_permissions(inner.join("ollana"), fs::Permissions::from_mode(0o755)).expect("a mode");
+    fs::copy(script("install.sh"), inner.join("install.sh")).expect("a copy");
+    fs::copy(script("install.sh"), dir.join("install.sh")).expect("a copy");
+    let machine = std::env::consts::ARCH.replace("arm", "armv7");
+    shell(&dir, &format!("tar -czf ollana-1.0-linux-{machine}.tar.gz ollana-1.0"));
+    shell(&dir, "rm -r ollana-1.0; sha256sum ollana-* install.sh > SHA256SUMS");
+    dir
+}
+
+fn install(script: &Path, from: &[&str], into: &Path) -> (bool, String) {
+    let mut command = Command::new("sh");
+    command.arg(script).args(from).args(["--yes", "--no-service"]);
+    let output = run(command.env("DESTDIR", into).env("PREFIX", "/usr"));
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
+#[test]
+fn a_release_installs_from_its_folder_and_from_a_place() {
+    let dir = release("release");
+    let place = dir.to_str().expect("a path");
+    for (script, from) in
+        [(dir.join("install.sh"), &[][..]), (script("install.sh"), &["--from", place])]
+    {
+        let into = folder("release-root");
+        let (is_well, text) = install(&script, from, &into);
+        assert!(is_well && text.contains("installed"), "{text}");
+        let version = run(Command::new(into.join("usr/bin/ollana")).arg("--version"));
+        assert!(version.stdout.starts_with(b"ollana "), "{version:?}");
+        let page = fs::read_to_string(into.join("usr/share/man/man1/ollana.1")).expect("a page");
+        assert!(page.contains(".TH"));
+        fs::remove_dir_all(into).expect("it can go");
+    }
+    fs::remove_dir_all(dir).expect("it can go");
+}
+
+#[test]
+fn a_release_that_is_damaged_or_of_other_machines_is_not_installed() {
+    let into = folder("release-none");
+    for (damage, why) in [
+        ("for file in ollana-*; do echo >> $file; done", "another checksum"),
+        ("sed -i s/-linux-/-beos-/ SHA256SUMS", "there is no ollana for linux-"),
+        ("sed -i 's|  ollana|  ../ollana|' SHA256SUMS", "there is no ollana for linux-"),
+        ("rm ollana-*", "no ollana-1.0-linux-"),
+        ("rm SHA256SUMS", "no SHA256SUMS from "),
+    ] {
+        let dir = release("damaged");
+        shell(&dir, damage);
+        let place = dir.to_str().expect("a path");
+        let (is_well, text) = install(&script("install.sh"), &["--from", place], &into);
+        assert!(!is_well && text.contains(why), "{damage}: {text}");
+        assert_eq!(fs::read_dir(&into).expect("a folder").count(), 0, "{damage}");
+        fs::remove_dir_all(dir).expect("it can go");
+    }
+    fs::remove_dir_all(into).expect("it can go");
+}
+
+/// Whatever is different where they are made. In them is a script instead of a binary.
+#[test]
+fn packages_of_a_commit_are_equal() {
+    if !has("dpkg-deb") {
+        return println!("skipped: no dpkg-deb");
+    }
+    let packages = [0o022, 0o077].map(|mask| {
+        let dir = folder(&format!("deb-{mask:o}"));
+        fs::write(dir.join("binary"), "#!/bin/sh\n").expect("a file");
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("umask {mask:o}; exec \"$@\""), "sh"]);
+        command.arg(script("deb.sh")).arg(dir.join("binary")).arg("amd64").arg(&dir);
+        let output = run(command.env("OLLANA", OLLANA).env("SOURCE_DATE_EPOCH", TIME));
+        assert!(output.status.success(), "{output:?}");
+        let name = concat!("ollana_", env!("CARGO_PKG_VERSION"), "_amd64.deb");
+        let package = dir.join(name);
+        let bytes = fs::read(&package).expect("a package");
+        let control = run(Command::new("dpkg-deb").arg("--field").arg(&package));
+        let control = String::from_utf8(control.stdout).expect("text");
+        assert!(!control.contains("ollama.com"), "{control}");
+        fs::remove_dir_all(dir).expect("it can go");
+        bytes
+    });
+    assert!(packages[0] == packages[1], "the same commit makes two packages");
+}
+
+/// The bill of materials names what is built in, and its sums.
+#[test]
+fn the_bill_of_materials_is_cargos() {
+    let python = Command::new("python3").args(["-c", "import tomllib"]).status();
+    if !python.is_ok_and(|status| status.success()) {
+        return println!("skipped: no python3 that reads TOML");
+    }
+    let bill = || {
+        let mut command = Command::new("python3");
+        command.arg("-B").arg(script("dist/sbom.py")).arg("x86_64-unknown-linux-musl");
+        let output = run(command.env("SOURCE_DATE_EPOCH", TIME));
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    };
+    let text = bill();
+    assert_eq!(text, bill());
+    let bill: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    let crates = bill["components"].as_array().expect("a list");
+    let tiny_http = crates.iter().find(|entry| entry["name"] == "tiny_http").expect("tiny_http");
+    assert_eq!(tiny_http["hashes"][0]["content"].as_str().map(str::len), Some(64));
+    assert_eq!(bill["metadata"]["timestamp"], "2023-11-14T22:13:20Z");
+    // What only other systems need isn't in it.
+    assert!(!crates.iter().any(|entry| entry["name"] == "windows-sys"));
+}
