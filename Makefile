@@ -5,13 +5,14 @@ PREFIX ?= /usr/local
 MACHINE := $(shell uname -m)
 TARGET ?= $(if $(filter armv7%,$(MACHINE)),armv7-unknown-linux-musleabihf,$(MACHINE)-unknown-linux-musl)
 
-.PHONY: help run build test check lint doc netns e2e desync page boot faults days soak coverage bench static deb dist install uninstall clean
+.PHONY: help run build test check lint cross doc netns e2e desync page boot faults days soak coverage bench static deb dist install uninstall clean
 
 help:
 	@echo "make run       builds ollana and shows a chat through a client and a server"
 	@echo "make test      runs all tests; those in network namespaces need root"
 	@echo "make check     runs what CI runs: lint, doc and test"
 	@echo "make lint      checks the formatting, clippy's lints and the scripts"
+	@echo "make cross     checks that it compiles for Windows, macOS and FreeBSD"
 	@echo "make doc       builds the documentation of the code"
 	@echo "make netns     runs the tests on several hosts in network namespaces (root)"
 	@echo "make e2e       tests with a real Ollama, a real model and the official clients"
@@ -50,6 +51,9 @@ lint:
 	else echo "shellcheck is not installed, scripts not linted"; fi
 	@if command -v hadolint >/dev/null; then hadolint scripts/service/Dockerfile; \
 	else echo "hadolint is not installed, Dockerfile not linted"; fi
+
+cross:
+	@scripts/cross.sh
 
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items --quiet

@@ -49,6 +49,16 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("ruzstd", &["proxy::zstd"]),
 ];
 
+/// Where it is asked which operating system this is; elsewhere one line of a file may.
+const SYSTEMS: &[&str] = &[
+    "main",
+    "net::os",
+    "system::os",
+    "serve::systemd",
+    "tools::doctor::firewall",
+    "tools::doctor::local",
+];
+
 /// Rooms, and files of other rooms, that must not know of sockets, threads, clocks or the log.
 const PURE: &[&str] = &[
     "access",
@@ -359,5 +369,24 @@ fn no_async_and_nothing_that_panics_on_purpose() {
                 assert!(!line.contains(word), "{}: {line}", source.module);
             }
         }
+    }
+}
+
+#[test]
+fn few_files_ask_which_system_this_is() {
+    const WORDS: &[&str] = &["unix", "windows", "target_os", "target_family", "target_vendor"];
+    let asks = |line: &&str| {
+        let conditions = line.split("cfg").skip(1).map(|rest| rest.split(']').next());
+        conditions
+            .flatten()
+            .any(|it| it.contains('(') && WORDS.iter().any(|word| it.contains(word)))
+    };
+    for source in sources().iter().filter(|source| !source.is_in(SYSTEMS)) {
+        let lines: Vec<&str> = source.code().filter(asks).collect();
+        assert!(
+            lines.len() <= 1,
+            "{} asks for the system: {lines:#?}\nwhat differs belongs into net::os or system::os",
+            source.module
+        );
     }
 }

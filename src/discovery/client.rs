@@ -13,7 +13,7 @@ use super::schedule::{LOOK_INTERVAL, SLEPT, Schedule};
 use super::{BATCH, Counts, SideThread, rate_limit::RateLimit};
 use crate::manager::{Mailbox, pool::Input};
 use crate::net::interfaces::{RecentSubnets, probed_interfaces};
-use crate::net::lane::{Lane, Lanes};
+use crate::net::lane::{self, Lane, Lanes};
 use crate::net::socket::Waker;
 use crate::pairing::identity::Identity;
 use crate::pairing::keyring::Keyring;
@@ -169,7 +169,8 @@ impl Asker {
         for at in 0..self.lanes.open.len() {
             for _ in 0..BATCH {
                 let lane = &self.lanes.open[at];
-                let Ok((len, source)) = lane.socket.recv_from(&mut buffer) else { break };
+                let Ok(received) = lane::receive(&lane.socket, &mut buffer) else { break };
+                let Some((len, source)) = received else { continue };
                 let bytes = &buffer[..len];
                 counts.count(bytes, source, |packet| self.accept(packet, bytes, source));
             }

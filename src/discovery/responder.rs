@@ -12,7 +12,8 @@ use super::packet::{self, Datagram, Kind, Nonce, Packet, flags};
 use super::{BATCH, Counts, SideThread, rate_limit::RateLimit};
 use crate::access::addresses::AddressLists;
 use crate::manager::Presence;
-use crate::net::{interfaces::RecentSubnets, lane::bind_udp, socket::Waker};
+use crate::net::lane::{self, bind_udp};
+use crate::net::{interfaces::RecentSubnets, socket::Waker};
 use crate::pairing::{identity::Identity, keyring::Keyring, noise::Key};
 
 /// Most clients that get a goodbye when we stop: those that were answered last.
@@ -119,21 +120,18 @@ impl Answerer {
             }
             is_broken = false;
             for _ in 0..BATCH {
-                match self.socket.recv_from(&mut buffer) {
-                    Ok((len, source)) => {
+                match lane::receive(&self.socket, &mut buffer) {
+                    Ok(Some((len, source))) => {
                         let bytes = &buffer[..len];
                         counts.count(bytes, source, |packet| self.answer(packet, bytes, source));
                     }
-                    Err(error) => match error.kind() {
-                        ErrorKind::WouldBlock => break,
-                        // An ICMP error of an earlier answer, or a signal.
-                        ErrorKind::ConnectionRefused | ErrorKind::Interrupted => {}
-                        _ => {
-                            log::debug!("receiving probes failed reason={error}");
-                            is_broken = true;
-                            break;
-                        }
-                    },
+                    Ok(None) => {}
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                    Err(error) => {
+                        log::debug!("receiving probes failed reason={error}");
+                        is_broken = true;
+                        break;
+                    }
                 }
             }
         }

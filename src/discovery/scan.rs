@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::packet::{self, Datagram, Kind, Nonce, Packet, flags};
 use super::{matching, schedule::ScanTimes};
 use crate::config::SERVER_PORT;
-use crate::net::lane::Lane;
+use crate::net::lane::{self, Lane};
 use crate::ollama::version::OllamaVersion;
 use crate::pairing::{identity::Identity, noise::Key};
 use crate::system;
@@ -89,7 +89,8 @@ impl<'a> Scan<'a> {
     fn receive(&mut self, at: usize) {
         let lane = &self.lanes[at];
         let mut buffer = [0; packet::MAX_LEN + 1];
-        while let Ok((len, source)) = lane.socket.recv_from(&mut buffer) {
+        while let Ok(received) = lane::receive(&lane.socket, &mut buffer) {
+            let Some((len, source)) = received else { continue };
             let Some(answer) = self.read(&buffer[..len], source, &lane.name) else { continue };
             let place = (answer.address, at);
             let of_address = |(other, lane): &&(SocketAddr, usize)| {

@@ -1,15 +1,13 @@
 //! Where Ollama keeps its models: where it is told to, or in one of its usual places.
 
-use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::net::holders::holders;
+use crate::system::files;
 
 const VARIABLE: &str = "OLLAMA_MODELS";
-/// Below a home.
+/// Below a home, which Windows calls a profile.
 const USUAL: &str = ".ollama/models";
 /// The service's home where Ollama's own installer has made it.
 const SERVICE: &str = "/usr/share/ollama";
@@ -24,7 +22,7 @@ pub(super) fn places(port: u16) -> Vec<PathBuf> {
         return vec![told];
     }
     let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let homes = [Some(SERVICE.into()), home_of_service(&users), set("HOME")];
+    let homes = [Some(SERVICE.into()), home_of_service(&users), set("HOME"), set("USERPROFILE")];
     let usual = homes.into_iter().flatten().map(|home: PathBuf| home.join(USUAL));
     of_unit().into_iter().chain(usual).collect()
 }
@@ -36,7 +34,7 @@ fn of_running(port: u16) -> Option<PathBuf> {
         let process = PathBuf::from(format!("/proc/{pid}"));
         let told = of_environment(&fs::read(process.join("environ")).ok()?)?;
         // In a container the same path is another folder.
-        let number = |path: &Path| fs::metadata(path).map(|it| (it.dev(), it.ino())).ok();
+        let number = |path: &Path| files::file_number(&fs::metadata(path).ok()?);
         let there = process.join("root").join(told.strip_prefix("/").ok()?);
         (number(&told).is_some() && number(&told) == number(&there)).then_some(told)
     })
@@ -47,8 +45,7 @@ fn of_environment(environment: &[u8]) -> Option<PathBuf> {
         let prefix = format!("{name}=");
         let mut all = environment.split(|byte| *byte == 0);
         let value = all.find_map(|one| one.strip_prefix(prefix.as_bytes()))?;
-        let path = PathBuf::from(OsString::from_vec(value.to_vec()));
-        Some(path).filter(|path| path.is_absolute())
+        files::path_from(value).filter(|path| path.is_absolute())
     };
     value(VARIABLE).or_else(|| Some(value("HOME")?.join(USUAL)))
 }

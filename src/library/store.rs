@@ -3,13 +3,10 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat, readlinkat};
-
 use super::manifests::{Catalog, Digest, Place};
+use crate::system::files::{Folder, Kind};
 
 /// Models that are looked at, and bytes of a manifest; Ollama's have one or two thousand.
 const MOST_MODELS: usize = 4096;
@@ -17,48 +14,27 @@ const MANIFEST: u64 = 256 << 10;
 /// Files and folders on the way to them that are looked at.
 const MOST_ENTRIES: usize = 4 * MOST_MODELS;
 
-fn open_dir(above: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(openat(above, name, OFlags::RDONLY | flags, Mode::empty())?)
-}
-
-/// The store itself may be a link, or behind one: its owner has put it there.
-fn open_store(dir: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(openat(CWD, dir, flags, Mode::empty())?)
-}
-
-/// A plain file; what would make its reader wait is none.
-fn open_file(above: &OwnedFd, name: &str) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(openat(above, name, flags, Mode::empty())?);
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(io::Error::other("not a plain file")),
-    }
-}
-
 /// Where manifests are, in the order in which Ollama looks for one: in the first of them newer versions
 /// keep links to blobs, which have the text.
 const ROOTS: [&str; 2] = ["manifests-v2", "manifests"];
 
 /// The text of a manifest. A link is only believed in which blob of this store it means.
-fn read_named(blobs: &OwnedFd, folder: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {
-    match open_file(folder, name) {
+fn read_named(blobs: &Folder, folder: &Folder, name: &str) -> io::Result<Vec<u8>> {
+    match folder.file(name) {
         Ok(file) => read(file),
         Err(error) => {
-            let link = readlinkat(folder, name, Vec::new()).map_err(|_| error)?;
-            let blob = link.to_str().ok().and_then(|link| link.rsplit(['/', '\\']).next());
+            let link = folder.link(name).map_err(|_| error)?;
+            let blob = link.to_str().and_then(|link| link.rsplit(['/', '\\']).next());
             let digest = blob.and_then(|blob| Digest::parse(&blob.replacen('-', ":", 1)));
             let digest = digest.ok_or(io::ErrorKind::NotFound)?;
-            read(open_file(blobs, &digest.file_name())?)
+            read(blobs.file(&digest.file_name())?)
         }
     }
 }
 
 /// A folder of the store; Ollama makes them for the first model.
-fn open_if_there(store: &OwnedFd, name: &str) -> io::Result<Option<OwnedFd>> {
-    match open_dir(store, name) {
+fn open_if_there(store: &Folder, name: &str) -> io::Result<Option<Folder>> {
+    match store.folder(name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         opened => opened.map(Some),
     }
@@ -66,24 +42,24 @@ fn open_if_there(store: &OwnedFd, name: &str) -> io::Result<Option<OwnedFd>> {
 
 /// Fails if the folders of the store can't be read.
 pub(super) fn check(dir: &Path) -> io::Result<()> {
-    let store = open_store(dir)?;
+    let store = Folder::open(dir)?;
     for folder in ROOTS.into_iter().chain(["blobs"]) {
         if let Some(folder) = open_if_there(&store, folder)? {
-            Dir::read_from(&folder)?.next().transpose().map(drop)?;
+            folder.entries()?.next().transpose().map(drop)?;
         }
     }
     Ok(())
 }
 
 pub(super) fn open_blob(dir: &Path, digest: &Digest) -> io::Result<(File, u64)> {
-    let blobs = open_dir(&open_store(dir)?, "blobs")?;
-    let file = open_file(&blobs, &digest.file_name())?;
-    let size = file.metadata()?.size();
+    let blobs = Folder::open(dir)?.folder("blobs")?;
+    let file = blobs.file(&digest.file_name())?;
+    let size = file.metadata()?.len();
     Ok((file, size))
 }
 
 pub(super) fn read_catalog(dir: &Path) -> io::Result<Catalog> {
-    let store = open_store(dir)?;
+    let store = Folder::open(dir)?;
     let Some(blobs) = open_if_there(&store, "blobs")? else { return Ok(Catalog::default()) };
     let (catalog, left) = (Catalog::default(), MOST_ENTRIES);
     let mut walk = Walk { root: "", blobs, way: Vec::new(), left, catalog };
@@ -98,7 +74,7 @@ pub(super) fn read_catalog(dir: &Path) -> io::Result<Catalog> {
 
 struct Walk {
     root: &'static str,
-    blobs: OwnedFd,
+    blobs: Folder,
     way: Vec<String>,
     left: usize,
     catalog: Catalog,
@@ -107,28 +83,26 @@ struct Walk {
 impl Walk {
     /// Reads what is four levels down. What can't be read isn't shared, and keeps nothing else from
     /// being so.
-    fn look(&mut self, folder: &OwnedFd) {
-        let Ok(entries) = Dir::read_from(folder) else { return };
+    fn look(&mut self, folder: &Folder) {
+        let Ok(entries) = folder.entries() else { return };
         for entry in entries.flatten() {
-            let Ok(name) = entry.file_name().to_str() else { continue };
+            let Some(name) = entry.name.to_str() else { continue };
             if name.starts_with('.') || self.left == 0 || self.catalog.models() >= MOST_MODELS {
                 continue;
             }
             self.left -= 1;
             self.way.push(name.to_owned());
-            match (Place::of(self.root, &self.way), entry.file_type()) {
-                (Some(_), FileType::Directory) => {}
+            match (Place::of(self.root, &self.way), entry.kind) {
+                (Some(_), Kind::Folder) => {}
                 (Some(place), _) => {
                     if let Ok(text) = read_named(&self.blobs, folder, name) {
                         let blobs = &self.blobs;
-                        let of = |digest: &Digest| {
-                            read(open_file(blobs, &digest.file_name()).ok()?).ok()
-                        };
+                        let of = |digest: &Digest| read(blobs.file(&digest.file_name()).ok()?).ok();
                         self.catalog.add(place, &text, &of);
                     }
                 }
-                (None, FileType::Directory | FileType::Unknown) => {
-                    if let Ok(below) = open_dir(folder, name) {
+                (None, Kind::Folder | Kind::Unknown) => {
+                    if let Ok(below) = folder.folder(name) {
                         self.look(&below);
                     }
                 }
@@ -149,11 +123,11 @@ fn read(file: File) -> io::Result<Vec<u8>> {
 }
 
 pub(super) fn read_manifest(dir: &Path, place: &Place) -> io::Result<Vec<u8>> {
-    let store = open_store(dir)?;
-    let mut folder = open_dir(&store, place.root)?;
+    let store = Folder::open(dir)?;
+    let mut folder = store.folder(place.root)?;
     let [folders @ .., tag] = &place.way;
     for name in folders {
-        folder = open_dir(&folder, name)?;
+        folder = folder.folder(name)?;
     }
-    read_named(&open_dir(&store, "blobs")?, &folder, tag)
+    read_named(&store.folder("blobs")?, &folder, tag)
 }

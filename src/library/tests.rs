@@ -1,4 +1,5 @@
 use std::fs;
+#[cfg(unix)]
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;
@@ -137,6 +138,7 @@ fn what_was_made_here_is_told_apart() {
     assert_eq!(of("other"), None);
 }
 
+#[cfg(unix)] // Making a link takes a right on Windows.
 #[test]
 fn nothing_leads_out_of_the_store() {
     let (store, outside) = (Store::new(), Store::new());
@@ -256,6 +258,7 @@ fn a_manifest_keeps_all_but_the_paths() {
     );
 }
 
+#[cfg(unix)]
 #[test]
 fn newer_stores_have_links_to_manifests_among_their_blobs() {
     let (store, outside) = (Store::new(), Store::new());
@@ -339,6 +342,7 @@ fn a_store_that_cannot_be_read_says_so() {
         "{error}"
     );
     fs::remove_file(store.0.join("blobs")).unwrap();
+    #[cfg(unix)]
     if !rustix::process::geteuid().is_root() {
         fs::create_dir(store.0.join("manifests")).unwrap();
         fs::set_permissions(store.0.join("manifests"), fs::Permissions::from_mode(0o0)).unwrap();

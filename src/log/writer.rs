@@ -112,8 +112,7 @@ impl Write for LineSender {
 /// Whether stderr is systemd's journal (systemd.exec(5), `JOURNAL_STREAM`).
 fn is_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
-    let Ok(about) = rustix::fs::fstat(io::stderr()) else { return false };
-    stream == format!("{}:{}", about.st_dev, about.st_ino)
+    system::is_stderr(&stream)
 }
 
 enum Place {

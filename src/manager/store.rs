@@ -337,8 +337,7 @@ mod tests {
         let file = dir.join("servers.json");
         let write = |models: &[&str], ago| {
             remember(&dir, &[known(None, true, Some(had(models, ago)))]);
-            let about = fs::metadata(&file).unwrap();
-            std::os::unix::fs::MetadataExt::ino(&about)
+            files::stamp(&file)
         };
         let first = write(&["a"], 0);
         assert_eq!(write(&["a"], 300), first, "nothing but the time has changed");

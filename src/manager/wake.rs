@@ -1,7 +1,6 @@
 //! Wake-on-LAN: remembers the hardware addresses of servers while they are up, and sends the packet
 //! that switches them on (AMD's "Magic Packet": six bytes 0xFF, then the address sixteen times).
 
-use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -10,11 +9,10 @@ use crate::config::{Mac, Sleeper};
 use crate::manager::store::Macs;
 use crate::net::interfaces::{Interface, broadcast_interfaces};
 use crate::net::lane::Lane;
+use crate::system;
 
 /// Where such packets are sent by custom: UDP discard.
 const PORT: u16 = 9;
-/// Where Linux tells the hardware addresses of its neighbours.
-const NEIGHBOURS: &str = "/proc/net/arp";
 
 #[derive(Clone, Debug)]
 pub(crate) struct Wake {
@@ -30,7 +28,7 @@ impl Wake {
     /// comes with the names that it goes by.
     pub(crate) fn learn(&self, servers: &[(SocketAddr, Vec<String>)]) {
         let Some(macs) = &self.macs else { return };
-        let neighbours = fs::read_to_string(NEIGHBOURS).unwrap_or_default();
+        let neighbours = system::neighbours();
         let mut found = Vec::new();
         for (address, names) in servers {
             let ip = address.ip().to_canonical();
@@ -84,12 +82,17 @@ fn packet(mac: Mac) -> Vec<u8> {
     [0xFF; 6].into_iter().chain((0..16).flat_map(|_| mac.0)).collect()
 }
 
-/// A neighbour's hardware address, out of the kernel's table. One that isn't known is all zeroes.
+/// A neighbour's hardware address, out of the system's table. Linux shows one that isn't known as
+/// zeroes, BSD's arp leaves out leading ones.
 fn neighbour(table: &str, ip: IpAddr) -> Option<Mac> {
     let ip = ip.to_string();
-    let line = table.lines().find(|line| line.split_whitespace().next() == Some(&ip))?;
-    let mac: Mac = line.split_whitespace().nth(3)?.parse().ok()?;
-    (mac.0 != [0; 6]).then_some(mac)
+    let is_ip = |word: &str| word.trim_matches(['(', ')']) == ip;
+    let line = table.lines().find(|line| line.split_whitespace().take(2).any(is_ip))?;
+    let mac = |word: &str| {
+        let bytes: Vec<String> = word.split([':', '-']).map(|byte| format!("{byte:0>2}")).collect();
+        bytes.join(":").parse::<Mac>().ok()
+    };
+    line.split_whitespace().find_map(mac).filter(|mac| mac.0 != [0; 6])
 }
 
 #[cfg(test)]
@@ -106,6 +109,22 @@ mod tests {
         assert_eq!(neighbour(table, IpAddr::from([192, 168, 1, 2])), None, "asked, not answered");
         assert_eq!(neighbour(table, IpAddr::from([192, 168, 1, 3])), None);
         assert_eq!(neighbour("", IpAddr::from([192, 168, 1, 3])), None);
+        // What "arp -an" prints on macOS and FreeBSD, and "arp -a" on Windows.
+        for table in [
+            "? (192.168.1.2) at (incomplete) on en0 ifscope [ethernet]\n\
+             ? (192.168.1.20) at d8:bb:c1:0:a:ff on en0 ifscope [ethernet]\n",
+            "? (192.168.1.2) at (incomplete) on em0 expired [ethernet]\n\
+             ? (192.168.1.20) at d8:bb:c1:00:0a:ff on em0 expires in 1199 seconds [ethernet]\n",
+            "\r\nInterface: 192.168.1.7 --- 0x5\r\n\
+             \x20 Internet Address      Physical Address      Type\r\n\
+             \x20 192.168.1.20          d8-bb-c1-00-0a-ff     dynamic   \r\n",
+        ] {
+            assert_eq!(neighbour(table, IpAddr::from([192, 168, 1, 20])), Some(mac), "{table}");
+            for unknown in [2, 7, 0] {
+                let ip = IpAddr::from([192, 168, 1, unknown]);
+                assert_eq!(neighbour(table, ip), None, "{table}");
+            }
+        }
         let packet = packet(mac);
         assert_eq!(packet.len(), 102);
         assert_eq!(&packet[..8], &[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xD8, 0xBB]);

@@ -35,8 +35,27 @@ impl Interface {
     }
 }
 
-/// Interfaces of containers and virtual machines: a broadcast there reaches no LAN.
-const VIRTUAL: &[&str] = &["docker", "br-", "veth", "virbr", "cni", "flannel", "podman", "lxcbr"];
+/// Interfaces of containers and virtual machines: a broadcast there reaches no LAN. Those of Windows
+/// go by names such as "vEthernet (WSL)" and "VMware Network Adapter VMnet8", macOS's by bridge100.
+const VIRTUAL: &[&str] = &[
+    "docker",
+    "br-",
+    "veth",
+    "virbr",
+    "cni",
+    "flannel",
+    "podman",
+    "lxcbr",
+    "lxdbr",
+    "vEthernet",
+    "VMware",
+    "vmnet",
+    "VirtualBox",
+    "vboxnet",
+    "bridge10",
+    "vmenet",
+    "epair",
+];
 
 fn is_virtual(name: &str) -> bool {
     VIRTUAL.iter().any(|prefix| name.starts_with(prefix))
@@ -191,6 +210,17 @@ mod tests {
         assert_eq!(names(&choose(all(), &[])), ["eth0", "wlan0"]);
         assert_eq!(names(&choose(all(), &["docker0".to_owned()])), ["docker0"]);
         assert_eq!(names(&choose(vec![named("veth1")], &[])), ["veth1"]);
+        let windows = [
+            "vEthernet (Default Switch)",
+            "Ethernet 2",
+            "VMware Network Adapter VMnet8",
+            "VirtualBox Host-Only Network",
+            "Wi-Fi",
+        ];
+        let all = windows.map(named).to_vec();
+        assert_eq!(names(&choose(all, &[])), ["Ethernet 2", "Wi-Fi"]);
+        let all = ["en0", "bridge100", "vmnet1", "bridge0"].map(named).to_vec();
+        assert_eq!(names(&choose(all, &[])), ["en0", "bridge0"], "macOS; bridge0 is Thunderbolt's");
     }
 
     #[test]

@@ -5,9 +5,10 @@
 //! interface's own broadcast address. What is sent leaves through this interface, and can be
 //! answered there. Lanes are opened anew when interfaces change; a lane never changes.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::net::interfaces::Interface;
@@ -112,6 +113,28 @@ pub(crate) fn bind_udp(address: Ipv4Addr, port: u16) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
+/// Receives a datagram. `None` for one that is longer than the buffer, and for the news that an
+/// earlier one of ours was refused (ICMP), which Windows tells of unconnected sockets too.
+///
+/// # Errors
+/// `WouldBlock` when nothing is there.
+pub(crate) fn receive(
+    socket: &UdpSocket,
+    buffer: &mut [u8],
+) -> io::Result<Option<(usize, SocketAddr)>> {
+    match socket.recv_from(buffer) {
+        Err(error) if is_nothing(&error) => Ok(None),
+        received => received.map(Some),
+    }
+}
+
+fn is_nothing(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, ConnectionReset, Interrupted};
+    const NOTHING: [ErrorKind; 3] = [ConnectionRefused, ConnectionReset, Interrupted];
+    NOTHING.contains(&error.kind())
+        || matches!(Errno::from_io_error(error), Some(Errno::MSGSIZE | Errno::NETRESET))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,5 +172,28 @@ mod tests {
         };
         assert_eq!(source(Ipv4Addr::UNSPECIFIED), IpAddr::from([127, 0, 0, 1]));
         assert_eq!(source(Ipv4Addr::new(127, 0, 0, 7)), IpAddr::from([127, 0, 0, 7]));
+    }
+    #[test]
+    fn what_is_told_of_earlier_datagrams_is_nothing() {
+        let socket = bind_udp(Ipv4Addr::LOCALHOST, 0).unwrap();
+        let gone = bind_udp(Ipv4Addr::LOCALHOST, 0).unwrap().local_addr().unwrap();
+        socket.connect(gone).unwrap();
+        let mut buffer = [0; 4];
+        let mut receive = || receive(&socket, &mut buffer);
+        assert_eq!(receive().unwrap_err().kind(), ErrorKind::WouldBlock);
+        for _ in 0..3 {
+            let _ = socket.send(b"ping");
+            assert_eq!(receive().unwrap(), None, "nobody was there, and it goes on");
+            assert_eq!(receive().unwrap_err().kind(), ErrorKind::WouldBlock, "and doesn't spin");
+        }
+        // Windows' words for it.
+        let windows = [ErrorKind::ConnectionReset.into(), Errno::MSGSIZE.into()];
+        assert!(windows.iter().all(is_nothing));
+        assert!(
+            ![ErrorKind::WouldBlock, ErrorKind::NotConnected]
+                .map(Into::into)
+                .iter()
+                .any(is_nothing)
+        );
     }
 }

@@ -5,56 +5,34 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::event::PollFlags;
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use super::os;
+pub(crate) use super::os::{
+    HANGUP, Local, Private, drain_before_writable, limit_unacknowledged, pair, private_listener,
+    send_file, wait,
+};
 
 /// Pending connections that the kernel keeps for us (it caps this at `somaxconn`).
 const BACKLOG: i32 = 4096;
 
-/// Events that tell that a peer has closed its side. Where the kernel has no such event, input
-/// is watched instead and [`has_left`] looks closer.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-pub(crate) const HANGUP: PollFlags = PollFlags::RDHUP;
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) const HANGUP: PollFlags = PollFlags::IN;
-
-const BROKEN: PollFlags = PollFlags::HUP.union(PollFlags::ERR).union(PollFlags::NVAL);
-
-/// Waits until one of the sockets has one of its events; returns what each has. No events on either
-/// means that the time is up. A signal starts the time over.
-pub(crate) fn wait(
-    first: (&impl AsFd, PollFlags),
-    second: Option<(&TcpStream, PollFlags)>,
-    timeout: Option<Duration>,
-) -> io::Result<(PollFlags, PollFlags)> {
-    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-    let first = PollFd::new(first.0, first.1);
-    let mut fds = match second {
-        Some((stream, events)) => [first, PollFd::new(stream, events)],
-        None => [first.clone(), first],
-    };
-    let used = if second.is_some() { 2 } else { 1 };
-    retry_on_intr(|| poll(&mut fds[..used], timeout.as_ref()))?;
-    Ok((fds[0].revents(), fds[1].revents()))
-}
-
 /// Whether these events of a watched peer mean that it has left.
 pub(crate) fn has_left(stream: &TcpStream, events: PollFlags) -> bool {
     match events {
-        _ if is_broken(events) => true,
-        _ if events.contains(PollFlags::IN) => matches!(stream.peek(&mut [0]), Ok(0)),
-        _ => events.intersects(HANGUP),
+        _ if is_broken(stream, events) => true,
+        _ if events.intersects(os::ENDED) => true,
+        // Of input, Windows names but a part.
+        _ => events.intersects(PollFlags::IN) && matches!(stream.peek(&mut [0]), Ok(0)),
     }
 }
 
 /// Whether the connection is broken both ways, so that nothing can be sent any more.
-pub(crate) fn is_broken(events: PollFlags) -> bool {
-    events.intersects(BROKEN)
+pub(crate) fn is_broken(stream: &TcpStream, events: PollFlags) -> bool {
+    events.intersects(os::BROKEN) || os::is_reset(stream)
 }
 
 /// Whether a peer is seen to have left, without waiting: by [`HANGUP`] or, without events, only if
@@ -62,6 +40,11 @@ pub(crate) fn is_broken(events: PollFlags) -> bool {
 pub(crate) fn is_gone(stream: &TcpStream, by: PollFlags) -> bool {
     let look = wait((stream, by), None, Some(Duration::ZERO));
     look.is_ok_and(|(events, _)| !events.is_empty() && has_left(stream, events))
+}
+
+/// Whether there is no descriptor or memory for a socket.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(os::is_shortage)
 }
 
 /// Bytes that have arrived and were not read.
@@ -84,6 +67,10 @@ fn at_once(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<Option<usi
         match call() {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // Windows says so of a peer that has vanished; here it stands for something else.
+            Err(error) if error.kind() == ErrorKind::ConnectionAborted => {
+                return Err(io::Error::new(ErrorKind::ConnectionReset, error));
+            }
             done => return done.map(Some),
         }
     }
@@ -103,28 +90,8 @@ pub(crate) fn prepare(stream: &TcpStream, unacknowledged: Duration) -> io::Resul
         .with_time(Duration::from_secs(3))
         .with_interval(Duration::from_secs(1))
         .with_retries(8);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)?;
+    os::keep_alive(stream, &keepalive)?;
     limit_unacknowledged(stream, unacknowledged)
-}
-
-/// Sets TCP_USER_TIMEOUT where there is one. It also ends connections whose peer announces a
-/// zero window for that long, so it must not be shorter than a stall that is allowed.
-pub(crate) fn limit_unacknowledged(stream: &TcpStream, limit: Duration) -> io::Result<()> {
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    SockRef::from(stream).set_tcp_user_timeout(Some(limit))?;
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    let _ = (stream, limit);
-    Ok(())
-}
-
-/// Makes a socket writable only once the peer's window has taken all that was sent, or as usual again,
-/// where the kernel can tell that.
-pub(crate) fn drain_before_writable(stream: &TcpStream, drains: bool) {
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    // If this fails, the socket is writable as usual. Zero stands for the system's default.
-    let _ = SockRef::from(stream).set_tcp_notsent_lowat(u32::from(drains));
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    let _ = (stream, drains);
 }
 
 /// Connects within `timeout`, else fails with `TimedOut`; with `ConnectionAborted` as soon as
@@ -137,15 +104,28 @@ pub(crate) fn connect(
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     if let Err(error) = socket.connect(&address.into()) {
-        if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) {
+        if Errno::from_io_error(&error) != Some(os::IN_PROGRESS) {
             return Err(error);
         }
-        let watching = watched.map(|stream| (stream, HANGUP));
-        let (own, other) = wait((&socket, PollFlags::OUT), watching, Some(timeout))?;
+        let near = os::LOOPBACK_TIME.filter(|_| address.ip().is_loopback());
+        let patience = near.map_or(timeout, |near| near.min(timeout));
+        let wait_for = |watched: Option<&TcpStream>| {
+            let watched = watched.map(|stream| (stream, HANGUP));
+            wait((&socket, PollFlags::OUT), watched, Some(patience))
+        };
+        let (mut own, other) = wait_for(watched)?;
+        let is_left = watched.is_some_and(|stream| has_left(stream, other));
+        if own.is_empty() && !other.is_empty() && !is_left {
+            // The next request is waiting there; its hang-up can't be seen.
+            own = wait_for(None)?.0;
+        }
         if own.is_empty() {
-            let is_left = watched.is_some_and(|stream| has_left(stream, other));
-            let kind = if is_left { ErrorKind::ConnectionAborted } else { ErrorKind::TimedOut };
-            return Err(kind.into());
+            return Err(match () {
+                () if is_left => ErrorKind::ConnectionAborted,
+                () if patience < timeout => ErrorKind::ConnectionRefused,
+                () => ErrorKind::TimedOut,
+            }
+            .into());
         }
         socket.take_error()?.map_or(Ok(()), Err)?;
     }
@@ -155,8 +135,7 @@ pub(crate) fn connect(
 /// Listens with a long queue, so that a burst of connections isn't dropped by the kernel.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // Only lets us take a port over from connections in TIME_WAIT, not from another listener.
-    socket.set_reuse_address(true)?;
+    os::take_over_port(&socket)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -175,13 +154,13 @@ pub(crate) fn reset_on_close(stream: &TcpStream) {
 /// Wakes threads that poll `watched` for reading. There is no way back to sleep.
 #[derive(Debug)]
 pub(crate) struct Waker {
-    keep: UnixStream,
-    pub(crate) watched: UnixStream,
+    keep: Local,
+    pub(crate) watched: Local,
 }
 
 impl Waker {
     pub(crate) fn new() -> io::Result<Self> {
-        let (keep, watched) = UnixStream::pair()?;
+        let (keep, watched) = pair()?;
         Ok(Waker { keep, watched })
     }
 

@@ -4,20 +4,17 @@
 //! error. An error's text names the file and says what to do.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
-
 use crate::pairing::identity::KeyId;
 use crate::pairing::marks;
 use crate::pairing::peers::{self, Peer, Unreadable};
-use crate::system::{failed, files};
+use crate::system::failed;
+use crate::system::files::{self, Stamp};
 
 /// Bytes of a file of keys that are read; a longer one is damaged.
 const MAX_FILE: u64 = 64 * 1024;
@@ -33,9 +30,9 @@ fn unusable<E: fmt::Display>(path: &Path) -> impl Fn(E) -> String {
 
 /// Fails if other users can read `path` or what is in it.
 fn check_private(path: &Path, about: &fs::Metadata, mode: u32) -> Result<(), String> {
-    match about.mode() & 0o077 {
-        0 => Ok(()),
-        _ => Err(format!("keys are open to others; fix it: chmod {mode:o} {}", path.display())),
+    match files::is_open_to_others(about) {
+        false => Ok(()),
+        true => Err(format!("keys are open to others; fix it: chmod {mode:o} {}", path.display())),
     }
 }
 
@@ -142,12 +139,15 @@ pub(crate) fn confirm(state_dir: &Path, ids: Vec<KeyId>) -> Result<(), String> {
 fn lock(folder: &Path) -> io::Result<fs::File> {
     files::make_private_dir(folder)?;
     let mut options = fs::File::options();
-    options.append(true).create(true).mode(0o600);
+    files::private(&mut options).write(true).create(true).truncate(false);
     let lock = files::open_plain(&mut options, &folder.join(LOCK))?;
     let deadline = Instant::now() + LOCK_PATIENCE;
-    while let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        if error != Errno::WOULDBLOCK && error != Errno::INTR {
-            return Err(error.into());
+    while let Err(error) = lock.try_lock() {
+        match error {
+            TryLockError::Error(error) if error.kind() != ErrorKind::Interrupted => {
+                return Err(error);
+            }
+            _ => {}
         }
         if Instant::now() >= deadline {
             return Err(io::Error::other("another program keeps them locked"));
@@ -157,8 +157,8 @@ fn lock(folder: &Path) -> io::Result<fs::File> {
     Ok(lock)
 }
 
-/// Inode, modification time and length: while they are the same, so is the file.
-pub(super) type Stamp = Option<(u64, i64, i64, u64)>;
+/// Of both files.
+pub(super) type Stamps = [Option<Stamp>; 2];
 
 /// Where a daemon's keys come from.
 #[derive(Debug, Default)]
@@ -180,7 +180,7 @@ impl KeyFiles {
     }
 
     /// The keys and the files' stamps, for a start that must not wait for ever.
-    pub(super) fn read_in_time(self) -> Result<(Self, Vec<Peer>, [Stamp; 2]), String> {
+    pub(super) fn read_in_time(self) -> Result<(Self, Vec<Peer>, Stamps), String> {
         let place = self.state_dir.as_deref().map(file_in).or_else(|| self.key_file.clone());
         let read = move || {
             // Stamped before they are read: a change in between is read again.
@@ -190,17 +190,16 @@ impl KeyFiles {
         files::in_time(read).map_err(unusable(&place.unwrap_or_default()))?
     }
 
-    pub(super) fn stamps(&self) -> [Stamp; 2] {
-        [self.state_dir.as_deref().map(file_in), self.key_file.clone()].map(|path| {
-            let about = fs::metadata(path?).ok()?;
-            Some((about.ino(), about.mtime(), about.mtime_nsec(), about.len()))
-        })
+    pub(super) fn stamps(&self) -> Stamps {
+        [self.state_dir.as_deref().map(file_in), self.key_file.clone()]
+            .map(|path| files::stamp(&path?))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    #[cfg(unix)]
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
     use crate::pairing::identity::Identity;
@@ -229,15 +228,8 @@ mod tests {
         update(&dir, |peers| peers::add(peers, machine(1))).unwrap();
         assert_eq!(load(&dir).unwrap(), [machine(1)]);
         let file = file_in(&dir);
-        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
-        assert_eq!((mode(&file), mode(file.parent().unwrap())), (0o600, 0o700));
-        for (path, loose, tight) in [(&file, 0o640, 0o600), (&dir.join("keys"), 0o750, 0o700)] {
-            set_mode(path, loose);
-            let error = load(&dir).unwrap_err().to_string();
-            assert!(error.ends_with(&format!("chmod {tight:o} {}", path.display())), "{error}");
-            assert!(update(&dir, |_| Ok(())).is_err());
-            set_mode(path, tight);
-        }
+        #[cfg(unix)]
+        keys_are_open_to_nobody_else(&dir);
         fs::write(&file, "{broken").unwrap();
         assert!(update(&dir, |_| Ok(())).unwrap_err().to_string().contains("not JSON"));
         assert_eq!(fs::read_to_string(&file).unwrap(), "{broken", "never overwritten");
@@ -262,7 +254,22 @@ mod tests {
         fs::remove_dir_all(&dir).unwrap();
     }
 
+    #[cfg(unix)]
+    fn keys_are_open_to_nobody_else(dir: &Path) {
+        let file = file_in(dir);
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!((mode(&file), mode(file.parent().unwrap())), (0o600, 0o700));
+        for (path, loose, tight) in [(&file, 0o640, 0o600), (&dir.join("keys"), 0o750, 0o700)] {
+            set_mode(path, loose);
+            let error = load(dir).unwrap_err().to_string();
+            assert!(error.ends_with(&format!("chmod {tight:o} {}", path.display())), "{error}");
+            assert!(update(dir, |_| Ok(())).is_err());
+            set_mode(path, tight);
+        }
+    }
+
     /// `sudo ollana pair` for a daemon that is another user.
+    #[cfg(unix)]
     #[test]
     fn all_files_belong_to_whom_the_folder_belongs_to() {
         if !rustix::process::geteuid().is_root() {
@@ -279,6 +286,7 @@ mod tests {
     }
 
     /// The service's user puts something in the way of `sudo ollana pair`.
+    #[cfg(unix)]
     #[test]
     fn planted_links_lead_root_nowhere() {
         if !rustix::process::geteuid().is_root() {
@@ -314,6 +322,7 @@ mod tests {
         fs::remove_dir_all(&outside).unwrap();
     }
 
+    #[cfg(unix)]
     #[test]
     fn what_is_no_file_is_an_error_and_no_wait() {
         let dir = folder();
@@ -337,6 +346,7 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
     fn set_mode(path: &Path, mode: u32) {
         if !path.is_symlink() {
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();

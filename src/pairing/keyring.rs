@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use crate::pairing::identity::{Identity, KeyId};
-use crate::pairing::key_files::{self, KeyFiles, Stamp};
+use crate::pairing::key_files::{self, KeyFiles, Stamps};
 use crate::pairing::{noise::Key, peers::Peer, stream::Stream};
 use crate::system::lock;
 
@@ -39,7 +39,7 @@ pub struct Keyring {
 #[derive(Debug, Default)]
 struct State {
     peers: Vec<Peer>,
-    stamps: [Stamp; 2],
+    stamps: Stamps,
     has_complained: bool,
     /// Keys that were confirmed by use, which isn't written down yet.
     confirmed: Vec<KeyId>,

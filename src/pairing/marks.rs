@@ -39,6 +39,7 @@ fn elsewhere(state_dir: &Path) -> Option<PathBuf> {
     }
     let dir = |name| env(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
     let config = dir("XDG_CONFIG_HOME").or_else(|| Some(dir("HOME")?.join(".config")));
+    let config = config.or_else(|| dir("APPDATA")); // Windows
     config.map(|config| config.join("ollana").join(MARK))
 }
 

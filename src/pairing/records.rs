@@ -176,10 +176,9 @@ impl Records {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::os::fd::OwnedFd;
-    use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::net::os::loopback_pair;
     use crate::pairing::identity::Identity;
     use crate::pairing::noise::{Introduction, Key, Purpose, initiate, respond};
 
@@ -191,8 +190,7 @@ mod tests {
         let (initiator, hello) = initiate(Purpose::Requests, &key, &machine(1)).unwrap();
         let (reply, mut far) = respond(Purpose::Requests, &key, &machine(2), &hello).unwrap();
         let mut records = Records::new(initiator.finish(&reply).unwrap().session);
-        let (socket, mut peer) = UnixStream::pair().unwrap();
-        let socket = TcpStream::from(OwnedFd::from(socket));
+        let (socket, mut peer) = loopback_pair().unwrap();
         let mut sealed = [0; 1 + OVERHEAD];
         loop {
             far.session.seal(b"x", &mut sealed).unwrap();

@@ -95,7 +95,16 @@ impl Stream {
             if n > 0 {
                 continue;
             }
-            let wanted = (&self.socket, PollFlags::OUT | watched);
+            self.wait_for_room(stall, &mut watched)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the kernel may take more. `watched` tells nothing any more, and is emptied, once the
+    /// next request is waiting there.
+    pub(crate) fn wait_for_room(&self, stall: Duration, watched: &mut PollFlags) -> io::Result<()> {
+        loop {
+            let wanted = (&self.socket, PollFlags::OUT | *watched);
             let (events, _) = socket::wait(wanted, None, Some(stall))?;
             if events.is_empty() {
                 return Err(ErrorKind::TimedOut.into());
@@ -103,11 +112,11 @@ impl Stream {
             if socket::has_left(&self.socket, events) {
                 return Err(ErrorKind::BrokenPipe.into());
             }
-            if !events.contains(PollFlags::OUT) {
-                watched = PollFlags::empty(); // The next request is waiting there.
+            if events.contains(PollFlags::OUT) {
+                return Ok(());
             }
+            *watched = PollFlags::empty();
         }
-        Ok(())
     }
 
     /// Ends this side: what was sent is all there is.

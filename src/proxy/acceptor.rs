@@ -80,11 +80,12 @@ impl Acceptor {
                 self.let_in(socket, peer);
                 Ok(())
             }
-            // Its client has gone.
-            Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {
-                Ok(())
-            }
-            Err(error) => Err(error),
+            Err(error) => match error.kind() {
+                // Its client has gone; Windows calls that a reset.
+                ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => Ok(()),
+                ErrorKind::Interrupted => Ok(()),
+                _ => Err(error),
+            },
         }
     }
 

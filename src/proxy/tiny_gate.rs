@@ -14,35 +14,43 @@
 //! starts to serve, after which the socket's path is gone; it sees heads that we wrote, never a body,
 //! and never writes.
 //!
+//! Windows has no such paths, and on loopback other users of the machine could connect. There its
+//! listener is made to fail once it has our connection, with which it ends accepting for good; and a
+//! request that came from elsewhere ends the gate.
+//!
 //! tiny_http can't be stopped once the path is gone, so there is one gate for as long as the process
 //! lives. A gate that fails, or takes longer than [`PATIENCE`], is passed by from then on: a request
 //! doesn't need it.
 
-use std::fs;
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use tiny_http::Server;
+use tiny_http::{Listener, Server};
 
 use crate::http::head::Head;
-use crate::system::{self, Hex};
+use crate::net::socket::{self, Local, Private};
+use crate::system;
 
 /// How long a request may take to come out of the gate.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The queue is looked at so often before waiting for it: its thread needs about as long to parse
 /// a head as ours to fall asleep and wake up.
 const YIELDS: u32 = 100;
+/// How often it is tried to end its accepting, and how long one try may take.
+const TRIES: u32 = 50;
+const TRY: Duration = Duration::from_millis(20);
 
 /// The gate of this process; none in it once it has failed.
 static GATE: OnceLock<Mutex<Option<Gate>>> = OnceLock::new();
 
-struct Gate {
+struct Gate<C = Local> {
     server: Server,
-    connection: UnixStream,
+    connection: C,
+    /// Where tiny_http sees our connection come from, if others could come too.
+    own: Option<SocketAddr>,
 }
 
 /// Opens the gate, unless it is open: a socket in a fresh directory below the first of `places` that
@@ -53,10 +61,15 @@ pub(super) fn open(places: &[PathBuf]) -> io::Result<()> {
     }
     let mut last = io::Error::new(ErrorKind::NotFound, "no directory for a private socket");
     for place in places {
-        match Gate::start_below(place) {
+        let start = || {
+            let ends = socket::private_listener(place)?;
+            ends.connection.set_write_timeout(Some(PATIENCE))?;
+            Gate::start(ends)
+        };
+        match start() {
             // If another thread was faster, its gate is as good.
             Ok(gate) => {
-                GATE.get_or_init(|| Mutex::new(Some(gate)));
+                GATE.get_or_init(|| Mutex::new(gate));
                 return Ok(());
             }
             Err(error) => {
@@ -74,7 +87,7 @@ pub(super) fn pass(head: &Head) {
     }
 }
 
-fn pass_through(gate: &Mutex<Option<Gate>>, method: &str, target: &str) {
+fn pass_through<C: Write>(gate: &Mutex<Option<Gate<C>>>, method: &str, target: &str) {
     let mut gate = system::lock(gate);
     if let Some(open) = &mut *gate
         && let Err(error) = open.pass(method, target)
@@ -84,27 +97,47 @@ fn pass_through(gate: &Mutex<Option<Gate>>, method: &str, target: &str) {
     }
 }
 
-impl Gate {
-    fn start_below(place: &Path) -> io::Result<Self> {
-        let dir = place.join(format!("ollana-{}", Hex(&system::random::<8>()?)));
-        fs::DirBuilder::new().mode(0o700).create(&dir)?;
-        let path = dir.join("gate");
-        let ends = UnixListener::bind(&path)
-            .and_then(|listener| Ok((listener, UnixStream::connect(&path)?)));
-        let _ = fs::remove_dir_all(&dir);
-        let (listener, connection) = ends?;
-        connection.set_write_timeout(Some(PATIENCE))?;
-        let server = Server::from_listener(listener, None).map_err(io::Error::other)?;
-        let mut gate = Gate { server, connection };
+impl<C: Write> Gate<C> {
+    /// None if other programs can get in, so that requests are to pass it by.
+    fn start(ends: Private<impl Into<Listener>, C>) -> io::Result<Option<Self>> {
+        let (own, door) = ends.reachable.unzip();
+        let server = Server::from_listener(ends.listener, None).map_err(io::Error::other)?;
+        let mut gate = Gate { server, connection: ends.connection, own };
         gate.pass("GET", "/")?;
-        Ok(gate)
+        if let Some(Err(error)) = door.map(|door| gate.close(&door)) {
+            log::warn!("tiny_http is passed by, others could reach it: {error}");
+            return Ok(None);
+        }
+        Ok(Some(gate))
+    }
+
+    /// Ends tiny_http's accepting by an error: of a listener that doesn't wait any more, or of a
+    /// connection that is gone before it is accepted.
+    fn close(&self, door: &TcpListener) -> io::Result<()> {
+        door.set_nonblocking(true)?;
+        for _ in 0..TRIES {
+            if let Ok(stream) = socket::connect(door.local_addr()?, None, TRY) {
+                socket::reset_on_close(&stream);
+            }
+            match self.server.recv_timeout(TRY) {
+                // Its thread says so, and ends.
+                Err(_) => return Ok(()),
+                Ok(None) => {}
+                Ok(Some(request)) => return Err(foreign(request)),
+            }
+        }
+        Err(ErrorKind::TimedOut.into())
     }
 
     fn pass(&mut self, method: &str, target: &str) -> io::Result<()> {
         let head = [method, " ", target, " HTTP/1.1\r\n\r\n"].concat();
         self.connection.write_all(head.as_bytes())?;
+        let request = self.receive()?;
+        if request.remote_addr().copied() != self.own {
+            return Err(foreign(request));
+        }
         // Dropping a request makes tiny_http answer it; dropping its writer does not.
-        drop(self.receive()?.into_writer());
+        drop(request.into_writer());
         Ok(())
     }
 
@@ -119,21 +152,70 @@ impl Gate {
     }
 }
 
+/// Somebody else has connected. What is dropped is read to its declared end, so it isn't; and nothing
+/// passes the gate after this.
+fn foreign(request: tiny_http::Request) -> io::Error {
+    std::mem::forget(request);
+    io::Error::other("another program is connected to it")
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
     use std::time::Instant;
 
     use super::*;
+    use crate::net::os::loopback_listener;
+    use crate::net::socket::pair;
 
     /// A gate behind which nobody is: what is written is never read, and nothing comes out.
-    fn dead() -> (Gate, UnixStream) {
-        let path = std::env::temp_dir()
-            .join(format!("ollana-dead-{}", Hex(&system::random::<8>().unwrap())));
-        let server = Server::from_listener(UnixListener::bind(&path).unwrap(), None).unwrap();
-        fs::remove_file(&path).unwrap();
-        let (connection, far) = UnixStream::pair().unwrap();
+    fn dead() -> (Gate, Local) {
+        let ends = socket::private_listener(&std::env::temp_dir()).unwrap();
+        let server = Server::from_listener(ends.listener, None).unwrap();
+        let (connection, far) = pair().unwrap();
         connection.set_write_timeout(Some(PATIENCE)).unwrap();
-        (Gate { server, connection }, far)
+        (Gate { server, connection, own: None }, far)
+    }
+
+    /// As on Windows.
+    #[test]
+    fn nobody_else_gets_into_a_gate_on_loopback() {
+        let ends = loopback_listener().unwrap();
+        let address = ends.connection.peer_addr().unwrap();
+        let mut gate = Gate::start(ends).unwrap().expect("closed");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        // Its thread ends a moment later.
+        while TcpStream::connect(address).is_ok() {
+            assert!(Instant::now() < deadline, "it goes on accepting");
+        }
+        for _ in 0..100 {
+            gate.pass("GET", "/").unwrap();
+        }
+    }
+
+    #[test]
+    fn who_got_into_the_gate_before_it_closed_ends_it() {
+        let ends = loopback_listener().unwrap();
+        let mut other = TcpStream::connect(ends.connection.peer_addr().unwrap()).unwrap();
+        let gate = Gate::start(ends).unwrap();
+        let gate = Mutex::new(Some(gate.expect("it has said nothing")));
+        other.write_all(b"POST / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n").unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while gate.lock().unwrap().is_some() {
+            assert!(Instant::now() < deadline, "it passes for ours");
+            pass_through(&gate, "GET", "/");
+        }
+        drop(other);
+        // The same before the gate has started, whatever it hears first.
+        let ends = loopback_listener().unwrap();
+        let mut other = TcpStream::connect(ends.connection.peer_addr().unwrap()).unwrap();
+        other.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        assert!(Gate::start(ends).ok().flatten().is_none_or(|mut gate| {
+            (0..100).any(|_| {
+                std::thread::sleep(TRY);
+                gate.pass("GET", "/").is_err()
+            })
+        }));
     }
 
     #[test]

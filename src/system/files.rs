@@ -1,21 +1,19 @@
 //! Files that are replaced as a whole, and the disk below them, which may take for ever.
 
-use std::collections::VecDeque;
-use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
-use rustix::fs::{Gid, Mode, OFlags, Uid};
-use rustix::io::Errno;
-use rustix::process::{getegid, geteuid, getgroups};
-use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
+use super::os::{self, Acting};
+pub(crate) use super::os::{
+    Advice, Folder, Kind, advise, file_number, free_space, is_in_page_cache, is_open_to_others,
+    make_private_dir, path_from, private, read_exact_at,
+};
 use super::{Hex, is_stopping, random, spawn};
 
 /// Bytes of a file that are read; none of ours is longer.
@@ -27,8 +25,6 @@ const LAST_PATIENCE: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(50);
 /// Threads that a disk may hold for ever.
 const MAX_STUCK: usize = 8;
-/// Links on the way to a file that are followed.
-const MAX_LINKS: usize = 32;
 
 /// Does something with files on a thread of its own, and waits for it until the process is to end.
 ///
@@ -83,11 +79,6 @@ fn within<T: Send + 'static>(
     Err(silent())
 }
 
-/// Makes a directory, and those above it, that only its owner may enter.
-pub(crate) fn make_private_dir(dir: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
 /// Does something below `dir`. Root does it as the first owner on the way there who isn't root (the
 /// service's user, for `sudo ollana pair`): what is made there belongs to that user, and links that
 /// the user has put there lead root to nothing that the user couldn't change anyway.
@@ -99,66 +90,9 @@ pub(crate) fn as_owner_of<T>(dir: &Path, work: impl FnOnce() -> T) -> io::Result
     Ok(work())
 }
 
-/// The thread acts as another user until this is dropped.
-struct Acting {
-    group: Gid,
-    groups: Vec<Gid>,
-}
-
-impl Acting {
-    /// `None` if there is nothing to change.
-    fn as_owner_of(dir: &Path) -> io::Result<Option<Self>> {
-        let Some(owner) = geteuid().is_root().then(|| owner_of(dir)).flatten() else {
-            return Ok(None);
-        };
-        let acting = Acting { group: getegid(), groups: getgroups()? };
-        set_thread_groups(&[])?;
-        set_thread_res_gid(None, Gid::from_raw(owner.gid()), None)?;
-        set_thread_res_uid(None, Uid::from_raw(owner.uid()), None)?;
-        Ok(Some(acting))
-    }
-}
-
-impl Drop for Acting {
-    fn drop(&mut self) {
-        // The saved user is root, so these can't fail; and if they did, less would be allowed.
-        let _ = set_thread_res_uid(None, Uid::ROOT, None);
-        let _ = set_thread_res_gid(None, self.group, None);
-        let _ = set_thread_groups(&self.groups);
-    }
-}
-
-/// The first owner of a part of the path who isn't root, and so decides what is behind it. Links of
-/// root's are followed: root is trusted to link to the right place.
-fn owner_of(path: &Path) -> Option<fs::Metadata> {
-    let part = |part: Component<'_>| part.as_os_str().to_owned();
-    let path = std::path::absolute(path).ok()?;
-    let mut parts: VecDeque<OsString> = path.components().map(part).collect();
-    let (mut at, mut links) = (PathBuf::new(), 0);
-    while let Some(next) = parts.pop_front() {
-        if next == ".." {
-            at.pop();
-            continue;
-        }
-        let here = at.join(next);
-        let about = fs::symlink_metadata(&here).ok()?;
-        if about.uid() != 0 {
-            return Some(about);
-        }
-        if !about.is_symlink() {
-            at = here;
-            continue;
-        }
-        links += 1;
-        let target = fs::read_link(&here).ok().filter(|_| links <= MAX_LINKS)?;
-        target.components().rev().for_each(|it| parts.push_front(part(it)));
-    }
-    None
-}
-
 /// Opens a plain file. Anything else is an error: a FIFO would make its reader wait.
 pub(crate) fn open_plain(options: &mut fs::OpenOptions, path: &Path) -> io::Result<fs::File> {
-    let file = options.custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    let file = os::without_waiting(options).open(path)?;
     match file.metadata()?.is_file() {
         true => Ok(file),
         false => Err(io::Error::other("not a plain file")),
@@ -181,48 +115,51 @@ pub(crate) fn read(dir: &Path, path: &Path) -> io::Result<String> {
 pub(crate) fn replace(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
     as_owner_of(dir, || {
         make_private_dir(dir)?;
-        replace_with(path, text, 0o600)
+        replace_with(path, text, true)
     })?
 }
 
 /// The same for a file that everybody may read, as far as the umask allows.
 pub(crate) fn replace_readable(path: &Path, text: &str) -> io::Result<()> {
     let dir = path.parent().unwrap_or(path);
-    as_owner_of(dir, || replace_with(path, text, 0o666))?
+    as_owner_of(dir, || replace_with(path, text, false))?
 }
 
 pub(crate) fn remove(dir: &Path, path: &Path) -> io::Result<()> {
     as_owner_of(dir, || fs::remove_file(path))?
 }
 
-/// Opens a file to append to it, mode 0640. A FIFO that nobody reads is an error, not a wait. As
-/// root, what others have put there is changed as they could change it themselves.
+/// Opens a file to append to it. As root, what others have put there is changed as they could change it
+/// themselves.
 pub(crate) fn append(path: &Path) -> io::Result<fs::File> {
-    let open = || {
-        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        // In a folder of many, such as /tmp, a link can appear between the look and the opening.
-        let is_link = fs::symlink_metadata(path).is_ok_and(|about| about.is_symlink());
-        let (flags, new) = match is_link {
-            true => (flags, OFlags::CREATE),
-            false => (flags | OFlags::NOFOLLOW, OFlags::CREATE | OFlags::EXCL),
-        };
-        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
-        match rustix::fs::open(path, flags, mode) {
-            Err(Errno::NOENT) => rustix::fs::open(path, flags | new, mode),
-            opened => opened,
-        }
-    };
-    let file = as_owner_of(path, open)?.map_err(io::Error::from)?;
-    Ok(file.into())
+    as_owner_of(path, || os::append(path))?
 }
 
-fn replace_with(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+/// By which a change of a file shows.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    number: Option<(u64, u64)>,
+    changed: Option<SystemTime>,
+    length: u64,
+}
+
+/// While it stays the same, so does the file; `None` without a file.
+pub(crate) fn stamp(path: &Path) -> Option<Stamp> {
+    let about = fs::metadata(path).ok()?;
+    let (number, changed) = (os::file_number(&about), about.modified().ok());
+    Some(Stamp { number, changed, length: about.len() })
+}
+
+fn replace_with(path: &Path, text: &str, is_private: bool) -> io::Result<()> {
     // Each write has a new file of its own: two threads, or two processes, may write at once.
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.new", Hex(&random::<8>()?)));
     let temporary = Path::new(&temporary);
-    let mut file =
-        fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(temporary)?;
+    let mut options = fs::File::options();
+    if is_private {
+        os::private(&mut options);
+    }
+    let mut file = options.write(true).create_new(true).open(temporary)?;
     let written = writeln!(file, "{text}")
         .and_then(|()| file.sync_all())
         .and_then(|()| fs::rename(temporary, path));
@@ -230,21 +167,15 @@ fn replace_with(path: &Path, text: &str, mode: u32) -> io::Result<()> {
         let _ = fs::remove_file(temporary);
         return written;
     }
-    // Makes the new name last. Not every file system can do that for a directory; without it, a
-    // power cut in the next seconds brings the old file back, whole.
+    // Makes the new name last. Not every file system can do that for a directory, and Windows never;
+    // without it, a power cut in the next seconds brings the old file back, whole.
     let _ = path.parent().map(|dir| fs::File::open(dir)?.sync_all());
     Ok(())
 }
 
-/// Bytes free on the disk that holds a directory.
-pub(crate) fn free_space(dir: &Path) -> Option<u64> {
-    let disk = rustix::fs::statvfs(dir).ok()?;
-    disk.f_bavail.checked_mul(disk.f_frsize)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
     use std::thread;
 
     use super::*;
@@ -321,9 +252,12 @@ mod tests {
     }
 
     /// A user's folder, the links in it, and root's files around it.
+    #[cfg(unix)]
     #[test]
     fn root_is_led_nowhere_by_a_log_or_a_pid_file() {
-        use std::os::unix::fs::{chown, lchown, symlink};
+        use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+
+        use rustix::process::geteuid;
         if !geteuid().is_root() {
             return;
         }
@@ -379,12 +313,17 @@ mod tests {
     fn what_was_loose_becomes_private_and_what_fails_leaves_nothing() {
         let dir = folder();
         let path = dir.join("peers");
-        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        #[cfg(unix)]
+        let mode = |path: &Path| {
+            std::os::unix::fs::MetadataExt::mode(&fs::metadata(path).unwrap()) & 0o777
+        };
         replace_readable(&std::env::temp_dir().join("nowhere/peers"), "").unwrap_err();
         make_private_dir(&dir).unwrap();
         replace_readable(&path, "1").unwrap();
+        #[cfg(unix)]
         assert_ne!(mode(&path) & 0o400, 0);
         replace(&dir, &path, "2").unwrap();
+        #[cfg(unix)]
         assert_eq!((mode(&path), mode(&dir)), (0o600, 0o700));
         assert_eq!(fs::read_to_string(&path).unwrap(), "2\n");
         fs::create_dir(dir.join("folder")).unwrap();

@@ -3,16 +3,16 @@
 
 pub(crate) mod files;
 pub(crate) mod keeper;
+mod os;
 
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
 
-use rustix::process::{Resource, getrlimit};
-use rustix::time::{ClockId, clock_gettime};
+pub use self::os::save_address_space;
+pub(crate) use self::os::{is_memory_limited, is_stderr, neighbours, time_since_boot, time_slept};
 
 /// Virtual size of a thread's stack in bytes where address space is scarce; only touched pages are
 /// resident.
@@ -51,29 +51,6 @@ pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Resu
         if is_roomy { ROOMY_STACK } else { THREAD_STACK }
     });
     Builder::new().name(name.to_owned()).stack_size(*STACK).spawn(run)
-}
-
-/// Whether this process may have only so much address space.
-pub(crate) fn is_memory_limited() -> bool {
-    getrlimit(Resource::As).current.is_some()
-}
-
-/// Starts this program again where address space is limited, without what glibc would reserve of it: 64 MB
-/// for each of its first threads, although our heap is elsewhere (`main`).
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-pub fn save_address_space() {
-    use std::os::unix::process::CommandExt;
-    const ARENAS: &str = "MALLOC_ARENA_MAX";
-    if is_memory_limited()
-        && std::env::var_os(ARENAS).is_none()
-        && let Ok(program) = std::env::current_exe()
-    {
-        // This returns only if it failed; then fewer connections fit.
-        let _ = std::process::Command::new(program)
-            .args(std::env::args_os().skip(1))
-            .env(ARENAS, "1")
-            .exec();
-    }
 }
 
 /// Gives freed memory back. The heap (`main`) does that by itself only when 2 MB at its end come free, so
@@ -125,20 +102,6 @@ impl Drop for Vital {
 /// For `map_err`: the error as text, behind what failed.
 pub(crate) fn failed<E: fmt::Display>(what: impl fmt::Display) -> impl Fn(E) -> String {
     move |error| format!("{what}: {error}")
-}
-
-/// Time since this machine booted, by the clock that counts sleep, where there is one.
-pub(crate) fn time_since_boot() -> Option<Duration> {
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    return clock_gettime(ClockId::Boottime).try_into().ok();
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    None
-}
-
-/// How long this machine has slept since it booted; zero where that can't be told.
-pub(crate) fn time_slept() -> Duration {
-    let all = time_since_boot().unwrap_or_default();
-    all.saturating_sub(clock_gettime(ClockId::Monotonic).try_into().unwrap_or_default())
 }
 
 /// Bytes as lower-case hexadecimal digits.

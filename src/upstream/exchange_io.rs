@@ -288,7 +288,7 @@ impl ExchangeIo {
     /// whole request, the end of which may be unread in the kernel. A proxy of ours doesn't do that.
     fn may_be_half_closed(&self, client: &Stream, events: PollFlags) -> bool {
         !self.attempt.half_closed.is_zero()
-            && !socket::is_broken(events)
+            && !socket::is_broken(client.socket(), events)
             && client.key().is_none()
             && (self.unreceived == 0 || self.unreceived <= socket::unread(client.socket()))
     }

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use http::Uri;
 use http::uri::Authority;
 use rustix::event::PollFlags;
-use rustix::io::Errno;
 use ureq::Timeout;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
@@ -110,8 +109,7 @@ fn connect_error(error: SecureError) -> ureq::Error {
             ErrorKind::TimedOut => ureq::Error::Timeout(Timeout::Connect),
             ErrorKind::ConnectionAborted => give_up(Fault::ClientLeft).into(),
             _ => {
-                let errno = Errno::from_io_error(&error);
-                if let Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) = errno {
+                if socket::is_shortage(&error) {
                     give_up(Fault::OutOfResources);
                 }
                 error.into()

@@ -1,8 +1,8 @@
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use super::*;
+use crate::net::os::loopback_pair;
 use crate::pairing::key_files::update;
 use crate::pairing::noise::{self, Introduction, Purpose};
 use crate::pairing::peers;
@@ -30,9 +30,13 @@ fn a_key_file_is_a_peer() {
     let open = || Keyring::open(Identity([0; 16]), None, Some(&path), None);
     assert!(open().is_err(), "a file that isn't there");
     fs::write(&path, "00".repeat(32)).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-    assert!(open().unwrap_err().to_string().contains("chmod 600"));
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(open().unwrap_err().to_string().contains("chmod 600"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
     assert_eq!(open().unwrap().keys(), [Key::new([0; 32])]);
     fs::write(&path, "hunter2").unwrap();
     assert!(open().unwrap_err().to_string().contains("32 bytes"));
@@ -122,8 +126,7 @@ fn a_key_that_goes_during_a_handshake_is_missed() {
         let who = |n| Introduction::of(Identity([n; 16]));
         let (_, hello) = noise::initiate(Purpose::Requests, &key, &who(1)).unwrap();
         let (_, established) = noise::respond(Purpose::Requests, &key, &who(2), &hello).unwrap();
-        let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
-        let stream = Stream::new(std::os::fd::OwnedFd::from(socket).into());
+        let stream = Stream::new(loopback_pair().unwrap().0);
         stream.encrypt(established.session, key.id());
         Arc::new(stream)
     };

@@ -12,7 +12,6 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
@@ -28,6 +27,7 @@ use crate::http::target::percent_decode;
 use crate::library::{Digest, Library};
 use crate::net::socket::{self, HANGUP, UNACKNOWLEDGED};
 use crate::ollama::model_name::ModelName;
+use crate::system::files::{self, Advice};
 
 /// Blobs that are given at once.
 const DONATIONS: usize = 2;
@@ -183,7 +183,7 @@ impl Exchange<'_> {
         let stream = &self.connection.stream;
         let stall = self.context.settings.timing.stall_timeout;
         let stays = is_in_page_cache(file, &bytes);
-        advise(file, bytes.clone(), Advice::Sequential);
+        files::advise(file, bytes.clone(), Advice::Sequential);
         // A peer whose disk is slow closes its window for a while.
         socket::limit_unacknowledged(stream.socket(), stall.max(UNACKNOWLEDGED))?;
         let mut buffer = Vec::new();
@@ -200,7 +200,7 @@ impl Exchange<'_> {
                     None => self.send_unseen(file, at, most)?,
                     Some(_) => {
                         buffer.resize(PIECE.min(most), 0);
-                        file.read_exact_at(&mut buffer, at)?;
+                        files::read_exact_at(file, &mut buffer, at)?;
                         stream.write_watching(&buffer, stall, HANGUP)?;
                         buffer.len() as u64
                     }
@@ -210,47 +210,20 @@ impl Exchange<'_> {
             }
             // From the beginning: what the socket still had a moment ago couldn't be dropped.
             if !stays {
-                advise(file, bytes.start..at, Advice::DontNeed);
+                files::advise(file, bytes.start..at, Advice::DontNeed);
             }
         }
         socket::limit_unacknowledged(stream.socket(), UNACKNOWLEDGED)
     }
 
-    /// Has the kernel send bytes of a file, which don't come into our memory. Returns how many.
-    #[cfg(target_os = "linux")]
+    /// Sends bytes of a file that needn't come into our memory. Returns how many.
     fn send_unseen(&self, file: &File, at: u64, most: usize) -> io::Result<u64> {
-        use rustix::event::PollFlags;
-        use rustix::io::Errno;
-
-        let socket = self.connection.stream.socket();
-        let mut offset = at;
-        match rustix::fs::sendfile(socket, file, Some(&mut offset), most) {
-            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(sent) => Ok(sent as u64),
-            Err(Errno::INTR) => Ok(0),
-            Err(Errno::AGAIN) => {
-                let stall = self.context.settings.timing.stall_timeout;
-                let (events, _) =
-                    socket::wait((socket, PollFlags::OUT | HANGUP), None, Some(stall))?;
-                match events.is_empty() {
-                    true => Err(io::ErrorKind::TimedOut.into()),
-                    false if socket::has_left(socket, events) => {
-                        Err(io::ErrorKind::BrokenPipe.into())
-                    }
-                    false => Ok(0),
-                }
-            }
-            Err(error) => Err(error.into()),
+        let stream = &self.connection.stream;
+        if let Some(sent) = socket::send_file(stream.socket(), file, at, most)? {
+            return Ok(sent as u64);
         }
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn send_unseen(&self, file: &File, at: u64, most: usize) -> io::Result<u64> {
-        let mut buffer = vec![0; PIECE.min(most)];
-        file.read_exact_at(&mut buffer, at)?;
-        let stall = self.context.settings.timing.stall_timeout;
-        self.connection.stream.write_watching(&buffer, stall, HANGUP)?;
-        Ok(buffer.len() as u64)
+        stream.wait_for_room(self.context.settings.timing.stall_timeout, &mut { HANGUP })?;
+        Ok(0)
     }
 }
 
@@ -288,44 +261,11 @@ fn asked_range(range: &[u8], size: u64) -> Asked {
 }
 
 /// Whether most of these bytes are in the page cache, by samples.
-#[cfg(target_os = "linux")]
 fn is_in_page_cache(file: &File, bytes: &Range<u64>) -> bool {
-    use rustix::io::{ReadWriteFlags, preadv2};
-
-    let is_there = |at: u64| {
-        let mut byte = [0];
-        let mut buffers = [io::IoSliceMut::new(&mut byte)];
-        preadv2(file, &mut buffers, at, ReadWriteFlags::NOWAIT).is_ok_and(|n| n == 1)
-    };
     let step = (bytes.end - bytes.start) / SAMPLES;
-    let there = (0..SAMPLES).filter(|n| is_there(bytes.start + n * step)).count() as u64;
+    let is_there = |n: &u64| files::is_in_page_cache(file, bytes.start + n * step);
+    let there = (0..SAMPLES).filter(is_there).count() as u64;
     there * 4 >= SAMPLES * 3
-}
-
-#[cfg(not(target_os = "linux"))]
-fn is_in_page_cache(_: &File, _: &Range<u64>) -> bool {
-    false
-}
-
-#[derive(Clone, Copy)]
-enum Advice {
-    Sequential,
-    DontNeed,
-}
-
-/// Tells the page cache what becomes of these bytes, where it listens.
-fn advise(file: &File, bytes: Range<u64>, advice: Advice) {
-    #[cfg(target_os = "linux")]
-    {
-        let advice = match advice {
-            Advice::Sequential => rustix::fs::Advice::Sequential,
-            Advice::DontNeed => rustix::fs::Advice::DontNeed,
-        };
-        let length = std::num::NonZeroU64::new(bytes.end - bytes.start);
-        let _ = rustix::fs::fadvise(file, bytes.start, length, advice);
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = (file, bytes, advice as u8);
 }
 
 #[cfg(test)]

@@ -1,0 +1,310 @@
+//! Linux, macOS and the BSDs.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat, readlinkat};
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+use rustix::time::{ClockId, clock_gettime};
+
+pub(crate) use self::acting::Acting;
+use super::{Advice, Entry, Kind};
+
+pub(crate) fn is_memory_limited() -> bool {
+    getrlimit(Resource::As).current.is_some()
+}
+
+/// Starts this program again where address space is limited, without what glibc would reserve of it: 64 MB
+/// for each of its first threads, although our heap is elsewhere (`main`).
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub fn save_address_space() {
+    use std::os::unix::process::CommandExt;
+    const ARENAS: &str = "MALLOC_ARENA_MAX";
+    if is_memory_limited()
+        && std::env::var_os(ARENAS).is_none()
+        && let Ok(program) = std::env::current_exe()
+    {
+        // This returns only if it failed; then fewer connections fit.
+        let _ = std::process::Command::new(program)
+            .args(std::env::args_os().skip(1))
+            .env(ARENAS, "1")
+            .exec();
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn save_address_space() {}
+
+fn clock(clock: ClockId) -> Duration {
+    clock_gettime(clock).try_into().unwrap_or_default()
+}
+
+/// Time since this machine booted, by the clock that counts sleep, where there is one.
+pub(crate) fn time_since_boot() -> Option<Duration> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    return Some(clock(ClockId::Boottime));
+    #[cfg(target_vendor = "apple")]
+    return Some(clock(ClockId::Monotonic));
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+    None
+}
+
+/// How long this machine has slept since some moment; zero where that can't be told.
+#[cfg(not(target_vendor = "apple"))]
+pub(crate) fn time_slept() -> Duration {
+    time_since_boot().unwrap_or_default().saturating_sub(clock(ClockId::Monotonic))
+}
+
+/// Here the monotonic clock counts sleep, and std's doesn't.
+#[cfg(target_vendor = "apple")]
+pub(crate) fn time_slept() -> Duration {
+    use std::{sync::LazyLock, time::Instant};
+    static START: LazyLock<(Duration, Instant)> =
+        LazyLock::new(|| (clock(ClockId::Monotonic), Instant::now()));
+    let (counted, start) = *START;
+    clock(ClockId::Monotonic).saturating_sub(counted).saturating_sub(start.elapsed())
+}
+
+/// The kernel's table of its neighbours' hardware addresses.
+pub(crate) fn neighbours() -> String {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    return fs::read_to_string("/proc/net/arp").unwrap_or_default();
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    super::output_of("arp", &["-an"])
+}
+
+/// Whether stderr is this stream, as systemd names it.
+pub(crate) fn is_stderr(stream: &str) -> bool {
+    let about = rustix::fs::fstat(io::stderr());
+    about.is_ok_and(|about| stream == format!("{}:{}", about.st_dev, about.st_ino))
+}
+
+pub(crate) fn path_from(bytes: &[u8]) -> Option<PathBuf> {
+    Some(OsString::from_vec(bytes.to_vec()).into())
+}
+
+/// By which a file or folder is known, whatever the paths to it.
+pub(crate) fn file_number(about: &Metadata) -> Option<(u64, u64)> {
+    Some((about.dev(), about.ino()))
+}
+
+/// Whether other users may read or change it, or what is in it.
+pub(crate) fn is_open_to_others(about: &Metadata) -> bool {
+    about.mode() & 0o077 != 0
+}
+
+/// Makes a directory, and those above it, that only its owner may enter.
+pub(crate) fn make_private_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// What is made with these options is for its owner alone.
+pub(crate) fn private(options: &mut OpenOptions) -> &mut OpenOptions {
+    options.mode(0o600)
+}
+
+/// Opening waits for nobody: a FIFO would make its reader wait.
+pub(crate) fn without_waiting(options: &mut OpenOptions) -> &mut OpenOptions {
+    options.custom_flags(OFlags::NONBLOCK.bits() as i32)
+}
+
+/// Opens a file to append to it, mode 0640. A FIFO that nobody reads is an error, not a wait.
+pub(crate) fn append(path: &Path) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    // In a folder of many, such as /tmp, a link can appear between the look and the opening.
+    let is_link = fs::symlink_metadata(path).is_ok_and(|about| about.is_symlink());
+    let (flags, new) = match is_link {
+        true => (flags, OFlags::CREATE),
+        false => (flags | OFlags::NOFOLLOW, OFlags::CREATE | OFlags::EXCL),
+    };
+    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
+    let file = match rustix::fs::open(path, flags, mode) {
+        Err(Errno::NOENT) => rustix::fs::open(path, flags | new, mode),
+        opened => opened,
+    };
+    Ok(file?.into())
+}
+
+/// Bytes free on the disk that holds a directory.
+pub(crate) fn free_space(dir: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(dir).ok()?;
+    disk.f_bavail.checked_mul(disk.f_frsize)
+}
+
+pub(crate) fn read_exact_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
+    file.read_exact_at(buffer, at)
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn advise(file: &File, bytes: Range<u64>, advice: Advice) {
+    let advice = match advice {
+        Advice::Sequential => rustix::fs::Advice::Sequential,
+        Advice::DontNeed => rustix::fs::Advice::DontNeed,
+    };
+    let length = std::num::NonZeroU64::new(bytes.end - bytes.start);
+    let _ = rustix::fs::fadvise(file, bytes.start, length, advice);
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn advise(_: &File, _: Range<u64>, _: Advice) {}
+
+/// Whether a byte of a file can be read without its disk.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn is_in_page_cache(file: &File, at: u64) -> bool {
+    use rustix::io::{ReadWriteFlags, preadv2};
+    let mut byte = [0];
+    let mut buffers = [io::IoSliceMut::new(&mut byte)];
+    preadv2(file, &mut buffers, at, ReadWriteFlags::NOWAIT).is_ok_and(|n| n == 1)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn is_in_page_cache(_: &File, _: u64) -> bool {
+    false
+}
+
+/// A folder in which files are opened without following links.
+pub(crate) struct Folder(OwnedFd);
+
+impl Folder {
+    /// It may be a link itself, or behind one.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Folder(openat(CWD, path, flags, Mode::empty())?))
+    }
+
+    pub(crate) fn folder(&self, name: &str) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(Folder(openat(&self.0, name, flags, Mode::empty())?))
+    }
+
+    /// A plain file; what would make its reader wait is none.
+    pub(crate) fn file(&self, name: &str) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(openat(&self.0, name, flags, Mode::empty())?);
+        match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(io::Error::other("not a plain file")),
+        }
+    }
+
+    /// What a link in it names.
+    pub(crate) fn link(&self, name: &str) -> io::Result<OsString> {
+        let link = readlinkat(&self.0, name, Vec::new())?;
+        Ok(OsString::from_vec(link.into_bytes()))
+    }
+
+    pub(crate) fn entries(&self) -> io::Result<impl Iterator<Item = io::Result<Entry>>> {
+        let entries = Dir::read_from(&self.0)?;
+        Ok(entries.map(|entry| {
+            let entry = entry?;
+            let kind = match entry.file_type() {
+                FileType::Directory => Kind::Folder,
+                FileType::Unknown => Kind::Unknown,
+                _ => Kind::Other,
+            };
+            Ok(Entry { name: OsStr::from_bytes(entry.file_name().to_bytes()).to_owned(), kind })
+        }))
+    }
+}
+
+/// Links on the way to a file that are followed.
+const MAX_LINKS: usize = 32;
+
+/// The first owner of a part of the path who isn't root, and so decides what is behind it. Links of
+/// root's are followed: root is trusted to link to the right place.
+fn owner_of(path: &Path) -> Option<Metadata> {
+    let part = |part: Component<'_>| part.as_os_str().to_owned();
+    let path = std::path::absolute(path).ok()?;
+    let mut parts: VecDeque<OsString> = path.components().map(part).collect();
+    let (mut at, mut links) = (PathBuf::new(), 0);
+    while let Some(next) = parts.pop_front() {
+        if next == ".." {
+            at.pop();
+            continue;
+        }
+        let here = at.join(next);
+        let about = fs::symlink_metadata(&here).ok()?;
+        if about.uid() != 0 {
+            return Some(about);
+        }
+        if !about.is_symlink() {
+            at = here;
+            continue;
+        }
+        links += 1;
+        let target = fs::read_link(&here).ok().filter(|_| links <= MAX_LINKS)?;
+        target.components().rev().for_each(|it| parts.push_front(part(it)));
+    }
+    None
+}
+
+/// Acting as the user to whom a folder belongs.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod acting {
+    use std::io;
+    use std::path::Path;
+
+    use rustix::fs::{Gid, Uid};
+    use rustix::process::{getegid, geteuid, getgroups};
+    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+    /// The thread acts as another user until this is dropped.
+    pub(crate) struct Acting {
+        group: Gid,
+        groups: Vec<Gid>,
+    }
+
+    impl Acting {
+        /// Root acts as the first owner on the way there who isn't root; `None` if there is nothing to
+        /// change.
+        pub(crate) fn as_owner_of(dir: &Path) -> io::Result<Option<Self>> {
+            use std::os::unix::fs::MetadataExt;
+            let Some(owner) = geteuid().is_root().then(|| super::owner_of(dir)).flatten() else {
+                return Ok(None);
+            };
+            let acting = Acting { group: getegid(), groups: getgroups()? };
+            set_thread_groups(&[])?;
+            set_thread_res_gid(None, Gid::from_raw(owner.gid()), None)?;
+            set_thread_res_uid(None, Uid::from_raw(owner.uid()), None)?;
+            Ok(Some(acting))
+        }
+    }
+
+    impl Drop for Acting {
+        fn drop(&mut self) {
+            // The saved user is root, so these can't fail; and if they did, less would be allowed.
+            let _ = set_thread_res_uid(None, Uid::ROOT, None);
+            let _ = set_thread_res_gid(None, self.group, None);
+            let _ = set_thread_groups(&self.groups);
+        }
+    }
+}
+
+/// Here a thread can't be another user, and root would be led by links of the user's.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+mod acting {
+    use std::io;
+    use std::path::Path;
+
+    pub(crate) struct Acting;
+
+    impl Acting {
+        pub(crate) fn as_owner_of(dir: &Path) -> io::Result<Option<Self>> {
+            match rustix::process::geteuid().is_root() && super::owner_of(dir).is_some() {
+                false => Ok(None),
+                true => Err(io::Error::other(
+                    "it belongs to a user: run this as that user, not as root",
+                )),
+            }
+        }
+    }
+}
