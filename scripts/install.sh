@@ -39,7 +39,6 @@ done
 
 here=$(cd "$(dirname "$0")" && pwd)
 [ -n "$from" ] || [ ! -f "$here/SHA256SUMS" ] || from=$here
-files=$here/service
 binary=
 for place in "${OLLANA:-}" "$here/ollana" "$here/../target/release/ollana" "$here/../target/quick/ollana"; do
     if [ -n "$place" ] && [ -f "$place" ]; then
@@ -48,28 +47,15 @@ for place in "${OLLANA:-}" "$here/ollana" "$here/../target/release/ollana" "$her
     fi
 done
 
-# Which program starts services here.
-init=none
+# What starts services here, as the program itself knows it; nothing if it doesn't run here.
+init=
+able=
 if [ "$service" = true ] && [ -z "$root" ]; then
-    if [ -d /run/systemd/system ]; then
-        init=systemd
-    elif [ "$(uname -s)" = Darwin ]; then
-        init=launchd
-    elif [ -x /sbin/openrc-run ]; then
-        init=openrc
-    elif [ -d /etc/init.d ]; then
-        init=sysv
-    fi
+    for able in "$binary" "$prefix/bin/ollana"; do
+        init=$("$able" service status 2>/dev/null | sed -n 's/^manager *//p')
+        [ -z "$init" ] || break
+    done
 fi
-case $init in
-systemd) unit=/etc/systemd/system/ollana.service source=ollana.service mode=644 ;;
-launchd) unit=/Library/LaunchDaemons/org.ollana.ollana.plist source=org.ollana.ollana.plist mode=644 ;;
-openrc) unit=/etc/init.d/ollana source=ollana.openrc mode=755 ;;
-sysv) unit=/etc/init.d/ollana source=ollana.init mode=755 ;;
-*) unit='' source='' mode='' ;;
-esac
-
-generator=/etc/systemd/system-generators/ollana
 
 # Relative to the prefix.
 program=bin/ollana
@@ -95,72 +81,6 @@ put() { # put MODE FROM TO
     cp "$2" "$3.new"
     chmod "$1" "$3.new"
     mv -f "$3.new" "$3"
-}
-
-make_user() {
-    id ollana >/dev/null 2>&1 && return 0
-    if command -v useradd >/dev/null; then
-        useradd --system --user-group --no-create-home --home-dir /var/lib/ollana \
-            --shell /bin/false ollana
-    else
-        addgroup -S ollana 2>/dev/null || true
-        adduser -S -D -H -h /var/lib/ollana -s /bin/false -G ollana ollana
-    fi
-}
-
-# Lets the service read the models that an Ollama of the system has, if there is one. Under systemd,
-# the generator does.
-join_ollama() {
-    grep -q '^ollama:' /etc/group || return 0
-    case $init in
-    openrc | sysv)
-        if command -v usermod >/dev/null; then
-            usermod -a -G ollama ollana
-        else
-            addgroup ollana ollama
-        fi
-        ;;
-    esac
-}
-
-start_service() {
-    case $init in
-    systemd)
-        systemctl daemon-reload
-        systemctl enable --quiet ollana.service
-        systemctl restart ollana.service
-        ;;
-    launchd)
-        launchctl bootout system "$unit" 2>/dev/null || true
-        launchctl bootstrap system "$unit"
-        ;;
-    openrc)
-        rc-update add ollana default
-        rc-service ollana restart
-        ;;
-    sysv)
-        if command -v update-rc.d >/dev/null; then
-            update-rc.d ollana defaults
-        elif command -v chkconfig >/dev/null; then
-            chkconfig --add ollana
-        fi
-        "$unit" restart
-        ;;
-    esac
-}
-
-stop_service() {
-    case $init in
-    systemd) systemctl disable --now --quiet ollana.service 2>/dev/null || true ;;
-    launchd) launchctl bootout system "$unit" 2>/dev/null || true ;;
-    openrc)
-        rc-service ollana stop 2>/dev/null || true
-        rc-update del ollana 2>/dev/null || true
-        ;;
-    sysv)
-        "$unit" stop 2>/dev/null || true
-        ;;
-    esac
 }
 
 # Copies a file of the release to $new.
@@ -218,11 +138,8 @@ install_all() {
     [ -n "$binary" ] || fail "no ollana here: run 'make build' first, or set OLLANA=FILE"
     echo "This will"
     echo "  install $root$prefix/$program, its man page and completions"
-    if [ -n "$unit" ]; then
-        echo "  write $unit"
-        [ "$init" = launchd ] || echo "  write /etc/default/ollana, unless it is there"
-        case $init in openrc | sysv) echo "  make a system user 'ollana'" ;; esac
-        echo "  start ollana now and at every boot ($init)"
+    if [ -n "$init" ]; then
+        echo "  start ollana now and at every boot ($init): ollana service install"
     elif [ "$service" = true ] && [ -z "$root" ]; then
         echo "  start no service: no init system that it knows runs here"
     fi
@@ -242,23 +159,8 @@ install_all() {
     else
         echo "install.sh: $binary doesn't run here, so there is no man page" >&2
     fi
-    if [ -n "$unit" ]; then
-        sed "s|@PREFIX@|$prefix|g" "$files/$source" >"$new/unit"
-        put "$mode" "$new/unit" "$unit"
-        if [ ! -e /etc/default/ollana ] && [ "$init" != launchd ]; then
-            put 644 "$files/ollana.default" /etc/default/ollana
-        fi
-        case $init in
-        systemd) put 755 "$files/ollana.generator" "$generator" ;;
-        openrc | sysv) make_user ;;
-        launchd)
-            mkdir -p /var/db/ollana /var/log/ollana
-            chown nobody /var/db/ollana /var/log/ollana
-            ;;
-        esac
-        join_ollama
-        start_service
-        echo "ollana runs. If something doesn't work: ollana doctor"
+    if [ -n "$init" ]; then
+        "$root$prefix/$program" service install
     else
         echo "installed; start it with: ollana"
     fi
@@ -266,32 +168,24 @@ install_all() {
 
 uninstall_all() {
     echo "This will"
-    [ -z "$unit" ] || echo "  stop ollana ($init) and remove $unit"
+    [ -z "$init" ] || echo "  stop ollana ($init): ollana service remove"
     echo "  remove $root$prefix/$program, its man page and completions"
-    case $init in
-    launchd) echo "  leave the state (/var/db/ollana)" ;;
-    *) echo "  leave /etc/default/ollana and the state (/var/lib/ollana)" ;;
-    esac
+    [ -z "$init" ] || echo "  leave the state, and variables in /etc/default/ollana that were changed"
     confirm
-    if [ -n "$unit" ] && [ -e "$unit" ]; then
-        stop_service
-        rm -f "$unit" "$generator"
-        case $init in
-        systemd) systemctl daemon-reload ;;
-        sysv) if command -v update-rc.d >/dev/null; then update-rc.d ollana remove; fi ;;
-        esac
-    fi
+    [ -z "$init" ] || "$able" service remove
     for file in "$program" "$page" "$bash" "$zsh" "$fish"; do
         rm -f "$root$prefix/$file"
     done
     echo "removed"
 }
 
-if [ -n "$unit" ] && [ "$(id -u)" != 0 ]; then
-    fail "services are root's: use sudo, or --no-service"
-fi
 if [ "$action" = install ] && [ -n "$from" ]; then
     install_release
-else
-    "${action}_all"
+    exit
 fi
+place=$root$prefix
+while [ ! -e "$place" ]; do
+    place=$(dirname "$place")
+done
+[ -w "$place" ] || fail "$place is root's: use sudo, or PREFIX=\$HOME/.local"
+"${action}_all"

@@ -1,7 +1,9 @@
 //! The real binary as a service: what it tells its manager, how it goes to the background, and how
-//! releases bring it there.
+//! releases and the command bring it there.
 #![cfg(target_os = "linux")]
 
+#[path = "service/command.rs"]
+mod command;
 #[path = "service/release.rs"]
 mod release;
 mod support;
@@ -250,17 +252,21 @@ fn the_service_is_in_the_group_of_an_ollama_that_is_there() {
     }
 }
 
-/// launchd isn't here; Python reads its file, and launchd.plist(5) knows the keys.
-#[test]
-fn the_property_list_is_launchds() {
+/// What launchd would start by this file, if there is a Python that reads it; launchd.plist(5) knows
+/// the keys.
+#[cfg(debug_assertions)]
+fn launchd_words(path: &Path) -> Option<Vec<String>> {
     const READ: &str = "import json, plistlib, sys; \
                         print(json.dumps(plistlib.load(open(sys.argv[1], 'rb'))))";
-    let path = "scripts/service/org.ollana.ollana.plist";
-    let output = Command::new("python3").args(["-c", READ, path]).output();
-    let Ok(output) = output else { return println!("skipped: no python3 to read it with") };
+    let output = Command::new("python3").args(["-c", READ]).arg(path).output();
+    let Ok(output) = output else {
+        println!("skipped: no python3 to read it with");
+        return None;
+    };
     let job: serde_json::Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
-    assert_eq!(format!("scripts/service/{}.plist", job["Label"].as_str().unwrap_or("")), path);
+    let name = path.file_name().expect("a name").to_string_lossy();
+    assert_eq!(format!("{}.plist", job["Label"].as_str().unwrap_or("")), name);
     let known = [
         ("Label", "string"),
         ("ProgramArguments", "array"),
@@ -281,12 +287,8 @@ fn the_property_list_is_launchds() {
         };
         assert!(known.contains(&(key.as_str(), kind)), "{key} {kind}");
     }
-    let words: Vec<&str> = job["ProgramArguments"]
-        .as_array()
-        .expect("words")
-        .iter()
-        .filter_map(serde_json::Value::as_str)
-        .collect();
+    let words = job["ProgramArguments"].as_array().expect("words").iter();
+    let words: Vec<String> = words.map(|word| word.as_str().expect("a word").to_owned()).collect();
     // What it is started with is a command line that ollana knows.
     let output = Command::new(env!("CARGO_BIN_EXE_ollana"))
         .args(&words[1..])
@@ -297,4 +299,5 @@ fn the_property_list_is_launchds() {
     assert!(job["SoftResourceLimits"]["NumberOfFiles"].as_u64() >= Some(4096));
     // Streams have half a minute to finish.
     assert!(job["ExitTimeOut"].as_u64() > Some(30));
+    Some(words)
 }

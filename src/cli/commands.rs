@@ -2,8 +2,8 @@
 
 use Action::Tool;
 use Verb::{
-    Completions, Cp, Discover, Doctor, Forget, Man, Models, Pair, Peers, Pull, Status, Takeover,
-    Unpair,
+    Completions, Cp, Discover, Doctor, Forget, Man, Models, Pair, Peers, Pull, Service, Status,
+    Takeover, Unpair,
 };
 
 use super::options::OptionSpec;
@@ -67,11 +67,13 @@ pub(crate) enum Verb {
     Pair,
     Peers,
     Pull,
+    Service,
     Status,
     Takeover,
     Unpair,
 }
 
+const DRY_RUN: Switch = Switch::plain("dry-run", "only say what would be done");
 const JSON: Switch = Switch::plain("json", "print JSON, for programs");
 
 /// Where a running ollana is asked.
@@ -102,7 +104,10 @@ pub(crate) const COMMANDS: &[CommandSpec] = &[
         "Where an Ollama answers on this machine, ollana shares it (server mode). Elsewhere it \
          finds the servers and answers on Ollama's own port (client mode).",
         &[Switch::plain("daemon",
-            "go to the background once it is ready; exit code 0 says that it is")], &[]),
+            "go to the background once it is ready; exit code 0 says that it is"),
+        Switch::plain("at-log-in",
+            "as Windows starts it: log and process number go to the state folder, and it ends when \
+             the number's file is gone")], &[]),
     command("status", Tool(Status), "servers, queue and this machine, as ollana sees them",
         "Asks the ollana that runs on this machine, at --listen if that is given.",
         &[Switch::plain("watch", "show it anew every second, until q is pressed"), JSON],
@@ -151,6 +156,11 @@ pub(crate) const COMMANDS: &[CommandSpec] = &[
          keys are gone, ollana doesn't start; --all lets it, without them.",
         &[Switch::plain("all", "forget all of them, also where their keys are gone")],
         &["state-dir"]),
+    command("service ACTION", Tool(Service), "install, remove or show the service, open the firewall",
+        "install has the system start this program now and at every boot (root's) or log-in, with \
+         the options given here; remove undoes that; status exits with 0 if it runs; firewall lets \
+         the LAN in.",
+        &[DRY_RUN, Switch::plain("undo", "close the firewall again")], &[]),
     command("takeover", Tool(Takeover), "make Ollama's port 11434 show all models of the LAN",
         "Moves an Ollama that systemd runs to port 11438 and sets ollana to --mode both; says what \
          it will do and asks first.",
@@ -169,6 +179,7 @@ impl CommandSpec {
         match self.action {
             Action::Help => pages(),
             Action::Tool(Verb::Completions) => vec!["bash", "zsh", "fish"],
+            Action::Tool(Verb::Service) => vec!["install", "remove", "status", "firewall"],
             _ => Vec::new(),
         }
     }

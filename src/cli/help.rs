@@ -14,8 +14,7 @@ const MOST_USED: &[&str] = &["mode", "listen", "ollama", "server"];
 /// `ollana --help`: with the prompt below it, it fits a screen of 24 lines.
 pub(super) fn overview() -> String {
     let mut page = String::from(
-        "Ollama over LAN: every Ollama program here uses the Ollama servers of your LAN.\n\
-         Usage: ollana [COMMAND] [OPTION ...]; without a COMMAND it serves.\n",
+        "Ollama over LAN. Usage: ollana [COMMAND] [OPTION ...]; without one it serves.\n",
     );
     for command in COMMANDS {
         let about = match command.action {

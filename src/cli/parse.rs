@@ -34,6 +34,8 @@ pub struct Tool {
     /// Their names and values.
     switches: Vec<(&'static str, String)>,
     pub(crate) operands: Vec<String>,
+    /// The options of the command line, as `--name=value` that means the same everywhere.
+    pub(crate) given: Vec<String>,
 }
 
 impl Tool {
@@ -78,7 +80,15 @@ pub fn parse(
     let mut switches = Vec::new();
     // The first flag of a list replaces what its variable said.
     let mut seen = Vec::new();
-    while let Some(arg) = parser.next()? {
+    let mut given = Vec::new();
+    loop {
+        // What a service is started with may stand behind "--".
+        if words.first().is_some_and(|word| word == "service")
+            && let Some(mut rest) = parser.try_raw_args()
+        {
+            let _ = rest.next_if(|word| word == "--");
+        }
+        let Some(arg) = parser.next()? else { break };
         match arg {
             Short('h') | Long("help") => {
                 let word = words.first().cloned().or_else(|| match parser.next() {
@@ -110,6 +120,10 @@ pub fn parse(
                     option.clear(&mut settings);
                 }
                 option.set(&mut settings, &value).map_err(wrong)?;
+                let is_path = matches!(option.value(), "FILE" | "DIR");
+                let path = is_path.then(|| std::path::absolute(&value).ok()).flatten();
+                let value = path.map_or(value, |path| path.display().to_string());
+                given.push(format!("--{name}={value}"));
             }
             Value(word) => {
                 let word = word.into_string();
@@ -126,15 +140,22 @@ pub fn parse(
     // Help is given whatever the variables say.
     match (wrong, &command.action) {
         (Some(error), Action::Serve | Action::Tool(_)) => Err(error),
-        _ => follow(command, settings, switches, words.collect()),
+        _ => follow(command, settings, Words { switches, given, operands: words.collect() }, env),
     }
+}
+
+/// What was given besides the command, and isn't in the settings.
+struct Words {
+    switches: Vec<(&'static str, String)>,
+    given: Vec<String>,
+    operands: Vec<String>,
 }
 
 fn follow(
     command: &CommandSpec,
     mut settings: Settings,
-    switches: Vec<(&'static str, String)>,
-    operands: Vec<String>,
+    Words { switches, given, operands }: Words,
+    env: &dyn Fn(&str) -> Option<OsString>,
 ) -> Result<Command, UsageError> {
     let name = command.name();
     if let Some(operand) = operands.get(command.most_operands()) {
@@ -146,11 +167,20 @@ fn follow(
     }
     Ok(match command.action {
         Action::Serve => {
-            settings.daemon = switches.iter().any(|(name, _)| *name == "daemon");
+            let has = |switch: &str| switches.iter().any(|(name, _)| *name == switch);
+            settings.daemon = has("daemon");
+            if let (true, Some(dir)) = (has("at-log-in"), default_state_dir(env)) {
+                settings.at_log_in = true;
+                settings.pid_file = Some(pid_file_at_log_in(&dir));
+                let dir = settings.state_dir.as_ref().unwrap_or(&dir);
+                settings.log_file.get_or_insert_with(|| dir.join("ollana.log"));
+            }
             Command::Serve(Box::new(settings))
         }
         Action::Help => Command::Print(help_about(operands.first().map(String::as_str))?),
-        Action::Tool(verb) => Command::Tool(Box::new(Tool { verb, settings, switches, operands })),
+        Action::Tool(verb) => {
+            Command::Tool(Box::new(Tool { verb, settings, switches, operands, given }))
+        }
     })
 }
 
@@ -224,6 +254,11 @@ fn from_variables(env: &dyn Fn(&str) -> Option<OsString>) -> (Settings, Option<U
 
 fn is_loopback(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+/// Where an ollana that Windows has started has its number.
+pub(crate) fn pid_file_at_log_in(default_state_dir: &Path) -> PathBuf {
+    default_state_dir.join("service.pid")
 }
 
 /// systemd's directory, else the XDG place, else the system's for a daemon without a home.

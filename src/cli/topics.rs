@@ -182,9 +182,8 @@ its plan, which cloud models need.
     },
     Topic {
         name: "service",
-        intro: "As a service. scripts/install.sh sets it up (systemd, OpenRC, launchd, SysV); \
-                systemd is told when it is ready, and that it is alive. (\"cargo install ollana\" \
-                installs another program, which has the same name.)",
+        intro: "systemd is told when ollana is ready, and that it is alive. (\"cargo install ollana\" \
+                installs another program with the same name.)",
         options: &[
             option("log-file FILE", "log there instead of to stderr; SIGHUP reopens it", "",
                 Scalar(|s, v| absolute(v).map(|file| s.log_file = Some(file)))),

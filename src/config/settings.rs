@@ -68,6 +68,8 @@ with_defaults! {
         log_file: Option<PathBuf> = None,
         log_format: LogFormat = LogFormat::Text,
         daemon: bool = false,
+        /// Started by Windows at log-in: ends when the pid file is gone.
+        at_log_in: bool = false,
         pid_file: Option<PathBuf> = None,
         /// Identity, keys and the servers of the last run; `None` when no place is known.
         state_dir: Option<PathBuf> = None,

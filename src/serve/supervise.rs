@@ -82,7 +82,10 @@ fn serve(settings: &Settings, journal: &LogWriter, signals: &mut Signals) -> Res
     let _pid_file = pid_file.map_err(failed("cannot write the pid file"))?;
     supervisor.watchdog.notifier.ready();
     background::detach(journal).map_err(failed("cannot leave the terminal"))?;
-    while !(supervisor.wait(signals) && signals.stop.load(SeqCst)) {
+    // Where Windows has started it, nothing else says that it is to end.
+    let dismissed =
+        || settings.at_log_in && settings.pid_file.as_ref().is_some_and(|file| !file.exists());
+    while !((supervisor.wait(signals) && signals.stop.load(SeqCst)) || dismissed()) {
         if signals.hangup.swap(false, SeqCst) {
             journal.reopen();
         }
@@ -138,7 +141,7 @@ impl Supervisor<'_> {
     /// Waits for something to do; true when it is a signal.
     fn wait(&self, signals: &mut Signals) -> bool {
         let look = if self.present.is_none() { CLOSE_LOOK } else { LOOK };
-        let look = self.role.as_ref().map(|_| look);
+        let look = (self.role.is_some() || self.settings.at_log_in).then_some(look);
         let timeout = look.into_iter().chain(self.watchdog.interval()).min();
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let mut fds = vec![PollFd::new(&signals.arrived, PollFlags::IN)];

@@ -113,6 +113,14 @@ impl fmt::Display for Hex<'_> {
     }
 }
 
+/// The number of the user that this process acts as.
+pub(crate) fn user() -> Option<u32> {
+    Some(rustix::process::geteuid().as_raw())
+}
+
+/// Has Windows start a program without a window.
+pub(crate) fn without_console(_: &mut std::process::Command) {}
+
 /// Reads exactly `2 * N` hexadecimal digits of either case; `None` for anything else.
 pub(crate) fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digit = |byte: u8| char::from(byte).to_digit(16);

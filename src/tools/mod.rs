@@ -14,6 +14,7 @@ mod peers;
 mod progress;
 mod pull;
 mod screen;
+mod service;
 mod status;
 mod table;
 mod takeover;
@@ -45,6 +46,7 @@ pub fn run(tool: &Tool) -> ExitCode {
         Verb::Pair => pair::run(tool),
         Verb::Peers => peers::list(tool),
         Verb::Pull => return pull::run(tool),
+        Verb::Service => return service::run(tool),
         Verb::Unpair => peers::remove(tool),
         Verb::Discover => discover::run(tool),
         Verb::Models => models::run(tool),

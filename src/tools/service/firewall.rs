@@ -1,0 +1,85 @@
+//! `ollana service firewall`: lets the LAN reach ollana through the firewall of this machine, and
+//! answers to a client's broadcasts come in. `--undo` takes the rules away.
+
+use super::host::Host;
+use super::plan::{self, Step, attempt, run as command};
+use crate::config::{SERVER_PORT, Settings};
+
+const RULE: &str = "name=ollana";
+const MACOS: &str = "/usr/libexec/ApplicationFirewall/socketfilterfw";
+
+pub(super) fn run(
+    host: &Host,
+    settings: &Settings,
+    is_dry: bool,
+    undo: bool,
+) -> Result<(), String> {
+    let mut listen = settings.share.iter().chain(&settings.listen).map(|address| address.port());
+    let tcp = listen.next_back().unwrap_or(SERVER_PORT);
+    let udp = settings.discovery_port;
+    let verb = if undo { "takes the rules away for" } else { "lets in" };
+    let what = match host.system.as_str() {
+        "windows" | "macos" => format!("what is for {}", host.program.display()),
+        _ => format!("TCP {tcp}, UDP {udp}, and UDP from port {udp}"),
+    };
+    let steps = match host.system.as_str() {
+        "windows" => windows(host, undo),
+        "macos" => macos(host, undo),
+        _ => linux(host, tcp, udp, undo),
+    };
+    if steps.is_empty() {
+        println!("no firewall that ollana knows is on here; your own rules must let in {what}");
+        return Ok(());
+    }
+    println!("{verb} {what}");
+    // Windows asks its own programs who is an administrator; theirs is the complaint.
+    let may_change = is_dry || host.is_root() || host.system == "windows";
+    plan::follow(&steps, is_dry || !may_change)?;
+    if may_change { Ok(()) } else { Err("this takes root: use sudo".to_owned()) }
+}
+
+/// A rule for the program, in networks that the user calls private and in an office's.
+fn windows(host: &Host, undo: bool) -> Vec<Step> {
+    let program = format!("program={}", host.program.display());
+    let delete = ["netsh", "advfirewall", "firewall", "delete", "rule", RULE];
+    if undo {
+        return vec![command(&delete)];
+    }
+    #[rustfmt::skip]
+    let add = [
+        "netsh", "advfirewall", "firewall", "add", "rule", RULE, "dir=in", "action=allow", &program,
+        "profile=private,domain", "enable=yes",
+    ];
+    vec![attempt(&delete), command(&add)]
+}
+
+fn macos(host: &Host, undo: bool) -> Vec<Step> {
+    let program = host.program.display().to_string();
+    match undo {
+        true => vec![command(&[MACOS, "--remove", &program])],
+        false => {
+            vec![command(&[MACOS, "--add", &program]), command(&[MACOS, "--unblockapp", &program])]
+        }
+    }
+}
+
+fn linux(host: &Host, tcp: u16, udp: u16, undo: bool) -> Vec<Step> {
+    let (tcp_port, udp_port, from) = (format!("{tcp}/tcp"), format!("{udp}/udp"), udp.to_string());
+    let mut steps = Vec::new();
+    let is_on = |line: &str| line.trim().eq_ignore_ascii_case("enabled=yes");
+    if host.text(&host.path("/etc/ufw/ufw.conf")).lines().any(is_on) {
+        let verb: &[&str] = if undo { &["delete", "allow"] } else { &["allow"] };
+        let source = ["proto", "udp", "from", "any", "port", &from];
+        for rule in [&[tcp_port.as_str()][..], &[&udp_port], &source] {
+            steps.push(command(&[&["ufw"][..], verb, rule].concat()));
+        }
+    }
+    if host.succeeds(&["firewall-cmd", "--state"]) {
+        let verb = if undo { "remove" } else { "add" };
+        let ports = [&tcp_port, &udp_port].map(|port| format!("--{verb}-port={port}"));
+        let source = format!("--{verb}-source-port={udp_port}");
+        steps.push(command(&["firewall-cmd", "--permanent", &ports[0], &ports[1], &source]));
+        steps.push(command(&["firewall-cmd", "--reload"]));
+    }
+    steps
+}

@@ -1,0 +1,203 @@
+//! systemd: as root for the whole machine, as a user for that user.
+
+use std::path::PathBuf;
+
+use super::Manager;
+use super::host::Host;
+use super::plan::{Step, attempt, run};
+
+const UNIT: &str = include_str!("../../../scripts/service/ollana.service");
+const USER_UNIT: &str = include_str!("../../../scripts/service/ollana.user.service");
+const GENERATOR: &str = include_str!("../../../scripts/service/ollana.generator");
+pub(super) const DEFAULTS: &str = include_str!("../../../scripts/service/ollana.default");
+/// In a unit, what is started.
+const COMMAND: &str = "@PREFIX@/bin/ollana serve";
+
+const PLACE: &str = "/etc/systemd/system/ollana.service";
+/// Where packages have it.
+const PACKAGED: &[&str] = &["/lib/systemd/system", "/usr/lib/systemd/system"];
+
+pub(super) struct Systemd;
+
+fn generator(host: &Host) -> PathBuf {
+    host.path("/etc/systemd/system-generators/ollana")
+}
+
+pub(super) fn defaults(host: &Host) -> PathBuf {
+    host.path("/etc/default/ollana")
+}
+
+impl Manager for Systemd {
+    fn name(&self) -> &'static str {
+        "systemd"
+    }
+
+    fn install(&self, host: &Host) -> Result<Vec<Step>, String> {
+        host.check_program()?;
+        let packaged = PACKAGED.iter().map(|dir| host.path(dir).join("ollana.service"));
+        if let Some(packaged) = packaged.into_iter().find(|path| path.is_file()) {
+            return Err(format!(
+                "a package has installed {}: systemctl enable --now ollana starts it, and \
+                 /etc/default/ollana has its options",
+                packaged.display()
+            ));
+        }
+        let generator = generator(host);
+        Ok(vec![
+            Step::Write(host.path(PLACE), unit(UNIT, host)),
+            Step::WriteNew(defaults(host), DEFAULTS.to_owned()),
+            Step::Write(generator.clone(), GENERATOR.to_owned()),
+            run(&["chmod", "755", &generator.display().to_string()]),
+            run(&["systemctl", "daemon-reload"]),
+            run(&["systemctl", "enable", "--quiet", "ollana.service"]),
+            run(&["systemctl", "restart", "ollana.service"]),
+        ])
+    }
+
+    fn remove(&self, host: &Host) -> Vec<Step> {
+        if !host.path(PLACE).exists() {
+            return Vec::new();
+        }
+        vec![
+            attempt(&["systemctl", "disable", "--now", "--quiet", "ollana.service"]),
+            Step::Remove(host.path(PLACE)),
+            Step::Remove(generator(host)),
+            Step::RemoveUnchanged(defaults(host), DEFAULTS.to_owned()),
+            run(&["systemctl", "daemon-reload"]),
+        ]
+    }
+
+    fn place(&self, host: &Host) -> String {
+        host.path(PLACE).display().to_string()
+    }
+
+    fn program(&self, host: &Host) -> Option<String> {
+        started(&host.text(&host.path(PLACE)))
+    }
+
+    fn is_running(&self, host: &Host) -> bool {
+        host.succeeds(&["systemctl", "is-active", "--quiet", "ollana.service"])
+    }
+
+    fn hint(&self) -> &'static str {
+        "Its variables are in /etc/default/ollana."
+    }
+}
+
+pub(super) struct UserSystemd;
+
+fn user_place(host: &Host) -> PathBuf {
+    let config = host.folder("XDG_CONFIG_HOME").unwrap_or_else(|| host.home().join(".config"));
+    config.join("systemd/user/ollana.service")
+}
+
+impl Manager for UserSystemd {
+    fn name(&self) -> &'static str {
+        "systemd --user"
+    }
+
+    fn install(&self, host: &Host) -> Result<Vec<Step>, String> {
+        let systems = PACKAGED.iter().map(|dir| host.path(dir).join("ollana.service"));
+        if let Some(unit) = systems.chain([host.path(PLACE)]).find(|path| path.is_file()) {
+            let unit = unit.display();
+            return Err(format!(
+                "the system runs ollana already ({unit}): sudo ollana service status"
+            ));
+        }
+        Ok(vec![
+            Step::Write(user_place(host), unit(USER_UNIT, host)),
+            run(&["systemctl", "--user", "daemon-reload"]),
+            run(&["systemctl", "--user", "enable", "--quiet", "ollana.service"]),
+            run(&["systemctl", "--user", "restart", "ollana.service"]),
+        ])
+    }
+
+    fn remove(&self, host: &Host) -> Vec<Step> {
+        if !user_place(host).exists() {
+            return Vec::new();
+        }
+        vec![
+            attempt(&["systemctl", "--user", "disable", "--now", "--quiet", "ollana.service"]),
+            Step::Remove(user_place(host)),
+            run(&["systemctl", "--user", "daemon-reload"]),
+        ]
+    }
+
+    fn place(&self, host: &Host) -> String {
+        user_place(host).display().to_string()
+    }
+
+    fn program(&self, host: &Host) -> Option<String> {
+        started(&host.text(&user_place(host)))
+    }
+
+    fn is_running(&self, host: &Host) -> bool {
+        host.succeeds(&["systemctl", "--user", "is-active", "--quiet", "ollana.service"])
+    }
+
+    fn hint(&self) -> &'static str {
+        "It starts when you log in; at boot, too, after: loginctl enable-linger"
+    }
+}
+
+fn unit(template: &str, host: &Host) -> String {
+    let words: Vec<String> = host
+        .command()
+        .iter()
+        .enumerate()
+        .map(|(at, word)| {
+            // A program's path isn't looked through for variables.
+            if at == 0 { quoted(word) } else { quoted(word).replace('$', "$$") }
+        })
+        .collect();
+    template.replace(COMMAND, &words.join(" "))
+}
+
+/// A word as systemd.service(5) and systemd.syntax(7) have it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "-_./:=,+@".contains(c);
+    let word = word.replace('%', "%%");
+    if word.chars().all(|c| is_plain(c) || c == '%' || c == '$') {
+        return word;
+    }
+    format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// The program that a unit starts.
+fn started(unit: &str) -> Option<String> {
+    let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart="))?;
+    let Some(inner) = line.strip_prefix('"') else {
+        return Some(line.split_whitespace().next()?.replace("%%", "%"));
+    };
+    let mut program = String::new();
+    let mut rest = inner.chars();
+    loop {
+        match rest.next()? {
+            '"' => return Some(program.replace("%%", "%")),
+            '\\' => program.push(rest.next()?),
+            c => program.push(c),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_and_the_program_is_found_again() {
+        for (word, want) in [
+            ("/usr/local/bin/ollana", "/usr/local/bin/ollana"),
+            ("/opt/my tools/ollana", "\"/opt/my tools/ollana\""),
+            ("/opt/100%/ollana", "/opt/100%%/ollana"),
+            ("/a\"b\\c d/ollana", "\"/a\\\"b\\\\c d/ollana\""),
+            ("--pin=llama3.2:1b=desktop", "--pin=llama3.2:1b=desktop"),
+            ("--key-file=/a;b", "\"--key-file=/a;b\""),
+            ("--host=a'b", "\"--host=a'b\""),
+        ] {
+            assert_eq!(quoted(word), want);
+            assert_eq!(started(&format!("x\nExecStart={want} serve")).as_deref(), Some(word));
+        }
+        assert_eq!(started("[Unit]\n"), None);
+    }
+}

@@ -1,0 +1,456 @@
+//! `ollana service` with stand-ins for the programs that each system has for it, below a root of its
+//! own. Only builds for tests have such a root.
+#![cfg(debug_assertions)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::support::eventually;
+
+/// Every stand-in: it notes its call, then does a little of what the program does.
+const START: &str = "#!/bin/sh\necho \"${0##*/} $*\" >>\"$ROOT/calls\"\nstate=\"$ROOT/state\"\n";
+const SYSTEMCTL: &str = r#"
+case "$*" in
+*restart*) [ ! -e "$ROOT/broken" ] || { echo "Job for ollana.service failed." >&2; exit 1; }
+    : >"$state" ;;
+*disable*) rm -f "$state" ;;
+*is-active*) [ -e "$state" ] ;;
+*show-environment*) [ ! -e "$ROOT/no-bus" ] ;;
+esac
+"#;
+const LAUNCHCTL: &str = r#"
+case $1 in
+bootstrap) [ ! -e "$state" ] || { echo "Bootstrap failed: 5" >&2; exit 5; }; : >"$state" ;;
+bootout) rm "$state" ;;
+print) [ -e "$state" ] || exit 113; printf 'org.ollana.ollana = {\n\tstate = running\n}\n' ;;
+esac
+"#;
+const REG: &str = r#"
+case $1 in
+add) printf '%s' "$8" >"$state" ;;
+query) [ -e "$state" ] || exit 1; printf '\r\n%s\r\n    Ollana    REG_SZ    %s\r\n\r\n' "$2" "$(cat "$state")" ;;
+delete) rm "$state" ;;
+esac
+"#;
+const TASKLIST: &str = r#"
+pid=${2#PID eq }
+case $(sed -n 's/^State:.//p' "/proc/$pid/status" 2>/dev/null) in
+Z* | '') echo 'INFO: No tasks are running which match the specified criteria.' ;;
+*) printf '"%s.exe","%s","Console","1","9,000 K"\r\n' "$(cat "/proc/$pid/comm")" "$pid" ;;
+esac
+"#;
+const ID: &str = r#"[ "$1" != ollana ] && exec /usr/bin/id "$@""#;
+const NETSH: &str = r#"
+[ -e "$ROOT/administrator" ] || { echo; echo "The requested operation requires elevation."; exit 1; }
+"#;
+const RC_SERVICE: &str = r#"
+case $2 in restart) : >"$state" ;; stop) rm "$state" ;; status) [ -e "$state" ] ;; esac
+"#;
+
+struct Host {
+    root: PathBuf,
+    /// System and user, as the program is to take them.
+    who: String,
+}
+
+impl Host {
+    /// With a program in /usr/local/bin.
+    fn new(name: &str, system: &str, user: u32) -> Self {
+        let name = format!("service-{}-{name}", std::process::id());
+        let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let host = Host { root, who: format!("{system} {user}") };
+        for folder in ["usr/local/bin", "home/me", "etc", "fake"] {
+            fs::create_dir_all(host.root.join(folder)).expect("a folder");
+        }
+        host.link("usr/local/bin/ollana");
+        for (name, script) in [
+            ("systemctl", SYSTEMCTL),
+            ("launchctl", LAUNCHCTL),
+            ("reg", REG),
+            ("tasklist", TASKLIST),
+            ("id", ID),
+            ("netsh", NETSH),
+            ("rc-service", RC_SERVICE),
+            ("rc-update", ""),
+            ("update-rc.d", ""),
+            ("useradd", ""),
+            ("usermod", ""),
+            ("chown", ""),
+            ("ufw", ""),
+            ("firewall-cmd", "[ -e \"$ROOT/firewalld\" ]"),
+            ("taskkill", "kill -9 \"$3\""),
+        ] {
+            let path = host.root.join("fake").join(name);
+            fs::write(&path, format!("{START}{script}")).expect("a stand-in");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a mode");
+        }
+        host
+    }
+
+    fn link(&self, path: &str) {
+        let (program, path) = (env!("CARGO_BIN_EXE_ollana"), self.root.join(path));
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::hard_link(program, &path)
+            .or_else(|_| fs::copy(program, &path).map(drop))
+            .expect("the program");
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.root.join(path);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::write(path, text).expect("a file");
+    }
+
+    fn text(&self, path: &str) -> String {
+        let path = self.root.join(path);
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    /// What stand-ins were called with since this was asked last.
+    fn calls(&self) -> Vec<String> {
+        let calls = fs::read_to_string(self.root.join("calls")).unwrap_or_default();
+        let _ = fs::remove_file(self.root.join("calls"));
+        let asks = [
+            "is-active",
+            "show-environment",
+            "print",
+            "query",
+            "tasklist",
+            "id ",
+            "--state",
+            "ollana status",
+        ];
+        let is_asking = |call: &&str| asks.iter().any(|ask| call.contains(ask));
+        calls.lines().filter(|call| !is_asking(call)).map(str::to_owned).collect()
+    }
+
+    /// Every file but the stand-ins' and what a daemon keeps, with its text.
+    fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
+            for entry in fs::read_dir(folder).expect("a folder").flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    walk(&path, found);
+                } else if path.file_name().is_some_and(|name| name != "ollana") {
+                    found.insert(path.clone(), fs::read(path).expect("a file"));
+                } else {
+                    found.insert(path, Vec::new());
+                }
+            }
+        }
+        let mut found = BTreeMap::new();
+        for folder in ["etc", "usr", "home", "Library"] {
+            if self.root.join(folder).exists() {
+                walk(&self.root.join(folder), &mut found);
+            }
+        }
+        found.retain(|path, _| !path.to_string_lossy().contains("/.local/state/"));
+        found
+    }
+
+    fn run_from(&self, program: &str, arguments: &str) -> (Option<i32>, String) {
+        let path = std::env::var("PATH").unwrap_or_default();
+        let output = Command::new(self.root.join(program))
+            .arg("service")
+            .args(arguments.split_whitespace())
+            .env_clear()
+            .env("PATH", format!("{}:{path}", self.root.join("fake").display()))
+            .env("ROOT", &self.root)
+            .env("HOME", self.root.join("home/me"))
+            .env("OLLANA_TEST_HOST", format!("{} {}", self.who, self.root.display()))
+            .envs(
+                ["run", "state", "log"]
+                    .map(|name| (format!("OLLANA_{}", name.to_uppercase()), self.root.join(name))),
+            )
+            .env("OLLANA_PROGRAM", self.root.join("usr/local/bin/ollana"))
+            .current_dir(&self.root)
+            .stdin(Stdio::null())
+            .output()
+            .expect("run ollana");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    fn run(&self, arguments: &str) -> (Option<i32>, String) {
+        self.run_from("usr/local/bin/ollana", arguments)
+    }
+
+    /// A run that ends with this code and says all of this.
+    fn says(&self, arguments: &str, code: i32, parts: &[&str]) -> String {
+        let (got, text) = self.run(arguments);
+        assert_eq!(got, Some(code), "{arguments}: {text}");
+        let one_line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in parts {
+            assert!(one_line.contains(part), "{arguments}: no {part:?} in {text}");
+        }
+        text
+    }
+
+    /// What holds on every system: a dry run changes nothing, a second installation neither, and a
+    /// removal leaves what was there before.
+    fn installs_and_removes(&self, options: &str, manager: &str) {
+        let before = self.files();
+        self.says("status", 1, &[&format!("manager {manager}"), "installed no"]);
+        let dry =
+            self.says(&format!("install --dry-run {options}"), 0, &["starts /usr/local/bin/"]);
+        self.says("remove", 0, &["not installed"]);
+        assert_eq!(self.calls(), [] as [&str; 0]);
+        assert_eq!(self.files(), before);
+        let done = self.says(&format!("install {options}"), 0, &["ollana runs."]);
+        assert!(done.starts_with(&dry), "{dry}\nand then\n{done}");
+        let (installed, calls) = (self.files(), self.calls());
+        self.says(
+            "status",
+            0,
+            &[
+                "program /usr/local/bin/ollana",
+                "running yes",
+                concat!("version ollana ", env!("CARGO_PKG_VERSION")),
+            ],
+        );
+        self.says(&format!("install {options}"), 0, &["ollana runs."]);
+        assert_eq!(self.files(), installed, "a second installation");
+        assert!(self.calls().last() == calls.last(), "it is started anew");
+        self.says("remove --dry-run", 0, &[]);
+        assert_eq!(self.calls(), [] as [&str; 0]);
+        self.says("remove", 0, &["removed; keys and what ollana remembers are left"]);
+        assert_eq!(self.files(), before, "after the removal");
+        self.says("status", 1, &["installed no"]);
+        self.calls();
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+const OPTIONS: &str = "--server=PC --pin a=b --key-file key -- --host $HOME";
+
+fn systemd(name: &str, user: u32) -> Host {
+    let host = Host::new(&format!("systemd-{name}"), "linux", user);
+    fs::create_dir_all(host.root.join("run/systemd/system")).expect("a folder");
+    host
+}
+
+#[test]
+fn root_has_systemd_start_it() {
+    let host = systemd("root", 0);
+    host.installs_and_removes(OPTIONS, "systemd");
+    host.says(&format!("install {OPTIONS}"), 0, &[]);
+    let unit = host.text("etc/systemd/system/ollana.service");
+    let key = host.root.join("key");
+    let start = format!(
+        "ExecStart=/usr/local/bin/ollana serve --server=PC --pin=a=b --key-file={} --host=$$HOME\n",
+        key.display()
+    );
+    assert!(unit.contains(&start) && unit.contains("DynamicUser=yes"), "{unit}");
+    let generator = host.root.join("etc/systemd/system-generators/ollana");
+    assert_ne!(fs::metadata(generator).expect("a file").permissions().mode() & 0o111, 0);
+    assert_eq!(
+        host.calls(),
+        [
+            "systemctl daemon-reload",
+            "systemctl enable --quiet ollana.service",
+            "systemctl restart ollana.service",
+        ]
+    );
+    // Variables that somebody has set stay.
+    host.write("etc/default/ollana", "OLLANA_MODE=client\n");
+    host.says("install", 0, &[]);
+    host.says("remove", 0, &[]);
+    assert_eq!(host.text("etc/default/ollana"), "OLLANA_MODE=client\n");
+    assert!(!host.root.join("etc/systemd/system/ollana.service").exists());
+}
+
+#[test]
+fn what_cannot_be_installed_says_why_and_changes_nothing() {
+    let host = systemd("not", 0);
+    host.link("home/me/ollana");
+    let before = host.files();
+    let (code, text) = host.run_from("home/me/ollana", "install");
+    assert!(code == Some(1) && text.contains("don't see /home/me/ollana"), "{text}");
+    for (arguments, code, why) in [
+        ("", 2, "install, remove, status, firewall"),
+        ("start", 2, "install, remove, status, firewall"),
+        ("install --nope", 2, "unknown option --nope"),
+        ("install -- --mode sideways", 2, "auto, client, server or both"),
+        ("install -- serve", 2, "service does not take \"serve\""),
+        ("install --daemon", 2, "service does not take --daemon"),
+    ] {
+        host.says(arguments, code, &[why]);
+    }
+    assert_eq!(host.files(), before);
+    host.write("broken", "");
+    host.says(
+        "install",
+        1,
+        &["systemctl restart ollana.service failed: Job for ollana.service failed"],
+    );
+    host.says("remove", 0, &[]);
+    host.write("lib/systemd/system/ollana.service", "ExecStart=/usr/bin/ollana serve\n");
+    host.says("install", 1, &["a package has installed", "systemctl enable --now ollana"]);
+    assert_eq!(host.files(), before);
+    let nobody = Host::new("nobody", "linux", 1000);
+    nobody.write("no-bus", "");
+    nobody.says(
+        "install",
+        1,
+        &["knows no service manager of this machine (linux)", "serve --daemon"],
+    );
+    fs::create_dir_all(nobody.root.join("etc/init.d")).expect("a folder");
+    nobody.says("install", 1, &["services are root's here: use sudo"]);
+}
+
+#[test]
+fn a_user_has_the_own_systemd_start_it() {
+    let host = systemd("user", 1000);
+    host.installs_and_removes(OPTIONS, "systemd --user");
+    host.says("install --mode client", 0, &["loginctl enable-linger"]);
+    let unit = host.text("home/me/.config/systemd/user/ollana.service");
+    assert!(unit.contains("ExecStart=/usr/local/bin/ollana serve --mode=client\n"), "{unit}");
+    assert!(!unit.contains("DynamicUser") && unit.contains("WantedBy=default.target"), "{unit}");
+    assert_eq!(host.calls()[1], "systemctl --user enable --quiet ollana.service");
+    host.says("remove", 0, &[]);
+    host.write("etc/systemd/system/ollana.service", "");
+    host.says("install", 1, &["the system runs ollana already"]);
+}
+
+#[test]
+fn openrc_starts_it_as_a_user_of_its_own() {
+    let host = Host::new("openrc", "linux", 0);
+    host.write("sbin/openrc-run", "");
+    host.write("etc/group", "root:x:0:\nollama:x:990:\n");
+    host.installs_and_removes(OPTIONS, "openrc");
+    host.says("install --host it's", 0, &[]);
+    let script = host.root.join("etc/init.d/ollana");
+    assert_ne!(fs::metadata(&script).expect("a file").permissions().mode() & 0o111, 0);
+    assert_eq!(
+        &host.calls()[1..],
+        [
+            "usermod -a -G ollama ollana",
+            "rc-update add ollana default",
+            "rc-service ollana restart",
+        ]
+    );
+    // As openrc-run reads it, and then the words as supervise-daemon gets them.
+    let line = ". \"$0\"; eval \"set -- $command_args\"; printf '%s\\n' \"$command\" \"$@\"";
+    let output = Command::new("sh").args(["-c", line]).arg(&script).output().expect("sh");
+    let words = String::from_utf8_lossy(&output.stdout).into_owned();
+    let words: Vec<&str> = words.lines().collect();
+    assert_eq!((words[0], words[1]), ("/usr/local/bin/ollana", "serve"));
+    assert_eq!(words.last(), Some(&"--host=it's"));
+}
+
+/// The script is the real one, and so is what it starts.
+#[test]
+fn a_sysv_script_starts_and_stops_it() {
+    let host = Host::new("sysv", "linux", 0);
+    fs::create_dir_all(host.root.join("etc/init.d")).expect("a folder");
+    let options = "--mode client --listen 127.0.0.1:0 --discovery-port 0";
+    host.installs_and_removes(options, "sysv");
+    let log = host.text("log/ollana.log");
+    assert_eq!(log.matches("ready mode=client").count(), 2, "{log}");
+    assert_eq!(log.matches("stopped cut=false").count(), 2, "{log}");
+}
+
+/// Where launchd isn't, Python reads its file, and launchd.plist(5) knows the keys.
+#[test]
+fn launchd_starts_it() {
+    for (user, place, domain, home) in [
+        (0, "Library/LaunchDaemons", "system", false),
+        (501, "home/me/Library/LaunchAgents", "gui/501", true),
+    ] {
+        let host = Host::new(&format!("launchd-{user}"), "macos", user);
+        host.installs_and_removes(OPTIONS, "launchd");
+        host.says("install --prefer <&>", 0, &[]);
+        let plist = format!("{place}/org.ollana.ollana.plist");
+        assert_eq!(
+            &host.calls()[usize::from(!home)..],
+            [
+                format!("launchctl bootout {domain}/org.ollana.ollana"),
+                format!("launchctl enable {domain}/org.ollana.ollana"),
+                format!("launchctl bootstrap {domain} {}", host.root.join(&plist).display()),
+            ]
+        );
+        assert!(host.text(&plist).contains("&lt;&amp;&gt;"));
+        let Some(words) = super::launchd_words(&host.root.join(plist)) else { continue };
+        assert_eq!(words[..2], ["/usr/local/bin/ollana", "serve"]);
+        assert_eq!(words.last().map(String::as_str), Some("--prefer=<&>"));
+        assert_eq!(words.iter().any(|word| word == "--state-dir=/var/db/ollana"), !home);
+        let log = words.iter().find(|word| word.starts_with("--log-file=")).expect("a log");
+        assert!(log.ends_with("/ollana.log"), "{log}");
+    }
+}
+
+/// The process is the real one: it ends well when its number's file is gone.
+#[test]
+fn windows_starts_it_at_log_in() {
+    let host = Host::new("log-in", "windows", 0);
+    let options = "-- --mode client --listen 127.0.0.1:0 --discovery-port 0";
+    host.installs_and_removes(options, "log-in");
+    let log = host.text("home/me/.local/state/ollana/ollana.log");
+    assert_eq!(log.matches("ready mode=client").count(), 2, "{log}");
+    assert_eq!(log.matches("stopped cut=false").count(), 2, "{log}");
+    host.says(&format!("install {options}"), 0, &[]);
+    let calls = host.calls();
+    assert!(calls[0].starts_with(r"reg add HKCU\Software\Microsoft\Windows\CurrentVersion\Run"));
+    let line = "conhost.exe --headless /usr/local/bin/ollana serve --at-log-in --mode=client \
+                --listen=127.0.0.1:0 --discovery-port=0";
+    assert_eq!(host.text("state"), line);
+    // A number in the file may be another program's by now.
+    let pid = host.text("home/me/.local/state/ollana/service.pid");
+    host.write("home/me/.local/state/ollana/service.pid", "1\n");
+    host.says("status", 1, &["installed HKCU", "running no"]);
+    fs::remove_file(host.root.join("home/me/.local/state/ollana/service.pid")).expect("a file");
+    eventually("the end of what was started", || {
+        let status = fs::read_to_string(format!("/proc/{}/status", pid.trim()));
+        status.map_or(Some(()), |status| status.contains("State:\tZ").then_some(()))
+    });
+    host.says("remove", 0, &["removed"]);
+    let long = "--server ".to_owned() + &"x".repeat(200);
+    host.says(&format!("install {long}"), 1, &["at most 260 characters", "setx OLLANA_SERVER PC"]);
+}
+
+#[test]
+fn firewalls_are_opened_and_closed_again() {
+    let linux = systemd("firewall", 0);
+    linux.says("firewall", 0, &["no firewall that ollana knows", "TCP 11435, UDP 11436"]);
+    linux.write("etc/ufw/ufw.conf", "ENABLED=yes\n");
+    linux.write("firewalld", "");
+    linux.says("firewall --dry-run", 0, &["run ufw allow 11435/tcp"]);
+    assert_eq!(linux.calls(), [] as [&str; 0]);
+    linux.says("firewall --listen 0.0.0.0:9", 0, &["lets in TCP 9, UDP 11436"]);
+    assert_eq!(
+        linux.calls(),
+        [
+            "ufw allow 9/tcp",
+            "ufw allow 11436/udp",
+            "ufw allow proto udp from any port 11436",
+            "firewall-cmd --permanent --add-port=9/tcp --add-port=11436/udp --add-source-port=11436/udp",
+            "firewall-cmd --reload",
+        ]
+    );
+    linux.says("firewall --undo", 0, &[]);
+    assert_eq!(linux.calls()[..2], ["ufw delete allow 11435/tcp", "ufw delete allow 11436/udp"]);
+    let user = systemd("no-root", 1000);
+    user.write("etc/ufw/ufw.conf", "ENABLED=yes\n");
+    user.says("firewall", 1, &["run ufw allow 11435/tcp", "this takes root: use sudo"]);
+    assert_eq!(user.calls(), [] as [&str; 0]);
+
+    let windows = Host::new("netsh", "windows", 0);
+    let rule = "netsh advfirewall firewall add rule name=ollana dir=in action=allow \
+                program=/usr/local/bin/ollana profile=private,domain enable=yes";
+    windows.says("firewall", 1, &[rule, "failed: The requested operation requires elevation"]);
+    windows.write("administrator", "");
+    windows.calls();
+    windows.says("firewall", 0, &["lets in what is for /usr/local/bin/ollana"]);
+    assert_eq!(windows.calls(), ["netsh advfirewall firewall delete rule name=ollana", rule]);
+    windows.says("firewall --undo", 0, &[]);
+    let macos = Host::new("socketfilterfw", "macos", 501);
+    macos.says("firewall", 1, &["socketfilterfw --unblockapp /usr/local/bin/ollana", "use sudo"]);
+}
