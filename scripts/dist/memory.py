@@ -68,7 +68,10 @@ def load(port):
 def main():
     with tempfile.TemporaryDirectory() as folder:
         ollama = free_port(socket.SOCK_STREAM)
-        children.append(subprocess.Popen([sys.executable, STAND_IN], env={"OLLAMA_HOST": f":{ollama}"}))
+        command = [sys.executable, STAND_IN]
+        environment = {"OLLAMA_HOST": f":{ollama}"}
+        # It complains of clients that hang up.
+        children.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
         discovery = ["--discovery-port", str(free_port(socket.SOCK_DGRAM))]
         server, at = start(
             f"{folder}/server", "--mode", "server", "--ollama", f"http://127.0.0.1:{ollama}", *discovery
