@@ -55,6 +55,8 @@ printf 'ollana (%s) unstable; urgency=medium\n\n  * Version %s.\n\n -- %s  %s\n'
 cat >"$share/lintian/overrides/ollana" <<END
 # One file for every distribution.
 ollana: statically-linked-binary [usr/bin/ollana]
+# It can be loaded anywhere, as libraries can, and needs none.
+ollana: shared-library-lacks-prerequisites [usr/bin/ollana]
 # Not made for Debian's archive.
 ollana: initial-upload-closes-no-bugs [usr/share/doc/ollana/changelog.gz:1]
 END
