@@ -5,7 +5,7 @@ PREFIX ?= /usr/local
 MACHINE := $(shell uname -m)
 TARGET ?= $(if $(filter armv7%,$(MACHINE)),armv7-unknown-linux-musleabihf,$(MACHINE)-unknown-linux-musl)
 
-.PHONY: help run build test check lint cross doc netns e2e desync page boot faults days soak coverage bench static deb dist install uninstall clean
+.PHONY: help run build test check lint cross doc netns e2e desync page boot windows faults days soak coverage bench static deb dist install uninstall clean
 
 help:
 	@echo "make run       builds ollana and shows a chat through a client and a server"
@@ -23,6 +23,7 @@ help:
 	@echo "make coverage  lists the lines that no test reaches"
 	@echo "make page      tests the page at /ollana/ in headless Chromium"
 	@echo "make boot      installs ollana on clean Debian machines in qemu (root)"
+	@echo "make windows   runs the tests of the program for Windows, under Wine"
 	@echo "make bench     measures ollana beside nginx and HAProxy, in some minutes"
 	@echo "make build     builds target/release/ollana"
 	@echo "make static    builds a static binary for TARGET=$(TARGET)"
@@ -91,6 +92,10 @@ page:
 # One of them: scripts/boot.sh systemd
 boot:
 	@scripts/boot.sh
+
+# One of them: scripts/windows.sh stop
+windows:
+	@scripts/windows.sh
 
 bench:
 	$(CARGO) bench --bench bench

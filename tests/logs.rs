@@ -4,11 +4,9 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use rustix::process::Signal;
-use support::{Client, Fake, Process, eventually, post};
+use support::{Client, Fake, Process, Signal, eventually, is_root, post, symlink};
 
 /// A folder of this test's own.
 struct Folder(PathBuf);
@@ -140,7 +138,7 @@ fn a_full_disk_costs_lines_and_no_request() {
 /// A disk that gets full in the middle of a line, and has room again later.
 #[test]
 fn every_line_is_whole_on_a_disk_that_was_full() {
-    if !rustix::process::getuid().is_root() {
+    if !is_root() {
         return println!("skipped: a small disk takes root");
     }
     let folder = Folder::new("small");

@@ -39,6 +39,7 @@ mod netns {
     mod skipping;
     mod takeover;
     mod waking;
+    mod windows;
     mod zones;
 
     pub(crate) use comeback::{IS_OLLAMA, serve_as_ollama};

@@ -5,7 +5,6 @@ mod support;
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -21,7 +20,10 @@ use ollana::pairing::key_files;
 use ollana::pairing::noise::{self, Introduction, Purpose};
 use ollana::serve::Daemon;
 use socket2::{Domain, Socket, Type};
-use support::{Client, End, Fake, Gate, eventually, ndjson, post, server_settings, start};
+use support::{
+    Client, End, Fake, Gate, clear_environment, eventually, ndjson, open_to_others, post,
+    server_settings, start,
+};
 
 /// A machine: a folder for its state. It goes when this is dropped.
 struct Machine {
@@ -62,11 +64,10 @@ impl Machine {
     fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
         let port = self.discovery_port.to_string();
-        command
+        clear_environment(&mut command)
             .args(arguments.split_whitespace())
             .args(["--interface", "lo", "--discovery-port", &port, "--state-dir"])
             .arg(&self.dir)
-            .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -408,11 +409,14 @@ fn what_cannot_be_done_is_said() {
     // With itself.
     let said = one.run(&format!("pair {code} {}", one.pair_address()));
     assert_eq!(said.code, Some(1), "{said:?}");
-    // Where keys can't be kept safely, nothing is paired.
-    fs::create_dir(other.dir.join("keys"))
-        .or_else(|_| fs::metadata(other.dir.join("keys")).map(drop))
-        .expect("a folder");
-    fs::set_permissions(other.dir.join("keys"), fs::Permissions::from_mode(0o755)).expect("loose");
+}
+
+#[test]
+fn where_keys_cannot_be_kept_safely_nothing_is_paired() {
+    let [one, other] = machines();
+    let (_shown, code) = one.show();
+    fs::create_dir(other.dir.join("keys")).expect("a folder");
+    open_to_others(&other.dir.join("keys")).expect("loose");
     let said = other.run(&format!("pair {code}"));
     assert!(said.code == Some(1) && said.err.contains("chmod 700"), "{said:?}");
     let mut daemon = other.command("serve --mode client --listen 127.0.0.1:0");

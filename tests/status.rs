@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::{
-    Answer, CHAT, Chain, Client, Fake, Gate, Ollama, Process, Way, World, chunk, eventually,
-    free_tcp_port, ndjson, request,
+    Answer, CHAT, Chain, Client, Fake, Gate, Ollama, Process, Way, World, chunk, clear_environment,
+    eventually, free_tcp_port, ndjson, request,
 };
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -460,7 +460,8 @@ fn the_help_lists_the_values_of_labels() {
 /// What a command prints, and its exit code.
 fn run(arguments: &str) -> (String, String, i32) {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ollana"));
-    let output = command.args(arguments.split_whitespace()).env_clear().output().expect("run");
+    clear_environment(command.args(arguments.split_whitespace()));
+    let output = command.output().expect("run");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (text(&output.stdout), text(&output.stderr), output.status.code().unwrap_or(-1))
 }

@@ -6,8 +6,7 @@ mod support;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-use support::{Client, Closed, End, Fake, Gate, Process, eventually, ndjson};
+use support::{Client, Closed, End, Fake, Gate, Process, Signal, eventually, ndjson};
 
 const SOON: Duration = Duration::from_secs(1);
 

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -39,16 +39,12 @@ impl Daemon {
             names=\"$XDG_STATE_HOME/hosts\"
             if [ -e \"$names\" ]; then /bin/mount --bind \"$names\" /etc/hosts; fi
             exec \"$@\"";
-        let mut command = Command::new("/usr/bin/unshare");
-        command.args(["--uts", "--mount", "/bin/sh", "-c", prepare, place]);
-        command.arg(env!("CARGO_BIN_EXE_ollana"));
+        let mut command =
+            host.ollana(&["/usr/bin/unshare", "--uts", "--mount", "/bin/sh", "-c", prepare, place]);
         command
             .args(["--log-level", "debug"])
             .args(args)
-            .env_clear()
             .env("PATH", programs)
-            .env("HOME", host.dir())
-            .env("XDG_STATE_HOME", host.dir())
             .env("XDG_RUNTIME_DIR", host.dir())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -24,7 +24,7 @@ fn setting(lan: &mut Lan) -> Setting {
 }
 
 /// Waits until Ollama's socket is closed and judges how long that took since `start`.
-fn closed(ollama: &Ollama, what: &str, start: Instant) {
+pub(super) fn closed(ollama: &Ollama, what: &str, start: Instant) {
     let (left, _) = until(what, Duration::from_secs(5), || ollama.left().filter(|at| *at > start));
     judge(what, left - start, limits::HUNG_UP);
 }

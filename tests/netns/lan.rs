@@ -38,6 +38,9 @@ pub(crate) struct Host {
     number: u8,
     dir: PathBuf,
     cables: Vec<Cable>,
+    /// The ollana that it runs, what runs that, and in what environment.
+    program: Vec<PathBuf>,
+    variables: Vec<(&'static str, PathBuf)>,
 }
 
 /// From a host's interface to a bridge.
@@ -83,7 +86,10 @@ impl Lan {
         let dir = self.dir.join(format!("h{number}"));
         fs::create_dir_all(&dir).expect("a directory for the host");
         let switch = self.switch.clone();
-        let mut host = Host { namespace, switch, number, dir, cables: Vec::new() };
+        let variables = vec![("HOME", dir.clone()), ("XDG_STATE_HOME", dir.clone())];
+        let program = vec![PathBuf::from(env!("CARGO_BIN_EXE_ollana"))];
+        let cables = Vec::new();
+        let mut host = Host { namespace, switch, number, dir, cables, program, variables };
         for (interface, bridge) in interfaces {
             host.add_cable(interface, *bridge);
         }
@@ -127,6 +133,22 @@ impl Host {
     /// What it calls itself, by which its server is known.
     pub(crate) fn name(&self) -> String {
         format!("h{}", self.number)
+    }
+
+    /// Makes it one with Windows, whose programs this runner runs: `ollana.exe` is this one.
+    pub(crate) fn run_windows(&mut self, runner: PathBuf, exe: PathBuf) {
+        self.program = vec![runner, exe];
+        let state = ("OLLANA_STATE_DIR", self.dir.join("ollana"));
+        self.variables = vec![("WINEPREFIX", self.dir.join("wine")), state];
+    }
+
+    /// The command that runs ollana there, without arguments, behind another one's if there is one.
+    pub(crate) fn ollana(&self, before: &[&str]) -> Command {
+        let before = before.iter().map(PathBuf::from);
+        let words: Vec<PathBuf> = before.chain(self.program.iter().cloned()).collect();
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).env_clear().envs(self.variables.iter().cloned());
+        command
     }
 
     /// Where it keeps its files.

@@ -85,14 +85,14 @@ fn command<T: Send>(
     words: &[&str],
     start: impl FnOnce(&mut Command) -> T + Send,
 ) -> T {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
+    let mut command = host.ollana(&[]);
     command.args(words).arg("--state-dir").arg(host.dir().join("ollana"));
-    command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     host.run(|| start(&mut command))
 }
 
 /// Two commands.
-fn pair(one: &Host, other: &Host) {
+pub(super) fn pair(one: &Host, other: &Host) {
     let mut shown = command(one, &["pair"], |command| command.spawn()).expect("ollana runs");
     let mut said = String::new();
     let out = shown.stdout.as_mut().expect("its output");

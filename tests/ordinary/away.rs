@@ -13,8 +13,8 @@ use ollana::serve::Daemon;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Call, Chain, Client, Gate, Ollama, Way, World, client_settings, eventually, ndjson, request,
-    server_settings, start,
+    Call, Chain, Client, Gate, Ollama, Way, World, clear_environment, client_settings, eventually,
+    ndjson, request, server_settings, start,
 };
 
 /// A folder for the state of one test.
@@ -283,7 +283,7 @@ fn lists_have_what_can_be_used_and_what_can_be_woken() {
 
 fn ollana(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
-    command.args(arguments).env_clear().output().expect("run ollana")
+    clear_environment(command.args(arguments)).output().expect("run ollana")
 }
 
 fn said(output: &Output) -> String {

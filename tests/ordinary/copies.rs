@@ -4,11 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ollana::config::{ModeChoice, ServerName};
-use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Answer, Call, Chain, Client, Fake, Gate, Ollama, Package, Process, Random, Store, Way,
+    Answer, Call, Chain, Client, Fake, Gate, Ollama, Package, Process, Random, Signal, Store, Way,
     eventually, lan_address,
 };
 

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::support::{self, Client, Fake, Process, Random, eventually, request};
+use crate::support::{self, Client, Fake, Process, Random, Signal, eventually, request};
 
 struct Store(PathBuf);
 
@@ -239,7 +239,7 @@ fn a_machine_that_stops_does_not_wait_for_those_who_get_blobs() {
     client.send(request("GET", &format!("/ollana/blobs/{digest}"), ""));
     assert_eq!(client.head_of("GET").status(), 200);
     // Until it is about to end nothing is read, so that not all can be on its way.
-    process.signal(rustix::process::Signal::TERM);
+    process.signal(Signal::TERM);
     let begun = std::time::Instant::now();
     let address = process.address();
     eventually("an end of new connections", || TcpStream::connect(address).err());

@@ -4,16 +4,14 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use rustix::process::{Pid, Signal, kill_process};
-
 use crate::support::{
-    Call, Chain, Gate, Ollama, Way, World, eventually, free_tcp_port, ndjson, server_settings,
-    start,
+    CTRL_C_CODE, Call, Chain, Gate, Ollama, Signal, Way, World, clear_environment, eventually,
+    free_tcp_port, ndjson, send_signal, server_settings, start, with_signals,
 };
 
 fn command(arguments: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
-    command.args(arguments.split_whitespace()).env_clear();
+    clear_environment(with_signals(command.args(arguments.split_whitespace())));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -244,9 +242,9 @@ fn who_interrupts_it_ends_the_pull() {
         let words = format!("pull beta --listen {}", chain.address());
         let child = command(&words).spawn().expect("start ollana");
         assert!(gate.wait(), "the pull begins");
-        kill_process(Pid::from_child(&child), Signal::INT).expect("a signal");
-        let (_, _, code) = ended(child);
-        assert_eq!(code, -1, "ended by the signal");
+        send_signal(&child, Signal::INT);
+        let output = child.wait_with_output().expect("its end");
+        assert_eq!(output.status.code(), CTRL_C_CODE);
         ollama.closed(0);
     }
 }

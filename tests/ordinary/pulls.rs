@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     Call, Chain, Client, Fake, Gate, Ollama, Package, Process, Random, Registry, Store, Way,
-    client_settings, eventually, free_tcp_port, key_file, post, server_settings, start,
+    client_settings, eventually, free_tcp_port, is_root, key_file, post, server_settings, start,
 };
 
 /// More than what is left to the registry.
@@ -525,7 +525,7 @@ fn a_machine_that_does_both_asks_its_servers() {
 /// Nothing is fetched for which there is no room: not by Ollama, and not from the house.
 #[test]
 fn a_full_disk_is_told_before_anything_is_sent() {
-    if !rustix::process::geteuid().is_root() {
+    if !is_root() {
         return println!("needs root, for a small disk");
     }
     for (megabytes, fits) in [(5, false), (30, true)] {

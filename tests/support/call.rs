@@ -4,12 +4,12 @@ use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 
 use super::fake::{Closed, Shared};
 use super::http::{Dechunker, Head, chunk, read_once, take_front};
 use super::random::Sum;
+use super::system::closed;
 use super::{Gate, PATIENCE};
 
 /// Reads once, behind what is there; the end as an error.
@@ -183,41 +183,30 @@ impl Call<'_> {
 
     /// Reads nothing more and waits until the peer closes.
     pub fn hang(&mut self) {
-        let watched = PollFlags::RDHUP;
-        let mut fds = [PollFd::new(self.stream, watched)];
         // Longer than any client waits, so that its failure is the one to be reported.
-        let limit = Timespec { tv_sec: 3 * PATIENCE.as_secs() as i64, tv_nsec: 0 };
-        let count = poll(&mut fds, Some(&limit)).expect("poll");
+        self.note_left(3 * PATIENCE);
         self.ends = true;
-        if count == 0 {
-            return;
-        }
-        let is_reset = fds[0].revents().intersects(PollFlags::ERR);
-        self.shared
-            .note_closed(self.connection, if is_reset { Closed::Reset } else { Closed::Eof });
     }
 
     /// Closes its half, and the rest when the peer closes or half a second is over, without reading
     /// on.
     pub fn close_half(&mut self) {
         let _ = self.stream.shutdown(Shutdown::Write);
-        let mut fds = [PollFd::new(self.stream, PollFlags::RDHUP)];
-        let limit = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
-        let _ = poll(&mut fds, Some(&limit));
+        let _ = closed(self.stream, Duration::from_millis(500));
         self.close();
     }
 
     /// Whether the peer has closed its half or everything, right now.
     pub fn has_left(&mut self) -> bool {
-        let mut fds = [PollFd::new(self.stream, PollFlags::RDHUP)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        if poll(&mut fds, Some(&now)).expect("poll") == 0 {
-            return false;
+        self.note_left(Duration::ZERO)
+    }
+
+    fn note_left(&self, within: Duration) -> bool {
+        let how = closed(self.stream, within);
+        if let Some(how) = how {
+            self.shared.note_closed(self.connection, how);
         }
-        let is_reset = fds[0].revents().intersects(PollFlags::ERR);
-        self.shared
-            .note_closed(self.connection, if is_reset { Closed::Reset } else { Closed::Eof });
-        true
+        how.is_some()
     }
 
     /// Reads on, body or not, until the peer closes.

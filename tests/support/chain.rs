@@ -1,16 +1,14 @@
 //! Daemons in this process, one hop or both, in front of fakes.
 
-use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, Once, OnceLock};
 
 use ollana::config::{ModeChoice, OllamaUrl, ServerName, Settings};
 use ollana::serve::Daemon;
 
-use super::{Client, Fake, Ollama, eventually, lock};
+use super::{Client, Fake, Ollama, eventually, lock, private_file};
 
 /// What daemons can stand in front of.
 pub trait Upstream {
@@ -71,9 +69,8 @@ pub fn key_file() -> PathBuf {
     let make = || {
         let path =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("secret-{}", std::process::id()));
-        let mut options = fs::OpenOptions::new();
-        let file = options.write(true).create(true).truncate(true).mode(0o600).open(&path);
-        writeln!(file.expect("a key file"), "{}", "5eed".repeat(16)).expect("a key file");
+        let mut file = private_file(&path).expect("a key file");
+        writeln!(file, "{}", "5eed".repeat(16)).expect("a key file");
         path
     };
     FILE.get_or_init(make).clone()

@@ -69,9 +69,9 @@ impl Client {
     }
 
     /// A connection from this address, which the kernel must take for one of this machine.
-    #[cfg(target_os = "linux")]
     pub fn connect_from(source: IpAddr, address: SocketAddr) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        #[cfg(target_os = "linux")]
         if source.is_ipv6() {
             // For those that are ours by a route alone.
             socket.set_freebind_v6(true)?;

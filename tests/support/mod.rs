@@ -15,6 +15,7 @@ mod process;
 mod random;
 mod registry;
 mod seeds;
+mod system;
 mod wire;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -43,6 +44,10 @@ pub use process::{Process, free_tcp_port, free_udp_port};
 pub use random::{Random, Sum};
 pub use registry::{Registry, Shelf};
 pub use seeds::{Agenda, number, run_all, shown};
+pub use system::{
+    CTRL_C_CODE, Signal, clear_environment, host_name, is_root, open_to_others, private_file,
+    send_signal, symlink, with_signals,
+};
 pub use wire::{lan_address, wire};
 
 /// What anything may take that isn't measured: a wait that lasts longer has failed.

@@ -6,8 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use rustix::process::{Pid, Signal, kill_process};
-
+use super::system::{Signal, clear_environment, send_signal, with_signals};
 use super::{Client, eventually, lock};
 
 /// An address of 127.0.0.1 whose TCP port nobody has.
@@ -66,7 +65,8 @@ impl Process {
 
     fn run(mut command: Command, arguments: &str, variables: &[(&str, &str)]) -> Self {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        command.args(arguments.split_whitespace()).env_clear().env("PATH", path);
+        command.args(arguments.split_whitespace());
+        clear_environment(with_signals(&mut command)).env("PATH", path);
         command.env("OLLANA_STATE_DIR", std::env::temp_dir().join("ollana-tests"));
         command.envs(variables.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -137,8 +137,7 @@ impl Process {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, signal).expect("send a signal");
+        send_signal(&self.child, signal);
     }
 
     /// Waits until it has ended.
@@ -161,8 +160,11 @@ impl Process {
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
-    /// A figure of /proc/PID/status, in KB or plain.
+    /// A figure of /proc/PID/status, in KB or plain; 0 on other systems, where it has no limit.
     pub fn status(&self, name: &str) -> usize {
+        if !cfg!(target_os = "linux") {
+            return 0;
+        }
         let text = self.file("status");
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         let figure = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
@@ -174,8 +176,8 @@ impl Process {
     pub fn limit(&self, resource: rustix::process::Resource, current: Option<u64>) {
         let maximum = rustix::process::getrlimit(resource).maximum;
         let limit = rustix::process::Rlimit { current: current.or(maximum), maximum };
-        rustix::process::prlimit(Some(Pid::from_child(&self.child)), resource, limit)
-            .expect("a limit");
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::prlimit(Some(pid), resource, limit).expect("a limit");
     }
 
     /// CPU time that it has used, in hundredths of a second.
@@ -202,7 +204,7 @@ impl Drop for Process {
             // to end at once.
             for _ in 0..2 {
                 if matches!(self.child.try_wait(), Ok(None)) {
-                    let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+                    send_signal(&self.child, Signal::TERM);
                 }
                 thread::sleep(std::time::Duration::from_millis(200));
             }

@@ -13,7 +13,7 @@ use ollana::pairing::identity::Identity;
 use serde_json::{Value, json};
 
 use super::rogue::{Rogue, answer, ok};
-use crate::support::{Client, Process, eventually};
+use crate::support::{Client, Process, clear_environment, eventually};
 
 /// Clears a screen, sets a title, writes a line of its own, goes back, and turns the direction.
 const NASTY: &str = "\u{1b}[2J\u{1b}]0;pwned\u{7}\n[ERROR] forged\r\n\u{8}\u{7f}\u{9b}31m\u{202e}\
@@ -100,7 +100,8 @@ const FAILINGS: usize = 10;
 
 fn run(arguments: &str) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
-    let output = command.args(arguments.split_whitespace()).env_clear().output().expect("it runs");
+    clear_environment(command.args(arguments.split_whitespace()));
+    let output = command.output().expect("it runs");
     let text = [output.stdout, output.stderr].concat();
     String::from_utf8(text).unwrap_or_else(|error| panic!("{arguments}: {error}"))
 }

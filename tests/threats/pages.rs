@@ -1,6 +1,6 @@
 //! What a web page in a browser of this machine or of the LAN may try.
 
-use crate::support::{Answer, Chain, Fake, MODEL, Ollama, Way};
+use crate::support::{Answer, Chain, Fake, MODEL, Ollama, Way, host_name};
 
 const EVIL: &str = "http://evil.example";
 
@@ -88,7 +88,7 @@ fn a_rebound_name_reaches_no_ollama() {
                     X-Forwarded-Host: localhost\r\nForwarded: host=localhost\r\n\r\n";
         assert_eq!(client.ask(head).head.one("x-ollana-error").as_deref(), Some("host"));
         assert_eq!(fake.count(), 0, "{way:?}: a foreign name reached the Ollama");
-        let own = rustix::system::uname().nodename().to_string_lossy().to_uppercase();
+        let own = host_name().to_uppercase();
         for host in OURS.iter().copied().chain([&*own]) {
             let answer =
                 chain.connect().ask(format!("GET {MODEL} HTTP/1.1\r\nHost: {host}\r\n\r\n"));

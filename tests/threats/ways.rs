@@ -9,8 +9,8 @@ use ollana::serve::Daemon;
 
 use super::rogue::{Rogue, answer, healthy};
 use crate::support::{
-    CHAT, Chain, Client, End, Ollama, Process, client_settings, eventually, free_udp_port, post,
-    start,
+    CHAT, Chain, Client, End, Ollama, Process, clear_environment, client_settings, eventually,
+    free_udp_port, post, start,
 };
 
 /// Whatever an upstream says of where else to go, nobody goes there: neither with a prompt, nor
@@ -54,7 +54,7 @@ fn a_redirect_leads_nowhere() {
 
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> std::process::Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
-    command.args(arguments).env_clear().envs(variables.iter().copied());
+    clear_environment(command.args(arguments)).envs(variables.iter().copied());
     command.output().expect("it runs")
 }
 

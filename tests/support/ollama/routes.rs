@@ -1,6 +1,6 @@
 //! Which request gets to which handler, and what gin and Go's mux answer before any of them.
 
-use super::super::{Call, Head};
+use super::super::{Call, Head, host_name};
 use super::body::{self, Fields};
 use super::inference::{self, Kind};
 use super::reply::{Dialect, Reply};
@@ -138,7 +138,7 @@ pub(super) fn is_own_host(head: &Head) -> bool {
 /// Host names that Ollama takes for its own; the address of a test is a loopback one.
 fn is_local_name(host: &str) -> bool {
     let host = host.to_ascii_lowercase();
-    let own = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
+    let own = host_name().to_ascii_lowercase();
     host.is_empty()
         || host == "localhost"
         || host == own

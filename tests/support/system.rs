@@ -1,0 +1,154 @@
+//! What differs between systems, in the one form that the tests use.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use super::fake::Closed;
+
+#[cfg(unix)]
+pub use unix::*;
+#[cfg(windows)]
+pub use windows::*;
+
+/// Leaves a program nothing of this environment but what its system itself needs.
+pub fn clear_environment(command: &mut Command) -> &mut Command {
+    command.env_clear();
+    // Without the first one, Windows has no sockets; Wine finds itself by its own.
+    let is_needed =
+        |name: &str| name.eq_ignore_ascii_case("SystemRoot") || name.starts_with("WINE");
+    if cfg!(windows) {
+        command.envs(std::env::vars().filter(|(name, _)| is_needed(name)));
+    }
+    command
+}
+
+/// Waits until the peer has closed its half or everything, and reads nothing; `None` if that takes
+/// longer.
+#[cfg(target_os = "linux")]
+pub(super) fn closed(stream: &TcpStream, within: Duration) -> Option<Closed> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+    let within = Timespec::try_from(within).expect("a time");
+    if poll(&mut fds, Some(&within)).expect("poll") == 0 {
+        return None;
+    }
+    let is_reset = fds[0].revents().intersects(PollFlags::ERR);
+    Some(if is_reset { Closed::Reset } else { Closed::Eof })
+}
+
+/// The same where an end shows only once everything before it was read.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn closed(stream: &TcpStream, within: Duration) -> Option<Closed> {
+    let deadline = std::time::Instant::now() + within;
+    loop {
+        stream.set_nonblocking(true).expect("an option");
+        let seen = stream.peek(&mut [0]);
+        stream.set_nonblocking(false).expect("an option");
+        match seen {
+            Ok(0) => return Some(Closed::Eof),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Some(Closed::Reset),
+            _ if std::time::Instant::now() >= deadline => return None,
+            _ => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
+#[cfg(unix)]
+mod unix {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+
+    use rustix::process::{Pid, kill_process};
+
+    use super::*;
+
+    pub use rustix::process::Signal;
+    pub use std::os::unix::fs::symlink;
+
+    /// Of a program that lets Ctrl-C end it: a signal has no code.
+    pub const CTRL_C_CODE: Option<i32> = None;
+
+    pub fn send_signal(child: &Child, signal: Signal) {
+        kill_process(Pid::from_child(child), signal).expect("send a signal");
+    }
+
+    /// A program can be sent every signal by itself.
+    pub fn with_signals(command: &mut Command) -> &mut Command {
+        command
+    }
+
+    pub fn is_root() -> bool {
+        rustix::process::geteuid().is_root()
+    }
+
+    /// A new file that only this user may read.
+    pub fn private_file(path: &Path) -> io::Result<File> {
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    }
+
+    /// Lets others read what is in a folder.
+    pub fn open_to_others(folder: &Path) -> io::Result<()> {
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))
+    }
+
+    pub fn host_name() -> String {
+        rustix::system::uname().nodename().to_string_lossy().into_owned()
+    }
+}
+
+#[cfg(windows)]
+mod windows {
+    use std::os::windows::process::CommandExt;
+
+    use super::*;
+
+    pub use std::os::windows::fs::symlink_file as symlink;
+
+    /// The nearest that Windows has: what a console tells its programs.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Signal(&'static str);
+
+    /// Of a program that lets Ctrl-C end it (STATUS_CONTROL_C_EXIT).
+    pub const CTRL_C_CODE: Option<i32> = Some(0xC000_013A_u32.cast_signed());
+
+    impl Signal {
+        pub const INT: Signal = Signal("ctrl-c");
+        pub const TERM: Signal = Signal("ctrl-break");
+        pub const HUP: Signal = Signal("");
+        pub const KILL: Signal = Signal("kill");
+    }
+
+    /// By `scripts/windows/console.c`, which `make windows` builds.
+    pub fn send_signal(child: &Child, signal: Signal) {
+        let teller = std::env::var("OLLANA_CONSOLE").expect("OLLANA_CONSOLE: see make windows");
+        let status = Command::new(teller).args([&child.id().to_string(), signal.0]).status();
+        assert!(status.expect("it runs").success(), "{signal:?}");
+    }
+
+    /// A program with a console of its own, so that what is told there reaches nobody else.
+    pub fn with_signals(command: &mut Command) -> &mut Command {
+        const CREATE_NO_WINDOW: u32 = 0x0800_0000;
+        command.creation_flags(CREATE_NO_WINDOW)
+    }
+
+    pub fn is_root() -> bool {
+        false
+    }
+
+    /// Files are as private as the folder of this user that they are in.
+    pub fn private_file(path: &Path) -> io::Result<File> {
+        OpenOptions::new().write(true).create(true).truncate(true).open(path)
+    }
+
+    pub fn open_to_others(_: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub fn host_name() -> String {
+        std::env::var("COMPUTERNAME").expect("this computer's name")
+    }
+}
