@@ -42,7 +42,7 @@ compile() { # compile SOURCE OUTPUT OPTION ...
 }
 compile scripts/windows/bcryptprimitives.c \
     "$WINEPREFIX/drive_c/windows/system32/bcryptprimitives.dll" -shared -ladvapi32
-compile scripts/windows/console.c "$windows/console.exe" -luser32
+compile scripts/windows/console.c "$windows/console.exe"
 
 names=("$@")
 if [ $# = 0 ]; then

@@ -117,7 +117,7 @@ mod windows {
 
     impl Signal {
         pub const INT: Signal = Signal("ctrl-c");
-        pub const TERM: Signal = Signal("ctrl-break");
+        pub const TERM: Signal = Signal("ctrl-c");
         pub const HUP: Signal = Signal("");
         pub const KILL: Signal = Signal("kill");
     }
