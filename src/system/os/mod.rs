@@ -7,6 +7,7 @@
 #[cfg(unix)]
 mod unix;
 #[cfg(windows)]
+#[allow(missing_docs)] // They are the other systems'.
 mod windows;
 
 #[cfg(unix)]

@@ -41,6 +41,7 @@ pub fn save_address_space() {
     }
 }
 
+/// Nothing else reserves any.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub fn save_address_space() {}
 

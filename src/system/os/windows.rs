@@ -123,7 +123,11 @@ impl Folder {
     pub(crate) fn entries(&self) -> io::Result<impl Iterator<Item = io::Result<Entry>>> {
         Ok(fs::read_dir(&self.0)?.map(|entry| {
             let entry = entry?;
-            let kind = if entry.file_type()?.is_dir() { Kind::Folder } else { Kind::Other };
+            let kind = match entry.file_type() {
+                Ok(about) if about.is_dir() => Kind::Folder,
+                Ok(_) => Kind::Other,
+                Err(_) => Kind::Unknown,
+            };
             Ok(Entry { name: entry.file_name(), kind })
         }))
     }
