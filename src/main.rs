@@ -24,8 +24,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    ollana::system::save_address_space();
+    ollana::system::keep_one_heap();
     if let Some(code) = background::launch(&settings) {
         return code;
     }

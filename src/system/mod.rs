@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
-pub use self::os::save_address_space;
+pub use self::os::keep_one_heap;
 pub(crate) use self::os::{is_memory_limited, is_stderr, neighbours, time_since_boot, time_slept};
 
 /// Virtual size of a thread's stack in bytes where address space is scarce; only touched pages are

@@ -23,27 +23,27 @@ pub(crate) fn is_memory_limited() -> bool {
     getrlimit(Resource::As).current.is_some()
 }
 
-/// Starts this program again where address space is limited, without what glibc would reserve of it: 64 MB
-/// for each of its first threads, although our heap is elsewhere (`main`).
+/// Starts this program again, so that glibc keeps one heap and not one for each of sixteen threads,
+/// although ours is elsewhere (`main`): they come to 60 KB each with what names, folders and
+/// threads need of glibc, and reserve 64 MB each, which counts where address space is limited.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-pub fn save_address_space() {
+pub fn keep_one_heap() {
     use std::os::unix::process::CommandExt;
     const ARENAS: &str = "MALLOC_ARENA_MAX";
-    if is_memory_limited()
-        && std::env::var_os(ARENAS).is_none()
+    if std::env::var_os(ARENAS).is_none()
         && let Ok(program) = std::env::current_exe()
     {
-        // This returns only if it failed; then fewer connections fit.
-        let _ = std::process::Command::new(program)
-            .args(std::env::args_os().skip(1))
-            .env(ARENAS, "1")
-            .exec();
+        let mut arguments = std::env::args_os();
+        let name = arguments.next().unwrap_or_default();
+        // This returns only if it failed; then it takes a little more memory.
+        let _ =
+            std::process::Command::new(program).arg0(name).args(arguments).env(ARENAS, "1").exec();
     }
 }
 
 /// Nothing else reserves any.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub fn save_address_space() {}
+pub fn keep_one_heap() {}
 
 fn clock(clock: ClockId) -> Duration {
     clock_gettime(clock).try_into().unwrap_or_default()
