@@ -142,7 +142,11 @@ def finds_faults(user, lan):
 def pairs(user, lan):
     pairing, code = lan.pair()
     user.does("sudo ollana pair CODE", f"ollana pair {code}", "paired with ")
-    pairing.wait(PATIENCE)
+    try:
+        pairing.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        pairing.kill()
+        return told(False, "and the other machine's ollana pair ends")
     user.does("the service takes the key up: the hop is encrypted", "ollana status",
               r"10\.77\.0\.1 +ready.* yes ", "only machines that have one", within=20)
     user.chats("an encrypted answer")
