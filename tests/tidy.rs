@@ -40,7 +40,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ),
     ("lexopt", &["cli::parse"]),
     ("simplelog", &["log"]),
-    ("signal_hook", &["serve::supervise", "tools::screen"]),
+    ("ctrlc", &["serve::signals", "tools::screen"]),
+    ("signal_hook", &["serve::signals", "tools::screen"]),
     ("if_addrs", &["net::interfaces"]),
     ("httparse", &["http::head"]),
     ("snow", &["pairing::noise"]),
@@ -53,10 +54,13 @@ const OWNERS: &[(&str, &[&str])] = &[
 const SYSTEMS: &[&str] = &[
     "main",
     "net::os",
+    "serve::ollama_watch",
+    "serve::signals",
     "system::os",
     "serve::systemd",
     "tools::doctor::firewall",
     "tools::doctor::local",
+    "tools::screen",
 ];
 
 /// Rooms, and files of other rooms, that must not know of sockets, threads, clocks or the log.

@@ -261,9 +261,12 @@ pub(crate) fn pid_file_at_log_in(default_state_dir: &Path) -> PathBuf {
     default_state_dir.join("service.pid")
 }
 
-/// systemd's directory, else the XDG place, else the system's for a daemon without a home.
+/// On Windows %LOCALAPPDATA%\ollana. Elsewhere systemd's directory, else the XDG place, else the system's for a daemon without a home.
 pub(crate) fn default_state_dir(env: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let dir = |name: &str| env(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    if cfg!(windows) {
+        return dir("LOCALAPPDATA").map(|dir| dir.join("ollana"));
+    }
     dir("STATE_DIRECTORY")
         .or_else(|| dir("XDG_STATE_HOME").map(|dir| dir.join("ollana")))
         .or_else(|| dir("HOME").map(|home| home.join(".local/state/ollana")))

@@ -6,14 +6,13 @@
 //!       └► says so and exits 0, or with its code     └► detaches from the terminal
 //! ```
 
-use std::fs;
 use std::io::{self, Read, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use crate::config::Settings;
 use crate::log::LogWriter;
-use crate::system::{failed, files};
+use crate::system::{self, failed, files};
 
 /// Set in the second process's environment.
 const STAGE: &str = "OLLANA_BACKGROUND";
@@ -23,10 +22,15 @@ const READY: &[u8] = b"ready";
 /// that is to serve.
 pub fn launch(settings: &Settings) -> Option<ExitCode> {
     if std::env::var_os(STAGE).is_some() {
-        // The end of the terminal's session would end the process. Fails only for the leader of a
-        // process group, which a child isn't.
-        let _ = rustix::process::setsid();
+        system::leave_session();
         return None;
+    }
+    if settings.daemon && cfg!(windows) {
+        eprintln!(
+            "ollana: there is no --daemon on Windows; this starts it at log-in, without a window: \
+             ollana service install"
+        );
+        return Some(ExitCode::from(2));
     }
     let failed = |error| {
         eprintln!("ollana: cannot start in the background: {error}");
@@ -62,11 +66,10 @@ pub(super) fn detach(journal: &LogWriter) -> io::Result<()> {
         return Ok(());
     }
     journal.finish(); // The log up to here goes to the terminal.
-    let nowhere = fs::File::options().read(true).write(true).open("/dev/null")?;
-    rustix::stdio::dup2_stderr(&nowhere)?;
-    // Fails if the first process was killed.
-    let _ = stdout().write_all(READY).and_then(|()| stdout().flush());
-    rustix::stdio::dup2_stdout(&nowhere).map_err(io::Error::from)
+    system::leave_terminal(|| {
+        // Fails if the first process was killed.
+        let _ = stdout().write_all(READY).and_then(|()| stdout().flush());
+    })
 }
 
 /// The process number in a file; dropping it removes the file.

@@ -76,7 +76,15 @@ fn hint(settings: &Settings, address: SocketAddr, error: &io::Error) -> &'static
         CheckResult::Refused(reason) if reason.contains("ollana") => {
             "another ollana is running there already; a second one needs --listen ADDR:PORT"
         }
-        _ => "another program has it, see ss -ltnp; choose another with --listen ADDR:PORT",
+        _ => match std::env::consts::OS {
+            "windows" => {
+                "another program has it, see netstat -ano; choose another with --listen ADDR:PORT"
+            }
+            "macos" => {
+                "another program has it, see lsof -i -P; choose another with --listen ADDR:PORT"
+            }
+            _ => "another program has it, see ss -ltnp; choose another with --listen ADDR:PORT",
+        },
     }
 }
 

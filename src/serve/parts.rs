@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use http::HeaderValue;
-use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::listeners::plain;
 use super::mode::Mode;
@@ -293,14 +292,10 @@ fn new_pool(settings: &Settings, mode: Mode, seed: u32) -> Pool {
 /// As many connections as this process may have descriptors and address space for. One too many is
 /// turned away with 503, whereas a process that runs out of memory ends.
 fn affordable_connections() -> usize {
-    let mut descriptors = getrlimit(Resource::Nofile);
-    descriptors.current = descriptors.maximum;
-    // Where that isn't allowed, the present limit holds.
-    let _ = setrlimit(Resource::Nofile, descriptors);
-    let share =
-        |resource, spare, each| Some(getrlimit(resource).current?.saturating_sub(spare) / each);
+    let share = |all: Option<u64>, spare, each| Some(all?.saturating_sub(spare) / each);
     let memory = THREAD_STACK as u64 + CONNECTION_MEMORY;
-    let descriptors = share(Resource::Nofile, SPARE_DESCRIPTORS, DESCRIPTORS);
-    let most = descriptors.into_iter().chain(share(Resource::As, SPARE_MEMORY, memory)).min();
+    let descriptors = share(system::most_descriptors(), SPARE_DESCRIPTORS, DESCRIPTORS);
+    let most =
+        descriptors.into_iter().chain(share(system::address_space(), SPARE_MEMORY, memory)).min();
     usize::try_from(most.unwrap_or(u64::MAX)).unwrap_or(usize::MAX).max(8)
 }

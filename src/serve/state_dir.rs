@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use crate::pairing::identity::{Identity, MAX_NAME};
-use crate::system::{files, random};
+use crate::system::{self, files, random};
 
 /// The identity of the server on this port, made at its first start. Without a directory, or with
 /// port 0, it lasts as long as the process. Fails when the system has no random source.
@@ -37,9 +37,7 @@ fn kept_identity(dir: &Path, port: u16, fresh: Identity) -> Identity {
 
 /// The host's name, as far as it can be printed.
 pub(crate) fn host_name() -> String {
-    let name = rustix::system::uname();
-    let name = name.nodename().to_string_lossy();
-    name.chars().filter(char::is_ascii_graphic).take(MAX_NAME).collect()
+    system::host_name().chars().filter(char::is_ascii_graphic).take(MAX_NAME).collect()
 }
 
 fn variable(name: &str) -> Option<PathBuf> {
@@ -56,7 +54,6 @@ pub(super) fn private_places(state_dir: Option<&Path>) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::MetadataExt;
 
     use super::*;
 
@@ -75,8 +72,10 @@ mod tests {
     }
 
     /// `sudo ollana pair` makes the identity of a daemon that is another user.
+    #[cfg(target_os = "linux")]
     #[test]
     fn what_root_writes_is_for_whom_the_folder_belongs_to() {
+        use std::os::unix::fs::MetadataExt;
         if !rustix::process::geteuid().is_root() {
             return;
         }

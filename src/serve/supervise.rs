@@ -1,28 +1,24 @@
 //! The process from start to end, its signals and its changes of role: each is another daemon,
 //! beside which the old one lets its streams finish.
 
-use std::io::{self, ErrorKind, IsTerminal, Read, stderr, stdin};
-use std::net::{IpAddr, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::{flag, low_level::pipe};
-
 use super::background::{self, PidFile};
 use super::mode::{self, Mode, ask};
 use super::role::{LocalOllama, Role, Step};
+use super::signals::Signals;
 use super::systemd::{Notifier, Watchdog};
 use super::{Daemon, ollama_watch::OllamaWatch, start_keeper};
 use crate::config::{ModeChoice, OLLAMA_PORT, OllamaUrl, Settings};
 use crate::log::LogWriter;
-use crate::net::names;
 use crate::net::untrusted_text::printable;
-use crate::system::{failed, keeper::Keeper, stop_flag};
+use crate::net::{names, socket};
+use crate::system::{failed, keeper::Keeper};
 use crate::upstream::CheckResult;
 
 /// Signals this close together are one.
@@ -143,18 +139,16 @@ impl Supervisor<'_> {
         let look = if self.present.is_none() { CLOSE_LOOK } else { LOOK };
         let look = (self.role.is_some() || self.settings.at_log_in).then_some(look);
         let timeout = look.into_iter().chain(self.watchdog.interval()).min();
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let mut fds = vec![PollFd::new(&signals.arrived, PollFlags::IN)];
-        fds.extend(self.port_watch().map(|watch| PollFd::new(&watch.inotify, PollFlags::IN)));
-        let _ = poll(&mut fds, timeout.as_ref());
-        !fds[0].revents().is_empty() && signals.arrived.read_exact(&mut [0]).is_ok()
+        OllamaWatch::wait(self.port_watch(), &signals.arrived, timeout) && signals.take()
     }
 
     fn follow(&mut self) {
         self.watchdog.report(Instant::now(), self.present.as_ref().map(Daemon::presence));
         self.retired.retain(|daemon| daemon.connections() > 0);
         let Some(mut role) = self.role.take() else { return };
-        let step = if self.port_watch().is_some_and(|watch| watch.is_starting(&self.stop)) {
+        let has_port = self.port_watch().is_some();
+        let watch = self.watch.as_mut().filter(|_| has_port);
+        let step = if watch.is_some_and(|watch| watch.is_starting(&self.stop)) {
             role.ollama_starts(Instant::now())
         } else {
             let ollama = self.look();
@@ -262,7 +256,7 @@ impl Supervisor<'_> {
 /// Whether no program has Ollama's port.
 fn is_absent(ollama: &OllamaUrl) -> bool {
     let addresses = names::resolve(&ollama.host, ollama.port, ANSWER_TIME);
-    let connected = addresses.map(|all| TcpStream::connect_timeout(&all[0], ANSWER_TIME));
+    let connected = addresses.map(|all| socket::connect(all[0], None, ANSWER_TIME));
     matches!(connected, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused)
 }
 
@@ -276,35 +270,4 @@ fn takes_port(settings: &Settings) -> bool {
     };
     let is_loopback = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
     is_its_port && (ollama.host == "localhost" || ollama.host.parse().is_ok_and(is_loopback))
-}
-
-/// SIGTERM and SIGINT stop the process, SIGHUP opens the log file anew.
-struct Signals {
-    stop: Arc<AtomicBool>,
-    /// Set by us: SIGTERM and SIGINT exit at once from then on.
-    exit_at_next: Arc<AtomicBool>,
-    hangup: Arc<AtomicBool>,
-    /// Has a byte for each signal.
-    arrived: UnixStream,
-}
-
-impl Signals {
-    /// SIGHUP is handled where there is a log file or no terminal. Otherwise it ends the process,
-    /// whose terminal has gone.
-    fn register(settings: &Settings) -> io::Result<Self> {
-        let (arrived, handler) = UnixStream::pair()?;
-        let stop = Arc::clone(stop_flag());
-        let [exit_at_next, hangup]: [Arc<AtomicBool>; 2] = Default::default();
-        for signal in [SIGTERM, SIGINT] {
-            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&exit_at_next))?;
-            flag::register(signal, Arc::clone(&stop))?;
-            pipe::register(signal, handler.try_clone()?)?;
-        }
-        let has_terminal = stdin().is_terminal() || stderr().is_terminal();
-        if settings.log_file.is_some() || settings.daemon || !has_terminal {
-            flag::register(SIGHUP, Arc::clone(&hangup))?;
-            pipe::register(SIGHUP, handler)?;
-        }
-        Ok(Signals { stop, exit_at_next, hangup, arrived })
-    }
 }

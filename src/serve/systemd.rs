@@ -4,9 +4,6 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::manager::Presence;
@@ -14,7 +11,7 @@ use crate::net::untrusted_text::printable;
 
 #[derive(Default)]
 pub(super) struct Notifier {
-    socket: Option<(UnixDatagram, SocketAddr)>,
+    socket: Option<Socket>,
     /// How often at least the service manager wants to hear that this process is alive.
     watchdog: Option<Duration>,
 }
@@ -24,12 +21,7 @@ impl Notifier {
         let Some(name) = env("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
             return Notifier::default();
         };
-        let socket = address(name.as_bytes()).and_then(|address| {
-            let socket = UnixDatagram::unbound()?;
-            // A service manager that doesn't read is never waited for.
-            socket.set_nonblocking(true)?;
-            Ok((socket, address))
-        });
+        let socket = Socket::open(&name);
         if let Err(error) = &socket {
             log::warn!("the service manager can't be told socket={name:?} reason={error}");
         }
@@ -54,17 +46,55 @@ impl Notifier {
     }
 
     fn say(&self, text: &str) {
-        let Some((socket, address)) = &self.socket else { return };
-        if let Err(error) = socket.send_to_addr(text.as_bytes(), address) {
+        let Some(socket) = &self.socket else { return };
+        if let Err(error) = socket.send(text) {
             log::debug!("the service manager wasn't told {text:?}: {error}");
         }
     }
 }
 
+/// Where the service manager listens.
+#[cfg(unix)]
+struct Socket(std::os::unix::net::UnixDatagram, std::os::unix::net::SocketAddr);
+
+#[cfg(unix)]
+impl Socket {
+    fn open(name: &std::ffi::OsStr) -> io::Result<Self> {
+        let address = address(std::os::unix::ffi::OsStrExt::as_bytes(name))?;
+        let socket = std::os::unix::net::UnixDatagram::unbound()?;
+        // A service manager that doesn't read is never waited for.
+        socket.set_nonblocking(true)?;
+        Ok(Socket(socket, address))
+    }
+
+    fn send(&self, text: &str) -> io::Result<usize> {
+        self.0.send_to_addr(text.as_bytes(), &self.1)
+    }
+}
+
+/// There is no such service manager.
+#[cfg(windows)]
+struct Socket;
+
+#[cfg(windows)]
+impl Socket {
+    fn open(_: &std::ffi::OsStr) -> io::Result<Self> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn send(&self, _: &str) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+#[cfg(unix)]
 /// A path or, with `@` in front, a name without a file.
-fn address(name: &[u8]) -> io::Result<SocketAddr> {
+fn address(name: &[u8]) -> io::Result<std::os::unix::net::SocketAddr> {
+    use std::os::unix::net::SocketAddr;
     match name {
-        [b'/', ..] => SocketAddr::from_pathname(Path::new(std::ffi::OsStr::from_bytes(name))),
+        [b'/', ..] => SocketAddr::from_pathname(std::path::Path::new(
+            std::os::unix::ffi::OsStrExt::from_bytes(name) as &std::ffi::OsStr,
+        )),
         #[cfg(any(target_os = "linux", target_os = "android"))]
         [b'@', name @ ..] => {
             use std::os::linux::net::SocketAddrExt;
@@ -123,7 +153,10 @@ impl Watchdog {
 }
 
 #[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+
     use super::*;
 
     fn notifier(variables: &[(&str, String)]) -> Notifier {

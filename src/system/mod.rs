@@ -12,7 +12,10 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 pub use self::os::keep_one_heap;
-pub(crate) use self::os::{is_memory_limited, is_stderr, neighbours, time_since_boot, time_slept};
+pub(crate) use self::os::{
+    address_space, host_name, is_memory_limited, is_stderr, leave_session, leave_terminal,
+    most_descriptors, neighbours, time_since_boot, time_slept, user, without_console,
+};
 
 /// Virtual size of a thread's stack in bytes where address space is scarce; only touched pages are
 /// resident.
@@ -112,14 +115,6 @@ impl fmt::Display for Hex<'_> {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
-
-/// The number of the user that this process acts as.
-pub(crate) fn user() -> Option<u32> {
-    Some(rustix::process::geteuid().as_raw())
-}
-
-/// Has Windows start a program without a window.
-pub(crate) fn without_console(_: &mut std::process::Command) {}
 
 /// Reads exactly `2 * N` hexadecimal digits of either case; `None` for anything else.
 pub(crate) fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {

@@ -29,6 +29,7 @@ use crate::config::Settings;
 use crate::pairing::identity::Identity;
 use crate::pairing::keyring::Keyring;
 use crate::pairing::marks::SERVICE_DIR;
+use crate::system;
 
 /// How long a command waits for a name server.
 const NAME_TIME: Duration = Duration::from_secs(5);
@@ -51,7 +52,10 @@ pub fn run(tool: &Tool) -> ExitCode {
         Verb::Discover => discover::run(tool),
         Verb::Models => models::run(tool),
         Verb::Status => status::run(tool),
-        Verb::Takeover => takeover::run(tool),
+        Verb::Takeover => match takeover::absent(std::env::consts::OS) {
+            Some(instead) => return complain(&instead, 2),
+            None => takeover::run(tool),
+        },
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -95,7 +99,7 @@ fn state_dir(settings: &Settings) -> Result<PathBuf, String> {
     let is_named = settings.state_dir != default || env("STATE_DIRECTORY").is_some();
     // It may be a link to where only root can look.
     if !is_named && Path::new(SERVICE_DIR).symlink_metadata().is_ok() {
-        return rustix::process::geteuid().is_root().then(|| SERVICE_DIR.into()).ok_or(format!(
+        return (system::user() == Some(0)).then(|| SERVICE_DIR.into()).ok_or(format!(
             "the ollana that the system runs keeps its keys in {SERVICE_DIR}: use sudo, or name \
              another place with --state-dir DIR"
         ));

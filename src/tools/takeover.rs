@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::cli::Tool;
 use crate::config::{OLLAMA_PORT, OllamaUrl, Settings};
 use crate::serve::ask;
-use crate::system::failed;
+use crate::system::{self, failed};
 use crate::upstream::CheckResult;
 
 /// Where Ollama goes; 11435 to 11437 are ollana's.
@@ -30,6 +30,20 @@ const START_TIME: Duration = Duration::from_secs(30);
 /// Pause between questions whether it has started, and how long each may take.
 const POLL: Duration = Duration::from_millis(200);
 const ANSWER_TIME: Duration = Duration::from_secs(1);
+
+/// What to do instead where no systemd runs Ollama.
+pub(super) fn absent(system: &str) -> Option<String> {
+    let set = match system {
+        "windows" => "setx OLLAMA_HOST",
+        "macos" => "launchctl setenv OLLAMA_HOST",
+        _ => return None,
+    };
+    Some(format!(
+        "takeover is for an Ollama that systemd runs; here, move Ollama yourself ({set} \
+         127.0.0.1:{MOVED_PORT}, then quit Ollama and start it again), and then: ollana service \
+         install --mode both --ollama http://127.0.0.1:{MOVED_PORT}"
+    ))
+}
 
 pub(super) fn run(tool: &Tool) -> Result<(), String> {
     let takes = !tool.has("undo");
@@ -52,7 +66,7 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
         ));
     }
     plan.show();
-    if !rustix::process::geteuid().is_root() {
+    if system::user() != Some(0) {
         return Err("this changes system services; run it with sudo".to_owned());
     }
     if !tool.has("yes") && !is_confirmed() {
@@ -217,4 +231,18 @@ fn is_confirmed() -> bool {
     let mut answer = String::new();
     let _ = io::stdin().read_line(&mut answer);
     matches!(answer.trim(), "y" | "Y" | "yes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_systemd_it_says_what_to_do_instead() {
+        assert_eq!(absent("linux"), None);
+        for (system, set) in [("windows", "setx OLLAMA_HOST"), ("macos", "launchctl setenv")] {
+            let instead = absent(system).unwrap();
+            assert!(instead.contains(set) && instead.contains("install --mode both"), "{instead}");
+        }
+    }
 }

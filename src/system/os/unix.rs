@@ -20,7 +20,7 @@ pub(crate) use self::acting::Acting;
 use super::{Advice, Entry, Kind};
 
 pub(crate) fn is_memory_limited() -> bool {
-    getrlimit(Resource::As).current.is_some()
+    address_space().is_some()
 }
 
 /// Starts this program again, so that glibc keeps one heap and not one for each of sixteen threads,
@@ -47,6 +47,47 @@ pub fn keep_one_heap() {}
 
 fn clock(clock: ClockId) -> Duration {
     clock_gettime(clock).try_into().unwrap_or_default()
+}
+
+/// The number of the user that this process acts as.
+pub(crate) fn user() -> Option<u32> {
+    Some(rustix::process::geteuid().as_raw())
+}
+
+/// Has Windows start a program without a window.
+pub(crate) fn without_console(_: &mut std::process::Command) {}
+
+pub(crate) fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Has this process have as many descriptors as it may: how many.
+pub(crate) fn most_descriptors() -> Option<u64> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where that isn't allowed, the present limit holds.
+    let _ = rustix::process::setrlimit(Resource::Nofile, limit);
+    getrlimit(Resource::Nofile).current
+}
+
+/// Bytes of address space that this process may have, if they are limited.
+pub(crate) fn address_space() -> Option<u64> {
+    getrlimit(Resource::As).current
+}
+
+/// The end of the terminal's session ends this process no more. Fails only for the leader of a process
+/// group, which a child isn't.
+pub(crate) fn leave_session() {
+    let _ = rustix::process::setsid();
+}
+
+/// Closes standard error, then does something, then closes standard output. Fails where there is no
+/// /dev/null.
+pub(crate) fn leave_terminal(between: impl FnOnce()) -> io::Result<()> {
+    let nowhere = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stderr(&nowhere)?;
+    between();
+    rustix::stdio::dup2_stdout(&nowhere).map_err(io::Error::from)
 }
 
 /// Time since this machine booted, by the clock that counts sleep, where there is one.

@@ -20,6 +20,35 @@ pub(crate) fn is_memory_limited() -> bool {
 
 pub fn keep_one_heap() {}
 
+pub(crate) fn user() -> Option<u32> {
+    None
+}
+
+pub(crate) fn without_console(command: &mut std::process::Command) {
+    use std::os::windows::process::CommandExt;
+    const CREATE_NEW_PROCESS_GROUP: u32 = 0x0200;
+    const CREATE_NO_WINDOW: u32 = 0x0800_0000;
+    command.creation_flags(CREATE_NO_WINDOW | CREATE_NEW_PROCESS_GROUP);
+}
+
+pub(crate) fn host_name() -> String {
+    std::env::var("COMPUTERNAME").unwrap_or_default().to_lowercase()
+}
+
+pub(crate) fn most_descriptors() -> Option<u64> {
+    None
+}
+
+pub(crate) fn address_space() -> Option<u64> {
+    None
+}
+
+pub(crate) fn leave_session() {}
+
+pub(crate) fn leave_terminal(_: impl FnOnce()) -> io::Result<()> {
+    Ok(())
+}
+
 pub(crate) fn time_since_boot() -> Option<Duration> {
     None
 }

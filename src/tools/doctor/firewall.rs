@@ -31,11 +31,20 @@ pub(super) fn look(report: &mut Report, settings: &Settings, is_server: bool) {
     if is_found {
         return;
     }
+    if cfg!(windows) {
+        return match output("netsh", &["advfirewall", "firewall", "show", "rule", "name=ollana"]) {
+            Some(_) => report.well("Windows' firewall has a rule that lets ollana's packets in"),
+            None => report.hint(
+                "Windows' firewall may drop what is for ollana: it has no rule named ollana",
+                "as an administrator: ollana service firewall",
+            ),
+        };
+    }
     match rules() {
         Some(rules) => judge(report, &rules, is_server, tcp, udp),
         None if cfg!(target_os = "linux") => report.note("its rules: only root sees them"),
         None if cfg!(target_os = "macos") => report.note(
-            "System Settings > Network > Firewall must allow incoming connections for ollana",
+            "if the firewall is on (System Settings > Network): sudo ollana service firewall",
         ),
         None => report.note("not looked at on this system"),
     }

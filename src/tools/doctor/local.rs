@@ -10,7 +10,7 @@ use http::Response;
 use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, HOST, ORIGIN};
 
 use super::ask::{self, LOCALHOST};
-use super::report::Report;
+use super::report::{Report, by_system};
 use crate::config::{ModeChoice, OLLAMA_PORT, POOLED_PORT, SERVER_PORT, Settings};
 use crate::net::holders::{Holder, holders};
 use crate::net::{interfaces, names};
@@ -155,7 +155,11 @@ pub(super) fn ports(report: &mut Report, settings: &Settings, here: &Here) {
             Who::Ollana => report.well(format!("{address}: ollana{by}")),
             Who::Nobody if is_wanted && address.is_ipv4() && !is_running => report.hint(
                 format!("{address} is free: no ollana runs here"),
-                "start it: ollana, or systemctl start ollana",
+                by_system(
+                    "start it: ollana, or systemctl start ollana",
+                    "start it: ollana, or at every log-in: ollana service install",
+                    "start it: ollana, or at every log-in: ollana service install",
+                ),
             ),
             Who::Nobody if is_wanted && address.is_ipv4() => {
                 report.hint(format!("{address} is free"), "restart ollana, if it should have it");
@@ -214,7 +218,11 @@ pub(super) fn ollama(report: &mut Report, settings: &Settings, here: &Here) {
         Ok(version) => report.well(format!("Ollama {version} answers at {url}")),
         Err(reason) if here.is_server => report.wrong(
             format!("no Ollama to share at {url}: {reason}"),
-            "start it: ollama serve, or systemctl start ollama; if it is elsewhere: --ollama URL",
+            by_system(
+                "start it: ollama serve, or systemctl start ollama; if it is elsewhere: --ollama URL",
+                "start it: ollama serve, or open -a Ollama; if it is elsewhere: --ollama URL",
+                "start Ollama from the start menu; if it is elsewhere: --ollama URL",
+            ),
         ),
         Err(_) => report.note("none: this machine uses the LAN's"),
     }
@@ -233,7 +241,13 @@ pub(super) fn ollama(report: &mut Report, settings: &Settings, here: &Here) {
             let text = format!("Ollama itself answers the network at {address}{set}");
             report.warn(
                 text + ", past ollana's checks",
-                "set OLLAMA_HOST=127.0.0.1 for it (systemctl edit ollama), and restart it",
+                by_system(
+                    "set OLLAMA_HOST=127.0.0.1 for it (systemctl edit ollama), and restart it",
+                    "launchctl setenv OLLAMA_HOST 127.0.0.1, and restart Ollama; in its settings, don't \
+                     expose it to the network",
+                    "setx OLLAMA_HOST 127.0.0.1, and restart Ollama; in its settings, don't expose it to \
+                     the network",
+                ),
             );
         }
     }
@@ -252,7 +266,11 @@ pub(super) fn surroundings(report: &mut Report, settings: &Settings) {
     if now.as_secs() < LEAST_TIME {
         report.warn(
             "the clock was never set: ollana doesn't mind, but Ollama can't pull models",
-            "timedatectl set-ntp true, or wait for the network's time",
+            by_system(
+                "timedatectl set-ntp true, or wait for the network's time",
+                "sudo sntp -sS time.apple.com, or wait for the network's time",
+                "w32tm /resync, or wait for the network's time",
+            ),
         );
     }
     let loopback = ask::get(settings, (Ipv4Addr::LOCALHOST, 9).into(), &[LOCALHOST]);
@@ -260,7 +278,7 @@ pub(super) fn surroundings(report: &mut Report, settings: &Settings) {
     if loopback.is_err_and(|error| is_down(error.kind())) {
         report.wrong(
             "the loopback interface is down: no program reaches Ollama or ollana",
-            "ip link set lo up",
+            by_system("ip link set lo up", "sudo ifconfig lo0 up", "restart the machine"),
         );
     }
     let kernel = fs::read_to_string("/proc/version").unwrap_or_default().to_lowercase();

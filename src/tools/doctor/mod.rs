@@ -70,7 +70,14 @@ fn network(report: &mut Report, settings: &Settings) -> Vec<Interface> {
     for name in &settings.interfaces {
         if !used.iter().any(|interface| interface.name == *name) {
             let text = format!("--interface {name}: there is none of that name that can broadcast");
-            report.wrong(text, "ip -4 address shows their names");
+            report.wrong(
+                text,
+                report::by_system(
+                    "ip -4 address shows their names",
+                    "ifconfig shows their names",
+                    "ipconfig shows their names",
+                ),
+            );
         }
     }
     for Interface { name, address, broadcast } in &used {

@@ -128,6 +128,19 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
+/// What to do on Linux, on macOS, or on Windows.
+pub(super) fn by_system(
+    linux: &'static str,
+    macos: &'static str,
+    windows: &'static str,
+) -> &'static str {
+    match std::env::consts::OS {
+        "windows" => windows,
+        "macos" => macos,
+        _ => linux,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

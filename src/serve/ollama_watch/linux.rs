@@ -1,9 +1,10 @@
-//! Sees that Ollama is being started on this machine while this daemon has its port: the kernel
-//! tells when Ollama's program file is opened, which is before it runs; the list of processes tells
-//! whether it is `ollama serve`. Ollama binds its port some ten milliseconds later, when this daemon
-//! has left it.
+//! Linux: the kernel tells when Ollama's program file is opened, which is before it runs; the list of
+//! processes tells whether it is `ollama serve`. Ollama binds its port some ten milliseconds later, when
+//! this daemon has left it.
 //!
 //! The files are those of the PATH, and those that Ollama was seen to run from ([`programs`]).
+
+mod programs;
 
 use std::fs::File;
 use std::io;
@@ -18,8 +19,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init};
 
-use super::programs::{self, Program, processes};
+use crate::net::socket::Local;
 use crate::system::keeper::Keeper;
+use programs::{Program, processes};
 
 /// From the opening of the file until the process has its new name, at most.
 const EXEC_TIME: Duration = Duration::from_millis(500);
@@ -30,9 +32,9 @@ const PAUSES_MS: [u64; 3] = [1, 2, 10];
 /// How often an Ollama whose start can't be seen is looked at again.
 const LEARN_AGAIN: Duration = Duration::from_secs(60);
 
-pub(super) struct OllamaWatch {
+pub(in crate::serve) struct OllamaWatch {
     /// Readable when the program's file was opened, or put into its folder.
-    pub(super) inotify: OwnedFd,
+    inotify: OwnedFd,
     /// Where the program may be installed.
     usual: Vec<PathBuf>,
     /// What Ollama was seen to run from, remembered in `dir`.
@@ -48,7 +50,7 @@ pub(super) struct OllamaWatch {
 
 impl OllamaWatch {
     /// `None` where the kernel has no inotify.
-    pub(super) fn new(dir: Option<&Path>, keeper: &Arc<Keeper>) -> Option<Self> {
+    pub(in crate::serve) fn new(dir: Option<&Path>, keeper: &Arc<Keeper>) -> Option<Self> {
         let inotify = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).ok()?;
         let path = std::env::var_os("PATH").unwrap_or_default();
         let usual = ["/usr/local/bin", "/usr/bin", "/snap/bin"].map(PathBuf::from);
@@ -68,7 +70,7 @@ impl OllamaWatch {
     }
 
     /// Begins anew: processes that run now aren't being started.
-    pub(super) fn restart(&mut self) {
+    pub(in crate::serve) fn restart(&mut self) {
         self.watch_programs();
         self.take_events();
         self.known = processes(&self.programs).into_iter().map(|process| process.dir).collect();
@@ -124,7 +126,11 @@ impl OllamaWatch {
 
     /// Remembers the program of the Ollama that answers at this port of this machine. The error
     /// says why its start couldn't be seen; `None` is no news.
-    pub(super) fn learn(&mut self, now: Instant, port: u16) -> Option<Result<(), String>> {
+    pub(in crate::serve) fn learn(
+        &mut self,
+        now: Instant,
+        port: u16,
+    ) -> Option<Result<(), String>> {
         let lives = self.life.as_ref().is_some_and(|life| life.read_at(&mut [0], 0).is_ok());
         if lives || self.learn_at.is_some_and(|at| now < at) {
             return None;
@@ -135,7 +141,7 @@ impl OllamaWatch {
     }
 
     /// Has [`learn`](Self::learn) not wait.
-    pub(super) fn learn_soon(&mut self) {
+    pub(in crate::serve) fn learn_soon(&mut self) {
         self.learn_at = None;
     }
 
@@ -166,7 +172,7 @@ impl OllamaWatch {
 
     /// Whether the program's file was opened and Ollama's server is being started. Looks no more
     /// when the process is to stop.
-    pub(super) fn is_starting(&self, stopping: &AtomicBool) -> bool {
+    pub(in crate::serve) fn is_starting(&mut self, stopping: &AtomicBool) -> bool {
         let any = self.take_events();
         self.watch_programs();
         if !any {
@@ -197,5 +203,19 @@ impl OllamaWatch {
             }
         }
         false
+    }
+
+    /// Waits for a signal, for something that happens to a watched program, or until the time is up;
+    /// true for a signal.
+    pub(in crate::serve) fn wait(
+        watch: Option<&Self>,
+        signals: &Local,
+        time: Option<Duration>,
+    ) -> bool {
+        let time = time.and_then(|time| Timespec::try_from(time).ok());
+        let mut fds = vec![PollFd::new(signals, PollFlags::IN)];
+        fds.extend(watch.map(|watch| PollFd::new(&watch.inotify, PollFlags::IN)));
+        let _ = poll(&mut fds, time.as_ref());
+        !fds[0].revents().is_empty()
     }
 }

@@ -1,14 +1,14 @@
 //! The terminal: its width and colours, a pager for long texts, and `--watch`, which redraws it
 //! until somebody quits.
 
-use std::io::{self, IsTerminal, Read, Write};
-use std::os::unix::net::UnixStream;
+#[cfg_attr(windows, path = "windows.rs")]
+mod unix;
+
+use std::io::{self, IsTerminal, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
+use unix::Keys;
 
 use super::table::{Style, Tone, width};
 
@@ -31,8 +31,7 @@ pub(super) fn style() -> Style {
 
 /// Columns and lines of the terminal.
 pub(super) fn size() -> (usize, usize) {
-    let size = tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_col > 0 && size.ws_row > 0);
-    size.map_or(USUAL, |size| (size.ws_col.into(), size.ws_row.into()))
+    unix::size().filter(|(columns, lines)| *columns > 0 && *lines > 0).unwrap_or(USUAL)
 }
 
 /// Writes to standard output; by way of `$PAGER` or less if that is a terminal with fewer lines.
@@ -61,67 +60,25 @@ fn send(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Gives the terminal its screen and its modes back when dropped.
-struct Restore(Option<rustix::termios::Termios>);
-
-impl Restore {
-    fn enter() -> io::Result<Self> {
-        send(ENTER)?;
-        let before = tcgetattr(io::stdin()).ok();
-        if let Some(mut quiet) = before.clone() {
-            quiet.local_modes.remove(LocalModes::ECHO | LocalModes::ICANON);
-            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &quiet);
-        }
-        Ok(Restore(before))
-    }
-}
+/// Gives the terminal its screen back when dropped.
+struct Restore;
 
 impl Drop for Restore {
     fn drop(&mut self) {
         let _ = send(LEAVE);
-        if let Some(before) = &self.0 {
-            let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
-        }
     }
 }
 
 /// Draws every `pause` until `q`, a signal, or the end of the terminal.
 pub(super) fn show(pause: Duration, draw: &dyn Fn(Style) -> Vec<String>) -> Result<(), String> {
     let failed = |error: io::Error| format!("the terminal: {error}");
-    let (mut stopped, handler) = UnixStream::pair().map_err(failed)?;
-    let (mut resized, window) = UnixStream::pair().map_err(failed)?;
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        let handler = handler.try_clone().map_err(failed)?;
-        signal_hook::low_level::pipe::register(signal, handler).map_err(failed)?;
-    }
-    signal_hook::low_level::pipe::register(SIGWINCH, window).map_err(failed)?;
-    resized.set_nonblocking(true).map_err(failed)?;
-    let has_keys = io::stdin().is_terminal();
-    let _restore = Restore::enter().map_err(failed)?;
+    let mut keys = Keys::open().map_err(failed)?;
+    send(ENTER).map_err(failed)?;
+    let _restore = Restore;
     loop {
         paint(draw).map_err(failed)?;
-        let keys = if has_keys { PollFlags::IN } else { PollFlags::empty() };
-        let mut fds = [
-            PollFd::new(&stopped, PollFlags::IN),
-            PollFd::new(&resized, PollFlags::IN),
-            PollFd::from_borrowed_fd(rustix::stdio::stdin(), keys),
-        ];
-        if poll(&mut fds, Timespec::try_from(pause).ok().as_ref()).is_err() {
-            continue; // Interrupted; the handlers' sockets tell by what.
-        }
-        let [has_stopped, _, key] = fds.map(|fd| fd.revents());
-        if !has_stopped.is_empty() {
-            let _ = stopped.read(&mut [0]);
+        if keys.end_within(pause) {
             return Ok(());
-        }
-        let _ = resized.read(&mut [0; 64]);
-        if has_keys && !key.is_empty() {
-            let mut pressed = [0; 64];
-            let n = io::stdin().read(&mut pressed).unwrap_or(0);
-            // Ctrl-D, q, or no terminal any more.
-            if n == 0 || pressed[..n].iter().any(|key| matches!(key, b'q' | b'Q' | 4)) {
-                return Ok(());
-            }
         }
     }
 }
