@@ -28,7 +28,7 @@ for host in "${servers[@]}"; do
 done
 (($(failures) == 0)) || exit 1
 
-for case in ${E2E_CASES:-donated dies two_donors wrong_bytes rogue full_disk leaves at_once copies encrypted}; do
+for case in ${E2E_CASES:-donated dies two_donors wrong_bytes rogue full_disk leaves at_once copies unreadable encrypted}; do
     between_cases
     "check_$case"
 done

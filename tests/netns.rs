@@ -12,6 +12,8 @@
 //! [`netns::watch`]; a test allows twice that and prints what it measured (`make netns`).
 #![cfg(target_os = "linux")]
 
+mod support;
+
 /// The parts that the tests are made of, and the tests.
 mod netns {
     mod daemon;
@@ -23,6 +25,7 @@ mod netns {
 
     mod basics;
     mod comeback;
+    mod copies;
     mod doctor;
     mod failover;
     mod hangup;
@@ -32,6 +35,7 @@ mod netns {
     mod models;
     mod outages;
     mod paired;
+    mod plain;
     mod policy;
     mod pulls;
     mod roles;

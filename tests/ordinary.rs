@@ -17,6 +17,7 @@ mod ordinary {
     mod lists;
     mod pull_command;
     mod pulls;
+    mod pushes;
     mod stand_in;
     mod stand_in_pulls;
 }

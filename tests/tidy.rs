@@ -46,7 +46,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("httparse", &["http::head"]),
     ("snow", &["pairing::noise"]),
     ("blake2", &["pairing::noise::key"]),
-    ("ring", &["pairing::noise::session", "proxy::exchange::copy"]),
+    ("ring", &["pairing::noise::session", "proxy::exchange::own"]),
     ("ruzstd", &["proxy::zstd"]),
 ];
 

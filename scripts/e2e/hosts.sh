@@ -152,7 +152,7 @@ start_ollana() {
             flags+=(--mode server --listen "${place[$host]}" --ollama "${url[$host]}")
         fi
     fi
-    start "ollana-$host" "$host" env OLLAMA_ORIGINS="$origins" OLLAMA_MODELS="$work/$host/models" "${naming[@]}" ${naming:+"ollana-$host"} "$ollana" "${flags[@]}" "${@:2}"
+    start "ollana-$host" "$host" env OLLAMA_ORIGINS="$origins" OLLAMA_MODELS="${readable:-$work/$host/models}" "${naming[@]}" ${naming:+"ollana-$host"} "$ollana" "${flags[@]}" "${@:2}"
 }
 
 start_ollama() {

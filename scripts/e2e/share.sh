@@ -368,6 +368,32 @@ says_nothing() { [ -s "$work/$1/models/manifests/$library/$2/latest" ] && not gr
 # D's models, but for those of other checks.
 copied() { ask d /api/tags | grep -o '"name":"[^"]*"' | cut -d'"' -f4 | grep -E 'made|pulled|/' | sort | tr '\n' ' '; }
 
+# A's ollana doesn't find the models of A's Ollama, which sends them itself: one in several parts, too.
+check_unreadable() {
+    local name
+    make_model a hidden "$gguf"
+    fresh parts 230
+    have a parts
+    internet '{"away":true}'
+    readable=$work/nowhere with_key a d
+    stop ollana-d
+    start_ollana d --key-file "$work/shared-key"
+    within 20 local_api d /api/version --fail >/dev/null
+    for name in hidden parts; do
+        check "a store that can't be read: ollana cp $name@A" on d timeout 60 "$ollana" cp "$name@ollana-a"
+        check "a store that can't be read: $name has the same layers" whole d "$name" "$work/a/models"
+    done
+    check "a store that can't be read: nothing says where it was made" says_nothing d hidden
+    expect "a store that can't be read: it generates" '"done":true' ask d /api/generate \
+        -d '{"model":"hidden","prompt":"hi","stream":false,"options":{"num_predict":8}}'
+    check "a store that can't be read: A has no other name" not names_for_a_moment a
+    start leaving d curl -sSN --max-time 60 -H 'X-Ollana-Copy: ollana-a' http://127.0.0.1:11435/api/pull -d '{"model":"parts"}'
+    stop leaving KILL
+    check "a store that can't be read: who leaves leaves nothing" within 5 not names_for_a_moment a
+    without_key a d
+}
+names_for_a_moment() { ask "$1" /api/tags | grep ollana-copy; }
+
 check_encrypted() {
     fresh sealed 64
     have a sealed

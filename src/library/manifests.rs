@@ -1,6 +1,7 @@
 //! What manifests say: which blobs a model is made of, and whether it was made on this machine.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use serde_json::Value;
 
@@ -28,6 +29,12 @@ impl Digest {
 
     pub(super) fn file_name(&self) -> String {
         format!("sha256-{}", Hex(&self.0))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", Hex(&self.0))
     }
 }
 
@@ -135,7 +142,7 @@ fn is_made(layers: &[Value], text: &[u8]) -> bool {
 /// A manifest without what its layers say of where they were taken from, which are paths of this
 /// machine. One that has none of that stays as it is, byte by byte. A list of manifests isn't one of a
 /// model.
-pub(super) fn without_paths(text: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn without_paths(text: &[u8]) -> Option<Vec<u8>> {
     let manifest: Value = serde_json::from_slice(text).ok()?;
     let layers = manifest["layers"].as_array()?;
     if layers.iter().chain([&manifest["config"]]).all(|layer| layer.get("from").is_none()) {

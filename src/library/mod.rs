@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use self::manifests::Catalog;
-pub(crate) use self::manifests::Digest;
+pub(crate) use self::manifests::{Digest, without_paths};
 use self::places::places;
 use crate::access::permissions::Origin;
 use crate::ollama::model_name::ModelName;
@@ -56,6 +56,15 @@ pub(crate) struct Library {
 pub(crate) struct Blob {
     pub(crate) file: File,
     pub(crate) size: u64,
+}
+
+/// Why there is no manifest to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoManifest {
+    /// Nothing that can be read has this name.
+    Unknown,
+    /// It lists others, one for each kind of runner.
+    IsList,
 }
 
 impl Library {
@@ -106,8 +115,13 @@ impl Library {
     fn note(&self, error: &io::Error) -> String {
         let places: Vec<String> =
             self.places().iter().map(|dir| dir.display().to_string()).collect();
+        let reason = match error.kind() {
+            ErrorKind::NotFound => "there is no such folder".to_owned(),
+            ErrorKind::PermissionDenied => "permission denied".to_owned(),
+            _ => error.to_string(),
+        };
         let problem = format!(
-            "Ollama's models in {} can't be read ({error}), so other machines download them again; \
+            "Ollama's models in {} can't be read ({reason}), so other machines download them again; \
              let the user of ollana read that folder, or set OLLAMA_MODELS to where they are",
             places.join(" or ")
         );
@@ -162,10 +176,12 @@ impl Library {
     }
 
     /// The manifest of a model, as Ollama wrote it, but for the paths of this machine in it.
-    pub(crate) fn manifest(&self, name: &ModelName) -> Option<Vec<u8>> {
-        let place = self.catalog(AGE).ok()?.place(name)?;
-        let text = self.in_store(move |dir| store::read_manifest(dir, &place)).ok()?;
-        manifests::without_paths(&text)
+    pub(crate) fn manifest(&self, name: &ModelName) -> Result<Vec<u8>, NoManifest> {
+        let place = self.catalog(AGE).ok().and_then(|catalog| catalog.place(name));
+        let place = place.ok_or(NoManifest::Unknown)?;
+        let text = self.in_store(move |dir| store::read_manifest(dir, &place));
+        let text = text.map_err(|_| NoManifest::Unknown)?;
+        manifests::without_paths(&text).ok_or(NoManifest::IsList)
     }
 
     /// What the manifests say, read again if that is older.

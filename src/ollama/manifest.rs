@@ -4,6 +4,9 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
+/// What a registry calls a manifest.
+pub(crate) const MEDIA_TYPE: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
 /// The layers that a manifest names, the configuration behind them (`manifest/manifest.go`): digests and
 /// sizes, each once. `None` if it is no manifest, or one that says two sizes of a layer.
 pub(crate) fn layers(manifest: &[u8]) -> Option<Vec<(String, u64)>> {

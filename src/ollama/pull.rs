@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Map, Value, json};
 
+use crate::counters::FROM;
+
 /// `model@server` of a pull, taken apart; a server may be told by its address and port. A digest
 /// (`model@sha256:…`) is no server.
 pub(crate) fn split_server(model: &str) -> Option<(&str, &str)> {
@@ -87,6 +89,20 @@ impl Progress {
     }
 }
 
+/// The line that tells how far a layer is which comes from a machine of the house, or is there.
+pub(crate) fn layer_line(digest: &str, total: u64, completed: u64, from: Option<&str>) -> Value {
+    let short: String = digest.trim_start_matches("sha256:").chars().take(12).collect();
+    let mut line =
+        json!({ "status": format!("pulling {short}"), "digest": digest, "total": total });
+    if completed > 0 {
+        line["completed"] = completed.into();
+    }
+    if let Some(from) = from {
+        line[FROM] = from.into();
+    }
+    line
+}
+
 /// The error that a line or a body tells, if it is one.
 pub(crate) fn error(line: &[u8]) -> Option<String> {
     let line: Value = serde_json::from_slice(line).ok()?;
@@ -115,30 +131,18 @@ pub(crate) fn copy_asked(body: &[u8]) -> Option<(String, bool)> {
 
 /// A name that Ollama can store a model under, `[host/][namespace/]model[:tag]` with the lengths and
 /// letters of `types/model/name.go`, without the scheme that it may have, and without what says where
-/// the model runs (`internal/modelref/modelref.go`).
+/// the model runs.
 fn plain_name(name: &str) -> Option<String> {
     let name = name.trim();
     let name = name.split_once("://").map_or(name, |(_, rest)| rest);
-    let (base, last) = name.rsplit_once(':').unwrap_or((name, ""));
+    let (base, place) = split_place(name);
     let base_has_tag = base.rsplit('/').next().is_some_and(|last| last.contains(':'));
-    let name = match last.to_ascii_lowercase().as_str() {
+    let name = match place.to_ascii_lowercase().as_str() {
         "local" => base.to_owned(),
         "cloud" if base_has_tag => format!("{base}-cloud"),
         _ => name.to_owned(),
     };
-    let is_part = |part: &str, most: usize, others: &[u8]| {
-        let starts_well = part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
-        let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || others.contains(&byte);
-        starts_well && part.len() <= most && part.bytes().all(is_fit)
-    };
-    let parts: Vec<&str> = name.split('/').collect();
-    let (host, user, last) = match parts[..] {
-        [model] => ("_", "_", model),
-        [user, model] => ("_", user, model),
-        [host, user, model] => (host, user, model),
-        _ => return None,
-    };
-    let (model, tag) = last.split_once(':').unwrap_or((last, "latest"));
+    let [host, user, model, tag] = parts(&name)?;
     let is_name = is_part(host, 350, b"_-.:")
         && is_part(user, 80, b"_-")
         && is_part(model, 80, b"_-.")
@@ -146,30 +150,43 @@ fn plain_name(name: &str) -> Option<String> {
     is_name.then_some(name)
 }
 
-/// Whether a name is plain, or says Ollama's own registry: `[registry.ollama.ai/][user/]model[:tag]`
-/// (`types/model/name.go`, whose host is what precedes two slashes), behind which `:local` or
-/// `:cloud` may say where the model runs (`internal/modelref/modelref.go`).
+/// Whether a name is plain, or says Ollama's own registry: `[registry.ollama.ai/][user/]model[:tag]`,
+/// behind which may stand where the model runs.
 pub(crate) fn is_of_registry(name: &str) -> bool {
-    let is_part = |part: &str| {
-        let starts_well = part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
-        starts_well && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    let is_valid = |[host, user, model, tag]: [&str; 4]| {
+        let is_fit = |part| is_part(part, usize::MAX, b"._-");
+        host == REGISTRY && is_part(user, usize::MAX, b"_-") && is_fit(model) && is_fit(tag)
     };
+    parts(split_place(name).0).is_some_and(is_valid)
+}
+
+const REGISTRY: &str = "registry.ollama.ai";
+
+/// A name without the `:local` or `:cloud` at its end that says where the model runs, and that
+/// (`internal/modelref/modelref.go`).
+fn split_place(name: &str) -> (&str, &str) {
+    let is_place = |place: &str| ["local", "cloud"].iter().any(|it| place.eq_ignore_ascii_case(it));
+    name.rsplit_once(':').filter(|(_, place)| is_place(place)).unwrap_or((name, ""))
+}
+
+/// Host, user, model and tag of a name (`types/model/name.go`, whose host is what precedes two
+/// slashes).
+fn parts(name: &str) -> Option<[&str; 4]> {
     let parts: Vec<&str> = name.split('/').collect();
-    let (user, last) = match parts[..] {
-        [model] => ("library", model),
-        [user, model] | ["registry.ollama.ai", user, model] => (user, model),
-        _ => return false,
-    };
-    let last = match last.rsplit_once(':') {
-        Some((model, place))
-            if ["local", "cloud"].iter().any(|it| place.eq_ignore_ascii_case(it)) =>
-        {
-            model
-        }
-        _ => last,
+    let (host, user, last) = match parts[..] {
+        [model] => (REGISTRY, "library", model),
+        [user, model] => (REGISTRY, user, model),
+        [host, user, model] => (host, user, model),
+        _ => return None,
     };
     let (model, tag) = last.split_once(':').unwrap_or((last, "latest"));
-    is_part(user) && !user.contains('.') && is_part(model) && is_part(tag)
+    Some([host, user, model, tag])
+}
+
+fn is_part(part: &str, most: usize, others: &[u8]) -> bool {
+    let starts_well = part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+    let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || others.contains(&byte);
+    starts_well && part.len() <= most && part.bytes().all(is_fit)
 }
 
 #[cfg(test)]

@@ -17,11 +17,13 @@ mod ask;
 mod put;
 mod registry;
 mod source;
+mod uploads;
 
+use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
@@ -30,16 +32,23 @@ use crate::config::Timing;
 use crate::http::target::percent_encode;
 use crate::library::Digest;
 use crate::pairing::keyring::Keyring;
+use crate::system::lock;
 
 pub(crate) use self::put::Put;
 pub(crate) use self::registry::{Registry, is_for_a_moment};
 pub(crate) use self::source::Seek;
+pub(crate) use self::uploads::{Came, Part, Uploads};
 
 /// Blobs that are sought or taken at once. The pulls that are more stay with the registry.
 const MOST: usize = 16;
 
 /// How often threads that wait look whether their work is still wanted.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// A donor whose bytes were wrong, or too few, isn't asked again for so long; and so many of them are
+/// remembered.
+const SHUNNED: Duration = Duration::from_secs(10 * 60);
+const MOST_SHUNNED: usize = 64;
 
 /// So long neighbours may take to be found where somebody waits for them.
 const NOTICE: Duration = Duration::from_secs(1);
@@ -99,6 +108,8 @@ pub(crate) struct Sharing {
     keyring: Arc<Keyring>,
     taken: Arc<AtomicUsize>,
     copies: Arc<AtomicUsize>,
+    /// Since when; the last ones.
+    shunned: Arc<Mutex<VecDeque<(SocketAddr, Instant)>>>,
 }
 
 impl Sharing {
@@ -107,7 +118,29 @@ impl Sharing {
         timing: Timing,
         keyring: Arc<Keyring>,
     ) -> Self {
-        Sharing { neighbours, timing, keyring, taken: Arc::default(), copies: Arc::default() }
+        let (taken, copies, shunned) = Default::default();
+        Sharing { neighbours, timing, keyring, taken, copies, shunned }
+    }
+
+    /// What this donor gave was wrong, or it brings too little.
+    fn shun(&self, donor: SocketAddr) {
+        log::warn!("donor not asked any more addr={donor} for_s={}", SHUNNED.as_secs());
+        self.forgive(donor);
+        let mut shunned = lock(&self.shunned);
+        if shunned.len() >= MOST_SHUNNED {
+            shunned.pop_front();
+        }
+        shunned.push_back((donor, Instant::now()));
+    }
+
+    fn is_shunned(&self, donor: SocketAddr) -> bool {
+        let is_it = |(known, at): &(SocketAddr, Instant)| *known == donor && at.elapsed() < SHUNNED;
+        lock(&self.shunned).iter().any(is_it)
+    }
+
+    /// Somebody wants something of this donor, and of no other.
+    pub(crate) fn forgive(&self, donor: SocketAddr) {
+        lock(&self.shunned).retain(|(known, _)| *known != donor);
     }
 
     /// Who can be asked; see [`Neighbours::look`].
@@ -118,12 +151,19 @@ impl Sharing {
     /// A neighbour of which this machine can copy a model, if one says so soon.
     pub(crate) fn who_gives(&self, model: &str) -> Option<Neighbour> {
         let until = Instant::now() + NOTICE;
-        let mut all = self.look();
-        while all.is_empty() && Instant::now() < until {
+        let target = format!("/ollana/manifests/{}", percent_encode(model));
+        let mut asked: Vec<SocketAddr> = Vec::new();
+        loop {
+            // Some may be found only now.
+            let mut new = self.look();
+            new.retain(|neighbour| !asked.contains(&neighbour.address));
+            asked.extend(new.iter().map(|neighbour| neighbour.address));
+            let found = ask::first(self, &target, &new);
+            if found.is_some() || Instant::now() >= until {
+                return found;
+            }
             std::thread::sleep(LOOK);
-            all = self.look();
         }
-        ask::first(self, &format!("/ollana/manifests/{}", percent_encode(model)), &all)
     }
 
     /// A copy of a model begins.

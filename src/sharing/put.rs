@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use http::header::CONTENT_LENGTH;
-use http::{HeaderValue, Method, Request};
+use http::{HeaderValue, Method, Request, StatusCode};
 
 use super::source::{Piece, Source};
 use super::{Blob, LOOK, Sharing, Wanted};
@@ -16,6 +16,8 @@ use crate::system::{self, lock};
 use crate::upstream::exchange_io::{self, Attempt, ExchangeIo};
 use crate::upstream::{Upstream, build_uri};
 
+/// What Ollama says of bytes that aren't those of the digest (`server/routes.go`, `CreateBlobHandler`).
+const MISMATCH: &str = "digest mismatch";
 /// Bytes of an error of Ollama's that are read.
 const REASON: u64 = 4 << 10;
 
@@ -71,6 +73,7 @@ impl Sharing {
         let progress = Arc::new(PutProgress { given: AtomicU64::new(0), donor });
         let (end, ended) = bounded(1);
         let upstream = Upstream::new(&self.timing, &self.keyring);
+        let sharing = self.clone();
         let uri = build_uri(ollama, prefix, &format!("/api/blobs/{}", blob.digest));
         let mut request = Request::new(());
         *request.uri_mut() = uri.map_err(io::Error::other)?;
@@ -80,23 +83,33 @@ impl Sharing {
             source,
             progress: Arc::clone(&progress),
             piece: None,
+            donors: Vec::new(),
             used: 0,
             left: blob.size,
         };
         system::spawn("putter", move || {
             upstream.begin(Attempt { is_large: true, ..Attempt::default() });
-            let _ = end.send(send(&upstream, request, pieces));
+            let _ = end.send(send(&sharing, &upstream, request, pieces));
             exchange_io::with(ExchangeIo::end);
         })?;
         Ok(Put { blob, progress, ended, _wanted: wanted })
     }
 }
 
-fn send(upstream: &Upstream, request: Request<()>, mut pieces: Pieces) -> Result<(), String> {
+fn send(
+    sharing: &Sharing,
+    upstream: &Upstream,
+    request: Request<()>,
+    mut pieces: Pieces,
+) -> Result<(), String> {
     let answer = upstream.send(request, Some(&mut pieces as &mut dyn Read))?;
     let status = answer.status();
     let mut reason = String::new();
     let _ = answer.into_body().into_reader().take(REASON).read_to_string(&mut reason);
+    // Of several, any may have lied.
+    if status == StatusCode::BAD_REQUEST && reason.contains(MISMATCH) {
+        pieces.donors.iter().for_each(|donor| sharing.shun(*donor));
+    }
     match status.is_success() {
         true => Ok(()),
         false => Err(format!("Ollama answers with status {status} {}", reason.trim())),
@@ -108,6 +121,8 @@ struct Pieces {
     source: Source,
     progress: Arc<PutProgress>,
     piece: Option<Piece>,
+    /// Who gave any of them.
+    donors: Vec<SocketAddr>,
     /// Bytes of the piece that were used.
     used: usize,
     left: u64,
@@ -145,6 +160,9 @@ impl Read for Pieces {
             self.piece = next.map_err(|_| broken("nobody is left who has it"))?;
             if let Some(piece) = &self.piece {
                 *lock(&self.progress.donor) = Arc::clone(&piece.donor);
+                if !self.donors.contains(&piece.address) {
+                    self.donors.push(piece.address);
+                }
             }
         }
     }

@@ -17,19 +17,53 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::http::head::{self, Head, HeadLimits};
 use crate::net::socket::{self, Waker};
+use crate::ollama::manifest::MEDIA_TYPE;
 use crate::system::{self, Hex, parse_hex};
 
 /// The namespace of such names.
 const NAMESPACE: &str = "ollana-copy";
 /// The tags: of what is copied, and of what was there before.
-const NEW: &str = "new";
+pub(super) const NEW: &str = "new";
 const OLD: &str = "old";
-/// What a registry calls a manifest.
-const MEDIA: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
 /// A program of this machine that asks is that quick.
 const TIME: Duration = Duration::from_secs(2);
 const LIMITS: HeadLimits = HeadLimits { max_bytes: 16 << 10, max_fields: 64 };
+
+/// Where a registry is, which nobody else finds.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) listener: TcpListener,
+    /// `127.0.0.1:PORT/ollana-copy/RANDOM`
+    pub(super) model: String,
+    /// What begins all paths of the model, and their addresses.
+    pub(super) path: String,
+    pub(super) url: String,
+}
+
+impl Place {
+    pub(super) fn open() -> io::Result<Self> {
+        let listener = socket::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        let random = Hex(&system::random::<16>()?).to_string();
+        let address = listener.local_addr()?;
+        let path = format!("/v2/{NAMESPACE}/{random}/");
+        let url = format!("http://{address}{path}");
+        Ok(Place { listener, model: format!("{address}/{NAMESPACE}/{random}"), path, url })
+    }
+
+    /// The next connection, if there is one.
+    pub(super) fn accept(&self) -> io::Result<Option<TcpStream>> {
+        match self.listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                stream.set_write_timeout(Some(TIME))?;
+                Ok(Some(stream))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
 
 /// Serves until it is dropped.
 #[derive(Debug)]
@@ -43,13 +77,11 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn start(manifest: Vec<u8>) -> io::Result<Self> {
-        let listener = socket::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-        let random = Hex(&system::random::<16>()?).to_string();
-        let model = format!("{}/{NAMESPACE}/{random}", listener.local_addr()?);
+        let place = Place::open()?;
+        let model = place.model.clone();
         let (was_asked, waker) = (Arc::new(AtomicBool::new(false)), Arc::new(Waker::new()?));
         let server = Server {
-            listener,
-            path: format!("/v2/{NAMESPACE}/{random}/manifests/{NEW}"),
+            place,
             manifest,
             was_asked: Arc::clone(&was_asked),
             waker: Arc::clone(&waker),
@@ -90,8 +122,7 @@ pub(crate) fn is_for_a_moment(name: &str) -> bool {
 }
 
 struct Server {
-    listener: TcpListener,
-    path: String,
+    place: Place,
     manifest: Vec<u8>,
     was_asked: Arc<AtomicBool>,
     waker: Arc<Waker>,
@@ -100,10 +131,9 @@ struct Server {
 impl Server {
     fn run(self) {
         while self.wait() {
-            match self.listener.accept() {
+            match self.place.accept() {
                 // One that hangs holds up others for a moment; only this machine's programs get here.
-                Ok((stream, _)) => drop(self.serve(&stream)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(stream) => drop(stream.map(|stream| self.serve(&stream))),
                 // The kernel is out of descriptors; whoever asks doesn't wait for ever.
                 Err(_) => std::thread::sleep(super::LOOK),
             }
@@ -114,37 +144,48 @@ impl Server {
     fn wait(&self) -> bool {
         let mut fds = [
             PollFd::new(&self.waker.watched, PollFlags::IN),
-            PollFd::new(&self.listener, PollFlags::IN),
+            PollFd::new(&self.place.listener, PollFlags::IN),
         ];
         let _ = poll(&mut fds, None);
         fds[0].revents().is_empty()
     }
 
-    fn serve(&self, mut stream: &TcpStream) -> io::Result<()> {
-        stream.set_nonblocking(false)?;
-        stream.set_write_timeout(Some(TIME))?;
-        let head = read_head(stream)?;
+    fn serve(&self, stream: &TcpStream) -> io::Result<()> {
+        let (head, _) = read_head(stream)?;
         let is_read = matches!(head.method, Method::GET | Method::HEAD);
-        let (status, body) = if is_read && head.target == self.path {
+        let path = head.target.strip_prefix(&self.place.path);
+        let (status, body) = if is_read && path == Some("manifests/new") {
             self.was_asked.store(true, SeqCst);
             ("200 OK", self.manifest.as_slice())
         } else {
             ("404 Not Found", &b"{\"errors\":[{\"code\":\"MANIFEST_UNKNOWN\"}]}"[..])
         };
-        let length = body.len();
-        let mut answer = format!(
-            "HTTP/1.1 {status}\r\nContent-Type: {MEDIA}\r\nContent-Length: {length}\r\n\
-             Connection: close\r\n\r\n"
-        )
-        .into_bytes();
-        if head.method != Method::HEAD {
-            answer.extend_from_slice(body);
-        }
-        stream.write_all(&answer)
+        let fields = format!("Content-Type: {MEDIA_TYPE}\r\n");
+        answer(stream, &head.method, status, &fields, body)
     }
 }
 
-fn read_head(mut stream: &TcpStream) -> io::Result<Head> {
+/// Answers, after which the connection ends.
+pub(super) fn answer(
+    mut stream: &TcpStream,
+    method: &Method,
+    status: &str,
+    fields: &str,
+    body: &[u8],
+) -> io::Result<()> {
+    let length = body.len();
+    let text = format!(
+        "HTTP/1.1 {status}\r\n{fields}Content-Length: {length}\r\nConnection: close\r\n\r\n"
+    );
+    let mut answer = text.into_bytes();
+    if *method != Method::HEAD {
+        answer.extend_from_slice(body);
+    }
+    stream.write_all(&answer)
+}
+
+/// A request's head, and what has come of its body.
+pub(super) fn read_head(mut stream: &TcpStream) -> io::Result<(Head, Vec<u8>)> {
     let until = Instant::now() + TIME;
     let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
     let refused = |refusal: head::Refusal| io::Error::other(refusal.reason);
@@ -155,7 +196,8 @@ fn read_head(mut stream: &TcpStream) -> io::Result<Head> {
         let scanned = bytes.len();
         bytes.extend_from_slice(&piece[..n]);
         if let Some(end) = head::find_end(&bytes, scanned, LIMITS).map_err(refused)? {
-            return head::parse(&bytes[..end], LIMITS).map_err(refused);
+            let head = head::parse(&bytes[..end], LIMITS).map_err(refused)?;
+            return Ok((head, bytes.split_off(end)));
         }
         if n == 0 || left.is_zero() {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -213,7 +255,7 @@ mod tests {
         );
         let answer = ask(address, &format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with(MANIFEST), "{answer}");
-        assert!(answer.contains(MEDIA) && registry.was_asked());
+        assert!(answer.contains(MEDIA_TYPE) && registry.was_asked());
         drop(registry);
         assert!(TcpStream::connect(address).is_err(), "nobody listens any more");
     }

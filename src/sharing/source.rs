@@ -36,6 +36,7 @@ const LEAST: u64 = 10 << 20;
 pub(super) struct Piece {
     pub(super) bytes: Vec<u8>,
     pub(super) donor: Arc<str>,
+    pub(super) address: SocketAddr,
 }
 
 /// A search for somebody who has a blob. Dropping it ends the search.
@@ -164,6 +165,9 @@ impl Seeker {
             if is_slow || self.at == before || failures >= FAILURES {
                 self.left.push(address);
             }
+            if is_slow {
+                self.sharing.shun(address);
+            }
             self.asked.clear();
             donor = match self.search(EARLY) {
                 Some(donor) => donor,
@@ -197,7 +201,10 @@ impl Seeker {
             let address = neighbour.address;
             let is_meant = self.only.as_ref().is_none_or(|only| neighbour.is_called(only));
             let is_asked = self.asked.iter().any(|(asked, _)| *asked == address);
-            is_meant && !is_asked && !self.left.contains(&address)
+            is_meant
+                && !is_asked
+                && !self.left.contains(&address)
+                && !self.sharing.is_shunned(address)
         });
         self.asked.extend(due.iter().map(|neighbour| (neighbour.address, now)));
         for some in due.chunks(ask::AT_ONCE) {
@@ -232,17 +239,21 @@ impl Seeker {
             let filled = match self.fill(&mut donor.bytes, &mut bytes) {
                 Ok(0) => return Ended::Done,
                 Ok(filled) => filled,
-                Err(reason) => return Ended::Left { reason, is_slow: false },
+                // Where only one will do, slow is better than nothing.
+                Err(reason) => {
+                    let is_slow = self.only.is_none() && start.elapsed() >= PATIENCE;
+                    return Ended::Left { reason, is_slow };
+                }
             };
             waited += start.elapsed();
             got += filled as u64;
             bytes.truncate(filled);
-            if pass.send(Piece { bytes, donor: Arc::clone(&name) }).is_err() {
+            let address = donor.neighbour.address;
+            if pass.send(Piece { bytes, donor: Arc::clone(&name), address }).is_err() {
                 return Ended::Done;
             }
             self.at += filled as u64;
             if waited >= PATIENCE {
-                // Where only one will do, slow is better than nothing.
                 if got < LEAST && self.only.is_none() {
                     return Ended::Left { reason: "is too slow".to_owned(), is_slow: true };
                 }

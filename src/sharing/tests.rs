@@ -313,8 +313,8 @@ fn ollama_gets_the_blob_and_says_what_it_thinks_of_it() {
         "HTTP/1.1 400 Bad Request\r\ncontent-length: 26\r\n\r\n{\"error\":\"digest mismatch\"}";
     for (answer, says) in [
         ("HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n", None),
-        (wrong, Some("digest mismatch")),
         ("", Some("closed early")),
+        (wrong, Some("digest mismatch")),
     ] {
         let source = sharing.seek(blob(size), None).unwrap().found_within(PATIENCE).unwrap();
         let (address, body) = ollama(answer);
@@ -327,6 +327,16 @@ fn ollama_gets_the_blob_and_says_what_it_thinks_of_it() {
         }
         assert_eq!((put.given(), &*put.donor()), (size as u64, "donor"));
     }
+    // Whose bytes were wrong isn't asked again, but by whom nobody else will do.
+    let address = donor.neighbour.address;
+    let mut seek = sharing.seek(blob(size), None).unwrap();
+    assert!(seek.found_within(Duration::from_millis(1500)).is_none());
+    sharing.forgive(address);
+    assert!(seek.found_within(PATIENCE).is_some());
+    for port in 1..=1000 {
+        sharing.shun(SocketAddr::new(address.ip(), port));
+    }
+    assert_eq!(lock(&sharing.shunned).len(), MOST_SHUNNED);
 }
 
 /// The body's bytes run out before its length: Ollama must not take it for whole.

@@ -78,17 +78,6 @@ fn plan(state: &Value, operand: &str, target: Option<&str>) -> Result<Plan, Refu
         let donor = clean(&donor);
         return Err((format!("{donor} would be both who gives {shown} and who gets it"), 2));
     }
-    if let Some(other) = other.filter(|_| is_alone) {
-        let other = clean(other);
-        return Err((
-            format!(
-                "the ollana of this machine only shares its own Ollama; run this on {other}: ollana cp \
-             {shown}@{}",
-                clean(&donor)
-            ),
-            1,
-        ));
-    }
     let servers = list(state, "servers");
     let local = servers.iter().find(|server| server["origin"] == "local");
     let local = local.filter(|_| !is_alone).and_then(|server| server["name"].as_str());
@@ -194,6 +183,8 @@ mod tests {
             ("both", "alpha", None, ("Alpha:latest", "desktop", own)),
             ("both", "own:1b", Some("nas"), ("own:1b", "laptop", some("nas"))),
             ("server", "alpha@desktop", None, ("Alpha:latest", "desktop", None)),
+            ("server", "own:1b", Some("nas"), ("own:1b", "laptop", some("nas"))),
+            ("server", "alpha@desktop", Some("nas"), ("Alpha:latest", "desktop", some("nas"))),
         ] {
             let (name, donor, to) = want;
             let want = Plan { model: name.to_owned(), donor: donor.to_owned(), target: to };
@@ -213,8 +204,6 @@ mod tests {
             ("both", "gamma", None, 1, "no server that is up has gamma"),
             ("server", "alpha", None, 2, "who has it?"),
             ("server", "alpha@laptop", None, 2, "both who gives"),
-            ("server", "alpha", Some("nas"), 1, "run this on nas: ollana cp alpha@laptop"),
-            ("server", "alpha@desktop", Some("nas"), 1, "run this on nas: ollana cp alpha@desktop"),
         ] {
             let (reason, got) = plan(&state(mode), model, target).expect_err(model);
             assert!(got == code && reason.contains(want), "{mode} {model} {target:?}: {reason}");

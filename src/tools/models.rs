@@ -22,7 +22,10 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
             place["since_s"] = server["since_s"].clone();
             place
         };
-        let model = |places: &Places<'_>| json!({ "name": label(places), "servers": places.iter().map(place).collect::<Value>() });
+        let model = |places: &Places<'_>| {
+            let servers: Value = places.iter().map(place).collect();
+            json!({ "name": label(places), "versions": versions(places), "servers": servers })
+        };
         let models: Value = by_model(&state).values().map(model).collect();
         return super::print(&format!("{:#}\n", json!({ "version": 1, "models": models })));
     }
@@ -76,6 +79,23 @@ fn compared(facts: &Value, first: &Value) -> &'static str {
         [one, other] if one == other => "same version",
         _ => "other version",
     }
+}
+
+/// Each version of a model, and the servers that have it, in JSON; none as long as no digest is known.
+fn versions(places: &Places<'_>) -> Value {
+    let mut versions: Vec<(String, Vec<&Value>)> = Vec::new();
+    for (server, facts) in places {
+        let digest = word(facts, "digest");
+        let name = &server["name"];
+        match versions.iter_mut().find(|(known, _)| *known == digest) {
+            Some((_, servers)) => servers.push(name),
+            None if digest.is_empty() => {}
+            None => versions.push((digest, vec![name])),
+        }
+    }
+    let version =
+        |(digest, servers): &(String, Vec<&Value>)| json!({ "digest": digest, "servers": servers });
+    versions.iter().map(version).collect()
 }
 
 fn has_versions(places: &Places<'_>) -> bool {
@@ -191,6 +211,17 @@ qwen3:8b     desktop  5.2 GB  on disk                  -
             server("nas", json!([model("alpha", 'b', 21), model("beta:1b", 'c', 21)])),
             server("attic", json!([model("alpha", 'a', 22)])),
         ]});
+        let of = |name: &str| versions(&by_model(&state)[name]);
+        let digest = |digit: char| digit.to_string().repeat(64);
+        let want = json!([
+            { "digest": digest('a'), "servers": ["desktop", "attic"] },
+            { "digest": digest('b'), "servers": ["nas"] },
+        ]);
+        assert_eq!(of("alpha:latest"), want);
+        assert_eq!(
+            of("beta:1b"),
+            json!([{ "digest": digest('c'), "servers": ["desktop", "nas"] }])
+        );
         let style = Style { width: 80, is_coloured: false };
         let text = lines(&state, style).join("\n");
         for line in [

@@ -145,6 +145,22 @@ fn a_model_comes_to_this_machine() {
     assert_same(&both, "alpha:1b", &house.pulled);
 }
 
+/// A machine that is only a server has the other one's ollana do it.
+#[test]
+fn a_model_goes_from_this_machine_to_another() {
+    let house = House::new();
+    let donor = Machine::start(&house.donor.store, &format!("--server {}", house.target.address()));
+    let own = donor.address().to_string();
+    let target = Machine::start(&Store::new(), &format!("--server {own}"));
+    let donor = Machine::start(&house.donor.store, &format!("--server {}", target.address()));
+    let (text, errors, code) =
+        house.cp(&format!("alpha:1b@{own} {}", target.address()), donor.address());
+    assert_eq!(code, 0, "{text}{errors}");
+    assert!(text.contains("100 % of 3.1 MB") && text.ends_with("success\n"), "{text}");
+    assert_same(&target, "alpha:1b", &house.pulled);
+    assert_eq!(target.names(), ["alpha:1b"]);
+}
+
 #[test]
 fn who_pulls_without_the_internet_hears_who_has_the_model() {
     let house = House::new();
@@ -180,7 +196,8 @@ fn what_can_not_be_copied_is_said() {
         ("alpha:1b@DONOR nowhere", client, 1, "nowhere"),
         ("a:b:c@DONOR TARGET", client, 1, "invalid model name"),
         ("alpha:1b", target, 2, "who has it?"),
-        ("alpha:1b@DONOR elsewhere", target, 1, "run this on elsewhere"),
+        ("alpha:1b@DONOR elsewhere", target, 1, "knows no server \"elsewhere\""),
+        ("gamma@TARGET DONOR", target, 1, "127.0.0.1: "),
     ] {
         let (text, errors, got) = house.cp(words, listen);
         assert_eq!((got, text.as_str()), (code, ""), "{words}: {errors}");

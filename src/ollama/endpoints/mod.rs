@@ -26,6 +26,7 @@ pub(crate) const VERSION: &str = "/api/version";
 
 // What this program itself asks of an Ollama besides.
 pub(crate) const PULL: &str = "/api/pull";
+pub(crate) const PUSH: &str = "/api/push";
 pub(crate) const COPY: &str = "/api/copy";
 pub(crate) const DELETE_MODEL: &str = "/api/delete";
 /// A digest follows.

@@ -7,7 +7,8 @@
 //!
 //! Blobs are given to [`DONATIONS`] at once, past the page cache, in which a model may be that runs;
 //! a blob that is there already stays, since it may be that model's.
-//! Whoever gets one can't know more than that a model has it: what isn't shared isn't there.
+//! Whoever gets one can't know more than that a model has it: what isn't shared isn't there. Where the
+//! folder of the models can't be read, paired machines get them from Ollama itself ([`push`](super::push)).
 
 use std::fs::File;
 use std::io;
@@ -20,12 +21,14 @@ use http::header::{
 };
 use http::{HeaderMap, Method, StatusCode};
 
+use super::push::{Pushable, Pushes};
 use super::{End, Exchange, OwnAnswer, Side};
 use crate::access::permissions::Origin;
 use crate::http::fields::{self, AnswerFraming};
 use crate::http::target::percent_decode;
-use crate::library::{Digest, Library};
+use crate::library::{self, Digest, Library, NoManifest};
 use crate::net::socket::{self, HANGUP, UNACKNOWLEDGED};
+use crate::ollama::manifest::MEDIA_TYPE;
 use crate::ollama::model_name::ModelName;
 use crate::system::files::{self, Advice};
 
@@ -37,32 +40,40 @@ const STRIDE: u64 = 8 << 20;
 /// Places at which it is looked whether the page cache has a blob.
 const SAMPLES: u64 = 16;
 /// Bytes that are encrypted at a time.
-const PIECE: usize = 256 << 10;
+pub(super) const PIECE: usize = 256 << 10;
 const BYTES: &str = "application/octet-stream";
-const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
-/// Places of those that get blobs.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Donations(Arc<AtomicUsize>);
+/// Places of those that get blobs, and what is known of blobs that Ollama pushes.
+#[derive(Debug, Default)]
+pub(crate) struct Donations {
+    taken: Arc<AtomicUsize>,
+    pub(super) pushes: Pushes,
+}
 
-struct Donation(Donations);
+struct Donation(Arc<AtomicUsize>);
 
 impl Donations {
     fn is_full(&self) -> bool {
-        self.0.load(SeqCst) >= DONATIONS
+        self.taken.load(SeqCst) >= DONATIONS
     }
 
     fn begin(&self) -> Option<Donation> {
         let take = |taken| (taken < DONATIONS).then_some(taken + 1);
-        self.0.fetch_update(SeqCst, SeqCst, take).ok()?;
-        Some(Donation(self.clone()))
+        self.taken.fetch_update(SeqCst, SeqCst, take).ok()?;
+        Some(Donation(Arc::clone(&self.taken)))
     }
 }
 
 impl Drop for Donation {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, SeqCst);
+        self.0.fetch_sub(1, SeqCst);
     }
+}
+
+/// Where the bytes of a blob are.
+enum Bytes {
+    File(library::Blob),
+    Ollama(Pushable),
 }
 
 impl Exchange<'_> {
@@ -102,44 +113,57 @@ impl Exchange<'_> {
         // Programs may escape the colon.
         let name = percent_decode(name).and_then(|name| String::from_utf8(name).ok());
         let digest = name.as_deref().and_then(Digest::parse).ok_or(OwnAnswer::NotShared)?;
-        let origin = library.origin(&digest);
-        if !origin.is_some_and(|origin| sharing.allows(self.connection.caller(), origin)) {
-            return Err(OwnAnswer::NotShared);
-        }
-        let is_head = self.head.method == Method::HEAD;
+        let caller = self.connection.caller();
+        let may_have = |origin: &Origin| sharing.allows(caller, *origin);
+        let is_shared = library.origin(&digest).is_some_and(|origin| may_have(&origin));
+        let file = is_shared.then(|| library.open(&digest)).flatten().map(Bytes::File);
         let donations = &self.context.donations;
+        let pushed = || donations.pushes.find(&digest).filter(|_| may_have(&Origin::Made));
+        let source = file.or_else(|| pushed().map(Bytes::Ollama)).ok_or(OwnAnswer::NotShared)?;
+        let size = match &source {
+            Bytes::File(blob) => blob.size,
+            Bytes::Ollama(blob) => blob.size,
+        };
+        let is_head = self.head.method == Method::HEAD;
         let donation = if is_head { None } else { donations.begin() };
         if if is_head { donations.is_full() } else { donation.is_none() } {
             return Err(OwnAnswer::DonorBusy);
         }
-        let blob = library.open(&digest).ok_or(OwnAnswer::NotShared)?;
         let asked = self.head.fields.get(RANGE).filter(|_| {
             // The bytes of a digest never change, but nobody was told a validator.
             !is_head && !self.head.fields.contains_key(IF_RANGE)
         });
-        let part = match asked.map_or(Asked::All, |range| asked_range(range.as_bytes(), blob.size))
-        {
+        let part = match asked.map_or(Asked::All, |range| asked_range(range.as_bytes(), size)) {
             Asked::All => None,
             Asked::Part(part) => Some(part),
-            Asked::Nothing => return Err(OwnAnswer::NoSuchRange(blob.size)),
+            Asked::Nothing => return Err(OwnAnswer::NoSuchRange(size)),
         };
         let mut fields = self.blob_fields(BYTES);
         fields.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         let status = match &part {
             None => StatusCode::OK,
             Some(Range { start, end }) => {
-                let range = format!("bytes {start}-{}/{}", end - 1, blob.size);
+                let range = format!("bytes {start}-{}/{size}", end - 1);
                 fields.extend(HeaderValue::from_str(&range).ok().map(|it| (CONTENT_RANGE, it)));
                 StatusCode::PARTIAL_CONTENT
             }
         };
-        let bytes = part.unwrap_or(0..blob.size);
+        let bytes = part.unwrap_or(0..size);
         let length = bytes.end - bytes.start;
+        let push = match &source {
+            Bytes::Ollama(blob) if !is_head && length > 0 => Some(self.push_blob(blob)?),
+            _ => None,
+        };
         let end = self.send_head(status, &fields, length);
         if is_head || end == End::Cut {
             return Ok(end);
         }
-        Ok(match self.send_file(&blob.file, bytes) {
+        let sent = match (&source, push) {
+            (Bytes::File(blob), _) => self.send_file(&blob.file, bytes),
+            (Bytes::Ollama(_), Some(push)) => self.send_pushed(push, bytes),
+            (Bytes::Ollama(_), None) => Ok(()),
+        };
+        Ok(match sent {
             Ok(()) => end,
             Err(error) => {
                 log::debug!("blob broke off addr={} reason={error}", self.connection.peer);
@@ -154,9 +178,20 @@ impl Exchange<'_> {
         let is_shared = sharing.allows(self.connection.caller(), Origin::Made);
         let name = percent_decode(name).and_then(|name| String::from_utf8(name).ok());
         let name = name.as_deref().and_then(ModelName::parse).filter(|_| is_shared);
-        let manifest = name.and_then(|name| library.manifest(&name));
-        let manifest = manifest.ok_or(OwnAnswer::NotShared)?;
-        let fields = self.blob_fields(MANIFEST);
+        let name = name.ok_or(OwnAnswer::NotShared)?;
+        let manifest = match library.manifest(&name) {
+            Ok(manifest) => manifest,
+            // Ollama may have it where we can't look.
+            Err(NoManifest::Unknown) => self.pushed_manifest(&name)?,
+            Err(NoManifest::IsList) => {
+                let name = name.as_str();
+                return Err(OwnAnswer::NoCopy(
+                    501,
+                    format!("{name} has several manifests, one for each kind of runner: pull it"),
+                ));
+            }
+        };
+        let fields = self.blob_fields(MEDIA_TYPE);
         let end = self.send_head(StatusCode::OK, &fields, manifest.len() as u64);
         if self.head.method == Method::HEAD || end == End::Cut {
             return Ok(end);

@@ -10,9 +10,10 @@
 //! An [`Exchange`] owns all that is known of a request while it is served. Its files follow the
 //! picture: this one checks, `own_paths`, `routes` and `lists` answer without an upstream, `wanted`
 //! tells what the request needs, for which `look` looks at its body, `forward` sends it (again, if
-//! `retry` allows), `copy` has another machine give a model, `account` keeps back what others needn't know of the owner's account, `relay`
-//! passes the answer on while `observed` reads along (and `pull` has layers come from the LAN), `record` counts and logs. Where its bytes are
-//! at any moment is one enum, in `upstream::exchange_io`.
+//! `retry` allows), `copy` has another machine give a model, `donate` and `push` give one, `account` keeps
+//! back what others needn't know of the owner's account, `relay` passes the answer on while `observed`
+//! reads along (and `pull` has layers come from the LAN), `record` counts and logs. Where its bytes are at
+//! any moment is one enum, in `upstream::exchange_io`.
 
 mod account;
 mod copy;
@@ -21,8 +22,10 @@ mod forward;
 mod lists;
 mod look;
 mod observed;
+mod own;
 mod own_paths;
 mod pull;
+mod push;
 mod record;
 mod relay;
 mod retry;
@@ -192,10 +195,13 @@ impl<'a> Exchange<'a> {
             false => None,
         };
         let wanted = self.wanted(&mut body, seen)?;
-        if let Some(donor) = donor
-            && let Some(lease) = self.lease_for_copy(&wanted)?
-        {
-            return self.copy(body, (lease, &wanted), donor);
+        if let Some(donor) = donor {
+            if let Some(target) = self.copy_goes_to() {
+                return self.copy_onward(body, target, donor);
+            }
+            if let Some(lease) = self.lease_for_copy(&wanted)? {
+                return self.copy(body, (lease, &wanted), donor);
+            }
         }
         self.pull = self.plan_pull(&mut body)?;
         self.forward(body, wanted)

@@ -26,7 +26,7 @@ use super::{Machine, World};
 pub(super) type Downloads = Mutex<BTreeMap<String, Arc<Download>>>;
 
 /// Why a pull ends before its end.
-enum Stop {
+pub(super) enum Stop {
     /// Its client left.
     Left,
     Failed(String),
@@ -105,14 +105,14 @@ fn run(
 }
 
 /// The lines of a pull, or the last one alone.
-struct Lines<'r, 'c, 'a> {
-    reply: &'r mut Reply<'c, 'a>,
-    streams: bool,
-    last: String,
+pub(super) struct Lines<'r, 'c, 'a> {
+    pub(super) reply: &'r mut Reply<'c, 'a>,
+    pub(super) streams: bool,
+    pub(super) last: String,
 }
 
 impl Lines<'_, '_, '_> {
-    fn say(&mut self, status: &str) -> Result<(), Stop> {
+    pub(super) fn say(&mut self, status: &str) -> Result<(), Stop> {
         self.line(format!("{{\"status\":{}}}", quoted(status)))
     }
 
@@ -140,19 +140,19 @@ impl Lines<'_, '_, '_> {
     }
 
     /// Whether the client is still there.
-    fn check(&mut self) -> Result<(), Stop> {
+    pub(super) fn check(&mut self) -> Result<(), Stop> {
         let call = &mut *self.reply.call;
         if call.has_ended() || call.has_left() { Err(Stop::Left) } else { Ok(()) }
     }
 
-    fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         match self.streams {
             true => self.reply.end(),
             false => self.reply.send(200, "Content-Type: application/json\r\n", &self.last),
         }
     }
 
-    fn fail(&mut self, error: &str) {
+    pub(super) fn fail(&mut self, error: &str) {
         let body = format!("{{\"error\":{}}}", quoted(error));
         if self.streams {
             self.reply.part(format!("{body}\n"));
@@ -163,16 +163,16 @@ impl Lines<'_, '_, '_> {
     }
 }
 
-/// Where a pull's model comes from.
+/// Where a pull's model comes from, and a push's goes.
 #[derive(Clone)]
-struct Source {
+pub(super) struct Source {
     /// The host as the name says it, behind its scheme.
     base: String,
     address: Result<SocketAddr, String>,
 }
 
 impl Source {
-    fn of(world: &World, name: &Name, insecure: Option<bool>) -> Self {
+    pub(super) fn of(world: &World, name: &Name, insecure: Option<bool>) -> Self {
         let host = name.host();
         let is_insecure = insecure == Some(true);
         let base = format!("{}://{host}", if is_insecure { "http" } else { "https" });
@@ -196,7 +196,18 @@ impl Source {
         path: &str,
         fields: &str,
     ) -> Result<(Head, TcpStream, Vec<u8>), String> {
-        let verb = if method == "HEAD" { "Head" } else { "Get" };
+        self.send(method, path, fields, b"")
+    }
+
+    /// The same, of a request with a body.
+    pub(super) fn send(
+        &self,
+        method: &str,
+        path: &str,
+        fields: &str,
+        body: &[u8],
+    ) -> Result<(Head, TcpStream, Vec<u8>), String> {
+        let verb = format!("{}{}", &method[..1], method[1..].to_lowercase());
         let failed = |why: String| format!("{verb} \"{}{path}\": {why}", self.base);
         let address = self.address.clone().map_err(failed)?;
         let mut stream = TcpStream::connect(address).map_err(|error| {
@@ -207,7 +218,8 @@ impl Source {
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: ollama/0.33.0\r\n\
              Connection: close\r\n{fields}\r\n"
         );
-        stream.write_all(head.as_bytes()).map_err(|error| failed(worded(error)))?;
+        let sent = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+        sent.map_err(|error| failed(worded(error)))?;
         let mut input = Vec::new();
         loop {
             if let Some(head) = Head::take(&mut input) {

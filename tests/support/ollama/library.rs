@@ -7,7 +7,7 @@ use super::lists::details;
 use super::names::{Name, Reference, Source};
 use super::reply::{Reply, quoted};
 use super::store::Store;
-use super::{Machine, Model, account, download};
+use super::{Machine, Model, account, download, upload};
 
 /// The name in a request, under its new or its old key.
 fn named(reply: &mut Reply<'_, '_>, fields: &Fields) -> Option<String> {
@@ -216,6 +216,9 @@ pub(super) fn push(machine: &Machine, reply: &mut Reply<'_, '_>, fields: &Fields
             &["retrieving manifest", "couldn't retrieve manifest"],
             Some(&error),
         );
+    }
+    if let Some(store) = machine.world(|world| world.store.clone()) {
+        return upload::push(machine, &store, reply, fields, &Name::parse(&text));
     }
     progress(reply, fields, &["retrieving manifest", "pushing manifest", "success"], None);
 }

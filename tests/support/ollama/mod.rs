@@ -17,6 +17,7 @@ mod names;
 mod reply;
 mod routes;
 mod store;
+mod upload;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -13,7 +13,7 @@
 //! that no model names, Ollama itself at its next start.
 
 mod answer;
-mod own;
+mod onward;
 
 use std::time::{Duration, Instant};
 
@@ -21,10 +21,9 @@ use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
 
 use self::answer::{Answer, Broken};
-use self::own::{Own, ask};
+use super::own::{Own, ask, name, sha256};
 use super::{End, Exchange, OwnAnswer};
 use crate::access::permissions::{Permission, Refusal};
-use crate::counters::FROM;
 use crate::http::fields::{COPY_FIELD, ERROR_FIELD};
 use crate::http::target::percent_encode;
 use crate::manager::pool::{Outcome, Wanted};
@@ -33,10 +32,9 @@ use crate::net::untrusted_text::printable;
 use crate::ollama::endpoints::Task;
 use crate::ollama::manifest;
 use crate::ollama::model_name::ModelName;
-use crate::ollama::pull;
+use crate::ollama::pull::{self, layer_line};
 use crate::proxy::request_body::RequestBody;
 use crate::sharing::{Blob, Neighbour, Registry};
-use crate::system::Hex;
 use crate::system::files::free_space;
 use crate::upstream::build_uri;
 use crate::upstream::exchange_io::{Attempt, Fault};
@@ -101,9 +99,7 @@ impl<'a> Exchange<'a> {
         (mut lease, wanted): (Lease, &Wanted),
         donor: &str,
     ) -> Result<End, OwnAnswer> {
-        self.fetch_all(&mut body)?;
-        let asked = pull::copy_asked(&body.kept.bytes).filter(|_| body.is_done());
-        let (model, streams) = asked.ok_or_else(|| refused(400, "invalid model name"))?;
+        let (model, streams) = self.copy_asked(&mut body)?;
         let wanted = Wanted { model: ModelName::parse(&model), ..wanted.clone() };
         let transfer = self.show_progress(&wanted, &body);
         if let Some(transfer) = &transfer {
@@ -118,6 +114,7 @@ impl<'a> Exchange<'a> {
             own.clean_up(&models).map_err(OwnAnswer::Failed)?;
         }
         let manifest = self.manifest(&donor, &model)?;
+        self.context.sharing.forgive(donor.address);
         let copy = Copying { exchange: self, own, donor, model, manifest };
         let blobs = copy.blobs()?;
         let missing = copy.missing(&blobs, &models)?;
@@ -145,13 +142,22 @@ impl<'a> Exchange<'a> {
         Ok(answer.end(failed, &lease.pick.name))
     }
 
+    fn copy_asked(&mut self, body: &mut RequestBody<'a>) -> Result<(String, bool), OwnAnswer> {
+        self.fetch_all(body)?;
+        let asked = pull::copy_asked(&body.kept.bytes).filter(|_| body.is_done());
+        asked.ok_or_else(|| refused(400, "invalid model name"))
+    }
+
+    /// Whether this machine listens there.
+    fn is_own_address(&self, name: &str) -> bool {
+        let about = self.context.presence.about();
+        about.is_some_and(|about| about.listen.iter().any(|at| at.to_string() == name))
+    }
+
     fn find(&self, name: &str) -> Result<Neighbour, OwnAnswer> {
         let Exchange { context, .. } = self;
-        let about = context.presence.about();
-        let listens =
-            about.is_some_and(|about| about.listen.iter().any(|at| at.to_string() == name));
         let own = || refused(400, format!("{name} is the machine itself that would get the copy"));
-        if listens {
+        if self.is_own_address(name) {
             return Err(own());
         }
         let until = Instant::now() + SEARCH;
@@ -207,7 +213,9 @@ impl<'a> Exchange<'a> {
                     self.context.machine
                 ),
             ),
-            StatusCode::FORBIDDEN => refused(403, format!("{name}: {told}")),
+            StatusCode::FORBIDDEN | StatusCode::NOT_IMPLEMENTED | StatusCode::BAD_GATEWAY => {
+                refused(status.as_u16(), format!("{name}: {told}"))
+            }
             _ => refused(502, format!("{name} answers with status {status}: {told}")),
         })
     }
@@ -242,7 +250,7 @@ impl Copying<'_, '_> {
         let library = context.library.as_ref().filter(|library| {
             // Ollama may keep its models elsewhere than we know.
             let mut names = models.iter().filter_map(name).peekable();
-            names.peek().is_none() || names.any(|name| library.manifest(&name).is_some())
+            names.peek().is_none() || names.any(|name| library.manifest(&name).is_ok())
         });
         let room = library.and_then(|library| free_space(&library.dir()?));
         match room.filter(|room| *room < needed) {
@@ -271,7 +279,7 @@ impl Copying<'_, '_> {
             if missing.contains(blob) {
                 self.take(blob, answer)?;
             } else {
-                answer.say(&line(blob, blob.size, None))?;
+                answer.say(&layer_line(blob.digest(), blob.size, blob.size, None))?;
             }
         }
         answer.say(&json!({ "status": "writing manifest" }))?;
@@ -306,7 +314,8 @@ impl Copying<'_, '_> {
             let ended = put.ended_within(LOOK);
             if ended.is_some() || told.is_none_or(|at: Instant| at.elapsed() >= TELL) {
                 let given = put.given();
-                answer.say(&line(blob, given, Some(&donor.name)))?;
+                let name = Some(donor.name.as_str());
+                answer.say(&layer_line(blob.digest(), blob.size, given, name))?;
                 told = Some(Instant::now());
             }
             answer.look()?;
@@ -361,8 +370,7 @@ impl Copying<'_, '_> {
     /// Whether it is what the donor has: the same manifest, byte by byte. Ollama before 0.19 writes
     /// it anew, so that layers are compared where the store can be read, and their size elsewhere.
     fn compare(&self) -> Result<(), String> {
-        let digest = ring::digest::digest(&ring::digest::SHA256, &self.manifest);
-        let digest = Hex(digest.as_ref()).to_string();
+        let digest = sha256(&self.manifest);
         let layers = manifest::layers(&self.manifest).unwrap_or_default();
         let size: u64 = layers.iter().map(|(_, size)| size).sum();
         let wanted = ModelName::parse(&self.model);
@@ -370,8 +378,9 @@ impl Copying<'_, '_> {
         let known = known.iter().find(|model| name(model) == wanted);
         let is_same = known.is_some_and(|model| {
             let library = self.exchange.context.library.as_ref();
-            let is_there = || library.zip(wanted.as_ref()).and_then(|(it, name)| it.manifest(name));
-            model["digest"] == *digest
+            let is_there =
+                || library.zip(wanted.as_ref()).and_then(|(it, name)| it.manifest(name).ok());
+            model["digest"] == digest
                 || match is_there() {
                     Some(there) => manifest::layers(&there).as_ref() == Some(&layers),
                     None => model["size"] == size,
@@ -380,21 +389,4 @@ impl Copying<'_, '_> {
         let name = &self.donor.name;
         is_same.then_some(()).ok_or_else(|| format!("{} is not what {name} has", self.model))
     }
-}
-
-/// The name of a model of Ollama's list.
-fn name(model: &Value) -> Option<ModelName> {
-    ModelName::parse(model["name"].as_str()?)
-}
-
-/// The line about a layer, as a pull has it.
-fn line(blob: &Blob, done: u64, from: Option<&str>) -> Value {
-    let status = format!("pulling {}", blob.short());
-    let mut line = json!({
-        "status": status, "digest": blob.digest(), "total": blob.size, "completed": done,
-    });
-    if let Some(from) = from {
-        line[FROM] = from.into();
-    }
-    line
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::super::Exchange;
 use super::{Plan, has_lines};
-use crate::counters::{FROM, TransferGuard};
+use crate::counters::TransferGuard;
 use crate::manager::Lease;
 use crate::manager::pool::Wanted;
 use crate::net::untrusted_text::printable;
@@ -337,18 +337,10 @@ impl<'b, 'a> Lines<'b, 'a> {
     fn tell(&mut self, completed: u64) {
         let Phase::Taking(taking) = &mut self.phase else { return };
         taking.told = Instant::now();
-        let blob = &taking.put.blob;
-        let mut line = json!({
-            "status": format!("pulling {}", blob.short()),
-            "digest": blob.digest(),
-            "total": blob.size,
-            FROM: &*taking.put.donor(),
-        });
+        let (blob, donor) = (&taking.put.blob, taking.put.donor());
         // No progress bar goes back.
         let completed = completed.max(taking.before);
-        if completed > 0 {
-            line["completed"] = completed.into();
-        }
+        let line = pull::layer_line(blob.digest(), blob.size, completed, Some(&donor));
         self.push_line(&line);
     }
 

@@ -1,4 +1,4 @@
-//! What a copy asks of the own Ollama.
+//! What copies and donations by push ask of the own Ollama.
 
 use std::io::Read;
 use std::net::SocketAddr;
@@ -9,9 +9,11 @@ use http::{Method, Request, StatusCode, Uri};
 use serde_json::{Value, json};
 
 use crate::net::untrusted_text::printable;
-use crate::ollama::endpoints::{BLOBS, COPY, DELETE_MODEL, List, PULL};
+use crate::ollama::endpoints::{BLOBS, COPY, DELETE_MODEL, List, PULL, PUSH};
+use crate::ollama::model_name::ModelName;
 use crate::ollama::pull;
 use crate::sharing::{Blob, is_for_a_moment};
+use crate::system::Hex;
 use crate::upstream::exchange_io::{self, Attempt};
 use crate::upstream::{self, Upstream, build_uri};
 
@@ -84,6 +86,19 @@ impl Own<'_> {
         }
     }
 
+    /// Has a model pushed without TLS. The answer's lines follow; to drop them ends the push.
+    pub(super) fn push(&self, name: &str) -> Result<Box<dyn Read>, String> {
+        let uri = build_uri(self.address, self.prefix, PUSH)?;
+        let body = json!({ "model": name, "name": name, "insecure": true, "stream": true });
+        let body = Some(body.to_string());
+        let request = (Method::POST, uri, body);
+        let (status, answer) = begin(self.upstream, Attempt::default(), request, OWN_TIME)?;
+        match status.is_success() {
+            true => Ok(answer),
+            false => Err(reason(status, &read_all(answer)?)),
+        }
+    }
+
     /// Deletes a model, if it is there.
     pub(super) fn delete(&self, name: &str) -> Result<(), String> {
         match self.ask(
@@ -110,13 +125,34 @@ fn reason(status: StatusCode, answer: &[u8]) -> String {
     }
 }
 
+/// The name of a model of Ollama's list.
+pub(super) fn name(model: &Value) -> Option<ModelName> {
+    ModelName::parse(model["name"].as_str()?)
+}
+
+/// The digest that Ollama's list has of a manifest.
+pub(super) fn sha256(manifest: &[u8]) -> String {
+    Hex(ring::digest::digest(&ring::digest::SHA256, manifest).as_ref()).to_string()
+}
+
 /// Asks and reads the whole answer within `time`.
 pub(super) fn ask(
     upstream: &Upstream,
     attempt: Attempt,
-    (method, uri, body): (Method, Uri, Option<String>),
+    request: (Method, Uri, Option<String>),
     time: Duration,
 ) -> Result<(StatusCode, Vec<u8>), String> {
+    let (status, answer) = begin(upstream, attempt, request, time)?;
+    Ok((status, read_all(answer)?))
+}
+
+/// Asks; the answer's body can be read up to the same time.
+fn begin(
+    upstream: &Upstream,
+    attempt: Attempt,
+    (method, uri, body): (Method, Uri, Option<String>),
+    time: Duration,
+) -> Result<(StatusCode, Box<dyn Read>), String> {
     upstream.begin(attempt);
     exchange_io::with(|io| io.look_until = Some(Instant::now() + time));
     let mut request = Request::new(());
@@ -131,13 +167,16 @@ pub(super) fn ask(
         Some(body) => upstream.send(request, Some(&mut body.as_bytes())),
         None => upstream.send(request, None),
     }?;
-    let status = answer.status();
+    Ok((answer.status(), Box::new(answer.into_body().into_reader())))
+}
+
+fn read_all(answer: Box<dyn Read>) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let most = LONGEST_ANSWER as u64 + 1;
-    let read = answer.into_body().into_reader().take(most).read_to_end(&mut bytes);
+    let read = answer.take(most).read_to_end(&mut bytes);
     read.map_err(|error| upstream::describe_io(&error))?;
     match bytes.len() > LONGEST_ANSWER {
         true => Err("answer is too long".to_owned()),
-        false => Ok((status, bytes)),
+        false => Ok(bytes),
     }
 }
