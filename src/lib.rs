@@ -59,6 +59,7 @@
 //! | `detection`, at the start | nothing | the local Ollama's answer |
 //! | `seeker`, `putter`, one each per layer | a layer from the LAN, on its way into Ollama | both ends, or its queue |
 //! | `registry`, one per copy | a manifest, for the own Ollama | a connection, or the copy's end |
+//! | `knocker`, up to 8 per check | a way to a server of several | a connection, half a check's time |
 //! | `asker`, up to 32 per seeker | a question to one machine | its answer, 2 s |
 //! | `scan` | one look around for a server's pulls | `poll`, 1.2 s |
 //! | `discovery` (client) | a UDP socket per interface | `poll` |

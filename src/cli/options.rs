@@ -155,10 +155,11 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("{text}: expected ADDR:PORT, such as 127.0.0.1:11434"))
 }
 
-/// `HOST[:PORT]` of a proxy.
+/// `HOST[:PORT]` of a proxy or an Ollama.
 pub(super) fn server(text: &str) -> Result<ServerName, String> {
-    let server = config::parse_host_port(text, config::SERVER_PORT)?;
-    match server.host.is_empty() || server.port == 0 {
+    let server = config::parse_host_port(text, 0)?;
+    let is_zero = config::parse_host_port(text, 1)?.port == 0;
+    match server.host.is_empty() || is_zero {
         true => Err(format!("{text}: expected HOST or HOST:PORT")),
         false => Ok(server),
     }

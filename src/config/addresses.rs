@@ -47,17 +47,27 @@ impl fmt::Display for OllamaUrl {
 pub struct ServerName {
     /// Host name or address, without brackets; an IPv6 address perhaps with `%` and its zone.
     pub host: String,
-    /// TCP port of its proxy.
+    /// TCP port of its proxy or its Ollama; 0 where the user didn't say.
     pub port: u16,
+}
+
+impl ServerName {
+    /// The ports where it may answer, the best first: where there is an ollana, it knows more.
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        match self.port {
+            0 => vec![SERVER_PORT, OLLAMA_PORT],
+            port => vec![port],
+        }
+    }
 }
 
 impl fmt::Display for ServerName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
+        match self.host.contains(':') {
+            true => write!(f, "[{}]", self.host),
+            false => f.write_str(&self.host),
+        }?;
+        if self.port == 0 { Ok(()) } else { write!(f, ":{}", self.port) }
     }
 }
 

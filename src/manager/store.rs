@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::pool::{Had, Known};
-use crate::config::{Mac, SERVER_PORT, parse_host_port};
+use crate::config::{Mac, parse_host_port};
 use crate::net::untrusted_text::cut;
 use crate::ollama::endpoints::List;
 use crate::ollama::inventory::{Inventory, merged};
@@ -133,7 +133,7 @@ fn had(entry: &Value, now: u64) -> Option<Had> {
     let stamp = entry.get("seen").and_then(Value::as_u64).filter(|stamp| *stamp >= EARLIEST);
     Some(Had {
         models: Arc::new(models),
-        given: member(entry, "given").and_then(|text| parse_host_port(&text, SERVER_PORT).ok()),
+        given: member(entry, "given").and_then(|text| parse_host_port(&text, 0).ok()),
         ago: Duration::from_secs(stamp.map_or(0, |stamp| now.saturating_sub(stamp))),
         stamp,
         is_newcomer: entry.get("new") == Some(&true.into()),

@@ -114,11 +114,12 @@ impl Neighbours for OfScan {
             }
             seen.neighbours.clone()
         };
-        for ServerName { host, port } in &self.servers {
-            // A name that isn't known yet is looked up meanwhile.
-            for address in names::resolve(host, *port, Duration::ZERO).unwrap_or_default() {
+        for server in &self.servers {
+            // Only an ollana gives models. A name that isn't known yet is looked up meanwhile.
+            let port = server.ports()[0];
+            for address in names::resolve(&server.host, port, Duration::ZERO).unwrap_or_default() {
                 if all.iter().all(|known| known.address != address) {
-                    all.push(Neighbour { name: host.clone(), address });
+                    all.push(Neighbour { name: server.host.clone(), address });
                 }
             }
         }

@@ -14,7 +14,7 @@
 //! totals     requests, in_flight, tokens, bytes_up, bytes_down, retries, failures {cause: n}
 //! servers    [{id, name, origin, given, addresses [..], health: new|ready|down, reason, since_s,
 //!            trust: known|new|contested|held_back, contest, encrypted: the hop to it; null for
-//!            this machine's own, rest: null|busy|ejected, rest_s, round_trip_ms, ollama,
+//!            this machine's own, plain: whether it is an Ollama without ollana, rest: null|busy|ejected, rest_s, round_trip_ms, ollama,
 //!            in_flight, limit, first_byte_ms, requests, failures, tokens, tokens_per_s, bytes_up, bytes_down,
 //!            room_bytes, model_count, models [{name, size, digest, modified_at, kind, loaded,
 //!            size_vram, expires_at, context_length, tokens_per_s}], models_problem: what is wrong
@@ -152,6 +152,7 @@ fn server(server: &ServerNow, view: &View<'_>, all_models: bool) -> Value {
         "trust": trust,
         "contest": claims.conflict.as_ref().map(|conflict| printable(&conflict.reason)),
         "encrypted": view.encrypts(server),
+        "plain": server.backend.is_plain(),
         "rest": server.pause.and_then(|(why, _)| why.rest()),
         "rest_s": server.pause.map(|(_, left)| seconds(left)),
         "round_trip_ms": health.round_trip.map(milliseconds),

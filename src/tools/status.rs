@@ -113,6 +113,10 @@ fn servers(json: &Value, style: Style) -> Vec<String> {
             let since = time(number(server, "since_s"));
             rows.push(Row::Note(format!("for {since}: {}", word(server, "reason")), Tone::Bad));
         }
+        if server["plain"] == true {
+            let note = "a plain Ollama, without ollana: no encryption, found by name only";
+            rows.push(Row::Note(note.to_owned(), Tone::Faint));
+        }
         let loaded = list(server, "models").iter().filter(|model| is_loaded(model));
         let loaded: Vec<String> = loaded.map(|model| word(model, "name")).collect();
         if !loaded.is_empty() {

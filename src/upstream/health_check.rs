@@ -5,22 +5,24 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::Request;
+use crossbeam_channel::bounded;
+use http::{Request, Response};
 use serde_json::Value;
 
 use super::exchange_io::{self, Attempt, ExchangeIo, Failure};
 use super::{Upstream, build_uri, describe, describe_io};
 use crate::access::permissions::Permission;
-use crate::config::{OllamaUrl, ServerName};
+use crate::config::{OLLAMA_PORT, OllamaUrl, ServerName};
 use crate::http::fields::{
     self, IDENTITY_FIELD, PERMISSION_FIELD, ROOM_FIELD, SAVED_FIELD, SERVER_FIELD,
 };
-use crate::net::names;
 use crate::net::untrusted_text::is_printable;
+use crate::net::{names, socket};
 use crate::ollama::endpoints::{List, VERSION};
 use crate::ollama::inventory::Inventory;
 use crate::ollama::list_reader::{ListReader, Read};
 use crate::pairing::identity::{Identity, MAX_NAME};
+use crate::system;
 
 /// Longest version that is read, in bytes.
 const MAX_ANSWER: u64 = 64 << 10;
@@ -30,6 +32,10 @@ const PIECE: usize = 16 << 10;
 /// A checker waits so long for a server's name that was never found. One that comes later is there
 /// for the next check.
 const NAME_TIME: Duration = Duration::from_millis(250);
+/// Ways to a server that are tried at once, if its name leads to several addresses or it isn't known on
+/// which port it is; and by how much a better one may be later than a worse one.
+const MOST_WAYS: usize = 8;
+const GRACE: Duration = Duration::from_millis(300);
 /// How long a check waits for the lists. Those that take longer must not make it late: they are asked
 /// for apart.
 pub(crate) const LISTS_IN_PASSING: Duration = Duration::from_millis(500);
@@ -113,55 +119,88 @@ impl Check<'_> {
 
     fn ask(self, upstream: &Upstream) -> CheckResult {
         let until = Instant::now() + self.time.answer;
-        let resolved = match self.target {
-            Target::Address(address) => Ok(vec![*address]),
-            Target::Name(server) => {
-                let patience = if self.local.is_some() { self.time.answer } else { NAME_TIME };
-                names::resolve(&server.host, server.port, patience)
-            }
-        };
-        let addresses = match resolved {
-            Ok(addresses) => addresses,
+        let (ways, is_told) = match self.ways(upstream) {
+            Ok(ways) => ways,
             Err(reason) => return CheckResult::Refused(reason),
         };
         let mut result = CheckResult::Void;
-        // Others have the same only if it isn't known on which link it is.
-        let there = addresses.iter().filter(|address| address.ip() == addresses[0].ip());
-        for (at, address) in there.clone().enumerate() {
+        for (at, address) in ways.iter().enumerate() {
             let left = until.saturating_duration_since(Instant::now());
-            let share = left / (there.clone().count() - at).max(1) as u32;
-            result = self.ask_at(upstream, *address, Instant::now() + share);
-            if matches!(result, CheckResult::Healthy { .. } | CheckResult::Void) {
+            let share = left / (ways.len() - at) as u32;
+            let is_ollana;
+            (result, is_ollana) = self.ask_at(upstream, *address, Instant::now() + share);
+            // Where an ollana refuses, nobody goes around it.
+            if is_ollana || matches!(result, CheckResult::Healthy { .. } | CheckResult::Void) {
                 break;
             }
         }
-        result
+        match result {
+            CheckResult::Unreached(reason) if !is_told => {
+                CheckResult::Unreached(format!("{reason}, and so on port {OLLAMA_PORT}"))
+            }
+            result => result,
+        }
     }
 
-    fn ask_at(self, upstream: &Upstream, address: SocketAddr, until: Instant) -> CheckResult {
+    /// Where to ask, the best first; and whether one port was meant.
+    fn ways(self, upstream: &Upstream) -> Result<(Vec<SocketAddr>, bool), String> {
+        let server = match self.target {
+            Target::Address(address) => return Ok((vec![*address], true)),
+            Target::Name(server) => server,
+        };
+        let patience = if self.local.is_some() { self.time.answer } else { NAME_TIME };
+        let ports = server.ports();
+        let mut addresses = names::resolve(&server.host, ports[0], patience)?;
+        addresses.truncate(MOST_WAYS / ports.len());
+        let mut ways = addresses.clone();
+        for port in &ports[1..] {
+            // Who has a key there is never talked to in clear.
+            let others =
+                addresses.iter().filter(|it| upstream.keyring.encrypts(**it) != Some(true));
+            ways.extend(others.map(|address| {
+                let mut other = *address;
+                other.set_port(*port);
+                other
+            }));
+        }
+        if ways.len() > 1 {
+            ways = knock(&ways, self.time.connect.unwrap_or(self.time.answer / 2));
+        }
+        Ok((ways, ports.len() == 1))
+    }
+
+    /// The result, and whether it came from an ollana.
+    fn ask_at(
+        self,
+        upstream: &Upstream,
+        address: SocketAddr,
+        until: Instant,
+    ) -> (CheckResult, bool) {
         let start = Instant::now();
         let left = until.saturating_duration_since(start);
         if left.is_zero() {
-            return CheckResult::Silent("no time was left".to_owned());
+            return (CheckResult::Silent("no time was left".to_owned()), false);
         }
         // On a connection of its own: an old one may be broken although the server is well.
         let request = self.request(upstream, false, address, VERSION);
         let answer = request.and_then(|request| upstream.get(request, left, MAX_ANSWER));
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(_) if exchange_io::with(|io| io.fault().is_some()) => return CheckResult::Void,
-            Err(error @ ureq::Error::Timeout(_)) => return CheckResult::Silent(describe(&error)),
-            Err(error) => {
-                let is_refusal = exchange_io::with(|io| io.failure()) != Failure::Unreached
-                    || matches!(&error, ureq::Error::Io(e) if e.kind() == ErrorKind::PermissionDenied);
-                let reason = describe(&error);
-                return match is_refusal {
-                    true => CheckResult::Refused(reason),
-                    false => CheckResult::Unreached(reason),
-                };
+        match answer {
+            Ok(answer) => {
+                let is_ollana = fields::is_from_ollana(answer.headers());
+                let result = self.judge(upstream, (address, until), &answer, start.elapsed());
+                (result, is_ollana)
             }
-        };
-        let round_trip = start.elapsed();
+            Err(error) => (failure(&error), false),
+        }
+    }
+
+    fn judge(
+        self,
+        upstream: &Upstream,
+        (address, until): (SocketAddr, Instant),
+        answer: &Response<String>,
+        round_trip: Duration,
+    ) -> CheckResult {
         let fields = answer.headers();
         if self.local.is_some() && fields::is_from_ollana(fields) {
             return CheckResult::Refused("another ollana answers there, not Ollama".to_owned());
@@ -262,6 +301,49 @@ impl Check<'_> {
         *request.uri_mut() = uri;
         Ok(request)
     }
+}
+
+/// What it means that there is no answer.
+fn failure(error: &ureq::Error) -> CheckResult {
+    let reason = describe(error);
+    match error {
+        _ if exchange_io::with(|io| io.fault().is_some()) => CheckResult::Void,
+        ureq::Error::Timeout(_) => CheckResult::Silent(reason),
+        ureq::Error::Io(error) if error.kind() == ErrorKind::PermissionDenied => {
+            CheckResult::Refused(reason)
+        }
+        _ if exchange_io::with(|io| io.failure()) != Failure::Unreached => {
+            CheckResult::Refused(reason)
+        }
+        _ => CheckResult::Unreached(reason),
+    }
+}
+
+/// Connects to all of these at once: those that take it, in this order, or the first if none does.
+fn knock(ways: &[SocketAddr], time: Duration) -> Vec<SocketAddr> {
+    let (tell, told) = bounded(ways.len());
+    for (at, way) in ways.iter().copied().enumerate() {
+        let tell = tell.clone();
+        // Without a thread, it isn't asked.
+        let _ = system::spawn("knocker", move || {
+            let _ = tell.send((at, socket::connect(way, None, time).is_ok()));
+        });
+    }
+    drop(tell);
+    let mut opens: Vec<Option<bool>> = vec![None; ways.len()];
+    let mut until = Instant::now() + time;
+    let best = |opens: &[Option<bool>]| opens.iter().find(|it| **it != Some(false)).copied();
+    while best(&opens).flatten() != Some(true)
+        && let Ok((at, is_open)) = told.recv_deadline(until)
+    {
+        opens[at] = Some(is_open);
+        if is_open {
+            until = until.min(Instant::now() + GRACE);
+        }
+    }
+    let open = ways.iter().zip(&opens).filter(|(_, is_open)| **is_open == Some(true));
+    let open: Vec<SocketAddr> = open.map(|(way, _)| *way).collect();
+    if open.is_empty() { ways[..1].to_vec() } else { open }
 }
 
 /// The start of a text, without what isn't printable.

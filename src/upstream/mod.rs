@@ -46,6 +46,7 @@ const MAX_FETCHED: u64 = 64 << 20;
 pub(crate) struct Upstream {
     pooled: Agent,
     fresh: Agent,
+    keyring: Arc<Keyring>,
     connect: Duration,
     stall: Duration,
 }
@@ -70,7 +71,8 @@ impl Upstream {
             Agent::with_parts(config, IoConnector { keyring: Arc::clone(keyring) }, Literal)
         };
         let (connect, stall) = (timing.connect_timeout, timing.stall_timeout);
-        Upstream { pooled: agent(MAX_IDLE), fresh: agent(0), connect, stall }
+        let keyring = Arc::clone(keyring);
+        Upstream { pooled: agent(MAX_IDLE), fresh: agent(0), keyring, connect, stall }
     }
 
     /// The agent for the attempt that was begun.

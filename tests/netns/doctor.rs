@@ -12,7 +12,7 @@ use super::ollama::Ollama;
 use super::watch::{limits, takes};
 
 /// What the doctor says on a host: its exit code, and its findings as `level area: text`.
-fn doctor(host: &Host, args: &[&str]) -> (i32, Vec<String>) {
+pub(super) fn doctor(host: &Host, args: &[&str]) -> (i32, Vec<String>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     command.args(["doctor", "--json"]).args(args);
@@ -31,13 +31,13 @@ fn doctor(host: &Host, args: &[&str]) -> (i32, Vec<String>) {
 }
 
 #[track_caller]
-fn assert_says(findings: &[String], start: &str, words: &str) {
+pub(super) fn assert_says(findings: &[String], start: &str, words: &str) {
     let is_it = |finding: &&String| finding.starts_with(start) && finding.contains(words);
     assert!(findings.iter().any(|f| is_it(&f)), "{start}… {words:?} in {findings:#?}");
 }
 
 /// How many findings ask for something to be done.
-fn complaints(findings: &[String]) -> usize {
+pub(super) fn complaints(findings: &[String]) -> usize {
     let is_one = |finding: &&String| finding.starts_with("wrong ") || finding.starts_with("warn ");
     findings.iter().filter(is_one).count()
 }

@@ -109,12 +109,21 @@ impl Backend {
         if name.is_empty() { place } else { format!("{name} ({place})") }
     }
 
-    /// Its name, or where it is.
+    /// Its name, else what the user calls it, or where it is.
     pub(super) fn short_name(&self) -> String {
-        match self.addresses.first() {
-            Some(address) if self.claims.name.is_empty() => address.to_string(),
-            _ => self.claims.name.clone(),
+        let address = || self.addresses.first().map_or(String::new(), |it| it.to_string());
+        match &self.origin {
+            _ if !self.claims.name.is_empty() => self.claims.name.clone(),
+            Origin::Named(server) => server.to_string(),
+            _ => address(),
         }
+    }
+
+    /// Whether it is an Ollama of another machine without a proxy of ours; `None` until it was well.
+    pub(crate) fn is_plain(&self) -> Option<bool> {
+        let tells = !self.claims.name.is_empty() || self.claims.identity.is_some();
+        let is_known = self.health.round_trip.is_some();
+        is_known.then_some(!tells && !self.is_local())
     }
 
     /// Whether people mean this backend by `name`.

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::ask::{self, LOCALHOST};
 use super::report::Report;
-use crate::config::{ModeChoice, SERVER_PORT, Settings, parse_host_port, parse_ollama};
+use crate::config::{ModeChoice, Settings, parse_host_port, parse_ollama};
 use crate::pairing::keyring::Keyring;
 use crate::tools::daemon;
 use crate::tools::status::state;
@@ -48,7 +48,7 @@ impl Running {
             settings.mode = ModeChoice::Both;
         }
         if settings.servers.is_empty() {
-            let parse = |name: &String| parse_host_port(name, SERVER_PORT).ok();
+            let parse = |name: &String| parse_host_port(name, 0).ok();
             settings.servers = given("named").iter().filter_map(parse).collect();
         }
         settings

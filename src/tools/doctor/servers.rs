@@ -12,7 +12,7 @@ use super::ask;
 use super::local::Here;
 use super::report::Report;
 use super::running::Running;
-use crate::config::Settings;
+use crate::config::{ServerName, Settings};
 use crate::discovery::scan::{Answer, Scan};
 use crate::discovery::schedule::DOCTOR;
 use crate::manager::pool::Known;
@@ -47,6 +47,8 @@ struct Server {
     address: SocketAddr,
     name: String,
     origin: Origin,
+    /// As the user named it.
+    given: Option<ServerName>,
     /// Its answer to a probe sent to it alone.
     direct: Option<Answer>,
     /// Its answer to a broadcast.
@@ -120,7 +122,7 @@ pub(super) fn look(
             report.wrong(
                 text,
                 "start ollana on the machine with Ollama, and open UDP 11436 and TCP 11435 there; \
-                 on another subnet, in a VPN or behind guest Wi-Fi: --server HOST",
+                 on another subnet, in a VPN, behind guest Wi-Fi or without ollana: --server HOST",
             );
         } else {
             report.note(text);
@@ -170,6 +172,7 @@ impl Server {
             address,
             name: name.to_owned(),
             origin,
+            given: None,
             direct: None,
             broadcast: None,
             http: CheckResult::Void,
@@ -183,11 +186,23 @@ impl Server {
         if address.contains(&self.name) { address } else { format!("{} ({address})", self.name) }
     }
 
+    /// Whether it is an Ollama without ollana.
+    fn is_plain(&self) -> bool {
+        matches!(self.http, CheckResult::Healthy { identity: None, name: None, .. })
+    }
+
     fn judge_usable(&self, report: &mut Report, udp: u16, version: &str, round_trip: Duration) {
         let (label, ip) = (self.label(), self.address.ip());
         let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
         let encrypted =
             self.is_encrypted.map_or("", |yes| if yes { "encrypted, " } else { "not encrypted, " });
+        if self.is_plain() {
+            return report.well(format!(
+                "{label} is a plain Ollama {version}, without ollana: no encryption, found by name only, \
+                 HTTP {}",
+                ms(round_trip)
+            ));
+        }
         let mut text = format!("{label}: Ollama {version}, {encrypted}HTTP {}", ms(round_trip));
         if let Some(answer) = self.direct.as_ref().or(self.broadcast.as_ref()) {
             text += &format!(", UDP {}", ms(answer.round_trip));
@@ -234,6 +249,13 @@ impl Server {
                 format!("{label}, known from before, is away: {reason}"),
                 "switch it on and start ollana there; asleep: --wake",
             ),
+            _ if self.is_on_link && self.given.as_ref().is_some_and(|given| given.port == 0) => {
+                report.wrong(
+                    format!("{label} can't be used: {reason}"),
+                    "is it on, and does ollana run there? Without ollana, its Ollama has to listen on \
+                     the network: OLLAMA_HOST=0.0.0.0, and TCP 11434 open in its firewall",
+                )
+            }
             _ if self.is_on_link => report.wrong(
                 format!("{label} can't be used: {reason}"),
                 "is it on, and does ollana run there? ollana doctor there says more",
@@ -250,12 +272,16 @@ impl Server {
 fn known(report: &mut Report, settings: &Settings) -> Vec<Server> {
     let mut servers: Vec<Server> = Vec::new();
     // All are looked up at once.
+    let found = |named: &ServerName, time| names::resolve(&named.host, named.ports()[0], time);
     for named in &settings.servers {
-        let _ = names::resolve(&named.host, named.port, Duration::ZERO);
+        let _ = found(named, Duration::ZERO);
     }
     for named in &settings.servers {
-        match names::resolve(&named.host, named.port, NAME_TIME) {
-            Ok(all) => servers.push(Server::new(all[0], &named.host, Origin::Named)),
+        match found(named, NAME_TIME) {
+            Ok(all) => servers.push(Server {
+                given: Some(named.clone()),
+                ..Server::new(all[0], &named.host, Origin::Named)
+            }),
             Err(reason) => report.wrong(
                 format!("--server {named}: {reason}"),
                 "look at its spelling, or give its address",
@@ -299,13 +325,20 @@ fn check_all(servers: &mut [Server], settings: &Settings, keyring: &Arc<Keyring>
     thread::scope(|scope| {
         for server in servers {
             scope.spawn(move || {
+                let target = match &server.given {
+                    Some(given) => Target::Name(given.clone()),
+                    None => Target::Address(server.address),
+                };
                 let check = Check {
-                    target: &Target::Address(server.address),
+                    target: &target,
                     local: None,
                     wants_inventory: false,
                     time: CheckTime::of(ask::PATIENCE),
                 };
                 server.http = check.run(&Upstream::new(&settings.timing, keyring));
+                if let CheckResult::Healthy { address, .. } = server.http {
+                    server.address = address;
+                }
                 server.is_encrypted = keyring.encrypts(server.address);
             });
         }

@@ -115,3 +115,43 @@ fn a_check_has_one_deadline_whatever_the_server_does() {
     assert!(took < ms(600) + SLACK, "{took:?}");
     fs::remove_dir_all(&dir).expect("removed");
 }
+
+#[test]
+fn of_several_ways_the_best_that_is_open_is_asked() {
+    let open = [(); 2].map(|()| serve(drop));
+    let closed = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port");
+    for (ways, want) in [
+        (vec![open[0], open[1]], vec![open[0], open[1]]),
+        (vec![closed, open[1]], vec![open[1]]),
+        (vec![open[1], closed], vec![open[1]]),
+        (vec![closed, closed], vec![closed]),
+    ] {
+        let found = knock(&ways, ms(5000));
+        // What is worse may come too late to be told.
+        assert!(want.starts_with(&found) && !found.is_empty(), "{ways:?}: {found:?}");
+    }
+}
+
+/// `localhost` leads to two addresses, and a server needn't be on the first.
+#[test]
+fn a_name_with_several_addresses_leads_to_the_one_that_answers() {
+    let Ok(listener) = TcpListener::bind("[::1]:0") else { return };
+    let port = listener.local_addr().expect("its address").port();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 512]);
+            let body = "{\"version\":\"0.9.9\"}";
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all((head + body).as_bytes());
+        }
+    });
+    let upstream = Upstream::new(&Timing::default(), &Arc::new(Keyring::none()));
+    let target = Target::Name(ServerName { host: "localhost".to_owned(), port });
+    let time = CheckTime::of(ms(5000));
+    let check = Check { target: &target, local: None, wants_inventory: false, time };
+    let result = check.run(&upstream);
+    assert!(
+        matches!(&result, CheckResult::Healthy { address, .. } if address.is_ipv6()),
+        "{result:?}"
+    );
+}

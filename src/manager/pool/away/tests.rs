@@ -305,7 +305,7 @@ fn a_named_server_is_remembered_by_its_name() {
     assert!(matches!(first, Err(NoPick::NoneUp(_))), "{first:?}");
     answer(&mut next, false);
     let said = next.ask("beta").expect_err("down since the start");
-    assert!(said.contains("is on server \"10.0.0.7:11435\", which is away, last seen"), "{said}");
+    assert!(said.contains("is on server \"box:11434\", which is away, last seen"), "{said}");
     assert!(said.ends_with(": connection refused"), "{said}");
 }
 
