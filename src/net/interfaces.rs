@@ -106,6 +106,18 @@ pub(crate) fn other_interfaces(wanted: &[String]) -> Vec<(String, Ipv4Addr, &'st
     others.collect()
 }
 
+/// Addresses of this machine by which a container of it can reach it, bridges first.
+pub(crate) fn addresses_for_containers() -> Vec<Ipv4Addr> {
+    let mut all = if_addrs::get_if_addrs().unwrap_or_default();
+    all.retain(|one| !one.is_loopback() && !one.is_p2p());
+    all.sort_by_key(|one| !is_virtual(&one.name));
+    let ip = |one: &if_addrs::Interface| match one.ip() {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    };
+    all.iter().filter_map(ip).collect()
+}
+
 /// The number of an interface that has an address, by its name or by the number itself.
 pub(crate) fn index_of(zone: &str) -> Option<u32> {
     let number: Option<u32> = zone.parse().ok();

@@ -35,7 +35,7 @@ use crate::pairing::keyring::Keyring;
 use crate::system::lock;
 
 pub(crate) use self::put::Put;
-pub(crate) use self::registry::{Registry, is_for_a_moment};
+pub(crate) use self::registry::{Registry, addresses, is_for_a_moment};
 pub(crate) use self::source::Seek;
 pub(crate) use self::uploads::{Came, Part, Uploads};
 

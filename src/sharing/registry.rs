@@ -1,12 +1,13 @@
-//! A registry on loopback that has one manifest, so that Ollama itself writes it: what it pulls from
+//! A registry of this machine that has one manifest, so that Ollama itself writes it: what it pulls from
 //! there has its layers on disk already, so that nothing else is asked for (`server/images.go`,
 //! `PullModel`).
 //!
 //! The model's name has 128 random bits, so that nobody else finds the manifest, and a name that a
-//! crash leaves behind is known by its form. Plain HTTP: Ollama wants `"insecure": true` for it.
+//! crash leaves behind is known by its form. Plain HTTP: Ollama wants `"insecure": true` for it. It is on
+//! loopback; an Ollama in a container, which has a loopback of its own, reaches another address.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::JoinHandle;
@@ -16,6 +17,7 @@ use http::Method;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::http::head::{self, Head, HeadLimits};
+use crate::net::interfaces;
 use crate::net::socket::{self, Waker};
 use crate::ollama::manifest::MEDIA_TYPE;
 use crate::system::{self, Hex, parse_hex};
@@ -26,15 +28,23 @@ const NAMESPACE: &str = "ollana-copy";
 pub(super) const NEW: &str = "new";
 const OLD: &str = "old";
 
+/// Addresses besides loopback that are tried.
+const MOST_OTHERS: usize = 2;
 /// A program of this machine that asks is that quick.
 const TIME: Duration = Duration::from_secs(2);
 const LIMITS: HeadLimits = HeadLimits { max_bytes: 16 << 10, max_fields: 64 };
+
+/// Where a registry may be that the own Ollama reaches, the likeliest first.
+pub(crate) fn addresses() -> impl Iterator<Item = Ipv4Addr> {
+    let others = interfaces::addresses_for_containers().into_iter().take(MOST_OTHERS);
+    [Ipv4Addr::LOCALHOST].into_iter().chain(others)
+}
 
 /// Where a registry is, which nobody else finds.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) listener: TcpListener,
-    /// `127.0.0.1:PORT/ollana-copy/RANDOM`
+    /// `ADDRESS:PORT/ollana-copy/RANDOM`
     pub(super) model: String,
     /// What begins all paths of the model, and their addresses.
     pub(super) path: String,
@@ -42,8 +52,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub(super) fn open() -> io::Result<Self> {
-        let listener = socket::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    pub(super) fn open(on: Ipv4Addr) -> io::Result<Self> {
+        let listener = socket::listen(SocketAddr::from((on, 0)))?;
         let random = Hex(&system::random::<16>()?).to_string();
         let address = listener.local_addr()?;
         let path = format!("/v2/{NAMESPACE}/{random}/");
@@ -68,7 +78,7 @@ impl Place {
 /// Serves until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Registry {
-    /// `127.0.0.1:PORT/ollana-copy/RANDOM`
+    /// `ADDRESS:PORT/ollana-copy/RANDOM`
     model: String,
     was_asked: Arc<AtomicBool>,
     waker: Arc<Waker>,
@@ -76,8 +86,8 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    pub(crate) fn start(manifest: Vec<u8>) -> io::Result<Self> {
-        let place = Place::open()?;
+    pub(crate) fn start(manifest: Vec<u8>, on: Ipv4Addr) -> io::Result<Self> {
+        let place = Place::open(on)?;
         let model = place.model.clone();
         let (was_asked, waker) = (Arc::new(AtomicBool::new(false)), Arc::new(Waker::new()?));
         let server = Server {
@@ -115,10 +125,10 @@ impl Drop for Registry {
 
 /// Whether a model's name is one that a copy gives for a moment.
 pub(crate) fn is_for_a_moment(name: &str) -> bool {
-    let rest = name.strip_prefix("127.0.0.1:");
-    let parts: Option<Vec<&str>> = rest.map(|rest| rest.split(['/', ':']).collect());
-    let Some([port, NAMESPACE, random, NEW | OLD]) = parts.as_deref() else { return false };
-    port.parse::<u16>().is_ok() && parse_hex::<16>(random).is_some()
+    let parts: Vec<&str> = name.split('/').collect();
+    let [host, NAMESPACE, model] = parts[..] else { return false };
+    let Some((random, NEW | OLD)) = model.split_once(':') else { return false };
+    host.parse::<SocketAddrV4>().is_ok() && parse_hex::<16>(random).is_some()
 }
 
 struct Server {
@@ -212,7 +222,7 @@ mod tests {
     const MANIFEST: &str = r#"{"schemaVersion":2,"layers":[]}"#;
 
     fn start() -> (Registry, SocketAddr, String) {
-        let registry = Registry::start(MANIFEST.into()).unwrap();
+        let registry = Registry::start(MANIFEST.into(), Ipv4Addr::LOCALHOST).unwrap();
         let name = registry.name();
         let (address, rest) = name.split_once('/').unwrap();
         let path = format!("/v2/{}", rest.replace(":new", "/manifests/new"));
@@ -286,7 +296,9 @@ mod tests {
             (format!("127.0.0.1:5/ollana-copy/{random}"), false),
             (format!("127.0.0.1/ollana-copy/{random}:new"), false),
             (format!("127.0.0.1:99999/ollana-copy/{random}:new"), false),
-            (format!("127.0.0.2:5/ollana-copy/{random}:new"), false),
+            (format!("172.17.0.1:5/ollana-copy/{random}:new"), true),
+            (format!("desktop:5/ollana-copy/{random}:new"), false),
+            (format!("a/127.0.0.1:5/ollana-copy/{random}:new"), false),
             (format!("127.0.0.1:5/me/{random}:new"), false),
             (format!("127.0.0.1:5/ollana-copy/{}:new", &random[1..]), false),
             (format!("127.0.0.1:5/ollana-copy/{random}x:new"), false),

@@ -1,4 +1,4 @@
-//! A registry on loopback that Ollama pushes a model to, where the folder of its models can't be read.
+//! A registry of this machine that Ollama pushes a model to, where the folder of its models can't be read.
 //!
 //! ```text
 //!  HEAD blobs/DIGEST        is it there? all are but the one that is wanted, if any
@@ -11,7 +11,7 @@
 //! [`registry`](super::registry) that Ollama pulls from.
 
 use std::io::{self, Read};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
 use http::Method;
@@ -57,8 +57,8 @@ pub(crate) struct Part {
 }
 
 impl Uploads {
-    pub(crate) fn open(lacks: Option<String>) -> io::Result<Self> {
-        Ok(Uploads { place: Place::open()?, lacks })
+    pub(crate) fn open(lacks: Option<String>, on: Ipv4Addr) -> io::Result<Self> {
+        Ok(Uploads { place: Place::open(on)?, lacks })
     }
 
     /// The name under which Ollama can push the model.

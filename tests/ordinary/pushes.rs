@@ -262,3 +262,26 @@ fn a_push_of_nonsense_is_no_model() {
     assert!(answer.json()["error"].is_string() && answer.json() != json!({}));
     donor.is_clean();
 }
+
+/// An Ollama in a container has a loopback of its own: it reaches this machine at another address.
+#[test]
+fn an_ollama_in_a_container_is_reached_as_well() {
+    if lan_address().is_none() {
+        return;
+    }
+    let donor = Donor::start("");
+    let store = Store::new();
+    let ollama = Ollama::with_store(&store, None);
+    for one in [&donor.ollama, &ollama] {
+        one.change(|world| world.is_contained = true);
+    }
+    let path = store.path().to_string_lossy().into_owned();
+    let from = donor.process.address();
+    let target = start(&ollama, &path, &format!("--server {from}"));
+    target.connect_ready();
+    let (text, errors, code) = ollana(&format!("cp alpha:1b@{from} --listen {}", target.address()));
+    assert_eq!(code, 0, "{text}{errors}");
+    assert_eq!(store.digests("alpha:1b"), donor.alpha.digests());
+    assert_eq!(names(&ollama), ["alpha:1b"]);
+    donor.is_clean();
+}

@@ -5,23 +5,20 @@
 //! | `/ollana/blobs/sha256:HEX` | a blob; one range of it with `Range` |
 //! | `/ollana/manifests/NAME` | a model's manifest, for paired machines and own programs |
 //!
-//! Blobs are given to [`DONATIONS`] at once, past the page cache, in which a model may be that runs;
-//! a blob that is there already stays, since it may be that model's.
-//! Whoever gets one can't know more than that a model has it: what isn't shared isn't there. Where the
+//! Blobs are given to a few at once ([`donations`](super::donations)), past the page cache, in which a
+//! model may be that runs; a blob that is there already stays, since it may be that model's. Whoever gets one can't know more than that a model has it: what isn't shared isn't there. Where the
 //! folder of the models can't be read, paired machines get them from Ollama itself ([`push`](super::push)).
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, IF_RANGE, ORIGIN, RANGE,
 };
 use http::{HeaderMap, Method, StatusCode};
 
-use super::push::{Pushable, Pushes};
+use super::donations::{Donation, PIECE, Pushable};
 use super::{End, Exchange, OwnAnswer, Side};
 use crate::access::permissions::Origin;
 use crate::http::fields::{self, AnswerFraming};
@@ -32,43 +29,12 @@ use crate::ollama::manifest::MEDIA_TYPE;
 use crate::ollama::model_name::ModelName;
 use crate::system::files::{self, Advice};
 
-/// Blobs that are given at once.
-const DONATIONS: usize = 2;
 /// Bytes that are sent before it is looked whether the process is to end, and what the page cache
 /// keeps of them is dropped.
 const STRIDE: u64 = 8 << 20;
 /// Places at which it is looked whether the page cache has a blob.
 const SAMPLES: u64 = 16;
-/// Bytes that are encrypted at a time.
-pub(super) const PIECE: usize = 256 << 10;
 const BYTES: &str = "application/octet-stream";
-
-/// Places of those that get blobs, and what is known of blobs that Ollama pushes.
-#[derive(Debug, Default)]
-pub(crate) struct Donations {
-    taken: Arc<AtomicUsize>,
-    pub(super) pushes: Pushes,
-}
-
-struct Donation(Arc<AtomicUsize>);
-
-impl Donations {
-    fn is_full(&self) -> bool {
-        self.taken.load(SeqCst) >= DONATIONS
-    }
-
-    fn begin(&self) -> Option<Donation> {
-        let take = |taken| (taken < DONATIONS).then_some(taken + 1);
-        self.taken.fetch_update(SeqCst, SeqCst, take).ok()?;
-        Some(Donation(Arc::clone(&self.taken)))
-    }
-}
-
-impl Drop for Donation {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
-    }
-}
 
 /// Where the bytes of a blob are.
 enum Bytes {
@@ -125,7 +91,7 @@ impl Exchange<'_> {
             Bytes::Ollama(blob) => blob.size,
         };
         let is_head = self.head.method == Method::HEAD;
-        let donation = if is_head { None } else { donations.begin() };
+        let donation = if is_head { None } else { donations.begin(&self.connection.stream) };
         if if is_head { donations.is_full() } else { donation.is_none() } {
             return Err(OwnAnswer::DonorBusy);
         }
@@ -159,8 +125,8 @@ impl Exchange<'_> {
             return Ok(end);
         }
         let sent = match (&source, push) {
-            (Bytes::File(blob), _) => self.send_file(&blob.file, bytes),
-            (Bytes::Ollama(_), Some(push)) => self.send_pushed(push, bytes),
+            (Bytes::File(blob), _) => self.send_file(&blob.file, bytes, donation.as_ref()),
+            (Bytes::Ollama(_), Some(push)) => self.send_pushed(push, bytes, donation.as_ref()),
             (Bytes::Ollama(_), None) => Ok(()),
         };
         Ok(match sent {
@@ -201,6 +167,12 @@ impl Exchange<'_> {
         Ok(written.map_or(End::Cut, |()| end))
     }
 
+    /// So many bytes of a blob were taken.
+    pub(super) fn note_given(&self, bytes: u64, donation: Option<&Donation>) {
+        self.context.presence.counters().transfers.sources.given.add(bytes);
+        donation.into_iter().for_each(|donation| donation.take(bytes));
+    }
+
     fn blob_fields(&self, media: &'static str) -> HeaderMap {
         let fields = [(CONTENT_TYPE, media), (CACHE_CONTROL, "no-store")];
         fields.map(|(name, value)| (name, HeaderValue::from_static(value))).into_iter().collect()
@@ -214,7 +186,12 @@ impl Exchange<'_> {
     }
 
     /// Sends these bytes of a file, and nothing more once the client has left.
-    fn send_file(&self, file: &File, bytes: Range<u64>) -> io::Result<()> {
+    fn send_file(
+        &self,
+        file: &File,
+        bytes: Range<u64>,
+        donation: Option<&Donation>,
+    ) -> io::Result<()> {
         let stream = &self.connection.stream;
         let stall = self.context.settings.timing.stall_timeout;
         let stays = is_in_page_cache(file, &bytes);
@@ -240,7 +217,7 @@ impl Exchange<'_> {
                         buffer.len() as u64
                     }
                 };
-                self.context.presence.counters().transfers.sources.given.add(n);
+                self.note_given(n, donation);
                 at += n;
             }
             // From the beginning: what the socket still had a moment ago couldn't be dropped.
@@ -336,15 +313,5 @@ mod tests {
             assert_eq!(asked_range(range.as_bytes(), 10), want, "{range}");
         }
         assert_eq!(asked_range(b"bytes=0-", 0), Asked::Nothing);
-    }
-
-    #[test]
-    fn places_come_back() {
-        let donations = Donations::default();
-        let held: Vec<_> = (0..DONATIONS).map_while(|_| donations.begin()).collect();
-        assert_eq!(held.len(), DONATIONS);
-        assert!(donations.is_full() && donations.begin().is_none());
-        drop(held);
-        assert!(!donations.is_full() && donations.begin().is_some());
     }
 }

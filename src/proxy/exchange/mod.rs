@@ -18,6 +18,7 @@
 mod account;
 mod copy;
 mod donate;
+mod donations;
 mod forward;
 mod lists;
 mod look;
@@ -38,7 +39,7 @@ use std::time::Instant;
 use http::header::{CONTENT_TYPE, HOST, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
 
-pub(crate) use self::donate::Donations;
+pub(crate) use self::donations::Donations;
 pub use self::retry::Attempts;
 use super::answers::{self, CLIENT_LEFT, Form, OwnAnswer};
 use super::connection::Connection;

@@ -22,6 +22,7 @@ const OWN_TIME: Duration = Duration::from_secs(60);
 /// Bytes of an answer of the own Ollama: a list has some hundred for each model.
 const LONGEST_ANSWER: usize = 16 << 20;
 /// The own Ollama.
+#[derive(Clone, Copy)]
 pub(super) struct Own<'e> {
     pub(super) upstream: &'e Upstream,
     pub(super) address: SocketAddr,

@@ -1,5 +1,5 @@
 //! Models of an Ollama whose folder can't be read, such as in a container or in a home that lets nobody
-//! in: Ollama itself pushes them, to a registry on loopback, and what it sends goes on to the machine
+//! in: Ollama itself pushes them, to a registry of this machine, and what it sends goes on to the machine
 //! that copies the model. Nothing of it is kept.
 //!
 //! ```text
@@ -11,14 +11,13 @@
 //! The name is needed until the push has begun, and deleted then; one that a crash leaves behind, the
 //! next copy deletes. Ollama pushes a blob to one place at a time, so one is given at a time.
 
-use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
-use super::donate::PIECE;
+use super::donations::{Donation, MOST_BLOBS, PIECE, Pushable};
 use super::own::{self, Own};
 use super::{Exchange, OwnAnswer};
 use crate::library::{self, Digest};
@@ -27,61 +26,16 @@ use crate::net::socket::{self, HANGUP, UNACKNOWLEDGED};
 use crate::net::untrusted_text::printable;
 use crate::ollama::model_name::ModelName;
 use crate::ollama::{manifest, pull};
-use crate::sharing::{Came, Part, Turn, Uploads};
-use crate::system::lock;
+use crate::sharing::{self, Came, Part, Turn, Uploads};
 use crate::upstream::exchange_io;
 
-/// Blobs that are remembered of the manifests that others got; and of one manifest, at most. Models of
-/// tensors have thousands.
-const MOST: usize = 256;
 /// Ollama's first request comes within this, its manifest within that, and more bytes.
-const FIRST: Duration = Duration::from_secs(5);
+const FIRST: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is looked whether Ollama has refused.
 const LOOK: Duration = Duration::from_millis(20);
 /// A name of Ollama's machine is looked up within this.
 const NAME_TIME: Duration = Duration::from_secs(1);
-
-/// A blob of a model that Ollama has pushed the manifest of.
-#[derive(Clone, Debug)]
-pub(super) struct Pushable {
-    digest: Digest,
-    pub(super) size: u64,
-    model: String,
-}
-
-/// What is known of blobs that Ollama can push.
-#[derive(Debug, Default)]
-pub(super) struct Pushes {
-    known: Mutex<VecDeque<Pushable>>,
-    one: Mutex<()>,
-}
-
-impl Pushes {
-    pub(super) fn find(&self, digest: &Digest) -> Option<Pushable> {
-        lock(&self.known).iter().find(|known| known.digest == *digest).cloned()
-    }
-
-    fn remember(&self, model: &str, layers: &[(String, u64)]) {
-        let mut known = lock(&self.known);
-        for (digest, size) in layers {
-            let Some(digest) = Digest::parse(digest) else { continue };
-            known.retain(|it| it.digest != digest);
-            known.push_back(Pushable { digest, size: *size, model: model.to_owned() });
-        }
-        let most = known.len().saturating_sub(MOST);
-        known.drain(..most);
-    }
-
-    /// The place of the one that pushes a blob.
-    fn begin(&self) -> Option<MutexGuard<'_, ()>> {
-        match self.one.try_lock() {
-            Ok(one) => Some(one),
-            Err(TryLockError::Poisoned(poisoned)) => Some(PoisonError::into_inner(poisoned)),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-}
 
 fn failed(reason: &str) -> OwnAnswer {
     let reason = printable(reason);
@@ -99,11 +53,11 @@ impl Exchange<'_> {
         let model = models.iter().find(|model| own::name(model).as_ref() == Some(wanted));
         let model = model.ok_or(OwnAnswer::NotShared)?;
         let name = model["name"].as_str().unwrap_or_default();
-        let mut push = self.push(own, name, None).map_err(|reason| failed(&reason))?;
+        let (mut push, mut came) = self.push(own, name, None).map_err(|it| failed(&it))?;
         let mut text = loop {
-            match push.next().map_err(|reason| failed(&reason))? {
+            match came {
                 Came::Manifest(text) => break text,
-                Came::Question => {}
+                Came::Question => came = push.next().map_err(|reason| failed(&reason))?,
                 Came::Part(_) => return Err(failed("it sends what it wasn't asked for")),
             }
         };
@@ -113,7 +67,7 @@ impl Exchange<'_> {
             text.push(b'\n');
         }
         let layers = manifest::layers(&text).ok_or_else(|| failed("it sends no manifest"))?;
-        if layers.len() > MOST {
+        if layers.len() > MOST_BLOBS {
             return Err(failed("the model has too many layers"));
         }
         self.context.donations.pushes.remember(name, &layers);
@@ -125,12 +79,12 @@ impl Exchange<'_> {
         let own = self.own_ollama().map_err(|reason| failed(&reason))?;
         let one = self.context.donations.pushes.begin().ok_or(OwnAnswer::DonorBusy)?;
         let push = self.push(own, &blob.model, Some(&blob.digest));
-        let mut push = push.map_err(|reason| failed(&reason))?;
+        let (mut push, mut came) = push.map_err(|reason| failed(&reason))?;
         push.one = Some(one);
         loop {
-            match push.next().map_err(|reason| failed(&reason))? {
+            match came {
                 Came::Part(part) => return Ok((push, part)),
-                Came::Question => {}
+                Came::Question => came = push.next().map_err(|reason| failed(&reason))?,
                 // The name means another model now.
                 Came::Manifest(_) => return Err(OwnAnswer::NotShared),
             }
@@ -142,6 +96,7 @@ impl Exchange<'_> {
         &self,
         (mut push, mut part): (Push<'_>, Part),
         bytes: Range<u64>,
+        donation: Option<&Donation>,
     ) -> io::Result<()> {
         let client = &self.connection.stream;
         let stall = self.context.settings.timing.stall_timeout;
@@ -166,8 +121,9 @@ impl Exchange<'_> {
             let [from, to] =
                 [useful.start, useful.end.max(useful.start)].map(|it| (it - begin) as usize);
             client.write_watching(&buffer[from..to], stall, HANGUP)?;
-            self.context.presence.counters().transfers.sources.given.add((to - from) as u64);
-            at += (to - from) as u64;
+            let given = (to - from) as u64;
+            self.note_given(given, donation);
+            at += given;
         }
         socket::limit_unacknowledged(client.socket(), UNACKNOWLEDGED)
     }
@@ -179,33 +135,45 @@ impl Exchange<'_> {
         Ok(Own { upstream: self.upstream, address, prefix: &self.context.prefix })
     }
 
+    /// Has Ollama push a model: the push, and its first request.
     fn push<'e>(
         &'e self,
         own: Own<'e>,
         model: &str,
         lacks: Option<&Digest>,
-    ) -> Result<Push<'e>, String> {
+    ) -> Result<(Push<'e>, Came), String> {
         let turn = self.context.sharing.begin_copy();
         if turn.is_only_one {
             own.clean_up(&own.models()?)?;
         }
-        let uploads = Uploads::open(lacks.map(Digest::to_string)).map_err(|it| it.to_string())?;
-        let mut push = Push {
-            own,
-            uploads,
-            client: self.connection.stream.socket(),
-            lines: Box::new(io::empty()),
-            line: Vec::new(),
-            is_named: true,
-            one: None,
-            _turn: turn,
-        };
-        let name = push.uploads.name();
-        if !push.own.copy(model, &name)? {
-            return Err(format!("{model} is gone"));
+        let mut refused = "there is no place for a registry".to_owned();
+        for address in sharing::addresses() {
+            let uploads = Uploads::open(lacks.map(Digest::to_string), address);
+            let mut push = Push {
+                own,
+                uploads: uploads.map_err(|error| error.to_string())?,
+                client: self.connection.stream.socket(),
+                lines: Box::new(io::empty()),
+                line: Vec::new(),
+                is_named: true,
+                one: None,
+                turn: None,
+            };
+            let name = push.uploads.name();
+            if !own.copy(model, &name)? {
+                return Err(format!("{model} is gone"));
+            }
+            push.lines = own.push(&name)?;
+            match push.next() {
+                Ok(came) => {
+                    push.turn = Some(turn);
+                    return Ok((push, came));
+                }
+                // It may be in a container, whose loopback is another one.
+                Err(reason) => refused = reason,
+            }
         }
-        push.lines = push.own.push(&name)?;
-        Ok(push)
+        Err(refused)
     }
 }
 
@@ -220,7 +188,7 @@ pub(super) struct Push<'e> {
     is_named: bool,
     /// Of a blob: its place.
     one: Option<MutexGuard<'e, ()>>,
-    _turn: Turn,
+    turn: Option<Turn>,
 }
 
 impl Push<'_> {

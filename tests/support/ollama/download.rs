@@ -177,6 +177,9 @@ impl Source {
         let is_insecure = insecure == Some(true);
         let base = format!("{}://{host}", if is_insecure { "http" } else { "https" });
         let address = match host.parse() {
+            Ok(address) if world.is_contained && SocketAddr::ip(&address).is_loopback() => {
+                Err(format!("dial tcp {address}: connect: connection refused"))
+            }
             Ok(address) if is_insecure => Ok(address),
             Ok(address) => match TcpStream::connect(address) {
                 Ok(_) => Err("http: server gave HTTP response to HTTPS client".to_owned()),

@@ -154,6 +154,8 @@ pub struct World {
     /// The registry that it finds behind every host name; none: it is offline. Names that begin with
     /// an address lead there.
     pub internet: Option<SocketAddr>,
+    /// It runs in a container, whose loopback isn\'t that of the machine.
+    pub is_contained: bool,
     /// Whether it has the routes that come after 0.33 (`…/input_tokens`, `/api/usage`).
     pub is_coming: bool,
     /// Bodies of lists (`/api/tags`, `/api/ps`, `/v1/models`, `/api/version`) as they stand here.
@@ -188,6 +190,7 @@ impl Default for World {
             registry: None,
             store: None,
             internet: None,
+            is_contained: false,
             is_coming: false,
             raw_lists: BTreeMap::new(),
             script: BTreeMap::new(),

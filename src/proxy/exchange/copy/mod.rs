@@ -34,7 +34,7 @@ use crate::ollama::manifest;
 use crate::ollama::model_name::ModelName;
 use crate::ollama::pull::{self, layer_line};
 use crate::proxy::request_body::RequestBody;
-use crate::sharing::{Blob, Neighbour, Registry};
+use crate::sharing::{self, Blob, Neighbour, Registry};
 use crate::system::files::free_space;
 use crate::upstream::build_uri;
 use crate::upstream::exchange_io::{Attempt, Fault};
@@ -333,19 +333,28 @@ impl Copying<'_, '_> {
 
     /// Gives the model its name, once all of its layers are here.
     fn install(&self) -> Result<(), String> {
-        let registry = Registry::start(self.manifest.clone()).map_err(|error| error.to_string())?;
-        let (new, old) = (registry.name(), registry.other_name());
-        let pulled = self.own.pull(&new).map_err(|reason| match registry.was_asked() {
-            true => reason,
-            false => format!(
-                "Ollama cannot reach the loopback of {}, does it run in a container? ({reason})",
-                self.exchange.context.machine
-            ),
-        });
-        let placed = pulled.and_then(|()| self.place(&new, &old));
-        // What is missing is no trouble, and what can't be deleted now, the next copy deletes.
-        let deleted = self.own.delete(&new);
-        placed.and(deleted)?;
+        let mut result = Err("there is no place for a registry".to_owned());
+        for address in sharing::addresses() {
+            let registry = Registry::start(self.manifest.clone(), address);
+            let registry = registry.map_err(|error| error.to_string())?;
+            let (new, old) = (registry.name(), registry.other_name());
+            let pulled = self.own.pull(&new).map_err(|reason| {
+                if registry.was_asked() {
+                    return reason;
+                }
+                let machine = &self.exchange.context.machine;
+                format!("Ollama does not reach {machine}, does it run in a container? ({reason})")
+            });
+            let is_reached = pulled.is_ok() || registry.was_asked();
+            let placed = pulled.and_then(|()| self.place(&new, &old));
+            // What is missing is no trouble, and what can't be deleted now, the next copy deletes.
+            let deleted = self.own.delete(&new);
+            result = placed.and(deleted);
+            if is_reached {
+                break;
+            }
+        }
+        result?;
         self.compare()
     }
 
