@@ -59,7 +59,7 @@ pub(crate) const TOPICS: &[Topic] = &[
                 list!(share, socket_address)),
             option("ollama URL", "this machine's Ollama", "$OLLAMA_HOST or 127.0.0.1:11434",
                 Scalar(|s, v| config::parse_ollama(v).map(|url| s.ollama = Some(url)))),
-            option("server HOST[:PORT]", "a server that broadcasts don't reach, or a PC without ollana", "",
+            option("server HOST[:PORT]", "a server that isn't found by itself", "",
                 list!(servers, server)),
             option("discovery-port N", "UDP port of the discovery, 0 turns it off", "11436",
                 Scalar(|s, v| number(v, 0, 65535).map(|port| s.discovery_port = port))),
@@ -197,8 +197,8 @@ its plan, which cloud models need.
                 "$STATE_DIRECTORY or ~/.local/state/ollana",
                 Scalar(|s, v| text(v).map(|dir| s.state_dir = Some(dir.into())))),
             option("key-file FILE",
-                "a secret of 32 bytes in hexadecimal or base64, such as of openssl rand -hex 32; \
-                 machines that have the same are paired", "",
+                "a secret of 32 bytes in hexadecimal or base64; machines that have the same are \
+                 paired", "",
                 Scalar(|s, v| text(v).map(|file| s.key_file = Some(file.into())))),
             option("unpaired on|off", "talk to machines without a key, unencrypted",
                 "on without keys, off with keys", Words(&[
