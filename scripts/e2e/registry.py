@@ -3,8 +3,8 @@
 
     registry.py STORE CERTIFICATE CONTROL [PORT]
 
-It answers as registry.ollama.ai does: manifests, the size of a blob for HEAD, and for GET a redirect to a host of its own, blobs.example, which
-gives ranges. CONTROL is a file of JSON that is read again all the time:
+It answers as registry.ollama.ai does: manifests, the size of a blob for HEAD, and for GET a redirect to
+a host of its own, blobs.example, which gives ranges. CONTROL is a file of JSON that is read again all the time:
 
     rate   bytes per second, of all downloads together
     wrong  digest of a blob, one byte of which comes out wrong
@@ -19,8 +19,9 @@ import ssl
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import serving
 
 store, certificate, control_file = sys.argv[1:4]
 port = int(sys.argv[4]) if len(sys.argv) > 4 else 443
@@ -60,15 +61,7 @@ class Control:
 control = Control()
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
+class Handler(serving.Handler):
     def do_GET(self):
         self.close_connection = False
         if control.get("away"):
@@ -91,15 +84,6 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(404, b"{}")
 
-    def answer(self, status, body, **fields):
-        self.send_response(status)
-        for name, value in fields.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
     def manifest(self, path):
         if not path.is_file():
             return self.answer(404, b"{}")
@@ -107,15 +91,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def blob(self, digest, path):
         size = path.stat().st_size
-        first, last = 0, size - 1
-        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
-            first, last = int(asked[1]), min(int(asked[2]), last)
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
-        else:
-            self.send_response(200)
-        self.send_header("Content-Length", str(last + 1 - first))
-        self.end_headers()
+        first, last = self.range_begins(size)
         if self.command == "HEAD":
             return
         given = 0
@@ -136,12 +112,10 @@ class Handler(BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True
         finally:
-            print("given", digest, given, flush=True)
+            print("given", digest, given)
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
+class Server(serving.Server):
     def __init__(self):
         super().__init__(("", port), Handler)
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -151,9 +125,6 @@ class Server(ThreadingHTTPServer):
         # In the connection's own thread: a handshake holds up nobody else.
         with self.tls.wrap_socket(request, server_side=True) as secure:
             super().finish_request(secure, client_address)
-
-    def handle_error(self, *_):
-        pass  # clients come and go
 
 
 Server().serve_forever()

@@ -10,46 +10,21 @@ body, a `trickle`, `silence` behind the head, or a `redirect`.
 import os
 import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import serving
 
 size, port, way_file = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
+class Handler(serving.Handler):
     def do_GET(self):
         way = open(way_file).read().strip()
         if not self.path.startswith("/ollana/blobs/"):
-            body = b'{"version":"0.33.0"}'
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-            return
-        print(self.command, way, self.headers.get("Range", ""), flush=True)
+            return self.answer(200, b'{"version":"0.33.0"}')
+        print(self.command, way, self.headers.get("Range", ""))
         if way == "redirect":
-            self.send_response(307)
-            self.send_header("Location", "http://127.0.0.1:11434/api/tags")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        first = 0
-        if range_ := self.headers.get("Range"):
-            first = int(range_.removeprefix("bytes=").split("-")[0])
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{size - 1}/{size}")
-        else:
-            self.send_response(200)
-        self.send_header("Content-Length", str(size - first))
-        self.end_headers()
+            return self.answer(307, Location="http://127.0.0.1:11434/api/tags")
+        first, _ = self.range_begins(size)
         if self.command == "HEAD":
             return
         try:
@@ -72,8 +47,4 @@ class Handler(BaseHTTPRequestHandler):
                 left -= 1 << 20
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-
-Server(("", port), Handler).serve_forever()
+serving.Server(("", port), Handler).serve_forever()

@@ -421,4 +421,38 @@ mod tests {
         assert_eq!(rename_model(b"[]", "a"), None);
         assert_eq!(rename_model(b"{}", "a"), None);
     }
+
+    /// Whatever is asked for, what goes on is a name that Ollama can store, and none that leads elsewhere.
+    #[test]
+    fn no_name_leads_out_of_the_store() {
+        const WORDS: [&str; 16] = [
+            "a", "B9", "/", ":", "@", ".", "..", "-", "_", "%2f", "://", "local", "cloud", " ",
+            "\\", "\u{e9}",
+        ];
+        let mut random = 0x5eed_u64;
+        let mut known = 0;
+        for _ in 0..50_000 {
+            let mut next = |most: u64| {
+                random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (random >> 33) % most
+            };
+            let words = 1 + next(9);
+            let name: String = (0..words).map(|_| WORDS[next(16) as usize]).collect();
+            let Some((asked, _)) = copy_asked(json!({ "model": name }).to_string().as_bytes())
+            else {
+                continue;
+            };
+            known += 1;
+            let parts: Vec<&str> = asked.split('/').collect();
+            let is_plain = |part: &&str| {
+                let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.:".contains(&byte);
+                part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+                    && part.bytes().all(is_fit)
+            };
+            assert!(parts.len() <= 3 && parts.iter().all(is_plain), "{name:?}: {asked:?}");
+            assert!(parts.last().is_some_and(|it| it.matches(':').count() <= 1), "{asked:?}");
+            assert_eq!(plain_name(&asked).as_ref(), Some(&asked), "{name:?}");
+        }
+        assert!(known > 100, "{known}");
+    }
 }

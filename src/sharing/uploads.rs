@@ -196,3 +196,99 @@ impl Part {
         answer(&self.stream, &Method::PATCH, "202 Accepted", &fields, b"")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+    const WANTED: &str = "sha256:aa";
+
+    /// A push's place, and somebody who waits for it.
+    fn open() -> (Uploads, TcpStream, TcpStream) {
+        let uploads = Uploads::open(Some(WANTED.to_owned()), Ipv4Addr::LOCALHOST).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (uploads, near, listener.accept().unwrap().0)
+    }
+
+    /// Sends a request, and takes it.
+    fn come(uploads: &Uploads, watched: &TcpStream, request: &str) -> (Option<Came>, String) {
+        let address = uploads.place.listener.local_addr().unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let came = uploads.next(watched, LONG).unwrap();
+        let mut answer = String::new();
+        if !matches!(came, Some(Came::Part(_))) {
+            let _ = stream.read_to_string(&mut answer);
+        }
+        (came, answer)
+    }
+
+    #[test]
+    fn a_push_goes_its_way() {
+        let (uploads, watched, _far) = open();
+        let path = &uploads.place.path;
+        let ask = |method: &str, rest: &str, fields: &str| {
+            let request = format!("{method} {path}{rest} HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+            come(&uploads, &watched, &request)
+        };
+        for (digest, status) in [("sha256:bb", "200"), (WANTED, "404")] {
+            let (came, answer) = ask("HEAD", &format!("blobs/{digest}"), "");
+            assert!(matches!(came, Some(Came::Question)));
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        }
+        let (_, answer) = ask("POST", "blobs/uploads/?from=x&mount=y", "Content-Length: 0\r\n");
+        let place = format!("Location: {}blobs/uploads/1\r\n", uploads.place.url);
+        assert!(answer.starts_with("HTTP/1.1 202 ") && answer.contains(&place), "{answer}");
+        let fields = "Content-Range: 7-9\r\nContent-Length: 3\r\n\r\nabc";
+        let request = format!("PATCH {path}blobs/uploads/1 HTTP/1.1\r\nHost: a\r\n{fields}");
+        let (came, _) = come(&uploads, &watched, &request);
+        let Some(Came::Part(mut part)) = came else { panic!("{came:?}") };
+        assert_eq!((part.at, part.left), (7, 3));
+        let mut bytes = [0; 2];
+        assert_eq!(part.read(&mut bytes, &watched, LONG).unwrap(), 2);
+        assert_eq!(part.read(&mut bytes, &watched, LONG).unwrap(), 1);
+        assert_eq!(part.read(&mut bytes, &watched, LONG).unwrap(), 0);
+        part.end().unwrap();
+    }
+
+    /// Programs of this machine find the port, and say what they like there.
+    #[test]
+    fn what_is_no_part_of_the_push_brings_nothing() {
+        let (uploads, watched, far) = open();
+        let path = uploads.place.path.clone();
+        let elsewhere = path.replace("ollana-copy/", "ollana-copy/0");
+        for request in [
+            format!(
+                "PUT {elsewhere}manifests/new HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{{}}"
+            ),
+            format!("PUT {path}manifests/old HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{{}}"),
+            format!(
+                "PUT {path}manifests/new HTTP/1.1\r\nHost: a\r\nContent-Length: 262145\r\n\r\n"
+            ),
+            format!("PUT {path}manifests/new HTTP/1.1\r\nHost: a\r\n\r\n"),
+            format!(
+                "PATCH {path}blobs/uploads/2 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na"
+            ),
+            format!(
+                "PATCH {path}blobs/uploads/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na"
+            ),
+            format!("GET {path}manifests/new HTTP/1.1\r\nHost: a\r\n\r\n"),
+            format!("GET {path}../manifests/new HTTP/1.1\r\nHost: a\r\n\r\n"),
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+            "nonsense\r\n\r\n".to_owned(),
+            "x".repeat(100_000),
+        ] {
+            let (came, answer) = come(&uploads, &watched, &request);
+            assert!(matches!(came, None | Some(Came::Question)), "{request:.80}: {came:?}");
+            assert!(!answer.starts_with("HTTP/1.1 20"), "{request:.80}: {answer}");
+        }
+        drop(far);
+        assert!(uploads.next(&watched, LONG).is_err(), "who waited for it has left");
+    }
+}

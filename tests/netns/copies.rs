@@ -33,18 +33,18 @@ impl Machine {
         Machine { host, store, _ollama: ollama, _daemon: daemon }
     }
 
-    /// What `ollana cp` says here, and whether it is done.
-    fn cp(&self, words: &[&str]) -> (bool, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
-        command.arg("cp").args(words).env_clear();
-        let output = self.host.run(|| command.output()).expect("ollana runs");
+    /// What a command says here, and whether it is done.
+    fn say(&self, command: &str, words: &[&str]) -> (bool, String) {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_ollana"));
+        program.arg(command).args(words).env_clear();
+        let output = self.host.run(|| program.output()).expect("ollana runs");
         let text = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8_lossy(&text).into_owned())
     }
 }
 
-fn key(lan_dir: &Path) -> PathBuf {
-    let key = lan_dir.join("key");
+fn key(dir: &Path) -> PathBuf {
+    let key = dir.join("key");
     fs::write(&key, "5eed".repeat(16)).expect("a key");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("a key of ours");
     key
@@ -71,23 +71,29 @@ fn models_go_from_machine_to_machine() {
     let names = [&donor, &hidden, &stranger, &other].map(|machine| machine.host.name());
     let [donor_name, hidden_name, stranger_name, other_name] = &names;
 
-    let (is_done, text) = one.cp(&[&format!("alpha@{donor_name}")]);
+    // Without the internet, a pull says who has it.
+    let (is_done, text) = one.say("pull", &["alpha"]);
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let is_told = |name: &String| text.contains(&format!("{name} has it: ollana cp alpha@{name}"));
+    assert!(!is_done && [donor_name, hidden_name].into_iter().any(is_told), "{text}");
+
+    let (is_done, text) = one.say("cp", &[&format!("alpha@{donor_name}")]);
     assert!(is_done && text.ends_with("success\n"), "{text}");
     assert_eq!(one.store.digests("alpha"), package.digests());
     // The donor's Ollama sends it itself.
-    let (is_done, text) = third.cp(&[&format!("alpha@{hidden_name}")]);
+    let (is_done, text) = third.say("cp", &[&format!("alpha@{hidden_name}")]);
     assert!(is_done, "{text}");
     assert_eq!(third.store.digests("alpha"), package.digests());
     // From where it is, to another machine.
-    let (is_done, text) = donor.cp(&["alpha", other_name]);
+    let (is_done, text) = donor.say("cp", &["alpha", other_name]);
     assert!(is_done && text.ends_with("success\n"), "{text}");
     assert_eq!(other.store.digests("alpha"), package.digests());
     // Nobody gives it to strangers, and nobody takes it from them.
-    let (is_done, text) = stranger.cp(&[&format!("alpha@{donor_name}")]);
+    let (is_done, text) = stranger.say("cp", &[&format!("alpha@{donor_name}")]);
     assert!(!is_done, "{text}");
-    let (is_done, text) = stranger.cp(&["alpha", other_name]);
+    let (is_done, text) = stranger.say("cp", &["alpha", other_name]);
     assert!(!is_done, "{text}");
-    let (is_done, text) = one.cp(&[&format!("alpha@{stranger_name}")]);
+    let (is_done, text) = one.say("cp", &[&format!("alpha@{stranger_name}")]);
     assert!(!is_done, "{text}");
     let _ = fs::remove_dir_all(&key_dir);
 }

@@ -137,6 +137,21 @@ fn what_is_no_blob_of_a_model_is_not_there() {
     assert_eq!(client.answer_to("GET").status(), 403);
 }
 
+/// A model for several kinds of runner: its manifest names others.
+#[test]
+fn a_list_of_manifests_is_said_to_be_one() {
+    let (store, digest, _) = store();
+    let list = format!(r#"{{"manifests":[{{"layers":[{{"digest":"{digest}","size":{SIZE}}}]}}]}}"#);
+    let folder = store.0.join("manifests/registry.ollama.ai/library/several");
+    fs::create_dir_all(&folder).expect("a folder");
+    fs::write(folder.join("latest"), list).expect("a manifest");
+    let (_fake, process) = server(&store, "");
+    let answer =
+        ask(&mut Client::connect(process.address()), "GET", "/ollana/manifests/several", "");
+    assert_eq!(answer.status(), 501, "{}", answer.text());
+    assert!(answer.text().contains("several:latest has several manifests"), "{}", answer.text());
+}
+
 #[test]
 fn nothing_is_given_where_that_is_off() {
     let (store, digest, _) = store();

@@ -314,4 +314,37 @@ mod tests {
         }
         assert_eq!(asked_range(b"bytes=0-", 0), Asked::Nothing);
     }
+
+    /// Whatever is asked for, it is a part of the blob, all of it or nothing.
+    #[test]
+    fn no_range_leads_out_of_the_blob() {
+        const WORDS: [&str; 12] = [
+            "bytes=",
+            "bytes",
+            "=",
+            "-",
+            ",",
+            " ",
+            "0",
+            "7",
+            "00",
+            "10",
+            "18446744073709551615",
+            "\0",
+        ];
+        let mut random = 0x5eed_u64;
+        for _ in 0..50_000 {
+            let mut next = |most: u64| {
+                random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (random >> 33) % most
+            };
+            let words = next(7);
+            let start = if next(4) == 0 { "" } else { "bytes=" };
+            let rest: String = (0..words).map(|_| WORDS[next(12) as usize]).collect();
+            let (range, size) = (format!("{start}{rest}"), [0, 1, 10, u64::MAX][next(4) as usize]);
+            if let Asked::Part(part) = asked_range(range.as_bytes(), size) {
+                assert!(part.start < part.end && part.end <= size, "{range:?} of {size}: {part:?}");
+            }
+        }
+    }
 }
