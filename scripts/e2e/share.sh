@@ -242,9 +242,10 @@ check_rogue() {
     stop ollana-c
     stop ollana-d
     start rogue c python3 "$here/rogue.py" "$((24 * MB))" 11435 "$work/rogue"
-    start_ollana d --server "${place[c]}"
-    within 20 local_api d /api/version --fail >/dev/null
     for way in wrong short long redirect silence trickle; do
+        # One that remembers nothing of it yet.
+        start_ollana d --server "${place[c]}"
+        within 20 local_api d /api/version --fail >/dev/null
         fresh "rogue-$way" 24
         echo "$way" >"$work/rogue"
         internet '{"rate":8000000}'
@@ -257,9 +258,9 @@ check_rogue() {
         check "a rogue machine's $way: the pull ends well" ends d
         check "a rogue machine's $way: it is what it should be" whole d "rogue-$way"
         check "a rogue machine's $way: it was asked" grep -q " $way " "$work/rogue.log"
+        stop ollana-d
     done
     stop rogue
-    stop ollana-d
 }
 
 # D's models are on a small disk of their own.
