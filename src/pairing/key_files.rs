@@ -69,7 +69,7 @@ pub fn load(state_dir: &Path) -> Result<Vec<Peer>, String> {
 /// What is known of keys that must be there and aren't.
 fn lost(state_dir: &Path, path: &Path) -> Option<String> {
     // Whoever makes the lock writes the keys next, even if there are none.
-    let had = path.with_file_name(LOCK).exists().then(|| marks::GONE.to_owned());
+    let had = files::way(&path.with_file_name(LOCK)).exists().then(|| marks::GONE.to_owned());
     had.or_else(|| marks::lost(state_dir))
 }
 
@@ -94,7 +94,7 @@ pub(crate) fn peer_of(key_file: &Path) -> Result<Peer, String> {
 /// `None` if there is no file.
 fn load_from(path: &Path) -> Result<Option<Vec<Peer>>, String> {
     if let Some(folder) = path.parent()
-        && let Ok(about) = fs::metadata(folder)
+        && let Ok(about) = fs::metadata(files::way(folder))
     {
         check_private(folder, &about, 0o700)?;
     }
@@ -283,6 +283,49 @@ mod tests {
             assert_eq!(fs::metadata(dir.join(name)).unwrap().uid(), 12345, "{name}");
         }
         fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// systemd keeps the states of services with users of their own in a folder that only root can pass,
+    /// and links to them.
+    #[cfg(unix)]
+    #[test]
+    fn root_gets_to_files_of_a_user_who_could_not() {
+        use std::os::unix::fs::{chown, symlink};
+
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let outside = folder();
+        let (private, link) = (outside.join("private"), outside.join("link"));
+        fs::create_dir_all(private.join("ollana/deeper")).unwrap();
+        fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
+        chown(private.join("ollana"), Some(12345), Some(12345)).unwrap();
+        chown(private.join("ollana/deeper"), Some(12345), Some(12345)).unwrap();
+        symlink("private/ollana", &link).unwrap();
+        symlink("private/ollana/deeper", outside.join("deep")).unwrap();
+        for dir in
+            [link, private.join("ollana/below"), outside.join("deep"), outside.join("deep/on")]
+        {
+            fs::create_dir_all(&dir).unwrap();
+            chown(&dir, Some(12345), Some(12345)).unwrap();
+            prepare(&dir).unwrap();
+            update(&dir, |peers| peers::add(peers, machine(1))).unwrap();
+            assert_eq!(load(&dir).unwrap(), [machine(1)], "{dir:?}");
+            for name in ["keys", "keys/peers", "keys/lock", "paired"] {
+                assert_eq!(fs::metadata(dir.join(name)).unwrap().uid(), 12345, "{dir:?} {name}");
+            }
+            update(&dir, |peers| {
+                peers.clear();
+                Ok(())
+            })
+            .unwrap();
+            assert!(!dir.join("paired").exists(), "{dir:?}");
+            // What goes wrong there is told of the file as it is called.
+            fs::write(dir.join("keys/peers"), "{broken").unwrap();
+            let error = load(&dir).unwrap_err();
+            assert!(error.contains(&dir.join("keys/peers").display().to_string()), "{error}");
+        }
+        fs::remove_dir_all(&outside).unwrap();
     }
 
     /// The service's user puts something in the way of `sudo ollana pair`.

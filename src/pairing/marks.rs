@@ -58,7 +58,7 @@ pub(super) const GONE: &str = "they were there and are gone; put them back";
 
 /// What is known of keys that aren't in this directory.
 pub(super) fn lost(state_dir: &Path) -> Option<String> {
-    if state_dir.join(MARK).symlink_metadata().is_ok() {
+    if files::way(&state_dir.join(MARK)).symlink_metadata().is_ok() {
         return Some(GONE.to_owned());
     }
     let listed = listed(&elsewhere(state_dir)?).unwrap_or_default();
@@ -74,7 +74,7 @@ pub(super) fn lost(state_dir: &Path) -> Option<String> {
 /// Marks or unmarks the state directory, as there are keys in it or none.
 pub(super) fn set(state_dir: &Path, has_keys: bool) -> io::Result<()> {
     let mark = state_dir.join(MARK);
-    match (has_keys, mark.symlink_metadata().is_ok()) {
+    match (has_keys, files::way(&mark).symlink_metadata().is_ok()) {
         (true, false) => files::replace(state_dir, &mark, TEXT),
         (false, true) => files::remove(state_dir, &mark),
         _ => Ok(()),
@@ -93,7 +93,7 @@ pub(crate) fn set_elsewhere(state_dir: &Path, has_keys: bool) -> io::Result<()> 
         false => listed.retain(|dir| dir != own),
     }
     let folder = folder(&mark);
-    files::as_owner_of(folder, || fs::create_dir_all(folder))??;
+    files::as_owner_of(folder, || fs::create_dir_all(files::way(folder)))??;
     files::replace_readable(&mark, &listed.join("\n"))
 }
 

@@ -12,7 +12,7 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use super::os::{self, Acting};
 pub(crate) use super::os::{
     Advice, Folder, Kind, advise, file_number, free_space, is_in_page_cache, is_open_to_others,
-    make_private_dir, path_from, private, read_exact_at,
+    make_private_dir, path_from, private, read_exact_at, way,
 };
 use super::{Hex, is_stopping, random, spawn};
 
@@ -81,7 +81,8 @@ fn within<T: Send + 'static>(
 
 /// Does something below `dir`. Root does it as the first owner on the way there who isn't root (the
 /// service's user, for `sudo ollana pair`): what is made there belongs to that user, and links that
-/// the user has put there lead root to nothing that the user couldn't change anyway.
+/// the user has put there lead root to nothing that the user couldn't change anyway. The work uses
+/// what is here, or asks [`way`] for each file.
 ///
 /// # Errors
 /// Root may not act as somebody else, as in a container without that right.
@@ -92,7 +93,7 @@ pub(crate) fn as_owner_of<T>(dir: &Path, work: impl FnOnce() -> T) -> io::Result
 
 /// Opens a plain file. Anything else is an error: a FIFO would make its reader wait.
 pub(crate) fn open_plain(options: &mut fs::OpenOptions, path: &Path) -> io::Result<fs::File> {
-    let file = os::without_waiting(options).open(path)?;
+    let file = os::without_waiting(options).open(way(path))?;
     match file.metadata()?.is_file() {
         true => Ok(file),
         false => Err(io::Error::other("not a plain file")),
@@ -126,7 +127,7 @@ pub(crate) fn replace_readable(path: &Path, text: &str) -> io::Result<()> {
 }
 
 pub(crate) fn remove(dir: &Path, path: &Path) -> io::Result<()> {
-    as_owner_of(dir, || fs::remove_file(path))?
+    as_owner_of(dir, || fs::remove_file(way(path)))?
 }
 
 /// Opens a file to append to it. As root, what others have put there is changed as they could change it
@@ -151,6 +152,7 @@ pub(crate) fn stamp(path: &Path) -> Option<Stamp> {
 }
 
 fn replace_with(path: &Path, text: &str, is_private: bool) -> io::Result<()> {
+    let path = &*way(path);
     // Each write has a new file of its own: two threads, or two processes, may write at once.
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.new", Hex(&random::<8>()?)));

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat, readlinkat};
@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
-pub(crate) use self::acting::Acting;
+pub(crate) use self::acting::{Acting, way};
 use super::{Advice, Entry, Kind};
 
 pub(crate) fn is_memory_limited() -> bool {
@@ -146,7 +146,7 @@ pub(crate) fn is_open_to_others(about: &Metadata) -> bool {
 
 /// Makes a directory, and those above it, that only its owner may enter.
 pub(crate) fn make_private_dir(dir: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    DirBuilder::new().recursive(true).mode(0o700).create(way(dir))
 }
 
 /// What is made with these options is for its owner alone.
@@ -161,6 +161,7 @@ pub(crate) fn without_waiting(options: &mut OpenOptions) -> &mut OpenOptions {
 
 /// Opens a file to append to it, mode 0640. A FIFO that nobody reads is an error, not a wait.
 pub(crate) fn append(path: &Path) -> io::Result<File> {
+    let path = &*way(path);
     let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NONBLOCK;
     // In a folder of many, such as /tmp, a link can appear between the look and the opening.
     let is_link = fs::symlink_metadata(path).is_ok_and(|about| about.is_symlink());
@@ -261,14 +262,29 @@ impl Folder {
 /// Links on the way to a file that are followed.
 const MAX_LINKS: usize = 32;
 
-/// The first owner of a part of the path who isn't root, and so decides what is behind it. Links of
+/// A part of a path.
+struct Owned {
+    /// Where it is, without links.
+    place: PathBuf,
+    about: Metadata,
+    /// The path to it as it was asked for, and what a link in that has to go on with.
+    asked: PathBuf,
+    behind: PathBuf,
+}
+
+/// The first part of the path whose owner isn't root, and so decides what is behind it. Links of
 /// root's are followed: root is trusted to link to the right place.
-fn owner_of(path: &Path) -> Option<Metadata> {
-    let part = |part: Component<'_>| part.as_os_str().to_owned();
+fn owner_of(path: &Path) -> Option<Owned> {
     let path = std::path::absolute(path).ok()?;
-    let mut parts: VecDeque<OsString> = path.components().map(part).collect();
+    let mut asked = path.components();
+    // What links that were followed have put in front of it.
+    let mut parts = VecDeque::new();
     let (mut at, mut links) = (PathBuf::new(), 0);
-    while let Some(next) = parts.pop_front() {
+    loop {
+        let next: OsString = match parts.pop_front() {
+            Some(part) => part,
+            None => asked.next()?.as_os_str().to_owned(),
+        };
         if next == ".." {
             at.pop();
             continue;
@@ -276,7 +292,14 @@ fn owner_of(path: &Path) -> Option<Metadata> {
         let here = at.join(next);
         let about = fs::symlink_metadata(&here).ok()?;
         if about.uid() != 0 {
-            return Some(about);
+            let rest = asked.as_path().components().count();
+            let count = path.components().count() - rest;
+            return Some(Owned {
+                place: here,
+                about,
+                asked: path.components().take(count).collect(),
+                behind: parts.iter().collect(),
+            });
         }
         if !about.is_symlink() {
             at = here;
@@ -284,20 +307,26 @@ fn owner_of(path: &Path) -> Option<Metadata> {
         }
         links += 1;
         let target = fs::read_link(&here).ok().filter(|_| links <= MAX_LINKS)?;
-        target.components().rev().for_each(|it| parts.push_front(part(it)));
+        let target = target.components().rev();
+        target.for_each(|it| parts.push_front(it.as_os_str().to_owned()));
     }
-    None
 }
 
 /// Acting as the user to whom a folder belongs.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod acting {
+    use std::borrow::Cow;
+    use std::cell::RefCell;
     use std::io;
-    use std::path::Path;
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::os::unix::fs::MetadataExt;
+    use std::path::{Path, PathBuf};
 
-    use rustix::fs::{Gid, Uid};
+    use rustix::fs::{Gid, Mode, OFlags, Uid, open};
     use rustix::process::{getegid, geteuid, getgroups};
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+    use super::Owned;
 
     /// The thread acts as another user until this is dropped.
     pub(crate) struct Acting {
@@ -305,18 +334,51 @@ mod acting {
         groups: Vec<Gid>,
     }
 
+    /// The user's folder, which may lie behind one of root's that the user can't pass: systemd keeps
+    /// the states of services in /var/lib/private.
+    struct Reached {
+        asked: PathBuf,
+        way: PathBuf,
+        _folder: OwnedFd,
+    }
+
+    thread_local! {
+        static REACHED: RefCell<Option<Reached>> = const { RefCell::new(None) };
+    }
+
+    /// The way to a file for whoever the thread acts as.
+    pub(crate) fn way(path: &Path) -> Cow<'_, Path> {
+        REACHED.with_borrow(|reached| match reached {
+            Some(reached) => match path.strip_prefix(&reached.asked) {
+                Ok(rest) if rest.as_os_str().is_empty() => Cow::Owned(reached.way.clone()),
+                Ok(rest) => Cow::Owned(reached.way.join(rest)),
+                Err(_) => Cow::Borrowed(path),
+            },
+            None => Cow::Borrowed(path),
+        })
+    }
+
+    fn reach(owned: Owned) -> Option<Reached> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let folder = open(&owned.place, flags, Mode::empty()).ok()?;
+        let way = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+        let way = way.is_dir().then(|| way.join(owned.behind))?;
+        Some(Reached { asked: owned.asked, way, _folder: folder })
+    }
+
     impl Acting {
         /// Root acts as the first owner on the way there who isn't root; `None` if there is nothing to
         /// change.
         pub(crate) fn as_owner_of(dir: &Path) -> io::Result<Option<Self>> {
-            use std::os::unix::fs::MetadataExt;
-            let Some(owner) = geteuid().is_root().then(|| super::owner_of(dir)).flatten() else {
+            let Some(owned) = geteuid().is_root().then(|| super::owner_of(dir)).flatten() else {
                 return Ok(None);
             };
+            let (user, group) = (owned.about.uid(), owned.about.gid());
             let acting = Acting { group: getegid(), groups: getgroups()? };
+            REACHED.set(reach(owned));
             set_thread_groups(&[])?;
-            set_thread_res_gid(None, Gid::from_raw(owner.gid()), None)?;
-            set_thread_res_uid(None, Uid::from_raw(owner.uid()), None)?;
+            set_thread_res_gid(None, Gid::from_raw(group), None)?;
+            set_thread_res_uid(None, Uid::from_raw(user), None)?;
             Ok(Some(acting))
         }
     }
@@ -327,6 +389,7 @@ mod acting {
             let _ = set_thread_res_uid(None, Uid::ROOT, None);
             let _ = set_thread_res_gid(None, self.group, None);
             let _ = set_thread_groups(&self.groups);
+            REACHED.set(None);
         }
     }
 }
@@ -334,10 +397,15 @@ mod acting {
 /// Here a thread can't be another user, and root would be led by links of the user's.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 mod acting {
+    use std::borrow::Cow;
     use std::io;
     use std::path::Path;
 
     pub(crate) struct Acting;
+
+    pub(crate) fn way(path: &Path) -> Cow<'_, Path> {
+        Cow::Borrowed(path)
+    }
 
     impl Acting {
         pub(crate) fn as_owner_of(dir: &Path) -> io::Result<Option<Self>> {
