@@ -263,6 +263,10 @@ impl Folder {
 const MAX_LINKS: usize = 32;
 
 /// A part of a path.
+#[cfg_attr(
+    not(any(target_os = "linux", target_os = "android")),
+    expect(dead_code, reason = "only whether there is one counts there")
+)]
 struct Owned {
     /// Where it is, without links.
     place: PathBuf,
