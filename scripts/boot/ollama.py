@@ -53,4 +53,5 @@ class Ollama(BaseHTTPRequestHandler):
 
 
 port = int(os.environ.get("OLLAMA_HOST", ":11434").rsplit(":")[-1])
+ThreadingHTTPServer.request_queue_size = 1024  # Of many that come at once, Python turns away all but five.
 ThreadingHTTPServer(("127.0.0.1", port), Ollama).serve_forever()
