@@ -20,7 +20,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -397,6 +397,27 @@ fn memory_comes_back_after_any_load() {
         }
     });
     comes_back("requests given up", &processes, &idle);
+
+    // Sixteen bodies of 3 MB grow beside each other, and other requests come meanwhile.
+    let body = format!(r#"{{"model":"tiny","prompt":"{}"}}"#, "x".repeat(3_000_000));
+    let halfway = Barrier::new(16);
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                let mut client = Client::connect(address);
+                let head = format!(
+                    "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+                    body.len()
+                );
+                client.send([head.as_bytes(), &body.as_bytes()[..1_500_000]].concat());
+                halfway.wait();
+                assert_eq!(Client::connect(address).get("/api/version").status(), 200);
+                client.send(&body.as_bytes()[1_500_000..]);
+                assert_eq!(client.answer_to("POST").status(), 200);
+            });
+        }
+    });
+    comes_back("large bodies", &processes, &idle);
 }
 
 /// An Ollama that comes and goes: its port refuses, and its connections end, while it is away.

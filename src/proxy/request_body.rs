@@ -1,7 +1,7 @@
 //! A request's body on its way in: what is still to come, and what was kept for another try.
 
 use std::io::{self, ErrorKind, Read};
-use std::mem::take;
+use std::mem::{replace, take};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::http::body::{ChunkDecoder, Step};
 use crate::http::head::{Framing, Head};
 use crate::ollama::model_name::ModelName;
 use crate::ollama::subject::Scan;
-use crate::system;
+use crate::system::bytes::Bytes;
 use crate::upstream::buffers::{LARGE, SMALL};
 use crate::upstream::exchange_io::{self, Fault, Woken};
 
@@ -22,19 +22,6 @@ const LONGEST_GAP: u64 = 64 << 30;
 
 /// Bodies up to this size get memory as long as there is any.
 const SMALL_BODY: usize = 64 * 1024;
-
-/// From this size on, an allocation is apart from the heap: it comes from the system, pages that aren't
-/// used take no memory, and all of it goes back at once.
-const APART: usize = 256 * 1024;
-
-/// Makes a body that is to have `more` bytes grow outside of the heap, where it is large, instead of
-/// leaving a hole there of each size that it had.
-fn take_apart(body: &mut Vec<u8>, more: usize) {
-    let is_large = body.len() + more > LARGE && body.capacity() < APART;
-    if is_large && !system::is_memory_limited() {
-        body.reserve_exact(APART - body.len());
-    }
-}
 
 /// Bytes of memory for kept bodies, shared by all exchanges.
 #[derive(Debug)]
@@ -97,7 +84,7 @@ impl Drop for Loan<'_> {
 /// The part of a body that was received, as long as it fits the limit and the budget.
 #[derive(Debug)]
 pub(super) struct Kept<'a> {
-    pub(super) bytes: Vec<u8>,
+    pub(super) bytes: Bytes,
     /// Everything received so far can be sent again.
     pub(super) is_whole: bool,
     /// Bytes that are kept for another try. To look at a body may take more, which are kept too while
@@ -111,9 +98,9 @@ impl Kept<'_> {
         if !self.is_whole || bytes.is_empty() {
             return;
         }
-        if self.reserve(self.bytes.len() + bytes.len()) {
-            take_apart(&mut self.bytes, bytes.len());
-            self.bytes.extend_from_slice(bytes);
+        let before = self.bytes.len();
+        if self.reserve(before + bytes.len()) && self.bytes.grow(bytes.len()).is_ok() {
+            self.bytes[before..].copy_from_slice(bytes);
         } else {
             self.release();
         }
@@ -128,11 +115,11 @@ impl Kept<'_> {
     /// The body won't be sent again.
     pub(super) fn release(&mut self) {
         self.is_whole = false;
-        self.replace(Vec::new());
+        self.replace(Bytes::new());
     }
 
     /// Puts another body in the place of one that was kept as a whole.
-    pub(super) fn replace(&mut self, body: Vec<u8>) {
+    pub(super) fn replace(&mut self, body: Bytes) {
         self.loan.shrink(self.loan.bytes);
         self.bytes = body;
     }
@@ -217,7 +204,7 @@ impl<'a> RequestBody<'a> {
                 Framing::Chunked => Rest::Chunked(ChunkDecoder::default()),
             },
             awaits_continue: head.expects_continue && head.framing != Framing::Empty,
-            kept: Kept { bytes: Vec::new(), is_whole: true, limit, loan: budget.lend() },
+            kept: Kept { bytes: Bytes::new(), is_whole: true, limit, loan: budget.lend() },
             watch: None,
             sent: 0,
             transfer: None,
@@ -279,9 +266,11 @@ impl<'a, 'b> BodyReader<'a, 'b> {
         let room = rest.unreceived(0).min(size.min(most.saturating_sub(before)) as u64) as usize;
         // Nothing is taken that can't be kept: it was not sent yet, so it would be lost.
         if kept.is_whole && room > 0 && kept.loan.grow(room) {
-            let mut bytes = take(&mut kept.bytes);
-            take_apart(&mut bytes, room);
-            bytes.resize(before + room, 0);
+            if kept.bytes.grow(room).is_err() {
+                kept.loan.shrink(room);
+                return Ok(());
+            }
+            let mut bytes = replace(&mut kept.bytes, Bytes::new());
             self.pause = pause;
             let read = self.receive(&mut bytes[before..]);
             self.pause = None;

@@ -1,6 +1,7 @@
 //! Services of the operating system and of std, each in the one form that this program uses. Every
 //! room may use this one, and it knows of none.
 
+pub(crate) mod bytes;
 pub(crate) mod files;
 pub(crate) mod keeper;
 mod os;

@@ -31,7 +31,7 @@ impl<'a> Exchange<'a> {
 
     pub(super) fn replace_body(&mut self, body: &mut RequestBody<'_>, other: Vec<u8>) {
         self.framing = Framing::Length(other.len() as u64);
-        body.kept.replace(other);
+        body.kept.replace(other.into());
     }
 
     /// Lets a pull through only if it is one from Ollama's own registry, in words of our own.
