@@ -6,6 +6,7 @@
 //! | a peer's end behind unread bytes | is seen | macOS sees it | is seen |
 //! | a peer that acknowledges nothing | is given up as told | after the system's time | after the system's time |
 //! | what `poll` tells of input | what was asked for | the same | `RDNORM` alone |
+//! | `poll` and a shutdown by us | it tells of it | the same | it may tell nothing |
 //! | a connect that nobody takes | is refused at once | the same | after 2 s; on loopback 0.2 s here |
 //! | sockets between our own threads | a socket pair | the same | loopback TCP |
 
@@ -162,6 +163,7 @@ mod unix {
 #[cfg(windows)]
 mod system {
     use std::io;
+    use std::mem::MaybeUninit;
     use std::net::{TcpListener, TcpStream};
     use std::path::Path;
     use std::thread;
@@ -182,7 +184,11 @@ mod system {
     /// How often is looked whether a peer that has ended its side takes more: that it has is told
     /// again and again.
     const LOOK: Duration = Duration::from_millis(5);
+    /// How often is looked whether another of our threads has shut a socket down, of which `poll` may
+    /// tell nothing.
+    const LOOK_FOR_SHUTDOWN: Duration = Duration::from_millis(200);
 
+    /// The sockets don't block.
     pub(crate) fn wait(
         first: (&impl AsFd, PollFlags),
         second: Option<(&TcpStream, PollFlags)>,
@@ -191,19 +197,48 @@ mod system {
         let until = timeout.map(|timeout| Instant::now() + timeout.min(super::LONGEST));
         loop {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            let (one, other) = super::poll(first, second, left)?;
+            let pause = left.unwrap_or(LOOK_FOR_SHUTDOWN).min(LOOK_FOR_SHUTDOWN);
+            let (one, other) = super::poll(first, second, Some(pause))?;
             let told = (
                 super::told(first.1, one, || is_reset(first.0)),
                 second.map_or(PollFlags::empty(), |(stream, asked)| {
                     super::told(asked, other, || is_reset(stream))
                 }),
             );
-            let is_told = !told.0.union(told.1).is_empty();
-            if is_told || (one.is_empty() && other.is_empty()) || left == Some(Duration::ZERO) {
+            let is_told = |told: (PollFlags, PollFlags)| !told.0.union(told.1).is_empty();
+            if is_told(told) {
                 return Ok(told);
             }
-            thread::sleep(left.unwrap_or(LOOK).min(LOOK));
+            let shut_down = (
+                shut_down(first.0, first.1),
+                second.map_or(PollFlags::empty(), |(stream, asked)| shut_down(stream, asked)),
+            );
+            let is_over = left.is_some_and(|left| left <= pause);
+            let is_quiet = one.is_empty() && other.is_empty();
+            if is_told(shut_down) || (is_over && is_quiet) || left == Some(Duration::ZERO) {
+                return Ok(shut_down);
+            }
+            if !is_quiet {
+                thread::sleep(LOOK.min(pause));
+            }
         }
+    }
+
+    /// What a socket that we have shut down has of the events that are asked for: its end, or that
+    /// nothing goes either way any more.
+    fn shut_down(socket: &impl AsFd, asked: PollFlags) -> PollFlags {
+        let fd = socket.as_fd();
+        let socket = SockRef::from(&fd);
+        match socket.peek(&mut [MaybeUninit::uninit()]) {
+            Ok(0) if asked.intersects(PollFlags::IN) => PollFlags::HUP,
+            // Of a peer that has ended its side too; then we may still send.
+            Ok(0) if socket.send(&[]).is_err_and(|e| is_shut_down(&e)) => PollFlags::ERR,
+            _ => PollFlags::empty(),
+        }
+    }
+
+    fn is_shut_down(error: &io::Error) -> bool {
+        Errno::from_io_error(error) == Some(Errno::SHUTDOWN)
     }
 
     pub(crate) fn is_shortage(error: Errno) -> bool {
@@ -224,7 +259,11 @@ mod system {
     pub(crate) type Local = TcpStream;
 
     pub(crate) fn pair() -> io::Result<(Local, Local)> {
-        super::loopback_pair()
+        let ends = super::loopback_pair()?;
+        // As `wait` needs them.
+        ends.0.set_nonblocking(true)?;
+        ends.1.set_nonblocking(true)?;
+        Ok(ends)
     }
 
     pub(crate) fn private_listener(_: &Path) -> io::Result<Private<TcpListener, Local>> {

@@ -173,6 +173,8 @@ impl Waker {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     fn pair() -> (TcpStream, TcpStream) {
@@ -199,6 +201,36 @@ mod tests {
         assert!(own.is_empty());
         if cfg!(target_os = "linux") {
             assert!(has_left(&b, other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn waiting_sees_what_another_thread_shuts_down() {
+        let long = Some(Duration::from_secs(10));
+        let none = PollFlags::empty();
+        for (how, asked, is_seen) in [
+            (Shutdown::Read, PollFlags::IN, has_left as fn(&TcpStream, PollFlags) -> bool),
+            (Shutdown::Both, PollFlags::IN, has_left),
+            (Shutdown::Both, none, is_broken),
+        ] {
+            for is_second in [false, true] {
+                let (a, _a_far) = pair();
+                let (b, _b_far) = pair();
+                let start = Instant::now();
+                let (events, others) = std::thread::scope(|scope| {
+                    let (first, second) = match is_second {
+                        false => ((&a, asked), None),
+                        true => ((&b, PollFlags::IN), Some((&a, asked))),
+                    };
+                    let waiting = scope.spawn(move || wait(first, second, long).unwrap());
+                    std::thread::sleep(Duration::from_millis(50));
+                    a.shutdown(how).unwrap();
+                    waiting.join().unwrap()
+                });
+                let events = if is_second { others } else { events };
+                assert!(is_seen(&a, events), "{how:?} {asked:?} {is_second} {events:?}");
+                assert!(start.elapsed() < Duration::from_secs(5), "{how:?} {asked:?} {is_second}");
+            }
         }
     }
 

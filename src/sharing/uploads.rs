@@ -103,6 +103,7 @@ impl Uploads {
                     return answer(&stream, &head.method, "400 Bad Request", "", b"")
                         .map(|()| Came::Question);
                 };
+                stream.set_nonblocking(true)?;
                 return Ok(Came::Part(Part { at, left, begun, stream, next: upload }));
             }
             (&Method::PUT, ("manifests", NEW)) => {
@@ -176,22 +177,26 @@ impl Part {
         watched: &TcpStream,
         patience: Duration,
     ) -> io::Result<usize> {
-        let from = (&self.stream, PollFlags::IN);
-        let (own, other) = socket::wait(from, Some((watched, HANGUP)), Some(patience))?;
-        if socket::has_left(watched, other) {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        if own.is_empty() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        match self.stream.read(out)? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            n => Ok(n),
+        loop {
+            let from = (&self.stream, PollFlags::IN);
+            let (own, other) = socket::wait(from, Some((watched, HANGUP)), Some(patience))?;
+            if socket::has_left(watched, other) {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            if own.is_empty() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            match socket::try_read(&self.stream, out)? {
+                Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Some(n) => return Ok(n),
+                None => {}
+            }
         }
     }
 
     /// The whole part was taken: the next one may come.
     pub(crate) fn end(self) -> io::Result<()> {
+        self.stream.set_nonblocking(false)?;
         let fields = format!("Location: {}\r\n", self.next);
         answer(&self.stream, &Method::PATCH, "202 Accepted", &fields, b"")
     }
@@ -212,6 +217,7 @@ mod tests {
         let uploads = Uploads::open(Some(WANTED.to_owned()), Ipv4Addr::LOCALHOST).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        near.set_nonblocking(true).unwrap();
         (uploads, near, listener.accept().unwrap().0)
     }
 
