@@ -16,13 +16,15 @@
 //!
 //! Windows has no such paths, and on loopback other users of the machine could connect. There its
 //! listener is made to fail once it has our connection, with which it ends accepting for good; and a
-//! request that came from elsewhere ends the gate.
+//! request that came from elsewhere, in the moments before, ends the gate. It isn't answered, nor is
+//! it dropped: tiny_http would read it to its declared end.
 //!
 //! tiny_http can't be stopped once the path is gone, so there is one gate for as long as the process
 //! lives. A gate that fails, or takes longer than [`PATIENCE`], is passed by from then on: a request
 //! doesn't need it.
 
 use std::io::{self, ErrorKind, Write};
+use std::mem::ManuallyDrop;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
@@ -47,7 +49,8 @@ const TRY: Duration = Duration::from_millis(20);
 static GATE: OnceLock<Mutex<Option<Gate>>> = OnceLock::new();
 
 struct Gate<C = Local> {
-    server: Server,
+    /// Never dropped, as requests of others may be in its queue.
+    server: ManuallyDrop<Server>,
     connection: C,
     /// Where tiny_http sees our connection come from, if others could come too.
     own: Option<SocketAddr>,
@@ -102,9 +105,12 @@ impl<C: Write> Gate<C> {
     fn start(ends: Private<impl Into<Listener>, C>) -> io::Result<Option<Self>> {
         let (own, door) = ends.reachable.unzip();
         let server = Server::from_listener(ends.listener, None).map_err(io::Error::other)?;
+        let server = ManuallyDrop::new(server);
         let mut gate = Gate { server, connection: ends.connection, own };
-        gate.pass("GET", "/")?;
-        if let Some(Err(error)) = door.map(|door| gate.close(&door)) {
+        let passed = gate.pass("GET", "/");
+        let Some(door) = door else { return passed.map(|()| Some(gate)) };
+        let closed = gate.close(&door);
+        if let Err(error) = passed.and(closed) {
             log::warn!("tiny_http is passed by, others could reach it: {error}");
             return Ok(None);
         }
@@ -115,15 +121,16 @@ impl<C: Write> Gate<C> {
     /// connection that is gone before it is accepted.
     fn close(&self, door: &TcpListener) -> io::Result<()> {
         door.set_nonblocking(true)?;
+        let mut others = Ok(());
         for _ in 0..TRIES {
             if let Ok(stream) = socket::connect(door.local_addr()?, None, TRY) {
                 socket::reset_on_close(&stream);
             }
             match self.server.recv_timeout(TRY) {
                 // Its thread says so, and ends.
-                Err(_) => return Ok(()),
+                Err(_) => return others,
                 Ok(None) => {}
-                Ok(Some(request)) => return Err(foreign(request)),
+                Ok(Some(request)) => others = Err(foreign(request)),
             }
         }
         Err(ErrorKind::TimedOut.into())
@@ -152,8 +159,7 @@ impl<C: Write> Gate<C> {
     }
 }
 
-/// Somebody else has connected. What is dropped is read to its declared end, so it isn't; and nothing
-/// passes the gate after this.
+/// Somebody else has connected; nothing passes the gate after this.
 fn foreign(request: tiny_http::Request) -> io::Error {
     std::mem::forget(request);
     io::Error::other("another program is connected to it")
@@ -161,6 +167,7 @@ fn foreign(request: tiny_http::Request) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::net::TcpStream;
     use std::time::Instant;
 
@@ -171,8 +178,9 @@ mod tests {
     /// A gate behind which nobody is: what is written is never read, and nothing comes out.
     fn dead() -> (Gate, Local) {
         let ends = socket::private_listener(&std::env::temp_dir()).unwrap();
-        let server = Server::from_listener(ends.listener, None).unwrap();
+        let server = ManuallyDrop::new(Server::from_listener(ends.listener, None).unwrap());
         let (connection, far) = pair().unwrap();
+        connection.set_nonblocking(false).unwrap();
         connection.set_write_timeout(Some(PATIENCE)).unwrap();
         (Gate { server, connection, own: None }, far)
     }
@@ -193,29 +201,49 @@ mod tests {
         }
     }
 
+    /// What tiny_http must not read to its end, which takes as much memory.
+    const ENDLESS: &[u8] = b"POST / HTTP/1.0\r\nContent-Length: 9999999999999999\r\n\r\n";
+
     #[test]
     fn who_got_into_the_gate_before_it_closed_ends_it() {
         let ends = loopback_listener().unwrap();
-        let mut other = TcpStream::connect(ends.connection.peer_addr().unwrap()).unwrap();
+        let address = ends.connection.peer_addr().unwrap();
+        let mut others = [(); 2].map(|()| TcpStream::connect(address).unwrap());
         let gate = Gate::start(ends).unwrap();
-        let gate = Mutex::new(Some(gate.expect("it has said nothing")));
-        other.write_all(b"POST / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n").unwrap();
+        let gate = Mutex::new(Some(gate.expect("they have said nothing")));
+        others.iter_mut().for_each(|other| other.write_all(ENDLESS).unwrap());
         let deadline = Instant::now() + Duration::from_secs(20);
         while gate.lock().unwrap().is_some() {
             assert!(Instant::now() < deadline, "it passes for ours");
             pass_through(&gate, "GET", "/");
         }
-        drop(other);
-        // The same before the gate has started, whatever it hears first.
-        let ends = loopback_listener().unwrap();
-        let mut other = TcpStream::connect(ends.connection.peer_addr().unwrap()).unwrap();
-        other.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-        assert!(Gate::start(ends).ok().flatten().is_none_or(|mut gate| {
-            (0..100).any(|_| {
-                std::thread::sleep(TRY);
-                gate.pass("GET", "/").is_err()
-            })
-        }));
+        for mut other in others {
+            other.set_read_timeout(Some(PATIENCE / 2)).unwrap();
+            assert!(other.read(&mut [0]).is_err(), "it is dropped, with which it is answered");
+        }
+    }
+
+    #[test]
+    fn who_speaks_to_the_gate_before_it_has_started_keeps_nothing_from_starting() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut others = [(); 2].map(|()| TcpStream::connect(address).unwrap());
+        others.iter_mut().for_each(|other| other.write_all(ENDLESS).unwrap());
+        let connection = TcpStream::connect(address).unwrap();
+        let reachable = connection.local_addr().unwrap();
+        let reachable = Some((reachable, listener.try_clone().unwrap()));
+        let ends = Private { listener, connection, reachable };
+        // Whatever tiny_http hears first.
+        let gate = Mutex::new(Gate::start(ends).expect("no reason to fail"));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while gate.lock().unwrap().is_some() {
+            assert!(Instant::now() < deadline, "it passes for ours");
+            pass_through(&gate, "GET", "/");
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while TcpStream::connect(address).is_ok() {
+            assert!(Instant::now() < deadline, "it goes on accepting");
+        }
     }
 
     #[test]
