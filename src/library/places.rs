@@ -7,9 +7,7 @@ use crate::net::holders::holders;
 use crate::system::files;
 
 const VARIABLE: &str = "OLLAMA_MODELS";
-/// Below a home, which Windows calls a profile.
-const USUAL: &str = ".ollama/models";
-/// The service's home where Ollama's own installer has made it.
+/// The service's home where Ollama's own installer for Linux has made it.
 const SERVICE: &str = "/usr/share/ollama";
 /// What systemd is told of Ollama's service on this machine.
 const UNIT: &str = "/etc/systemd/system/ollama.service";
@@ -21,10 +19,17 @@ pub(super) fn places(port: u16) -> Vec<PathBuf> {
     if let Some(told) = set(VARIABLE).or_else(|| of_running(port)) {
         return vec![told];
     }
+    if cfg!(windows) {
+        return set("USERPROFILE").map(in_home).into_iter().collect();
+    }
     let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let homes = [Some(SERVICE.into()), home_of_service(&users), set("HOME"), set("USERPROFILE")];
-    let usual = homes.into_iter().flatten().map(|home: PathBuf| home.join(USUAL));
-    of_unit().into_iter().chain(usual).collect()
+    let homes = [Some(SERVICE.into()), home_of_service(&users), set("HOME")];
+    of_unit().into_iter().chain(homes.into_iter().flatten().map(in_home)).collect()
+}
+
+/// The usual place in a home, which Windows calls a profile.
+fn in_home(home: PathBuf) -> PathBuf {
+    home.join(".ollama").join("models")
 }
 
 /// The store of the Ollama that has this port, where its environment may be read.
@@ -47,7 +52,7 @@ fn of_environment(environment: &[u8]) -> Option<PathBuf> {
         let value = all.find_map(|one| one.strip_prefix(prefix.as_bytes()))?;
         files::path_from(value).filter(|path| path.is_absolute())
     };
-    value(VARIABLE).or_else(|| Some(value("HOME")?.join(USUAL)))
+    value(VARIABLE).or_else(|| value("HOME").map(in_home))
 }
 
 /// What the files of Ollama's service set, the last of them.
@@ -79,6 +84,7 @@ fn home_of_service(users: &str) -> Option<PathBuf> {
 }
 
 #[cfg(test)]
+#[cfg(unix)] // The paths are.
 mod tests {
     use super::*;
 

@@ -16,11 +16,8 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use crate::cli::default_state_dir;
-use crate::system::files;
+use crate::system::{SERVICE_DIR, files};
 
-/// Where an ollana that the system runs keeps what it keeps.
-pub(crate) const SERVICE_DIR: &str =
-    if cfg!(target_os = "macos") { "/var/db/ollana" } else { "/var/lib/ollana" };
 const MARK: &str = "paired";
 const TEXT: &str = "This machine has keys, in keys/peers.";
 
@@ -29,7 +26,8 @@ fn env(name: &str) -> Option<OsString> {
 }
 
 fn is_service(state_dir: &Path) -> bool {
-    env("STATE_DIRECTORY").is_some() || state_dir == Path::new(SERVICE_DIR)
+    let is_its_own = |dir| env("STATE_DIRECTORY").is_some() || state_dir == Path::new(dir);
+    SERVICE_DIR.is_some_and(is_its_own)
 }
 
 /// The mark in the configuration.

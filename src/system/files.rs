@@ -164,7 +164,7 @@ fn replace_with(path: &Path, text: &str, is_private: bool) -> io::Result<()> {
     let mut file = options.write(true).create_new(true).open(temporary)?;
     let written = writeln!(file, "{text}")
         .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(temporary, path));
+        .and_then(|()| os::rename(temporary, path));
     if written.is_err() {
         let _ = fs::remove_file(temporary);
         return written;

@@ -14,8 +14,9 @@ use std::thread::{Builder, JoinHandle};
 
 pub use self::os::keep_one_heap;
 pub(crate) use self::os::{
-    address_space, host_name, is_memory_limited, is_stderr, leave_session, leave_terminal,
-    most_descriptors, neighbours, time_since_boot, time_slept, user, without_console,
+    SERVICE_DIR, address_space, host_name, is_memory_limited, is_stderr, leave_session,
+    leave_terminal, most_descriptors, neighbours, time_since_boot, time_slept, user,
+    without_console,
 };
 
 /// Virtual size of a thread's stack in bytes where address space is scarce; only touched pages are

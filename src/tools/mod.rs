@@ -28,8 +28,7 @@ use crate::cli::{self, Tool, Verb};
 use crate::config::Settings;
 use crate::pairing::identity::Identity;
 use crate::pairing::keyring::Keyring;
-use crate::pairing::marks::SERVICE_DIR;
-use crate::system;
+use crate::system::{self, SERVICE_DIR};
 
 /// How long a command waits for a name server.
 const NAME_TIME: Duration = Duration::from_secs(5);
@@ -98,9 +97,11 @@ fn state_dir(settings: &Settings) -> Result<PathBuf, String> {
     let default = cli::default_state_dir(&env);
     let is_named = settings.state_dir != default || env("STATE_DIRECTORY").is_some();
     // It may be a link to where only root can look.
-    if !is_named && Path::new(SERVICE_DIR).symlink_metadata().is_ok() {
-        return (system::user() == Some(0)).then(|| SERVICE_DIR.into()).ok_or(format!(
-            "the ollana that the system runs keeps its keys in {SERVICE_DIR}: use sudo, or name \
+    if !is_named
+        && let Some(dir) = SERVICE_DIR.filter(|dir| Path::new(dir).symlink_metadata().is_ok())
+    {
+        return (system::user() == Some(0)).then(|| dir.into()).ok_or(format!(
+            "the ollana that the system runs keeps its keys in {dir}: use sudo, or name \
              another place with --state-dir DIR"
         ));
     }

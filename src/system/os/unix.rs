@@ -18,6 +18,11 @@ use rustix::time::{ClockId, clock_gettime};
 
 pub(crate) use self::acting::{Acting, way};
 use super::{Advice, Entry, Kind};
+pub(crate) use std::fs::rename;
+
+/// Where an ollana that the system runs keeps what it keeps.
+pub(crate) const SERVICE_DIR: Option<&str> =
+    Some(if cfg!(target_os = "macos") { "/var/db/ollana" } else { "/var/lib/ollana" });
 
 pub(crate) fn is_memory_limited() -> bool {
     address_space().is_some()

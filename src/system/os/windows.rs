@@ -7,12 +7,16 @@ use std::io;
 use std::ops::Range;
 use std::os::windows::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{Advice, Entry, Kind};
 
 /// FILE_FLAG_OPEN_REPARSE_POINT: a link is opened, not what it leads to.
 const LINK_ITSELF: u32 = 0x0020_0000;
+
+/// It runs as the user who has logged on.
+pub(crate) const SERVICE_DIR: Option<&str> = None;
 
 /// A limit would be that of a job, and those are for memory in use.
 pub(crate) fn is_memory_limited() -> bool {
@@ -94,6 +98,26 @@ pub(crate) fn without_waiting(options: &mut OpenOptions) -> &mut OpenOptions {
 
 pub(crate) fn append(path: &Path) -> io::Result<File> {
     File::options().append(true).create(true).open(path)
+}
+
+/// A file that another program has open, if only to look for viruses, can't be replaced at the moment.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let start = Instant::now();
+    loop {
+        match fs::rename(from, to) {
+            Err(error) if is_in_use(&error) && start.elapsed() < PATIENCE => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            done => return done,
+        }
+    }
+}
+
+fn is_in_use(error: &io::Error) -> bool {
+    const SHARING_VIOLATION: i32 = 32;
+    error.kind() == io::ErrorKind::PermissionDenied
+        || error.raw_os_error() == Some(SHARING_VIOLATION)
 }
 
 pub(crate) fn free_space(dir: &Path) -> Option<u64> {

@@ -289,7 +289,7 @@ fn known(report: &mut Report, settings: &Settings) -> Vec<Server> {
         }
     }
     let own = settings.state_dir.as_deref();
-    let dirs = own.into_iter().chain([Path::new(SERVICE_DIR)]);
+    let dirs = own.into_iter().chain(SERVICE_DIR.map(Path::new));
     for Known { address, name, .. } in dirs.flat_map(store::recall).filter(|k| k.is_present) {
         if !address.ip().is_loopback() {
             add(&mut servers, Server::new(address, &name, Origin::Remembered));
