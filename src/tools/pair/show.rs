@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{CONFIRMED, HALF, KEPT, Own, STEP_TIMEOUT, keep};
 use crate::access::addresses;
 use crate::discovery::packet::{self, Datagram, Kind, Packet};
-use crate::net::{interfaces::Subnets, socket};
+use crate::net::{interfaces::Subnets, lane, socket};
 use crate::pairing::noise::{Introduction, Key, NoiseError, Purpose};
 use crate::pairing::secure::{self, SecureError};
 use crate::pairing::{code::PairingCode, key_files, peers::Peer, stream::Stream};
@@ -151,7 +151,8 @@ impl Host {
     fn answer_probes(&self, own: &Own) {
         let mut buffer = [0; packet::MAX_LEN + 1];
         for _ in 0..16 {
-            let Ok((len, from)) = self.probes.recv_from(&mut buffer) else { return };
+            let Ok(received) = lane::receive(&self.probes, &mut buffer) else { return };
+            let Some((len, from)) = received else { continue };
             let Ok(Packet::V1(probe)) = packet::decode(&buffer[..len]) else { continue };
             if probe.kind != Kind::Probe || !Subnets::now().contain(from.ip()) {
                 continue;
