@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use if_addrs::{IfAddr, IfOperStatus};
+use if_addrs::{IfAddr, IfOperStatus, Interface as Found};
 
 /// How long a listing of the subnets is relied on: listing costs more than all else about a packet.
 const SUBNETS_AGE: Duration = Duration::from_secs(2);
@@ -121,8 +121,17 @@ pub(crate) fn addresses_for_containers() -> Vec<Ipv4Addr> {
 /// The number of an interface that has an address, by its name or by the number itself.
 pub(crate) fn index_of(zone: &str) -> Option<u32> {
     let number: Option<u32> = zone.parse().ok();
-    let mut all = if_addrs::get_if_addrs().unwrap_or_default().into_iter();
-    all.find(|one| one.name == zone || (number.is_some() && one.index == number))?.index
+    let all = if_addrs::get_if_addrs().unwrap_or_default().into_iter();
+    let is_it = |one: &Found| one.name == zone || (number.is_some() && one.index == number);
+    // On Windows, an address may have no number where others of the interface have.
+    all.filter(is_it).find_map(|one| one.index)
+}
+
+/// What this system calls an interface, and its number.
+#[cfg(test)]
+pub(crate) fn any_number() -> Option<(String, u32)> {
+    let all = if_addrs::get_if_addrs().unwrap_or_default();
+    all.into_iter().find_map(|one| Some((one.name, one.index?)))
 }
 
 /// The numbers of the interfaces with a link-local IPv6 address, virtual ones last.
