@@ -3,8 +3,11 @@
 //! | | Linux, macOS, the BSDs | Windows |
 //! |---|---|---|
 //! | ends it, a second one at once | SIGTERM, SIGINT | Ctrl-C, Ctrl-Break |
-//! | ends it | | the console's end, log-off, shutdown: within the moments that Windows gives |
+//! | ends it in the middle of all | | the console's end, log-off, shutdown |
 //! | opens the log file anew | SIGHUP | |
+//!
+//! Windows ends a program as soon as its handler returns from the console's end, and `ctrlc`'s returns at
+//! once: streams are cut then as if the program were killed.
 
 use std::io::{self, Read};
 use std::sync::Arc;
