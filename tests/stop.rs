@@ -148,7 +148,7 @@ fn a_second_signal_ends_it_at_once() {
     let status = process.exit();
     println!("ended {} ms after the second signal", start.elapsed().as_millis());
     assert!(start.elapsed() < SOON, "ended only after {:?}", start.elapsed());
-    assert_eq!(status.code(), Some(128 + 15), "as the shell names a death by this signal");
+    assert_eq!(status.code(), Some(support::SECOND_TERM_CODE));
     assert_ne!(client.rest().1, End::Whole);
     gate.open();
 }

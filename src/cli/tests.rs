@@ -251,7 +251,7 @@ fn only_lists_are_cut_at_commas() {
     let env = [("OLLANA_STATE_DIR", "/a,b"), ("OLLANA_LOG_FILE", " /c,d ")];
     let Settings { state_dir, log_file, .. } = settings(&[], &env);
     assert_eq!(state_dir, Some("/a,b".into()));
-    assert_eq!(log_file, Some("/c,d".into()));
+    assert_eq!(log_file, std::path::absolute("/c,d").ok());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! One request in the hands of a fake's script.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
@@ -14,10 +14,13 @@ use super::{Gate, PATIENCE};
 
 /// Reads once, behind what is there; the end as an error.
 pub(super) fn read(stream: &TcpStream, input: &mut Vec<u8>) -> Result<(), Closed> {
-    match read_once(stream, input) {
-        Ok(0) => Err(Closed::Eof),
-        Ok(_) => Ok(()),
-        Err(_) => Err(Closed::Reset),
+    loop {
+        return match read_once(stream, input) {
+            Ok(0) => Err(Closed::Eof),
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::TimedOut => continue,
+            Err(_) => Err(Closed::Reset),
+        };
     }
 }
 

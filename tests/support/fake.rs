@@ -19,6 +19,7 @@ use socket2::SockRef;
 use super::call::{Call, read};
 use super::http::Head;
 use super::ollama::{World, checked};
+use super::system::sees_shutdown;
 use super::{PATIENCE, lock};
 
 /// How a connection ended.
@@ -236,6 +237,7 @@ impl Shared {
     fn adopt(self: &Arc<Self>, stream: TcpStream) {
         let stream = Arc::new(stream);
         let _ = stream.set_nodelay(true);
+        sees_shutdown(&stream);
         let number = {
             let mut state = lock(&self.state);
             state.connections.push(Connection {

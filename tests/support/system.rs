@@ -26,6 +26,14 @@ pub fn clear_environment(command: &mut Command) -> &mut Command {
     command
 }
 
+/// Has reading end when another thread shuts the stream down. Where nothing wakes the reader, it comes
+/// back by itself again and again, with [`TimedOut`](io::ErrorKind::TimedOut).
+pub(super) fn sees_shutdown(stream: &TcpStream) {
+    if cfg!(windows) {
+        stream.set_read_timeout(Some(Duration::from_millis(100))).expect("an option");
+    }
+}
+
 /// Waits until the peer has closed its half or everything, and reads nothing; `None` if that takes
 /// longer.
 #[cfg(target_os = "linux")]
@@ -71,6 +79,8 @@ mod unix {
 
     /// Of a program that lets Ctrl-C end it: a signal has no code.
     pub const CTRL_C_CODE: Option<i32> = None;
+    /// Of an ollana that is told a second time to end, by [`Signal::TERM`]; so a shell names a death by it.
+    pub const SECOND_TERM_CODE: i32 = 128 + 15;
 
     pub fn send_signal(child: &Child, signal: Signal) {
         kill_process(Pid::from_child(child), signal).expect("send a signal");
@@ -114,6 +124,8 @@ mod windows {
 
     /// Of a program that lets Ctrl-C end it (STATUS_CONTROL_C_EXIT).
     pub const CTRL_C_CODE: Option<i32> = Some(0xC000_013A_u32.cast_signed());
+    /// Of an ollana that is told a second time to end.
+    pub const SECOND_TERM_CODE: i32 = 130;
 
     impl Signal {
         pub const INT: Signal = Signal("ctrl-c");
