@@ -10,8 +10,9 @@ cd "$(dirname "$0")/.."
 target=x86_64-pc-windows-gnu
 windows=$PWD/target/windows
 gaps=scripts/windows/gaps.txt
-# Test binaries of what Windows hasn't (Unix shells, /proc, systemd, namespaces) or that read the source.
-without="completions docs faults netns service soak tidy"
+# Test binaries of what Windows hasn't (Unix shells, /proc, systemd, namespaces, socket pairs) or that read
+# the source.
+without="completions docs faults fuzz netns service soak tidy"
 mkdir -p "$windows"
 
 fail() {
