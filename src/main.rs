@@ -15,15 +15,21 @@ use ollana::{log, serve, tools};
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 fn main() -> ExitCode {
-    let settings = match cli::parse(std::env::args_os(), &|name| std::env::var_os(name)) {
+    let parsed = cli::parse(std::env::args_os(), &|name| std::env::var_os(name));
+    let unknown = cli::unknown_variables(std::env::vars_os().map(|(name, _)| name));
+    let mut settings = match parsed {
         Ok(Command::Serve(settings)) => settings,
-        Ok(Command::Tool(tool)) => return tools::run(&tool),
+        Ok(Command::Tool(tool)) => {
+            unknown.iter().for_each(|unknown| eprintln!("ollana: {unknown}"));
+            return tools::run(&tool);
+        }
         Ok(Command::Print(text)) => return tools::show(&text),
         Err(error) => {
             eprintln!("ollana: {error}");
             return ExitCode::from(2);
         }
     };
+    settings.warnings = unknown;
     ollana::system::keep_one_heap();
     if let Some(code) = background::launch(&settings) {
         return code;

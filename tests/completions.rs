@@ -120,7 +120,7 @@ fn an_unknown_shell_is_told() {
     for arguments in [&["completions"][..], &["completions", "tcsh"]] {
         let output = Command::new(env!("CARGO_BIN_EXE_ollana")).args(arguments).output();
         let output = output.expect("run ollana");
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(2));
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(told.contains("bash, zsh or fish"), "{told}");
     }

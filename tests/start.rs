@@ -104,6 +104,8 @@ fn a_command_line_that_makes_no_sense() {
         ("--head-timeout soon", "--head-timeout"),
         ("--max-connections 0", "--max-connections"),
         ("frobnicate", "frobnicate"),
+        ("forget", "takes NAME"),
+        ("completions tcsh", "bash, zsh or fish"),
     ] {
         let mut process = Process::start(arguments);
         let status = process.exit();
@@ -115,6 +117,26 @@ fn a_command_line_that_makes_no_sense() {
     let mut process = Process::with_env("", &[("OLLANA_MODE", "sideways")]);
     assert_eq!(process.exit().code(), Some(2));
     process.line("OLLANA_MODE");
+}
+
+#[test]
+fn what_is_misspelled_is_told() {
+    let unknown = [("OLLANA_LOG_LEVL", "debug"), ("OLLANA_INTERFACE", "lo-nope")];
+    let told =
+        "the variable OLLANA_LOG_LEVL means nothing to ollana; did you mean OLLANA_LOG_LEVEL?";
+    let process = Process::with_env(
+        "--mode client --listen 127.0.0.1:0 --discovery-port 0 --server 127.0.0.1:9",
+        &unknown,
+    );
+    process.line(told);
+    process.line("--interface lo-nope: no interface of that name can broadcast");
+    let address = process.address();
+    let mut client = Client::connect(address);
+    let warnings = client.get("/ollana/status").json()["warnings"].to_string();
+    assert!(warnings.contains(told) && warnings.contains("--interface lo-nope"), "{warnings}");
+    let mut command = Process::with_env("peers", &unknown);
+    assert_eq!(command.exit().code(), Some(0));
+    command.line(told);
 }
 
 #[test]

@@ -73,6 +73,8 @@ pub(crate) enum Verb {
     Unpair,
 }
 
+/// A switch that stands for the operand.
+pub(super) const ALL: &str = "all";
 const DRY_RUN: Switch = Switch::plain("dry-run", "only say what would be done");
 const JSON: Switch = Switch::plain("json", "print JSON, for programs");
 
@@ -154,7 +156,7 @@ pub(crate) const COMMANDS: &[CommandSpec] = &[
         "forget a paired machine: its key is worth nothing here",
         "'ollana peers' shows the NAME. A running ollana cuts its connections by itself. Where the \
          keys are gone, ollana doesn't start; --all lets it, without them.",
-        &[Switch::plain("all", "forget all of them, also where their keys are gone")],
+        &[Switch::plain(ALL, "forget all of them, also where their keys are gone")],
         &["state-dir"]),
     command("service ACTION", Tool(Service), "install, remove or show the service, open the firewall",
         "install has the system start this program now and at every boot (root's) or log-in, with \
@@ -190,6 +192,11 @@ impl CommandSpec {
 
     pub(super) fn most_operands(&self) -> usize {
         self.usage.split(' ').count() - 1
+    }
+
+    /// What stands for the operands that can't be left out, such as `NAME`.
+    pub(super) fn needed_operands(&self) -> impl Iterator<Item = &'static str> {
+        self.usage.split(' ').skip(1).take_while(|word| !word.starts_with('['))
     }
 
     /// As it is written, with its switches.

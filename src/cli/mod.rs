@@ -16,5 +16,5 @@ pub(crate) mod topics;
 
 pub(crate) use commands::Verb;
 pub(crate) use nearest::nearest;
-pub use parse::{Command, Tool, UsageError, parse};
-pub(crate) use parse::{default_state_dir, pid_file_at_log_in};
+pub(crate) use parse::{BACKGROUND_VARIABLE, default_state_dir, pid_file_at_log_in};
+pub use parse::{Command, Tool, UsageError, parse, unknown_variables};

@@ -7,13 +7,17 @@ use std::path::{Path, PathBuf};
 
 use lexopt::prelude::{Long, Short, Value};
 
-use super::commands::{Action, COMMANDS, CommandSpec, Switch, Verb, pages};
+use super::commands::{ALL, Action, COMMANDS, CommandSpec, Switch, Verb, pages};
 use super::help;
 use super::nearest::nearest;
-use super::options::OptionSpec;
+use super::options::{OptionSpec, either};
 use super::topics::options;
 use crate::access::cors::Origins;
 use crate::config::{self, Settings};
+use crate::net::untrusted_text::printable;
+
+/// Set by `--daemon` in the environment of the process in the background.
+pub(crate) const BACKGROUND_VARIABLE: &str = "OLLANA_BACKGROUND";
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -41,6 +45,11 @@ pub struct Tool {
 impl Tool {
     pub(crate) fn has(&self, switch: &str) -> bool {
         self.value(switch).is_some()
+    }
+
+    /// The first operand; empty if there is none.
+    pub(crate) fn operand(&self) -> &str {
+        self.operands.first().map_or("", String::as_str)
     }
 
     /// What a switch was given, the last one if there are several.
@@ -165,6 +174,8 @@ fn follow(
     if let Some((switch, _)) = switches.iter().find(|(name, _)| is_foreign(name)) {
         return Err(UsageError(format!("{name} does not take --{switch}")));
     }
+    let has_all = switches.iter().any(|(switch, _)| *switch == ALL);
+    check_operands(command, &operands, has_all)?;
     Ok(match command.action {
         Action::Serve => {
             let has = |switch: &str| switches.iter().any(|(name, _)| *name == switch);
@@ -182,6 +193,34 @@ fn follow(
             Command::Tool(Box::new(Tool { verb, settings, switches, operands, given }))
         }
     })
+}
+
+/// Whether what a command needs is there, and is one of its words where it takes only these.
+fn check_operands(
+    command: &CommandSpec,
+    operands: &[String],
+    has_all: bool,
+) -> Result<(), UsageError> {
+    let name = command.name();
+    if has_all && !operands.is_empty() {
+        return Err(UsageError(format!("{name} takes a name or --{ALL}, not both")));
+    }
+    let words = command.words();
+    for (at, needed) in command.needed_operands().enumerate() {
+        let operand = operands.get(at).map_or("", String::as_str);
+        let expected = match words.is_empty() {
+            true => format!("'ollana help {name}' says which"),
+            false => either(&words),
+        };
+        if operand.is_empty() && !has_all {
+            return Err(UsageError(format!("{name} takes {needed}: {expected}")));
+        }
+        if !(has_all || words.is_empty() || words.contains(&operand)) {
+            let meant = did_you_mean(operand, "", words.iter().copied());
+            return Err(UsageError(format!("{name} {operand:?}: expected {expected}{meant}")));
+        }
+    }
+    Ok(())
 }
 
 fn help_about(name: Option<&str>) -> Result<String, UsageError> {
@@ -250,6 +289,24 @@ fn from_variables(env: &dyn Fn(&str) -> Option<OsString>) -> (Settings, Option<U
         }
     }
     (settings, wrong)
+}
+
+/// What is wrong with the names of variables: those that begin as ours do, and mean nothing.
+pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
+    const OURS: &str = "OLLANA_";
+    let known: Vec<String> = options().map(OptionSpec::variable).collect();
+    let names = names.into_iter().filter_map(|name| name.into_string().ok());
+    let is_unknown = |name: &String| {
+        name.starts_with(OURS) && *name != BACKGROUND_VARIABLE && !known.contains(name)
+    };
+    let mut unknown: Vec<String> = names.filter(is_unknown).collect();
+    unknown.sort();
+    let told = unknown.iter().map(|name| {
+        let known = known.iter().filter_map(|name| name.strip_prefix(OURS));
+        let meant = did_you_mean(&name[OURS.len()..], OURS, known);
+        format!("the variable {} means nothing to ollana{meant}", printable(name))
+    });
+    told.collect()
 }
 
 fn is_loopback(host: &str) -> bool {

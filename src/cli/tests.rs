@@ -285,6 +285,56 @@ fn help_about_nothing_lists_what_there_is() {
     assert!(error.lines().all(|line| line.len() <= 80), "{error}");
 }
 
+/// What a command can't do without.
+fn operands(command: &CommandSpec) -> Vec<&'static str> {
+    let word = |_| command.words().first().copied().unwrap_or("k7pm2-xvd9q");
+    command.needed_operands().map(word).collect()
+}
+
+#[test]
+fn what_a_command_needs_must_be_there() {
+    let mut needy = Vec::new();
+    for command in COMMANDS {
+        let (name, operands) = (command.name(), operands(command));
+        assert!(run(&[&[name][..], &operands].concat(), &[]).is_ok(), "{name}");
+        let Some(needed) = command.needed_operands().next() else { continue };
+        needy.push(name);
+        for nothing in [&[name][..], &[name, ""]] {
+            let error = refused(nothing);
+            assert!(error.starts_with(&format!("{name} takes {needed}: ")), "{error}");
+        }
+    }
+    assert_eq!(needy, ["pull", "cp", "forget", "unpair", "service", "completions"]);
+    for (args, want) in [
+        (
+            &["completions", "fihs"][..],
+            "completions \"fihs\": expected bash, zsh or fish; did you mean fish?",
+        ),
+        (
+            &["service", "instal"],
+            "service \"instal\": expected install, remove, status or firewall; did you mean install?",
+        ),
+        (&["unpair", "--all", "nas"], "unpair takes a name or --all, not both"),
+    ] {
+        assert!(refused(args).starts_with(want), "{args:?}: {}", refused(args));
+    }
+    assert!(run(&["unpair", "--all"], &[]).is_ok());
+}
+
+#[test]
+fn unknown_variables_are_told() {
+    let names =
+        ["OLLANA_LOG_LEVL", "OLLANA_LOG_LEVEL", "PATH", "OLLANA_BACKGROUND", "OLLANA_QUITE_ELSE"];
+    let told = unknown_variables(names.map(OsString::from));
+    let want = [
+        "the variable OLLANA_LOG_LEVL means nothing to ollana; did you mean OLLANA_LOG_LEVEL?",
+        "the variable OLLANA_QUITE_ELSE means nothing to ollana",
+    ];
+    assert_eq!(told, want);
+    let all = options().map(|option| OsString::from(option.variable()));
+    assert!(unknown_variables(all).is_empty());
+}
+
 #[test]
 fn commands_take_their_own_switches_only() {
     let Ok(Command::Tool(tool)) = run(&["takeover", "--undo", "--listen", "[::1]:9"], &[]) else {
@@ -303,12 +353,14 @@ fn commands_take_their_own_switches_only() {
         assert!(error.contains(want), "{args:?}: {error}");
     }
     for command in COMMANDS {
+        let operands = operands(command);
         let takes = |switch: &Switch| {
             let flag = match switch.value {
                 "" => format!("--{}", switch.name),
                 value => format!("--{}={value}", switch.name),
             };
-            run(&[command.name(), &flag], &[]).is_ok()
+            let operands = if switch.name == "all" { &[] } else { &operands[..] };
+            run(&[&[command.name(), &flag], operands].concat(), &[]).is_ok()
         };
         let own = |command: &CommandSpec, name: &str| {
             command.switches.iter().any(|switch| switch.name == name)

@@ -78,6 +78,8 @@ with_defaults! {
         unpaired: Option<bool> = None,
         timing: Timing = Timing::default(),
         limits: Limits = Limits::default(),
+        /// What is odd about how it was told, for the log and for `status`.
+        warnings: Vec<String> = Vec::new(),
     }
 }
 

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use if_addrs::{IfAddr, IfOperStatus, Interface as Found};
 
+use super::untrusted_text::printable;
+
 /// How long a listing of the subnets is relied on: listing costs more than all else about a packet.
 const SUBNETS_AGE: Duration = Duration::from_secs(2);
 /// The same for an address that isn't on the list: its interface may just have come up.
@@ -64,6 +66,10 @@ fn is_virtual(name: &str) -> bool {
 /// The interfaces to broadcast on: the `wanted` ones, or every one that is up, can broadcast, and
 /// isn't virtual (unless all are). Loopback is never among them.
 pub(crate) fn broadcast_interfaces(wanted: &[String]) -> Vec<Interface> {
+    choose(broadcasting(), wanted)
+}
+
+fn broadcasting() -> Vec<Interface> {
     let all = if_addrs::get_if_addrs().unwrap_or_default().into_iter();
     let fit = all
         .filter(|interface| !interface.is_loopback() && !interface.is_p2p())
@@ -73,7 +79,27 @@ pub(crate) fn broadcast_interfaces(wanted: &[String]) -> Vec<Interface> {
         let broadcast = addr.broadcast.filter(|b| *b != addr.ip).or_else(|| directed(addr));
         Some(Interface::new(&interface.name, addr.ip, broadcast?))
     });
-    choose(broadcasting.collect(), wanted)
+    broadcasting.collect()
+}
+
+/// What is odd about the `wanted` ones, for people: those on which nothing can be broadcast.
+pub(crate) fn unknown_interfaces(wanted: &[String]) -> Vec<String> {
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    let all = broadcasting();
+    let unknown = wanted.iter().filter(|name| !all.iter().any(|one| one.name == **name));
+    let mut others: Vec<&str> = all.iter().map(|one| one.name.as_str()).collect();
+    others.dedup();
+    let others = match others.is_empty() {
+        true => "none can".to_owned(),
+        false => format!("these can: {}", others.join(", ")),
+    };
+    let told = unknown.map(|name| {
+        let name = printable(name);
+        format!("--interface {name}: no interface of that name can broadcast ({others})")
+    });
+    told.collect()
 }
 
 /// Where a client's probes go: to [`broadcast_interfaces`] or, where none is suitable and none was

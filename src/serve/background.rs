@@ -10,12 +10,11 @@ use std::io::{self, Read, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
+use crate::cli::BACKGROUND_VARIABLE as STAGE;
 use crate::config::Settings;
 use crate::log::LogWriter;
 use crate::system::{self, failed, files};
 
-/// Set in the second process's environment.
-const STAGE: &str = "OLLANA_BACKGROUND";
 const READY: &[u8] = b"ready";
 
 /// Starts the program again in the background and waits until it is ready. `None` in the process

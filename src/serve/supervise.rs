@@ -16,6 +16,7 @@ use super::systemd::{Notifier, Watchdog};
 use super::{Daemon, ollama_watch::OllamaWatch, start_keeper};
 use crate::config::{ModeChoice, OLLAMA_PORT, OllamaUrl, Settings};
 use crate::log::LogWriter;
+use crate::net::interfaces::unknown_interfaces;
 use crate::net::untrusted_text::printable;
 use crate::net::{names, socket};
 use crate::system::{failed, keeper::Keeper};
@@ -44,6 +45,8 @@ pub fn run(settings: &Settings, journal: &LogWriter) -> Result<(), String> {
 }
 
 fn serve(settings: &Settings, journal: &LogWriter, signals: &mut Signals) -> Result<(), String> {
+    let odd = settings.warnings.iter().cloned();
+    odd.chain(unknown_interfaces(&settings.interfaces)).for_each(|odd| log::warn!("{odd}"));
     let keeper = start_keeper()?;
     // Watched before the daemon takes Ollama's port, so that no start of Ollama is missed. Without
     // a watch the role never changes, and Ollama's port isn't taken from it.

@@ -299,6 +299,7 @@ mod tests {
             keyring: &Keyring::none(),
             is_ready: true,
             advice: None,
+            odd: Vec::new(),
             now,
         })
     }

@@ -37,6 +37,8 @@ pub(crate) struct View<'a> {
     pub(crate) is_ready: bool,
     /// What to set on this machine.
     pub(crate) advice: Option<String>,
+    /// What its user may have misspelled.
+    pub(crate) odd: Vec<String>,
     pub(crate) now: Instant,
 }
 
@@ -93,6 +95,7 @@ impl View<'_> {
         let library = self.about.library.as_ref().filter(|_| shares);
         warnings.extend(library.and_then(|library| library.problem()));
         warnings.extend(self.advice.clone());
+        warnings.extend(self.odd.iter().cloned());
         warnings
     }
 }

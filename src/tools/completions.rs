@@ -29,13 +29,11 @@ fn fill(script: &str, parts: &[(&str, &String)]) -> String {
 }
 
 /// The script for a shell.
-pub(super) fn script(shell: Option<&str>) -> Result<String, String> {
+pub(super) fn script(shell: &str) -> String {
     match shell {
-        Some("bash") => Ok(bash()),
-        Some("zsh") => Ok(zsh()),
-        Some("fish") => Ok(fish()),
-        Some(other) => Err(format!("no completions for {other:?}; bash, zsh or fish")),
-        None => Err("for which shell? ollana completions bash, zsh or fish".to_owned()),
+        "bash" => bash(),
+        "zsh" => zsh(),
+        _ => fish(),
     }
 }
 

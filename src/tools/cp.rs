@@ -25,13 +25,10 @@ pub(super) fn run(tool: &Tool) -> ExitCode {
 }
 
 fn copy(tool: &Tool) -> Result<(), Refused> {
-    let mut operands = tool.operands.iter().map(String::as_str);
-    let model = operands.next().filter(|model| !model.is_empty());
-    let model =
-        model.ok_or(("cp takes the name of a model, such as llama3.2@desktop".to_owned(), 2))?;
     let failed = |reason: String| (reason, 1);
     let (address, state) = daemon::state(&tool.settings, "/ollana/status").map_err(failed)?;
-    let Plan { model, donor, target } = plan(&state, model, operands.next())?;
+    let Plan { model, donor, target } =
+        plan(&state, tool.operand(), tool.operands.get(1).map(String::as_str))?;
     let mut fields = vec![(COPY_FIELD, donor.as_str())];
     fields.extend(target.as_deref().map(|target| (SERVER_FIELD, target)));
     let body = json!({ "model": model });

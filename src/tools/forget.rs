@@ -11,8 +11,7 @@ use crate::manager::store;
 use crate::upstream;
 
 pub(super) fn run(tool: &Tool) -> Result<(), String> {
-    let name = tool.operands.first();
-    let name = name.ok_or("forget takes the name of a server; 'ollana models' shows them")?;
+    let name = tool.operand();
     let mut known = match ask(&tool.settings, name)? {
         Answer::Done(lines) => return super::print(&lines),
         Answer::Unknown(known) => known,

@@ -36,14 +36,16 @@ const NAME_TIME: Duration = Duration::from_secs(5);
 /// Runs a command; exit code 0 means that it was done, 1 that it couldn't be, 2 that it
 /// wasn't told what to do.
 pub fn run(tool: &Tool) -> ExitCode {
-    let operand = tool.operands.first().map(String::as_str);
     let done = match tool.verb {
-        Verb::Completions => completions::script(operand).and_then(|script| print(&script)),
+        Verb::Completions => print(&completions::script(tool.operand())),
         Verb::Cp => return cp::run(tool),
         Verb::Doctor => return doctor::run(tool),
         Verb::Forget => forget::run(tool),
         Verb::Man => print(&man::page()),
-        Verb::Pair => pair::run(tool),
+        Verb::Pair => match pair::misread(tool) {
+            Some(reason) => return complain(&reason, 2),
+            None => pair::run(tool),
+        },
         Verb::Peers => peers::list(tool),
         Verb::Pull => return pull::run(tool),
         Verb::Service => return service::run(tool),

@@ -19,11 +19,8 @@ pub(super) fn list(tool: &Tool) -> Result<(), String> {
 
 pub(super) fn remove(tool: &Tool) -> Result<(), String> {
     let dir = state_dir(&tool.settings)?;
-    let name = tool.operands.first();
+    let name = tool.operand();
     if tool.has("all") {
-        if name.is_some() {
-            return Err("unpair takes a name or --all, not both".to_owned());
-        }
         key_files::update(&dir, |peers| {
             peers.clear();
             Ok(())
@@ -31,8 +28,7 @@ pub(super) fn remove(tool: &Tool) -> Result<(), String> {
         println!("no machine is a peer any more; a running ollana cuts its connections by itself");
         return forget(&dir);
     }
-    let name = name.ok_or("unpair takes a name; 'ollana peers' shows them")?;
-    let is_meant = |peer: &Peer| peer.name == *name;
+    let is_meant = |peer: &Peer| peer.name == name;
     if !key_files::load(&dir)?.iter().any(is_meant) {
         return Err(format!("no peer is called {name:?}; 'ollana peers' shows them"));
     }

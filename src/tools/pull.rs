@@ -25,9 +25,7 @@ use crate::upstream;
 const MOST_OF_LINE: u64 = 64 << 10;
 
 pub(super) fn run(tool: &Tool) -> ExitCode {
-    let Some(model) = tool.operands.first().filter(|model| !model.is_empty()) else {
-        return complain("pull takes the name of a model, such as llama3.2 or llama3.2@desktop", 2);
-    };
+    let model = tool.operand();
     let from = tool.value("from").unwrap_or("any");
     if from.is_empty() {
         return complain("--from takes internet, any or the name of a server", 2);

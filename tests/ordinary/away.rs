@@ -349,7 +349,6 @@ fn is_forgotten(way: Way) {
     assert_eq!(said(&done), format!("forgot {gone} ({at}) and its model\n"));
     assert!(!folder.text().contains("beta") && folder.text().contains("alpha"));
     assert!(said(&forget(&gone)).contains("no server called"));
-    assert!(said(&ollana(&["forget"])).contains("takes the name of a server"));
 }
 
 #[test]

@@ -23,9 +23,10 @@ use http::header::{
 use http::{HeaderMap, Method};
 use serde_json::json;
 
-use super::{End, Exchange, OwnAnswer};
+use super::{Context, End, Exchange, OwnAnswer};
 use crate::http::target::{percent_decode, split_query};
 use crate::manager::pool::Forgot;
+use crate::net::interfaces::unknown_interfaces;
 use crate::proxy::answers;
 use crate::status::{self, View};
 use crate::system::{self, Hex};
@@ -195,7 +196,7 @@ impl Exchange<'_> {
     }
 
     fn viewed(&self, write: impl Fn(&View<'_>) -> Content) -> Result<Content, OwnAnswer> {
-        let presence = &self.context.presence;
+        let Context { presence, settings, .. } = self.context;
         let known = presence.about().zip(self.context.mailbox.snapshot());
         let (about, snapshot) = known.ok_or(OwnAnswer::NoState)?;
         Ok(write(&View {
@@ -205,6 +206,12 @@ impl Exchange<'_> {
             keyring: &self.context.keyring,
             is_ready: presence.is_up(),
             advice: presence.advice(),
+            odd: settings
+                .warnings
+                .iter()
+                .cloned()
+                .chain(unknown_interfaces(&settings.interfaces))
+                .collect(),
             now: Instant::now(),
         }))
     }

@@ -67,18 +67,15 @@ fn keyring(report: &mut Report, settings: &Settings) -> Keyring {
 
 fn network(report: &mut Report, settings: &Settings) -> Vec<Interface> {
     let used = interfaces::broadcast_interfaces(&settings.interfaces);
-    for name in &settings.interfaces {
-        if !used.iter().any(|interface| interface.name == *name) {
-            let text = format!("--interface {name}: there is none of that name that can broadcast");
-            report.wrong(
-                text,
-                report::by_system(
-                    "ip -4 address shows their names",
-                    "ifconfig shows their names",
-                    "ipconfig shows their names",
-                ),
-            );
-        }
+    for text in interfaces::unknown_interfaces(&settings.interfaces) {
+        report.wrong(
+            text,
+            report::by_system(
+                "ip -4 address shows their names",
+                "ifconfig shows their names",
+                "ipconfig shows their names",
+            ),
+        );
     }
     for Interface { name, address, broadcast } in &used {
         report.well(format!("{name} {address}: broadcasts go to {broadcast}"));

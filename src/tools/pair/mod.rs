@@ -48,6 +48,17 @@ struct Own {
     introduction: Introduction,
 }
 
+/// What is wrong with the code on the command line.
+pub(super) fn misread(tool: &Tool) -> Option<String> {
+    let typed = tool.operands.first().filter(|typed| *typed != "-")?;
+    read(typed).err()
+}
+
+fn read(typed: &str) -> Result<PairingCode, String> {
+    let no_code = || format!("{typed:?} is not a code; they look like k7pm2-xvd9q");
+    PairingCode::parse(typed).ok_or_else(no_code)
+}
+
 pub(super) fn run(tool: &Tool) -> Result<(), String> {
     let settings = &tool.settings;
     let state_dir = state_dir(settings)?;
@@ -65,8 +76,7 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
         [] => show::Host::open(port)?.show(&own, show::CODE_LIFE)?,
         [typed, rest @ ..] => {
             let typed = if typed == "-" { ask_for_code()? } else { typed.clone() };
-            let code = PairingCode::parse(&typed)
-                .ok_or_else(|| format!("{typed:?} is not a code; they look like k7pm2-xvd9q"))?;
+            let code = read(&typed)?;
             let machines = match rest.first() {
                 Some(host) => vec![(join::resolve(host, port)?, host.clone())],
                 None => join::search(&settings.interfaces, &own, port)?,

@@ -45,23 +45,16 @@ trait Manager {
 }
 
 pub(super) fn run(tool: &Tool) -> ExitCode {
-    let action = tool.operands.first().map_or("", String::as_str);
-    let done = match action {
-        "install" | "remove" | "status" | "firewall" => Host::here(tool).and_then(|host| {
-            let is_dry = tool.has("dry-run");
-            match action {
-                "install" => install(&host, is_dry),
-                "remove" => remove(&host, is_dry),
-                "firewall" => firewall::run(&host, &tool.settings, is_dry, tool.has("undo")),
-                _ => return status(&host),
-            }
-            .map(|()| ExitCode::SUCCESS)
-        }),
-        _ => {
-            let what = "ollana service does one of these: install, remove, status, firewall";
-            return super::complain(what, 2);
+    let done = Host::here(tool).and_then(|host| {
+        let is_dry = tool.has("dry-run");
+        match tool.operand() {
+            "install" => install(&host, is_dry),
+            "remove" => remove(&host, is_dry),
+            "firewall" => firewall::run(&host, &tool.settings, is_dry, tool.has("undo")),
+            _ => return status(&host),
         }
-    };
+        .map(|()| ExitCode::SUCCESS)
+    });
     done.unwrap_or_else(|reason| super::complain(&reason, 1))
 }
 
