@@ -156,12 +156,35 @@ impl Asker {
                 }
             }
         }
+        self.setup.mailbox.presence.explain_silence(self.silence(failed.as_ref()));
         // The next round tries again. One line per change.
         let kind = failed.as_ref().map(io::Error::kind);
         if let (Some(error), true) = (&failed, kind != self.logged_error) {
             log::warn!("cannot send probes on every interface: {error}{}", hint(error));
         }
         self.logged_error = kind;
+    }
+
+    /// Why nobody answers, most likely.
+    fn silence(&self, failed: Option<&io::Error>) -> String {
+        let lanes = self
+            .lanes
+            .open
+            .iter()
+            .filter(|lane| !(lane.from.is_loopback() || lane.from.is_unspecified()));
+        let names: Vec<&str> = lanes.map(|lane| lane.name.as_str()).collect();
+        match failed {
+            _ if names.is_empty() => "no interface can broadcast; is this machine on a network? \
+                 (across a VPN: --server HOST)"
+                .to_owned(),
+            Some(error) => format!("probes can't be sent: {error}{}", hint(error)),
+            None => format!(
+                "nobody answered on {}; does ollana run on the machine with Ollama, in this subnet, \
+                 and does its firewall let UDP {} in?",
+                names.join(", "),
+                self.setup.port
+            ),
+        }
     }
 
     fn receive(&mut self, counts: &mut Counts) {

@@ -49,6 +49,7 @@ pub struct Presence {
     counters: Counters,
     about: Mutex<Option<Arc<About>>>,
     advice: Mutex<Option<String>>,
+    silence: Mutex<Option<String>>,
     /// For this machine's programs.
     own_path: Slot,
     /// For the LAN: only ever the local Ollama.
@@ -124,6 +125,15 @@ impl Presence {
 
     pub(crate) fn advice(&self) -> Option<String> {
         lock(&self.advice).clone()
+    }
+
+    /// Why the discovery finds nobody, most likely; for people.
+    pub(crate) fn explain_silence(&self, why: String) {
+        *lock(&self.silence) = Some(why);
+    }
+
+    pub(crate) fn silence(&self) -> Option<String> {
+        lock(&self.silence).clone()
     }
 
     /// Whether the network has changed within this time, or the machine has slept: connections

@@ -21,6 +21,10 @@ use crate::upstream::CheckResult;
 const LIST_PATIENCE: Duration = Duration::from_millis(500);
 /// How long somebody who looks at the state waits for models that nobody asked for before.
 const LOOK_PATIENCE: Duration = Duration::from_millis(400);
+/// A client that has found no server by then says so.
+const NOBODY_AFTER: Duration = Duration::from_secs(5);
+/// How often names that nobody goes by are looked for.
+const NAME_LOOK: Duration = Duration::from_secs(5);
 /// Transitions remembered for those who look at the state.
 const MAX_TRANSITIONS: usize = 32;
 /// What is known of the servers is written down at most so often, and at least so often: the disk
@@ -59,6 +63,12 @@ impl Handle {
             history: History::default(),
             last_wait: None,
             memory: Memory { place: memory, ..Memory::default() },
+            notices: Notices {
+                start: Instant::now(),
+                has_told_of_none: false,
+                unmet: Vec::new(),
+                looked: Instant::now(),
+            },
             actions: Vec::new(),
             answers: Vec::new(),
         };
@@ -98,8 +108,19 @@ struct Manager {
     history: History,
     last_wait: Option<Duration>,
     memory: Memory,
+    notices: Notices,
     actions: Vec<Action>,
     answers: Answers<Caller>,
+}
+
+/// What people are told once.
+struct Notices {
+    start: Instant,
+    /// Whether it was told that there is no server, or there was one.
+    has_told_of_none: bool,
+    unmet: Vec<String>,
+    /// When it was looked for such names last.
+    looked: Instant,
 }
 
 /// When what is known of the servers was written down, and whether that has changed since.
@@ -167,6 +188,7 @@ impl Manager {
             }
             self.answer_questions(now);
             self.record(now);
+            self.give_notice(now);
             if self.memory.is_due(now) {
                 self.write_down(now);
             }
@@ -244,6 +266,7 @@ impl Manager {
             last_wait: self.last_wait,
             transitions: newest_first.map(|(at, change)| (ago(*at), change.clone())).collect(),
             history: self.history.clone(),
+            unmet: self.queue.pool().unmet(now),
         }
     }
 
@@ -309,6 +332,29 @@ impl Manager {
         if is_news {
             self.memory.has_changed = true;
             self.hand_out(Job::Learn(self.queue.pool().present()));
+        }
+    }
+
+    /// Says once that no server was found, and which names in the rules nobody goes by.
+    fn give_notice(&mut self, now: Instant) {
+        let (pool, notices) = (self.queue.pool(), &mut self.notices);
+        if !notices.has_told_of_none {
+            let has_found = pool.has_found() || pool.has_local();
+            let is_late = now.saturating_duration_since(notices.start) >= NOBODY_AFTER;
+            if !has_found && is_late {
+                let silence = self.presence.silence().filter(|_| pool.is_empty());
+                let why = silence.unwrap_or_else(|| pool.explain(false));
+                let seconds = NOBODY_AFTER.as_secs();
+                log::warn!("no server found in {seconds} s: {why}; ollana doctor says more");
+            }
+            notices.has_told_of_none = has_found || is_late;
+        }
+        if now.saturating_duration_since(notices.looked) >= NAME_LOOK {
+            notices.looked = now;
+            let unmet = pool.unmet(now);
+            let new = unmet.iter().filter(|one| !notices.unmet.contains(one));
+            new.for_each(|one| log::warn!("{one}"));
+            notices.unmet = unmet;
         }
     }
 

@@ -98,6 +98,9 @@ impl<'a> Parts<'a> {
         };
         let library = mode.is_server().then(|| find_library(settings));
         let sharing = Sharing::new(neighbours, settings.timing.clone(), Arc::clone(&keyring));
+        if settings.discovery_port == 0 {
+            presence.explain_silence("the discovery is off, and there is no --server".to_owned());
+        }
         let parts = Parts {
             settings,
             mode,

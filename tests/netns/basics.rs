@@ -71,6 +71,30 @@ fn a_server_that_starts_later_is_found() {
 }
 
 #[test]
+fn a_client_says_once_why_it_finds_nobody() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let (alone, cut_off) = (lan.host(&[("eth0", 0)]), lan.host(&[]));
+    let (silent, server) = (lan.host(&[("eth0", 0)]), lan.host(&[("eth0", 0)]));
+    for (host, args, why) in [
+        (&alone, &[][..], "nobody answered on eth0; does ollana run on the machine with Ollama"),
+        (&cut_off, &[], "no interface can broadcast; is this machine on a network?"),
+        (&silent, &["--discovery-port", "0"], "the discovery is off, and there is no --server"),
+    ] {
+        let daemon = Daemon::start(host, args);
+        daemon.wait_for(&format!("no server found in 5 s: {why}"));
+        daemon.wait_for("ollana doctor says more");
+        throughout(Duration::from_millis(1300), || {});
+        assert_eq!(daemon.count("no server found"), 1);
+    }
+    let args = ["--server", &server.address(0).to_string()];
+    Daemon::start(&silent, &args).wait_for("no server found in 5 s: no Ollama server is ready (");
+    let _ollama = Ollama::start(&server, "gpu");
+    let daemon = Daemon::start(&server, &[]);
+    throughout(Duration::from_millis(6500), || {});
+    assert_eq!(daemon.count("no server found"), 0, "a server looks for none");
+}
+
+#[test]
 fn a_killed_server_is_used_again_when_it_is_back() {
     let Some(mut lan) = Lan::new(1) else { return };
     let server = lan.host(&[("eth0", 0)]);

@@ -15,7 +15,7 @@
 //! decides. Silence of announcements alone never removes a server; failed health does.
 //!
 //! [`Pool::handle`] decides with `sightings`, `checks` (within their `places`) and `trust`,
-//! [`Pool::pick`] with `choice`. A `backend` is put together of `addresses`, `claims`, `health`, `load`
+//! [`Pool::pick`] with `choice`; `unmet` says what of the rules came to nothing. A `backend` is put together of `addresses`, `claims`, `health`, `load`
 //! and `models`. What it had outlives it in `memory`, for `away`.
 
 mod addresses;
@@ -36,6 +36,7 @@ mod sightings;
 mod snapshot;
 mod state;
 mod trust;
+mod unmet;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -88,6 +89,8 @@ pub struct Pool {
     memory: Memory,
     /// Somebody wants to see the models until then.
     watched_until: Option<Instant>,
+    /// When another machine's server was up for the first time.
+    first_up: Option<Instant>,
     /// What follows from the input that is being handled.
     actions: Vec<Action>,
 }
@@ -106,6 +109,7 @@ impl Pool {
             records: Records::default(),
             memory: Memory::default(),
             watched_until: None,
+            first_up: None,
             actions: Vec::new(),
         }
     }
@@ -180,6 +184,7 @@ impl Pool {
         }
         if is_about_servers {
             self.review(now);
+            self.note_first_up(now);
             self.backends.iter_mut().for_each(Backend::update_hope);
         }
         if (is_about_servers || asked.is_some()) && self.remember(now, asked) {
@@ -258,6 +263,10 @@ impl Pool {
 
     fn local(&self) -> Option<&Backend> {
         self.backends.iter().find(|b| b.is_local())
+    }
+
+    pub(crate) fn has_local(&self) -> bool {
+        self.local().is_some()
     }
 
     pub(crate) fn is_local_ready(&self) -> bool {

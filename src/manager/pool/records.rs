@@ -104,6 +104,10 @@ impl Record {
         !name.is_empty() && self.name.eq_ignore_ascii_case(name)
     }
 
+    pub(super) fn is_at(&self, name: &str) -> bool {
+        Who::of(Some(self.identity), &self.address).is_called(name, "")
+    }
+
     pub(super) fn is_newcomer(&self, now: Instant) -> bool {
         self.met.is_some_and(|met| is_within_probation(met, now))
     }
