@@ -6,8 +6,9 @@ use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use support::{Ollama, PATIENCE, Process, World, eventually, free_udp_port};
+use support::{Ollama, Process, World, eventually, free_udp_port};
 
 /// Topics that are made of the table of options, and have no file.
 const FROM_OPTIONS: [&str; 4] = ["access", "limits", "options", "service"];
@@ -287,11 +288,12 @@ fn datagrams_are_as_the_help_says() {
     probe[range("nonce")].copy_from_slice(&nonce);
     probe[range("identity")].copy_from_slice(b"a test's own id!");
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a UDP socket");
-    socket.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a time-out");
     let mut answer = [0; 512];
     let answer = eventually("an answer that knows of Ollama", || {
         socket.send_to(&probe, ("127.0.0.1", port)).expect("a probe is sent");
-        let n = socket.recv(&mut answer).expect("an answer");
+        // Not each of many probes in a short time is answered.
+        let n = socket.recv(&mut answer).ok()?;
         (answer[range("flags")] == [0, 1]).then(|| answer[..n].to_vec())
     });
     assert!(answer.len() <= probe.len());
