@@ -81,8 +81,10 @@ impl Acceptor {
                 Ok(())
             }
             Err(error) => match error.kind() {
-                // Its client has gone; Windows calls that a reset.
-                ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => Ok(()),
+                // Its client has gone; Windows calls that a reset, Wine a missing connection.
+                ErrorKind::ConnectionAborted
+                | ErrorKind::ConnectionReset
+                | ErrorKind::NotConnected => Ok(()),
                 ErrorKind::Interrupted => Ok(()),
                 _ => Err(error),
             },
