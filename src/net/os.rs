@@ -7,7 +7,7 @@
 //! | a peer that acknowledges nothing | is given up as told | after the system's time | after the system's time |
 //! | what `poll` tells of input | what was asked for | the same | `RDNORM` alone |
 //! | `poll` and a shutdown by us | it tells of it | the same | it may tell nothing |
-//! | a connect that nobody takes | is refused at once | the same | after 2 s; on loopback 0.2 s here |
+//! | a connect that nobody takes | is refused at once | the same | after 2 s; on loopback 0.4 s here |
 //! | sockets between our own threads | a socket pair | the same | loopback TCP |
 
 use std::io;
@@ -178,8 +178,8 @@ mod system {
     pub(crate) use super::others::*;
 
     pub(crate) const IN_PROGRESS: Errno = Errno::WOULDBLOCK;
-    /// A connect is tried again for two seconds, although a listener is met by the first try.
-    pub(crate) const LOOPBACK_TIME: Option<Duration> = Some(Duration::from_millis(200));
+    /// A connect is tried again half a second later, and so on for two; a listener is met by the first try.
+    pub(crate) const LOOPBACK_TIME: Option<Duration> = Some(Duration::from_millis(400));
 
     /// How often is looked whether a peer that has ended its side takes more: that it has is told
     /// again and again.
