@@ -255,8 +255,9 @@ impl ExchangeIo {
             let (own, other) = stream::wait((upstream, events), watched, wait)?;
             if let Some((client, _)) = watched.filter(|_| !other.is_empty()) {
                 if !socket::has_left(client.socket(), other) {
-                    // The next request is waiting there; its hang-up can't be seen.
-                    watched = watched.filter(|_| !own.is_empty());
+                    // The rest of the body or the next request is waiting there, so that of a
+                    // hang-up only a reset can be seen.
+                    watched = Some((client, PollFlags::empty()));
                 } else if self.may_be_half_closed(client, other) {
                     self.half_closed_until = Some(Instant::now() + self.attempt.half_closed);
                     watched = Some((client, PollFlags::empty()));
