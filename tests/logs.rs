@@ -270,13 +270,11 @@ fn prompts_and_long_values_stay_out_of_the_log() {
 
 #[test]
 fn a_log_file_that_cannot_be_had_ends_it_with_a_reason() {
-    for (options, want) in [
-        ("--log-file /nowhere/at/all.log", "cannot open the log file /nowhere/at/all.log"),
-        ("--log-file /", "cannot open the log file /"),
-    ] {
-        let mut process = Process::start(&format!("--listen 127.0.0.1:0 {options}"));
+    for path in ["/nowhere/at/all.log", "/"] {
+        let mut process = Process::start(&format!("--listen 127.0.0.1:0 --log-file {path}"));
         assert_eq!(process.exit().code(), Some(1));
-        process.line(want);
+        let path = std::path::absolute(path).expect("a path");
+        process.line(&format!("cannot open the log file {}", path.display()));
     }
     let mut process = Process::start("--log-level trace");
     assert_eq!(process.exit().code(), Some(2));

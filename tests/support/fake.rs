@@ -126,11 +126,15 @@ impl Fake {
         SockRef::from(&listener).listen(4096).expect("a longer queue");
         let shared = Arc::clone(&self.shared);
         self.acceptor = Some(thread::spawn(move || {
-            while let Ok((stream, _)) = listener.accept() {
+            loop {
+                let accepted = listener.accept();
                 if shared.is_stopping.load(SeqCst) {
                     return;
                 }
-                shared.adopt(stream);
+                // It fails for a connection that is gone already.
+                if let Ok((stream, _)) = accepted {
+                    shared.adopt(stream);
+                }
             }
         }));
     }

@@ -49,7 +49,8 @@ pub(super) fn closed(stream: &TcpStream, within: Duration) -> Option<Closed> {
     Some(if is_reset { Closed::Reset } else { Closed::Eof })
 }
 
-/// The same where an end shows only once everything before it was read.
+/// The same where an end shows only once everything before it was read. Under Wine, the table of the
+/// kernel below tells it before.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn closed(stream: &TcpStream, within: Duration) -> Option<Closed> {
     let deadline = std::time::Instant::now() + within;
@@ -60,9 +61,29 @@ pub(super) fn closed(stream: &TcpStream, within: Duration) -> Option<Closed> {
         match seen {
             Ok(0) => return Some(Closed::Eof),
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Some(Closed::Reset),
+            Ok(_) if closed_behind(stream).is_some() => return closed_behind(stream),
             _ if std::time::Instant::now() >= deadline => return None,
             _ => std::thread::sleep(Duration::from_millis(2)),
         }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn closed_behind(stream: &TcpStream) -> Option<Closed> {
+    const CLOSE_WAIT: &str = "08";
+    let own = stream.local_addr().ok()?.port();
+    let Ok(peer) = stream.peer_addr().map(|it| it.port()) else { return Some(Closed::Reset) };
+    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
+    let state = table.lines().find_map(|line| {
+        let mut columns = line.split_whitespace().skip(1);
+        let [from, to, state] = std::array::from_fn(|_| columns.next().unwrap_or_default());
+        let fits = |address: &str, port| address.ends_with(&format!(":{port:04X}"));
+        (fits(from, own) && fits(to, peer)).then_some(state)
+    });
+    match state {
+        None => Some(Closed::Reset),
+        Some(CLOSE_WAIT) => Some(Closed::Eof),
+        Some(_) => None,
     }
 }
 
