@@ -69,7 +69,8 @@ scripts/zig.sh cargo-zigbuild test --target $target --no-run "${options[@]}" 2>&
 passed=0 failed=0 left_out=0
 run() { # run NAME EXE
     local name=$1 exe=$2 log=$windows/$1.log skipped=() known test
-    known=$("$wine" "$exe" --list --format terse 2>/dev/null | tr -d '\r' | sed 's/: test$//')
+    known=$("$wine" "$exe" --list --format terse 2>"$log" </dev/null | tr -d '\r' | sed 's/: test$//') ||
+        fail "$exe doesn't run, see $log"
     while read -r _ test _; do
         grep -qx "$test" <<<"$known" || fail "$gaps names $name $test, which isn't there"
         skipped+=(--skip "$test")
