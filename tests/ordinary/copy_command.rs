@@ -187,7 +187,7 @@ fn what_can_not_be_copied_is_said() {
     let house = House::new();
     let (client, target) = (house.client.address(), house.target.address());
     for (words, listen, code, want) in [
-        ("", client, 2, "name of a model"),
+        ("", client, 2, "cp takes MODEL"),
         ("alpha:1b@DONOR", client, 2, "has no Ollama to copy to"),
         ("alpha:1b@DONOR DONOR", client, 2, "both who gives"),
         ("gamma TARGET", client, 1, "no server that is up has gamma"),

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use crate::support::{
-    CTRL_C_CODE, Call, Chain, Gate, Ollama, Signal, Way, World, clear_environment, eventually,
+    Call, Chain, Gate, Ollama, Signal, Way, World, clear_environment, ctrl_c_code, eventually,
     free_tcp_port, ndjson, send_signal, server_settings, start, with_signals,
 };
 
@@ -155,7 +155,7 @@ fn what_fails_is_said_with_exit_code_1() {
 
 #[test]
 fn what_is_missing_is_told() {
-    for (words, want) in [("pull", "name of a model"), ("pull a --from=", "internet, any")] {
+    for (words, want) in [("pull", "pull takes MODEL"), ("pull a --from=", "internet, any")] {
         let (text, errors, code) = ollana(words);
         assert_eq!((code, text.as_str()), (2, ""), "{words}");
         assert!(errors.contains(want), "{errors}");
@@ -244,7 +244,7 @@ fn who_interrupts_it_ends_the_pull() {
         assert!(gate.wait(), "the pull begins");
         send_signal(&child, Signal::INT);
         let (_, _, code) = ended(child);
-        assert_eq!(code, CTRL_C_CODE.unwrap_or(-1), "ended by the signal");
+        assert_eq!(code, ctrl_c_code().unwrap_or(-1), "ended by the signal");
         ollama.closed(0);
     }
 }

@@ -45,7 +45,7 @@ pub use random::{Random, Sum};
 pub use registry::{Registry, Shelf};
 pub use seeds::{Agenda, number, run_all, shown};
 pub use system::{
-    CTRL_C_CODE, SECOND_TERM_CODE, Signal, clear_environment, host_name, is_root, open_to_others,
+    SECOND_TERM_CODE, Signal, clear_environment, ctrl_c_code, host_name, is_root, open_to_others,
     private_file, send_signal, symlink, with_signals,
 };
 pub use wire::{lan_address, wire};

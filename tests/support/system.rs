@@ -99,7 +99,10 @@ mod unix {
     pub use std::os::unix::fs::symlink;
 
     /// Of a program that lets Ctrl-C end it: a signal has no code.
-    pub const CTRL_C_CODE: Option<i32> = None;
+    pub fn ctrl_c_code() -> Option<i32> {
+        None
+    }
+
     /// Of an ollana that is told a second time to end, by [`Signal::TERM`]; so a shell names a death by it.
     pub const SECOND_TERM_CODE: i32 = 128 + 15;
 
@@ -143,8 +146,12 @@ mod windows {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Signal(&'static str);
 
-    /// Of a program that lets Ctrl-C end it (STATUS_CONTROL_C_EXIT).
-    pub const CTRL_C_CODE: Option<i32> = Some(0xC000_013A_u32.cast_signed());
+    /// Of a program that lets Ctrl-C end it (STATUS_CONTROL_C_EXIT); Wine 8 says 0.
+    pub fn ctrl_c_code() -> Option<i32> {
+        const CONTROL_C_EXIT: i32 = 0xC000_013A_u32.cast_signed();
+        Some(if std::env::var_os("WINEPREFIX").is_some() { 0 } else { CONTROL_C_EXIT })
+    }
+
     /// Of an ollana that is told a second time to end.
     pub const SECOND_TERM_CODE: i32 = 130;
 
