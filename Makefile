@@ -79,9 +79,9 @@ faults:
 days:
 	DAYS="$(or $(DAYS),1000)" $(CARGO) test --release --test days every_week -- --nocapture
 
-# How long: make soak SOAK=2h
-soak:
-	SOAK="$(SOAK)" $(CARGO) test --release --test soak -- --ignored --nocapture --test-threads 1
+# How long: make soak SOAK=2h. Of the static binary, which is what other people get.
+soak: static
+	OLLANA_BIN=$(CURDIR)/target/$(TARGET)/release/ollana SOAK="$(SOAK)" $(CARGO) test --release --test soak -- --ignored --nocapture --test-threads 1
 
 coverage:
 	@scripts/coverage.sh

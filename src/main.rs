@@ -9,8 +9,9 @@ use ollana::serve::background;
 use ollana::{log, serve, tools};
 
 /// One heap for all threads, from which freed memory goes back to the system. glibc has one for each of
-/// many threads, and keeps in them what a load has ever needed.
-#[cfg(target_os = "linux")]
+/// many threads, and keeps in them what a load has ever needed. musl's, in the static binary, keeps least
+/// of all three.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 

@@ -38,9 +38,12 @@ enum Reading {
 }
 
 impl Process {
-    /// Starts it with these arguments, in an environment without any of its variables.
+    /// Starts it with these arguments, in an environment without any of its variables. `OLLANA_BIN` of the
+    /// test's own environment is another build of it.
     pub fn start(arguments: &str) -> Self {
-        Process::run(Command::new(env!("CARGO_BIN_EXE_ollana")), arguments, &[])
+        let other = std::env::var_os("OLLANA_BIN");
+        let program = other.unwrap_or_else(|| env!("CARGO_BIN_EXE_ollana").into());
+        Process::run(Command::new(program), arguments, &[])
     }
 
     /// The same with these variables.
