@@ -186,7 +186,7 @@ mod system {
     const LOOK: Duration = Duration::from_millis(5);
     /// How often is looked whether another of our threads has shut a socket down, of which `poll` may
     /// tell nothing.
-    const LOOK_FOR_SHUTDOWN: Duration = Duration::from_millis(200);
+    const LOOK_FOR_SHUTDOWN: Duration = Duration::from_millis(500);
 
     /// The sockets don't block.
     pub(crate) fn wait(
