@@ -1,4 +1,4 @@
-//! Discovery among paired machines: who has no key gets silence, and is not believed.
+//! Discovery among paired machines: who has no key is told so and nothing else, and is not believed.
 
 mod support;
 
@@ -132,10 +132,20 @@ fn only_who_has_the_key_gets_an_answer() {
                 std::thread::sleep(SILENCE);
             }
         }
-        assert_eq!(answer(&stranger), None, "unpaired: {unpaired:?}");
-        let open = socket(if unpaired == Some(true) { PATIENCE } else { SILENCE });
-        open.send_to(&probe([6; 16]).encode(PROBE_LEN), address).unwrap();
-        assert_eq!(answer(&open).is_some(), unpaired == Some(true));
+        while let Some(bytes) = answer(&stranger) {
+            let Ok(Packet::V1(told)) = packet::decode(&bytes) else { panic!("{bytes:?}") };
+            assert!(told.is_notice() && told.key.is_none(), "unpaired: {unpaired:?}, {told:?}");
+            let told = (told.flags, told.version, told.in_flight, told.http_port);
+            let flag = if unpaired.is_none() { flags::KEY_REQUIRED } else { 0 };
+            assert_eq!(told, (flag, OllamaVersion::default(), 0, 0), "unpaired: {unpaired:?}");
+        }
+        let open = socket(PATIENCE);
+        let bytes = probe([6; 16]).encode(PROBE_LEN);
+        open.send_to(&bytes, address).unwrap();
+        let told = answer(&open).expect("an answer");
+        assert!(told.len() <= bytes.len());
+        let Ok(Packet::V1(told)) = packet::decode(&told) else { panic!("{told:?}") };
+        assert_eq!((told.is_notice(), told.nonce), (unpaired.is_none(), [6; 16]));
     }
 }
 

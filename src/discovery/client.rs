@@ -52,6 +52,7 @@ impl Client {
             expected: Expected::new(setup.identity),
             subnets: RecentSubnets::new(),
             limit: RateLimit::new(Instant::now()),
+            notice_limit: RateLimit::new(Instant::now()),
             logged_error: None,
             setup,
         };
@@ -70,6 +71,8 @@ struct Asker {
     expected: Expected,
     subnets: RecentSubnets,
     limit: RateLimit,
+    /// Notices must not use up what announcements may.
+    notice_limit: RateLimit,
     logged_error: Option<ErrorKind>,
 }
 
@@ -206,7 +209,9 @@ impl Asker {
         let is_open = |about: Option<(Identity, SocketAddr)>| {
             keyring.takes_unpaired() && !about.is_some_and(|(who, at)| keyring.is_paired(who, at))
         };
-        let (subnets, limit, now) = (&mut self.subnets, &mut self.limit, Instant::now());
+        let is_notice = matches!(&packet, Packet::V1(told) if told.is_notice());
+        let limit = if is_notice { &mut self.notice_limit } else { &mut self.limit };
+        let (subnets, now) = (&mut self.subnets, Instant::now());
         // A server answers no faster than this.
         let is_taken = || subnets.contain(now, source.ip()) && limit.allows(now, source.ip());
         let received = Received { packet, bytes, source };

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
 use super::packet::{self, Datagram, Kind, Nonce, Packet, flags};
-use crate::manager::pool::{Input, Sighting};
+use crate::manager::pool::{Input, Notice, Sighting, Unusable};
 use crate::pairing::{identity::Identity, noise::Key};
 
 /// Answers to this many of our last rounds of probes count.
@@ -61,10 +61,21 @@ impl Expected {
                     Some(key) => packet::is_authentic(bytes, None, key),
                     None => is_open(Some((datagram.sender, address))),
                 };
+                if datagram.is_notice() {
+                    let is_strict = !is_open(None);
+                    let why = why(&datagram, key.is_some(), is_genuine, is_strict)?;
+                    let notice = self.notice(datagram, source.ip(), why)?;
+                    return is_on_link().then_some((Input::Noticed(notice), None));
+                }
                 (self.answer(datagram, address).filter(|_| is_genuine)?, key.clone())
             }
         };
         is_on_link().then_some(accepted)
+    }
+
+    fn notice(&self, told: Datagram, from: IpAddr, why: Unusable) -> Option<Notice> {
+        let Datagram { sender: identity, name, .. } = told;
+        (identity != self.own).then_some(Notice { identity, name, from, why })
     }
 
     fn answer(&self, datagram: Datagram, address: SocketAddr) -> Option<Input> {
@@ -83,6 +94,23 @@ impl Expected {
             }
             Kind::Announce | Kind::Probe => None,
         }
+    }
+}
+
+/// What a notice means. It isn't authenticated where its sender doesn't have the key of the probe;
+/// `is_strict` tells whether we talk to paired machines only.
+pub(super) fn why(
+    told: &Datagram,
+    has_key: bool,
+    is_genuine: bool,
+    is_strict: bool,
+) -> Option<Unusable> {
+    let has = |flag| told.flags & flag != 0;
+    match () {
+        () if has(flags::KEY_REQUIRED) => Some(Unusable::KeyRequired),
+        () if is_genuine && !has(flags::OLLAMA_UP) => Some(Unusable::NotRunning),
+        () if has_key && !is_genuine && is_strict => Some(Unusable::NotPaired),
+        () => None,
     }
 }
 
@@ -156,6 +184,44 @@ mod tests {
         let bare = || Received { packet: Packet::Legacy, bytes: b"LANA", source };
         assert!(expected.accept(bare(), |_| true, || true).is_some());
         assert!(expected.accept(bare(), |_| false, || true).is_none());
+    }
+
+    #[test]
+    fn a_notice_says_why_its_sender_cannot_be_used() {
+        use Unusable::{KeyRequired, NotPaired, NotRunning};
+        let source: SocketAddr = "10.0.0.2:11436".parse().expect("address");
+        let key = Key::new([1; 32]);
+        let mut expected = Expected::new(Identity([1; 16]));
+        expected.asked(vec![([1; 16], Some(key.clone())), ([2; 16], None)]);
+        // The probe's nonce, flags, whether it is sealed, whether others are talked to in clear.
+        for (nonce, flags, is_sealed, is_open, want) in [
+            (1, 0, true, false, Some(NotRunning)),
+            (1, 0, false, false, Some(NotPaired)),
+            (1, 0, false, true, None),
+            (1, flags::KEY_REQUIRED, false, false, Some(KeyRequired)),
+            (2, flags::KEY_REQUIRED, false, true, Some(KeyRequired)),
+            (2, 0, false, true, Some(NotRunning)),
+            (2, 0, false, false, None),
+            (2, flags::OLLAMA_UP, false, true, None),
+            (3, flags::KEY_REQUIRED, false, true, None),
+        ] {
+            let datagram = Datagram { http_port: 0, flags, ..announcement(nonce) };
+            let mut bytes = datagram.encode(packet::PROBE_LEN);
+            if is_sealed {
+                packet::authenticate(&mut bytes, None, &key);
+            }
+            let received = received(datagram, &bytes, source);
+            let got = expected.accept(received.clone(), |_| is_open, || true);
+            let why = got.map(|(input, key)| match (input, key) {
+                (Input::Noticed(notice), None) => {
+                    assert_eq!((notice.from, &*notice.name), (source.ip(), "desk"));
+                    notice.why
+                }
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(why, want, "{nonce} {flags} {is_sealed} {is_open}");
+            assert!(expected.accept(received, |_| is_open, || false).is_none(), "from afar");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! A server on a usual port (below 32768) keeps its identity; others, and clients, have a new one at
-//! each start. The authentication code is keyed BLAKE2s over the whole datagram, with zeros in the
+//! each start. An announcement with port 0 says why its sender can't be used. The authentication code is keyed BLAKE2s over the whole datagram, with zeros in the
 //! code's own place, and behind it, for a probe, the 16 bytes of the (IPv4-mapped) IPv6 address that
 //! it is sent from. A datagram of nothing but the magic is a probe, or an answer, of older versions.
 
@@ -148,6 +148,11 @@ impl Datagram {
             name: String::new(),
             key: None,
         }
+    }
+
+    /// Whether it announces that its sender can't be used.
+    pub fn is_notice(&self) -> bool {
+        self.kind == Kind::Announce && self.http_port == 0
     }
 
     /// The bytes to send, at most `room` of them ([`FIXED_LEN`] to [`PROBE_LEN`]): the name is cut to

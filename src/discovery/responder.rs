@@ -25,6 +25,8 @@ pub(crate) struct ServerSetup {
     /// Where our proxy listens.
     pub(crate) http: Vec<SocketAddr>,
     pub(crate) identity: Identity,
+    /// This process's client, which isn't answered.
+    pub(crate) own_client: Identity,
     pub(crate) instance: u32,
     pub(crate) name: String,
     /// Whether bare four-byte probes are answered.
@@ -34,6 +36,8 @@ pub(crate) struct ServerSetup {
     pub(crate) reach: AddressLists,
     pub(crate) presence: Arc<Presence>,
     pub(crate) keyring: Arc<Keyring>,
+    /// This machine was a server, and its Ollama was stopped: no proxy listens.
+    pub(crate) is_away: bool,
 }
 
 /// The thread that answers probes; it says goodbye when it is stopped.
@@ -56,7 +60,11 @@ impl Responder {
     pub(crate) fn start(setup: ServerSetup) -> io::Result<Self> {
         // A proxy that only loopback reaches isn't announced on the LAN.
         let only_loopback = setup.http.iter().all(|address| address.ip().is_loopback());
-        let bind = if only_loopback { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
+        let bind = if only_loopback && !setup.is_away {
+            Ipv4Addr::LOCALHOST
+        } else {
+            Ipv4Addr::UNSPECIFIED
+        };
         let socket = bind_udp(bind, setup.port)?;
         let address = socket.local_addr()?;
         let mut endpoints = Vec::new();
@@ -66,7 +74,7 @@ impl Responder {
             let socket = if is_any { None } else { Some(bind_udp(*http.ip(), 0)?) };
             endpoints.push(Endpoint { http, socket });
         }
-        if endpoints.is_empty() {
+        if endpoints.is_empty() && !setup.is_away {
             log::warn!("the proxy listens on IPv6 alone, which the discovery can't announce");
         }
         let answerer = Answerer {
@@ -74,6 +82,7 @@ impl Responder {
             socket,
             endpoints,
             limit: RateLimit::new(Instant::now()),
+            notices: RateLimit::new(Instant::now()),
             subnets: RecentSubnets::new(),
             answered: VecDeque::new(),
             spare: None,
@@ -95,6 +104,8 @@ struct Answerer {
     socket: UdpSocket,
     endpoints: Vec<Endpoint>,
     limit: RateLimit,
+    /// What says that there is no answer must not use up what answers may.
+    notices: RateLimit,
     subnets: RecentSubnets,
     answered: VecDeque<Answered>,
     /// Sends what the endpoint's socket has no room for.
@@ -154,27 +165,36 @@ impl Answerer {
         match packet {
             Packet::Legacy => {
                 self.setup.legacy
+                    && !self.setup.is_away
                     && self.setup.keyring.takes_unpaired()
                     && self.limit.allows(now, ip)
                     && self.send_bytes(&packet::encode_legacy(), source)
             }
             Packet::V1(datagram) => {
                 datagram.kind == Kind::Probe
-                    && datagram.sender != self.setup.identity
+                    && ![self.setup.identity, self.setup.own_client].contains(&datagram.sender)
                     && self.announce(now, &datagram, source, bytes)
             }
         }
     }
 
-    /// Answers a probe whose key we have, or that has none where none is needed. Only as many as the
-    /// rate limit lets through are verified, because that costs most.
+    /// Answers a probe whose key we have, or that has none where none is needed; others are told so.
+    /// Only as many as the rate limit lets through are verified, because that costs most.
     fn announce(&mut self, now: Instant, probe: &Datagram, from: SocketAddr, bytes: &[u8]) -> bool {
         let keyring = &self.setup.keyring;
         let key = probe.key.and_then(|id| keyring.key(id));
         let is_known = if probe.key.is_some() { key.is_some() } else { keyring.takes_unpaired() };
         let is_forged = |key| !packet::is_authentic(bytes, Some(from.ip()), key);
-        if !is_known || !self.limit.allows(now, from.ip()) || key.as_ref().is_some_and(is_forged) {
+        if !is_known {
+            let flag = if keyring.takes_unpaired() { 0 } else { flags::KEY_REQUIRED };
+            return self.notices.allows(now, from.ip())
+                && self.notify(flag, (from, probe.nonce), None, bytes.len());
+        }
+        if !self.limit.allows(now, from.ip()) || key.as_ref().is_some_and(is_forged) {
             return false;
+        }
+        if self.setup.is_away {
+            return self.notify(0, (from, probe.nonce), key.as_ref(), bytes.len());
         }
         self.answered.retain(|old| old.client != from || old.key.is_some() != key.is_some());
         self.answered.truncate(MAX_GOODBYES - 1);
@@ -182,6 +202,24 @@ impl Answerer {
         let is_sent = self.send(Kind::Announce, &answered, bytes.len());
         self.answered.push_front(answered);
         is_sent
+    }
+
+    /// Says that this machine can't be used, and by the flag why.
+    fn notify(
+        &mut self,
+        flags: u16,
+        (to, nonce): (SocketAddr, Nonce),
+        key: Option<&Key>,
+        room: usize,
+    ) -> bool {
+        let ServerSetup { identity, instance, ref name, .. } = self.setup;
+        let notice = Datagram::probe(identity, nonce);
+        let (kind, name) = (Kind::Announce, name.clone());
+        let mut bytes = Datagram { kind, flags, instance, name, ..notice }.encode(room);
+        if let Some(key) = key {
+            packet::authenticate(&mut bytes, None, key);
+        }
+        self.send_bytes(&bytes, to)
     }
 
     /// The endpoint that a client can reach: those on loopback are for this machine.
@@ -218,9 +256,13 @@ impl Answerer {
     }
 
     fn send_bytes(&mut self, bytes: &[u8], client: SocketAddr) -> bool {
-        let Some(endpoint) = self.endpoint(client) else { return false };
-        let own = *endpoint.http.ip();
-        let mut sent = endpoint.socket.as_ref().unwrap_or(&self.socket).send_to(bytes, client);
+        let endpoint = self.endpoint(client);
+        if endpoint.is_none() && !self.setup.is_away {
+            return false;
+        }
+        let own = endpoint.map_or(Ipv4Addr::UNSPECIFIED, |endpoint| *endpoint.http.ip());
+        let socket = endpoint.and_then(|endpoint| endpoint.socket.as_ref()).unwrap_or(&self.socket);
+        let mut sent = socket.send_to(bytes, client);
         // Answers to forged sources wait until the kernel has found out that nobody is there, and
         // fill the socket's buffer meanwhile. Each new socket has an empty one. What waits is
         // bounded by the rate limit.

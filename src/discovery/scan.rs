@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::packet::{self, Datagram, Kind, Nonce, Packet, flags};
 use super::{matching, schedule::ScanTimes};
 use crate::config::SERVER_PORT;
+use crate::manager::pool::Notice;
 use crate::net::lane::{self, Lane};
 use crate::ollama::version::OllamaVersion;
 use crate::pairing::{identity::Identity, noise::Key};
@@ -35,6 +36,14 @@ pub(crate) struct Answer {
     pub(crate) round_trip: Duration,
 }
 
+/// A probe that was sent on a lane, with one of the keys or without.
+struct Asked {
+    nonce: Nonce,
+    lane: usize,
+    key: Option<usize>,
+    at: Instant,
+}
+
 /// Iterates over the answers as they come, one for each server and lane, until the time is up.
 pub(crate) struct Scan<'a> {
     lanes: &'a [Lane],
@@ -45,9 +54,11 @@ pub(crate) struct Scan<'a> {
     times: ScanTimes,
     start: Instant,
     rounds: usize,
-    asked: Vec<(Nonce, Instant)>,
+    asked: Vec<Asked>,
     seen: Vec<(SocketAddr, usize)>,
     ready: VecDeque<Answer>,
+    /// Machines that say why they can't be used; the same rules hold for them.
+    pub(crate) notices: Vec<Notice>,
 }
 
 impl<'a> Scan<'a> {
@@ -65,6 +76,7 @@ impl<'a> Scan<'a> {
             asked: Vec::new(),
             seen: Vec::new(),
             ready: VecDeque::new(),
+            notices: Vec::new(),
         }
     }
 
@@ -75,23 +87,25 @@ impl<'a> Scan<'a> {
 
     fn send_round(&mut self) {
         self.rounds += 1;
-        for (lane, failed) in self.lanes.iter().zip(&mut self.errors) {
+        for (at, (lane, failed)) in self.lanes.iter().zip(&mut self.errors).enumerate() {
             let from = lane.source();
-            for key in self.keys.iter().map(Some).chain([None]) {
+            for key in (0..self.keys.len()).map(Some).chain([None]) {
                 let Ok(nonce) = system::random() else { continue };
-                let probe = matching::probe(Datagram::probe(self.own, nonce), key, from);
-                self.asked.push((nonce, Instant::now()));
+                let sealing = key.map(|key| &self.keys[key]);
+                let probe = matching::probe(Datagram::probe(self.own, nonce), sealing, from);
+                self.asked.push(Asked { nonce, lane: at, key, at: Instant::now() });
                 *failed = lane.send(&probe).err();
             }
         }
     }
 
     fn receive(&mut self, at: usize) {
-        let lane = &self.lanes[at];
+        let lanes = self.lanes;
+        let lane = &lanes[at];
         let mut buffer = [0; packet::MAX_LEN + 1];
         while let Ok(received) = lane::receive(&lane.socket, &mut buffer) {
             let Some((len, source)) = received else { continue };
-            let Some(answer) = self.read(&buffer[..len], source, &lane.name) else { continue };
+            let Some(answer) = self.read(&buffer[..len], source, at) else { continue };
             let place = (answer.address, at);
             let of_address = |(other, lane): &&(SocketAddr, usize)| {
                 *lane == at && other.ip() == answer.address.ip()
@@ -104,16 +118,36 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn read(&self, bytes: &[u8], source: SocketAddr, interface: &str) -> Option<Answer> {
+    fn take_notice(&mut self, told: Datagram, bytes: &[u8], source: SocketAddr) {
+        let asked = self.asked.iter().find(|asked| asked.nonce == told.nonce);
+        let Some(Asked { key, .. }) = asked else { return };
+        let is_genuine = key.is_none_or(|key| packet::is_authentic(bytes, None, &self.keys[key]));
+        let why = matching::why(&told, key.is_some(), is_genuine, true);
+        let Datagram { sender: identity, name, .. } = told;
+        let from = source.ip();
+        let is_new = self.notices.iter().all(|known| known.identity != identity);
+        let of_address = self.notices.iter().filter(|known| known.from == from).count();
+        let has_room = self.notices.len() < MAX_ANSWERS && of_address < MAX_OF_ADDRESS;
+        if let Some(why) = why.filter(|_| is_new && has_room && identity != self.own) {
+            self.notices.push(Notice { identity, name, from, why });
+        }
+    }
+
+    fn read(&mut self, bytes: &[u8], source: SocketAddr, lane: usize) -> Option<Answer> {
         let (identity, told, asked) = match packet::decode(bytes).ok()? {
             Packet::Legacy => {
                 let told = Datagram::probe(self.own, Nonce::default());
                 let told = Datagram { http_port: SERVER_PORT, flags: flags::OLLAMA_UP, ..told };
-                (None, told, self.asked.last()?)
+                // To which probe, it doesn't say.
+                (None, told, self.asked.iter().rfind(|asked| asked.lane == lane)?)
             }
             Packet::V1(told) if told.kind == Kind::Announce && told.http_port != 0 => {
-                let asked = self.asked.iter().find(|(nonce, _)| *nonce == told.nonce)?;
+                let asked = self.asked.iter().find(|asked| asked.nonce == told.nonce)?;
                 (Some(told.sender), told, asked)
+            }
+            Packet::V1(told) if told.is_notice() => {
+                self.take_notice(told, bytes, source);
+                return None;
             }
             Packet::V1(_) => return None,
         };
@@ -121,11 +155,11 @@ impl<'a> Scan<'a> {
             identity,
             name: told.name,
             address: SocketAddr::new(source.ip(), told.http_port),
-            interface: interface.to_owned(),
+            interface: self.lanes[lane].name.clone(),
             ollama_up: told.flags & flags::OLLAMA_UP != 0,
             version: told.version,
             in_flight: told.in_flight,
-            round_trip: asked.1.elapsed(),
+            round_trip: asked.at.elapsed(),
         })
     }
 }
@@ -143,6 +177,8 @@ impl Iterator for Scan<'_> {
                 return None;
             }
             if self.times.rounds.get(self.rounds).is_some_and(|at| now >= *at) {
+                // What has come by now answers earlier probes.
+                (0..self.lanes.len()).for_each(|at| self.receive(at));
                 self.send_round();
             }
             let next = self.times.rounds.get(self.rounds).unwrap_or(&self.times.end);

@@ -68,8 +68,8 @@ pub(crate) struct Snapshot {
     /// How long ago each of the last changes was, the newest first.
     pub(crate) transitions: Vec<(Duration, Transition)>,
     pub(crate) history: History,
-    /// Rules about servers and models that there are none of, in sentences.
-    pub(crate) unmet: Vec<String>,
+    /// What people should know of rules and machines, in sentences.
+    pub(crate) notes: Vec<String>,
 }
 
 #[derive(Debug)]

@@ -14,6 +14,7 @@ use super::pool::{Action, Backend, Forgot, History, Input, Pool, Transition};
 use super::presence::Presence;
 use super::queue::{Answers, Patience, Queue};
 use super::store;
+use crate::net::untrusted_text::printable_whole;
 use crate::system::spawn_vital;
 use crate::upstream::CheckResult;
 
@@ -23,8 +24,8 @@ const LIST_PATIENCE: Duration = Duration::from_millis(500);
 const LOOK_PATIENCE: Duration = Duration::from_millis(400);
 /// A client that has found no server by then says so.
 const NOBODY_AFTER: Duration = Duration::from_secs(5);
-/// How often names that nobody goes by are looked for.
-const NAME_LOOK: Duration = Duration::from_secs(5);
+/// How often it is looked for what people should know.
+const NOTE_LOOK: Duration = Duration::from_secs(5);
 /// Transitions remembered for those who look at the state.
 const MAX_TRANSITIONS: usize = 32;
 /// What is known of the servers is written down at most so often, and at least so often: the disk
@@ -66,7 +67,7 @@ impl Handle {
             notices: Notices {
                 start: Instant::now(),
                 has_told_of_none: false,
-                unmet: Vec::new(),
+                notes: Vec::new(),
                 looked: Instant::now(),
             },
             actions: Vec::new(),
@@ -118,8 +119,8 @@ struct Notices {
     start: Instant,
     /// Whether it was told that there is no server, or there was one.
     has_told_of_none: bool,
-    unmet: Vec<String>,
-    /// When it was looked for such names last.
+    notes: Vec<String>,
+    /// When it was looked for such notes last.
     looked: Instant,
 }
 
@@ -266,7 +267,7 @@ impl Manager {
             last_wait: self.last_wait,
             transitions: newest_first.map(|(at, change)| (ago(*at), change.clone())).collect(),
             history: self.history.clone(),
-            unmet: self.queue.pool().unmet(now),
+            notes: notes(self.queue.pool(), now),
         }
     }
 
@@ -335,26 +336,29 @@ impl Manager {
         }
     }
 
-    /// Says once that no server was found, and which names in the rules nobody goes by.
+    /// Says once that no server was found, and what else people should know.
     fn give_notice(&mut self, now: Instant) {
         let (pool, notices) = (self.queue.pool(), &mut self.notices);
         if !notices.has_told_of_none {
             let has_found = pool.has_found() || pool.has_local();
             let is_late = now.saturating_duration_since(notices.start) >= NOBODY_AFTER;
             if !has_found && is_late {
-                let silence = self.presence.silence().filter(|_| pool.is_empty());
+                let silence = self
+                    .presence
+                    .silence()
+                    .filter(|_| pool.is_empty() && notes(pool, now).is_empty());
                 let why = silence.unwrap_or_else(|| pool.explain(false));
                 let seconds = NOBODY_AFTER.as_secs();
                 log::warn!("no server found in {seconds} s: {why}; ollana doctor says more");
             }
             notices.has_told_of_none = has_found || is_late;
         }
-        if now.saturating_duration_since(notices.looked) >= NAME_LOOK {
+        if now.saturating_duration_since(notices.looked) >= NOTE_LOOK {
             notices.looked = now;
-            let unmet = pool.unmet(now);
-            let new = unmet.iter().filter(|one| !notices.unmet.contains(one));
-            new.for_each(|one| log::warn!("{one}"));
-            notices.unmet = unmet;
+            let notes = notes(pool, now);
+            let new = notes.iter().filter(|one| !notices.notes.contains(one));
+            new.for_each(|one| log::warn!("{}", printable_whole(one)));
+            notices.notes = notes;
         }
     }
 
@@ -373,6 +377,13 @@ impl Manager {
         }
         is_taken
     }
+}
+
+/// Rules that came to nothing, and machines that say why they can't be used.
+fn notes(pool: &Pool, now: Instant) -> Vec<String> {
+    let mut notes = pool.unmet(now);
+    notes.extend(pool.unusable(now));
+    notes
 }
 
 fn log_transition(transition: &Transition) {

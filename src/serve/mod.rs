@@ -50,6 +50,8 @@ pub struct Daemon {
     proxies: Vec<Proxy>,
     discovery: Option<Client>,
     responder: Option<Responder>,
+    /// Tells that this machine, which was a server, has no Ollama any more.
+    away: Option<Responder>,
     ticker: Option<Ticker>,
     manager: Option<manager::Handle>,
     checkers: Option<Checkers>,
@@ -60,7 +62,7 @@ impl Daemon {
     /// Chooses the mode and starts everything. The error says what failed and what to do.
     pub fn start(settings: &Settings) -> Result<Daemon, String> {
         let (mode, why) = mode::choose(settings, &AtomicBool::new(false))?;
-        Self::start_as(settings, mode, &why, &start_keeper()?)
+        Self::start_as(settings, mode, &why, &start_keeper()?, false)
     }
 
     fn start_as(
@@ -68,6 +70,7 @@ impl Daemon {
         mode: Mode,
         why: &str,
         keeper: &Arc<Keeper>,
+        was_server: bool,
     ) -> Result<Daemon, String> {
         let client = listeners::client(settings, mode)?;
         let server = listeners::server(settings, mode)?;
@@ -78,6 +81,7 @@ impl Daemon {
             proxies: Vec::new(),
             discovery: None,
             responder: None,
+            away: None,
             ticker: None,
             manager: Some(manager),
             checkers: None,
@@ -96,6 +100,7 @@ impl Daemon {
         }
         if has_discovery && mode.is_client() {
             daemon.discovery = Some(parts.start_discovery()?);
+            daemon.away = if was_server { parts.start_away() } else { None };
         }
         daemon.describe(why, settings);
         Ok(daemon)
@@ -158,6 +163,7 @@ impl Daemon {
     fn retire(&mut self) {
         self.proxies.iter_mut().for_each(Proxy::stop_accepting);
         self.responder = None;
+        self.away = None;
         self.discovery = None;
     }
 

@@ -14,7 +14,7 @@ use super::neighbours::{OfPool, OfScan};
 use super::state_dir::{self, host_name};
 use crate::access::host::HostRule;
 use crate::access::permissions::ShareModels;
-use crate::config::{ServerName, Settings};
+use crate::config::{SERVER_PORT, ServerName, Settings};
 use crate::discovery::{Client, ClientSetup, Responder, ServerSetup};
 use crate::http::fields;
 use crate::library::Library;
@@ -185,11 +185,21 @@ impl<'a> Parts<'a> {
     }
 
     pub(super) fn start_responder(&self, http: &[SocketAddr]) -> Result<Responder, String> {
+        self.start_responder_as(self.identity, http)
+    }
+
+    /// Without an address of a proxy it says that this machine's Ollama was stopped.
+    fn start_responder_as(
+        &self,
+        identity: Identity,
+        http: &[SocketAddr],
+    ) -> Result<Responder, String> {
         let port = self.settings.discovery_port;
         let setup = ServerSetup {
             port,
             http: http.to_vec(),
-            identity: self.identity,
+            identity,
+            own_client: self.identity,
             instance: self.instance,
             name: host_name(),
             legacy: self.settings.legacy,
@@ -197,6 +207,7 @@ impl<'a> Parts<'a> {
             reach: self.settings.reach.clone(),
             presence: Arc::clone(&self.presence),
             keyring: Arc::clone(&self.keyring),
+            is_away: http.is_empty(),
         };
         Responder::start(setup).map_err(|error| {
             format!(
@@ -205,6 +216,22 @@ impl<'a> Parts<'a> {
                 plain(&error)
             )
         })
+    }
+
+    /// Has those who look for the server that this machine was hear that its Ollama was stopped.
+    pub(super) fn start_away(&self) -> Option<Responder> {
+        let settings = self.settings;
+        let listen = settings.listen.first().map_or(SERVER_PORT, SocketAddr::port);
+        let is_far = settings.listen.iter().all(|address| address.ip().is_loopback());
+        if settings.discovery_port == 0 || (is_far && !settings.listen.is_empty()) {
+            return None;
+        }
+        let identity = state_dir::identity(settings.state_dir.as_deref(), listen).ok()?;
+        let told = self.start_responder_as(identity, &[]);
+        told.inspect_err(|reason| {
+            log::debug!("others aren't told that Ollama was stopped: {reason}")
+        })
+        .ok()
     }
 
     pub(super) fn start_discovery(&self) -> Result<Client, String> {

@@ -63,6 +63,7 @@ fn serve(settings: &Settings, journal: &LogWriter, signals: &mut Signals) -> Res
         retired: Vec::new(),
         watch,
         advice: None,
+        was_server: mode == Mode::Server,
         watchdog,
         keeper,
         stop: Arc::clone(&signals.stop),
@@ -75,7 +76,7 @@ fn serve(settings: &Settings, journal: &LogWriter, signals: &mut Signals) -> Res
     {
         supervisor.say_unseen("this system has no inotify left");
     }
-    supervisor.present = Some(Daemon::start_as(settings, mode, &why, &supervisor.keeper)?);
+    supervisor.present = Some(Daemon::start_as(settings, mode, &why, &supervisor.keeper, false)?);
     supervisor.advise();
     let pid_file = settings.pid_file.as_deref().map(PidFile::write).transpose();
     let _pid_file = pid_file.map_err(failed("cannot write the pid file"))?;
@@ -122,6 +123,8 @@ struct Supervisor<'a> {
     watch: Option<OllamaWatch>,
     /// What to set, as Ollama's start can't be seen here.
     advice: Option<String>,
+    /// Whether this machine shared an Ollama in this run.
+    was_server: bool,
     watchdog: Watchdog,
     keeper: Arc<Keeper>,
     /// Set when the process is to stop.
@@ -224,7 +227,8 @@ impl Supervisor<'_> {
         if mode == Mode::Server {
             self.learn();
         }
-        match Daemon::start_as(self.settings, mode, &why, &self.keeper) {
+        self.was_server |= mode == Mode::Server;
+        match Daemon::start_as(self.settings, mode, &why, &self.keeper, self.was_server) {
             Ok(daemon) => {
                 self.present = Some(daemon);
                 self.advise();

@@ -279,7 +279,7 @@ mod tests {
             last_wait: None,
             transitions: Vec::new(),
             history: History::default(),
-            unmet: Vec::new(),
+            notes: Vec::new(),
         };
         let about = About {
             name: "box".to_owned(),

@@ -95,7 +95,7 @@ impl View<'_> {
         let library = self.about.library.as_ref().filter(|_| shares);
         warnings.extend(library.and_then(|library| library.problem()));
         warnings.extend(self.advice.clone());
-        warnings.extend(self.odd.iter().chain(&self.snapshot.unmet).cloned());
+        warnings.extend(self.odd.iter().chain(&self.snapshot.notes).cloned());
         warnings
     }
 }

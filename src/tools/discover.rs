@@ -9,8 +9,10 @@ use super::table::{Cell, Row, Style, Tone, clean, round_trip, table, titled, wra
 use crate::cli::Tool;
 use crate::discovery::scan::{Answer, Scan};
 use crate::discovery::schedule::DISCOVER;
+use crate::manager::pool::Notice;
 use crate::net::interfaces::probed_interfaces;
 use crate::net::lane::Lane;
+use crate::net::untrusted_text::printable_whole;
 use crate::pairing::identity::Identity;
 use crate::system;
 
@@ -34,17 +36,23 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
     answers.sort_by_key(|answer| (answer.address, answer.interface.clone()));
     let errors = scan.errors.iter().map(|error| error.as_ref().map(ToString::to_string));
     let probed: Vec<Probed<'_>> = lanes.iter().zip(errors).collect();
+    let is_used = |notice: &Notice| answers.iter().any(|it| it.identity == Some(notice.identity));
+    let notices: Vec<Notice> = scan.notices.into_iter().filter(|it| !is_used(it)).collect();
     let text = match tool.has("json") {
-        true => format!("{:#}", written(&probed, &answers)),
-        false => lines(&probed, &answers, screen::style()).join("\n"),
+        true => format!("{:#}", written(&probed, &answers, &notices)),
+        false => lines(&probed, &answers, &notices, screen::style()).join("\n"),
     };
     super::print(&(text + "\n"))?;
-    let why = "nobody answered; is ollana running in server mode there, and does a firewall let \
-               UDP 11436 and TCP 11435 through?";
-    if answers.is_empty() { Err(why.to_owned()) } else { Ok(()) }
+    match (answers.is_empty(), notices.is_empty()) {
+        (false, _) => Ok(()),
+        (true, false) => Err("no server here can be used".to_owned()),
+        (true, true) => Err("nobody answered; is ollana running in server mode there, and does a \
+                             firewall let UDP 11436 and TCP 11435 through?"
+            .to_owned()),
+    }
 }
 
-fn written(probed: &[Probed<'_>], answers: &[Answer]) -> Value {
+fn written(probed: &[Probed<'_>], answers: &[Answer], notices: &[Notice]) -> Value {
     let answer = |a: &Answer| {
         json!({
             "name": a.name, "address": a.address, "interface": a.interface,
@@ -57,15 +65,25 @@ fn written(probed: &[Probed<'_>], answers: &[Answer]) -> Value {
         let Lane { name, from, to, .. } = lane;
         json!({ "interface": name, "from": from, "to": to, "error": error })
     };
-    let (probed, servers) = (probed.iter().map(lane), answers.iter().map(answer));
-    json!({ "version": 1, "probed": probed.collect::<Value>(), "servers": servers.collect::<Value>() })
+    let notice = |it: &Notice| json!({ "name": it.name, "from": it.from, "why": it.why.word() });
+    json!({
+        "version": 1,
+        "probed": probed.iter().map(lane).collect::<Value>(),
+        "servers": answers.iter().map(answer).collect::<Value>(),
+        "unusable": notices.iter().map(notice).collect::<Value>(),
+    })
 }
 
 fn version(answer: &Answer) -> Option<String> {
     (answer.version != Default::default()).then(|| answer.version.to_string())
 }
 
-fn lines(probed: &[Probed<'_>], answers: &[Answer], style: Style) -> Vec<String> {
+fn lines(
+    probed: &[Probed<'_>],
+    answers: &[Answer],
+    notices: &[Notice],
+    style: Style,
+) -> Vec<String> {
     let mut out = Vec::new();
     if !answers.is_empty() {
         let columns = titled("SERVER ADDRESS THROUGH OLLAMA >BUSY >TIME");
@@ -89,6 +107,9 @@ fn lines(probed: &[Probed<'_>], answers: &[Answer], style: Style) -> Vec<String>
         out.extend(table(&columns, &rows, style));
         out.push(String::new());
     }
+    for notice in notices {
+        out.extend(wrap(&printable_whole(&notice.sentence()), style.width));
+    }
     for (Lane { name, to, .. }, error) in probed {
         let told = match error {
             None => format!("probed {to} by {}", clean(name)),
@@ -105,6 +126,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::manager::pool::Unusable;
     use crate::net::interfaces::Interface;
     use crate::ollama::version::OllamaVersion;
 
@@ -128,11 +150,18 @@ SERVER   ADDRESS             THROUGH  OLLAMA       BUSY    TIME
 desktop  192.168.1.20:11435  eth0     0.13.1          2  0.8 ms
 n?s      192.168.1.5:11435   eth0     not running     2  0.8 ms
 
+attic answers paired machines only: run 'ollana pair' on both
 probed 192.168.1.255:11436 by eth0
 no probe to 192.168.1.255:11436 by eth0: Network is down";
         let answers = [answer("desktop", 20, true), answer("n\x07s", 5, false)];
         let probed = [(&lane, None), (&lane, Some("Network is down".to_owned()))];
         let style = Style { width: 80, is_coloured: false };
-        assert_eq!(lines(&probed, &answers, style).join("\n"), want);
+        let attic = Notice {
+            identity: Identity([9; 16]),
+            name: "attic".to_owned(),
+            from: at(9).ip(),
+            why: Unusable::KeyRequired,
+        };
+        assert_eq!(lines(&probed, &answers, &[attic], style).join("\n"), want);
     }
 }

@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ollana::discovery::packet::{self, Packet, flags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::basics::{is_without_server, works};
 use super::daemon::Daemon;
-use super::http::{Answer, open, post, send};
+use super::http::{Answer, get, open, post, send};
 use super::lan::{Host, Lan};
 use super::ollama::{Ollama, all_lines};
 use super::packets::{DISCOVERY, probe, udp};
@@ -91,8 +92,8 @@ fn command<T: Send>(
     host.run(|| start(&mut command))
 }
 
-/// Two commands.
-pub(super) fn pair(one: &Host, other: &Host) {
+/// Two commands, and what they said.
+pub(super) fn pair(one: &Host, other: &Host) -> (Output, String) {
     let mut shown = command(one, &["pair"], |command| command.spawn()).expect("ollana runs");
     let mut said = String::new();
     let out = shown.stdout.as_mut().expect("its output");
@@ -104,7 +105,10 @@ pub(super) fn pair(one: &Host, other: &Host) {
     let code = said.split_whitespace().last().expect("a code").to_owned();
     let joined = run(other, &["pair", &code]);
     assert!(joined.status.success(), "{joined:?}");
-    assert!(shown.wait().expect("its end").success());
+    let shown = shown.wait_with_output().expect("its end");
+    assert!(shown.status.success());
+    let said = String::from_utf8(joined.stdout.clone()).expect("text");
+    (shown, said)
 }
 
 fn chat(host: &Host) -> Option<Answer> {
@@ -196,11 +200,14 @@ fn a_rogue_client_gets_nothing() {
     assert_eq!(ollama.requests("/api/chat"), before);
     let to = SocketAddrV4::new(server.address(0), DISCOVERY);
     let asking: UdpSocket = udp(&rogue, "0.0.0.0:0", SILENCE);
-    for bytes in [probe([7; 16]), b"LANA".to_vec()] {
-        asking.send_to(&bytes, to).expect("sent");
-        let answer = asking.recv_from(&mut [0; 512]);
-        assert!(answer.is_err(), "a stranger got {answer:?}");
-    }
+    let mut buffer = [0; 512];
+    asking.send_to(&probe([7; 16]), to).expect("sent");
+    let (len, _) = asking.recv_from(&mut buffer).expect("that it needs a key");
+    let Ok(Packet::V1(told)) = packet::decode(&buffer[..len]) else { panic!("no datagram") };
+    assert!(told.is_notice() && told.flags == flags::KEY_REQUIRED, "a stranger got {told:?}");
+    asking.send_to(b"LANA", to).expect("sent");
+    let answer = asking.recv_from(&mut buffer);
+    assert!(answer.is_err(), "a stranger got {answer:?}");
     // An ollana without the key finds nobody.
     let daemon = Daemon::start(&rogue, &["--server", &server.address(0).to_string()]);
     takes("503 on the rogue", limits::SILENT, || is_without_server(&rogue));
@@ -224,6 +231,59 @@ fn a_rogue_server_is_not_used() {
     throughout(Duration::from_secs(6), || assert_eq!(chat(&client).map(|a| a.body), None));
     assert_eq!(client_daemon.count("backend up "), 1);
     assert_eq!(evil.requests("/api/chat") + evil.requests("/api/tags"), 0);
+}
+
+/// Two machines of three are paired.
+#[test]
+fn who_is_cut_off_by_a_pairing_is_told() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let [server, client, third] = [1, 2, 3].map(|_| lan.host(&[("eth0", 0)]));
+    let _ollama = Ollama::start(&server, "gpu");
+    let _server = Daemon::start_as(&server, "desktop", &[]);
+    let _attic_ollama = Ollama::start(&third, "attic");
+    let attic = Daemon::start_as(&third, "attic", &[]);
+    let client_daemon = Daemon::start(&client, &[]);
+    takes("found", limits::FOUND, || (client_daemon.count("backend up ") == 2).then_some(()));
+    let said = pair(&server, &client).1;
+    let told = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    let names =
+        format!("are cut off: attic ({}). To keep one, run 'ollana pair'", third.address(0));
+    assert!(told.contains(&names), "{said}");
+    attic.kill();
+    takes("the server's keys in use", REVOKED, || {
+        ask(&third, &server, "GET", "/api/version").is_error(403).then_some(())
+    });
+    // The third machine is a client now, and has no key.
+    let alone = Daemon::start(&third, &["--mode", "client", "--listen", "127.0.0.1:11499"]);
+    let says = "desktop answers paired machines only: run 'ollana pair' on both";
+    alone.wait_for(&format!("no server found in 5 s: no Ollama server found on the LAN; {says}"));
+    alone.wait_for(&format!("[WARN] {says}"));
+    let told = |words: &[&str]| {
+        let output = run(&third, &[words, &["--listen", "127.0.0.1:11499"]].concat());
+        let text = [output.stdout, output.stderr].map(|it| String::from_utf8(it).expect("text"));
+        text.concat().split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    for command in [&["status"][..], &["discover"], &["doctor", "--mode", "client"]] {
+        let text = told(command);
+        assert!(text.contains(says), "{command:?}: {text}");
+    }
+    // The other way round: the client has a key, and this server has none.
+    let attic = Daemon::start_as(&third, "attic", &["--mode", "server"]);
+    let is_told = || {
+        let state = get(&client, "/ollana/status").map(|answer| answer.body).unwrap_or_default();
+        let says = "this machine talks to paired machines only, and attic isn't one";
+        state.contains(says).then_some(())
+    };
+    takes("told that it has no key", Duration::from_secs(20), is_told);
+    // Both ends say nothing of the sort once they are paired.
+    pair(&third, &client);
+    attic.wait_for("key taken up");
+    takes("found again", Duration::from_secs(20), || {
+        let state = String::from_utf8(run(&client, &["status"]).stdout).expect("text");
+        (state.contains("attic") && !state.contains("isn't one")).then_some(())
+    });
+    let text = String::from_utf8(run(&client, &["discover"]).stdout).expect("text");
+    assert!(text.contains("attic") && !text.contains("paired machines"), "{text}");
 }
 
 #[test]

@@ -84,6 +84,42 @@ fn an_ollama_that_starts_later_gets_its_port_and_is_shared_and_streams_survive()
     assert_eq!(daemon.count("ready mode="), 3);
 }
 
+/// The machine becomes a client, on which no proxy listens for others.
+#[test]
+fn a_server_whose_ollama_was_stopped_says_so() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let [desktop, nas, client] = [1, 2, 3].map(|_| lan.host(&[("eth0", 0)]));
+    let [ollama, shared] = [&desktop, &nas].map(|host| Ollama::start(host, "gpu"));
+    let desktop_daemon = Daemon::start_as(&desktop, "desktop", &[]);
+    let _nas = Daemon::start_as(&nas, "nas", &["--mode", "server"]);
+    let daemon = Daemon::start(&client, &[]);
+    takes("found", limits::FOUND, || (daemon.count("backend up ") == 2).then_some(()));
+    drop([ollama, shared]);
+    let state = || get(&client, "/ollana/status").map(|answer| answer.body).unwrap_or_default();
+    let is_told = |name: &str| {
+        state().contains(&format!("\"reason\":\"Ollama isn't running on {name}\"")).then_some(())
+    };
+    until("told by a server", PATIENCE, || is_told("nas"));
+    until("it to be a client", PATIENCE, || {
+        (desktop_daemon.count("ready mode=client") == 1).then_some(())
+    });
+    until("told by a client", PATIENCE, || is_told("desktop"));
+    // A server that is down and says nothing is forgotten after a minute.
+    throughout(Duration::from_secs(70), || {});
+    is_told("desktop").expect("it is told as long as it is so");
+    let answer = get(&client, "/api/tags").expect("an answer");
+    assert!(answer.body.contains("Ollama isn't running on desktop"), "{answer:?}");
+    // Who comes later hears it as well.
+    let late = Daemon::start(&lan.host(&[("eth0", 0)]), &[]);
+    late.wait_for("no server found in 5 s: ");
+    late.wait_for("[WARN] Ollama isn't running on desktop");
+    let own = get(&desktop, "/ollana/status").expect("its state").body;
+    assert!(!own.contains("isn't running on desktop"), "{own}");
+    let _ollama = Ollama::start(&nas, "gpu");
+    takes("used again", limits::OLLAMA_CHANGED, || works(&client));
+    is_told("desktop").expect("the other one is still told of");
+}
+
 #[test]
 fn ollamas_commands_change_nothing_and_a_failed_start_costs_a_moment() {
     let Some(mut lan) = Lan::new(1) else { return };

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::events::Sighting;
+use super::events::{Notice, Sighting};
 use crate::access::permissions::Permission;
 use crate::pairing::identity::Identity;
 
@@ -16,6 +16,15 @@ pub(super) enum Proof {
     Confirmed,
     /// Confirmed, but this other one has been announced from its address since.
     Contradicted(Identity),
+}
+
+/// A machine's notice that it can't be used.
+#[derive(Clone, Debug)]
+pub(super) struct Standing {
+    pub(super) notice: Notice,
+    /// When it was said first, and last.
+    pub(super) since: Instant,
+    pub(super) at: Instant,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -42,6 +51,8 @@ pub(crate) struct Claims {
     pub(super) instance: u32,
     pub(crate) name: String,
     pub(super) management_open: bool,
+    /// It has announced, since it was last well, that its Ollama doesn't answer.
+    pub(super) lacks_ollama: bool,
     /// What it lets us do, as its proxy told when it was checked.
     pub(super) permission: Option<Permission>,
 }
@@ -61,6 +72,7 @@ impl Claims {
         self.identity = Some(sighting.identity);
         self.instance = sighting.instance;
         self.management_open = sighting.management_open;
+        self.lacks_ollama = !sighting.ollama_up;
         if !sighting.name.is_empty() && self.proof == Proof::Announced {
             self.name = sighting.name;
         }
@@ -81,6 +93,7 @@ impl Claims {
         self.proof = if identity.is_some() { Proof::Confirmed } else { Proof::Announced };
         self.identity = identity.or(self.identity);
         self.permission = permission;
+        self.lacks_ollama = false;
         if let Some(name) = name {
             self.name = name;
         }

@@ -214,12 +214,71 @@ impl From<Outcome> for Report {
     }
 }
 
+/// A machine says that it can't be used.
+#[allow(missing_docs)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    pub identity: Identity,
+    /// What it calls itself; may be empty.
+    pub name: String,
+    pub from: IpAddr,
+    pub why: Unusable,
+}
+
+/// Why a machine can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// It is a server whose Ollama was stopped.
+    NotRunning,
+    /// It talks to paired machines only.
+    KeyRequired,
+    /// We talk to paired machines only, and it isn't one.
+    NotPaired,
+}
+
+impl Unusable {
+    /// In JSON.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Unusable::NotRunning => "not_running",
+            Unusable::KeyRequired => "key_required",
+            Unusable::NotPaired => "not_paired",
+        }
+    }
+}
+
+impl Notice {
+    /// For people.
+    pub(crate) fn sentence(&self) -> String {
+        let name = match self.name.as_str() {
+            "" => self.from.to_string(),
+            name => name.to_owned(),
+        };
+        match self.why {
+            Unusable::NotRunning => not_running(&name),
+            Unusable::KeyRequired => {
+                format!("{name} answers paired machines only: run 'ollana pair' on both")
+            }
+            Unusable::NotPaired => format!(
+                "this machine talks to paired machines only, and {name} isn't one: run 'ollana \
+                 pair' on both"
+            ),
+        }
+    }
+}
+
+pub(super) fn not_running(name: &str) -> String {
+    format!("Ollama isn't running on {name}")
+}
+
 /// Something happened.
 #[derive(Clone, Debug)]
 pub enum Input {
     Sighted(Sighting),
     /// An older server answered from this address.
     LegacySighted(IpAddr),
+    /// A machine says why it can't be used.
+    Noticed(Notice),
     /// A server says that it leaves, in a packet from this address.
     Farewell {
         identity: Identity,

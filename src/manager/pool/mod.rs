@@ -15,7 +15,8 @@
 //! decides. Silence of announcements alone never removes a server; failed health does.
 //!
 //! [`Pool::handle`] decides with `sightings`, `checks` (within their `places`) and `trust`,
-//! [`Pool::pick`] with `choice`; `unmet` says what of the rules came to nothing. A `backend` is put together of `addresses`, `claims`, `health`, `load`
+//! [`Pool::pick`] with `choice`; `unmet` says what of the rules came to nothing,
+//! `notices` why machines can't be used. A `backend` is put together of `addresses`, `claims`, `health`, `load`
 //! and `models`. What it had outlives it in `memory`, for `away`.
 
 mod addresses;
@@ -30,6 +31,7 @@ pub(crate) mod history;
 mod load;
 mod memory;
 mod models;
+mod notices;
 mod places;
 mod records;
 mod sightings;
@@ -44,7 +46,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use self::addresses::Addresses;
-use self::claims::Claims;
+use self::claims::{Claims, Standing};
 use self::events::Origin;
 use self::health::{Health, Verdict};
 use self::load::Load;
@@ -59,8 +61,8 @@ use crate::ollama::version::OllamaVersion;
 use crate::upstream::Hope;
 
 pub use events::{
-    Action, BackendId, CheckId, Input, NoPick, Outcome, Pick, Report, Rules, Sighting, Transition,
-    Wanted,
+    Action, BackendId, CheckId, Input, NoPick, Notice, Outcome, Pick, Report, Rules, Sighting,
+    Transition, Unusable, Wanted,
 };
 pub use places::{MAX_CHECKS, MAX_LISTS};
 pub use records::{Had, Known};
@@ -89,6 +91,7 @@ pub struct Pool {
     memory: Memory,
     /// Somebody wants to see the models until then.
     watched_until: Option<Instant>,
+    notices: Vec<Standing>,
     /// When another machine's server was up for the first time.
     first_up: Option<Instant>,
     /// What follows from the input that is being handled.
@@ -109,6 +112,7 @@ impl Pool {
             records: Records::default(),
             memory: Memory::default(),
             watched_until: None,
+            notices: Vec::new(),
             first_up: None,
             actions: Vec::new(),
         }
@@ -166,6 +170,7 @@ impl Pool {
         match input {
             Input::Sighted(sighting) => self.sighted(now, sighting),
             Input::LegacySighted(ip) => self.legacy_sighted(now, ip),
+            Input::Noticed(notice) => self.noticed(now, notice),
             Input::Farewell { identity, from } => {
                 let is_it = |b: &&mut Backend| {
                     b.addresses.has_ip(from) && b.claims.identity == Some(identity)
@@ -185,6 +190,7 @@ impl Pool {
         if is_about_servers {
             self.review(now);
             self.note_first_up(now);
+            self.explain_downs(now);
             self.backends.iter_mut().for_each(Backend::update_hope);
         }
         if (is_about_servers || asked.is_some()) && self.remember(now, asked) {
@@ -356,7 +362,9 @@ impl Pool {
             return format!("Ollama does not answer ({})", state(local));
         }
         if self.backends.is_empty() {
-            return "no Ollama server found on the LAN".to_owned();
+            let unusable = self.all_unusable().into_iter().take(3);
+            let none = "no Ollama server found on the LAN".to_owned();
+            return [none].into_iter().chain(unusable).collect::<Vec<_>>().join("; ");
         }
         let states: Vec<String> = self.backends.iter().take(8).map(state).collect();
         format!("no Ollama server is ready ({})", states.join("; "))

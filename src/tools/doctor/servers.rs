@@ -15,7 +15,7 @@ use super::running::Running;
 use crate::config::{ServerName, Settings};
 use crate::discovery::scan::{Answer, Scan};
 use crate::discovery::schedule::DOCTOR;
-use crate::manager::pool::Known;
+use crate::manager::pool::{Known, Notice, Unusable};
 use crate::manager::store;
 use crate::net::interfaces::{Interface, Subnets};
 use crate::net::lane::Lane;
@@ -73,11 +73,17 @@ pub(super) fn look(
         |ip: IpAddr| ip.is_loopback() || interfaces.iter().any(|one| IpAddr::V4(one.address) == ip);
     let mut servers = known(report, settings);
     let udp = settings.discovery_port;
-    let mut answers = Vec::new();
+    let (mut answers, mut notices) = (Vec::new(), Vec::new());
     if udp == 0 {
         report.note("the discovery is off: only servers named by --server are used");
     } else {
-        answers = probe(report, interfaces, &servers, udp, keyring);
+        (answers, notices) = probe(report, interfaces, &servers, udp, keyring);
+        notices.retain(|notice| {
+            let is_used = answers.iter().any(|it: &Answer| it.identity == Some(notice.identity));
+            // Without the keys of the daemon, it is no wonder.
+            let is_moot = is_blind && notice.why != Unusable::NotRunning;
+            !(is_used || is_moot || is_own(notice.from))
+        });
         if !is_blind {
             own_discovery(report, here, &answers, udp);
         }
@@ -113,12 +119,22 @@ pub(super) fn look(
             CheckResult::Void => report.note(format!("{label} could not be asked")),
         }
     }
+    for notice in &notices {
+        let fix = match notice.why {
+            Unusable::NotRunning => "start Ollama there; if that is meant so, nothing",
+            _ => "ollana pair, here and there; or start one of them with --unpaired on",
+        };
+        match here.is_client && !works {
+            true => report.wrong(notice.sentence(), fix),
+            false => report.hint(notice.sentence(), fix),
+        }
+    }
     skew(report, &servers);
     let used: Vec<&str> = interfaces.iter().map(|one| one.name.as_str()).collect();
     let used = used.join(", ");
     if !servers.iter().any(|server| server.broadcast.is_some()) && udp != 0 && !used.is_empty() {
         let text = format!("no server of the LAN answered a broadcast on {used} in 2 s");
-        if here.is_client && !works && !is_blind {
+        if here.is_client && !works && !is_blind && notices.is_empty() {
             report.wrong(
                 text,
                 "start ollana on the machine with Ollama, and open UDP 11436 and TCP 11435 there; \
@@ -137,7 +153,7 @@ fn probe(
     servers: &[Server],
     port: u16,
     keyring: &Keyring,
-) -> Vec<Answer> {
+) -> (Vec<Answer>, Vec<Notice>) {
     let broadcasts = [interfaces, &[Interface::loopback()]].concat();
     let (mut lanes, mut failed) = Lane::open_all(&broadcasts, port);
     lanes.extend(servers.iter().filter_map(|server| {
@@ -163,7 +179,7 @@ fn probe(
             ),
         }
     }
-    answers
+    (answers, std::mem::take(&mut scan.notices))
 }
 
 impl Server {
