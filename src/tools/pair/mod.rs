@@ -14,6 +14,7 @@
 //! It uses a port of its own, three above the discovery's, so it works whether ollana runs or not.
 //! A running one takes the key up by itself.
 
+mod cut_off;
 mod join;
 mod show;
 
@@ -72,6 +73,7 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
     let own = Own { state_dir, introduction };
     let near = if settings.discovery_port == 0 { DISCOVERY_PORT } else { settings.discovery_port };
     let port = near.saturating_add(PORT_STEP);
+    let cut_off = cut_off::look(settings, &own);
     let peer = match &tool.operands[..] {
         [] => show::Host::open(port)?.show(&own, show::CODE_LIFE)?,
         [typed, rest @ ..] => {
@@ -89,6 +91,7 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
         eprintln!("ollana: not noted in the configuration that there are keys: {error}");
     }
     println!("Both machines show the same key. A running ollana takes it up by itself.");
+    cut_off::tell(cut_off, &own, &peer);
     Ok(())
 }
 
