@@ -86,7 +86,7 @@ fn lines(
 ) -> Vec<String> {
     let mut out = Vec::new();
     if !answers.is_empty() {
-        let columns = titled("SERVER ADDRESS THROUGH OLLAMA >BUSY >TIME");
+        let columns = titled("!SERVER ADDRESS THROUGH OLLAMA >BUSY >TIME");
         let row = |answer: &Answer| {
             let ollama = match (answer.identity.is_none(), answer.ollama_up) {
                 (true, _) => "older ollana".into(),

@@ -114,7 +114,7 @@ fn lines(state: &Value, style: Style) -> Vec<String> {
         };
         return vec![none.to_owned()];
     }
-    let columns = titled("MODEL SERVER >SIZE STATE >TOK/S");
+    let columns = titled("!MODEL SERVER >SIZE STATE >TOK/S");
     let mut rows = Vec::new();
     for places in models.values() {
         for (at, (server, facts)) in places.iter().enumerate() {

@@ -83,7 +83,7 @@ fn servers(json: &Value, style: Style) -> Vec<String> {
     if servers.is_empty() {
         return vec!["no server found yet: is ollana running on a machine with Ollama?".to_owned()];
     }
-    let columns = titled("SERVER ADDRESS STATE >TRIP OLLAMA KEY >BUSY >TOK/S >BYTES");
+    let columns = titled("!SERVER ADDRESS STATE >TRIP OLLAMA KEY >BUSY >TOK/S >BYTES");
     let mut rows = Vec::new();
     for server in servers {
         let state = state(server);

@@ -5,7 +5,15 @@ use serde_json::Value;
 use crate::config::elapsed;
 pub(super) use crate::net::untrusted_text::printable as clean;
 
-pub(super) enum Align {
+pub(super) struct Column {
+    title: &'static str,
+    align: Align,
+    /// It is cut when nothing else can be: without it, a row says nothing.
+    is_main: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Align {
     Left,
     Right,
 }
@@ -55,48 +63,73 @@ impl Style {
     }
 }
 
-/// Columns by their titles; one of numbers, with `>` in front, is aligned to the right.
-pub(super) fn titled(titles: &'static str) -> Vec<(&'static str, Align)> {
-    let column = |title: &'static str| match title.strip_prefix('>') {
-        Some(title) => (title, Align::Right),
-        None => (title, Align::Left),
+/// Columns by their titles; one of numbers, with `>` in front, is aligned to the right, and the main
+/// one has `!` in front.
+pub(super) fn titled(titles: &'static str) -> Vec<Column> {
+    let column = |word: &'static str| {
+        let title = word.trim_start_matches(['>', '!']);
+        let align = if word.starts_with('>') { Align::Right } else { Align::Left };
+        Column { title, align, is_main: word.starts_with('!') }
     };
     titles.split(' ').map(column).collect()
 }
 
-/// The table's lines. If it is too wide, the first column is cut, then the second, then the others.
-pub(super) fn table(columns: &[(&str, Align)], rows: &[Row], style: Style) -> Vec<String> {
-    let mut widths: Vec<usize> = columns.iter().map(|(title, _)| width(title)).collect();
+/// Columns of a text, and of the main one, that are left of it before other columns are left out.
+const LEAST_TEXT: usize = 6;
+const LEAST_MAIN: usize = 16;
+
+/// The table's lines. If it is too wide, columns are left out from the right until the others have
+/// room; then texts are cut from the left to the right, and last of all the main column.
+pub(super) fn table(columns: &[Column], rows: &[Row], style: Style) -> Vec<String> {
+    let mut widths: Vec<usize> = columns.iter().map(|column| width(column.title)).collect();
     for row in rows {
         let Row::Cells(cells) = row else { continue };
         for (most, cell) in widths.iter_mut().zip(cells) {
             *most = (*most).max(width(&cell.0));
         }
     }
+    let least = |widths: &[usize], shown: usize| {
+        let shown = columns.iter().zip(widths).take(shown);
+        let least = shown.map(|(column, most)| match column.align {
+            _ if column.is_main => (*most).min(LEAST_MAIN) + 1,
+            Align::Left => (*most).min(LEAST_TEXT) + 1,
+            Align::Right => most + 1,
+        });
+        least.sum::<usize>() - 1
+    };
+    let fits = |shown: &usize| least(&widths, *shown) <= style.width;
+    let shown = (2..=columns.len()).rev().find(fits).unwrap_or(columns.len().min(2));
+    let (columns, _) = columns.split_at(shown);
+    widths.truncate(shown);
     let total = |widths: &[usize], gap| widths.iter().sum::<usize>() + gap * (widths.len() - 1);
     let gap = if total(&widths, 2) > style.width { 1 } else { 2 };
-    let others = (2..columns.len()).map(|at| (at, 6));
-    for (at, least) in [(0, 12), (1, 15)].into_iter().chain(others).chain([(1, 6), (0, 4)]) {
-        let over = total(&widths, gap).saturating_sub(style.width);
-        if let Some(most) = widths.get_mut(at) {
-            *most = (*most).min((*most).saturating_sub(over).max(least));
-        }
+    let cut = |widths: &mut [usize], at: usize, least: usize| {
+        let over = total(widths, gap).saturating_sub(style.width);
+        widths[at] = widths[at].min(widths[at].saturating_sub(over).max(least));
+    };
+    let all = || columns.iter().enumerate();
+    let texts = || all().filter(|(_, it)| !it.is_main && matches!(it.align, Align::Left));
+    let main = all().filter(|(_, it)| it.is_main);
+    for least in [15, LEAST_TEXT] {
+        texts().for_each(|(at, _)| cut(&mut widths, at, least));
     }
+    main.for_each(|(at, _)| cut(&mut widths, at, 4));
+    texts().for_each(|(at, _)| cut(&mut widths, at, 3));
     let line = |cells: &[Cell]| {
         let mut out = String::new();
-        for (at, ((cell, most), (_, align))) in cells.iter().zip(&widths).zip(columns).enumerate() {
+        for (at, ((cell, most), column)) in cells.iter().zip(&widths).zip(columns).enumerate() {
             let text = fit(&cell.0, *most);
             let pad = " ".repeat(most - width(&text));
             let text = style.paint(&text, cell.1);
             out.push_str(&" ".repeat(if at > 0 { gap } else { 0 }));
-            match align {
+            match column.align {
                 Align::Left => out.extend([text, pad]),
                 Align::Right => out.extend([pad, text]),
             }
         }
         out.trim_end().to_owned()
     };
-    let titles = columns.iter().map(|(title, _)| Cell((*title).to_owned(), Tone::Faint));
+    let titles = columns.iter().map(|column| Cell(column.title.to_owned(), Tone::Faint));
     let titles = line(&titles.collect::<Vec<_>>());
     let rows = rows.iter().map(|row| match row {
         Row::Cells(cells) => line(cells),
@@ -244,9 +277,42 @@ mod tests {
     }
 
     #[test]
+    fn the_main_column_is_cut_last() {
+        let model = "hf.co/someone/a-model-GGUF:Q4_K_M";
+        let rows = [Row::Cells(vec![
+            model.into(),
+            "a-server-of-some-length".into(),
+            "1.3 GB".into(),
+            "loaded, 75 % on GPU".into(),
+            "98.2".into(),
+        ])];
+        let columns = || titled("!MODEL SERVER >SIZE STATE >TOK/S");
+        for (most, want) in [
+            (
+                200,
+                "hf.co/someone/a-model-GGUF:Q4_K_M  a-server-of-some-length  1.3 GB  loaded, 75 % on GPU   98.2",
+            ),
+            (
+                90,
+                "hf.co/someone/a-model-GGUF:Q4_K_M a-server-of-some-length 1.3 GB loaded, 75 % on GPU  98.2",
+            ),
+            (70, "hf.co/someone/a-model-GGUF:Q4_K_M a-serv~ 1.3 GB loaded, 75 % o~  98.2"),
+            (60, "hf.co/someone/a-model-GGUF:Q4_K_M a-ser~ 1.3 GB loade~  98.2"),
+            (50, "hf.co/someone/a-model-~ a-ser~ 1.3 GB loade~  98.2"),
+            (40, "hf.co/someone/a-mo~ a-ser~ 1.3 GB loade~"),
+            (20, "hf.co/someon~ a-ser~"),
+        ] {
+            let style = Style { width: most, is_coloured: false };
+            let lines = table(&columns(), &rows, style);
+            assert_eq!(lines[1], want, "{most}");
+            assert!(lines.iter().all(|line| width(line) <= most), "{most}");
+        }
+    }
+
+    #[test]
     fn no_line_is_wider_than_asked() {
         let style = Style { width: 40, is_coloured: false };
-        let columns = [("NAME", Align::Left), ("ADDRESS", Align::Left), ("N", Align::Right)];
+        let columns = titled("NAME ADDRESS >N");
         let row =
             |name: &str| Row::Cells(vec![name.into(), "192.168.100.200:12345".into(), "7".into()]);
         let rows = [row(&"日本".repeat(30)), row("a"), Row::Note("x".repeat(99), Tone::Plain)];

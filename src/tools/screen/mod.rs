@@ -12,20 +12,23 @@ use unix::Keys;
 
 use super::table::{Style, Tone, width};
 
+/// Nothing is cut for a file or a program.
+const UNCUT: usize = usize::MAX / 2;
 /// Columns and lines of a terminal that doesn't tell.
 const USUAL: (usize, usize) = (80, 24);
 /// Tables are never narrower.
 const LEAST: usize = 40;
 
-/// To the alternate screen without a cursor, and back.
-const ENTER: &str = "\x1b[?1049h\x1b[?25l";
-const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
+/// To the alternate screen without a cursor, and back. Lines that are too long for a narrow terminal
+/// aren't continued below, which would push the first ones off the screen.
+const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
+const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
 
 pub(super) fn style() -> Style {
     let is_terminal = io::stdout().is_terminal();
     let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
         && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-    let width = if is_terminal { size().0.max(LEAST) } else { USUAL.0 };
+    let width = if is_terminal { size().0.max(LEAST) } else { UNCUT };
     Style { width, is_coloured: is_terminal && colours }
 }
 
