@@ -113,6 +113,9 @@ pub(crate) fn probed_interfaces(wanted: &[String]) -> Vec<Interface> {
     interfaces
 }
 
+/// Why a tunnel is left out.
+pub(crate) const TUNNEL: &str = "is a tunnel, such as a VPN's";
+
 /// The interfaces with an IPv4 address that [`broadcast_interfaces`] leaves out, and why.
 pub(crate) fn other_interfaces(wanted: &[String]) -> Vec<(String, Ipv4Addr, &'static str)> {
     let used: Vec<Ipv4Addr> = broadcast_interfaces(wanted).iter().map(|i| i.address).collect();
@@ -122,7 +125,7 @@ pub(crate) fn other_interfaces(wanted: &[String]) -> Vec<(String, Ipv4Addr, &'st
         let why = match &interface.oper_status {
             _ if interface.is_loopback() || used.contains(&ip) => return None,
             IfOperStatus::Down => "is down",
-            _ if interface.is_p2p() => "is a tunnel, such as a VPN's, without broadcasts",
+            _ if interface.is_p2p() => TUNNEL,
             _ if is_virtual(&interface.name) => "is of containers or virtual machines",
             _ if !wanted.is_empty() => "is not named by --interface",
             _ => "has no broadcast address",

@@ -102,6 +102,32 @@ fn what_the_running_ollana_goes_by_is_known() {
 }
 
 #[test]
+fn a_tunnel_carries_no_broadcasts_and_what_to_do_is_said() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let client = lan.host(&[("eth0", 0)]);
+    let ip = |words: &str| {
+        let run = || Command::new("ip").args(words.split(' ')).output();
+        client.run(run).is_ok_and(|output| output.status.success())
+    };
+    let is_made = ip("tuntap add dev tailscale0 mode tun")
+        && ip("address add 100.101.1.2/32 dev tailscale0")
+        && ip("link set tailscale0 up");
+    if !is_made {
+        return eprintln!("skipped: a tunnel can't be made here");
+    }
+    let (_, findings) = doctor(&client, &[]);
+    let tunnel = "tailscale0 100.101.1.2 is a tunnel, such as a VPN's: no broadcasts there";
+    assert_says(&findings, "note interfaces: ", tunnel);
+    let text = {
+        let mut command = client.ollana(&[]);
+        client.run(|| command.arg("doctor").output()).expect("ollana runs").stdout
+    };
+    let text = String::from_utf8(text).expect("text");
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains("--server desktop.tailnet-name"), "{text}");
+}
+
+#[test]
 fn a_firewall_on_the_server() {
     if !can_filter() {
         return;

@@ -19,6 +19,11 @@ use crate::pairing::keyring::Keyring;
 use report::Report;
 use running::Running;
 
+/// What makes a server on the other side of a tunnel work.
+const ACROSS_A_VPN: &str = "for a server across it, its name or address there: --server \
+                            desktop.tailnet-name; Tailscale's and other private addresses may \
+                            connect as the LAN's may";
+
 /// Exit code 0: nothing has to be done; 1: something has.
 pub(super) fn run(tool: &Tool) -> ExitCode {
     let report = examine(&tool.settings);
@@ -81,7 +86,11 @@ fn network(report: &mut Report, settings: &Settings) -> Vec<Interface> {
         report.well(format!("{name} {address}: broadcasts go to {broadcast}"));
     }
     for (name, address, why) in interfaces::other_interfaces(&settings.interfaces) {
-        report.note(format!("{name} {address} {why}: no broadcasts there"));
+        let text = format!("{name} {address} {why}: no broadcasts there");
+        match why == interfaces::TUNNEL {
+            true => report.hint(text, ACROSS_A_VPN),
+            false => report.note(text),
+        }
     }
     if used.is_empty() && settings.interfaces.is_empty() {
         report.wrong(
