@@ -88,7 +88,13 @@ pub(crate) fn unknown_interfaces(wanted: &[String]) -> Vec<String> {
         return Vec::new();
     }
     let all = broadcasting();
-    let unknown = wanted.iter().filter(|name| !all.iter().any(|one| one.name == **name));
+    // Loopback is used without being named, which keeps it to this machine.
+    let loopback = if_addrs::get_if_addrs().unwrap_or_default().into_iter();
+    let loopback: Vec<String> =
+        loopback.filter(|one| one.is_loopback()).map(|one| one.name).collect();
+    let is_known =
+        |name: &String| loopback.contains(name) || all.iter().any(|one| one.name == *name);
+    let unknown = wanted.iter().filter(|name| !is_known(name));
     let mut others: Vec<&str> = all.iter().map(|one| one.name.as_str()).collect();
     others.dedup();
     let others = match others.is_empty() {
