@@ -138,8 +138,8 @@ impl<'a> Scan<'a> {
             Packet::Legacy => {
                 let told = Datagram::probe(self.own, Nonce::default());
                 let told = Datagram { http_port: SERVER_PORT, flags: flags::OLLAMA_UP, ..told };
-                // To which probe, it doesn't say.
-                (None, told, self.asked.iter().rfind(|asked| asked.lane == lane)?)
+                // It does not say to which probe: to the first one, unless that was lost.
+                (None, told, self.asked.iter().find(|asked| asked.lane == lane)?)
             }
             Packet::V1(told) if told.kind == Kind::Announce && told.http_port != 0 => {
                 let asked = self.asked.iter().find(|asked| asked.nonce == told.nonce)?;
@@ -189,5 +189,33 @@ impl Iterator for Scan<'_> {
                 (0..self.lanes.len()).for_each(|at| self.receive(at));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::thread;
+
+    use super::*;
+    use crate::discovery::schedule::DISCOVER;
+    use crate::net::interfaces::Interface;
+
+    /// A server of an older version, which is slower than the next round of probes.
+    #[test]
+    fn the_time_of_an_answer_counts_from_its_probe() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = server.local_addr().unwrap().port();
+        let answering = thread::spawn(move || {
+            let mut buffer = [0; packet::MAX_LEN];
+            let probes = [0; 2].map(|_| server.recv_from(&mut buffer).unwrap().1);
+            server.send_to(&packet::encode_legacy(), probes[0]).unwrap();
+        });
+        let lanes = [Lane::open(&Interface::loopback(), port).unwrap()];
+        let mut scan = Scan::new(&lanes, Identity([1; 16]), &[], DISCOVER);
+        let answer = scan.next().expect("an answer");
+        answering.join().unwrap();
+        let least = (DISCOVER.rounds[1] - DISCOVER.rounds[0]).mul_f64(0.9);
+        assert!(answer.round_trip >= least, "{:?}", answer.round_trip);
     }
 }
