@@ -20,7 +20,7 @@ programs=(openssl python3 tc)
 
 set_up
 ((${#namespaces[@]})) || give_up "needs network namespaces: run it as root"
-out_of_time=$((SECONDS + 170))
+out_of_time=$((SECONDS + 400))
 start_registry
 for host in "${servers[@]}"; do start_ollama "$host" && start_ollana "$host"; done
 for host in "${servers[@]}"; do

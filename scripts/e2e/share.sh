@@ -228,6 +228,10 @@ check_wrong_bytes() {
     printf 'not what it was' | dd of="$path" bs=1 seek=$((20 * MB)) conv=notrunc status=none
     check "A's bytes are wrong: the pull gets the right ones" pulls d wrong
     check "A's bytes are wrong: they came from the registry" given_at_least wrong 30
+    # One that doesn't remember what A gave: it wouldn't ask it for ten minutes.
+    stop ollana-d
+    start_ollana d
+    within 20 local_api d /api/version --fail >/dev/null
     fresh foul 32
     have a foul
     internet "{\"wrong\":\"$(largest foul | tr - :)\",\"rate\":4000000}"

@@ -45,10 +45,18 @@ const MOST: usize = 16;
 /// How often threads that wait look whether their work is still wanted.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A donor whose bytes were wrong, or too few, isn't asked again for so long; and so many of them are
-/// remembered.
+/// A donor whose bytes were wrong once, or too slow twice, within so long isn't asked again for the rest
+/// of it. Once may have been its cable.
 const SHUNNED: Duration = Duration::from_secs(10 * 60);
-const MOST_SHUNNED: usize = 64;
+/// So many such failures are remembered.
+const MOST_LAPSES: usize = 64;
+
+/// In what a donor failed that wasted time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lapse {
+    Slow,
+    Wrong,
+}
 
 /// So long neighbours may take to be found where somebody waits for them.
 const NOTICE: Duration = Duration::from_secs(1);
@@ -108,8 +116,8 @@ pub(crate) struct Sharing {
     keyring: Arc<Keyring>,
     taken: Arc<AtomicUsize>,
     copies: Arc<AtomicUsize>,
-    /// Since when; the last ones.
-    shunned: Arc<Mutex<VecDeque<(SocketAddr, Instant)>>>,
+    /// The last ones, and when.
+    lapses: Arc<Mutex<VecDeque<(SocketAddr, Instant, Lapse)>>>,
 }
 
 impl Sharing {
@@ -118,29 +126,33 @@ impl Sharing {
         timing: Timing,
         keyring: Arc<Keyring>,
     ) -> Self {
-        let (taken, copies, shunned) = Default::default();
-        Sharing { neighbours, timing, keyring, taken, copies, shunned }
+        let (taken, copies, lapses) = Default::default();
+        Sharing { neighbours, timing, keyring, taken, copies, lapses }
     }
 
-    /// What this donor gave was wrong, or it brings too little.
-    fn shun(&self, donor: SocketAddr) {
-        log::warn!("donor not asked any more addr={donor} for_s={}", SHUNNED.as_secs());
-        self.forgive(donor);
-        let mut shunned = lock(&self.shunned);
-        if shunned.len() >= MOST_SHUNNED {
-            shunned.pop_front();
+    fn remember(&self, donor: SocketAddr, lapse: Lapse) {
+        let mut lapses = lock(&self.lapses);
+        if lapses.len() >= MOST_LAPSES {
+            lapses.pop_front();
         }
-        shunned.push_back((donor, Instant::now()));
+        lapses.push_back((donor, Instant::now(), lapse));
+        drop(lapses);
+        if self.is_shunned(donor) {
+            log::warn!("donor not asked any more addr={donor} for_s={}", SHUNNED.as_secs());
+        }
     }
 
     fn is_shunned(&self, donor: SocketAddr) -> bool {
-        let is_it = |(known, at): &(SocketAddr, Instant)| *known == donor && at.elapsed() < SHUNNED;
-        lock(&self.shunned).iter().any(is_it)
+        let lapses = lock(&self.lapses);
+        let of_late =
+            |it: &&(SocketAddr, Instant, Lapse)| it.0 == donor && it.1.elapsed() < SHUNNED;
+        let mut its = lapses.iter().filter(of_late);
+        its.clone().any(|(_, _, lapse)| *lapse == Lapse::Wrong) || its.nth(1).is_some()
     }
 
     /// Somebody wants something of this donor, and of no other.
     pub(crate) fn forgive(&self, donor: SocketAddr) {
-        lock(&self.shunned).retain(|(known, _)| *known != donor);
+        lock(&self.lapses).retain(|(known, ..)| *known != donor);
     }
 
     /// Who can be asked; see [`Neighbours::look`].

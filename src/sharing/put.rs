@@ -11,7 +11,7 @@ use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, Method, Request, StatusCode};
 
 use super::source::{Piece, Source};
-use super::{Blob, LOOK, Sharing, Wanted};
+use super::{Blob, LOOK, Lapse, Sharing, Wanted};
 use crate::system::{self, lock};
 use crate::upstream::exchange_io::{self, Attempt, ExchangeIo};
 use crate::upstream::{Upstream, build_uri};
@@ -108,7 +108,7 @@ fn send(
     let _ = answer.into_body().into_reader().take(REASON).read_to_string(&mut reason);
     // Of several, any may have lied.
     if status == StatusCode::BAD_REQUEST && reason.contains(MISMATCH) {
-        pieces.donors.iter().for_each(|donor| sharing.shun(*donor));
+        pieces.donors.iter().for_each(|donor| sharing.remember(*donor, Lapse::Wrong));
     }
     match status.is_success() {
         true => Ok(()),

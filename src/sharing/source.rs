@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use http::Method;
 
 use super::ask::{self, Asker};
-use super::{Blob, LOOK, Neighbour, Sharing, Wanted, Work};
+use super::{Blob, LOOK, Lapse, Neighbour, Sharing, Wanted, Work};
 use crate::system;
 use crate::upstream::describe_io;
 use crate::upstream::exchange_io::{self, ExchangeIo};
@@ -166,7 +166,7 @@ impl Seeker {
                 self.left.push(address);
             }
             if is_slow {
-                self.sharing.shun(address);
+                self.sharing.remember(address, Lapse::Slow);
             }
             self.asked.clear();
             donor = match self.search(EARLY) {

@@ -333,10 +333,15 @@ fn ollama_gets_the_blob_and_says_what_it_thinks_of_it() {
     assert!(seek.found_within(Duration::from_millis(1500)).is_none());
     sharing.forgive(address);
     assert!(seek.found_within(PATIENCE).is_some());
+    // A cable that was out once is no reason not to ask again.
+    sharing.remember(address, Lapse::Slow);
+    assert!(!sharing.is_shunned(address));
+    sharing.remember(address, Lapse::Slow);
+    assert!(sharing.is_shunned(address));
     for port in 1..=1000 {
-        sharing.shun(SocketAddr::new(address.ip(), port));
+        sharing.remember(SocketAddr::new(address.ip(), port), Lapse::Wrong);
     }
-    assert_eq!(lock(&sharing.shunned).len(), MOST_SHUNNED);
+    assert_eq!(lock(&sharing.lapses).len(), MOST_LAPSES);
 }
 
 /// The body's bytes run out before its length: Ollama must not take it for whole.
