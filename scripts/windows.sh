@@ -66,7 +66,7 @@ scripts/zig.sh cargo-zigbuild test --target $target --no-run "${options[@]}" 2>&
     tee "$windows/build.log" || fail "it can't be built"
 
 # Each binary, without the tests that can't work there.
-passed=0 failed=0 left_out=0
+passed=0 alone=0 failed=0 left_out=0
 run() { # run NAME EXE
     local name=$1 exe=$2 log=$windows/$1.log skipped=() known test
     known=$("$wine" "$exe" --list --format terse 2>"$log" </dev/null | tr -d '\r' | sed 's/: test$//') ||
@@ -88,6 +88,7 @@ run() { # run NAME EXE
     for failure in "${failures[@]}"; do
         if timeout 300 "$wine" "$exe" --exact "$failure" >"$log.alone" 2>&1 </dev/null; then
             result="$((${result% *} + 1)) $((${result#* } - 1))"
+            alone=$((alone + 1))
             echo "    passed only alone: $name $failure"
         else
             echo "    failed: $name $failure"
@@ -110,5 +111,5 @@ if [[ " ${names[*]} " = *" lan "* ]]; then
     cargo test --test netns windows -- --nocapture --test-threads 1 2>&1 | tee "$windows/lan.log" ||
         failed=$((failed + 1))
 fi
-echo "under Wine: $passed passed, $failed failed, $left_out left out ($gaps says why)"
+echo "under Wine: $passed passed ($alone of them only alone), $failed failed, $left_out left out ($gaps says why)"
 [ "$failed" = 0 ]
