@@ -291,13 +291,24 @@ fn from_variables(env: &dyn Fn(&str) -> Option<OsString>) -> (Settings, Option<U
     (settings, wrong)
 }
 
+/// Variables that are no options: of a daemon, and of the scripts that start it.
+const OTHERS: [&str; 6] = [
+    BACKGROUND_VARIABLE,
+    "OLLANA_INSTALLED",
+    "OLLANA_PROGRAM",
+    "OLLANA_RUN",
+    "OLLANA_STATE",
+    "OLLANA_LOG",
+];
+
 /// What is wrong with the names of variables: those that begin as ours do, and mean nothing.
 pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
     const OURS: &str = "OLLANA_";
     let known: Vec<String> = options().map(OptionSpec::variable).collect();
     let names = names.into_iter().filter_map(|name| name.into_string().ok());
     let is_unknown = |name: &String| {
-        name.starts_with(OURS) && *name != BACKGROUND_VARIABLE && !known.contains(name)
+        let is_others = OTHERS.contains(&name.as_str()) || name.starts_with("OLLANA_TEST_");
+        name.starts_with(OURS) && !is_others && !known.contains(name)
     };
     let mut unknown: Vec<String> = names.filter(is_unknown).collect();
     unknown.sort();

@@ -275,8 +275,8 @@ fn what_cannot_be_installed_says_why_and_changes_nothing() {
     let (code, text) = host.run_from("home/me/ollana", "install");
     assert!(code == Some(1) && text.contains("don't see /home/me/ollana"), "{text}");
     for (arguments, code, why) in [
-        ("", 2, "install, remove, status, firewall"),
-        ("start", 2, "install, remove, status, firewall"),
+        ("", 2, "install, remove, status or firewall"),
+        ("start", 2, "install, remove, status or firewall"),
         ("install --nope", 2, "unknown option --nope"),
         ("install -- --mode sideways", 2, "auto, client, server or both"),
         ("install -- serve", 2, "service does not take \"serve\""),
