@@ -13,7 +13,7 @@ use support::{
 };
 
 /// The promise is 100 ms; this allows for a busy machine.
-const SOON: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_secs(3);
 
 const PROBE: u8 = 1;
 const ANNOUNCE: u8 = 2;
