@@ -15,6 +15,6 @@ mod tests;
 pub(crate) mod topics;
 
 pub(crate) use commands::Verb;
-pub(crate) use nearest::nearest;
+pub(crate) use nearest::did_you_mean;
 pub(crate) use parse::{BACKGROUND_VARIABLE, default_state_dir, pid_file_at_log_in};
 pub use parse::{Command, Tool, UsageError, parse, unknown_variables};

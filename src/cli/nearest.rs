@@ -1,7 +1,18 @@
 //! "Did you mean": the name that a word is most likely a misspelling of.
 
+/// What is put behind a message about `word`, if one of the names is most likely meant; `start` is
+/// written in front of that name.
+pub(crate) fn did_you_mean<'a>(
+    word: &str,
+    start: &str,
+    names: impl IntoIterator<Item = &'a str>,
+) -> String {
+    let meant = nearest(word, names);
+    meant.map(|name| format!("; did you mean {start}{name}?")).unwrap_or_default()
+}
+
 /// The nearest name, if at most a third of its letters would have to be changed.
-pub(crate) fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let measured = names.into_iter().map(|name| (distance(word, name), name));
     let (distance, name) = measured.min_by_key(|(distance, _)| *distance)?;
     (distance * 3 <= name.len()).then_some(name)

@@ -9,7 +9,7 @@ use lexopt::prelude::{Long, Short, Value};
 
 use super::commands::{ALL, Action, COMMANDS, CommandSpec, Switch, Verb, pages};
 use super::help;
-use super::nearest::nearest;
+use super::nearest::did_you_mean;
 use super::options::{OptionSpec, either};
 use super::topics::options;
 use crate::access::cors::Origins;
@@ -252,11 +252,6 @@ fn unknown_option(name: &str) -> UsageError {
     UsageError(format!("unknown option --{name}{}", did_you_mean(name, "--", names)))
 }
 
-fn did_you_mean<'a>(word: &str, dashes: &str, names: impl IntoIterator<Item = &'a str>) -> String {
-    let meant = nearest(word, names);
-    meant.map(|name| format!("; did you mean {dashes}{name}?")).unwrap_or_default()
-}
-
 /// The settings, and the first variable that can't be used.
 fn from_variables(env: &dyn Fn(&str) -> Option<OsString>) -> (Settings, Option<UsageError>) {
     let text = |name: &str| env(name).and_then(|v| v.into_string().ok()).filter(|v| !v.is_empty());
@@ -329,7 +324,8 @@ pub(crate) fn pid_file_at_log_in(default_state_dir: &Path) -> PathBuf {
     default_state_dir.join("service.pid")
 }
 
-/// On Windows %LOCALAPPDATA%\ollana. Elsewhere systemd's directory, else the XDG place, else the system's for a daemon without a home.
+/// On Windows %LOCALAPPDATA%\ollana. Elsewhere systemd's directory, else the XDG place, else the system's
+/// for a daemon without a home.
 pub(crate) fn default_state_dir(env: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let dir = |name: &str| env(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
     if cfg!(windows) {

@@ -14,9 +14,10 @@
 //! ```
 //!
 //! A server on a usual port (below 32768) keeps its identity; others, and clients, have a new one at
-//! each start. An announcement with port 0 says why its sender can't be used. The authentication code is keyed BLAKE2s over the whole datagram, with zeros in the
-//! code's own place, and behind it, for a probe, the 16 bytes of the (IPv4-mapped) IPv6 address that
-//! it is sent from. A datagram of nothing but the magic is a probe, or an answer, of older versions.
+//! each start. An announcement with port 0 says why its sender can't be used. The authentication code
+//! is keyed BLAKE2s over the whole datagram, with zeros in the code's own place, and behind it, for a
+//! probe, the 16 bytes of the (IPv4-mapped) IPv6 address that it is sent from. A datagram of nothing
+//! but the magic is a probe, or an answer, of older versions.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -7,7 +7,8 @@
 //!
 //! A blob is given only if a manifest names it that can be read, with the size that it has; or a pull
 //! that passed here, whose manifest is written last. Nothing within the store is followed that is a
-//! link, so no name leads out of it. The room knows nothing of who asks; `access` says who may have what ([`ShareModels`](crate::access::permissions::ShareModels)).
+//! link, so no name leads out of it. The room knows nothing of who asks; `access` says who may have
+//! what ([`ShareModels`](crate::access::permissions::ShareModels)).
 
 mod manifests;
 mod places;

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::table::{clean, figure, list, word, words};
 use super::{daemon, state_dir};
-use crate::cli::{Tool, nearest};
+use crate::cli::{Tool, did_you_mean};
 use crate::config::Settings;
 use crate::http::target::percent_encode;
 use crate::manager::store;
@@ -23,8 +23,7 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
             Answer::Unknown(known) => known,
         };
     }
-    let meant = nearest(name, known.iter().map(String::as_str));
-    let meant = meant.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+    let meant = did_you_mean(name, "", known.iter().map(String::as_str));
     let known = match known.is_empty() {
         true => "none is".to_owned(),
         false => format!("known are: {}", known.join(", ")),

@@ -111,11 +111,10 @@ impl Backend {
 
     /// Its name, else what the user calls it, or where it is.
     pub(super) fn short_name(&self) -> String {
-        let address = || self.addresses.first().map_or(String::new(), |it| it.to_string());
         match &self.origin {
             _ if !self.claims.name.is_empty() => self.claims.name.clone(),
             Origin::Named(server) => server.to_string(),
-            _ => address(),
+            _ => self.addresses.first().map_or(String::new(), |it| it.to_string()),
         }
     }
 

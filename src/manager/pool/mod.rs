@@ -15,9 +15,9 @@
 //! decides. Silence of announcements alone never removes a server; failed health does.
 //!
 //! [`Pool::handle`] decides with `sightings`, `checks` (within their `places`) and `trust`,
-//! [`Pool::pick`] with `choice`; `unmet` says what of the rules came to nothing,
-//! `notices` why machines can't be used. A `backend` is put together of `addresses`, `claims`, `health`, `load`
-//! and `models`. What it had outlives it in `memory`, for `away`.
+//! [`Pool::pick`] with `choice`; `unmet` says what of the rules came to nothing, `notices` why
+//! machines can't be used. A `backend` is put together of `addresses`, `claims`, `health`, `load` and
+//! `models`. What it had outlives it in `memory`, for `away`.
 
 mod addresses;
 mod away;
@@ -362,7 +362,7 @@ impl Pool {
             return format!("Ollama does not answer ({})", state(local));
         }
         if self.backends.is_empty() {
-            let unusable = self.all_unusable().into_iter().take(3);
+            let unusable = self.strangers().take(3).map(|it| it.notice.sentence());
             let none = "no Ollama server found on the LAN".to_owned();
             return [none].into_iter().chain(unusable).collect::<Vec<_>>().join("; ");
         }

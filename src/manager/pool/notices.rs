@@ -62,7 +62,7 @@ impl Pool {
     }
 
     /// Notices of machines that no server in the pool is.
-    fn strangers(&self) -> impl Iterator<Item = &Standing> {
+    pub(super) fn strangers(&self) -> impl Iterator<Item = &Standing> {
         let is_known = |it: &Standing| self.backends.iter().any(|b| it.notice.is_about(b));
         self.notices.iter().filter(move |it| !is_known(it))
     }
@@ -71,11 +71,6 @@ impl Pool {
     pub(crate) fn unusable(&self, now: Instant) -> Vec<String> {
         let stands = |it: &&Standing| now.saturating_duration_since(it.since) >= STANDING;
         self.strangers().filter(stands).map(|it| it.notice.sentence()).collect()
-    }
-
-    /// The same at once, in one sentence's parts.
-    pub(super) fn all_unusable(&self) -> Vec<String> {
-        self.strangers().map(|it| it.notice.sentence()).collect()
     }
 }
 

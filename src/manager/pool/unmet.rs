@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Pool;
-use crate::cli::nearest;
+use crate::cli::did_you_mean;
 use crate::config::Sleeper;
 use crate::ollama::model_name::ModelName;
 
@@ -62,7 +62,7 @@ impl Pool {
         let mut names: Vec<String> = own.chain(away).filter(|name| !name.is_empty()).collect();
         names.sort();
         names.dedup();
-        let mut meant = did_you_mean(name, names.iter().map(String::as_str));
+        let mut meant = did_you_mean(name, "", names.iter().map(String::as_str));
         if meant.is_empty() {
             names.truncate(MOST_NAMES);
             meant = format!(" (but {})", names.join(", "));
@@ -82,13 +82,9 @@ impl Pool {
         let all = own.chain(memory.iter().map(|it| &it.had.models));
         let names: Vec<ModelName> =
             all.flat_map(|known| known.models()).map(|model| model.name).collect();
-        let meant = did_you_mean(short(model), names.iter().map(short));
+        let meant = did_you_mean(short(model), "", names.iter().map(short));
         Some(format!("--{option}: no server has a model {:?}{meant}", short(model)))
     }
-}
-
-fn did_you_mean<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> String {
-    nearest(word, names).map_or(String::new(), |name| format!("; did you mean {name}?"))
 }
 
 /// Without the tag that is meant where there is none.

@@ -6,8 +6,9 @@
 //! | `/ollana/manifests/NAME` | a model's manifest, for paired machines and own programs |
 //!
 //! Blobs are given to a few at once ([`donations`](super::donations)), past the page cache, in which a
-//! model may be that runs; a blob that is there already stays, since it may be that model's. Whoever gets one can't know more than that a model has it: what isn't shared isn't there. Where the
-//! folder of the models can't be read, paired machines get them from Ollama itself ([`push`](super::push)).
+//! model may be that runs; a blob that is there already stays, since it may be that model's. Whoever
+//! gets one can't know more than that a model has it: what isn't shared isn't there. Where the folder
+//! of the models can't be read, paired machines get them from Ollama itself ([`push`](super::push)).
 
 use std::fs::File;
 use std::io;

@@ -19,10 +19,8 @@ impl Manager for OpenRc {
 
     fn install(&self, host: &Host) -> Result<Vec<Step>, String> {
         // OpenRC reads the arguments as shell words once more.
-        let options: String =
-            host.options.iter().map(|word| format!(" {}", quoted(word))).collect();
-        let mut steps =
-            common(host, &OPENRC.replace("@OPTIONS@", &options.replace('\'', "'\\''")))?;
+        let options = options(host).replace('\'', "'\\''");
+        let mut steps = common(host, &OPENRC.replace("@OPTIONS@", &options))?;
         steps.push(run(&["rc-update", "add", "ollana", "default"]));
         steps.push(run(&["rc-service", "ollana", "restart"]));
         Ok(steps)
@@ -51,9 +49,7 @@ impl Manager for SysV {
     }
 
     fn install(&self, host: &Host) -> Result<Vec<Step>, String> {
-        let options: String =
-            host.options.iter().map(|word| format!(" {}", quoted(word))).collect();
-        let mut steps = common(host, &SYSV.replace(" @OPTIONS@", &options))?;
+        let mut steps = common(host, &SYSV.replace(" @OPTIONS@", &options(host)))?;
         if host.has_program("update-rc.d") {
             steps.push(run(&["update-rc.d", "ollana", "defaults"]));
         } else if host.has_program("chkconfig") {
@@ -138,6 +134,11 @@ fn program(host: &Host, start: &str) -> Option<String> {
     let word = script.lines().find_map(|line| line.strip_prefix(start))?;
     let word = word.trim_end_matches('}').strip_prefix('\'')?.strip_suffix('\'')?;
     Some(word.replace("'\\''", "'"))
+}
+
+/// The options for a shell, each behind a blank.
+fn options(host: &Host) -> String {
+    host.options.iter().map(|word| format!(" {}", quoted(word))).collect()
 }
 
 /// A word for a shell.

@@ -46,17 +46,8 @@ pub(super) fn pull(
     fields: &Fields,
     name: &Name,
 ) {
-    let streams = fields.flag("stream") != Some(false);
     let source = machine.world(|world| Source::of(world, name, fields.flag("insecure")));
-    let mut lines = Lines { reply, streams, last: String::new() };
-    match run(machine, store, &mut lines, name, &source) {
-        Ok(()) => lines.finish(),
-        Err(Stop::Left) => {
-            lines.reply.note_cancelled();
-            lines.reply.call.close();
-        }
-        Err(Stop::Failed(error)) => lines.fail(&error),
-    }
+    Lines::answer(reply, fields, |lines| run(machine, store, lines, name, &source));
 }
 
 fn run(
@@ -106,12 +97,30 @@ fn run(
 
 /// The lines of a pull, or the last one alone.
 pub(super) struct Lines<'r, 'c, 'a> {
-    pub(super) reply: &'r mut Reply<'c, 'a>,
-    pub(super) streams: bool,
-    pub(super) last: String,
+    reply: &'r mut Reply<'c, 'a>,
+    streams: bool,
+    last: String,
 }
 
-impl Lines<'_, '_, '_> {
+impl<'r, 'c, 'a> Lines<'r, 'c, 'a> {
+    /// Answers with the lines that `run` says, to their end.
+    pub(super) fn answer(
+        reply: &'r mut Reply<'c, 'a>,
+        fields: &Fields,
+        run: impl FnOnce(&mut Self) -> Result<(), Stop>,
+    ) {
+        let streams = fields.flag("stream") != Some(false);
+        let mut lines = Lines { reply, streams, last: String::new() };
+        match run(&mut lines) {
+            Ok(()) => lines.finish(),
+            Err(Stop::Left) => {
+                lines.reply.note_cancelled();
+                lines.reply.call.close();
+            }
+            Err(Stop::Failed(error)) => lines.fail(&error),
+        }
+    }
+
     pub(super) fn say(&mut self, status: &str) -> Result<(), Stop> {
         self.line(format!("{{\"status\":{}}}", quoted(status)))
     }
@@ -145,14 +154,14 @@ impl Lines<'_, '_, '_> {
         if call.has_ended() || call.has_left() { Err(Stop::Left) } else { Ok(()) }
     }
 
-    pub(super) fn finish(&mut self) {
+    fn finish(&mut self) {
         match self.streams {
             true => self.reply.end(),
             false => self.reply.send(200, "Content-Type: application/json\r\n", &self.last),
         }
     }
 
-    pub(super) fn fail(&mut self, error: &str) {
+    fn fail(&mut self, error: &str) {
         let body = format!("{{\"error\":{}}}", quoted(error));
         if self.streams {
             self.reply.part(format!("{body}\n"));

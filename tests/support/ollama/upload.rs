@@ -20,17 +20,8 @@ pub(super) fn push(
     fields: &Fields,
     name: &Name,
 ) {
-    let streams = fields.flag("stream") != Some(false);
     let source = machine.world(|world| Source::of(world, name, fields.flag("insecure")));
-    let mut lines = Lines { reply, streams, last: String::new() };
-    match run(store, &mut lines, name, &source) {
-        Ok(()) => lines.finish(),
-        Err(Stop::Left) => {
-            lines.reply.note_cancelled();
-            lines.reply.call.close();
-        }
-        Err(Stop::Failed(error)) => lines.fail(&error),
-    }
+    Lines::answer(reply, fields, |lines| run(store, lines, name, &source));
 }
 
 fn run(
