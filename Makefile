@@ -42,6 +42,8 @@ run:
 build:
 	@$(CARGO) build --release
 
+# Most tests wait for something most of the time, so more of them run at once than there are cores.
+test: export RUST_TEST_THREADS ?= $(shell expr 2 '*' "$$(getconf _NPROCESSORS_ONLN)")
 test:
 	$(CARGO) test --no-fail-fast
 

@@ -202,7 +202,10 @@ pub(super) fn read_head(mut stream: &TcpStream) -> io::Result<(Head, Vec<u8>)> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
         stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        let n = stream.read(&mut piece)?;
+        let n = match stream.read(&mut piece) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            n => n?,
+        };
         let scanned = bytes.len();
         bytes.extend_from_slice(&piece[..n]);
         if let Some(end) = head::find_end(&bytes, scanned, LIMITS).map_err(refused)? {
