@@ -80,7 +80,7 @@
 //! | [`sharing`] | taking a model's blobs from other machines | whom a pull asks |
 //! | [`manager`] | the pool of backends, the queue, liveness | which server gets a request |
 //! | [`upstream`] | requests to an upstream through ureq | what a health check asks |
-//! | [`pairing`] | identities, keys, encrypted streams | the handshake |
+//! | [`pairing`] | identities, keys, tokens, encrypted streams | the handshake |
 //! | [`cli`] | command line, help | an option |
 //! | [`log`](mod@log) | the log's writer | the form of a line |
 //! | [`config`] | settings | a default |

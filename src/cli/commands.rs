@@ -3,7 +3,7 @@
 use Action::Tool;
 use Verb::{
     Completions, Cp, Discover, Doctor, Forget, Man, Models, Pair, Peers, Pull, Service, Status,
-    Takeover, Unpair,
+    Takeover, Token, Unpair,
 };
 
 use super::options::OptionSpec;
@@ -70,6 +70,7 @@ pub(crate) enum Verb {
     Service,
     Status,
     Takeover,
+    Token,
     Unpair,
 }
 
@@ -158,6 +159,12 @@ pub(crate) const COMMANDS: &[CommandSpec] = &[
          keys are gone, ollana doesn't start; --all lets it, without them.",
         &[Switch::plain(ALL, "forget all of them, also where their keys are gone")],
         &["state-dir"]),
+    command("token ACTION [NAME]", Tool(Token),
+        "keys for what can't run ollana: add, list, remove",
+        "add prints a token for the device NAME, once, and where to send it; list shows the tokens \
+         and how many requests came with each since the ollana here started; remove makes one \
+         worth nothing. A running ollana takes changes up by itself.",
+        &[], &["listen", "share", "connect-timeout", "state-dir", "unpaired"]),
     command("service ACTION", Tool(Service), "install, remove or show the service, open the firewall",
         "install has the system start this program now and at every boot (root's) or log-in, with \
          the options given here; remove undoes that; status exits with 0 if it runs; firewall lets \
@@ -181,6 +188,7 @@ impl CommandSpec {
         match self.action {
             Action::Help => pages(),
             Action::Tool(Verb::Completions) => vec!["bash", "zsh", "fish"],
+            Action::Tool(Verb::Token) => vec!["add", "list", "remove"],
             Action::Tool(Verb::Service) => vec!["install", "remove", "status", "firewall"],
             _ => Vec::new(),
         }

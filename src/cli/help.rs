@@ -9,7 +9,7 @@ const WIDTH: usize = 80;
 const COLUMN: usize = 24;
 
 /// Options that the first page shows, each in one line.
-const MOST_USED: &[&str] = &["mode", "listen", "ollama", "server"];
+const MOST_USED: &[&str] = &["mode", "ollama", "server"];
 
 /// `ollana --help`: with the prompt below it, it fits a screen of 24 lines.
 pub(super) fn overview() -> String {
@@ -18,7 +18,7 @@ pub(super) fn overview() -> String {
     );
     for command in COMMANDS {
         let about = match command.action {
-            Action::Help => format!("on a command, {}", topics().join(", ")),
+            Action::Help => format!("on a command, {}", only_topics().join(", ")),
             _ => command.about.to_owned(),
         };
         entry(&mut page, command.usage, &about);
@@ -90,6 +90,12 @@ pub(super) fn contents() -> String {
     paragraph(&mut text, 2, &format!("commands: {}", commands.join(", ")));
     paragraph(&mut text, 2, &format!("topics: {}", topics().join(", ")));
     text.trim_end().to_owned()
+}
+
+/// Those that aren't named as a command is.
+fn only_topics() -> Vec<&'static str> {
+    let is_command = |name: &&str| COMMANDS.iter().any(|command| command.name() == *name);
+    topics().into_iter().filter(|name| !is_command(name)).collect()
 }
 
 fn topics() -> Vec<&'static str> {

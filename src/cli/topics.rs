@@ -213,6 +213,7 @@ its plan, which cloud models need.
     prose("metrics", include_str!("help/metrics.txt")),
     prose("protocol", include_str!("help/protocol.txt")),
     prose("security", include_str!("help/security.txt")),
+    prose("token", include_str!("help/token.txt")),
     prose("trouble", include_str!("help/trouble.txt")),
     prose("both", include_str!("help/both.txt")),
     prose("models", include_str!("help/models.txt")),

@@ -53,7 +53,7 @@ impl Kind {
 pub(crate) const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "left"];
 
 /// Why requests fail; what isn't in the list counts as the last.
-pub(crate) const CAUSES: [&str; 15] = [
+pub(crate) const CAUSES: [&str; 16] = [
     "unreached",
     "upstream",
     "busy",
@@ -63,6 +63,7 @@ pub(crate) const CAUSES: [&str; 15] = [
     "origin",
     "policy",
     "unpaired",
+    "token",
     "loop",
     "body",
     "request",

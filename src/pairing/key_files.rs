@@ -24,7 +24,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const LOCK_LOOK: Duration = Duration::from_millis(10);
 const WITHOUT: &str = "or run 'ollana pair' again; to go on without: ollana unpair --all";
 
-fn unusable<E: fmt::Display>(path: &Path) -> impl Fn(E) -> String {
+pub(super) fn unusable<E: fmt::Display>(path: &Path) -> impl Fn(E) -> String {
     failed(format!("cannot use the keys in {}", path.display()))
 }
 
@@ -93,13 +93,18 @@ pub(crate) fn peer_of(key_file: &Path) -> Result<Peer, String> {
 
 /// `None` if there is no file.
 fn load_from(path: &Path) -> Result<Option<Vec<Peer>>, String> {
+    let text = read_in_private(path)?;
+    text.map(|text| peers::parse(&text).map_err(unusable(path))).transpose()
+}
+
+/// As [`read_private`], of a folder that is private too.
+pub(super) fn read_in_private(path: &Path) -> Result<Option<String>, String> {
     if let Some(folder) = path.parent()
         && let Ok(about) = fs::metadata(files::way(folder))
     {
         check_private(folder, &about, 0o700)?;
     }
-    let text = read_private(path)?;
-    text.map(|text| peers::parse(&text).map_err(unusable(path))).transpose()
+    read_private(path)
 }
 
 /// Changes the list of paired machines; changes at the same time wait for each other. A file that
@@ -136,7 +141,7 @@ pub(crate) fn confirm(state_dir: &Path, ids: Vec<KeyId>) -> Result<(), String> {
 
 /// Makes the folder of keys if need be, and waits until nobody else changes them, but not for ever.
 /// Closing the file ends the lock.
-fn lock(folder: &Path) -> io::Result<fs::File> {
+pub(super) fn lock(folder: &Path) -> io::Result<fs::File> {
     files::make_private_dir(folder)?;
     let mut options = fs::File::options();
     files::private(&mut options).write(true).create(true).truncate(false);

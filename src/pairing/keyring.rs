@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::pairing::identity::{Identity, KeyId};
 use crate::pairing::key_files::{self, KeyFiles, Stamps};
-use crate::pairing::{noise::Key, peers::Peer, stream::Stream};
+use crate::pairing::{noise::Key, peers::Peer, stream::Stream, tokens::Tokens};
 use crate::system::lock;
 
 /// Keys tried against a server whose key is unknown.
@@ -33,6 +33,7 @@ pub struct Keyring {
     pub(super) own: Identity,
     files: KeyFiles,
     unpaired: Option<bool>,
+    pub(crate) tokens: Tokens,
     state: Mutex<State>,
 }
 
@@ -88,23 +89,25 @@ impl Keyring {
         let (state_dir, key_file) = (state_dir.map(Path::to_owned), key_file.map(Path::to_owned));
         let files = KeyFiles { state_dir, key_file };
         let (files, peers, stamps) = files.read_in_time()?;
+        let tokens = Tokens::open(files.state_dir.clone());
         let state = State { peers, stamps, ..State::default() };
-        Ok(Keyring { own, files, unpaired, state: Mutex::new(state) })
+        Ok(Keyring { own, files, unpaired, tokens, state: Mutex::new(state) })
     }
 
     /// No keys at all, for asking this machine's own Ollama.
     pub(crate) fn none() -> Self {
-        let (files, state) = (KeyFiles::default(), Mutex::default());
-        Keyring { own: Identity([0; 16]), files, unpaired: None, state }
+        let (files, tokens, state) = Default::default();
+        Keyring { own: Identity([0; 16]), files, unpaired: None, tokens, state }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 
-    /// Writes down which keys were confirmed, and reads the files again if they changed. Streams
-    /// whose key is gone are cut.
+    /// Writes down which keys were confirmed, and reads the files, that of the tokens too, again if
+    /// they changed. Streams whose key is gone are cut.
     pub(crate) fn refresh(&self) {
+        self.tokens.refresh();
         self.write_confirmed();
         let stamps = self.files.stamps();
         if self.state().stamps == stamps {

@@ -1,7 +1,7 @@
 //! Identities, keys, and the encryption between paired machines.
 //!
-//! Owns who a machine is, the files of keys and the [`Keyring`](keyring::Keyring) of a daemon, the
-//! Noise handshake and its records, and the [`Stream`](stream::Stream), whose bytes are read and
+//! Owns who a machine is, the files of keys and tokens and the [`Keyring`](keyring::Keyring) of a daemon,
+//! the Noise handshake and its records, and the [`Stream`](stream::Stream), whose bytes are read and
 //! written in the same way whether they are encrypted or not; [`secure`] connects and accepts.
 //! Knows nothing of HTTP, of discovery's datagrams, or of which server is chosen.
 
@@ -15,3 +15,4 @@ pub mod peers;
 mod records;
 pub(crate) mod secure;
 pub mod stream;
+pub(crate) mod tokens;

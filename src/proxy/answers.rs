@@ -4,7 +4,9 @@
 //! The cause goes into `X-Ollana-Error`, by which the next proxy knows that no Ollama has answered,
 //! and into the metrics. The body has the shape of the API that was called (`ollama::errors`).
 
-use http::header::{ALLOW, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{
+    ALLOW, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use http::{HeaderMap, StatusCode};
 
 use crate::http::fields::{self, AnswerFraming, ERROR_FIELD, POLICY, UNREACHED, UPSTREAM};
@@ -30,6 +32,11 @@ pub(crate) enum OwnAnswer {
     Head(Refusal),
     ForeignHost,
     Unpaired,
+    /// A token would do instead.
+    NoToken,
+    WrongToken,
+    /// So many came from this address that none is looked at.
+    WrongTokens,
     ForeignPage,
     Loop,
     Policy(String),
@@ -80,6 +87,15 @@ impl OwnAnswer {
             OwnAnswer::Unpaired => (403, "unpaired",
                 "this machine answers only machines that are paired with it: \
                  run ollana pair on both, or start it with --unpaired on"),
+            OwnAnswer::NoToken => (401, "unpaired",
+                "this machine answers only paired machines and requests with a token: run ollana pair \
+                 on both, or ollana token add NAME on it and send what that prints as API key \
+                 (Authorization: Bearer TOKEN)"),
+            OwnAnswer::WrongToken => (401, "token",
+                "this token is not one of this machine's: run ollana token add NAME on it and \
+                 send what that prints as API key (Authorization: Bearer TOKEN)"),
+            OwnAnswer::WrongTokens => (429, "token",
+                "too many wrong tokens came from your address: try again in a minute"),
             OwnAnswer::ForeignPage => (403, "origin",
                 "web pages from there may not use this Ollama; to allow them, \
                  set OLLAMA_ORIGINS for the ollana on this machine"),
@@ -123,7 +139,11 @@ impl OwnAnswer {
         let mut fields = HeaderMap::new();
         fields.insert(ERROR_FIELD, HeaderValue::from_static(cause));
         if matches!(status, 429 | 503) {
-            fields.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            let seconds = if *self == OwnAnswer::WrongTokens { "60" } else { "1" };
+            fields.insert(RETRY_AFTER, HeaderValue::from_static(seconds));
+        }
+        if status == 401 {
+            fields.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let OwnAnswer::NoSuchRange(size) = self
             && let Ok(range) = HeaderValue::from_str(&format!("bytes */{size}"))

@@ -6,6 +6,7 @@
 //! machine    name, mode, why, listen [..], discovery, uptime_s, keys (machines it is paired with),
 //!            unpaired: whether it talks to machines without a key, in clear; advice: what to set;
 //!            share_models {with: on|paired|off, problem: why the store can't be read}: of a server
+//! tokens     [{name, requests, last_s: since the last of them}]: since the start; of this machine
 //! limits     connections [{now, most_of_one, max, max_per_source}] for each proxy, the client's
 //!            first; head_s, idle_s, body_s, stall_s, queue_s: timeouts
 //! ready      whether requests can be served
@@ -74,6 +75,10 @@ pub(crate) fn write(view: &View<'_>, all_models: bool) -> Value {
                 "with": about.share_models.word(), "problem": library.problem(),
             })),
         },
+        "tokens": view.keyring.tokens.all().iter().map(|known| json!({
+            "name": known.token.name, "requests": known.requests,
+            "last_s": known.last.map(|at| seconds(now.saturating_duration_since(at))),
+        })).collect::<Value>(),
         "limits": limits(about),
         "ready": view.is_ready,
         "warnings": view.warnings(),

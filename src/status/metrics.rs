@@ -90,6 +90,11 @@ fn daemon(text: &mut Text, view: &View<'_>) {
     text.single("ollana_connections", "Connections of clients.", connections);
     text.single("ollana_connections_max", "Connections that there may be.", max);
     text.single("ollana_keys", "Machines that this one is paired with.", keys);
+    let name = "ollana_token_requests_total";
+    text.family(name, "Requests that came with a token.");
+    for known in view.keyring.tokens.all() {
+        text.sample(name, &[("token", &known.token.name)], known.requests as f64);
+    }
     text.single("ollana_queue_requests", "Requests that wait for a server.", waiting);
     let name = "ollana_queue_wait_seconds";
     text.typed(name, "histogram", "How long requests waited that had to.");

@@ -18,6 +18,7 @@ mod service;
 mod status;
 mod table;
 mod takeover;
+mod token;
 
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -56,6 +57,10 @@ pub fn run(tool: &Tool) -> ExitCode {
         Verb::Takeover => match takeover::absent(std::env::consts::OS) {
             Some(instead) => return complain(&instead, 2),
             None => takeover::run(tool),
+        },
+        Verb::Token => match token::misread(tool) {
+            Some(reason) => return complain(&reason, 2),
+            None => token::run(tool),
         },
     };
     match done {

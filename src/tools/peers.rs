@@ -64,7 +64,7 @@ fn table(peers: &[Peer]) -> String {
     row("NAME", "ADDED", "KEY") + &rows + if is_open { note } else { "" }
 }
 
-fn date(seconds: u64) -> String {
+pub(super) fn date(seconds: u64) -> String {
     let seconds = i64::try_from(seconds).ok().filter(|seconds| *seconds > 0);
     match seconds.map(time::OffsetDateTime::from_unix_timestamp) {
         Some(Ok(time)) => time.date().to_string(),

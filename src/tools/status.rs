@@ -72,6 +72,9 @@ fn lines(json: &Value, style: Style) -> Vec<String> {
     say("discovery", word(machine, "discovery"), Tone::Plain);
     say("clients", connections(json), Tone::Plain);
     say("keys", keys(machine), Tone::Plain);
+    if !list(json, "tokens").is_empty() {
+        say("tokens", tokens(json), Tone::Plain);
+    }
     for warning in list(json, "warnings").iter().filter_map(Value::as_str) {
         say("warning", printable_whole(warning), Tone::Bad);
     }
@@ -173,6 +176,16 @@ fn keys(machine: &Value) -> String {
         (n, true) => format!("{n}; machines without one are talked to unencrypted"),
         (n, false) => format!("{n}; only machines that have one are talked to, encrypted"),
     }
+}
+
+/// The tokens and how many requests came with each.
+fn tokens(json: &Value) -> String {
+    let told = list(json, "tokens").iter().map(|token| {
+        let last = figure(token, "last_s").map(|s| format!(", the last {} ago", time(s)));
+        let (name, count) = (word(token, "name"), number(token, "requests"));
+        format!("{name}: {count} requests{}", last.unwrap_or_default())
+    });
+    told.collect::<Vec<_>>().join("; ")
 }
 
 /// A server that was up before, and that the pool has dropped since.
@@ -288,6 +301,8 @@ mod tests {
                 "names_layers": true}],
             "shared": {"registry": 1e9, "servers": [{"name": "nas", "bytes": 42e9}],
                 "saved": 1e9, "saved_in_house": 41e9, "given": 1.2e10},
+            "tokens": [{"name": "phone", "requests": 12, "last_s": 7800.0},
+                {"name": "tv", "requests": 0, "last_s": null}],
             "warnings": ["nas is down: connection refused"],
         })
     }
@@ -313,6 +328,7 @@ listens on 127.0.0.1:11434 [::1]:11434
 discovery  to port 11436/udp
 clients    4 of 2048 connections, at most 1024 from one address
 keys       1; machines without one are talked to unencrypted
+tokens     phone: 12 requests, the last 2 h 10 m ago; tv: 0 requests
 warning    nas is down: connection refused";
         assert_eq!(lines(&picture(), style).join("\n"), want);
     }

@@ -28,8 +28,8 @@ const SET_UP: &str = "ip link set lo up && ip address add 10.80.0.1/24 dev lo &&
     ip address add fd80::1/64 dev lo nodad && ip route add local 203.0.113.0/24 dev lo && \
     ip -6 route add local fd80::/64 dev lo && ip -6 route add local 2001:db8::/64 dev lo";
 
-/// Runs a test of this file in a namespace. True there, false outside, where it is over.
-fn is_inside(test: &str) -> bool {
+/// Runs a test of this suite in a namespace: one of this file, unless its name has another in front. True there, false outside, where it is over.
+pub(super) fn is_inside(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
@@ -49,7 +49,8 @@ fn is_inside(test: &str) -> bool {
     }
     let mut again = unshare(&format!("{SET_UP} && exec \"$0\" \"$@\""));
     again.arg(std::env::current_exe().expect("this program"));
-    again.args(["--exact", &format!("threats::machines::{test}"), "--nocapture"]);
+    let file = if test.contains("::") { "" } else { "machines::" };
+    again.args(["--exact", &format!("threats::{file}{test}"), "--nocapture"]);
     let output = again.env(INSIDE, "1").output().expect("it runs");
     let text = [output.stdout, output.stderr].map(|t| String::from_utf8_lossy(&t).into_owned());
     let text = text.concat();
@@ -59,17 +60,17 @@ fn is_inside(test: &str) -> bool {
 }
 
 /// A server with an Ollama.
-struct Server {
-    fake: Fake,
+pub(super) struct Server {
+    pub(super) fake: Fake,
     _process: Process,
 }
 
-const SERVER: [&str; 2] = ["10.80.0.1", "fd80::1"];
-const LAN: [&str; 2] = ["10.80.0.2", "fd80::2"];
-const INTERNET: [&str; 2] = ["203.0.113.9", "2001:db8::9"];
+pub(super) const SERVER: [&str; 2] = ["10.80.0.1", "fd80::1"];
+pub(super) const LAN: [&str; 2] = ["10.80.0.2", "fd80::2"];
+pub(super) const INTERNET: [&str; 2] = ["203.0.113.9", "2001:db8::9"];
 
 impl Server {
-    fn start(options: &str) -> Self {
+    pub(super) fn start(options: &str) -> Self {
         let fake = Fake::unlike_ollama_saying(OK);
         let process = Process::start(&format!(
             "--mode server --listen 0.0.0.0:11435 --listen [::]:11435 --ollama {} {options}",
@@ -80,13 +81,13 @@ impl Server {
     }
 
     /// A connection from this address to the server's of the same kind.
-    fn try_connect(&self, from: &str) -> io::Result<Client> {
+    pub(super) fn try_connect(&self, from: &str) -> io::Result<Client> {
         let from: IpAddr = from.parse().expect("an address");
         let to: IpAddr = SERVER[usize::from(from.is_ipv6())].parse().expect("an address");
         Client::connect_from(from, SocketAddr::new(to, 11435))
     }
 
-    fn connect(&self, from: &str) -> Client {
+    pub(super) fn connect(&self, from: &str) -> Client {
         self.try_connect(from).unwrap_or_else(|error| panic!("connect from {from}: {error}"))
     }
 
@@ -100,12 +101,12 @@ impl Server {
     }
 
     /// The targets that reached Ollama.
-    fn reached(&self) -> Vec<String> {
+    pub(super) fn reached(&self) -> Vec<String> {
         self.fake.look(|state| state.records.iter().map(|r| r.head.start.join(" ")).collect())
     }
 }
 
-const MANAGING: &[(&str, &str)] = &[
+pub(super) const MANAGING: &[(&str, &str)] = &[
     ("POST", "/api/pull"),
     ("POST", "/api/push"),
     ("POST", "/api/create"),

@@ -12,6 +12,8 @@
 //! | `Account` | sign out, usage, keys, experiments | yes | no |
 //! | `Unknown` | everything else | yes | no: 404 or 405, as from an Ollama without it |
 //!
+//! A device that sends a token may do what others on the LAN may, but never `Manage` or `Pull`.
+//!
 //! [`ollama::endpoints`](crate::ollama::endpoints) has the class of each path.
 
 use std::net::IpAddr;
@@ -26,6 +28,8 @@ pub enum Caller {
     Own,
     /// A machine that was paired with this one: it may do what `Own` may.
     Paired,
+    /// A device that sends one of this machine's tokens.
+    Token,
     /// Any other machine.
     Lan,
 }
@@ -41,7 +45,7 @@ impl Caller {
 
     /// Whether it may do what a program of this machine may.
     pub(crate) fn is_trusted(self) -> bool {
-        self != Caller::Lan
+        matches!(self, Caller::Own | Caller::Paired)
     }
 }
 
@@ -140,6 +144,8 @@ pub(crate) enum Refusal {
     Pull,
     /// A pull, but not from Ollama's own registry.
     Registry,
+    /// Changes models, and comes with a token.
+    Token,
     /// What would use the account.
     Cloud,
     Account,
@@ -161,6 +167,10 @@ impl Refusal {
             Refusal::Registry => format!(
                 "{machine} lets other machines pull from Ollama's own registry only; \
                  to allow others, start ollana on {machine} with --manage on"
+            ),
+            Refusal::Token => format!(
+                "a token is good for using and listing the models of {machine}, not for changing \
+                 them; do this on {machine} itself, or on a machine that is paired with it"
             ),
             Refusal::Cloud => format!(
                 "{machine} does not let other machines use its Ollama account, so no cloud models \
@@ -185,6 +195,9 @@ impl Policy {
             (Class::Whoami, _) if !self.cloud => Verdict::Refuse(Refusal::Cloud),
             // Of which some needs a look into the body: `keeps_from_cloud`.
             (Class::Open | Class::Whoami, _) => Verdict::Pass,
+            (Class::Manage | Class::Pull, _) if caller == Caller::Token => {
+                Verdict::Refuse(Refusal::Token)
+            }
             (Class::Manage | Class::Pull, Permission::Manage) => Verdict::Pass,
             (Class::Pull, Permission::Pull) => Verdict::PassFromRegistry,
             (Class::Pull, _) => Verdict::Refuse(Refusal::Pull),
@@ -201,6 +214,7 @@ impl Policy {
 
     pub(crate) fn permission(self, caller: Caller) -> Permission {
         match self {
+            _ if caller == Caller::Token => Permission::Use,
             _ if caller.is_trusted() || self.manage => Permission::Manage,
             Policy { pull: true, .. } => Permission::Pull,
             Policy { .. } => Permission::Use,

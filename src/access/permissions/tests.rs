@@ -253,6 +253,7 @@ fn verdicts() {
             Verdict::Refuse(Refusal::Cloud) => "cloud",
             Verdict::Refuse(Refusal::Account) => "account",
             Verdict::Refuse(Refusal::Unknown) => "unknown",
+            Verdict::Refuse(Refusal::Token) => "token",
         });
         assert_eq!(words.join(" "), want, "manage={manage} pull={pull}");
     }
@@ -262,7 +263,7 @@ fn verdicts() {
 fn permissions_agree_with_the_verdicts() {
     for (manage, pull) in [(false, false), (false, true), (true, false), (true, true)] {
         let policy = Policy { manage, pull, cloud: true };
-        for caller in [Caller::Own, Caller::Paired, Caller::Lan] {
+        for caller in [Caller::Own, Caller::Paired, Caller::Token, Caller::Lan] {
             let permission = policy.permission(caller);
             assert_eq!(Permission::of_word(permission.word()), Some(permission));
             for class in [Class::Open, Class::Manage, Class::Pull] {
@@ -316,6 +317,7 @@ fn messages_name_the_machine_and_the_flag() {
         (Refusal::Manage, "--manage on"),
         (Refusal::Pull, "--pull on"),
         (Refusal::Registry, "--manage on"),
+        (Refusal::Token, "on desktop itself"),
         (Refusal::Account, "on desktop itself"),
         (Refusal::Unknown, "on desktop itself"),
     ] {

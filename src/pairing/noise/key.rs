@@ -45,6 +45,11 @@ impl Key {
         Key(derive(first, b"ollana pair", second))
     }
 
+    /// The key that a token stands for: random, so that it needs no stretching.
+    pub(crate) fn of_token(token: &str) -> Self {
+        Key(derive(&[0; 32], b"ollana token", token.as_bytes()))
+    }
+
     /// Names the key without telling it.
     pub fn id(&self) -> KeyId {
         let mut id = [0; 8];
@@ -61,12 +66,12 @@ impl Key {
         Some(<Blake2sMac<U16> as KeyInit>::new_from_slice(&key).ok()?.chain(bytes))
     }
 
-    /// The code that proves that a datagram comes from a machine with this key.
+    /// The code that proves that a datagram comes from a machine with this key, or that a token was right.
     pub fn authenticate(&self, bytes: &[u8]) -> [u8; 16] {
         self.mac(bytes).map(|mac| mac.finalize_fixed().into()).unwrap_or_default()
     }
 
-    /// Whether a datagram's code is right; takes the same time for every wrong one.
+    /// Whether such a code is right; takes the same time for every wrong one.
     pub fn verifies(&self, bytes: &[u8], code: &[u8; 16]) -> bool {
         self.mac(bytes).is_some_and(|mac| mac.verify(code.into()).is_ok())
     }

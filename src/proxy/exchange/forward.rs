@@ -14,7 +14,7 @@ use rustix::event::PollFlags;
 use ureq::Body;
 
 use super::retry::Attempts;
-use super::{End, Exchange, OwnAnswer};
+use super::{End, Exchange, OwnAnswer, token};
 use crate::access::cors;
 use crate::counters::Retry;
 use crate::http::fields::{self, COPY_FIELD, ERROR_FIELD, FROM_FIELD, POLICY, UNREACHED, UPSTREAM};
@@ -274,6 +274,7 @@ impl<'a> Exchange<'a> {
         let uri = upstream::build_uri(lease.pick.address, prefix, &self.head.target)?;
         let mut fields = self.head.fields.clone();
         fields::prepare_request(&mut fields, &self.context.via);
+        token::strip(&mut fields);
         if let Some(donor) = self.head.fields.get(COPY_FIELD).filter(|_| self.is_copy()) {
             fields.insert(COPY_FIELD, donor.clone());
         }

@@ -8,9 +8,9 @@
 //! ```
 //!
 //! An [`Exchange`] owns all that is known of a request while it is served. Its files follow the
-//! picture: this one checks, `own_paths`, `routes` and `lists` answer without an upstream, `wanted`
-//! tells what the request needs, for which `look` looks at its body, `forward` sends it (again, if
-//! `retry` allows), `copy` has another machine give a model, `donate` and `push` give one, `account` keeps
+//! picture: this one checks, `token` tells who calls, `own_paths`, `routes` and `lists` answer without
+//! an upstream, `wanted` tells what the request needs, for which `look` looks at its body, `forward` sends
+//! it (again, if `retry` allows), `copy` has another machine give a model, `donate` and `push` give one, `account` keeps
 //! back what others needn't know of the owner's account, `relay` passes the answer on while `observed`
 //! reads along (and `pull` has layers come from the LAN), `record` counts and logs. Where its bytes are at
 //! any moment is one enum, in `upstream::exchange_io`.
@@ -31,6 +31,7 @@ mod record;
 mod relay;
 mod retry;
 mod routes;
+mod token;
 mod wanted;
 
 use std::sync::Arc;
@@ -162,17 +163,14 @@ impl<'a> Exchange<'a> {
         if self.connection.place.is_reserve() {
             return Err(OwnAnswer::Full);
         }
-        // Paired machines, this machine's own programs, and others as long as they may.
-        let caller = self.connection.caller();
-        if !caller.is_trusted() && !self.context.keyring.takes_unpaired() {
-            return Err(OwnAnswer::Unpaired);
-        }
         match self.context.settings.origins.judge(&self.head.method, &self.head.fields) {
             Decision::Plain => {}
             Decision::Cors(cors) => self.cors = Some(cors),
             Decision::Preflight(cors) => return Ok(self.answer_preflight(&cors)),
             Decision::Refuse => return Err(OwnAnswer::ForeignPage),
         }
+        // Behind the answer to what a browser asks first, which can't send a token with it.
+        let caller = self.admit()?;
         if fields::is_loop(&self.head.fields, &self.context.via) {
             return Err(OwnAnswer::Loop);
         }
