@@ -48,21 +48,21 @@ impl Drop for State {
     }
 }
 
-fn ask_with(mut client: Client, authorization: &str, method: &str, target: &str) -> Answer {
-    let authorization = match authorization {
-        "" => String::new(),
-        value => format!("Authorization: {value}\r\n"),
-    };
+fn ask_with(mut client: Client, field: &str, method: &str, target: &str) -> Answer {
+    let body = if method == "GET" { "" } else { r#"{"model":"m"}"# };
     client.send(format!(
-        "{method} {target} HTTP/1.1\r\nHost: gpu.local\r\n{authorization}Content-Length: 13\r\n\r\n\
-         {{\"model\":\"m\"}}"
+        "{method} {target} HTTP/1.1\r\nHost: gpu.local\r\n{field}Content-Length: {}\r\n\r\n{body}",
+        body.len()
     ));
     client.answer_to(method)
 }
 
 fn ask(server: &Server, from: &str, token: &str, method: &str, target: &str) -> Answer {
-    let value = if token.is_empty() { String::new() } else { format!("Bearer {token}") };
-    ask_with(server.connect(from), &value, method, target)
+    let field = match token {
+        "" => String::new(),
+        token => format!("Authorization: Bearer {token}\r\n"),
+    };
+    ask_with(server.connect(from), &field, method, target)
 }
 
 const USES: [(&str, &str); 5] = [
@@ -112,6 +112,10 @@ fn opens_to_inference_and_lists(options: &str) {
             let answer = ask(&server, from, &phone, method, target);
             assert_eq!(answer.status(), 200, "{from} {target}: {answer:?}");
         }
+        // As libraries of Anthropic send it.
+        let field = format!("X-Api-Key: {phone}\r\n");
+        let answer = ask_with(server.connect(from), &field, "GET", "/v1/models");
+        assert_eq!(answer.status(), 200, "{from}: {answer:?}");
         for (method, target) in MANAGING {
             assert_unauthorized(&ask(&server, from, "", method, target), target);
             let answer = ask(&server, from, &phone, method, target);
@@ -153,7 +157,7 @@ fn opens_to_inference_and_lists(options: &str) {
     assert!(requests.contains("phone") && !requests.contains(&phone), "{requests}");
     let mut own = server.connect(SERVER[0]);
     let status = own.get("/ollana/status").json();
-    let count = LAN.len() * (USES.len() + MANAGING.len());
+    let count = LAN.len() * (USES.len() + 1 + MANAGING.len());
     assert_eq!(status["tokens"][0]["requests"], count);
     let metric = format!("ollana_token_requests_total{{token=\"phone\"}} {count}");
     assert!(own.get("/ollana/metrics").text().contains(&metric), "{metric}");
@@ -198,20 +202,23 @@ fn no_token_leaves_the_proxy() {
     let server = start(&server_settings(fake.address));
     let client = start(&client_settings(&server.addresses()));
     for daemon in [&server, &client] {
-        for (sent, passed) in [
-            ("Bearer ollana-0123", false),
-            ("bearer  ollana-0123 ", false),
-            ("ollana-0123", false),
-            ("Bearer sk-ollana-0123", true),
-            ("Basic b2xsYW5hLQ==", true),
+        for (name, sent, passed) in [
+            ("authorization", "Bearer ollana-0123", false),
+            ("authorization", "bearer  ollana-0123 ", false),
+            ("authorization", "ollana-0123", false),
+            ("x-api-key", "ollana-0123", false),
+            ("authorization", "Bearer sk-ollana-0123", true),
+            ("authorization", "Basic b2xsYW5hLQ==", true),
+            ("x-api-key", "sk-ant-0123", true),
         ] {
-            let to = Client::connect(daemon.addresses()[0]);
-            assert_eq!(ask_with(to, sent, "POST", "/api/chat").status(), 200, "{sent}");
+            let (to, field) =
+                (Client::connect(daemon.addresses()[0]), format!("{name}: {sent}\r\n"));
+            assert_eq!(ask_with(to, &field, "POST", "/api/chat").status(), 200, "{sent}");
             let got = fake.look(|state| {
                 let last = state.records.iter().rfind(|it| it.head.start[1] == "/api/chat");
-                last.expect("the request").head.one("authorization")
+                last.expect("the request").head.one(name)
             });
-            assert_eq!(got.as_deref(), passed.then_some(sent.trim()), "{sent}");
+            assert_eq!(got.as_deref(), passed.then_some(sent.trim()), "{name}: {sent}");
         }
     }
 }

@@ -6,23 +6,27 @@
 use std::time::Instant;
 
 use http::HeaderMap;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, HeaderName};
 
 use super::{Exchange, OwnAnswer};
 use crate::access::permissions::Caller;
 use crate::pairing::tokens::{PREFIX, Worth};
 
-/// What looks like a token of ours in a request's fields.
-fn shown(fields: &HeaderMap) -> Option<&str> {
-    let values = fields.get_all(AUTHORIZATION).into_iter().filter_map(|value| value.to_str().ok());
-    values
-        .filter_map(|value| value.split_ascii_whitespace().last())
-        .find(|it| it.starts_with(PREFIX))
+/// Where programs send one; those for Anthropic in the second.
+const FIELDS: [HeaderName; 2] = [AUTHORIZATION, HeaderName::from_static("x-api-key")];
+
+/// What looks like a token of ours in fields of this name.
+fn shown_in<'f>(fields: &'f HeaderMap, name: &HeaderName) -> Option<&'f str> {
+    let values = fields.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    let mut words = values.filter_map(|value| value.split_ascii_whitespace().last());
+    words.find(|word| word.starts_with(PREFIX))
 }
 
 pub(super) fn strip(fields: &mut HeaderMap) {
-    if shown(fields).is_some() {
-        fields.remove(AUTHORIZATION);
+    for name in FIELDS {
+        if shown_in(fields, &name).is_some() {
+            fields.remove(name);
+        }
     }
 }
 
@@ -33,7 +37,8 @@ impl Exchange<'_> {
         if caller.is_trusted() {
             return Ok(caller);
         }
-        let Some(token) = shown(&self.head.fields) else {
+        let shown = FIELDS.iter().find_map(|name| shown_in(&self.head.fields, name));
+        let Some(token) = shown else {
             return match keyring.takes_unpaired() {
                 true => Ok(caller),
                 false if keyring.tokens.is_empty() => Err(OwnAnswer::Unpaired),
