@@ -29,6 +29,7 @@ mod netns {
     mod doctor;
     mod failover;
     mod hangup;
+    mod homes;
     mod hostile;
     mod impostor;
     mod interfaces;

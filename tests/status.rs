@@ -103,7 +103,7 @@ fn it_answers_while_no_server_is_there() {
     });
     let state = state(&mut client);
     assert_eq!(state["ready"], false);
-    assert_eq!(state["servers"][0]["reason"], "connection refused");
+    assert_eq!(state["servers"][0]["reason"], "connection refused: nothing listens there");
     assert_eq!(state["machine"]["mode"], "client");
     let warnings = state["warnings"].to_string();
     assert!(warnings.contains("no server is ready"), "{warnings}");

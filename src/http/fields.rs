@@ -23,6 +23,9 @@ pub(crate) const ROOM_FIELD: HeaderName = HeaderName::from_static("x-ollana-room
 /// Bytes of models that its machine did not have to download.
 pub(crate) const SAVED_FIELD: HeaderName = HeaderName::from_static("x-ollana-saved");
 
+/// The `User-Agent` of `ollana doctor`, whose requests are meant to be refused.
+pub(crate) const DOCTOR: &str = "ollana-doctor";
+
 /// `Via` on the way to a cloud.
 const HIDDEN_VIA: HeaderName = HeaderName::from_static("x-ollana-via");
 

@@ -213,6 +213,12 @@ impl Subnets {
         let ip = ip.to_canonical();
         ip.is_loopback() || self.0.iter().any(|(own, bits)| share_prefix(*own, ip, *bits))
     }
+
+    /// This machine's addresses with their prefixes, of one kind, for people.
+    pub(crate) fn own(&self, is_ipv4: bool) -> Vec<String> {
+        let meant = self.0.iter().filter(|(ip, _)| ip.is_ipv4() == is_ipv4 && !ip.is_loopback());
+        meant.map(|(ip, bits)| format!("{ip}/{bits}")).collect()
+    }
 }
 
 /// Whether two addresses of one kind begin with the same `bits` bits.

@@ -10,7 +10,7 @@ use http::{Request, Response};
 use serde_json::Value;
 
 use super::exchange_io::{self, Attempt, ExchangeIo, Failure};
-use super::{Upstream, build_uri, describe, describe_io};
+use super::{NOT_CONNECTED, REFUSED, Upstream, build_uri, describe, describe_io};
 use crate::access::permissions::Permission;
 use crate::config::{OLLAMA_PORT, OllamaUrl, ServerName};
 use crate::http::fields::{
@@ -137,6 +137,13 @@ impl Check<'_> {
         match result {
             CheckResult::Unreached(reason) if !is_told => {
                 CheckResult::Unreached(format!("{reason}, and so on port {OLLAMA_PORT}"))
+            }
+            // What that means of a machine in the LAN isn't known to everybody.
+            CheckResult::Unreached(reason) if reason == REFUSED && self.local.is_none() => {
+                CheckResult::Unreached(format!("{reason}: nothing listens there"))
+            }
+            CheckResult::Silent(reason) if reason == NOT_CONNECTED && self.local.is_none() => {
+                CheckResult::Silent(format!("{reason}: it is off, or a firewall drops it"))
             }
             result => result,
         }

@@ -263,11 +263,15 @@ fn ask(
 
 const HEAD_TOO_LARGE: &str = "answer's head is too large, it may have 32 KiB and 128 fields";
 
+// What [`describe`] calls these.
+const REFUSED: &str = "connection refused";
+const NOT_CONNECTED: &str = "connecting timed out";
+
 /// A sentence about a failed call, without the library's words for it.
 fn describe(error: &ureq::Error) -> String {
     match error {
         ureq::Error::Io(error) => describe_io(error),
-        ureq::Error::Timeout(Timeout::Connect) => "connecting timed out".to_owned(),
+        ureq::Error::Timeout(Timeout::Connect) => NOT_CONNECTED.to_owned(),
         ureq::Error::Timeout(_) => "no answer in time".to_owned(),
         ureq::Error::LargeResponseHeader(..) => HEAD_TOO_LARGE.to_owned(),
         ureq::Error::Protocol(error) if error.to_string().contains("too many headers") => {
@@ -281,7 +285,7 @@ fn describe(error: &ureq::Error) -> String {
 /// A sentence about an error of a socket or of a body.
 pub(crate) fn describe_io(error: &io::Error) -> String {
     match error.kind() {
-        ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        ErrorKind::ConnectionRefused => REFUSED.to_owned(),
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "connection reset".to_owned(),
         ErrorKind::UnexpectedEof => "connection closed early".to_owned(),
         ErrorKind::TimedOut => "timed out".to_owned(),

@@ -191,7 +191,11 @@ fn a_server_without_ollama() {
     assert_says(&findings, "wrong Ollama here", "no Ollama to share at http://127.0.0.1:11434");
     let (code, findings) = doctor(&client, &[]);
     assert_eq!(code, 1, "{findings:#?}");
-    assert_says(&findings, "wrong servers", "is there, but can't be used: answers with status 503");
+    assert_says(
+        &findings,
+        "wrong servers",
+        "ollana runs on h1 (10.80.0.1:11435), but Ollama doesn't",
+    );
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn a_name_is_enough() {
     assert!(reason.contains("refused, and so on port 11434"), "{reason}");
     let (code, findings) = doctor(&client, &[]);
     assert_eq!(code, 1, "{findings:#?}");
-    assert_says(&findings, "wrong servers", "can't be used");
+    assert_says(&findings, "wrong servers", "is on, but neither ollana nor an open Ollama runs");
 }
 
 /// As on a PC whose firewall drops what it doesn't know.

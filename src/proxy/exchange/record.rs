@@ -2,13 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use http::header::USER_AGENT;
+
 use super::Exchange;
 use crate::counters::{Done, Failure, Retry, TransferGuard};
+use crate::http::fields;
 use crate::http::head::Framing;
 use crate::http::target::split_query;
 use crate::manager::Lease;
 use crate::manager::pool::{Outcome, Wanted};
-use crate::ollama::{model_name::ModelName, subject};
+use crate::ollama::{endpoints, model_name::ModelName, subject};
 use crate::proxy::request_body::RequestBody;
 
 /// Characters of a method and of a path that are logged.
@@ -61,8 +64,12 @@ impl Exchange<'_> {
         self.context.presence.counters().retried(why);
     }
 
-    /// Remembers a failure for people who look at the state.
+    /// Remembers a failure for people who look at the state, unless it was provoked.
     pub(super) fn note(&self, status: u16, cause: &'static str, reason: &str) {
+        let is_doctors = self.head.fields.get(USER_AGENT).is_some_and(|it| it == fields::DOCTOR);
+        if is_doctors && self.path() == endpoints::VERSION {
+            return;
+        }
         self.context.presence.counters().note(Failure {
             at: Instant::now(),
             status,

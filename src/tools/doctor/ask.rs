@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use http::header::HOST;
+use http::header::{HOST, USER_AGENT};
 use http::{HeaderName, Response};
 
 use crate::config::Settings;
@@ -33,7 +33,8 @@ pub(super) fn get(
     address: SocketAddr,
     fields: &[(HeaderName, &str)],
 ) -> io::Result<Response<String>> {
-    let answer = upstream::get(&settings.timing, address, VERSION, fields, PATIENCE);
+    let fields = [fields, &[(USER_AGENT, fields::DOCTOR)]].concat();
+    let answer = upstream::get(&settings.timing, address, VERSION, &fields, PATIENCE);
     answer.map_err(|error| match error.kind() {
         ErrorKind::Other | ErrorKind::UnexpectedEof => io::Error::other("this is no HTTP"),
         _ => error,

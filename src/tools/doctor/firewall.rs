@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use super::report::Report;
 use crate::config::{SERVER_PORT, Settings};
+use crate::system;
 
 pub(super) fn look(report: &mut Report, settings: &Settings, is_server: bool) {
     let mut tcp = settings.share.iter().chain(&settings.listen).map(|address| address.port());
@@ -42,11 +43,15 @@ pub(super) fn look(report: &mut Report, settings: &Settings, is_server: bool) {
     }
     match rules() {
         Some(rules) => judge(report, &rules, is_server, tcp, udp),
-        None if cfg!(target_os = "linux") => report.note("its rules: only root sees them"),
-        None if cfg!(target_os = "macos") => report.note(
-            "if the firewall is on (System Settings > Network): sudo ollana service firewall",
+        None if cfg!(target_os = "linux") && system::user() == Some(0) => {
+            report.note("not judged: neither nft nor iptables-save is installed");
+        }
+        None if cfg!(target_os = "linux") => report.note("not judged: only root sees its rules"),
+        None if cfg!(target_os = "macos") => report.hint(
+            "not judged: macOS shows its firewall in System Settings > Network",
+            "if it is on: sudo ollana service firewall",
         ),
-        None => report.note("not looked at on this system"),
+        None => report.note("not judged on this system"),
     }
 }
 
@@ -76,14 +81,16 @@ struct Firewall {
 fn ufw(tcp: u16, udp: u16) -> Option<Firewall> {
     let config = fs::read_to_string("/etc/ufw/ufw.conf").unwrap_or_default();
     config.lines().find(|line| line.trim().eq_ignore_ascii_case("enabled=yes"))?;
-    let allows = |rules: &str, port: u16| {
-        let port = port.to_string();
-        rules.lines().any(|line| line.ends_with("ACCEPT") && line.contains(&port))
+    let defaults = fs::read_to_string("/etc/default/ufw").unwrap_or_default();
+    let is_lax = defaults.contains("DEFAULT_INPUT_POLICY=\"ACCEPT\"");
+    let allows = |rules: &str, port, protocol| {
+        rules.lines().any(|line| line.ends_with("ACCEPT") && covers(line, port, protocol))
     };
     let rules = fs::read_to_string("/etc/ufw/user.rules").ok();
     Some(Firewall {
         name: "ufw",
-        is_open: rules.map(|rules| allows(&rules, tcp) && allows(&rules, udp)),
+        is_open: rules
+            .map(|rules| is_lax || allows(&rules, tcp, "tcp") && allows(&rules, udp, "udp")),
         open: format!("sudo ufw allow {tcp}/tcp && sudo ufw allow {udp}/udp"),
         open_source: format!("sudo ufw allow proto udp from any port {udp}"),
     })
@@ -110,49 +117,130 @@ fn rules() -> Option<String> {
     (nft.is_some() || iptables.is_some()).then(|| nft.into_iter().chain(iptables).collect())
 }
 
-/// Understands rules that name one of the ports, and the default of the input chain.
+/// Understands rules that name ports, and the default of what comes in. Of others it says that they
+/// aren't judged.
 fn judge(report: &mut Report, rules: &str, is_server: bool, tcp: u16, udp: u16) {
-    let drops = |line: &&str| {
-        let line = line.to_lowercase();
-        line.contains("drop") || line.contains("reject")
+    let rules = input_rules(rules);
+    let ports = [(tcp, "tcp"), (udp, "udp")];
+    let (drops, others): (Vec<&str>, Vec<&str>) = rules.into_iter().partition(|rule| {
+        let rule = rule.to_lowercase();
+        rule.contains("drop") || rule.contains("reject")
+    });
+    let opens = |(port, protocol): (u16, &str)| {
+        let is_open = |rule: &&&str| rule.to_lowercase().contains("accept");
+        others.iter().filter(is_open).any(|rule| covers(rule, port, protocol))
     };
-    let names = |line: &str, port: u16| {
-        line.split(|c: char| !c.is_ascii_digit()).any(|number| number == port.to_string())
-    };
-    let mut is_clear = true;
-    for (port, kind) in [(tcp, "TCP"), (udp, "UDP")] {
-        if let Some(rule) = rules.lines().filter(drops).find(|line| names(line, port)) {
+    let (mut is_clear, mut is_strict, mut unclear) = (true, false, None);
+    for rule in drops {
+        let lower = rule.to_lowercase();
+        if let Some((port, protocol)) = ports.iter().find(|(port, of)| covers(rule, *port, of)) {
             is_clear = false;
+            let protocol = protocol.to_uppercase();
             report.wrong(
-                format!("a rule of this machine drops {kind} {port}: {}", rule.trim()),
+                format!("a rule of this machine drops {protocol} {port}: {rule}"),
                 "take it out, or let the local network through before it",
             );
+        } else if lower.contains("policy drop") || lower.starts_with(":input drop") {
+            is_strict = true;
+        } else if lower.contains("dport") || lower.contains("invalid") {
+            // Of other ports, or of no connection.
+        } else if is_bare(&lower) {
+            is_strict = true;
+        } else {
+            unclear = unclear.or(Some(rule));
         }
     }
-    let is_strict = rules.lines().any(|line| {
-        let line = line.trim().to_lowercase();
-        (line.contains("hook input") && line.contains("policy drop"))
-            || line.starts_with(":input drop")
-    });
-    let opens = |port| rules.lines().any(|line| names(line, port) && !drops(&line));
-    if is_strict && !(opens(tcp) && opens(udp)) {
+    if is_strict && !ports.into_iter().all(opens) {
         is_clear = false;
+        let text = "incoming packets are dropped by default";
         if is_server {
-            let text = "incoming packets are dropped by default, and no rule opens";
             report.warn(
-                format!("{text} {tcp} and {udp}"),
+                format!("{text}, and no rule that is understood here opens {tcp} and {udp}"),
                 format!("accept TCP {tcp} and UDP {udp} from the local network"),
             );
         } else {
             report.hint(
-                "incoming packets are dropped by default: answers to broadcasts may be among them",
+                format!("{text}: answers to broadcasts may be among them"),
                 format!("if no server is found: accept UDP from source port {udp}"),
             );
         }
     }
-    if is_clear {
-        report.well("no rule of this machine is in the way");
+    match unclear {
+        Some(rule) => report.note(format!("not judged: a rule drops what matches {rule}")),
+        None if is_clear => report.well("no rule of this machine is in the way"),
+        None => {}
     }
+}
+
+/// The rules that what comes in passes, of `nft list ruleset` and `iptables-save`: those of the chains
+/// at the hook, and of the chains that these lead to.
+fn input_rules(rules: &str) -> Vec<&str> {
+    let mut of_chains: Vec<(&str, &str)> = Vec::new();
+    let (mut chain, mut wanted) = ("", vec!["INPUT"]);
+    for line in rules.lines().map(str::trim) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["chain", name, "{"] => chain = name,
+            ["-A", name, ..] => of_chains.push((name, line)),
+            _ if line.starts_with(":INPUT ") => of_chains.push(("INPUT", line)),
+            _ if line.starts_with([':', '*', '#']) => {}
+            _ => {
+                if line.contains("hook input") {
+                    wanted.push(chain);
+                }
+                of_chains.push((chain, line));
+            }
+        }
+    }
+    let mut at = 0;
+    while let Some(chain) = wanted.get(at).copied() {
+        let lines = of_chains.iter().filter(|(of, _)| *of == chain);
+        let words = lines.flat_map(|(_, line)| line.split([' ', ';', ',', '}']));
+        let leads = |word: &&str| of_chains.iter().any(|(of, _)| of == word);
+        let next: Vec<&str> = words.filter(leads).collect();
+        wanted.extend(next.into_iter().filter(|name| !name.is_empty()));
+        // Each once, in the order in which they were met.
+        let mut seen = Vec::new();
+        wanted.retain(|name| {
+            !seen.contains(name) && {
+                seen.push(name);
+                true
+            }
+        });
+        at += 1;
+    }
+    of_chains.iter().filter(|(of, _)| wanted.contains(of)).map(|(_, line)| *line).collect()
+}
+
+/// Whether a rule is about this port, by itself or within a range.
+fn covers(rule: &str, port: u16, protocol: &str) -> bool {
+    let other = if protocol == "tcp" { "udp" } else { "tcp" };
+    let Some((before, ports)) = rule.split_once("dport") else { return false };
+    let ports = ports.trim_start_matches('s').trim_start();
+    // A set in braces, or one word.
+    let ports = match ports.strip_prefix("!= ").unwrap_or(ports).strip_prefix('{') {
+        Some(set) => set.split('}').next().unwrap_or_default(),
+        None => ports.split(' ').next().unwrap_or_default(),
+    };
+    let is_in = |range: &str| {
+        let mut ends = range.trim().split(['-', ':']).map(str::parse::<u16>);
+        match (ends.next(), ends.next()) {
+            (Some(Ok(one)), None) => one == port,
+            (Some(Ok(first)), Some(Ok(last))) => (first..=last).contains(&port),
+            _ => false,
+        }
+    };
+    (before.contains(protocol) || !before.contains(other)) && ports.split(',').any(is_in)
+}
+
+/// Whether a rule drops all that comes to it.
+fn is_bare(rule: &str) -> bool {
+    let rest = rule.strip_prefix("-a input ").unwrap_or(rule);
+    let is_of_none = |word: &str| {
+        let words = ["counter", "packets", "bytes", "drop", "reject", "-j", "log"];
+        words.contains(&word) || word.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    rest.split(" with ").next().unwrap_or_default().split_whitespace().all(is_of_none)
 }
 
 #[cfg(test)]
@@ -167,22 +255,56 @@ mod tests {
         worst.map(|finding| (finding.level, finding.text)).unwrap()
     }
 
+    const STRICT: &str = "chain in {\n type filter hook input priority 0; policy drop;\n";
+
     #[test]
     fn rules_of_nft_and_iptables() {
-        assert_eq!(judged("", true).0, Level::Well);
-        assert_eq!(judged("udp dport 53 drop", true).0, Level::Well);
-        let (level, text) = judged("  udp dport 11436 drop", true);
-        assert_eq!(level, Level::Wrong);
-        assert!(text.contains("drops UDP 11436: udp dport 11436 drop"), "{text}");
-        assert_eq!(judged("-A INPUT -p tcp --dport 11435 -j REJECT", true).0, Level::Wrong);
-        assert_eq!(judged("udp dport 114360 drop", true).0, Level::Well);
-        let strict = "type filter hook input priority 0; policy drop;\n";
-        assert_eq!(judged(strict, true).0, Level::Warning);
-        assert_eq!(judged(strict, false).0, Level::Note);
-        assert_eq!(
-            judged(&format!("{strict}tcp dport 11435 accept\nudp dport 11436 accept"), true).0,
-            Level::Well
-        );
-        assert_eq!(judged(":INPUT DROP [0:0]", true).0, Level::Warning);
+        let table = [
+            ("", Level::Well),
+            ("chain in {\n type filter hook input priority 0; policy accept;\n}", Level::Well),
+            // Of other ports, other protocols, other hooks.
+            ("hook input udp dport 53 drop", Level::Well),
+            ("hook input udp dport 114360 drop", Level::Well),
+            ("hook input tcp dport 11436 drop", Level::Well),
+            ("hook input udp sport 11436 dport 53 drop", Level::Well),
+            (
+                "chain f {\n type filter hook forward priority 0; policy drop;\n drop\n}",
+                Level::Well,
+            ),
+            ("-A FORWARD -p tcp --dport 11435 -j DROP", Level::Well),
+            ("-A INPUT -m conntrack --ctstate INVALID -j DROP", Level::Well),
+            // One of ours, alone, in a set, in a range, in a chain behind.
+            ("hook input udp dport 11436 drop", Level::Wrong),
+            ("hook input meta l4proto { tcp, udp } th dport 11436 drop", Level::Wrong),
+            ("hook input tcp dport { 80, 11435 } counter packets 0 bytes 0 drop", Level::Wrong),
+            ("hook input tcp dport 11000-12000 reject with tcp reset", Level::Wrong),
+            ("-A INPUT -p tcp --dport 11435 -j REJECT", Level::Wrong),
+            ("-A INPUT -p udp -m multiport --dports 53,11430:11440 -j DROP", Level::Wrong),
+            ("-A INPUT -j mine\n-A mine -p tcp --dport 11435 -j DROP", Level::Wrong),
+            // Everything else is dropped.
+            (STRICT, Level::Warning),
+            (":INPUT DROP [0:0]", Level::Warning),
+            ("-A INPUT -p tcp --dport 22 -j ACCEPT\n-A INPUT -j DROP", Level::Warning),
+            (
+                "chain in {\n type filter hook input priority 0;\n counter packets 1 bytes 2 drop\n}",
+                Level::Warning,
+            ),
+            // Nobody knows what that means.
+            ("hook input ip saddr 10.0.0.0/8 drop", Level::Note),
+            ("-A INPUT -i eth0 -j REJECT --reject-with icmp-port-unreachable", Level::Note),
+        ];
+        for (rules, level) in table {
+            let judged = judged(rules, true);
+            assert_eq!(judged.0, level, "{rules}: {}", judged.1);
+        }
+        let (_, text) = judged("  hook input udp dport 11436 drop", true);
+        assert!(text.contains("drops UDP 11436: hook input udp dport 11436 drop"), "{text}");
+        assert_eq!(judged(STRICT, false).0, Level::Note);
+        let open = "tcp dport 11435 accept\nudp dport 11436 accept";
+        assert_eq!(judged(&format!("{STRICT}{open}"), true).0, Level::Well);
+        let open = "tcp dport 11434-11436 accept\nudp dport 11434-11436 accept";
+        assert_eq!(judged(&format!("{STRICT}{open}\n drop"), true).0, Level::Well);
+        let (_, text) = judged("hook input ip saddr 10.0.0.0/8 drop", true);
+        assert!(text.starts_with("not judged: "), "{text}");
     }
 }

@@ -2,6 +2,7 @@
 //! do about what doesn't work. Needs no daemon, changes nothing, and takes about two seconds.
 
 mod ask;
+mod causes;
 mod firewall;
 mod local;
 mod report;

@@ -94,7 +94,10 @@ impl Report {
             let text = wrapped(&finding.text, 72).join("\n        ");
             let _ = writeln!(out, "  {on}{word:5}{off} {text}");
             if let Some(fix) = &finding.fix {
-                let _ = writeln!(out, "        fix: {}", wrapped(fix, 67).join("\n             "));
+                // Under a note, nothing is broken.
+                let word = if finding.level < Level::Warning { "tip" } else { "fix" };
+                let lines = wrapped(fix, 67).join("\n             ");
+                let _ = writeln!(out, "        {word}: {lines}");
             }
         }
         let count = |level| self.findings.iter().filter(|finding| finding.level == level).count();

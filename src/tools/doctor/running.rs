@@ -81,6 +81,25 @@ impl Running {
         problem.filter(|_| word(sharing, "with") != "off")
     }
 
+    /// The servers that it knows by themselves: the address in use, and the name.
+    pub(super) fn servers(&self) -> impl Iterator<Item = (SocketAddr, String)> {
+        let is_found = |server: &&Value| {
+            matches!(server["origin"].as_str(), Some("discovered" | "remembered"))
+        };
+        list(&self.0, "servers").iter().filter(is_found).filter_map(|server| {
+            let address = list(server, "addresses").first()?.as_str()?.parse().ok()?;
+            Some((address, word(server, "name")))
+        })
+    }
+
+    /// Servers that claim to be another one, or to have its name: their name, and which.
+    pub(super) fn contested(&self) -> impl Iterator<Item = (String, String)> {
+        let is_contested = |server: &&Value| word(server, "trust") != "known";
+        let servers = list(&self.0, "servers").iter().filter(is_contested);
+        let named = servers.map(|server| (word(server, "name"), word(server, "contest")));
+        named.filter(|(_, contest)| !contest.is_empty())
+    }
+
     pub(super) fn uses(&self, address: SocketAddr) -> bool {
         let address = address.to_string();
         list(&self.0, "servers").iter().any(|server| {

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::ask;
+use super::causes::Evidence;
 use super::local::Here;
 use super::report::Report;
 use super::running::Running;
@@ -54,6 +55,8 @@ struct Server {
     /// Its answer to a broadcast.
     broadcast: Option<Answer>,
     http: CheckResult,
+    /// If it can't be used.
+    evidence: Option<Evidence>,
     is_on_link: bool,
     /// Whether what goes to it is encrypted, if that is known.
     is_encrypted: Option<bool>,
@@ -71,7 +74,7 @@ pub(super) fn look(
     let is_blind = running.hides_keys(report, keyring);
     let is_own =
         |ip: IpAddr| ip.is_loopback() || interfaces.iter().any(|one| IpAddr::V4(one.address) == ip);
-    let mut servers = known(report, settings);
+    let mut servers = known(report, settings, running);
     let udp = settings.discovery_port;
     let (mut answers, mut notices) = (Vec::new(), Vec::new());
     if udp == 0 {
@@ -114,7 +117,10 @@ pub(super) fn look(
             CheckResult::Refused(reason)
             | CheckResult::Unreached(reason)
             | CheckResult::Silent(reason) => {
-                server.judge_unusable(report, udp, reason, works);
+                // What it says itself is told below.
+                if notices.iter().all(|notice| notice.from != server.address.ip()) {
+                    server.judge_unusable(report, udp, reason, &subnets, works);
+                }
             }
             CheckResult::Void => report.note(format!("{label} could not be asked")),
         }
@@ -128,6 +134,15 @@ pub(super) fn look(
             true => report.wrong(notice.sentence(), fix),
             false => report.hint(notice.sentence(), fix),
         }
+    }
+    for (name, contest) in running.contested() {
+        let fix = match contest.starts_with("has the identity") {
+            true => {
+                "after copying a disk, delete identity-* in ollana's folder on one, and restart it"
+            }
+            false => "rename one of them; or --server ADDRESS of the one that is meant",
+        };
+        report.warn(format!("{name}: {contest}"), fix);
     }
     skew(report, &servers);
     let used: Vec<&str> = interfaces.iter().map(|one| one.name.as_str()).collect();
@@ -192,6 +207,7 @@ impl Server {
             direct: None,
             broadcast: None,
             http: CheckResult::Void,
+            evidence: None,
             is_on_link: false,
             is_encrypted: None,
         }
@@ -244,48 +260,29 @@ impl Server {
     }
 
     /// `works` tells whether another server can be used.
-    fn judge_unusable(&self, report: &mut Report, udp: u16, reason: &str, works: bool) {
-        let (label, port) = (self.label(), self.address.port());
-        let is_silent = matches!(self.http, CheckResult::Silent(_)) || reason.contains("timed out");
-        match (&self.origin, self.direct.is_some() || self.broadcast.is_some()) {
-            (_, true) if is_silent => report.wrong(
-                format!("{label} answers UDP {udp}, but TCP {port} doesn't: {reason}"),
-                format!(
-                    "open it there: ufw allow {port}/tcp, or firewall-cmd --add-port={port}/tcp"
-                ),
-            ),
-            (_, true) => report.wrong(
-                format!("{label} is there, but can't be used: {reason}"),
-                "start Ollama there; ollana doctor on that machine says more",
-            ),
-            (Origin::Remembered, _) if works => {
-                report.note(format!("{label}, known from before, is away: {reason}"));
-            }
-            (Origin::Remembered, _) => report.warn(
-                format!("{label}, known from before, is away: {reason}"),
-                "switch it on and start ollana there; asleep: --wake",
-            ),
-            _ if self.is_on_link && self.given.as_ref().is_some_and(|given| given.port == 0) => {
-                report.wrong(
-                    format!("{label} can't be used: {reason}"),
-                    "is it on, and does ollana run there? Without ollana, its Ollama has to listen on \
-                     the network: OLLAMA_HOST=0.0.0.0, and TCP 11434 open in its firewall",
-                )
-            }
-            _ if self.is_on_link => report.wrong(
-                format!("{label} can't be used: {reason}"),
-                "is it on, and does ollana run there? ollana doctor there says more",
-            ),
-            _ => report.wrong(
-                format!("{label}, on another subnet, can't be used: {reason}"),
-                format!("let TCP {port} through to it, on the routers between too"),
-            ),
+    fn judge_unusable(
+        &self,
+        report: &mut Report,
+        udp: u16,
+        reason: &str,
+        subnets: &Subnets,
+        works: bool,
+    ) {
+        let Some(evidence) = &self.evidence else { return };
+        let answers = (self.direct.is_some() || self.broadcast.is_some()).then_some(udp);
+        let label = self.label();
+        let (text, fix) = evidence.diagnose((&label, self.address), reason, answers, subnets);
+        match (&self.origin, works) {
+            // Others do its work.
+            (Origin::Remembered, true) => report.note(text),
+            (Origin::Remembered, false) => report.warn(text, fix),
+            _ => report.wrong(text, fix),
         }
     }
 }
 
-/// The servers named by an option and those of the last run.
-fn known(report: &mut Report, settings: &Settings) -> Vec<Server> {
+/// The servers named by an option, those that ollana found here, and those of the last run.
+fn known(report: &mut Report, settings: &Settings, running: &Running) -> Vec<Server> {
     let mut servers: Vec<Server> = Vec::new();
     // All are looked up at once.
     let found = |named: &ServerName, time| names::resolve(&named.host, named.ports()[0], time);
@@ -303,6 +300,9 @@ fn known(report: &mut Report, settings: &Settings) -> Vec<Server> {
                 "look at its spelling, or give its address",
             ),
         }
+    }
+    for (address, name) in running.servers() {
+        add(&mut servers, Server::new(address, &name, Origin::Remembered));
     }
     let own = settings.state_dir.as_deref();
     let dirs = own.into_iter().chain(SERVICE_DIR.map(Path::new));
@@ -352,8 +352,10 @@ fn check_all(servers: &mut [Server], settings: &Settings, keyring: &Arc<Keyring>
                     time: CheckTime::of(ask::PATIENCE),
                 };
                 server.http = check.run(&Upstream::new(&settings.timing, keyring));
-                if let CheckResult::Healthy { address, .. } = server.http {
-                    server.address = address;
+                match server.http {
+                    CheckResult::Healthy { address, .. } => server.address = address,
+                    CheckResult::Void => {}
+                    _ => server.evidence = Some(Evidence::gather(settings, server.address)),
                 }
                 server.is_encrypted = keyring.encrypts(server.address);
             });
