@@ -72,8 +72,9 @@ class Machine:
         token = str(time.monotonic_ns())
         while True:
             try:
-                # The shell joins what is apart here, so an echo of this line is no answer.
-                self.say(f"\nstty -echo cols 80; set +H; PS1= PS2= TERM=dumb; printf '\\036%s%s\\036' up {token}\n")
+                # The shell joins what is apart here, so an echo of this line is no answer. The login may
+                # take a part of it: a quote would wait for the next one.
+                self.say(f"\nstty -echo cols 80; set +H; PS1= PS2= TERM=dumb; printf \\\\036%s%s\\\\036 up {token}\n")
                 self.hear(f"{MARK}up{token}{MARK}", 2)
                 break
             except TimeoutError:
