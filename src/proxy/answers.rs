@@ -85,8 +85,9 @@ impl OwnAnswer {
                 "the Host of this request is not a name of this machine; \
                  if it is, start ollana with --host NAME"),
             OwnAnswer::Unpaired => (403, "unpaired",
-                "this machine answers only machines that are paired with it: \
-                 run ollana pair on both, or start it with --unpaired on"),
+                "this machine answers only machines that are paired with it: run ollana pair on both \
+                 (for a device that can't run ollana: ollana token add NAME on this machine), or \
+                 start it with --unpaired on"),
             OwnAnswer::NoToken => (401, "unpaired",
                 "this machine answers only paired machines and requests with a token: run ollana pair \
                  on both, or ollana token add NAME on it and send what that prints as API key \

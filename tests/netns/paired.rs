@@ -248,7 +248,7 @@ fn who_is_cut_off_by_a_pairing_is_told() {
     let told = said.split_whitespace().collect::<Vec<_>>().join(" ");
     let names =
         format!("are cut off: attic ({}). To keep one, run 'ollana pair'", third.address(0));
-    assert!(told.contains(&names), "{said}");
+    assert!(told.contains(&names) && told.contains("'ollana token add NAME' here"), "{said}");
     attic.kill();
     takes("the server's keys in use", REVOKED, || {
         ask(&third, &server, "GET", "/api/version").is_error(403).then_some(())

@@ -100,6 +100,7 @@ fn opens_to_inference_and_lists(options: &str) {
     for from in LAN {
         let answer = ask(&server, from, "", "POST", "/api/chat");
         assert_eq!(answer.status(), 403, "no token would do: {answer:?}");
+        assert!(answer.text().contains("ollana token add NAME"), "but one can be made: {answer:?}");
     }
     let phone = state.token("phone");
     eventually("the token to be taken up", || {

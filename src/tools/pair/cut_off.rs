@@ -57,7 +57,7 @@ pub(super) fn tell(found: Found, own: &Own, peer: &Peer) {
     if !names.is_empty() {
         text += &format!(": {}", names.join(", "));
     }
-    text += ". To keep one, run 'ollana pair' here and there; to keep all, unencrypted, start ollana \
-             with --unpaired on.";
+    text += ". To keep one, run 'ollana pair' here and there, or 'ollana token add NAME' here for a \
+             device that can't run ollana; to keep all, unencrypted, start ollana with --unpaired on.";
     println!("{}", wrap(&text, 80).join("\n"));
 }
