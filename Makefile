@@ -123,6 +123,7 @@ SHARE = $(TO)/share
 OLLANA = target/release/ollana
 UNIT = $(TO)/lib/systemd/system/ollana.service
 GENERATOR = $(TO)/lib/systemd/system-generators/ollana
+RULES = $(SHARE)/polkit-1/rules.d/ollana.rules
 
 install: build
 	install -D -m 755 $(OLLANA) $(TO)/bin/ollana
@@ -134,10 +135,11 @@ install: build
 	$(OLLANA) completions fish > $(SHARE)/fish/vendor_completions.d/ollana.fish
 	sed 's|@PREFIX@|$(PREFIX)|g' scripts/service/ollana.service > $(UNIT)
 	install -D -m 755 scripts/service/ollana.generator $(GENERATOR)
+	install -D -m 644 scripts/service/ollana.rules $(RULES)
 	@[ -n "$(DESTDIR)" ] || echo "at every boot: systemctl daemon-reload && systemctl enable --now ollana"
 
 uninstall:
-	rm -f $(TO)/bin/ollana $(SHARE)/man/man1/ollana.1 $(UNIT) $(GENERATOR) \
+	rm -f $(TO)/bin/ollana $(SHARE)/man/man1/ollana.1 $(UNIT) $(GENERATOR) $(RULES) \
 	    $(SHARE)/bash-completion/completions/ollana \
 	    $(SHARE)/zsh/site-functions/_ollana $(SHARE)/fish/vendor_completions.d/ollana.fish
 

@@ -35,6 +35,7 @@ install -d "$root/lib/systemd/system" "$share/bash-completion/completions" \
     "$share/zsh/vendor-completions" "$share/fish/vendor_completions.d"
 sed 's|@PREFIX@|/usr|g' scripts/service/ollana.service >"$root/lib/systemd/system/ollana.service"
 install -D -m 755 scripts/service/ollana.generator "$root/lib/systemd/system-generators/ollana"
+install -D -m 644 scripts/service/ollana.rules "$share/polkit-1/rules.d/ollana.rules"
 "$own" completions bash >"$share/bash-completion/completions/ollana"
 "$own" completions zsh >"$share/zsh/vendor-completions/_ollana"
 "$own" completions fish >"$share/fish/vendor_completions.d/ollana.fish"

@@ -116,6 +116,15 @@ impl OptionSpec {
     }
 }
 
+/// `on` stands for the default.
+pub(super) fn keep_awake(value: &str) -> Result<Option<Duration>, String> {
+    match value.to_ascii_lowercase().as_str() {
+        "off" => Ok(None),
+        "on" => Ok(Settings::default().keep_awake),
+        _ => config::parse_duration(value).map(Some),
+    }
+}
+
 /// `auto, client, server or both`
 pub(super) fn either(words: &[&str]) -> String {
     match words {

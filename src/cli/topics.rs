@@ -7,7 +7,8 @@ use log::LevelFilter;
 
 use super::options::Meaning::{List, Scalar, Switch, Time, Words};
 use super::options::{
-    OptionSpec, absolute, head_size, host_name, number, option, route, server, socket_address, text,
+    OptionSpec, absolute, head_size, host_name, keep_awake, number, option, route, server,
+    socket_address, text,
 };
 use crate::access::permissions::ShareModels;
 use crate::config::{self, LogFormat, ModeChoice};
@@ -69,6 +70,8 @@ pub(crate) const TOPICS: &[Topic] = &[
                 list!(preferred, text)),
             option("wake SERVER|MAC", "wake this machine when nobody else can", "",
                 list!(wake, str::parse)),
+            option("keep-awake T", "a server stays awake for requests, and so long after; off: never",
+                "10m", Scalar(|s, v| keep_awake(v).map(|time| s.keep_awake = time))),
             option("pin MODEL=SERVER", "this model goes to this server", "", list!(pins, route)),
             option("ban MODEL=SERVER", "this model never goes to this server", "",
                 list!(bans, route)),

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use log::LevelFilter;
 
@@ -52,6 +53,8 @@ with_defaults! {
         legacy: bool = true,
         policy: Policy = Policy::default(),
         share_models: ShareModels = ShareModels::default(),
+        /// A server's machine is kept awake for so long after a request; `None` leaves it alone.
+        keep_awake: Option<Duration> = Some(Duration::from_secs(600)),
         /// Which web pages may ask (`OLLAMA_ORIGINS`).
         origins: Origins = Origins::default(),
         reach: AddressLists = AddressLists::default(),

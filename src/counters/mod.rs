@@ -9,6 +9,7 @@ mod counter;
 mod share;
 mod sources;
 mod transfers;
+mod work;
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -19,6 +20,7 @@ use crate::net::untrusted_text::printable;
 use crate::system::lock;
 
 use self::transfers::Transfers;
+use self::work::Work;
 
 pub(crate) use counter::{BOUNDS, Counter, Histogram};
 pub(crate) use share::Share;
@@ -155,6 +157,7 @@ pub(crate) struct Counters {
     pub(crate) all: Done,
     recent: Mutex<VecDeque<Failure>>,
     pub(crate) transfers: Transfers,
+    pub(crate) work: Work,
 }
 
 impl Counters {

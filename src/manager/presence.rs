@@ -50,6 +50,7 @@ pub struct Presence {
     about: Mutex<Option<Arc<About>>>,
     advice: Mutex<Option<String>>,
     silence: Mutex<Option<String>>,
+    awake: Mutex<(bool, Option<String>)>,
     /// For this machine's programs.
     own_path: Slot,
     /// For the LAN: only ever the local Ollama.
@@ -125,6 +126,15 @@ impl Presence {
 
     pub(crate) fn advice(&self) -> Option<String> {
         lock(&self.advice).clone()
+    }
+
+    /// Whether this machine is kept awake, or why it can't be.
+    pub(crate) fn tell_awake(&self, is_held: bool, problem: Option<String>) {
+        *lock(&self.awake) = (is_held, problem);
+    }
+
+    pub(crate) fn awake(&self) -> (bool, Option<String>) {
+        lock(&self.awake).clone()
     }
 
     /// Why the discovery finds nobody, most likely; for people.

@@ -9,6 +9,7 @@
 //!          ─► checks that wait ─► Manager; checks under way are left alone
 //! ```
 
+mod awake;
 pub mod background;
 mod listeners;
 mod mode;
@@ -33,6 +34,7 @@ use crate::manager::{self, About, Presence};
 use crate::proxy::{Proxy, exchange::Side};
 use crate::system::{failed, keeper::Keeper};
 
+use awake::Awake;
 use mode::Mode;
 pub(crate) use mode::ask;
 use parts::Parts;
@@ -55,6 +57,7 @@ pub struct Daemon {
     ticker: Option<Ticker>,
     manager: Option<manager::Handle>,
     checkers: Option<Checkers>,
+    awake: Option<Awake>,
     presence: Arc<Presence>,
 }
 
@@ -85,10 +88,13 @@ impl Daemon {
             ticker: None,
             manager: Some(manager),
             checkers: None,
+            awake: None,
             presence: Arc::clone(&parts.presence),
         };
         daemon.checkers = Some(parts.start_checkers(&jobs)?);
         daemon.ticker = Some(parts.start_ticker()?);
+        let keep_awake = settings.keep_awake.filter(|_| mode.is_server());
+        daemon.awake = keep_awake.map(|time| Awake::start(Arc::clone(&daemon.presence), time));
         for (side, listeners) in [(Side::Client, client), (Side::Server, server)] {
             if !listeners.is_empty() {
                 daemon.proxies.push(parts.start_proxy(side, listeners)?);

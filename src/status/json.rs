@@ -5,6 +5,7 @@
 //! ollana     this program's version
 //! machine    name, mode, why, listen [..], discovery, uptime_s, keys (machines it is paired with),
 //!            unpaired: whether it talks to machines without a key, in clear; advice: what to set;
+//!            awake {kept: whether the system is told not to sleep, as there is work; problem};
 //!            share_models {with: on|paired|off, problem: why the store can't be read}: of a server
 //! tokens     [{name, requests, last_s: since the last of them}]: since the start; of this machine
 //! limits     connections [{now, most_of_one, max, max_per_source}] for each proxy, the client's
@@ -74,6 +75,7 @@ pub(crate) fn write(view: &View<'_>, all_models: bool) -> Value {
             "share_models": about.library.as_ref().map(|library| json!({
                 "with": about.share_models.word(), "problem": library.problem(),
             })),
+            "awake": { "kept": view.awake.0, "problem": view.awake.1.as_deref().map(printable) },
         },
         "tokens": view.keyring.tokens.all().iter().map(|known| json!({
             "name": known.token.name, "requests": known.requests,

@@ -305,6 +305,7 @@ mod tests {
             keyring: &Keyring::none(),
             is_ready: true,
             advice: None,
+            awake: (false, None),
             odd: Vec::new(),
             now,
         })

@@ -37,6 +37,8 @@ pub(crate) struct View<'a> {
     pub(crate) is_ready: bool,
     /// What to set on this machine.
     pub(crate) advice: Option<String>,
+    /// Whether this machine is kept awake, or why it can't be.
+    pub(crate) awake: (bool, Option<String>),
     /// What its user may have misspelled.
     pub(crate) odd: Vec<String>,
     pub(crate) now: Instant,

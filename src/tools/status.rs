@@ -66,6 +66,11 @@ fn lines(json: &Value, style: Style) -> Vec<String> {
         say("sharing", told, Tone::Plain);
     }
     let machine = &json["machine"];
+    match (&machine["awake"]["kept"], word(&machine["awake"], "problem").as_str()) {
+        (Value::Bool(true), _) => say("sleep", "not while requests run".to_owned(), Tone::Plain),
+        (_, "") => {}
+        (_, why) => say("sleep", format!("can't be kept from it: {why}"), Tone::Plain),
+    }
     let (name, uptime) = (word(machine, "name"), time(number(machine, "uptime_s")));
     say("this", format!("{name}, {} for {uptime}", word(machine, "mode")), Tone::Plain);
     say("listens on", words(machine, "listen").join(" "), Tone::Plain);

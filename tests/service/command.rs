@@ -240,6 +240,7 @@ fn systemd(name: &str, user: u32) -> Host {
 #[test]
 fn root_has_systemd_start_it() {
     let host = systemd("root", 0);
+    fs::create_dir_all(host.root.join("etc/polkit-1/rules.d")).expect("a folder");
     host.installs_and_removes(OPTIONS, "systemd");
     host.says(&format!("install {OPTIONS}"), 0, &[]);
     let unit = host.text("etc/systemd/system/ollana.service");
@@ -249,6 +250,7 @@ fn root_has_systemd_start_it() {
         key.display()
     );
     assert!(unit.contains(&start) && unit.contains("DynamicUser=yes"), "{unit}");
+    assert!(host.text("etc/polkit-1/rules.d/ollana.rules").contains("inhibit-block-sleep"));
     let generator = host.root.join("etc/systemd/system-generators/ollana");
     assert_ne!(fs::metadata(generator).expect("a file").permissions().mode() & 0o111, 0);
     assert_eq!(

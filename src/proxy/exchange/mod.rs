@@ -50,6 +50,7 @@ use crate::access::cors::{Cors, Decision};
 use crate::access::host::HostRule;
 use crate::access::permissions::{Refusal, Verdict};
 use crate::config::Settings;
+use crate::counters::Kind;
 use crate::http::fields::{self, UNREACHED, UPSTREAM};
 use crate::http::head::{Framing, Head};
 use crate::library::Library;
@@ -181,6 +182,8 @@ impl<'a> Exchange<'a> {
         if let Verdict::Refuse(refusal) = verdict {
             return Err(self.forbidden(refusal));
         }
+        let is_work = self.endpoint.kind != Kind::Other;
+        let _work = is_work.then(|| self.context.presence.counters().work.begin());
         let donor = self.copies_from()?;
         if let Some(end) = self.answer_from_lists() {
             return Ok(end);

@@ -206,6 +206,7 @@ impl Exchange<'_> {
             keyring: &self.context.keyring,
             is_ready: presence.is_up(),
             advice: presence.advice(),
+            awake: presence.awake(),
             odd: settings
                 .warnings
                 .iter()

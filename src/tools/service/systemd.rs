@@ -9,6 +9,7 @@ use super::plan::{Step, attempt, run};
 const UNIT: &str = include_str!("../../../scripts/service/ollana.service");
 const USER_UNIT: &str = include_str!("../../../scripts/service/ollana.user.service");
 const GENERATOR: &str = include_str!("../../../scripts/service/ollana.generator");
+const RULES: &str = include_str!("../../../scripts/service/ollana.rules");
 pub(super) const DEFAULTS: &str = include_str!("../../../scripts/service/ollana.default");
 /// In a unit, what is started.
 const COMMAND: &str = "@PREFIX@/bin/ollana serve";
@@ -21,6 +22,12 @@ pub(super) struct Systemd;
 
 fn generator(host: &Host) -> PathBuf {
     host.path("/etc/systemd/system-generators/ollana")
+}
+
+/// Where polkit is.
+fn rules(host: &Host) -> Option<PathBuf> {
+    let folder = host.path("/etc/polkit-1/rules.d");
+    folder.is_dir().then(|| folder.join("ollana.rules"))
 }
 
 pub(super) fn defaults(host: &Host) -> PathBuf {
@@ -43,28 +50,34 @@ impl Manager for Systemd {
             ));
         }
         let generator = generator(host);
-        Ok(vec![
+        let mut steps = vec![
             Step::Write(host.path(PLACE), unit(UNIT, host)),
             Step::WriteNew(defaults(host), DEFAULTS.to_owned()),
             Step::Write(generator.clone(), GENERATOR.to_owned()),
             run(&["chmod", "755", &generator.display().to_string()]),
+        ];
+        steps.extend(rules(host).map(|file| Step::Write(file, RULES.to_owned())));
+        steps.extend([
             run(&["systemctl", "daemon-reload"]),
             run(&["systemctl", "enable", "--quiet", "ollana.service"]),
             run(&["systemctl", "restart", "ollana.service"]),
-        ])
+        ]);
+        Ok(steps)
     }
 
     fn remove(&self, host: &Host) -> Vec<Step> {
         if !host.path(PLACE).exists() {
             return Vec::new();
         }
-        vec![
+        let mut steps = vec![
             attempt(&["systemctl", "disable", "--now", "--quiet", "ollana.service"]),
             Step::Remove(host.path(PLACE)),
             Step::Remove(generator(host)),
             Step::RemoveUnchanged(defaults(host), DEFAULTS.to_owned()),
             run(&["systemctl", "daemon-reload"]),
-        ]
+        ];
+        steps.extend(rules(host).map(Step::Remove));
+        steps
     }
 
     fn place(&self, host: &Host) -> String {
