@@ -21,7 +21,7 @@ use ollana::pairing::noise::{self, Introduction, Purpose};
 use ollana::serve::Daemon;
 use socket2::{Domain, Socket, Type};
 use support::{
-    Client, End, Fake, Gate, clear_environment, eventually, ndjson, open_to_others, post,
+    Client, End, Fake, Gate, PATIENCE, clear_environment, eventually, ndjson, open_to_others, post,
     server_settings, start,
 };
 
@@ -49,6 +49,7 @@ fn machines<const N: usize>() -> [Machine; N] {
         let number = MADE.fetch_add(1, Relaxed);
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join(format!("machine-{}-{number}", std::process::id()));
+        let dir = std::path::absolute(dir).expect("a path");
         fs::create_dir_all(&dir).expect("a folder");
         Machine { dir, discovery_port }
     })
@@ -123,7 +124,8 @@ impl Said {
             err: text(&output.stderr),
         };
         let lines = said.out.lines().chain(said.err.lines());
-        for line in lines.filter(|line| !line.contains(env!("CARGO_TARGET_TMPDIR"))) {
+        let machine = format!("machine-{}-", std::process::id());
+        for line in lines.filter(|line| !line.contains(&machine)) {
             assert!(line.chars().count() <= 80, "too wide: {line}");
         }
         said
@@ -592,13 +594,29 @@ fn pairing_again_that_is_killed_leaves_the_old_key() {
     killed_at_each_message(false);
 }
 
-/// A daemon or another command of this machine, whose home holds its state.
+/// A daemon or another command of this machine, whose home holds its state: of Unix and of Windows.
+fn command_at_home(home: &Path, state: &str, arguments: &str) -> Command {
+    let state = &*home.join(state);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
+    clear_environment(&mut command).args(arguments.split_whitespace());
+    command.env("XDG_STATE_HOME", state).env("LOCALAPPDATA", state);
+    command.env("APPDATA", home.join("config"));
+    // On Windows, some shells set it, and it means nothing.
+    command.env("HOME", if cfg!(windows) { state } else { home });
+    command.stdin(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// What it says until it ends, or is killed.
 fn at_home(home: &Path, state: &str, arguments: &str) -> Said {
-    let mut command = Command::new("timeout");
-    command.args(["-s", "TERM", "20", env!("CARGO_BIN_EXE_ollana")]);
-    command.args(arguments.split_whitespace()).env_clear().env("HOME", home);
-    command.env("XDG_STATE_HOME", home.join(state)).stdin(Stdio::null());
-    Said::of(command.output().expect("ollana runs"))
+    let mut command = command_at_home(home, state, arguments);
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("ollana runs");
+    let deadline = Instant::now() + PATIENCE;
+    while child.try_wait().expect("its status").is_none() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let _ = child.kill();
+    Said::of(child.wait_with_output().expect("its output"))
 }
 
 /// Keys that are gone with their folder, with all state, or because the state is elsewhere now.
@@ -641,10 +659,8 @@ fn without_its_keys_a_paired_machine_does_not_talk() {
     // Somebody wants it so.
     let said = at_home(&home.dir, "other", "unpair --all");
     assert!(said.code == Some(0) && other.join("keys/peers").exists(), "{said:?}");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
-    command.args(format!("--mode client {options}").split_whitespace()).env_clear();
-    command.env("HOME", &home.dir).env("XDG_STATE_HOME", home.dir.join("other"));
-    let mut child = command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().expect("it runs");
+    let mut command = command_at_home(&home.dir, "other", &format!("--mode client {options}"));
+    let mut child = command.spawn().expect("it runs");
     let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
     let is_ready = lines.any(|line| line.is_ok_and(|line| line.contains("ready mode=")));
     let _ = child.kill().and_then(|()| child.wait());

@@ -36,8 +36,10 @@ fn elsewhere(state_dir: &Path) -> Option<PathBuf> {
         return Some("/etc/ollana/paired".into());
     }
     let dir = |name| env(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
-    let config = dir("XDG_CONFIG_HOME").or_else(|| Some(dir("HOME")?.join(".config")));
-    let config = config.or_else(|| dir("APPDATA")); // Windows
+    let config = match cfg!(windows) {
+        true => dir("APPDATA"),
+        false => dir("XDG_CONFIG_HOME").or_else(|| Some(dir("HOME")?.join(".config"))),
+    };
     config.map(|config| config.join("ollana").join(MARK))
 }
 
