@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use ollana::config::Settings;
 
 use crate::support::{
-    Account, Answer, Call, Chain, Client, End, Fake, Gate, Ollama, Way, World, chunk, eventually,
-    ndjson, post, request,
+    Account, Answer, Call, Chain, Client, End, Fake, Gate, Ollama, PATIENCE, Way, World, chunk,
+    eventually, ndjson, post, request,
 };
 
 /// Longer than any answer takes that waits for nothing.
@@ -61,7 +61,7 @@ fn waits(chain: &Chain, gate: &Gate, stream: &mut Client) -> bool {
     let socket = client.stream.try_clone().expect("a socket");
     socket.set_read_timeout(Some(Duration::from_millis(300))).expect("a time-out");
     let is_answered = socket.peek(&mut [0]).is_ok();
-    socket.set_read_timeout(Some(crate::support::PATIENCE)).expect("a time-out");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a time-out");
     assert!(is_answered || Instant::now() + Duration::from_millis(50) >= deadline);
     gate.open();
     assert_eq!(client.answer_to("POST").status(), 200);
@@ -324,7 +324,11 @@ fn who_waits_for_one_server_delays_nobody_at_another() {
     for hops in [1, 2] {
         let gate = Gate::new();
         let (a, b) = (held(&gate, "alpha"), Ollama::with(&["beta"]));
-        let chain = client_of(hops, &[&a, &b], 2, |settings| settings.limits.max_in_flight = 1);
+        let chain = client_of(hops, &[&a, &b], 2, |settings| {
+            settings.limits.max_in_flight = 1;
+            // The 256th of a slow machine waits longer than a minute.
+            settings.timing.queue_timeout = 100 * PATIENCE;
+        });
         let mut waiting: Vec<Client> = (0..257).map(|_| chain.connect()).collect();
         for client in &mut waiting {
             client.send(chat("alpha"));
