@@ -26,8 +26,8 @@ pub fn launch(settings: &Settings) -> Option<ExitCode> {
     }
     if settings.daemon && cfg!(windows) {
         eprintln!(
-            "ollana: there is no --daemon on Windows; this starts it at log-in, without a window: \
-             ollana service install"
+            "ollana: there is no --daemon on Windows; this starts it at log-in, without a\n    \
+             window: ollana service install"
         );
         return Some(ExitCode::from(2));
     }

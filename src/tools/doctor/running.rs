@@ -71,14 +71,13 @@ impl Running {
 
     /// What it says to set on this machine.
     pub(super) fn advice(&self) -> Option<String> {
-        Some(word(&self.0["machine"], "advice")).filter(|advice| !advice.is_empty())
+        sentence(&self.0["machine"], "advice")
     }
 
     /// Why other machines can't have the models of this one, although they may.
     pub(super) fn unshared(&self) -> Option<String> {
         let sharing = &self.0["machine"]["share_models"];
-        let problem = Some(word(sharing, "problem")).filter(|problem| !problem.is_empty());
-        problem.filter(|_| word(sharing, "with") != "off")
+        sentence(sharing, "problem").filter(|_| word(sharing, "with") != "off")
     }
 
     /// The servers that it knows by themselves: the address in use, and the name.
@@ -106,5 +105,26 @@ impl Running {
             let mut addresses = list(server, "addresses").iter();
             state(server).gets_work() && addresses.any(|one| *one == address.as_str())
         })
+    }
+}
+
+/// A member's text, however long, which the report makes printable.
+fn sentence(json: &Value, member: &str) -> Option<String> {
+    json[member].as_str().filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_this_machine_says_is_told_to_its_end() {
+        let said = format!("a long path {} and its end", "x".repeat(300));
+        let machine = json!({ "advice": said, "share_models": { "problem": said, "with": "lan" } });
+        let running = Running(json!({ "machine": machine }));
+        assert_eq!([running.advice(), running.unshared()], [Some(said.clone()), Some(said)]);
+        assert_eq!(Running::default().advice(), None);
     }
 }
