@@ -9,7 +9,13 @@ use std::time::Instant;
 
 use support::{Client, End, Fake, Gate, Random, Sum, Way, chunk, ndjson};
 
-const STREAMS: usize = 1000;
+/// Streams at once. Wine has one thread for the sockets of all programs: on two busy cores, 200 streams
+/// begin within 6 s there, and a thousand don't within 20.
+fn streams() -> usize {
+    let is_wine = cfg!(windows) && std::env::var_os("WINEPREFIX").is_some();
+    if is_wine { 200 } else { 1000 }
+}
+
 /// Lines of one stream; half of them are sent before all streams have begun, half after.
 const LINES: usize = 16;
 
@@ -53,12 +59,13 @@ fn fake() -> (Fake, Gate, Arc<AtomicUsize>) {
 
 #[test]
 fn a_thousand_streams_at_once() {
+    let streams = streams();
     for way in Way::ALL {
         let (fake, gate, begun) = fake();
         let chain = way.with(&fake, |settings| settings.limits.max_connections = 4096);
         let address = chain.address();
         let start = Instant::now();
-        let clients: Vec<_> = (0..STREAMS as u64)
+        let clients: Vec<_> = (0..streams as u64)
             .map(|stream| {
                 let client = move || {
                     let mut client = Client::connect(address);
@@ -70,17 +77,17 @@ fn a_thousand_streams_at_once() {
             })
             .collect();
         support::eventually("all streams to be under way", || {
-            (begun.load(SeqCst) == STREAMS).then_some(())
+            (begun.load(SeqCst) == streams).then_some(())
         });
-        println!("{way:?}: {STREAMS} under way after {} ms", start.elapsed().as_millis());
-        assert!(chain.front().connections() >= STREAMS, "{way:?}");
+        println!("{way:?}: {streams} under way after {} ms", start.elapsed().as_millis());
+        assert!(chain.front().connections() >= streams, "{way:?}");
         gate.open();
         for client in clients {
             let (stream, got) = client.join().expect("a client");
             assert_eq!(got, (whole(stream), End::Whole), "{way:?} stream {stream}");
         }
         println!("{way:?}: all whole after {} ms", start.elapsed().as_millis());
-        assert_eq!(fake.count(), STREAMS, "{way:?}");
+        assert_eq!(fake.count(), streams, "{way:?}");
     }
 }
 
