@@ -49,5 +49,6 @@ check_program node node "$node_dir/client.mjs" "${url[b]}" "$model"
 check_hang_up
 check_restart
 check_roles
+check_token
 check_stop
 close

@@ -8,7 +8,13 @@ set -euo pipefail
 image=$1
 folder=$2
 root=$folder/root
+# shellcheck disable=SC2317 # called by the trap
+clean_up() {
+    umount -l "$root" "$folder/image" || true
+    rm -rf "$folder"
+}
 mkdir -p "$folder"/{image,upper,overlay,root}
+trap clean_up EXIT
 mount -o loop,ro "$image" "$folder/image"
 mount -t overlay -o "lowerdir=$folder/image,upperdir=$folder/upper,workdir=$folder/overlay" overlay "$root"
 mount --rbind /dev "$root/dev"
@@ -32,8 +38,10 @@ for command in "make run" "make test"; do
     # shellcheck disable=SC2016 # for the shell inside
     unshare --net sh -c 'ip link set lo up; exec chroot "$0" su me -c "$1"' "$root" \
         "cd ~/source; export PATH=/opt/rust/bin:\$PATH CARGO_HOME=/opt/cargo CARGO_NET_OFFLINE=true; $command" \
-        >"$folder/log" 2>&1 || { tail -n 60 "$folder/log"; echo "FAIL $command"; exit 1; }
+        >"$folder/log" 2>&1 || {
+        grep -E '^test .* FAILED$|panicked at' -A 3 "$folder/log" || tail -n 60 "$folder/log"
+        echo "FAIL $command"
+        exit 1
+    }
     echo "ok   $command ($((SECONDS - begun)) s)"
 done
-umount -l "$root" "$folder/image"
-rm -rf "$folder"

@@ -151,6 +151,33 @@ ollama_itself() {
 }
 models_of_a() { ask b /api/tags --fail | grep -q "$model"; }
 
+# A house whose machines have a key, and a device of the LAN that can't have one: the official clients
+# go to A themselves, with a token.
+check_token() {
+    ((${#namespaces[@]})) || return 0
+    local key=$work/key device=http://${place[a]} token
+    od -An -tx1 -N32 /dev/urandom | tr -d ' \n' >"$key"
+    chmod 600 "$key"
+    stop ollana-b || true
+    stop ollana-a || true
+    start_ollana a --key-file "$key"
+    start_ollana b --key-file "$key"
+    check "paired: ollana on B finds Ollama on A" within 20 ask b /api/version --fail
+    expect "paired: without a token, it's refused" '^403$' code_of_device ""
+    token=$(on a "$ollana" token add phone 2>/dev/null) || true
+    expect "token: it is printed" '^ollana-[0-9a-f]{32}$' echo "$token"
+    check "token: A takes it up" within 5 on b curl -sf -H "Authorization: Bearer $token" "$device/api/version"
+    check_program python "$python" "$here/clients.py" "$device" "$model" "$token"
+    check_program node node "$node_dir/client.mjs" "$device" "$model" "$token"
+    expect "token: it is counted" '^phone +.* [1-9][0-9]* ' on a "$ollana" token list
+    check "token: it is removed" on a "$ollana" token remove phone
+    check "token: then it's refused" within 5 refuses_device "$token"
+}
+code_of_device() {
+    on b curl -s -o /dev/null -w '%{http_code}' -H "Authorization: Bearer $1" "http://${place[a]}/api/tags"
+}
+refuses_device() { [[ $(code_of_device "$1") = 40[13] ]]; }
+
 # `stop` must run in this shell, whose children they are.
 check_stop() {
     local host

@@ -1,11 +1,12 @@
-// The official JavaScript client of Ollama. Usage: node client.mjs URL MODEL
+// The official JavaScript client of Ollama. Usage: node client.mjs URL MODEL [TOKEN]
 // Lines and exit status as in clients.py.
 
 import assert from 'node:assert/strict'
 import { Ollama } from 'ollama'
 
-const [host, model] = process.argv.slice(2)
-const client = new Ollama({ host }) // it doesn't read OLLAMA_HOST
+const [host, model, token] = process.argv.slice(2)
+const headers = token ? { Authorization: `Bearer ${token}` } : {}
+const client = new Ollama({ host, headers }) // it doesn't read OLLAMA_HOST
 const messages = [{ role: 'user', content: 'hi' }]
 
 async function lists() {
@@ -56,7 +57,7 @@ function deadline(ms) {
 }
 
 for (const check of [lists, chatStreams, abortsMidStream, embeds, embedsTheOldWay]) {
-  const what = 'node: ' + check.name.replace(/[A-Z]/g, (c) => ' ' + c.toLowerCase())
+  const what = `node${token ? ' with a token' : ''}: ` + check.name.replace(/[A-Z]/g, (c) => ' ' + c.toLowerCase())
   try {
     const note = await Promise.race([check(), deadline(30_000)])
     console.log(`ok   ${what}` + (note ? ` (${note})` : ''))

@@ -1,4 +1,4 @@
-"""The official Python clients of Ollama and OpenAI. Usage: clients.py URL MODEL
+"""The official Python clients of Ollama and OpenAI. Usage: clients.py URL MODEL [TOKEN]
 
 One line for each check, like the shell's. A failed check doesn't stop the others, and
 only a crash of this program itself makes its exit status non-zero.
@@ -16,11 +16,13 @@ import ollama
 import openai
 
 URL, MODEL = sys.argv[1:3]
+TOKEN = (sys.argv[3:] or [None])[0]
 TIMEOUT_S = 30
 HI = [{"role": "user", "content": "hi"}]
 
-client = ollama.Client(host=URL, timeout=TIMEOUT_S)
-v1 = openai.OpenAI(base_url=f"{URL}/v1", api_key="unused", timeout=TIMEOUT_S, max_retries=0)
+FIELDS = {"Authorization": f"Bearer {TOKEN}"} if TOKEN else {}
+client = ollama.Client(host=URL, timeout=TIMEOUT_S, headers=FIELDS)
+v1 = openai.OpenAI(base_url=f"{URL}/v1", api_key=TOKEN or "unused", timeout=TIMEOUT_S, max_retries=0)
 http = httpx.Client(base_url=URL, timeout=TIMEOUT_S)
 
 
@@ -163,12 +165,43 @@ def openai_names_an_unknown_model():
         raise AssertionError("no error")
 
 
+def may_not_delete():
+    try:
+        client.delete(MODEL)
+    except ollama.ResponseError as error:
+        assert error.status_code == 403 and "a token is good for" in error.error, error
+    else:
+        raise AssertionError("no error")
+    assert has(MODEL)
+
+
+def is_told_about_tokens():
+    for name in ["", "ollana-0123456789abcdef0123456789abcdef"]:
+        fields = {"Authorization": f"Bearer {name}"} if name else {}
+        try:
+            ollama.Client(host=URL, timeout=TIMEOUT_S, headers=fields).list()
+        except ollama.ResponseError as error:
+            assert error.status_code == 401 and "ollana token add" in error.error, error
+        else:
+            raise AssertionError("no error")
+
+
+def openai_is_told_about_tokens():
+    try:
+        openai.OpenAI(base_url=f"{URL}/v1", api_key="wrong", max_retries=0).models.list()
+    except openai.AuthenticationError as error:
+        assert "ollana token add" in error.body["message"], error.body
+    else:
+        raise AssertionError("no error")
+
+
 for check in [
     lists, shows, chat_streams, generates, embeds, embeds_the_old_way, names_an_unknown_model,
-    copies_and_deletes, uploads_and_creates,
+    *([may_not_delete, is_told_about_tokens, openai_is_told_about_tokens] if TOKEN
+      else [copies_and_deletes, uploads_and_creates]),
     openai_lists, openai_completes, openai_streams, openai_embeds, openai_names_an_unknown_model,
 ]:  # fmt: skip
-    what = "python: " + check.__name__.replace("_", " ")
+    what = "python" + (" with a token" if TOKEN else "") + ": " + check.__name__.replace("_", " ")
     try:
         note = check()
     except Exception as error:  # whatever it is, the next check is another matter

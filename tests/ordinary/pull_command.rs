@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::support::{
     Call, Chain, Gate, Ollama, Signal, Way, World, clear_environment, ctrl_c_code, eventually,
-    free_tcp_port, ndjson, send_signal, server_settings, start, with_signals,
+    free_tcp_port, ignores_ctrl_c, ndjson, send_signal, server_settings, start, with_signals,
 };
 
 fn command(arguments: &str) -> Command {
@@ -228,6 +228,9 @@ fn without_the_internet_it_says_who_has_the_model() {
 
 #[test]
 fn who_interrupts_it_ends_the_pull() {
+    if ignores_ctrl_c() {
+        return eprintln!("skipped: Ctrl-C is ignored in what a shell runs in the background");
+    }
     for way in Way::ALL {
         let gate = Gate::new();
         let begun = gate.clone();

@@ -45,8 +45,8 @@ pub use random::{Random, Sum};
 pub use registry::{Registry, Shelf};
 pub use seeds::{Agenda, number, run_all, shown};
 pub use system::{
-    SECOND_TERM_CODE, Signal, clear_environment, ctrl_c_code, host_name, is_root, open_to_others,
-    private_file, send_signal, symlink, with_signals,
+    SECOND_TERM_CODE, Signal, clear_environment, ctrl_c_code, host_name, ignores_ctrl_c, is_root,
+    open_to_others, private_file, send_signal, symlink, with_signals,
 };
 pub use wire::{lan_address, wire};
 

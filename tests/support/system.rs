@@ -115,6 +115,13 @@ mod unix {
         command
     }
 
+    /// Whether Ctrl-C is nothing to this run and what it starts: so it is behind a shell's `&`.
+    pub fn ignores_ctrl_c() -> bool {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        ignored.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).is_ok_and(|m| m & 2 != 0))
+    }
+
     pub fn is_root() -> bool {
         rustix::process::geteuid().is_root()
     }
@@ -173,6 +180,10 @@ mod windows {
     pub fn with_signals(command: &mut Command) -> &mut Command {
         const CREATE_NO_WINDOW: u32 = 0x0800_0000;
         command.creation_flags(CREATE_NO_WINDOW)
+    }
+
+    pub fn ignores_ctrl_c() -> bool {
+        false
     }
 
     pub fn is_root() -> bool {
