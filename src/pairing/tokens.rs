@@ -158,8 +158,23 @@ struct State {
     tokens: Vec<InUse>,
     stamp: Option<Stamp>,
     has_complained: bool,
-    /// How many wrong ones came from an address, and when the first of them did.
-    wrong: HashMap<IpAddr, (u32, Instant)>,
+    wrong: HashMap<IpAddr, Guesses>,
+}
+
+/// The wrong tokens that came from an address.
+#[derive(Debug)]
+struct Guesses {
+    /// How many; one that is shown again and again, by a device that has it from before, is one.
+    count: u32,
+    since: Instant,
+    /// A hash of the last.
+    last: [u8; 16],
+}
+
+impl Guesses {
+    fn is_recent(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) < WRONG_TIME
+    }
 }
 
 impl Tokens {
@@ -218,8 +233,7 @@ impl Tokens {
     pub(crate) fn judge(&self, now: Instant, from: IpAddr, shown: &str) -> Worth {
         let mut state = lock(&self.state);
         let State { tokens, wrong, .. } = &mut *state;
-        let is_recent = |since: Instant| now.saturating_duration_since(since) < WRONG_TIME;
-        if wrong.get(&from).is_some_and(|(count, since)| *count >= MAX_WRONG && is_recent(*since)) {
+        if wrong.get(&from).is_some_and(|it| it.count >= MAX_WRONG && it.is_recent(now)) {
             return Worth::Unknown;
         }
         let key = Key::of_token(shown);
@@ -235,15 +249,18 @@ impl Tokens {
             return Worth::Valid;
         }
         if wrong.len() >= MAX_SOURCES {
-            wrong.retain(|_, (_, since)| is_recent(*since));
+            wrong.retain(|_, guesses| guesses.is_recent(now));
         }
         // Who has more addresses than that is not held up by counting.
         if wrong.len() < MAX_SOURCES || wrong.contains_key(&from) {
-            let (count, since) = wrong.entry(from).or_insert((0, now));
-            if !is_recent(*since) {
-                (*count, *since) = (0, now);
+            let last = key.authenticate(b"wrong");
+            let first = || Guesses { count: 0, since: now, last: [0; 16] };
+            let guesses = wrong.entry(from).or_insert_with(first);
+            if !guesses.is_recent(now) {
+                *guesses = first();
             }
-            *count += 1;
+            guesses.count += u32::from(guesses.last != last);
+            guesses.last = last;
         }
         Worth::Wrong
     }
@@ -362,8 +379,12 @@ mod tests {
         let phone = add(&dir, "phone").unwrap();
         let tokens = Tokens::open(Some(dir.clone()));
         let ip = |n: u32| IpAddr::from(n.to_be_bytes());
-        for _ in 0..MAX_WRONG {
-            assert_eq!(tokens.judge(t0, ip(1), "ollana-0"), Worth::Wrong);
+        // A device that was given no new token tries its old one again and again.
+        for _ in 0..2 * MAX_WRONG {
+            assert_eq!(tokens.judge(t0, ip(1), "ollana-old"), Worth::Wrong);
+        }
+        for n in 1..MAX_WRONG {
+            assert_eq!(tokens.judge(t0, ip(1), &format!("ollana-{n}")), Worth::Wrong);
         }
         assert_eq!(tokens.judge(t0, ip(1), &phone), Worth::Unknown, "not even the right one");
         assert_eq!(tokens.judge(t0, ip(2), &phone), Worth::Valid);
