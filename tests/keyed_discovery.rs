@@ -221,6 +221,8 @@ fn only_answers_with_the_key_are_believed() {
 fn a_paired_machine_is_not_believed_in_clear() {
     let name = format!("clear-discovery-{}", std::process::id());
     let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    // Process numbers come again.
+    let _ = std::fs::remove_dir_all(&dir);
     let paired = Peer { name: "desk".to_owned(), ..Peer::of_key_file(secret()) };
     let paired = Peer { identity: Some(probe([0; 16]).sender), ..paired };
     key_files::update(&dir, |peers| peers::add(peers, paired)).expect("kept");

@@ -278,7 +278,11 @@ fn who_repeats_a_handshake_is_cut_off_soon() {
 fn a_connection_in_clear_is_used_no_more_once_machines_are_paired() {
     let fake = fake(1);
     let folder = |name: &str| {
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()))
+        let name = format!("{name}-{}", std::process::id());
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        // Process numbers come again.
+        let _ = std::fs::remove_dir_all(&dir);
+        dir
     };
     let dirs = [folder("clear-server"), folder("clear-client")];
     let settings = Settings { state_dir: Some(dirs[0].clone()), ..server_settings(fake.address) };
