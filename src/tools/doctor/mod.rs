@@ -9,10 +9,10 @@ mod report;
 mod running;
 mod servers;
 
-use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use super::screen;
 use crate::cli::Tool;
 use crate::config::Settings;
 use crate::net::interfaces::{self, Interface};
@@ -28,9 +28,8 @@ const ACROSS_A_VPN: &str = "for a server across it, its name or address there: -
 /// Exit code 0: nothing has to be done; 1: something has.
 pub(super) fn run(tool: &Tool) -> ExitCode {
     let report = examine(&tool.settings);
-    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let has_colours = io::stdout().is_terminal() && !is_plain;
-    let text = if tool.has("json") { report.json() } else { report.text(has_colours) };
+    let text = || report.text(screen::style().is_coloured);
+    let text = if tool.has("json") { report.json() } else { text() };
     let _ = super::print(&text);
     if report.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -29,7 +29,7 @@ pub(super) fn style() -> Style {
     let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
         && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
     let width = if is_terminal { size().0.max(LEAST) } else { UNCUT };
-    Style { width, is_coloured: is_terminal && colours }
+    Style { width, is_coloured: is_terminal && colours && unix::follows_escapes() }
 }
 
 /// Columns and lines of the terminal.

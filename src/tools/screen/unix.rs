@@ -15,6 +15,11 @@ pub(super) fn size() -> Option<(usize, usize)> {
     Some((size.ws_col.into(), size.ws_row.into()))
 }
 
+/// Whether colours and the like are no text to it.
+pub(super) fn follows_escapes() -> bool {
+    true
+}
+
 /// Keys are read as they are pressed, until this is dropped.
 pub(super) struct Keys {
     stopped: UnixStream,

@@ -10,10 +10,14 @@ use crossbeam_channel::{Receiver, bounded};
 
 /// Columns and lines. Asking also has the console follow escape sequences.
 pub(super) fn size() -> Option<(usize, usize)> {
-    let term = Term::stdout();
-    let _ = term.features().colors_supported();
-    let (lines, columns) = term.size_checked()?;
+    let _ = follows_escapes();
+    let (lines, columns) = Term::stdout().size_checked()?;
     Some((columns.into(), lines.into()))
+}
+
+/// Has the console follow escape sequences, which is off at a program's start; whether it does.
+pub(super) fn follows_escapes() -> bool {
+    Term::stdout().features().colors_supported()
 }
 
 pub(super) struct Keys(Receiver<()>);
