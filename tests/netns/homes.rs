@@ -2,7 +2,7 @@
 //! Ollama's own command prints, name the true cause; and the fix works.
 
 use std::fs;
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -353,6 +353,60 @@ fn the_probes_port_is_taken() {
     assert_says(&findings, "wrong servers", "UDP 11436 is held by");
     drop((taken, server));
     let _server = Daemon::start(&home.server, &["--mode", "server"]);
+    home.is_mended();
+}
+
+#[test]
+fn another_program_has_ollamas_port() {
+    let Some(home) = Home::new() else { return };
+    let (_ollama, _server) = home.serve();
+    let taken = home.client.run(|| TcpListener::bind("127.0.0.1:11434")).expect("the port");
+    let client = Daemon::spawn(&home.client, &["--mode", "client"]);
+    client.wait_for("cannot listen on 127.0.0.1:11434: address in use");
+    let (code, findings) = doctor(&home.client, &["--mode", "client"]);
+    assert_eq!(code, 1, "{findings:#?}");
+    assert_says(&findings, "wrong ports: 127.0.0.1:11434 is held by", "neither Ollama nor ollana");
+    drop((taken, client));
+    let _client = home.join();
+}
+
+#[test]
+fn a_firewall_here_drops_answers() {
+    if !can_filter() {
+        return;
+    }
+    let Some(home) = Home::new() else { return };
+    let (_ollama, _server) = home.serve();
+    home.client.nft("input", "iifname eth0 udp sport 11436 drop");
+    let _client = Daemon::start(&home.client, &[]);
+    let says = "no Ollama server found on the LAN";
+    home.says(["no server of the LAN answered a broadcast on eth0", says, says]);
+    let (_, findings) = doctor(&home.client, &[]);
+    assert_says(&findings, "note firewall: not judged", "udp sport 11436 drop");
+    let flush = || Command::new("nft").args(["flush", "ruleset"]).status();
+    assert!(home.client.run(flush).is_ok_and(|status| status.success()), "no rules");
+    home.is_mended();
+}
+
+#[test]
+fn the_keys_are_not_the_same() {
+    let Some(home) = Home::new() else { return };
+    let [of_server, of_client] = [&home.server, &home.client].map(|host| home.key(host));
+    fs::write(&of_client, "0dd5".repeat(16)).expect("another key");
+    let key_file = |path: &PathBuf| format!("--key-file={}", path.display());
+    let _ollama = Ollama::start(&home.server, "gpu");
+    let _server = Daemon::start(&home.server, &["--mode", "server", &key_file(&of_server)]);
+    let (key, named) = (key_file(&of_client), ["--server", "10.80.0.1"]);
+    let client = Daemon::start(&home.client, &[&named[..], &[&key]].concat());
+    let says = "it does not take our key (pair again: ollana pair)";
+    takes("status says it", KNOWN, || status(&home.client).contains(says).then_some(()));
+    takes("the error says it", KNOWN, || error(&home.client).contains(says).then_some(()));
+    let (code, findings) = doctor(&home.client, &[&named[..], &[&key]].concat());
+    assert_eq!(code, 1, "{findings:#?}");
+    assert_says(&findings, "wrong servers", "h1 answers paired machines only");
+    drop(client);
+    fs::copy(&of_server, &of_client).expect("the same key");
+    let _client = Daemon::start(&home.client, &[&named[..], &[&key]].concat());
     home.is_mended();
 }
 
