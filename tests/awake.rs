@@ -46,7 +46,8 @@ impl Logind {
             "--mode server --listen {address} --discovery-port 0 --ollama {} {more}",
             ollama.address
         );
-        let server = Process::with_env(&arguments, &[("PATH", &path)]);
+        let server =
+            Process::with_env(&arguments, &[("PATH", &path), ("OLLANA_KEEP_AWAKE", "10m")]);
         server.line("ready mode=server");
         (server, address)
     }

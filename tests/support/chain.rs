@@ -198,6 +198,7 @@ fn quiet_settings() -> Settings {
     Settings {
         listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
         discovery_port: 0,
+        keep_awake: None,
         ..Settings::default()
     }
 }

@@ -71,6 +71,8 @@ impl Process {
         command.args(arguments.split_whitespace());
         clear_environment(with_signals(&mut command)).env("PATH", path);
         command.env("OLLANA_STATE_DIR", std::env::temp_dir().join("ollana-tests"));
+        // Tests must not keep the machine that they run on from its sleep.
+        command.env("OLLANA_KEEP_AWAKE", "off");
         command.envs(variables.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("start ollana");
