@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use rustix::process::Signal;
-use support::{Client, Gate, Ollama, Process, World, eventually, free_tcp_port, post};
+use support::{Client, Gate, Ollama, Process, World, eventually, post};
 
 /// Takes every lock.
 const LAX: &str = "#!/bin/sh
@@ -39,16 +39,15 @@ impl Logind {
 
     /// A server in front of this Ollama, and its address.
     fn server(&self, ollama: &Ollama, more: &str) -> (Process, SocketAddr) {
-        let address = free_tcp_port();
         let path = std::env::var("PATH").unwrap_or_default();
         let path = format!("{}:{path}", self.0.display());
         let arguments = format!(
-            "--mode server --listen {address} --discovery-port 0 --ollama {} {more}",
+            "--mode server --listen 127.0.0.1:0 --discovery-port 0 --ollama {} {more}",
             ollama.address
         );
         let server =
             Process::with_env(&arguments, &[("PATH", &path), ("OLLANA_KEEP_AWAKE", "10m")]);
-        server.line("ready mode=server");
+        let address = server.address();
         (server, address)
     }
 
