@@ -42,10 +42,11 @@ run:
 build:
 	@$(CARGO) build --release
 
-# Most tests wait for something most of the time, so more of them run at once than there are cores.
+# Most tests wait for something most of the time, so more of them run at once than there are cores. Those
+# of crowds have hundreds of connections, and many systems start a shell with 1,024 descriptors.
 test: export RUST_TEST_THREADS ?= $(shell expr 2 '*' "$$(getconf _NPROCESSORS_ONLN)")
 test:
-	$(CARGO) test --no-fail-fast
+	@ulimit -n "$$(ulimit -Hn)" 2>/dev/null; $(CARGO) test --no-fail-fast
 
 lint:
 	$(CARGO) fmt --all -- --check

@@ -159,6 +159,13 @@ fn tokens_are_proof_of_life() {
         Chain::direct(&[&ollama, &other], |_| {}),
         Chain::start(Way::Paired, &[&ollama, &other], |_| {}),
     ];
+    // Until both are known, whoever is may be asked for a model that it hasn't.
+    for chain in &chains[1..] {
+        eventually("both", || {
+            let tags = chain.connect().get("/api/tags").text();
+            (tags.contains("alpha") && tags.contains("beta")).then_some(())
+        });
+    }
     let mut clients = chains.each_ref().map(Chain::connect);
     for client in &mut clients {
         client.send(post("/api/generate", r#"{"model":"alpha","prompt":"hi"}"#));

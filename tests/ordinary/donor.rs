@@ -225,8 +225,10 @@ fn the_page_cache_is_after_a_gift_what_it_was_before() {
     let drop_it = || fadvise(&file, 0, None, Advice::DontNeed).expect("advice");
     // A look reads nothing ahead, but brings in what it looks at.
     fadvise(&file, 0, None, Advice::Random).expect("advice");
+    // It was just written. Not every file system tells, and some have nothing else than memory.
+    let was_told = cached(&file, size) > 0.9;
     drop_it();
-    if cached(&file, size) > 0.1 {
+    if !was_told || cached(&file, size) > 0.1 {
         println!("not tested: the files of this system are in memory");
         return;
     }
