@@ -12,7 +12,7 @@ windows=$PWD/target/windows
 gaps=scripts/windows/gaps.txt
 # Test binaries of what Windows hasn't (Unix shells, /proc, systemd, namespaces, socket pairs) or that read
 # the source.
-without="completions docs faults fuzz netns service soak tidy"
+without="awake completions docs faults fuzz netns service soak tidy"
 mkdir -p "$windows"
 
 fail() {
