@@ -212,13 +212,16 @@ fn input_rules(rules: &str) -> Vec<&str> {
     of_chains.iter().filter(|(of, _)| wanted.contains(of)).map(|(_, line)| *line).collect()
 }
 
-/// Whether a rule is about this port, by itself or within a range.
+/// Whether a rule is about this port, by itself, within a range, or as none of those it excepts.
 fn covers(rule: &str, port: u16, protocol: &str) -> bool {
     let other = if protocol == "tcp" { "udp" } else { "tcp" };
     let Some((before, ports)) = rule.split_once("dport") else { return false };
     let ports = ports.trim_start_matches('s').trim_start();
+    let excepted = ports.strip_prefix("!= ");
+    let is_excepted = excepted.is_some() || before.ends_with("! --");
+    let ports = excepted.unwrap_or(ports);
     // A set in braces, or one word.
-    let ports = match ports.strip_prefix("!= ").unwrap_or(ports).strip_prefix('{') {
+    let ports = match ports.strip_prefix('{') {
         Some(set) => set.split('}').next().unwrap_or_default(),
         None => ports.split(' ').next().unwrap_or_default(),
     };
@@ -230,7 +233,8 @@ fn covers(rule: &str, port: u16, protocol: &str) -> bool {
             _ => false,
         }
     };
-    (before.contains(protocol) || !before.contains(other)) && ports.split(',').any(is_in)
+    let is_of_protocol = before.contains(protocol) || !before.contains(other);
+    is_of_protocol && ports.split(',').any(is_in) != is_excepted
 }
 
 /// Whether a rule drops all that comes to it.
@@ -281,6 +285,9 @@ mod tests {
             ("-A INPUT -p tcp --dport 11435 -j REJECT", Level::Wrong),
             ("-A INPUT -p udp -m multiport --dports 53,11430:11440 -j DROP", Level::Wrong),
             ("-A INPUT -j mine\n-A mine -p tcp --dport 11435 -j DROP", Level::Wrong),
+            ("hook input tcp dport != { 22, 80 } drop", Level::Wrong),
+            ("hook input tcp dport != 11435 drop", Level::Well),
+            ("-A INPUT -p udp -m udp ! --dport 53 -j DROP", Level::Wrong),
             // Everything else is dropped.
             (STRICT, Level::Warning),
             (":INPUT DROP [0:0]", Level::Warning),
