@@ -1,12 +1,12 @@
 //! `ollana cp` between machines that find each other, paired and not; each only shares its own Ollama.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::process::Command;
 
 use super::daemon::Daemon;
-use super::lan::{Host, Lan};
+use super::lan::{Host, Lan, key_in};
 use crate::support::{Ollama, Package, Random, Store};
 
 /// A machine with an Ollama and its models.
@@ -43,13 +43,6 @@ impl Machine {
     }
 }
 
-fn key(dir: &Path) -> PathBuf {
-    let key = dir.join("key");
-    fs::write(&key, "5eed".repeat(16)).expect("a key");
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("a key of ours");
-    key
-}
-
 #[test]
 fn models_go_from_machine_to_machine() {
     let Some(mut lan) = Lan::new(1) else { return };
@@ -62,7 +55,7 @@ fn models_go_from_machine_to_machine() {
     };
     let key_dir = std::env::temp_dir().join(format!("ollana-copies-{}", std::process::id()));
     fs::create_dir_all(&key_dir).expect("a folder");
-    let key = key(&key_dir);
+    let key = key_in(&key_dir);
     let donor = Machine::start(&mut lan, has_it(), Some(&key), true);
     let hidden = Machine::start(&mut lan, has_it(), Some(&key), false);
     let stranger = Machine::start(&mut lan, has_it(), None, true);

@@ -1,13 +1,11 @@
 //! Broken networks, and what `ollana doctor` says about them: the right line, and its exit code.
 
-use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use super::basics::works;
 use super::daemon::Daemon;
-use super::lan::{Host, Lan, can_filter};
+use super::lan::{Host, Lan, can_filter, key_in};
 use super::ollama::Ollama;
 use super::watch::{limits, takes};
 
@@ -77,9 +75,7 @@ fn a_network_that_works_is_well() {
 fn what_the_running_ollana_goes_by_is_known() {
     let Some(mut lan) = Lan::new(1) else { return };
     let (server, client) = (lan.host(&[("eth0", 0)]), lan.host(&[("eth0", 0)]));
-    let key = client.dir().join("key");
-    fs::write(&key, "5eed".repeat(16)).expect("a key");
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("a key of ours");
+    let key = key_in(client.dir());
     let key = key.to_str().expect("a path");
     // As a takeover leaves it.
     let _ollama = Ollama::listen(&server, "127.0.0.1:11438", "gpu");

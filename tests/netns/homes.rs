@@ -3,16 +3,14 @@
 
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use super::basics::works;
 use super::daemon::Daemon;
 use super::doctor::{assert_says, doctor};
 use super::http::{get, post};
-use super::lan::{Host, Lan, can_filter};
+use super::lan::{Host, Lan, can_filter, key_in};
 use super::ollama::Ollama;
 use super::watch::{limits, takes};
 
@@ -57,22 +55,6 @@ impl Home {
         let (code, findings) = doctor(&self.client, &[]);
         assert_eq!(code, 1, "{findings:#?}");
         assert_says(&findings, "w", of_doctor);
-    }
-
-    fn filter(&self, rule: &str) {
-        self.server.nft("input", rule);
-    }
-
-    fn unfilter(&self) {
-        let flush = || Command::new("nft").args(["flush", "ruleset"]).status();
-        assert!(self.server.run(flush).is_ok_and(|status| status.success()), "no rules");
-    }
-
-    fn key(&self, host: &Host) -> PathBuf {
-        let key = host.dir().join("key");
-        fs::write(&key, "5eed".repeat(16)).expect("a key");
-        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("a key of ours");
-        key
     }
 }
 
@@ -139,50 +121,41 @@ fn only_an_open_ollama_is_left() {
     home.is_mended();
 }
 
-#[test]
-fn a_firewall_drops_requests() {
+/// A firewall on a server that has been in use.
+fn a_firewall_says(rule: &str, says: [&str; 3]) {
     if !can_filter() {
         return;
     }
     let Some(home) = Home::new() else { return };
     let (_ollama, _server) = home.serve();
     let _client = home.join();
-    home.filter("iifname eth0 tcp dport 11435 drop");
+    home.server.nft("input", rule);
+    home.says(says);
+    home.server.without_rules();
+    home.is_mended();
+}
+
+#[test]
+fn a_firewall_drops_requests() {
     let says = "connecting timed out: it is off, or a firewall drops it";
     let of_doctor = "answers UDP 11436, but TCP 11435 doesn't: a firewall there drops it";
-    home.says([of_doctor, says, says]);
-    home.unfilter();
-    home.is_mended();
+    a_firewall_says("iifname eth0 tcp dport 11435 drop", [of_doctor, says, says]);
 }
 
 #[test]
 fn a_firewall_rejects_requests() {
-    if !can_filter() {
-        return;
-    }
-    let Some(home) = Home::new() else { return };
-    let (_ollama, _server) = home.serve();
-    let _client = home.join();
-    home.filter("iifname eth0 tcp dport 11435 reject with tcp reset");
     let says = "connection refused: nothing listens there";
-    home.says(["answers UDP 11436, but refuses TCP 11435: connection refused", says, says]);
-    home.unfilter();
-    home.is_mended();
+    let of_doctor = "answers UDP 11436, but refuses TCP 11435: connection refused";
+    let rule = "iifname eth0 tcp dport 11435 reject with tcp reset";
+    a_firewall_says(rule, [of_doctor, says, says]);
 }
 
 #[test]
 fn a_firewall_drops_everything() {
-    if !can_filter() {
-        return;
-    }
-    let Some(home) = Home::new() else { return };
-    let (_ollama, _server) = home.serve();
-    let _client = home.join();
-    home.filter("iifname eth0 meta l4proto { tcp, udp } drop");
     let says = "connecting timed out: it is off, or a firewall drops it";
-    home.says(["h1 (10.80.0.1:11435) is on, but a firewall there drops TCP 11435", says, says]);
-    home.unfilter();
-    home.is_mended();
+    let of_doctor = "h1 (10.80.0.1:11435) is on, but a firewall there drops TCP 11435";
+    let rule = "iifname eth0 meta l4proto { tcp, udp } drop";
+    a_firewall_says(rule, [of_doctor, says, says]);
 }
 
 #[test]
@@ -191,7 +164,7 @@ fn a_firewall_drops_probes() {
         return;
     }
     let Some(home) = Home::new() else { return };
-    home.filter("iifname eth0 udp dport 11436 drop");
+    home.server.nft("input", "iifname eth0 udp dport 11436 drop");
     let (_ollama, _server) = home.serve();
     let client = Daemon::start(&home.client, &[]);
     let says = "no Ollama server found on the LAN";
@@ -225,7 +198,7 @@ fn the_server_is_off() {
 #[test]
 fn the_server_wants_a_key() {
     let Some(home) = Home::new() else { return };
-    let key = home.key(&home.server);
+    let key = key_in(home.server.dir());
     let _ollama = Ollama::start(&home.server, "gpu");
     let key_file = ["--key-file", key.to_str().expect("a path")];
     let _server = Daemon::start(&home.server, &[&key_file[..], &["--mode", "server"]].concat());
@@ -240,7 +213,7 @@ fn the_server_wants_a_key() {
 #[test]
 fn the_client_wants_a_key() {
     let Some(home) = Home::new() else { return };
-    let key = home.key(&home.client);
+    let key = key_in(home.client.dir());
     let (_ollama, server) = home.serve();
     let key_file = ["--key-file", key.to_str().expect("a path")];
     let _client = Daemon::start(&home.client, &key_file);
@@ -383,15 +356,14 @@ fn a_firewall_here_drops_answers() {
     home.says(["no server of the LAN answered a broadcast on eth0", says, says]);
     let (_, findings) = doctor(&home.client, &[]);
     assert_says(&findings, "note firewall: not judged", "udp sport 11436 drop");
-    let flush = || Command::new("nft").args(["flush", "ruleset"]).status();
-    assert!(home.client.run(flush).is_ok_and(|status| status.success()), "no rules");
+    home.client.without_rules();
     home.is_mended();
 }
 
 #[test]
 fn the_keys_are_not_the_same() {
     let Some(home) = Home::new() else { return };
-    let [of_server, of_client] = [&home.server, &home.client].map(|host| home.key(host));
+    let [of_server, of_client] = [&home.server, &home.client].map(|host| key_in(host.dir()));
     fs::write(&of_client, "0dd5".repeat(16)).expect("another key");
     let key_file = |path: &PathBuf| format!("--key-file={}", path.display());
     let _ollama = Ollama::start(&home.server, "gpu");

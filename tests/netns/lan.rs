@@ -4,9 +4,10 @@ use std::fs;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, Once, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -176,6 +177,16 @@ impl Host {
         assert!(done.is_ok(), "nft on {}: {done:?}: {rules}", self.namespace);
     }
 
+    /// Takes all rules for packets out again.
+    pub(crate) fn without_rules(&self) {
+        let done = self.run(|| Command::new("nft").args(["flush", "ruleset"]).status());
+        assert!(
+            done.as_ref().is_ok_and(ExitStatus::success),
+            "nft on {}: {done:?}",
+            self.namespace
+        );
+    }
+
     /// Keeps an interface's carrier, but nothing comes through any more.
     pub(crate) fn part(&self, interface: &str) {
         self.switch_port(interface, &["nomaster"]);
@@ -235,6 +246,14 @@ impl Host {
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
             .unwrap_or_else(|e| panic!("cannot enter {}: {e}", path.display()));
     }
+}
+
+/// A file with a key, for this user alone.
+pub(crate) fn key_in(dir: &Path) -> PathBuf {
+    let key = dir.join("key");
+    fs::write(&key, "5eed".repeat(16)).expect("a key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("a key of ours");
+    key
 }
 
 fn bridge_name(bridge: u8) -> String {

@@ -2,10 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
-use std::thread;
 use std::time::{Duration, Instant};
-
-use http::HeaderName;
 
 use super::ask;
 use crate::config::{OLLAMA_PORT, SERVER_PORT, Settings};
@@ -23,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// What became of an attempt to connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Port {
+enum Port {
     Open,
     Refused,
     Silent,
@@ -35,14 +32,14 @@ pub(super) enum Port {
 #[derive(Debug)]
 pub(super) struct Evidence {
     /// The port where it should be.
-    pub(super) own: Port,
-    /// ollana's usual port, and Ollama's.
-    pub(super) ollana: Port,
-    pub(super) ollama: Port,
+    own: Port,
+    /// Whether somebody listens on ollana's usual port, and on Ollama's, though not on that one.
+    has_ollana: bool,
+    has_ollama: bool,
     /// Whether its network card answers, where that can be told.
-    pub(super) is_on: Option<bool>,
+    is_on: Option<bool>,
     /// What ollana there gives as the cause of its refusal.
-    pub(super) refusal: Option<String>,
+    refusal: Option<String>,
 }
 
 /// A diagnosis, and what to do.
@@ -50,13 +47,12 @@ pub(super) type Diagnosis = (String, String);
 
 impl Evidence {
     pub(super) fn gather(settings: &Settings, address: SocketAddr) -> Self {
-        let at = |port| SocketAddr::new(address.ip(), port);
-        let [own, ollana, ollama] = thread::scope(|scope| {
-            [address, at(SERVER_PORT), at(OLLAMA_PORT)]
-                .map(|port| scope.spawn(move || knock(port)))
-                .map(|knocking| knocking.join().unwrap_or(Port::Silent))
+        let own = knock(address);
+        let [has_ollana, has_ollama] = [SERVER_PORT, OLLAMA_PORT].map(|port| {
+            let is_other = own == Port::Refused && port != address.port();
+            is_other && knock(SocketAddr::new(address.ip(), port)) == Port::Open
         });
-        let answer = ask::get(settings, address, &[] as &[(HeaderName, &str)]).ok();
+        let answer = ask::get(settings, address, &[]).ok();
         let refusal = answer.filter(|answer| fields::is_from_ollana(answer.headers()));
         let refusal = refusal.and_then(|answer| {
             let cause = answer.headers().get(ERROR_FIELD)?.to_str().ok()?;
@@ -66,7 +62,7 @@ impl Evidence {
             Port::Open | Port::Refused => Some(true),
             Port::Silent | Port::NoWay => is_on(address),
         };
-        Evidence { own, ollana, ollama, is_on, refusal }
+        Evidence { own, has_ollana, has_ollama, is_on, refusal }
     }
 
     /// Of the server called `label`, whose check found `reason`, and which answered over UDP or not.
@@ -78,9 +74,7 @@ impl Evidence {
         subnets: &Subnets,
     ) -> Diagnosis {
         let port = address.port();
-        let opens = |protocol: &str, port: u16| {
-            format!("ufw allow {port}/{protocol}, or firewall-cmd --add-port={port}/{protocol}")
-        };
+        let open = format!("ufw allow {port}/tcp, or firewall-cmd --add-port={port}/tcp");
         match (self.refusal.as_deref(), self.own, udp) {
             (Some("unpaired"), ..) => (
                 format!("{label} answers paired machines only"),
@@ -108,14 +102,11 @@ impl Evidence {
                 format!(
                     "{label} answers UDP {udp}, but TCP {port} doesn't: a firewall there drops it"
                 ),
-                format!("open it there: {}", opens("tcp", port)),
+                format!("open it there: {open}"),
             ),
             (_, Port::Refused | Port::NoWay, Some(udp)) => (
                 format!("{label} answers UDP {udp}, but refuses TCP {port}: {reason}"),
-                format!(
-                    "if a firewall there does: {}; else restart ollana there",
-                    opens("tcp", port)
-                ),
+                format!("if a firewall there does: {open}; else restart ollana there"),
             ),
             (_, Port::Refused, None) => self.refused(label, address),
             (_, Port::Silent | Port::NoWay, None) if !subnets.contain(address.ip()) => (
@@ -131,7 +122,7 @@ impl Evidence {
             (_, Port::Silent | Port::NoWay, None) => match self.is_on {
                 Some(true) => (
                     format!("{label} is on, but a firewall there drops TCP {port}"),
-                    format!("open it there: {}", opens("tcp", port)),
+                    format!("open it there: {open}"),
                 ),
                 Some(false) => (
                     format!(
@@ -144,7 +135,7 @@ impl Evidence {
                     format!(
                         "{label} doesn't answer: it is off or asleep, or a firewall there drops TCP {port}"
                     ),
-                    format!("switch it on; asleep: --wake; a firewall: {}", opens("tcp", port)),
+                    format!("switch it on; asleep: --wake; a firewall: {open}"),
                 ),
             },
         }
@@ -153,7 +144,7 @@ impl Evidence {
     /// The machine is there, and nobody listens.
     fn refused(&self, label: &str, address: SocketAddr) -> Diagnosis {
         let (ip, port) = (address.ip(), address.port());
-        if self.ollama == Port::Open && port != OLLAMA_PORT {
+        if self.has_ollama {
             return (
                 format!(
                     "{label} runs no ollana (TCP {port} is closed), but something on {OLLAMA_PORT}"
@@ -161,7 +152,7 @@ impl Evidence {
                 format!("start ollana there; if that is an Ollama, without ollana: --server {ip}"),
             );
         }
-        if self.ollana == Port::Open && port != SERVER_PORT {
+        if self.has_ollana {
             return (
                 format!("{label} has nothing on TCP {port}, but something on {SERVER_PORT}"),
                 format!("--server {ip}, without a port"),
