@@ -5,7 +5,7 @@ set -euo pipefail
 PATH=/usr/bin:/bin:$PATH
 windows=$(cd "$(dirname "$0")/../.." && pwd)/target/windows
 export WINEPREFIX=${WINEPREFIX:-$windows/prefix} WINEDEBUG=${WINEDEBUG:--all} HOME=$windows
-export OLLANA_CONSOLE=$windows/console.exe
+export OLLANA_TEST_CONSOLE=$windows/console.exe
 unset DISPLAY
 wine=$(command -v wine64 /usr/lib/wine/wine64 | head -n 1)
 exec "$wine" "$@"

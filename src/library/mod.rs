@@ -114,17 +114,17 @@ impl Library {
     }
 
     fn note(&self, error: &io::Error) -> String {
-        let places: Vec<String> =
-            self.places().iter().map(|dir| dir.display().to_string()).collect();
+        let places = self.places().into_iter().map(|dir| dir.display().to_string());
+        let places = places.reduce(|all, dir| format!("{all} or {dir}"));
         let reason = match error.kind() {
             ErrorKind::NotFound => "there is no such folder".to_owned(),
             ErrorKind::PermissionDenied => "permission denied".to_owned(),
             _ => error.to_string(),
         };
         let problem = format!(
-            "Ollama's models in {} can't be read ({reason}), so other machines download them again; \
+            "Ollama's models{} can't be read ({reason}), so other machines download them again; \
              let the user of ollana read that folder, or set OLLAMA_MODELS to where they are",
-            places.join(" or ")
+            places.map_or(String::new(), |places| format!(" in {places}"))
         );
         *lock(&self.problem) = Some(problem.clone());
         problem

@@ -2,7 +2,7 @@
 //! on a terminal, as Ollama's own program draws them, plain lines elsewhere. Pure, but for the writing.
 
 use std::collections::VecDeque;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -23,7 +23,7 @@ const STEPS: f64 = 10.0;
 /// Shows what a pull says.
 pub(super) struct Progress {
     rows: Rows,
-    is_terminal: bool,
+    can_redraw: bool,
     /// Lines of the terminal that are drawn over next.
     drawn: usize,
     drawn_at: Option<Instant>,
@@ -31,14 +31,14 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn new() -> Self {
-        let is_terminal = io::stdout().is_terminal();
-        Progress { rows: Rows::default(), is_terminal, drawn: 0, drawn_at: None }
+        let can_redraw = screen::can_redraw();
+        Progress { rows: Rows::default(), can_redraw, drawn: 0, drawn_at: None }
     }
 
     /// Takes a line of the answer. A reader of ours that has left doesn't end the pull.
     pub(super) fn take(&mut self, line: &Value, now: Instant) {
         let news = self.rows.take(line, now);
-        if !self.is_terminal {
+        if !self.can_redraw {
             let _ = news.map(|news| writeln!(io::stdout(), "{news}"));
             return;
         }
@@ -49,7 +49,7 @@ impl Progress {
 
     /// Draws what is left, so that what is said next stands below it.
     pub(super) fn end(&mut self) {
-        if self.is_terminal {
+        if self.can_redraw {
             self.draw(Instant::now());
         }
     }

@@ -1,6 +1,6 @@
 //! `ollana status`: the servers, the queue and this machine, once or every second.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -33,7 +33,7 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
     if !tool.has("watch") {
         return super::print(&format!("{first}\n"));
     }
-    if !io::stdout().is_terminal() {
+    if !screen::can_redraw() {
         loop {
             super::print(&format!("{}\n\n", look(screen::style())?.join("\n")))?;
             io::stdout().flush().map_err(|error| error.to_string())?;

@@ -171,7 +171,8 @@ mod windows {
 
     /// By `scripts/windows/console.c`, which `make windows` builds.
     pub fn send_signal(child: &Child, signal: Signal) {
-        let teller = std::env::var("OLLANA_CONSOLE").expect("OLLANA_CONSOLE: see make windows");
+        let teller =
+            std::env::var("OLLANA_TEST_CONSOLE").expect("OLLANA_TEST_CONSOLE: see make windows");
         let status = Command::new(teller).args([&child.id().to_string(), signal.0]).status();
         assert!(status.expect("it runs").success(), "{signal:?}");
     }

@@ -32,6 +32,11 @@ pub(super) fn style() -> Style {
     Style { width, is_coloured: is_terminal && colours && unix::follows_escapes() }
 }
 
+/// Whether standard output can be drawn over: a terminal that takes escape sequences.
+pub(super) fn can_redraw() -> bool {
+    io::stdout().is_terminal() && unix::follows_escapes()
+}
+
 /// Columns and lines of the terminal.
 pub(super) fn size() -> (usize, usize) {
     unix::size().filter(|(columns, lines)| *columns > 0 && *lines > 0).unwrap_or(USUAL)
