@@ -20,4 +20,5 @@ mod ordinary {
     mod pushes;
     mod stand_in;
     mod stand_in_pulls;
+    mod told;
 }

@@ -5,7 +5,7 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime};
 
-use super::{endpoints::List, model_name::ModelName};
+use super::{endpoints::List, facts::Facts, model_name::ModelName};
 
 pub(super) fn text_of<'a>(json: &'a Value, member: &str) -> &'a str {
     json[member].as_str().unwrap_or_default()
@@ -27,6 +27,7 @@ pub(super) struct Entry {
     pub(super) is_remote: bool,
     /// When it was made or changed, in nanoseconds since 1970.
     pub(super) time: i128,
+    pub(super) facts: Facts,
     pub(super) text: String,
 }
 
@@ -45,6 +46,7 @@ impl Entry {
             digest: digest.to_owned(),
             is_remote: !text_of(entry, "remote_host").is_empty(),
             time: changed.unwrap_or_else(|| created() * 1_000_000_000),
+            facts: Facts::of(entry),
             text,
         })
     }

@@ -1,24 +1,19 @@
 //! What a server has: its models, and those loaded; and the lists of several servers as one. Pure.
 
 use std::cmp::Reverse;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::entry::{Entry, text_of};
+use super::facts::{Capabilities, Facts, number};
 use super::list_reader::{ListReader, Read};
 use super::{endpoints::List, model_name::ModelName};
 use crate::counters::Share;
 
 /// Longest fact about a model that is told, in characters.
 const MAX_FACT: usize = 64;
-
-/// A number of bytes or tokens, however it is written.
-fn number(json: &Value, member: &str) -> u64 {
-    let number = &json[member];
-    number.as_u64().or_else(|| Some(number.as_f64()? as u64)).unwrap_or_default()
-}
 
 fn fact(json: &Value, member: &str) -> String {
     text_of(json, member).chars().take(MAX_FACT).collect()
@@ -37,6 +32,8 @@ pub(crate) struct Model {
     /// Empty if it doesn't say.
     pub(crate) digest: String,
     pub(crate) modified_at: String,
+    /// `None` if it doesn't say.
+    pub(crate) capabilities: Option<Capabilities>,
     pub(crate) loaded: Option<Loaded>,
 }
 
@@ -80,8 +77,8 @@ impl From<Read> for Told {
 pub struct Inventory {
     /// In the order of [`List::ALL`].
     lists: [Told; 3],
-    on_disk: HashSet<ModelName>,
-    loaded: HashSet<ModelName>,
+    on_disk: HashMap<ModelName, Facts>,
+    loaded: HashMap<ModelName, Facts>,
     /// Stubs of models that run elsewhere.
     remote: HashSet<ModelName>,
     /// Bytes free for more models, where the server says so.
@@ -111,9 +108,10 @@ impl Inventory {
     }
 
     fn indexed(mut self) -> Self {
-        let names =
-            |list: List| self.entries(list).iter().map(|entry| entry.name.clone()).collect();
-        (self.on_disk, self.loaded) = (names(List::Tags), names(List::Loaded));
+        let facts = |list: List| {
+            self.entries(list).iter().map(|entry| (entry.name.clone(), entry.facts)).collect()
+        };
+        (self.on_disk, self.loaded) = (facts(List::Tags), facts(List::Loaded));
         let remote = self.entries(List::Tags).iter().filter(|entry| entry.is_remote);
         self.remote = remote.map(|entry| entry.name.clone()).collect();
         self
@@ -135,7 +133,7 @@ impl Inventory {
 
     /// The same without what programs are better not told, because they wouldn't get it there.
     pub(crate) fn without(self: &Arc<Self>, hidden: impl Fn(&ModelName) -> bool) -> Arc<Self> {
-        if !self.on_disk.iter().any(&hidden) {
+        if !self.on_disk.keys().any(&hidden) {
             return Arc::clone(self);
         }
         let mut rest = Inventory::clone(self);
@@ -167,7 +165,7 @@ impl Inventory {
 
     /// Whether the model is on this server's disk, as whatever is loaded must be.
     pub(crate) fn has(&self, model: &ModelName) -> bool {
-        self.on_disk.contains(model) || self.loaded.contains(model)
+        self.on_disk.contains_key(model) || self.loaded.contains_key(model)
     }
 
     /// Whether the model runs elsewhere.
@@ -176,7 +174,12 @@ impl Inventory {
     }
 
     pub(crate) fn has_loaded(&self, model: &ModelName) -> bool {
-        self.loaded.contains(model)
+        self.loaded.contains_key(model)
+    }
+
+    /// What it tells of the model as it is in memory.
+    pub(crate) fn loaded(&self, model: &ModelName) -> Facts {
+        self.loaded.get(model).copied().unwrap_or_default()
     }
 
     /// The same without this model in memory.
@@ -231,10 +234,11 @@ impl Inventory {
             kind: Default::default(),
             digest: entry.digest.chars().take(MAX_FACT).collect(),
             modified_at: fact(json, "modified_at"),
+            capabilities: entry.facts.capabilities,
             loaded: None,
         };
         let on_disk = parsed(List::Tags).map(|(entry, json)| Model {
-            size: number(&json, "size"),
+            size: number(&json, "size").unwrap_or(0),
             kind: ["parameter_size", "quantization_level"]
                 .map(|member| fact(&json["details"], member)),
             ..described(entry, &json)
@@ -242,10 +246,10 @@ impl Inventory {
         let mut models: Vec<Model> = on_disk.collect();
         for (entry, json) in parsed(List::Loaded) {
             let loaded = Some(Loaded {
-                size: number(&json, "size"),
-                size_vram: number(&json, "size_vram"),
+                size: number(&json, "size").unwrap_or(0),
+                size_vram: number(&json, "size_vram").unwrap_or(0),
                 expires_at: fact(&json, "expires_at"),
-                context_length: number(&json, "context_length"),
+                context_length: entry.facts.context,
             });
             match models.iter_mut().find(|model| model.name == entry.name) {
                 Some(model) => model.loaded = loaded,

@@ -18,9 +18,10 @@
 //!            trust: known|new|contested|held_back, contest, encrypted: the hop to it; null for
 //!            this machine's own, plain: whether it is an Ollama without ollana, rest: null|busy|ejected, rest_s, round_trip_ms, ollama,
 //!            in_flight, limit, first_byte_ms, requests, failures, tokens, tokens_per_s, bytes_up, bytes_down,
-//!            room_bytes, model_count, models [{name, size, digest, modified_at, kind, loaded,
-//!            size_vram, expires_at, context_length, tokens_per_s}], models_problem: what is wrong
-//!            with its lists; null if nothing is, history {tokens_per_s [..], in_flight [..]}}]
+//!            room_bytes, model_count, models [{name, size, digest, modified_at, kind,
+//!            capabilities [word ..]: those that Ollama 0.33 knows; null where its server doesn't
+//!            say, loaded, size_vram, expires_at, context_length, tokens_per_s}], models_problem:
+//!            what is wrong with its lists; null if nothing is, history {tokens_per_s [..], in_flight [..]}}]
 //! away       [{name, address, id: of the entry in servers, if there is one, since_s, model_count,
 //!            models [..]}]: remembered servers that can't be used now
 //! history    step_s, requests [..], queue [..]: oldest first, the last minutes
@@ -214,6 +215,7 @@ fn model(model: &Model, known: &Models) -> Value {
         "digest": Some(printable(&model.digest)).filter(|digest| !digest.is_empty()),
         "modified_at": Some(printable(&model.modified_at)).filter(|at| !at.is_empty()),
         "kind": printable(model.kind.join(" ").trim()),
+        "capabilities": model.capabilities.map(|all| all.words().collect::<Vec<_>>()),
         "loaded": known.has_loaded(&model.name),
         "size_vram": model.loaded.as_ref().map(|loaded| loaded.size_vram),
         "size_loaded": given(loaded.size),

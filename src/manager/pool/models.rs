@@ -57,6 +57,11 @@ impl Models {
         }
     }
 
+    /// Whether the model is in its memory, and not wholly on a graphics card.
+    pub(super) fn is_split(&self, model: &ModelName) -> bool {
+        self.inventory.as_ref().is_some_and(|known| known.loaded(model).is_split)
+    }
+
     /// Takes up what a request did. When the backend is to be asked again, if that matters.
     pub(super) fn finished(&mut self, now: Instant, report: Report) -> Option<Instant> {
         let Report { speed, changed_models, removed, loaded, .. } = report;

@@ -64,10 +64,11 @@ fn process(world: &World, model: &Model) -> String {
     let Model { digest, size, .. } = model;
     let name = quoted(&model.name);
     let context = world.context_length.min(model.context_length);
+    let on_card = world.card.min(*size);
     format!(
         "{{\"name\":{name},\"model\":{name},\"size\":{size},\"digest\":\"{digest}\",\
          \"details\":{},\"expires_at\":\"2318-11-28T07:55:00.123456789+02:00\",\
-         \"size_vram\":{size},\"context_length\":{context}}}",
+         \"size_vram\":{on_card},\"context_length\":{context}}}",
         details(model, false)
     )
 }

@@ -140,6 +140,8 @@ pub struct World {
     pub prompt_tokens: usize,
     /// The context that models are loaded with.
     pub context_length: u64,
+    /// Bytes of a model that its graphics card has room for.
+    pub card: u64,
     /// How long `/api/version` takes.
     pub version_takes: Duration,
     /// Reads so many bytes of a body, then nothing for this long, then the rest.
@@ -184,6 +186,7 @@ impl Default for World {
             tokens: 3,
             prompt_tokens: 11,
             context_length: 4096,
+            card: u64::MAX,
             version_takes: Duration::ZERO,
             reads_then_pauses: None,
             blobs: Vec::new(),

@@ -5,7 +5,8 @@
 //! 2. Those that have the model, or else those whose models are unknown. If none of them has it but
 //!    one that is away has or had it (`memory`), that is said; only a model that nobody has goes
 //!    anywhere, for Ollama's own answer. Of these, the ones that aren't full; where the model is
-//!    loaded first. A cloud's model runs on any of them: first on those that list it, last on those
+//!    loaded first, and of those where it is known to be split between a graphics card and main memory
+//!    last, unless the others are clearly busier. A cloud's model runs on any of them: first on those that list it, last on those
 //!    whose account has just not done.
 //!    Where nobody is up that could do it, one that is down is tried, as long as nothing has told that
 //!    it can't.
@@ -25,7 +26,8 @@ use crate::ollama::model_name::ModelName;
 const MAX_CONVERSATIONS: usize = 4096;
 /// Clients remembered that upload parts of a model.
 const MAX_BUILDS: usize = 64;
-/// A loaded model isn't worth waiting behind so many more requests than elsewhere.
+/// A loaded model, or one that is wholly on a card, isn't worth waiting behind so many more requests
+/// than elsewhere.
 const CLEARLY_BUSIER: u32 = 4;
 /// So long after an announced server went down, its address isn't another machine's yet.
 const TRUSTED_WHILE_DOWN: Duration = Duration::from_secs(60);
@@ -246,13 +248,10 @@ impl Pool {
         let is_believed = |b: &Backend| !(b.claims.is_newcomer && has_established);
         let loaded =
             only(&owners, |b| is_believed(b) && (b.models.has_loaded(model) || was_there(b)));
-        let least = |of: &[&Backend]| of.iter().map(|b| b.load.in_flight).min();
-        let is_clearly_busier = match (least(&loaded), least(&owners)) {
-            (Some(loaded), Some(least)) => loaded >= least + CLEARLY_BUSIER,
-            _ => true,
-        };
-        let stays = wanted.task == Task::Unload || !is_clearly_busier;
-        if !loaded.is_empty() && stays { loaded } else { owners }
+        if loaded.is_empty() || (wanted.task == Task::Use && is_clearly_busier(&loaded, &owners)) {
+            return owners;
+        }
+        unless_busier(loaded, |b| !b.models.is_split(model))
     }
 
     /// Of the eligible ones, those that are as good as any for a new model.
@@ -351,6 +350,21 @@ fn push_bounded<T: PartialEq>(list: &mut VecDeque<T>, entry: T, most: usize) {
 
 fn only<'a>(all: &[&'a Backend], keep: impl Fn(&Backend) -> bool) -> Vec<&'a Backend> {
     all.iter().copied().filter(|b| keep(b)).collect()
+}
+
+/// Whether each of these has clearly more to do than one of the others; so if there are none.
+fn is_clearly_busier(these: &[&Backend], others: &[&Backend]) -> bool {
+    let least = |of: &[&Backend]| of.iter().map(|b| b.load.in_flight).min();
+    match (least(these), least(others)) {
+        (Some(these), Some(others)) => these >= others + CLEARLY_BUSIER,
+        _ => true,
+    }
+}
+
+/// Those that are better, unless they are clearly busier than others.
+fn unless_busier(all: Vec<&Backend>, is_better: impl Fn(&Backend) -> bool) -> Vec<&Backend> {
+    let better = only(&all, is_better);
+    if is_clearly_busier(&better, &all) { all } else { better }
 }
 
 /// Those that are better; if there is none, all.

@@ -610,3 +610,43 @@ fn trials_are_safe() {
     w.now += TRUSTED_WHILE_DOWN;
     assert!(!can(&mut w, &trial), "its address may be somebody else's by now");
 }
+
+/// A server's models, all loaded, each with its size and the part of that on a card.
+fn in_memory(models: &[(&str, u64, Option<u64>)]) -> Option<Arc<Inventory>> {
+    let model = |(name, size, on_card): &(&str, u64, Option<u64>)| match on_card {
+        Some(on_card) => json!({ "name": name, "size": size, "size_vram": on_card }),
+        None => json!({ "name": name, "size": size }),
+    };
+    let list = json!({ "models": models.iter().map(model).collect::<Vec<_>>() }).to_string();
+    Some(Arc::new(Inventory::new([&list, &list, ""], None)))
+}
+
+#[test]
+fn a_model_wholly_on_a_card_comes_before_one_that_is_split() {
+    let split = in_memory(&[("a", 100, Some(60)), ("b", 100, Some(0))]);
+    let whole = in_memory(&[("a", 100, Some(100)), ("b", 100, Some(99))]);
+    let (mut w, ids) = World::with_models(&[split.clone(), whole, models(&["a"], &[])]);
+    for _ in 0..4 {
+        assert_eq!(w.choose(&model("a")), Ok(ids[1]));
+    }
+    assert_eq!(w.choose(&model("a")), Ok(ids[0]), "clearly busier");
+    w.done(ids[0]);
+    // Where none has it wholly, it is as if none had told.
+    assert_eq!(w.choose(&model("b")), Ok(ids[0]));
+    assert_eq!(w.choose(&Wanted { task: Task::Unload, ..model("a") }), Ok(ids[1]));
+    // A server that doesn't say how it has the model is as good as one that has it wholly.
+    let silent = in_memory(&[("a", 100, None)]);
+    let (mut w, ids) = World::with_models(&[split, silent.clone()]);
+    assert_eq!(w.choose(&model("a")), Ok(ids[1]));
+    let whole = in_memory(&[("a", 100, Some(100))]);
+    let (mut w, ids) = World::with_models(&[silent, whole]);
+    assert_eq!(w.choose(&model("a")), Ok(ids[0]));
+}
+
+#[test]
+fn where_no_server_has_the_model_loaded_cards_do_not_matter() {
+    let other = in_memory(&[("b", 100, Some(10))]);
+    let (mut w, ids) = World::with_models(&[models(&["a"], &[]), models(&["a"], &[]), other]);
+    assert_eq!(w.choose(&model("a")), Ok(ids[0]));
+    assert_eq!(w.choose(&model("a")), Ok(ids[1]));
+}

@@ -327,6 +327,8 @@ fn a_newcomer_wins_nothing_by_what_it_says() {
     w.pool.recall(w.now, vec![known(DESK, true)]);
     w.live(ms(3000), &[DESK, OTHER]);
     let tags = r#"{"models":[{"name":"a:latest","model":"a:latest"}]}"#;
+    let whole = r#"{"models":[{"name":"a:latest","size":9,"size_vram":9}]}"#;
+    let split = r#"{"models":[{"name":"a:latest","size":9,"size_vram":1}]}"#;
     let give = |w: &mut World, at: usize, loaded: &str| {
         w.pool.backends[at].models.inventory =
             Some(Arc::new(Inventory::new([tags, loaded, ""], None)));
@@ -341,6 +343,11 @@ fn a_newcomer_wins_nothing_by_what_it_says() {
         pick.address
     };
     assert_eq!(pick(&mut w), address(20), "the newcomer says that it has the model loaded");
+    give(&mut w, 0, split);
+    give(&mut w, 1, whole);
+    assert_eq!(pick(&mut w), address(20), "the newcomer says that it has all of it on a card");
+    give(&mut w, 0, "");
+    give(&mut w, 1, tags);
     let claim = |w: &mut World, at: usize, speed: f64| {
         let id = w.pool.backends[at].id;
         let speed = model.clone().map(|model| (model, speed));
