@@ -5,6 +5,7 @@ mod support;
 
 mod ordinary {
     mod about;
+    mod alias;
     mod alive;
     mod away;
     mod busy;

@@ -14,6 +14,7 @@ use ollana::config::{ServerName, Settings};
 use ollana::manager::pool::{Action, Input, Outcome, Pick, Pool, Rules, Wanted};
 use ollana::manager::queue::{Answers, Asker, MAX_PER_CLIENT, MAX_QUEUE, Queue, Request};
 use ollana::manager::{Handle, Job, Patience, Refused};
+use ollana::ollama::aliases::Aliases;
 use ollana::ollama::inventory::Inventory;
 use ollana::ollama::model_name::ModelName;
 use ollana::upstream::CheckResult;
@@ -137,6 +138,7 @@ fn rules() -> Rules {
         max_in_flight: 1,
         pins: Vec::new(),
         bans: Vec::new(),
+        aliases: Aliases::default(),
         preferred: Vec::new(),
         wake: Vec::new(),
     }

@@ -138,6 +138,7 @@ impl World {
             max_in_flight: 0,
             pins: Vec::new(),
             bans: Vec::new(),
+            aliases: ollana::ollama::aliases::Aliases::default(),
             preferred: Vec::new(),
             wake: Vec::new(),
         };

@@ -44,6 +44,7 @@ fn sample(option: &OptionSpec) -> &'static str {
         "ADDR:PORT" => "127.0.0.9:9",
         "DIR" | "FILE" => "/somewhere",
         "HOST[:PORT]" | "NAME" | "SERVER" | "SERVER|MAC" => "desktop",
+        "NAME=MODEL[,MODEL]" => "gpt-4o=qwen3,llama3.2",
         "MODEL=SERVER" => "llama3.2=desktop",
         "N" => "20",
         "RANGE" => "10.0.0.0/8",
@@ -233,6 +234,8 @@ fn bad_command_lines_say_what_is_wrong() {
         (&["--max-head", "2m"], "1k to 1m"),
         (&["--max-fields", "129"], "10 to 128"),
         (&["--pin", "=x"], "MODEL=SERVER"),
+        (&["--alias", "gpt-4o"], "NAME=MODEL"),
+        (&["--alias", "a=A:latest"], "stand for itself"),
     ] {
         let error = refused(args);
         assert!(error.contains(want), "{args:?}: {error}");
@@ -404,4 +407,17 @@ fn ollama_host_counts_only_on_this_machine() {
     assert_eq!(settings(&[], &[("OLLAMA_HOST", "0.0.0.0:9")]).ollama_url().port, 9);
     assert_eq!(settings(&[], &[("OLLAMA_HOST", "10.1.2.3:9")]).ollama, None);
     assert_eq!(settings(&[], &[("OLLAMA_HOST", "https://x")]).ollama, None);
+}
+
+#[test]
+fn a_variable_has_the_models_of_an_alias_between_its_commas() {
+    let env = [("OLLANA_ALIAS", "gpt-4o=qwen3, llama3.2,fast=tiny")];
+    for s in [
+        settings(&[], &env),
+        settings(&["--alias=gpt-4o=qwen3,llama3.2", "--alias", "fast=tiny"], &[]),
+    ] {
+        let models = |name: &str| s.aliases.find(name).expect(name).models.len();
+        assert_eq!((models("gpt-4o"), models("fast")), (2, 1));
+    }
+    assert!(settings(&["--alias", "a=b"], &env).aliases.find("fast").is_none());
 }

@@ -75,6 +75,8 @@ pub(crate) const TOPICS: &[Topic] = &[
             option("pin MODEL=SERVER", "this model goes to this server", "", list!(pins, route)),
             option("ban MODEL=SERVER", "this model never goes to this server", "",
                 list!(bans, route)),
+            option("alias NAME=MODEL[,MODEL]", "who asks for NAME gets the first that a server has", "",
+                List(|s, v| s.aliases.add(v), |s| s.aliases.clear())),
             // Nothing is more than debug: finer lines aren't compiled in (see Cargo.toml).
             option("log-level LEVEL", "off, error, warn, info or debug", "info", Words(&[
                 ("off", |s| s.log_level = LevelFilter::Off),
@@ -88,9 +90,8 @@ pub(crate) const TOPICS: &[Topic] = &[
         ],
         others: &[("--help, --version", "all commands, or what a command takes; the version")],
         text: "\
-More options: ollana help access, limits and service.
-Every option is a variable too: OLLANA_LOG_LEVEL=debug (lists take commas);
-the command line wins over variables.
+More options: ollana help access, limits and service. Each is a variable too:
+OLLANA_LOG_LEVEL=debug (lists take commas); the command line wins.
 ",
     },
     Topic {

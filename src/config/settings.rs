@@ -10,6 +10,7 @@ use super::{DISCOVERY_PORT, Limits, OllamaUrl, ServerName, Sleeper, Timing};
 use crate::access::addresses::{AddressLists, Cidr};
 use crate::access::cors::Origins;
 use crate::access::permissions::{Policy, ShareModels};
+use crate::ollama::aliases::Aliases;
 use crate::ollama::model_name::ModelName;
 
 /// What the user asks for with `--mode`.
@@ -62,6 +63,8 @@ with_defaults! {
         hosts: Vec<String> = Vec::new(),
         pins: Vec<(ModelName, String)> = Vec::new(),
         bans: Vec<(ModelName, String)> = Vec::new(),
+        /// Names of models that stand for others, for programs of this machine.
+        aliases: Aliases = Aliases::default(),
         /// Best first.
         preferred: Vec<String> = Vec::new(),
         wake: Vec<Sleeper> = Vec::new(),

@@ -29,6 +29,17 @@ pub(crate) fn query_value(query: &str, name: &str) -> Option<String> {
     })
 }
 
+/// A target with another value for that name.
+pub(crate) fn with_query_value(target: &str, name: &str, value: &str) -> String {
+    let (path, query) = split_query(target);
+    let (mut is_done, value) = (false, percent_encode(value));
+    let pairs = query.split('&').map(|pair| match query_value(pair, name) {
+        Some(_) if !std::mem::replace(&mut is_done, true) => format!("{name}={value}"),
+        _ => pair.to_owned(),
+    });
+    format!("{path}?{}", pairs.collect::<Vec<_>>().join("&"))
+}
+
 /// A text as one segment of a path.
 pub(crate) fn percent_encode(text: &str) -> String {
     let plain =
@@ -59,6 +70,8 @@ mod tests {
         let some = |value: &str| Some(value.to_owned());
         assert_eq!(of("b=1&%61=x%2Fy+z&a=2"), some("x/y z"));
         assert_eq!((of("a"), of("a=")), (some(""), some("")));
+        let other = with_query_value("/x?b=1&%61=x%2Fy&a=2", "a", "c d");
+        assert_eq!(other, "/x?b=1&a=c%20d&a=2");
         assert_eq!((of(""), of("b=a"), of("A=1"), of("a=%zz"), of("a=1;b")), Default::default());
     }
 }

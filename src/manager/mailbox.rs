@@ -15,6 +15,7 @@ use super::pool::{
 };
 use super::presence::Presence;
 use super::queue::{Asker, Refused, Request};
+use crate::ollama::aliases::Alias;
 use crate::ollama::inventory::Inventory;
 use crate::ollama::version::OllamaVersion;
 
@@ -68,6 +69,8 @@ pub(crate) struct Snapshot {
     /// How long ago each of the last changes was, the newest first.
     pub(crate) transitions: Vec<(Duration, Transition)>,
     pub(crate) history: History,
+    /// What each alias stands for now; `None` if no server that is up has any of its models.
+    pub(crate) aliases: Vec<(Alias, Option<String>)>,
     /// What people should know of rules and machines, in sentences.
     pub(crate) notes: Vec<String>,
 }

@@ -267,6 +267,7 @@ impl Manager {
             last_wait: self.last_wait,
             transitions: newest_first.map(|(at, change)| (ago(*at), change.clone())).collect(),
             history: self.history.clone(),
+            aliases: self.queue.pool().aliases(),
             notes: notes(self.queue.pool(), now),
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::aliases::Aliases;
 use super::entry::{Entry, text_of};
 use super::facts::{Capabilities, Facts, number};
 use super::list_reader::{ListReader, Read};
@@ -265,9 +266,19 @@ impl Inventory {
     }
 }
 
+/// Whether one of the servers has a model; a cloud's runs on any.
+pub(crate) fn is_had(servers: &[(String, Arc<Inventory>)], model: &ModelName) -> bool {
+    servers.iter().any(|(_, known)| known.has(model) || model.is_cloud())
+}
+
 /// One list over several servers, as JSON: each name once, as it was changed last, and newest first
 /// as Ollama does.
 pub fn merged(list: List, inventories: &[Arc<Inventory>]) -> String {
+    merged_with(list, inventories, &Aliases::default())
+}
+
+/// The same with the aliases of what is listed.
+pub(crate) fn merged_with(list: List, inventories: &[Arc<Inventory>], aliases: &Aliases) -> String {
     let mut entries: Vec<&Entry> =
         inventories.iter().flat_map(|inventory| inventory.entries(list)).collect();
     if list != List::Loaded {
@@ -275,7 +286,10 @@ pub fn merged(list: List, inventories: &[Arc<Inventory>]) -> String {
     }
     let mut seen = HashSet::new();
     entries.retain(|entry| seen.insert(entry.key(list)));
-    let texts: Vec<&str> = entries.iter().map(|entry| entry.text.as_str()).collect();
+    let named = aliases.entries(list, &entries);
+    entries.retain(|entry| list == List::Loaded || !aliases.has(&entry.name));
+    let texts = entries.iter().map(|entry| entry.text.as_str());
+    let texts: Vec<&str> = texts.chain(named.iter().map(String::as_str)).collect();
     let texts = texts.join(",");
     match list {
         List::OpenAi => format!(r#"{{"object":"list","data":[{texts}]}}"#),

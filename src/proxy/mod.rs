@@ -20,6 +20,7 @@
 //! | idle worker | a connection | 20 s, or it is dismissed (its channel closes) |
 //! | worker | its handshake or a head | `idle_timeout`, `head_timeout`, or it gives way |
 //! | worker | the gate | 1 s to write, 1 s to read; then nobody waits for it any more |
+//! | worker | what servers have, for an alias | `wait_timeout` |
 //! | worker | a lease | the Manager's answer, its time in the queue, or the client leaves |
 //! | worker | a connection to the upstream | `connect_timeout`, `patient_connect_timeout` |
 //! | worker | bytes of the request's body | `body_timeout`, an early answer |
@@ -33,6 +34,7 @@ mod answers;
 mod connection;
 pub(crate) mod connections;
 pub(crate) mod exchange;
+mod kept;
 mod rejector;
 mod request_body;
 mod tiny_gate;
@@ -55,7 +57,7 @@ use crate::library::Library;
 use crate::net::socket::Waker;
 
 pub use self::exchange::Attempts;
-pub(crate) use self::request_body::Budget;
+pub(crate) use self::kept::Budget;
 
 /// How long a request that has begun to come may take to come when the process ends.
 const HEAD_TIME: Duration = Duration::from_millis(500);

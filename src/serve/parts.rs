@@ -304,6 +304,7 @@ fn new_pool(settings: &Settings, mode: Mode, seed: u32) -> Pool {
         max_in_flight: settings.limits.max_in_flight,
         pins: settings.pins.clone(),
         bans: settings.bans.clone(),
+        aliases: settings.aliases.clone(),
         preferred: settings.preferred.clone(),
         wake: settings.wake.clone(),
     };

@@ -8,6 +8,8 @@
 //!            awake {kept: whether the system is told not to sleep, as there is work; problem};
 //!            share_models {with: on|paired|off, problem: why the store can't be read}: of a server
 //! tokens     [{name, requests, last_s: since the last of them}]: since the start; of this machine
+//! aliases    [{name, models [..]: that it stands for, model: the one for now; null if no server that
+//!            is up has one of them}]
 //! limits     connections [{now, most_of_one, max, max_per_source}] for each proxy, the client's
 //!            first; head_s, idle_s, body_s, stall_s, queue_s: timeouts
 //! ready      whether requests can be served
@@ -81,6 +83,10 @@ pub(crate) fn write(view: &View<'_>, all_models: bool) -> Value {
         "tokens": view.keyring.tokens.all().iter().map(|known| json!({
             "name": known.token.name, "requests": known.requests,
             "last_s": known.last.map(|at| seconds(now.saturating_duration_since(at))),
+        })).collect::<Value>(),
+        "aliases": snapshot.aliases.iter().map(|(alias, model)| json!({
+            "name": alias.label, "model": model,
+            "models": alias.models.iter().map(|(label, _)| label).collect::<Vec<_>>(),
         })).collect::<Value>(),
         "limits": limits(about),
         "ready": view.is_ready,

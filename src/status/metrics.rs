@@ -246,6 +246,7 @@ mod tests {
     use crate::counters::Counters;
     use crate::manager::pool::{History, Pool, Rules};
     use crate::manager::{About, Snapshot};
+    use crate::ollama::aliases::Aliases;
     use crate::pairing::keyring::Keyring;
     use crate::proxy::connections::{Connections, Process};
 
@@ -260,6 +261,7 @@ mod tests {
             max_in_flight: 3,
             pins: Vec::new(),
             bans: Vec::new(),
+            aliases: Aliases::default(),
             preferred: Vec::new(),
             wake: Vec::new(),
         }
@@ -283,6 +285,7 @@ mod tests {
             longest_wait: None,
             last_wait: None,
             transitions: Vec::new(),
+            aliases: Vec::new(),
             history: History::default(),
             notes: Vec::new(),
         };

@@ -65,6 +65,9 @@ fn lines(json: &Value, style: Style) -> Vec<String> {
     if let Some(told) = sharing(json) {
         say("sharing", told, Tone::Plain);
     }
+    for alias in list(json, "aliases") {
+        say("alias", stands_for(alias), Tone::Plain);
+    }
     let machine = &json["machine"];
     match (&machine["awake"]["kept"], word(&machine["awake"], "problem").as_str()) {
         (Value::Bool(true), _) => say("sleep", "not while requests run".to_owned(), Tone::Plain),
@@ -172,6 +175,15 @@ fn fit_list(label: &str, names: &[String], most: usize) -> String {
         out.extend([gap, name]);
     }
     out
+}
+
+/// An alias and its model.
+fn stands_for(alias: &Value) -> String {
+    let (name, model) = (word(alias, "name"), word(alias, "model"));
+    match model.as_str() {
+        "" => format!("{name}: no server that is up has {}", words(alias, "models").join(" or ")),
+        model => format!("{name} stands for {model}"),
+    }
 }
 
 fn keys(machine: &Value) -> String {
@@ -306,6 +318,8 @@ mod tests {
                 "names_layers": true}],
             "shared": {"registry": 1e9, "servers": [{"name": "nas", "bytes": 42e9}],
                 "saved": 1e9, "saved_in_house": 41e9, "given": 1.2e10},
+            "aliases": [{"name": "fast", "model": "llama3.2:1b", "models": ["qwen3", "llama3.2:1b"]},
+                {"name": "gpt-4o", "model": null, "models": ["a", "b"]}],
             "tokens": [{"name": "phone", "requests": 12, "last_s": 7800.0},
                 {"name": "tv", "requests": 0, "last_s": null}],
             "warnings": ["nas is down: connection refused"],
@@ -328,6 +342,8 @@ pull       llama3.3:70b on desktop: 42 % of 38 GB, from nas, 112 MB/s, 3 min
     left
 sharing    models with other machines, 41 GB not downloaded again, 12 GB given
     to others
+alias      fast stands for llama3.2:1b
+alias      gpt-4o: no server that is up has a or b
 this       laptop, client for 2 h 10 m
 listens on 127.0.0.1:11434 [::1]:11434
 discovery  to port 11436/udp

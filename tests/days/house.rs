@@ -26,6 +26,7 @@ pub(crate) fn rules(chooses: bool) -> Rules {
         max_in_flight: 0,
         pins: Vec::new(),
         bans: Vec::new(),
+        aliases: ollana::ollama::aliases::Aliases::default(),
         preferred: Vec::new(),
         wake: Vec::new(),
     }

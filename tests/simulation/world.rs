@@ -214,6 +214,7 @@ impl World {
             max_in_flight: if random.is_one_in(4) { 2 } else { 0 },
             pins: Vec::new(),
             bans: Vec::new(),
+            aliases: ollana::ollama::aliases::Aliases::default(),
             preferred: Vec::new(),
             wake: Vec::new(),
         };

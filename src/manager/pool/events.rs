@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::access::permissions::Permission;
 use crate::config::{ServerName, Sleeper};
 use crate::counters::Tally;
+use crate::ollama::aliases::Aliases;
 use crate::ollama::endpoints::Task;
 use crate::ollama::model_name::ModelName;
 use crate::pairing::identity::Identity;
@@ -372,6 +373,8 @@ pub struct Rules {
     pub pins: Vec<(ModelName, String)>,
     /// Models that never go to the named servers.
     pub bans: Vec<(ModelName, String)>,
+    /// Names that stand for models.
+    pub aliases: Aliases,
     /// Servers that come first while they are up, best first.
     pub preferred: Vec<String>,
     /// Machines that are woken for a request.

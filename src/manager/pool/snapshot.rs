@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::{Backend, Origin, Pool, State};
+use crate::ollama::aliases::Alias;
+use crate::ollama::inventory::is_had;
 
 /// Somebody who looked so recently is looking still.
 const WATCH: Duration = Duration::from_secs(10);
@@ -63,6 +65,16 @@ impl Pool {
         let mut servers: Vec<ServerNow> = self.backends.iter().map(|b| b.now(now, most)).collect();
         servers.sort_by_key(|server| server.backend.id);
         servers
+    }
+
+    /// What each alias stands for now.
+    pub(crate) fn aliases(&self) -> Vec<(Alias, Option<String>)> {
+        if self.rules.aliases.is_empty() {
+            return Vec::new();
+        }
+        let servers = self.inventories();
+        let model = |alias: &Alias| alias.model(|model| is_had(&servers, model)).map(str::to_owned);
+        self.rules.aliases.all().iter().map(|alias| (alias.clone(), model(alias))).collect()
     }
 
     pub(crate) fn is_watched(&self, now: Instant) -> bool {

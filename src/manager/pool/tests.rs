@@ -8,6 +8,7 @@ use super::health::FIRST_RETRY;
 use super::load::{COOL_DOWN, FIRST_EJECTION, STRIKES};
 use super::places::MAX_STRANGERS;
 use super::*;
+use crate::ollama::aliases::Aliases;
 use crate::pairing::identity::Identity;
 use crate::upstream::{CheckResult, CheckTime, Target};
 
@@ -26,6 +27,7 @@ fn rules() -> Rules {
         max_in_flight: 0,
         pins: Vec::new(),
         bans: Vec::new(),
+        aliases: Aliases::default(),
         preferred: Vec::new(),
         wake: Vec::new(),
     }

@@ -46,6 +46,13 @@ impl Pool {
                 told.extend(self.unmet_server(option, server));
             }
         }
+        for alias in rules.aliases.all() {
+            let unmet = |(_, model): &(String, ModelName)| self.unmet_model("alias", model);
+            let all: Vec<String> = alias.models.iter().filter_map(unmet).collect();
+            if all.len() == alias.models.len() {
+                told.extend(all);
+            }
+        }
         told.dedup();
         told
     }

@@ -1,6 +1,8 @@
 //! The scan of a form with files (RFC 7578) for the field that names the model, fed with pieces of
 //! any size. It keeps no file: only starts of lines count.
 
+use std::ops::Range;
+
 use memchr::memchr;
 
 /// Start of a line that is kept: a delimiter and a line of a part's head have room in it.
@@ -19,6 +21,11 @@ pub struct FormScan {
     /// The lines of the present part's head, or of the model.
     text: Vec<u8>,
     model: Option<String>,
+    /// Where it stands in the body, with the end of its line.
+    model_at: Range<usize>,
+    /// The position in the body of what is read, and where the present line began.
+    at: usize,
+    line_at: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,12 +49,20 @@ impl FormScan {
             line: Vec::new(),
             text: Vec::new(),
             model: None,
+            model_at: 0..0,
+            at: 0,
+            line_at: 0,
         })
     }
 
     /// What the first field says that is called so, as Go's `http.Request.FormValue` does.
     pub fn model(&self) -> Option<&str> {
         self.model.as_deref()
+    }
+
+    /// Where that stands in the body: from behind the part's head to the next delimiter.
+    pub(crate) fn model_at(&self) -> Option<Range<usize>> {
+        self.model.as_ref().map(|_| self.model_at.clone())
     }
 
     /// Whether nothing that follows could change what was found.
@@ -61,6 +76,7 @@ impl FormScan {
             let end = memchr(b'\n', piece);
             let part = &piece[..end.unwrap_or(piece.len())];
             self.line.extend_from_slice(&part[..part.len().min(MAX_LINE - self.line.len())]);
+            self.at += end.map_or(piece.len(), |end| end + 1);
             piece = end.map_or(&[], |end| &piece[end + 1..]);
             let behind = self.line.strip_prefix(&self.delimiter[..]).filter(|_| self.is_in_body());
             match behind.map(<[u8]>::trim_ascii_end) {
@@ -72,6 +88,7 @@ impl FormScan {
             }
             if end.is_some() {
                 self.line.clear();
+                self.line_at = self.at;
             }
         }
     }
@@ -86,6 +103,7 @@ impl FormScan {
         self.place = if is_model { Place::Done } else { next };
         if is_model {
             self.model = Some(String::from_utf8_lossy(self.text.trim_ascii()).into_owned());
+            self.model_at.end = self.line_at;
         }
         self.text.clear();
     }
@@ -97,6 +115,7 @@ impl FormScan {
             Place::Head if line.is_empty() => {
                 let head = String::from_utf8_lossy(&self.text);
                 self.place = if is_model(&head) { Place::Model } else { Place::Elsewhere };
+                self.model_at.start = self.at;
                 self.text.clear();
             }
             Place::Head | Place::Model => {
@@ -167,18 +186,23 @@ mod tests {
 
     const TYPE: &str = "multipart/form-data; boundary=b";
 
-    fn in_pieces(content_type: &str, body: &[u8], size: usize) -> (Option<String>, bool) {
+    fn in_pieces(content_type: &str, body: &[u8], size: usize) -> FormScan {
         let mut scan = FormScan::new(content_type).expect("a form");
         body.chunks(size).for_each(|piece| scan.push(piece));
-        (scan.model().map(str::to_owned), scan.is_done())
+        scan
     }
 
     /// The model by the whole body, and the same by pieces of any size.
     fn model(content_type: &str, body: &[u8]) -> Option<String> {
-        let (model, is_done) = in_pieces(content_type, body, body.len());
+        let of = |scan: &FormScan| (scan.model.clone(), scan.model_at(), scan.is_done());
+        let whole = of(&in_pieces(content_type, body, body.len()));
         for size in 1..body.len() {
-            assert_eq!(in_pieces(content_type, body, size), (model.clone(), is_done), "{size}");
+            assert_eq!(of(&in_pieces(content_type, body, size)), whole, "{size}");
         }
+        let (model, place, _) = whole;
+        let text = |place| String::from_utf8_lossy(&body[place]).trim().replace("\r\n", "\n");
+        let there = place.map(text);
+        assert_eq!(there, model, "where it says");
         model
     }
 

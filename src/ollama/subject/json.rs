@@ -4,6 +4,8 @@
 //! It takes what Go's decoder takes (`encoding/json`): members in any case, the last of several, and
 //! nothing behind the object's end. It doesn't validate: what is no JSON, Ollama refuses.
 
+use std::ops::Range;
+
 use memchr::memchr2;
 
 use super::Subject;
@@ -19,6 +21,11 @@ pub struct Scan {
     /// Members that name the model, the first one first.
     names: &'static [&'static str],
     named: [Option<String>; MAX_NAMES],
+    /// Where their values stand.
+    places: [Range<usize>; MAX_NAMES],
+    /// The position in the body: of the byte that is read, and where the present string began.
+    at: usize,
+    begun: usize,
     /// Its model and its `FROM` line are put in at the end.
     found: Subject,
     from_line: Option<String>,
@@ -102,6 +109,9 @@ impl Scan {
         Scan {
             names,
             named: Default::default(),
+            places: Default::default(),
+            at: 0,
+            begun: 0,
             found: Subject::default(),
             from_line: None,
             state: State::Start,
@@ -126,12 +136,16 @@ impl Scan {
     /// What was found so far.
     pub fn subject(&self) -> Subject {
         let base = self.found.base.clone().or_else(|| self.from_line.clone());
-        Subject { model: self.model().map(str::to_owned), base, ..self.found.clone() }
+        let rank = self.named.iter().position(Option::is_some);
+        let model_at = rank.map(|rank| self.places[rank].clone());
+        Subject { model: self.model().map(str::to_owned), model_at, base, ..self.found.clone() }
     }
 
     /// Goes on with the next bytes of the body.
     pub fn push(&mut self, mut piece: &[u8]) {
+        let end = self.at + piece.len();
         while let Some((&byte, behind)) = piece.split_first() {
+            self.at = end - piece.len();
             piece = match self.state {
                 State::String => self.within_string(piece),
                 State::Done => return,
@@ -141,6 +155,7 @@ impl Scan {
                 }
             };
         }
+        self.at = end;
     }
 
     fn step(&mut self, byte: u8) {
@@ -198,6 +213,7 @@ impl Scan {
     }
 
     fn begin_string(&mut self) {
+        self.begun = self.at;
         self.state = State::String;
         self.text.clear();
         self.role = match (self.depth, self.member) {
@@ -222,7 +238,7 @@ impl Scan {
         let end = memchr2(b'"', b'\\', piece).unwrap_or(piece.len());
         self.keep(&piece[..end]);
         match piece.get(end) {
-            Some(b'"') => self.end_string(),
+            Some(b'"') => self.end_string(self.begun..self.at + end + 1),
             Some(_) => self.state = State::Escape,
             None => {}
         }
@@ -260,14 +276,14 @@ impl Scan {
         String::from_utf8_lossy(&self.text).into_owned()
     }
 
-    fn end_string(&mut self) {
+    fn end_string(&mut self, place: Range<usize>) {
         self.state = State::Between;
         self.nested = Nested::Other;
         match (self.role, self.member) {
             (Role::Opening, _) => self.take_opening(),
             (Role::Key, None) => self.member = Some(self.key()),
             (Role::Key, Some(member)) if self.is_nested_key(member) => self.nested = Nested::Name,
-            (Role::Value, Some(member)) => self.take_value(member),
+            (Role::Value, Some(member)) => self.take_value(member, place),
             _ => {}
         }
         self.text.clear();
@@ -281,7 +297,7 @@ impl Scan {
         }
     }
 
-    fn take_value(&mut self, member: Member) {
+    fn take_value(&mut self, member: Member, place: Range<usize>) {
         let told = Some(self.taken()).filter(|text| !text.trim().is_empty());
         match member {
             Member::Name(rank) => {
@@ -289,7 +305,7 @@ impl Scan {
                 // Of a longer text than any name has, the end isn't known.
                 self.found.names_cloud |= self.text.len() >= Role::Value.room()
                     || told.as_deref().and_then(ModelName::parse).is_some_and(is_cloud);
-                self.named[rank] = told;
+                (self.named[rank], self.places[rank]) = (told, place);
             }
             Member::Tools => {
                 self.found.searches_web |=

@@ -7,6 +7,8 @@ mod form;
 mod json;
 
 pub use form::FormScan;
+use std::ops::Range;
+
 pub use json::Scan;
 
 /// What a body says.
@@ -14,6 +16,9 @@ pub use json::Scan;
 pub struct Subject {
     /// The model that is used, changed or made.
     pub model: Option<String>,
+    /// Where it stands in the body: the bytes of the member's value, quotes included, or of a form's
+    /// field with the end of its line.
+    pub(crate) model_at: Option<Range<usize>>,
     /// What a `create` starts from: `from`, or the `FROM` line of the Modelfile that servers before
     /// 0.5.5 take.
     pub(crate) base: Option<String>,
@@ -206,6 +211,7 @@ mod tests {
         );
         let whole = subject(body.as_bytes());
         assert_eq!((whole.model.as_deref(), whole.unloads), (Some("b"), true));
+        assert_eq!(whole.model_at.clone().and_then(|at| body.get(at)), Some("\"b\""));
         assert!(whole.opening.as_ref().is_some_and(|text| text.starts_with("h\u{e9}\n \u{e9}")));
         for size in 1..body.len() {
             let mut scan = Scan::new(&["model", "name"]);

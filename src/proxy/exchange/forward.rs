@@ -8,7 +8,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode};
 use rustix::event::PollFlags;
 use ureq::Body;
@@ -271,10 +271,13 @@ impl<'a> Exchange<'a> {
 
     pub(super) fn request(&self, lease: &Lease, wanted: &Wanted) -> Result<Request<()>, String> {
         let prefix = if lease.pick.is_local { self.context.prefix.as_str() } else { "" };
-        let uri = upstream::build_uri(lease.pick.address, prefix, &self.head.target)?;
+        let uri = upstream::build_uri(lease.pick.address, prefix, self.target())?;
         let mut fields = self.head.fields.clone();
         fields::prepare_request(&mut fields, &self.context.via);
         token::strip(&mut fields);
+        if self.is_unpacked {
+            fields.remove(CONTENT_ENCODING);
+        }
         if let Some(donor) = self.head.fields.get(COPY_FIELD).filter(|_| self.is_copy()) {
             fields.insert(COPY_FIELD, donor.clone());
         }

@@ -1,4 +1,4 @@
-//! Lists of models, merged over several servers.
+//! Lists of models, merged over several servers, with the aliases of this machine.
 
 use http::header::{HeaderValue, VIA};
 use http::{HeaderMap, Method};
@@ -9,19 +9,21 @@ use crate::http::fields::SERVER_FIELD;
 use crate::http::head::Framing;
 use crate::manager::Inventories;
 use crate::ollama::endpoints::VERSION;
-use crate::ollama::inventory::merged;
+use crate::ollama::inventory::merged_with;
 
 impl Exchange<'_> {
     /// Answers from what is known of several servers; a single one answers for itself.
     pub(super) fn answer_from_lists(&self) -> Option<End> {
         let list = self.endpoint.list;
+        let aliases = &self.context.settings.aliases;
+        let has_aliases = list.is_some() && !aliases.is_empty();
         let is_read = matches!(self.head.method, Method::GET | Method::HEAD);
         if !is_read
             || (list.is_none() && self.head.target != VERSION)
             || self.framing != Framing::Empty
             || self.head.fields.contains_key(SERVER_FIELD)
             || !self.is_client()
-            || !self.context.presence.has_choice()
+            || !(self.context.presence.has_choice() || has_aliases)
         {
             return None;
         }
@@ -30,14 +32,14 @@ impl Exchange<'_> {
         let is_merged = match list {
             // What can be woken is listed, unless the only one that is up didn't tell what it has.
             Some(_) if sleeping > 0 => backends == 0 || inventories.known.len() > sleeping,
-            _ => backends >= 2 && !inventories.known.is_empty(),
+            _ => (backends >= 2 || has_aliases) && !inventories.known.is_empty(),
         };
         if !is_merged {
             return None;
         }
         let (names, known): (Vec<String>, Vec<_>) = inventories.known.into_iter().unzip();
         let body = match list {
-            Some(list) => merged(list, &known),
+            Some(list) => merged_with(list, &known, aliases),
             None => json!({ "version": inventories.version.to_string() }).to_string(),
         };
         let mut fields = HeaderMap::new();

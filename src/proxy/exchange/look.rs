@@ -103,7 +103,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Ollama knows no other encoding, and takes the bytes as they are.
-    fn is_zstd(&self) -> bool {
+    pub(super) fn is_zstd(&self) -> bool {
         self.field(CONTENT_ENCODING).is_some_and(|it| it.eq_ignore_ascii_case("zstd"))
     }
 
@@ -127,7 +127,8 @@ impl<'a> Exchange<'a> {
             })?;
             model = form.model().map(str::to_owned);
         }
-        Ok(Subject { model, ..Subject::default() })
+        let model_at = form.and_then(|form| form.model_at());
+        Ok(Subject { model, model_at, ..Subject::default() })
     }
 
     fn look_at_zstd(

@@ -9,13 +9,15 @@
 //!
 //! An [`Exchange`] owns all that is known of a request while it is served. Its files follow the
 //! picture: this one checks, `token` tells who calls, `own_paths`, `routes` and `lists` answer without
-//! an upstream, `wanted` tells what the request needs, for which `look` looks at its body, `forward`
+//! an upstream, `alias` puts a model in the place of a name that stands for it, `wanted` tells what the
+//! request needs, for which `look` looks at its body, `forward`
 //! sends it (again, if `retry` allows), `copy` has another machine give a model, `donate` and `push`
 //! give one, `account` keeps back what others needn't know of the owner's account, `relay` passes the
 //! answer on while `observed` reads along (and `pull` has layers come from the LAN), `record` counts and
 //! logs. Where its bytes are at any moment is one enum, in `upstream::exchange_io`.
 
 mod account;
+mod alias;
 mod copy;
 mod donate;
 mod donations;
@@ -45,7 +47,8 @@ pub use self::retry::Attempts;
 use super::answers::{self, CLIENT_LEFT, Form, OwnAnswer};
 use super::connection::Connection;
 use super::connections::Connections;
-use super::request_body::{Budget, RequestBody};
+use super::kept::Budget;
+use super::request_body::RequestBody;
 use crate::access::cors::{Cors, Decision};
 use crate::access::host::HostRule;
 use crate::access::permissions::{Refusal, Verdict};
@@ -122,6 +125,8 @@ pub(super) fn run(
         head,
         framing: head.framing,
         endpoint: Endpoint::of(&head.method, &head.target),
+        target: None,
+        is_unpacked: false,
         is_last: false,
         cors: None,
         pull: None,
@@ -140,6 +145,10 @@ struct Exchange<'a> {
     /// The head's, unless the body was rewritten.
     framing: Framing,
     endpoint: Endpoint,
+    /// In place of the head's, if that names an alias.
+    target: Option<String>,
+    /// The body was packed, and isn't any more.
+    is_unpacked: bool,
     /// Nothing else is read from the connection.
     is_last: bool,
     /// What an answer needs for a web page to read it.
@@ -196,6 +205,7 @@ impl<'a> Exchange<'a> {
             true => self.hold_to_this_machine(&mut body)?,
             false => None,
         };
+        let seen = self.resolve_alias(&mut body)?.or(seen);
         let wanted = self.wanted(&mut body, seen)?;
         if let Some(donor) = donor {
             if let Some(target) = self.copy_goes_to() {
@@ -207,6 +217,11 @@ impl<'a> Exchange<'a> {
         }
         self.pull = self.plan_pull(&mut body)?;
         self.forward(body, wanted)
+    }
+
+    /// Where the request goes.
+    fn target(&self) -> &str {
+        self.target.as_deref().unwrap_or(&self.head.target)
     }
 
     fn forbidden(&self, refusal: Refusal) -> OwnAnswer {

@@ -87,7 +87,8 @@ impl<'a> Exchange<'a> {
     /// Whether it depends on the model where the request goes, or on its body what is sent.
     pub(super) fn has_choice(&self) -> bool {
         let settings = &self.context.settings;
-        let is_restricted = !settings.wake.is_empty() || !settings.bans.is_empty();
+        let is_restricted =
+            !settings.wake.is_empty() || !settings.bans.is_empty() || !settings.aliases.is_empty();
         let is_pull = self.endpoint.task == Task::Pull;
         self.is_client() && (is_pull || is_restricted || self.context.presence.has_choice())
     }
@@ -99,7 +100,7 @@ impl<'a> Exchange<'a> {
             let client = Some(client);
             return Wanted { client, local_only: true, is_exempt, ..Wanted::default() };
         }
-        let wanted = wanted(&self.endpoint, &self.head.target, subject, client, server);
+        let wanted = wanted(&self.endpoint, self.target(), subject, client, server);
         Wanted { is_exempt, ..wanted }
     }
 
@@ -116,6 +117,7 @@ impl<'a> Exchange<'a> {
             return Err(OwnAnswer::Fault(Fault::BodyMalformed(reason)));
         }
         let subject = self.look_on(body, watch.scan)?;
+        let subject = self.resolve_in_body(body, subject)?;
         let may_try = wanted.may_try;
         *wanted = Wanted { may_try, ..self.wanted_by(&subject, wanted.server.take()) };
         Ok(())
