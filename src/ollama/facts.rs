@@ -12,6 +12,8 @@ pub struct Capabilities(u8);
 impl Capabilities {
     const WORDS: [&str; 8] =
         ["completion", "tools", "insert", "vision", "embedding", "thinking", "image", "audio"];
+    pub(crate) const TOOLS: Capabilities = Capabilities(1 << 1);
+    pub(crate) const VISION: Capabilities = Capabilities(1 << 3);
 
     /// `None` if it isn't a list with at least one known word.
     pub(super) fn of(list: &Value) -> Option<Self> {
@@ -21,6 +23,19 @@ impl Capabilities {
         };
         let bits = list.as_array()?.iter().filter_map(bit).fold(0, |bits, bit: u8| bits | bit);
         (bits > 0).then_some(Capabilities(bits))
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(crate) fn has(self, needed: Capabilities) -> bool {
+        self.0 & needed.0 == needed.0
+    }
+
+    /// These and the others, if they are needed.
+    pub(crate) fn with(self, others: Capabilities, are_needed: bool) -> Self {
+        Capabilities(self.0 | if are_needed { others.0 } else { 0 })
     }
 
     /// As Ollama writes them.
@@ -36,7 +51,8 @@ pub(crate) struct Facts {
     pub(crate) capabilities: Option<Capabilities>,
     /// It is in memory, and not all of it is on a graphics card.
     pub(crate) is_split: bool,
-    /// Tokens that it takes in as it is in memory; 0 if that isn't told.
+    /// Tokens that it takes in as it is in memory, or of one on disk, that it was trained for; 0 if
+    /// that isn't told.
     pub(crate) context: u64,
 }
 
@@ -46,7 +62,9 @@ impl Facts {
         Facts {
             capabilities: Capabilities::of(&entry["capabilities"]),
             is_split: on_card.zip(size).is_some_and(|(on_card, size)| on_card < size),
-            context: number(entry, "context_length").unwrap_or(0),
+            context: number(entry, "context_length")
+                .or_else(|| number(&entry["details"], "context_length"))
+                .unwrap_or(0),
         }
     }
 }
@@ -78,6 +96,10 @@ mod tests {
         ] {
             assert_eq!(of(list.clone()), want, "{list}");
         }
+        let all = Capabilities::of(&json!(["tools", "completion"])).expect("capabilities");
+        let both = Capabilities::TOOLS.with(Capabilities::VISION, true);
+        assert!(all.has(Capabilities::TOOLS) && !all.has(both) && all.has(Capabilities::default()));
+        assert_eq!(Capabilities::TOOLS.with(Capabilities::VISION, false), Capabilities::TOOLS);
     }
 
     #[test]

@@ -178,7 +178,11 @@ impl Inventory {
         self.loaded.contains_key(model)
     }
 
-    /// What it tells of the model as it is in memory.
+    /// What it tells of the model as it is on disk, and as it is in memory.
+    pub(crate) fn stored(&self, model: &ModelName) -> Facts {
+        self.on_disk.get(model).copied().unwrap_or_default()
+    }
+
     pub(crate) fn loaded(&self, model: &ModelName) -> Facts {
         self.loaded.get(model).copied().unwrap_or_default()
     }

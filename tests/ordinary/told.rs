@@ -5,7 +5,7 @@ use std::time::Duration;
 use ollana::config::Settings;
 use serde_json::{Value, json};
 
-use crate::support::{Chain, Ollama, Way, World, eventually, post};
+use crate::support::{Chain, Model, Ollama, Way, World, eventually, post};
 
 /// A client in front of two machines in both orders, asking the Ollamas themselves and by way of
 /// their server proxies, once it knows what they have. Its checks come rarely from then on.
@@ -51,5 +51,82 @@ fn a_model_that_is_wholly_on_a_card_answers() {
         }
         assert_eq!(split.served(), []);
         assert_eq!(whole.served().len(), 2);
+    });
+}
+
+/// A machine on which the model can do this, and is loaded or not.
+fn able(capabilities: &[&'static str], is_loaded: bool) -> World {
+    let model = Model { capabilities: capabilities.to_vec(), ..Model::local("alpha") };
+    let world = World { models: vec![model], ..World::default() };
+    if is_loaded { loaded(world) } else { world }
+}
+
+#[test]
+fn tools_and_images_go_where_the_model_can_do_them() {
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
+    let image = json!({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}});
+    let claude = json!({"type": "image", "source": {"type": "base64", "data": "AAAA"}});
+    let talk = |content: Value| json!([{"role": "user", "content": content}]);
+    let with_tools = |path| {
+        let long = talk(json!("x".repeat(100_000)));
+        (path, json!({"model": "alpha", "max_tokens": 9, "messages": long, "tools": tools}))
+    };
+    let shown = |parts| json!({"model": "alpha", "max_tokens": 9, "messages": talk(parts)});
+    let seen = json!([{"role": "user", "content": "x", "images": ["AAAA"]}]);
+    for (word, uses) in [
+        ("tools", ["/api/chat", "/v1/chat/completions", "/v1/messages"].map(with_tools).to_vec()),
+        (
+            "vision",
+            vec![
+                ("/api/chat", json!({"model": "alpha", "messages": seen})),
+                ("/api/generate", json!({"model": "alpha", "prompt": "x", "images": ["AAAA"]})),
+                ("/v1/chat/completions", shown(json!([{"type": "text", "text": "x"}, image]))),
+                ("/v1/messages", shown(json!([claude]))),
+            ],
+        ),
+    ] {
+        let worlds = [able(&["completion"], true), able(&["completion", word], false)];
+        each_way(worlds, |chain, [unable, able]| {
+            for (at, (path, body)) in uses.iter().enumerate() {
+                let answer = chain.connect().ask(post(path, body.to_string()));
+                assert_eq!(answer.status(), 200, "{word} {path}: {}", answer.text());
+                assert_eq!((unable.served().len(), able.served().len()), (0, at + 1), "{path}");
+            }
+        });
+    }
+}
+
+#[test]
+fn where_nobody_is_able_ollama_says_so() {
+    let worlds = [able(&["completion"], true), able(&["completion", "vision"], false)];
+    each_way(worlds, |chain, _| {
+        let body = json!({
+            "model": "alpha", "messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function"}],
+        });
+        let answer = chain.connect().ask(post("/api/chat", body.to_string()));
+        assert_eq!(answer.status(), 400);
+        let error = "registry.ollama.ai/library/alpha:latest does not support tools";
+        assert_eq!(answer.json()["error"], error);
+    });
+}
+
+#[test]
+fn a_long_prompt_or_a_set_context_goes_where_it_fits() {
+    let small = loaded(World { context_length: 4096, ..World::with(&["alpha"]) });
+    let large = loaded(World { context_length: 32_768, ..World::with(&["alpha"]) });
+    each_way([small, large], |chain, [small, large]| {
+        let talk = |length: usize| json!([{"role": "user", "content": "word ".repeat(length / 5)}]);
+        let long = json!({"model": "alpha", "messages": talk(40_000)});
+        let set = json!({"model": "alpha", "prompt": "x", "options": {"num_ctx": 32_768}});
+        for (path, body) in
+            [("/api/chat", &long), ("/v1/chat/completions", &long), ("/api/generate", &set)]
+        {
+            let answer = chain.connect().ask(post(path, body.to_string()));
+            assert_eq!(answer.status(), 200, "{path}: {}", answer.text());
+        }
+        assert_eq!((small.served().len(), large.served().len()), (0, 3));
+        let set = json!({"model": "alpha", "prompt": "x", "options": {"num_ctx": 4096}});
+        assert_eq!(chain.connect().ask(post("/api/generate", set.to_string())).status(), 200);
+        assert_eq!((small.served().len(), large.served().len()), (1, 3));
     });
 }

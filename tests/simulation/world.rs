@@ -529,9 +529,8 @@ impl World {
             server: None,
             client: Some(([127, 0, 0, 1 + self.random.below(3) as u8]).into()),
             conversation: Some(self.random.below(6) as u64).filter(|talk| *talk > 2),
-            local_only: false,
             is_exempt: task != Task::Use || self.random.is_one_in(8),
-            may_try: false,
+            ..Wanted::default()
         };
         let request = self.exchanges.len();
         self.exchanges.push(Exchange {

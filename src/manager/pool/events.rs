@@ -10,6 +10,7 @@ use crate::config::{ServerName, Sleeper};
 use crate::counters::Tally;
 use crate::ollama::aliases::Aliases;
 use crate::ollama::endpoints::Task;
+use crate::ollama::facts::Capabilities;
 use crate::ollama::model_name::ModelName;
 use crate::pairing::identity::Identity;
 use crate::upstream::{CheckResult, CheckTime, Hope, Target};
@@ -73,6 +74,12 @@ pub struct Wanted {
     pub is_exempt: bool,
     /// Where no server is up that could do it, one that is down is tried.
     pub may_try: bool,
+    /// What its model has to be able to do.
+    pub abilities: Capabilities,
+    /// Tokens that its prompt has at least.
+    pub tokens: u64,
+    /// The context that it sets, in tokens.
+    pub num_ctx: Option<u64>,
 }
 
 impl Wanted {

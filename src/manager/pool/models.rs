@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::events::{CheckId, Report};
+use crate::ollama::facts::Facts;
 use crate::ollama::inventory::Inventory;
 use crate::ollama::model_name::ModelName;
 use crate::upstream::LISTS_IN_PASSING;
@@ -57,9 +58,14 @@ impl Models {
         }
     }
 
-    /// Whether the model is in its memory, and not wholly on a graphics card.
-    pub(super) fn is_split(&self, model: &ModelName) -> bool {
-        self.inventory.as_ref().is_some_and(|known| known.loaded(model).is_split)
+    /// What it told of the model in its memory.
+    pub(super) fn loaded(&self, model: &ModelName) -> Facts {
+        self.inventory.as_ref().map(|known| known.loaded(model)).unwrap_or_default()
+    }
+
+    /// What it told of the model on its disk.
+    pub(super) fn stored(&self, model: &ModelName) -> Facts {
+        self.inventory.as_ref().map(|known| known.stored(model)).unwrap_or_default()
     }
 
     /// Takes up what a request did. When the backend is to be asked again, if that matters.

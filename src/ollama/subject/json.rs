@@ -29,6 +29,10 @@ pub struct Scan {
     /// Its model and its `FROM` line are put in at the end.
     found: Subject,
     from_line: Option<String>,
+    /// By where they were: in messages, in one of the texts, or in a list of their own.
+    images: [bool; 3],
+    /// Bytes of text in messages, and in other texts.
+    written: [u64; 2],
     state: State,
     depth: usize,
     /// The top-level member whose value comes; none in front of a key.
@@ -65,17 +69,23 @@ enum Member {
     /// A text that opens a conversation.
     Text,
     Messages,
+    Images,
     Tools,
+    Options,
     Other,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
-    /// A top-level key, or a string in `messages` or `tools` that may be one.
+    /// A top-level key, or a string within a member that may be one.
     Key,
     Value,
     /// The first text of a conversation.
     Opening,
+    /// Another one.
+    Text,
+    /// What a part of a message is.
+    Type,
     /// Nothing that matters.
     Other,
 }
@@ -84,23 +94,32 @@ impl Role {
     /// Bytes of it that are kept.
     fn room(self) -> usize {
         match self {
-            // No key that matters is as long.
-            Role::Key => 16,
+            // No key and no type that matters is as long.
+            Role::Key | Role::Type => 16,
             Role::Value => 512,
             // Enough to tell a conversation from others.
             Role::Opening => OPENING,
-            Role::Other => 0,
+            Role::Text | Role::Other => 0,
         }
     }
 }
 
-/// Within `messages` and `tools`: whether the last token was the name of a text, or of a tool's type,
-/// or what belongs to it.
+/// Within a member that holds others: whether the last token was a name that matters, or what belongs
+/// to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Nested {
     Other,
-    Name,
+    Name(Key),
+    Value(Key),
+}
+
+/// Names within members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Key {
     Text,
+    Type,
+    Images,
+    NumCtx,
 }
 
 impl Scan {
@@ -114,6 +133,8 @@ impl Scan {
             begun: 0,
             found: Subject::default(),
             from_line: None,
+            images: [false; 3],
+            written: [0; 2],
             state: State::Start,
             depth: 0,
             member: None,
@@ -137,8 +158,14 @@ impl Scan {
     pub fn subject(&self) -> Subject {
         let base = self.found.base.clone().or_else(|| self.from_line.clone());
         let rank = self.named.iter().position(Option::is_some);
-        let model_at = rank.map(|rank| self.places[rank].clone());
-        Subject { model: self.model().map(str::to_owned), model_at, base, ..self.found.clone() }
+        Subject {
+            model: self.model().map(str::to_owned),
+            model_at: rank.map(|rank| self.places[rank].clone()),
+            base,
+            has_images: self.images.contains(&true),
+            text_bytes: self.written.iter().sum(),
+            ..self.found.clone()
+        }
     }
 
     /// Goes on with the next bytes of the body.
@@ -191,8 +218,16 @@ impl Scan {
         match byte {
             b' ' | b'\t' | b'\r' | b'\n' => return,
             b'"' => return self.begin_string(),
-            b':' if self.nested == Nested::Name => return self.nested = Nested::Text,
-            b'{' | b'[' => self.depth += 1,
+            b':' => {
+                if let Nested::Name(key) = self.nested {
+                    return self.nested = Nested::Value(key);
+                }
+            }
+            b'[' if self.nested == Nested::Value(Key::Images) => return self.depth += 1,
+            b'{' | b'[' => {
+                self.depth += 1;
+                self.found.has_tools |= (self.depth, self.member) == (3, Some(Member::Tools));
+            }
             b'}' | b']' => self.depth -= 1,
             b',' if self.depth == 1 => self.member = None,
             b'+' | b'-' | b'.' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z'
@@ -201,8 +236,17 @@ impl Scan {
                 self.role = Role::Value;
                 self.keep(&[byte]);
                 // In seconds, of which Ollama takes nanoseconds.
-                let number = std::str::from_utf8(&self.text).ok().and_then(|t| t.parse().ok());
-                self.found.unloads = number.is_some_and(|time: f64| (0.0..1e-9).contains(&time));
+                let number = self.number();
+                self.found.unloads = number.is_some_and(|time| (0.0..1e-9).contains(&time));
+            }
+            b'+' | b'-' | b'.' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z'
+                if self.nested == Nested::Value(Key::NumCtx) =>
+            {
+                self.role = Role::Value;
+                self.keep(&[byte]);
+                let number = self.number().filter(|number| (1.0..1e15).contains(number));
+                self.found.num_ctx = number.map(|number| number as u64);
+                return;
             }
             _ => {}
         }
@@ -218,24 +262,43 @@ impl Scan {
         self.text.clear();
         self.role = match (self.depth, self.member) {
             (1, None) => Role::Key,
-            (1, Some(Member::Text)) | (2.., Some(Member::Messages))
-                if self.found.opening.is_some() =>
-            {
-                Role::Other
-            }
-            (1, Some(Member::Text)) => Role::Opening,
-            (1, Some(Member::Messages | Member::Tools | Member::Other)) => Role::Other,
+            (1, Some(Member::Text)) => self.text_role(),
+            (1, Some(Member::Messages | Member::Images | Member::Tools)) => Role::Other,
+            (1, Some(Member::Options | Member::Other)) => Role::Other,
             (1, Some(_)) => Role::Value,
-            (2.., Some(Member::Messages)) if self.nested == Nested::Text => Role::Opening,
-            (2.., Some(Member::Tools)) if self.nested == Nested::Text => Role::Value,
-            (2.., Some(Member::Messages | Member::Tools)) => Role::Key,
+            (_, Some(Member::Images)) => self.image(2),
+            (_, Some(member @ (Member::Messages | Member::Text))) => match self.nested {
+                Nested::Value(Key::Text) if member == Member::Messages => self.text_role(),
+                Nested::Value(Key::Text) => Role::Text,
+                Nested::Value(Key::Type) => Role::Type,
+                Nested::Value(Key::Images) => self.image(usize::from(member == Member::Text)),
+                _ => Role::Key,
+            },
+            (_, Some(Member::Tools)) if self.nested == Nested::Value(Key::Type) => Role::Value,
+            (_, Some(Member::Tools)) | (2, Some(Member::Options)) => Role::Key,
             _ => Role::Other,
         };
+    }
+
+    fn text_role(&self) -> Role {
+        if self.found.opening.is_some() { Role::Text } else { Role::Opening }
+    }
+
+    fn image(&mut self, place: usize) -> Role {
+        self.images[place] = true;
+        Role::Other
+    }
+
+    fn number(&self) -> Option<f64> {
+        std::str::from_utf8(&self.text).ok()?.parse().ok()
     }
 
     /// Goes on in a string to its next character that means something; returns what is behind that.
     fn within_string<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
         let end = memchr2(b'"', b'\\', piece).unwrap_or(piece.len());
+        if matches!(self.role, Role::Opening | Role::Text) {
+            self.written[usize::from(self.member == Some(Member::Text))] += end as u64;
+        }
         self.keep(&piece[..end]);
         match piece.get(end) {
             Some(b'"') => self.end_string(self.begun..self.at + end + 1),
@@ -269,7 +332,7 @@ impl Scan {
     fn take_opening(&mut self) {
         self.found.opening = Some(self.taken());
         self.text.clear();
-        self.role = Role::Other;
+        self.role = Role::Text;
     }
 
     fn taken(&self) -> String {
@@ -282,18 +345,33 @@ impl Scan {
         match (self.role, self.member) {
             (Role::Opening, _) => self.take_opening(),
             (Role::Key, None) => self.member = Some(self.key()),
-            (Role::Key, Some(member)) if self.is_nested_key(member) => self.nested = Nested::Name,
+            (Role::Key, Some(member)) => {
+                self.nested = self.nested_key(member).map_or(Nested::Other, Nested::Name);
+            }
+            (Role::Type, Some(member)) => {
+                let is_image = matches!(&self.text[..], b"image" | b"image_url" | b"input_image");
+                self.images[usize::from(member == Member::Text)] |= is_image;
+            }
             (Role::Value, Some(member)) => self.take_value(member, place),
             _ => {}
         }
         self.text.clear();
     }
 
-    /// Whether a key within this member was read whose value matters.
-    fn is_nested_key(&self, member: Member) -> bool {
-        match member {
-            Member::Tools => self.text.eq_ignore_ascii_case(b"type"),
-            _ => matches!(&self.text[..], b"content" | b"text"),
+    /// The key that was read within this member, if its value matters. Those of options, Go takes as
+    /// they are.
+    fn nested_key(&mut self, member: Member) -> Option<Key> {
+        if member != Member::Options {
+            self.text.make_ascii_lowercase();
+        }
+        match (&self.text[..], member) {
+            (b"num_ctx", Member::Options) => Some(Key::NumCtx),
+            (_, Member::Options) => None,
+            (b"type", _) => Some(Key::Type),
+            (_, Member::Tools) => None,
+            (b"content" | b"text", _) => Some(Key::Text),
+            (b"images", _) => Some(Key::Images),
+            _ => None,
         }
     }
 
@@ -318,7 +396,7 @@ impl Scan {
                 let mut digits = self.text.iter().filter(|byte| byte.is_ascii_digit());
                 self.found.unloads = digits.next() == Some(&b'0') && digits.all(|d| *d == b'0');
             }
-            Member::Text | Member::Messages | Member::Other => {}
+            Member::Text | Member::Messages | Member::Images | Member::Options | Member::Other => {}
         }
     }
 
@@ -338,8 +416,20 @@ impl Scan {
             b"modelfile" => Member::Modelfile,
             b"keep_alive" => Member::KeepAlive,
             b"system" | b"prompt" | b"input" => Member::Text,
-            b"messages" => Member::Messages,
-            b"tools" => Member::Tools,
+            // Of several, the last counts.
+            b"messages" => {
+                (self.images[0], self.written[0]) = (false, 0);
+                Member::Messages
+            }
+            b"images" => {
+                self.images[2] = false;
+                Member::Images
+            }
+            b"tools" => {
+                self.found.has_tools = false;
+                Member::Tools
+            }
+            b"options" => Member::Options,
             _ => Member::Other,
         }
     }

@@ -29,6 +29,14 @@ pub struct Subject {
     /// One of the members that may name the model names one of Ollama's cloud. Not only the last one
     /// counts: Ollama looks for those before it decodes the body (`server/cloud_proxy.go`).
     pub(crate) names_cloud: bool,
+    /// It offers its model tools.
+    pub(crate) has_tools: bool,
+    /// It shows its model images.
+    pub(crate) has_images: bool,
+    /// Bytes of text in its messages and prompts.
+    pub(crate) text_bytes: u64,
+    /// The context that its options set, in tokens.
+    pub(crate) num_ctx: Option<u64>,
     /// The first text of the conversation: the start of its first `content`, `system` or `prompt`.
     pub opening: Option<String>,
 }
@@ -188,6 +196,98 @@ mod tests {
     }
 
     #[test]
+    fn tools_and_images_are_seen() {
+        let of = |body: &str| {
+            let subject = subject(body.as_bytes());
+            (subject.has_tools, subject.has_images)
+        };
+        for body in [
+            r#"{"tools":[{"type":"function","function":{"name":"f"}}],"model":"a"}"#,
+            r#"{"messages":[],"Tools":[ {} ]}"#,
+            r#"{"tools":[],"tools":[{"name":"f"}]}"#,
+        ] {
+            assert_eq!(of(body), (true, false), "{body}");
+        }
+        for body in [
+            r#"{"prompt":"what is it?","images":["AAAA"]}"#,
+            r#"{"IMAGES" : [ "AAAA" , "BBBB" ]}"#,
+            r#"{"messages":[{"role":"user","content":"x","images":["AAAA"]},{"content":"y"}]}"#,
+            r#"{"messages":[{"content":"x"},{"Images":[ "AAAA","content"],"content":"y"}]}"#,
+            r#"{"messages":[{"content":[{"type":"text","text":"x"},
+                {"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]}]}"#,
+            r#"{"messages":[{"content":[{"source":{"data":"AAAA"},"type":"image"}]}]}"#,
+            r#"{"messages":[{"content":[{"type":"tool_result","content":[{"type":"image"}]}]}]}"#,
+            r#"{"input":[{"role":"user","content":[{"type":"input_image","image_url":"AAAA"}]}]}"#,
+            r#"{"input":"x","messages":[{"images":["AAAA"]}],"images":[]}"#,
+        ] {
+            assert_eq!(of(body), (false, true), "{body}");
+        }
+        for body in [
+            r#"{"tools":[],"images":[],"messages":[{"images":[],"content":"x"},{"images":null}]}"#,
+            r#"{"tools":null,"images":null}"#,
+            r#"{"tools":[{"name":"f"}],"tools":[],"images":["AAAA"],"images":null}"#,
+            r#"{"messages":[{"images":["AAAA"]}],"messages":[{"content":"x"}]}"#,
+            r#"{"messages":[{"content":"\"images\":[\"AAAA\"]"},{"content":"image"}]}"#,
+            r#"{"messages":[{"role":"image","content":[{"type":"text","text":"image"}]}]}"#,
+            r#"{"options":{"tools":[{}],"images":["AAAA"]},"format":{"type":"image"}}"#,
+        ] {
+            assert_eq!(of(body), (false, false), "{body}");
+        }
+        let both = r#"{"tools":[{}],"messages":[{"content":"x","images":["AAAA"]}]}"#;
+        assert_eq!(of(both), (true, true));
+    }
+
+    #[test]
+    fn only_text_makes_a_prompt_long() {
+        let of = |body: &str| subject(body.as_bytes()).text_bytes;
+        let text = "x".repeat(1000);
+        let image = "A".repeat(5000);
+        for (body, bytes) in [
+            (format!(r#"{{"prompt":"{text}","system":"{text}","images":["{image}"]}}"#), 2000),
+            (format!(r#"{{"messages":[{{"content":"{text}","images":["{image}"]}}]}}"#), 1000),
+            (
+                format!(
+                    r#"{{"messages":[{{"content":[{{"type":"text","text":"{text}"}},
+                    {{"type":"image_url","image_url":{{"url":"{image}"}}}}]}},
+                    {{"Content":"{text}","role":"{text}"}}]}}"#
+                ),
+                2000,
+            ),
+            (format!(r#"{{"system":[{{"type":"text","text":"{text}"}}],"input":"{text}"}}"#), 2000),
+            (format!(r#"{{"input":[{{"content":[{{"text":"{text}"}}]}}]}}"#), 1000),
+            // Each of them is a prompt of its own.
+            (format!(r#"{{"input":["{text}","{text}"]}}"#), 0),
+            (format!(r#"{{"messages":[{{"content":"{text}"}}],"messages":[]}}"#), 0),
+            (format!(r#"{{"format":{{"content":"{text}"}},"suffix":"{text}"}}"#), 0),
+            (r#"{"prompt":"ab\ncd\u00e9"}"#.to_owned(), 4),
+        ] {
+            assert_eq!(of(&body), bytes, "{body:.60}");
+        }
+    }
+
+    #[test]
+    fn the_context_that_options_set_is_seen() {
+        for (body, num_ctx) in [
+            (r#"{"options":{"num_ctx":8192}}"#, Some(8192)),
+            (
+                r#"{"Options" : { "seed":5, "num_ctx" : 8192.0 , "top_k":1},"model":"a"}"#,
+                Some(8192),
+            ),
+            (r#"{"options":{"num_ctx":8192,"num_ctx":4096}}"#, Some(4096)),
+            (r#"{"options":{"num_ctx":8192},"options":{"num_ctx":4.096e3}}"#, Some(4096)),
+            (r#"{"options":{"num_ctx":"8192"}}"#, None),
+            (r#"{"options":{"num_ctx":-1}}"#, None),
+            (r#"{"options":{"num_ctx":null}}"#, None),
+            (r#"{"options":{"num_ctx":1e99}}"#, None),
+            (r#"{"options":{"x":{"num_ctx":8192}},"num_ctx":1}"#, None),
+            (r#"{"messages":[{"num_ctx":8192}]}"#, None),
+            (r#"{"options":{"num_ct":8192,"xnum_ctx":1}}"#, None),
+        ] {
+            assert_eq!(subject(body.as_bytes()).num_ctx, num_ctx, "{body}");
+        }
+    }
+
+    #[test]
     fn a_conversation_keeps_its_opening() {
         let turn = |rest: &str| {
             let first = r#"{"role":"user","content":"hello there"}"#;
@@ -205,14 +305,17 @@ mod tests {
     #[test]
     fn pieces_of_any_size_say_the_same() {
         let first = r#"{"x":["\\\"",{"a":1}],"messages":[{"role":"user","content":"h\u00e9\"#;
+        let told = r#""tools":[{"type":"function"}],"options":{"num_ctx":8192}"#;
         let body = format!(
-            r#"{first}n {}"}}],"Keep_alive":"0\u0073","model":"a\ud83d\ude00","MODEL":"b"}}"#,
+            r#"{first}n {}","images":["AA"]}}],"Keep_alive":"0\u0073",{told},"model":"a\ud83d\ude00","MODEL":"b"}}"#,
             "é".repeat(200)
         );
         let whole = subject(body.as_bytes());
         assert_eq!((whole.model.as_deref(), whole.unloads), (Some("b"), true));
         assert_eq!(whole.model_at.clone().and_then(|at| body.get(at)), Some("\"b\""));
         assert!(whole.opening.as_ref().is_some_and(|text| text.starts_with("h\u{e9}\n \u{e9}")));
+        assert!(whole.has_tools && whole.has_images);
+        assert_eq!((whole.text_bytes, whole.num_ctx), (402, Some(8192)));
         for size in 1..body.len() {
             let mut scan = Scan::new(&["model", "name"]);
             for piece in body.as_bytes().chunks(size) {

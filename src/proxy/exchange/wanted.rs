@@ -11,6 +11,7 @@ use crate::http::fields::SERVER_FIELD;
 use crate::http::head::Framing;
 use crate::manager::pool::Wanted;
 use crate::ollama::endpoints::{Endpoint, Task};
+use crate::ollama::facts::Capabilities;
 use crate::ollama::model_name::ModelName;
 use crate::ollama::pull;
 use crate::ollama::subject::Subject;
@@ -19,6 +20,9 @@ use crate::upstream::exchange_io::Fault;
 
 /// Bytes that are kept of a body that can't be sent again once an upstream may have it.
 const KEPT_FOR_REFUSALS: usize = 64 * 1024;
+/// A prompt has at least one token for so many bytes of its text. English has one for four to five;
+/// other languages and code have more. What is longer than a server's context by this is too long.
+const BYTES_PER_TOKEN: u64 = 6;
 
 impl<'a> Exchange<'a> {
     /// Bytes of the body that are kept once they were sent.
@@ -188,8 +192,23 @@ fn wanted(
     });
     let task = if subject.unloads { Task::Unload } else { endpoint.task };
     let needs = needed(endpoint.class, subject.model.as_deref());
-    let client = Some(client);
-    Wanted { task, model, server, client, conversation, needs, ..Wanted::default() }
+    let wanted = Wanted {
+        task,
+        model,
+        server,
+        client: Some(client),
+        conversation,
+        needs,
+        ..Wanted::default()
+    };
+    if !endpoint.is_inference() {
+        return wanted;
+    }
+    let abilities = Capabilities::default()
+        .with(Capabilities::TOOLS, subject.has_tools)
+        .with(Capabilities::VISION, subject.has_images);
+    let tokens = subject.text_bytes / BYTES_PER_TOKEN;
+    Wanted { abilities, tokens, num_ctx: subject.num_ctx, ..wanted }
 }
 
 #[cfg(test)]
@@ -219,6 +238,22 @@ mod tests {
         assert_eq!(chat(&Subject::default(), one).conversation, None);
         let nameless = Subject { model: None, ..subject("a", "hi") };
         assert_eq!(chat(&nameless, one).conversation, None, "nothing is learned from it");
+    }
+
+    #[test]
+    fn what_the_model_must_do_counts_for_inference_only() {
+        let client = IpAddr::from([10, 0, 0, 1]);
+        let body =
+            br#"{"model":"a","tools":[{}],"messages":[{"images":["A"],"content":"123456789012"}],
+            "options":{"num_ctx":8192}}"#;
+        let subject = crate::ollama::subject::subject(body);
+        let chat = of("/api/chat", &subject, client);
+        let both = Capabilities::TOOLS.with(Capabilities::VISION, true);
+        assert_eq!((chat.abilities, chat.tokens, chat.num_ctx), (both, 2, Some(8192)));
+        for target in ["/api/create", "/api/show", "/api/pull"] {
+            let other = of(target, &subject, client);
+            assert_eq!((other.abilities.is_empty(), other.tokens, other.num_ctx), (true, 0, None));
+        }
     }
 
     #[test]

@@ -124,6 +124,9 @@ pub(super) fn serve(machine: &Machine, reply: &mut Reply<'_, '_>, kind: Kind, fi
     if is_stub {
         return at_cloud(machine, reply, kind, fields, model);
     }
+    if let Some((status, refusal)) = unable(kind, fields, &found) {
+        return reply.error(status, &refusal);
+    }
     let Some(_slot) = slot(machine, reply) else { return };
     let loading = machine.world(|world| world.loading.clone());
     if !pass(reply, loading.as_ref(), "a model to be loaded") {
@@ -142,6 +145,39 @@ pub(super) fn serve(machine: &Machine, reply: &mut Reply<'_, '_>, kind: Kind, fi
     run(reply, &ask(machine, kind, fields, model, None));
     if fields.unloads() {
         machine.world(|world| unload(world, &found));
+    }
+}
+
+/// Why the model can't do what is asked of it: tools, the scheduler refuses; images, its runner does.
+fn unable(kind: Kind, fields: &Fields, model: &Model) -> Option<(u16, String)> {
+    let is_chat = matches!(kind, Kind::Chat | Kind::OpenAiChat | Kind::Responses | Kind::Messages);
+    let has_some = |name| matches!(fields.get(name), Some(Value::Array(all)) if !all.is_empty());
+    let lacks = |word| !model.capabilities.contains(&word);
+    if is_chat && has_some("tools") && lacks("tools") {
+        let name = &model.name;
+        return Some((400, format!("registry.ollama.ai/library/{name} does not support tools")));
+    }
+    let messages = ["messages", "input"].map(|name| fields.get(name).is_some_and(shows_image));
+    let has_images = messages.contains(&true) || has_some("images");
+    let refusal = "Multimodal data provided, but model does not support multimodal requests.";
+    (has_images && lacks("vision")).then(|| (500, refusal.to_owned()))
+}
+
+fn shows_image(value: &Value) -> bool {
+    match value {
+        Value::Array(all) => all.iter().any(shows_image),
+        Value::Object(members) => {
+            let is_image = |(name, value): (&String, &Value)| match name.as_str() {
+                "images" => value.as_array().is_some_and(|all| !all.is_empty()),
+                "type" => {
+                    let kind = value.as_str().unwrap_or_default();
+                    ["image", "image_url", "input_image"].contains(&kind)
+                }
+                _ => shows_image(value),
+            };
+            members.iter().any(is_image)
+        }
+        _ => false,
     }
 }
 

@@ -4,19 +4,25 @@
 //!    ruled out by a header or a flag.
 //! 2. Those that have the model, or else those whose models are unknown. If none of them has it but
 //!    one that is away has or had it (`memory`), that is said; only a model that nobody has goes
-//!    anywhere, for Ollama's own answer. Of these, the ones that aren't full; where the model is
-//!    loaded first, and of those where it is known to be split between a graphics card and main memory
-//!    last, unless the others are clearly busier. A cloud's model runs on any of them: first on those that list it, last on those
-//!    whose account has just not done.
+//!    anywhere, for Ollama's own answer. None of which it is known that the model can't do there what
+//!    the request needs, such as tools, unless that is known of all (`told`).
 //!    Where nobody is up that could do it, one that is down is tried, as long as nothing has told that
 //!    it can't.
-//! 3. Among equals: those that are not passed over and didn't just fail, preferred ones, the
+//! 3. Of these, the ones that aren't full; those that the user named before those that were found;
+//!    where the model is loaded; of those, where the prompt isn't too long for it, or where it has the
+//!    context that the request sets; where it isn't known to be split between a graphics card and main
+//!    memory; where it is known to do what is needed. But for the prompt's length, a step is skipped
+//!    if the better ones are clearly busier. A cloud's model runs on any of them: first on those that
+//!    list it, last on those whose account has just not done.
+//! 4. Among equals: those that are not passed over and didn't just fail, preferred ones, the
 //!    conversation's last one unless it is clearly busier, then the least work weighed by learned
 //!    speed, then those known for longer than an hour, then the nearest.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
+
+mod told;
 
 use super::away::AbsentOwner;
 use super::{Backend, BackendId, NoPick, Pick, Pool, State, Wanted};
@@ -26,8 +32,8 @@ use crate::ollama::model_name::ModelName;
 const MAX_CONVERSATIONS: usize = 4096;
 /// Clients remembered that upload parts of a model.
 const MAX_BUILDS: usize = 64;
-/// A loaded model, or one that is wholly on a card, isn't worth waiting behind so many more requests
-/// than elsewhere.
+/// A loaded model, or another advantage, isn't worth waiting behind so many more requests than
+/// elsewhere.
 const CLEARLY_BUSIER: u32 = 4;
 /// So long after an announced server went down, its address isn't another machine's yet.
 const TRUSTED_WHILE_DOWN: Duration = Duration::from_secs(60);
@@ -209,7 +215,8 @@ impl Pool {
             }
             return absent_owner().map_or(Ok(eligible), |owner| Err(owner.into()));
         }
-        Ok(prefer(owners, |b| b.permission() >= wanted.needs))
+        let able = prefer(owners, |b| b.permission() >= wanted.needs);
+        Ok(told::capable(able, model, wanted))
     }
 
     /// Of those that can do it and are free, those where it is done soonest.
@@ -234,6 +241,17 @@ impl Pool {
         if !free.iter().any(|b| b.models.has(model)) {
             return free;
         }
+        let warm = self.warm(free, model, wanted);
+        told::surely_capable(warm, model, wanted)
+    }
+
+    /// Of those that have the model, those where it is loaded.
+    fn warm<'a>(
+        &self,
+        free: Vec<&'a Backend>,
+        model: &ModelName,
+        wanted: &Wanted,
+    ) -> Vec<&'a Backend> {
         // Servers that the user named, and this machine's Ollama, come before those that merely
         // announce themselves.
         let owners = prefer(free, |b| !b.is_discovered());
@@ -246,12 +264,16 @@ impl Pool {
         // Believe a newcomer's "loaded" only if no established server has the model.
         let has_established = owners.iter().any(|b| !b.claims.is_newcomer);
         let is_believed = |b: &Backend| !(b.claims.is_newcomer && has_established);
-        let loaded =
-            only(&owners, |b| is_believed(b) && (b.models.has_loaded(model) || was_there(b)));
-        if loaded.is_empty() || (wanted.task == Task::Use && is_clearly_busier(&loaded, &owners)) {
-            return owners;
+        let is_loaded =
+            |b: &Backend| is_believed(b) && (b.models.has_loaded(model) || was_there(b));
+        if wanted.task == Task::Unload {
+            return prefer(owners, is_loaded);
         }
-        unless_busier(loaded, |b| !b.models.is_split(model))
+        let loaded = unless_busier(owners, is_loaded);
+        if !loaded.iter().all(|b| is_loaded(b)) {
+            return loaded;
+        }
+        told::well_loaded(loaded, model, wanted)
     }
 
     /// Of the eligible ones, those that are as good as any for a new model.
@@ -352,25 +374,25 @@ fn only<'a>(all: &[&'a Backend], keep: impl Fn(&Backend) -> bool) -> Vec<&'a Bac
     all.iter().copied().filter(|b| keep(b)).collect()
 }
 
-/// Whether each of these has clearly more to do than one of the others; so if there are none.
-fn is_clearly_busier(these: &[&Backend], others: &[&Backend]) -> bool {
-    let least = |of: &[&Backend]| of.iter().map(|b| b.load.in_flight).min();
-    match (least(these), least(others)) {
-        (Some(these), Some(others)) => these >= others + CLEARLY_BUSIER,
-        _ => true,
+/// Those that are better, unless each of them has clearly more to do than one of the others.
+fn unless_busier(mut all: Vec<&Backend>, is_better: impl Fn(&Backend) -> bool) -> Vec<&Backend> {
+    let least = |is_meant: &dyn Fn(&Backend) -> bool| {
+        all.iter().filter(|b| is_meant(b)).map(|b| b.load.in_flight).min()
+    };
+    if let (Some(better), Some(least)) = (least(&is_better), least(&|_| true))
+        && better < least + CLEARLY_BUSIER
+    {
+        all.retain(|b| is_better(b));
     }
-}
-
-/// Those that are better, unless they are clearly busier than others.
-fn unless_busier(all: Vec<&Backend>, is_better: impl Fn(&Backend) -> bool) -> Vec<&Backend> {
-    let better = only(&all, is_better);
-    if is_clearly_busier(&better, &all) { all } else { better }
+    all
 }
 
 /// Those that are better; if there is none, all.
-fn prefer(all: Vec<&Backend>, is_better: impl Fn(&Backend) -> bool) -> Vec<&Backend> {
-    let better = only(&all, is_better);
-    if better.is_empty() { all } else { better }
+fn prefer(mut all: Vec<&Backend>, is_better: impl Fn(&Backend) -> bool) -> Vec<&Backend> {
+    if all.iter().any(|b| is_better(b)) {
+        all.retain(|b| is_better(b));
+    }
+    all
 }
 
 #[cfg(test)]

@@ -320,6 +320,7 @@ fn a_forged_announcement_changes_nothing_about_a_server() {
 #[test]
 fn a_newcomer_wins_nothing_by_what_it_says() {
     use crate::manager::pool::Report;
+    use crate::ollama::facts::Capabilities;
     use crate::ollama::inventory::Inventory;
     use crate::ollama::model_name::ModelName;
     use std::sync::Arc;
@@ -346,6 +347,20 @@ fn a_newcomer_wins_nothing_by_what_it_says() {
     give(&mut w, 0, split);
     give(&mut w, 1, whole);
     assert_eq!(pick(&mut w), address(20), "the newcomer says that it has all of it on a card");
+    let told = |able: &str, context: u64| {
+        let model = format!(
+            r#"{{"models":[{{"name":"a:latest","capabilities":["{able}"],"context_length":{context}}}]}}"#
+        );
+        Some(Arc::new(Inventory::new([&model, &model, ""], None)))
+    };
+    let needs = |abilities, tokens| Wanted { abilities, tokens, ..wanted.clone() };
+    for wanted in [needs(Capabilities::TOOLS, 0), needs(Capabilities::default(), 10_000)] {
+        w.pool.backends[0].models.inventory = told("completion", 4096);
+        w.pool.backends[1].models.inventory = told("tools", 32_768);
+        let pick = w.pool.pick(w.now, &[], &wanted).expect("a server");
+        w.pool.count_out(pick.id, false);
+        assert_eq!(pick.address, address(20), "the newcomer says that it is able: {wanted:?}");
+    }
     give(&mut w, 0, "");
     give(&mut w, 1, tags);
     let claim = |w: &mut World, at: usize, speed: f64| {
