@@ -31,7 +31,7 @@ const freePort = () => new Promise(done => {
 async function ollama(models, hot, { version = '0.13.1', pause = 25, saved = '' } = {}) {
   const list = models.map(([name, size, kind, digest = name]) => ({ name, model: name, size, digest, modified_at: '2026-01-01T00:00:00Z',
     details: { parameter_size: kind, quantization_level: 'Q4_K_M' } }));
-  const loaded = list.slice(0, hot).map(one => ({ ...one, size_vram: one.size, expires_at: '2026-12-01T00:00:00Z', context_length: 8192 }));
+  let loaded = list.slice(0, hot).map((one, at) => ({ ...one, size_vram: Math.round(one.size * (at ? .62 : 1)), expires_at: '2026-12-01T00:00:00Z', context_length: 8192 }));
   const server = http.createServer((request, answer) => {
     const json = body => { const text = JSON.stringify(body); answer.writeHead(200, { 'Content-Type': 'application/json', 'Content-Length': Buffer.byteLength(text) }); answer.end(text); };
     if (saved) answer.setHeader('X-Ollana-Saved', saved);
@@ -103,8 +103,26 @@ async function main() {
     await page.goto(url + '/ollana/');
     return page;
   };
-  const shoot = (page, name, fullPage = true) => page.screenshot({ path: join(SHOTS, name + '.png'), fullPage });
+  const shoot = async (page, name, fullPage = true) => {
+    // What is out of sight is drawn, too.
+    await page.evaluate(() => document.querySelectorAll('.server').forEach(node => { node.style.contentVisibility = 'visible'; }) || scrollTo(0, 0));
+    await page.screenshot({ path: join(SHOTS, name + '.png'), fullPage });
+  };
   const text = (page, selector) => page.locator(selector).innerText();
+  // As it looks to everybody: light and dark, wide and on the smallest phone.
+  const VIEWS = [['', {}], ['-dark', { dark: true }], ['-phone', { width: 320, height: 640 }], ['-phone-dark', { width: 320, height: 640, dark: true }]];
+  const looks = async (url, name, wait) => {
+    for (const [kind, options] of VIEWS) {
+      const page = await open(url, options);
+      await wait(page);
+      await fits(page);
+      await shoot(page, name + kind);
+      await page.context().close();
+    }
+  };
+  // The page shows it, soon.
+  const shows = (page, selector, pattern) => page.waitForFunction(([selector, source, flags]) => new RegExp(source, flags).test(document.querySelector(selector).innerText), [selector, pattern.source, pattern.flags])
+    .catch(async () => assert.match(await text(page, selector), pattern));
   const fits = async page => assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), 'nothing is wider than the page');
 
   // No server yet: what to do.
@@ -112,16 +130,42 @@ async function main() {
     const { url, child } = await client();
     const page = await open(url);
     await page.locator('#empty').waitFor();
-    assert.match(await text(page, '#empty'), /No server found yet[\s\S]*firewall[\s\S]*ollana --server HOST/);
+    await shows(page, '#empty', /No server found yet[\s\S]*firewall[\s\S]*ollana --server HOST/);
     assert.equal(await text(page, '#pill'), 'no server');
     assert.equal(await page.locator('#top').isVisible(), false);
-    await shoot(page, 'empty');
+    await fits(page);
+    await looks(url, 'empty', page => page.locator('#empty').waitFor());
     // The daemon is gone, and comes back to a page that is still there.
     child.kill();
     await page.locator('.note.bad').waitFor();
-    assert.match(await text(page, '.note.bad'), /ollana doesn’t answer.*Trying again/);
+    await shows(page, '.note.bad', /ollana doesn’t answer.*Trying again/);
     await shoot(page, 'gone');
     await page.context().close();
+  }
+
+  // The only server is down: what happened, since when, what to do.
+  {
+    const { url } = await client(await freePort());
+    const down = page => page.locator('#help').waitFor();
+    const page = await open(url);
+    await down(page);
+    await shows(page, '#help', /^127.0.0.1:\d+ is down\s+connection refused: nothing listens there, since .* \(\d+ s\)\s+The machine is on, .* start Ollama and ollana on it[\s\S]*ollana doctor on this machine finds out more/);
+    assert.equal(await text(page, '#notes'), '', 'nothing is told twice');
+    assert.equal(await text(page, '#pill'), '0 of 1 server ready');
+    assert.equal(await page.locator('#down img').count(), 0);
+    await looks(url, 'down', down);
+    await page.context().close();
+    const own = await ollana('--mode', 'server', '--ollama', 'http://127.0.0.1:' + await freePort());
+    const ownPage = await open(own.url);
+    await down(ownPage);
+    await shows(ownPage, '#help', /Ollama on this machine is down[\s\S]*start Ollama on this machine, with ollama serve/);
+    await shoot(ownPage, 'down-own');
+    // The other causes; a name that is like one of them makes no difference.
+    for (const [reason, want] of [['connecting timed out: it is off, or a firewall drops it', /^Switch it on.* TCP 7 through/], ['Ollama isn\'t running on repair-shop', /^Start Ollama there/],
+      ['desk answers paired machines only: run \'ollana pair\' on both', /ollana pair/], ['can\'t resolve refused: no such name', /spelled right/], ['no route to host', /one network or VPN/], ['something new', /ollana doctor/]]) {
+      assert.match(await ownPage.evaluate(reason => advice({ reason, addresses: ['10.0.0.1:7'] }), reason), want);
+    }
+    await ownPage.context().close();
   }
 
   // A home: three machines, one of them away, a busy one, a pull, a failure, a hostile name.
@@ -143,13 +187,13 @@ async function main() {
     ask(url, '/api/pull', { model: 'gpt-oss:120b' });
     await ask(url, '/api/generate', { model: 'llama3.2:1b', prompt: 'break' });
     await page.locator('#transfers progress').waitFor();
-    assert.match(await text(page, '#transfers'), /Pulling gpt-oss:120b on [\s\S]*\d+ % of 38 GB, from desktop, [\d.]+ [MG]B\/s, \d+ s left/);
-    assert.equal(await text(page, '#saved'), '41 GB not downloaded again');
-    assert.equal((await text(page, '#models')).match(/, version beefbee|, version qwen3/g).length, 2);
+    await shows(page, '#transfers', /Pulling gpt-oss:120b on [\s\S]*\d+ % of 38 GB, from desktop, [\d.]+ [MG]B\/s, \d+ s left/);
+    await shows(page, '#saved', /^41 GB not downloaded again$/);
+    await shows(page, '#models', /, version beefbee[\s\S]*, version qwen3|, version qwen3[\s\S]*, version beefbee/);
     await page.locator('#lan .flow').first().waitFor({ state: 'attached' });
     assert.equal(await page.locator('#lan .node').count(), 3);
-    assert.match(await text(page, '#pill'), /2 of 3 servers ready/);
-    assert.match(await text(page, '#notes'), new RegExp(`127.0.0.1:${away} is down: connection refused`));
+    await shows(page, '#pill', /2 of 3 servers ready/);
+    await shows(page, '#notes', new RegExp(`127.0.0.1:${away} is down: connection refused`));
     await page.waitForFunction(() => /one |broke|early|reset/.test(document.querySelector('#failures').innerText));
     const failures = await text(page, '#failures');
     assert.match(failures, /POST \/api\/generate/);
@@ -183,20 +227,21 @@ async function main() {
     if (process.env.PAGE_LONG) await wait(60000); // For the picture: four minutes have a course.
     await page.waitForFunction(() => document.querySelector('.spark path.area').getAttribute('d').length > 60);
     await fits(page);
-    await shoot(page, 'home');
+    await shows(page, '#nowpart', /^Running now\s+Requests\s+\d+\s+Waiting/);
+    await shows(page, '#sincepart', /^Since the start, .* ago\s+Requests\s+\d+\s+Failed\s+[1-9]\d*\s+Tokens/);
+    await shows(page, '#servers', /\d requests? running now[\s\S]*since the start: \d+ requests?/);
+    await shows(page, '#servers', /llama3.3:70b[\s\S]*loaded, all on the graphics card, 8,192 tokens of context[\s\S]*loaded, 62 % on the card, the rest in memory/);
+    await shows(page, '#models', new RegExp(`127.0.0.1:${big}, all on the card, 8,192 tokens`));
+    await shows(page, '#servers', /the machine is on, but neither ollana nor/i);
     await page.setViewportSize({ width: 1120, height: 620 });
     await page.evaluate(() => scrollTo(0, 0));
     await shoot(page, 'page', false);
     const state = await (await fetch(url + '/ollana/status')).json();
     assert.equal(state.version, 1);
-    for (const [name, options] of [['home-dark', { dark: true }], ['home-phone', { width: 360, height: 740 }], ['home-phone-dark', { width: 360, height: 740, dark: true }]]) {
-      const other = await open(url, options);
+    await looks(url, 'home', async other => {
       await other.waitForFunction(() => document.querySelectorAll('#models tr').length === 6);
       await other.locator('#lan .node').first().waitFor({ state: 'attached' });
-      await fits(other);
-      await shoot(other, name);
-      await other.context().close();
-    }
+    });
     // Named and labelled for those who don't see it.
     const unnamed = await page.evaluate(() => [...document.querySelectorAll('input, select, textarea, button, progress')]
       .filter(node => !(node.labels?.length || node.getAttribute('aria-label') || node.innerText)).map(node => node.outerHTML));
@@ -210,16 +255,16 @@ async function main() {
   {
     const own = await ollama([['llama3.2:1b', 1.3e9, '1.2B']], 0);
     const { url } = await ollana('--mode', 'server', '--ollama', 'http://127.0.0.1:' + own);
-    const page = await open(url, { width: 360, height: 740 });
+    const page = await open(url, { width: 320, height: 640 });
     await page.locator('#top').waitFor();
-    assert.match(await text(page, '#shared'), /^this machine can’t share its models$/);
-    assert.match(await text(page, '#notes'), /Ollama's models in .* can't be read/);
+    await page.waitForFunction(() => document.querySelector('#shared').innerText === 'this machine can’t share its models');
+    await page.waitForFunction(() => /Ollama's models in .* can't be read/.test(document.querySelector('#notes').innerText));
     ask(url, '/api/pull', { model: 'tensors:7b' });
     await page.waitForFunction(() => /from the registry \(this kind of model can’t be shared\)/.test(document.querySelector('#transfers').innerText));
     ask(url, '/api/pull', { model: 'gpt-oss:120b' });
     await page.waitForFunction(() => /GB from desktop\s+[\d.]+ GB from the registry/.test(document.querySelector('#sources').innerText));
     assert.equal(await page.locator('#parts span').count(), 2);
-    assert.match(await text(page, '#transfers'), /^Pulling .*on this machine/);
+    await shows(page, '#transfers', /^Pulling .*on this machine/);
     assert.equal(await text(page, '#saved'), '0 B not downloaded again');
     await fits(page);
     await shoot(page, 'pulls-phone');
@@ -230,14 +275,34 @@ async function main() {
     await page.context().close();
   }
 
+  // One server, and twelve: each has its name in the picture.
+  {
+    const ports = await Promise.all(Array.from({ length: 12 }, (_, n) => ollama([['llama3.2:1b', 1.3e9, '1.2B'], [`own-${n}:7b`, 4e9, '7B']], n % 3)));
+    for (const [name, some] of [['one', ports.slice(0, 1)], ['twelve', ports]]) {
+      const { url } = await client(...some);
+      for (let n = 0; n < some.length; n += 4) ask(url, '/api/generate', { model: `own-${n}:7b`, prompt: 'long' });
+      await looks(url, name, async page => {
+        await page.waitForFunction(text => document.querySelector('#pill').innerText === text, `${some.length} of ${some.length} server${some.length > 1 ? 's' : ''} ready`);
+        await page.waitForFunction(count => document.querySelectorAll('#models tr').length === count, some.length + 1);
+        const told = await page.locator('#lan svg').textContent();
+        for (const port of some) assert.ok(told.includes(`127.0.0.1:${port}`), told);
+        // No name is cut off, and none lies on another.
+        const boxes = await page.locator('#lan text').evaluateAll(all => all.map(node => node.getBoundingClientRect()).map(({ left, right, top, bottom }) => ({ left, right, top, bottom })));
+        const frame = await page.locator('#lan').boundingBox();
+        for (const box of boxes) assert.ok(box.left >= frame.x && box.right <= frame.x + frame.width, 'in the picture');
+        for (const [at, a] of boxes.entries()) for (const b of boxes.slice(at + 1)) assert.ok(a.right <= b.left || b.right <= a.left || a.bottom <= b.top + 4 || b.bottom <= a.top + 4, 'apart');
+      });
+    }
+  }
+
   // 64 servers with 100 models each.
   {
     const shared = Array.from({ length: 100 }, (_, n) => [`model-with-a-long-name-${n}:8b-instruct-q4_K_M`, 5e9 + n, '8.0B']);
     const ports = await Promise.all(Array.from({ length: 64 }, (_, n) => ollama(shared.map(([name, ...rest], m) => [m < 50 ? name : `${n}-${name}`, ...rest]), n % 5)));
     const { url } = await client(...ports);
     const page = await open(url);
-    await page.waitForFunction(() => /64 of 64 servers ready/.test(document.querySelector('#pill').innerText), null, { timeout: 20000 });
-    await page.waitForFunction(() => /and 3190 more/.test(document.querySelector('#more').innerText), null, { timeout: 20000 });
+    await page.waitForFunction(() => /64 of 64 servers ready/.test(document.querySelector('#pill').innerText), null, { timeout: 60000 });
+    await page.waitForFunction(() => /and 3190 more/.test(document.querySelector('#more').innerText), null, { timeout: 60000 });
     for (let n = 0; n < 12; n++) ask(url, '/api/generate', { model: `${n * 5}-${shared[60][0]}`, prompt: 'long' });
     await page.locator('#filter').fill('63-model-with-a-long-name-77');
     await page.waitForFunction(() => document.querySelectorAll('#models tr').length === 1);
@@ -247,7 +312,7 @@ async function main() {
     console.log(`64 servers x 100 models: status?brief in ${time.toFixed(0)} ms`);
     await fits(page);
     await shoot(page, 'many', false);
-    await page.setViewportSize({ width: 360, height: 740 });
+    await page.setViewportSize({ width: 320, height: 640 });
     await wait(1300);
     await fits(page);
     await shoot(page, 'many-phone', false);
@@ -260,8 +325,9 @@ async function main() {
 
 let code = 0;
 try { await main(); } catch (error) { console.error(error); code = 1; }
+const gone = children.map(child => child.exitCode === null && child.signalCode === null && new Promise(done => child.once('exit', done)));
 children.forEach(child => child.kill());
+await Promise.all(gone);
 servers.forEach(server => { server.closeAllConnections(); server.close(); });
-// A daemon may still be writing there.
-rmSync(work, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 });
+rmSync(work, { recursive: true, force: true });
 process.exit(code);
