@@ -89,6 +89,76 @@ fn pages_of_other_sites_and_foreign_names_get_nothing() {
     assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
 }
 
+/// As the page does it: the server by its id, and its token.
+#[test]
+fn the_page_unloads_models_where_they_are() {
+    let world = || World { loaded: vec!["m".to_owned()], ..World::with(&["m", "other"]) };
+    for way in [Way::TwoHops, Way::Paired] {
+        let fakes = [Ollama::start(world()), Ollama::start(world())];
+        let chain = Chain::start(way, &[&fakes[0], &fakes[1]], |_| {});
+        let mut looking = chain.connect();
+        let servers = |looking: &mut Client| {
+            let state = state(looking);
+            let servers = state["servers"].as_array().cloned().unwrap_or_default();
+            chain
+                .servers
+                .iter()
+                .map(|daemon| {
+                    let address = daemon.addresses()[0].to_string();
+                    servers.iter().find(|server| server["addresses"][0] == address).cloned()
+                })
+                .collect::<Option<Vec<Value>>>()
+                .unwrap_or_default()
+        };
+        let is_loaded = |server: &Value| {
+            let models = server["models"].as_array().cloned().unwrap_or_default();
+            models.iter().any(|model| model["name"] == "m:latest" && model["loaded"] == true)
+        };
+        let known = eventually("both to be known to have it in memory", || {
+            let servers = servers(&mut looking);
+            (servers.len() == 2 && servers.iter().all(is_loaded)).then_some(servers)
+        });
+        let page = looking.get("/ollana/").text();
+        let token = page.split_once("name=\"ollana-token\" content=\"").expect("a token").1;
+        let token = token.split('"').next().unwrap_or_default();
+        let unload = |query: &str| {
+            let head = format!("POST /ollana/unload{query} HTTP/1.1\r\nHost: localhost\r\n");
+            let fields = format!("Origin: http://localhost\r\nX-Ollana-Token: {token}\r\n");
+            chain.connect().ask(format!("{head}{fields}Content-Length: 0\r\n\r\n"))
+        };
+        let id = &known[1]["id"];
+        for (query, status, error) in [
+            ("".to_owned(), 400, "one is missing"),
+            (format!("?server={id}"), 400, "one is missing"),
+            ("?model=m".to_owned(), 400, "one is missing"),
+            ("?server=x&model=m".to_owned(), 400, "one is missing"),
+            ("?server=99&model=m".to_owned(), 404, "no server has the id 99"),
+            (format!("?server={id}&model=other"), 404, "doesn't have \"other:latest\" in memory"),
+            (format!("?server={id}&model=nosuch"), 404, "doesn't have \"nosuch:latest\" in memory"),
+        ] {
+            let answer = unload(&query);
+            let text = answer.json()["error"].as_str().unwrap_or_default().to_owned();
+            assert!(answer.status() == status && text.contains(error), "{query}: {answer:?}");
+        }
+        assert!(fakes.iter().all(|fake| fake.served().is_empty()));
+        let answer = unload(&format!("?server={id}&model=m%3Alatest"));
+        assert_eq!(answer.status(), 200, "{way:?}: {answer:?}");
+        assert_eq!(answer.json()["unloaded"], "m:latest");
+        assert_eq!(fakes[0].served(), [], "{way:?}: the other one");
+        let served = fakes[1].served();
+        assert_eq!((served.len(), served[0].path.as_str()), (1, "/api/generate"), "{way:?}");
+        let after = eventually("it to be known", || {
+            Some(servers(&mut looking)).filter(|it| !is_loaded(&it[1]))
+        });
+        assert!(is_loaded(&after[0]), "{way:?}: the other one has it still");
+        // What the server says against it is told.
+        fakes[0].change(|world| world.models.clear());
+        let answer = unload(&format!("?server={}&model=m", known[0]["id"]));
+        let text = answer.json()["error"].as_str().unwrap_or_default().to_owned();
+        assert!(answer.status() == 502 && text.contains("not found"), "{way:?}: {answer:?}");
+    }
+}
+
 #[test]
 fn it_answers_while_no_server_is_there() {
     let process = Process::start(&format!(

@@ -42,7 +42,9 @@ async function ollama(models, hot, { version = '0.13.1', pause = 25, saved = '' 
     let body = '';
     request.on('data', data => { body += data; });
     request.on('end', async () => {
-      const { model, prompt = '' } = JSON.parse(body || '{}');
+      const { model, prompt = '', keep_alive } = JSON.parse(body || '{}');
+      if (keep_alive === 0 && model.startsWith('stuck')) { answer.writeHead(500, { 'Content-Type': 'application/json' }); return answer.end(JSON.stringify({ error: 'stuck ' + EVIL })); }
+      if (keep_alive === 0) { loaded = loaded.filter(one => one.name !== model); return json({ model, response: '', done: true, done_reason: 'unload' }); }
       if (prompt.includes('fail')) { answer.writeHead(500, { 'Content-Type': 'application/json' }); return answer.end('{"error":"out of memory ' + EVIL.replaceAll('"', "'") + '"}'); }
       answer.writeHead(200, { 'Content-Type': 'application/x-ndjson' });
       const line = part => answer.write(JSON.stringify(part) + '\n');
@@ -98,7 +100,7 @@ async function main() {
     const context = await browser.newContext({ viewport: { width, height }, colorScheme: dark ? 'dark' : 'light', reducedMotion: 'no-preference' });
     const page = await context.newPage();
     page.on('pageerror', error => complaints.push(String(error)));
-    page.on('console', message => { if (message.type() === 'error' && !/ERR_CONNECTION_REFUSED|status of 50\d/.test(message.text())) complaints.push(message.text()); });
+    page.on('console', message => { if (message.type() === 'error' && !/ERR_CONNECTION_REFUSED|status of (403|50\d)/.test(message.text())) complaints.push(message.text()); });
     page.on('request', request => { if (!request.url().startsWith(url) && !request.url().startsWith('data:')) complaints.push('asked for ' + request.url()); });
     await page.goto(url + '/ollana/');
     return page;
@@ -275,6 +277,37 @@ async function main() {
     await page.context().close();
   }
 
+  // The button takes a model out of the memory of its server, and only there; what it can't is told.
+  {
+    const ports = await Promise.all([0, 1].map(() => ollama([['llama3.2:1b', 1.3e9, '1.2B'], ['stuck:1b', 1e9, '1B']], 2)));
+    const { url } = await client(...ports);
+    const page = await open(url);
+    const card = port => page.locator('.server', { hasText: `127.0.0.1:${port}` });
+    const button = (port, model) => card(port).getByRole('button', { name: `Unload ${model} from 127.0.0.1:${port}`, exact: true });
+    for (const port of ports) await button(port, 'llama3.2:1b').waitFor();
+    await button(ports[1], 'llama3.2:1b').focus();
+    await page.keyboard.press('Enter');
+    await button(ports[1], 'llama3.2:1b').waitFor({ state: 'detached' });
+    const inMemory = port => fetch(`http://127.0.0.1:${port}/api/ps`).then(answer => answer.json()).then(({ models }) => models.map(model => model.name));
+    assert.deepEqual(await inMemory(ports[1]), ['stuck:1b']);
+    assert.deepEqual(await inMemory(ports[0]), ['llama3.2:1b', 'stuck:1b']);
+    assert.equal(await button(ports[0], 'llama3.2:1b').count(), 1);
+    await button(ports[0], 'stuck:1b').click();
+    await card(ports[0]).getByText('not unloaded: 127.0.0.1:' + ports[0] + ': stuck <img').waitFor();
+    assert.equal(await page.evaluate(() => window.hacked), undefined);
+    await fits(page);
+    await shoot(page, 'unload');
+    // Who may not, has no button.
+    await page.route('**/ollana/', async route => {
+      const answer = await route.fetch();
+      route.fulfill({ response: answer, body: (await answer.text()).replace(/(ollana-token" content=")\w+/, '$1') });
+    });
+    await page.reload();
+    await card(ports[0]).getByText('llama3.2:1b').waitFor();
+    assert.equal(await page.getByRole('button', { name: /^Unload/ }).count(), 0);
+    await page.context().close();
+  }
+
   // One server, and twelve: each has its name in the picture.
   {
     const ports = await Promise.all(Array.from({ length: 12 }, (_, n) => ollama([['llama3.2:1b', 1.3e9, '1.2B'], [`own-${n}:7b`, 4e9, '7B']], n % 3)));
@@ -286,11 +319,14 @@ async function main() {
         await page.waitForFunction(count => document.querySelectorAll('#models tr').length === count, some.length + 1);
         const told = await page.locator('#lan svg').textContent();
         for (const port of some) assert.ok(told.includes(`127.0.0.1:${port}`), told);
-        // No name is cut off, and none lies on another.
-        const boxes = await page.locator('#lan text').evaluateAll(all => all.map(node => node.getBoundingClientRect()).map(({ left, right, top, bottom }) => ({ left, right, top, bottom })));
-        const frame = await page.locator('#lan').boundingBox();
-        for (const box of boxes) assert.ok(box.left >= frame.x && box.right <= frame.x + frame.width, 'in the picture');
-        for (const [at, a] of boxes.entries()) for (const b of boxes.slice(at + 1)) assert.ok(a.right <= b.left || b.right <= a.left || a.bottom <= b.top + 4 || b.bottom <= a.top + 4, 'apart');
+        // No name is cut off, and none lies on another. In one go, as the picture is drawn anew each second.
+        const wrong = await page.evaluate(() => {
+          const boxOf = node => node.getBoundingClientRect(), frame = boxOf(document.querySelector('#lan'));
+          const boxes = [...document.querySelectorAll('#lan text')].map(node => [node.textContent, boxOf(node)]);
+          const apart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top + 4 || b.bottom <= a.top + 4;
+          return boxes.filter(([, a], at) => a.left < frame.left || a.right > frame.right || !boxes.slice(at + 1).every(([, b]) => apart(a, b))).map(([text]) => text);
+        });
+        assert.deepEqual(wrong, [], 'apart, and in the picture');
       });
     }
   }

@@ -25,6 +25,7 @@ pub(crate) use routes::{Routed, routed};
 pub(crate) const VERSION: &str = "/api/version";
 
 // What this program itself asks of an Ollama besides.
+pub(crate) const GENERATE: &str = "/api/generate";
 pub(crate) const PULL: &str = "/api/pull";
 pub(crate) const PUSH: &str = "/api/push";
 pub(crate) const COPY: &str = "/api/copy";
@@ -42,7 +43,7 @@ const ENDPOINTS: &[Endpoint] = &[
     get("/api/tags", Open).or_head().list(List::Tags),
     get("/api/ps", Open).list(List::Loaded),
     post("/api/show", Open, Other).repeatable().answers_half_closed(),
-    post("/api/generate", Open, Generate).inference(),
+    post(GENERATE, Open, Generate).inference(),
     post("/api/chat", Open, Generate).inference(),
     post("/api/embed", Open, Embed).inference(),
     post("/api/embeddings", Open, Embed).inference(),

@@ -9,6 +9,7 @@
 //! | `/ollana/ready` | 200 while requests can be served, else 503 |
 //! | `/ollana/blobs/…`, `/ollana/manifests/…` | models, for other machines (`donate`) |
 //! | `DELETE /ollana/servers/NAME` | forgets a server that is away; for programs of this machine |
+//! | `POST /ollana/unload?…` | takes a model out of memory; for the page on this machine (`unload`) |
 //!
 //! But for models, only this machine may ask, and whom `--status-from` lets. `Host` was checked before. A page of
 //! another site can't read the answers, for want of CORS fields, and isn't answered at all where
@@ -23,7 +24,7 @@ use http::header::{
 use http::{HeaderMap, Method};
 use serde_json::json;
 
-use super::{Context, End, Exchange, OwnAnswer};
+use super::{Context, End, Exchange, OwnAnswer, unload};
 use crate::http::target::{percent_decode, split_query};
 use crate::manager::pool::Forgot;
 use crate::net::interfaces::unknown_interfaces;
@@ -39,6 +40,8 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const CLOSED: &str = "default-src 'none'; frame-ancestors 'none'";
 /// Where the page's number of one use goes: only the script and the style that carry it run.
 const NONCE: &str = "{nonce}";
+/// Where the token for `unload` goes.
+const TOKEN: &str = "{token}";
 /// The page talks to nobody but us.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'nonce-{nonce}'; \
                            style-src 'nonce-{nonce}'; img-src data:; connect-src 'self'; \
@@ -63,10 +66,12 @@ impl Content {
         Content::new(status, answers::JSON, format!("{body}\n"))
     }
 
-    fn page() -> Result<Self, OwnAnswer> {
+    /// With the token for who may unload models.
+    fn page(token: Option<String>) -> Result<Self, OwnAnswer> {
         let random = system::random::<16>().map_err(|_| OwnAnswer::NoRandomBytes)?;
         let nonce = Hex(&random).to_string();
-        let page = Content::new(200, HTML, status::PAGE.replace(NONCE, &nonce));
+        let page = status::PAGE.replace(NONCE, &nonce).replace(TOKEN, &token.unwrap_or_default());
+        let page = Content::new(200, HTML, page);
         match HeaderValue::from_str(&PAGE_POLICY.replace(NONCE, &nonce)) {
             Ok(policy) => Ok(Content { policy, ..page }),
             Err(_) => Ok(page),
@@ -75,7 +80,11 @@ impl Content {
 }
 
 fn allowed(path: &str) -> &'static str {
-    if path.starts_with("/servers/") { "DELETE" } else { "GET, HEAD" }
+    match path {
+        unload::PATH => "POST",
+        _ if path.starts_with("/servers/") => "DELETE",
+        _ => "GET, HEAD",
+    }
 }
 
 impl From<OwnAnswer> for Content {
@@ -137,12 +146,15 @@ impl Exchange<'_> {
         if let Some(name) = path.strip_prefix("/servers/") {
             return self.forget(name);
         }
+        if path == unload::PATH {
+            return self.unload(query).map(|(status, body)| Content::json(status, &body));
+        }
         if !matches!(head.method, Method::GET | Method::HEAD) {
             return Err(OwnAnswer::OwnPathMethod);
         }
         match path {
             "" => Ok(Content::new(308, HTML, String::new())),
-            "/" => Content::page(),
+            "/" => Content::page(connection.is_own().then(unload::token).flatten()),
             "/health" => match context.mailbox.snapshot() {
                 Some(_) => Ok(Content::json(200, &json!({ "status": "ok" }))),
                 None => Err(OwnAnswer::NoState),
