@@ -5,7 +5,7 @@ PREFIX ?= /usr/local
 MACHINE := $(shell uname -m)
 TARGET ?= $(if $(filter armv7%,$(MACHINE)),armv7-unknown-linux-musleabihf,$(MACHINE)-unknown-linux-musl)
 
-.PHONY: help run build test check lint cross doc netns e2e desync page boot windows faults days soak coverage bench static deb dist install uninstall clean
+.PHONY: help run build test check lint cross doc messages netns e2e desync page boot windows faults days soak coverage bench static deb dist install uninstall clean
 
 help:
 	@echo "make run       builds ollana and shows a chat through a client and a server"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint      checks the formatting, clippy's lints and the scripts"
 	@echo "make cross     checks that it compiles for Windows, macOS and FreeBSD"
 	@echo "make doc       builds the documentation of the code"
+	@echo "make messages  lists every sentence of the program, to read aloud"
 	@echo "make netns     runs the tests on several hosts in network namespaces (root)"
 	@echo "make e2e       tests with a real Ollama, a real model and the official clients"
 	@echo "make desync    sends request smuggling vectors through both proxies"
@@ -63,6 +64,9 @@ doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items --quiet
 
 check: lint doc test
+
+messages:
+	@$(CARGO) test --quiet --test docs list_of_messages -- --ignored --nocapture
 
 netns:
 	$(CARGO) test --test netns -- --nocapture

@@ -311,3 +311,113 @@ fn datagrams_are_as_the_help_says() {
     assert_eq!(answer[range("authentication")], [0; 16]);
     assert_eq!(answer[80], 1, "a record with the name");
 }
+
+/// What people may get to read: every string of `src/` with a blank in it, tests left out, by its file.
+fn messages() -> Vec<(String, String)> {
+    fn files(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir).expect("a folder") {
+            let path = entry.expect("a file").path();
+            match path.is_dir() {
+                true => files(&path, found),
+                false if path.extension().is_some_and(|it| it == "rs") => found.push(path),
+                false => {}
+            }
+        }
+    }
+    let mut found = Vec::new();
+    files(&root().join("src"), &mut found);
+    found.retain(|path| !path.ends_with("tests.rs"));
+    found.sort();
+    let texts = |path: PathBuf| {
+        let source = std::fs::read_to_string(&path).expect("source");
+        let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned();
+        let path = path.strip_prefix(root()).expect("one of ours").display().to_string();
+        strings(&code).into_iter().map(move |text| (path.clone(), text))
+    };
+    let all = found.into_iter().flat_map(texts);
+    all.filter(|(_, text)| text.trim().contains(' ')).collect()
+}
+
+/// The string literals of a Rust source, lines joined as the compiler does it.
+fn strings(code: &str) -> Vec<String> {
+    let (mut found, mut rest) = (Vec::new(), code);
+    while let Some(at) = rest.find(['/', '\'', '"']) {
+        let is_raw = rest[..at].ends_with('r') || rest[..at].ends_with("r#");
+        let (begin, here) = (&rest[at..at + 1], &rest[at + 1..]);
+        rest = match begin {
+            "/" if here.starts_with('/') => here.split_once('\n').map_or("", |(_, next)| next),
+            "/" => here,
+            // A character; a lifetime has no end like it.
+            "'" => {
+                let mut chars = here.char_indices();
+                let is_escaped = here.starts_with('\\');
+                let end = chars.nth(1 + usize::from(is_escaped)).filter(|(_, c)| *c == '\'');
+                end.map_or(here, |(end, _)| &here[end + 1..])
+            }
+            _ if is_raw => {
+                let end = if rest[..at].ends_with('#') { "\"#" } else { "\"" };
+                let (text, next) = here.split_once(end).expect("the end of a raw string");
+                found.push(text.to_owned());
+                next
+            }
+            _ => {
+                let (mut text, mut chars) = (String::new(), here.char_indices());
+                let mut end = here.len();
+                while let Some((at, c)) = chars.next() {
+                    match c {
+                        '"' => {
+                            end = at;
+                            break;
+                        }
+                        '\\' => match chars.next().map_or(' ', |(_, c)| c) {
+                            '\n' => {
+                                let blanks =
+                                    chars.as_str().len() - chars.as_str().trim_start().len();
+                                (0..blanks).for_each(|_| drop(chars.next()));
+                            }
+                            'n' => text.push('\n'),
+                            c => text.push(c),
+                        },
+                        c => text.push(c),
+                    }
+                }
+                found.push(text);
+                here.get(end + 1..).unwrap_or_default()
+            }
+        };
+    }
+    found
+}
+
+#[test]
+fn messages_have_the_words_that_people_know() {
+    let all = messages();
+    assert!(all.len() > 800, "{} messages", all.len());
+    let known = "no server found in {seconds} s: {why}; ollana doctor says more";
+    assert!(all.iter().any(|(_, text)| text == known), "the list has what is in the source");
+    for (file, text) in &all {
+        // Without what is put in.
+        let said: String =
+            text.split('{').map(|it| it.split_once('}').map_or(it, |it| it.1)).collect();
+        let words: Vec<&str> = said.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+        // Only the code tells members of the pool, and ends of connections, from servers and machines.
+        for word in ["backend", "backends", "peer", "upstream", "downstream", "daemon"] {
+            let is_told = words.contains(&word) && !text.contains("--daemon");
+            assert!(!is_told, "{file}: {word:?} in {text:?}");
+        }
+    }
+}
+
+/// For `make messages`.
+#[test]
+#[ignore = "a list to read, no test"]
+fn list_of_messages() {
+    let mut last = String::new();
+    for (file, text) in messages() {
+        if file != last {
+            println!("\n{file}");
+            last = file;
+        }
+        println!("  {}", text.replace('\n', "\n  "));
+    }
+}

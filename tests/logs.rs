@@ -225,7 +225,7 @@ fn json_lines_hold_whatever_was_sent() {
     for key in ["ttfb_ms", "duration_ms"] {
         assert!(line[key].is_u64(), "{line}");
     }
-    assert!(line["backend"].is_string(), "{line}");
+    assert!(line["server"].is_string(), "{line}");
     for line in process.log().lines() {
         assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
     }

@@ -396,7 +396,7 @@ fn what_cannot_be_done_is_said() {
         ("pair k7pm2-xvd9u", "not a code", 2),
         ("pair 192.168.1.20", "not a code", 2),
         ("pair k7pm2-xvd9q", "run 'ollana pair' on the other one first", 1),
-        ("unpair nobody", "no peer is called \"nobody\"", 1),
+        ("unpair nobody", "no paired machine is called \"nobody\"", 1),
         ("unpair", "takes NAME", 2),
         ("unpair nobody --all", "not both", 2),
     ] {
@@ -404,7 +404,7 @@ fn what_cannot_be_done_is_said() {
         assert_eq!(said.code, Some(code), "{arguments}: {said:?}");
         assert!(said.err.contains(says), "{arguments}: {said:?}");
     }
-    assert!(other.run("peers").out.contains("no peers"));
+    assert!(other.run("peers").out.contains("no paired machines"));
     let (_shown, code) = one.show();
     let said = third.run("pair");
     assert!(said.code == Some(1) && said.err.contains("another 'ollana pair'"), "{said:?}");

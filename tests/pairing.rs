@@ -149,7 +149,7 @@ fn nothing_that_is_said_is_on_the_wire() {
         assert_eq!(state["machine"]["unpaired"], !is_paired);
         let metrics = looking.get("/ollana/metrics").text();
         let is = u8::from(is_paired);
-        for start in ["ollana_keys ", "ollana_backend_encrypted{server="] {
+        for start in ["ollana_keys ", "ollana_server_encrypted{server="] {
             let found = metrics.lines().find(|line| line.starts_with(start));
             assert!(found.is_some_and(|found| found.ends_with(&format!(" {is}"))), "{metrics}");
         }

@@ -173,8 +173,8 @@ fn an_ollama_that_starts_later_and_restarts() {
         assert!(started.elapsed() < Duration::from_secs(5), "after {:?}", started.elapsed());
         fake.kill();
     }
-    process.line("backend down");
-    process.line("backend up");
+    process.line("server down");
+    process.line("server up");
 }
 
 #[test]

@@ -483,7 +483,7 @@ fn metrics_are_as_prometheus_wants_them_and_the_help_says() {
     assert_eq!(told, written, "the help's table and /ollana/metrics");
     for row in &rows {
         let braced = row[2].strip_prefix('{').and_then(|labels| labels.strip_suffix('}'));
-        let usual = if row[0].starts_with("ollana_backend_") { "server" } else { "" };
+        let usual = if row[0].starts_with("ollana_server_") { "server" } else { "" };
         let labels = texts.iter().find_map(|text| labels_of(text, row[0]));
         // What isn't known of the servers here has no line.
         if let Some(labels) = labels {

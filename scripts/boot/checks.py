@@ -155,7 +155,7 @@ def pairs(user, lan):
     user.does("all of the state is the service's",
               "cd /var/lib/ollana/; find . -mindepth 1 ! -user $(stat -c %u .) | grep .", code=1)
     name = os.uname().nodename
-    user.does("sudo ollana unpair", f"ollana unpair {name}", "is not a peer any more")
+    user.does("sudo ollana unpair", f"ollana unpair {name}", "is not paired any more")
     lan.unpair("clean")
     user.chats("and in clear again")
 
@@ -174,7 +174,7 @@ def systemd(user, lan):
     user.chats("and answers")
     user.does("SIGHUP ends nothing", "systemctl kill -s HUP ollana; sleep 1; systemctl show -P NRestarts -P ActiveState ollana",
               r"\A(2\nactive|active\n2)\Z")
-    user.does("the journal is readable", "journalctl -u ollana -o cat --no-pager", "ready mode=client", "backend up name=")
+    user.does("the journal is readable", "journalctl -u ollana -o cat --no-pager", "ready mode=client", "server up name=")
     user.does("systemctl stop", "systemctl stop ollana; systemctl show -P Result -P ActiveState ollana", r"\A(success\ninactive|inactive\nsuccess)\Z")
     user.does("systemctl start", "systemctl start ollana")
     user.chats("and answers")

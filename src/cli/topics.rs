@@ -75,7 +75,7 @@ pub(crate) const TOPICS: &[Topic] = &[
             option("pin MODEL=SERVER", "this model goes to this server", "", list!(pins, route)),
             option("ban MODEL=SERVER", "this model never goes to this server", "",
                 list!(bans, route)),
-            option("alias NAME=MODEL[,MODEL]", "who asks for NAME gets the first that a server has", "",
+            option("alias NAME=MODEL[,MODEL]", "NAME stands for the first of these that a server has", "",
                 List(|s, v| s.aliases.add(v), |s| s.aliases.clear())),
             // Nothing is more than debug: finer lines aren't compiled in (see Cargo.toml).
             option("log-level LEVEL", "off, error, warn, info or debug", "info", Words(&[
@@ -158,7 +158,7 @@ its plan, which cloud models need.
                 Time(|s| &mut s.timing.idle_timeout)),
             option("body-timeout T", "a client sends nothing of its body", "60s",
                 Time(|s| &mut s.timing.body_timeout)),
-            option("stall-timeout T", "a peer reads nothing of what we send", "2m",
+            option("stall-timeout T", "the other side reads nothing of what we send", "2m",
                 Time(|s| &mut s.timing.stall_timeout)),
             option("drain-timeout T", "for streams to finish after SIGTERM", "30s",
                 Time(|s| &mut s.timing.drain_timeout)),

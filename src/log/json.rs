@@ -1,7 +1,7 @@
 //! Lines of the log as JSON objects, one per line.
 //!
 //! Our messages are a phrase and then keys: `backend down addr=10.0.0.7:11435 failures=3`. They
-//! become members of their own: `"message":"backend down","addr":"10.0.0.7:11435","failures":3`.
+//! become members of their own: `"message":"server down","addr":"10.0.0.7:11435","failures":3`.
 
 use log::Level;
 use serde_json::{Map, Value};
@@ -98,8 +98,8 @@ mod tests {
     #[test]
     fn keys_become_members() {
         let line =
-            parsed("backend down addr=10.0.0.7:11435 failures=3 why=\"a \\\"b\\\" c\" up=true");
-        assert_eq!(line["message"], "backend down");
+            parsed("server down addr=10.0.0.7:11435 failures=3 why=\"a \\\"b\\\" c\" up=true");
+        assert_eq!(line["message"], "server down");
         assert_eq!(line["addr"], "10.0.0.7:11435");
         assert_eq!(line["failures"], 3);
         assert_eq!(line["why"], "a \"b\" c");

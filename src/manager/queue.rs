@@ -319,7 +319,7 @@ impl<A: Asker> Queue<A> {
                 }
                 return None;
             }
-            reason.push_str("; a wake-up call didn't help");
+            reason.push_str("; a Wake-on-LAN packet didn't help");
         }
         Some(Err(Refused::NoServer(reason)))
     }

@@ -390,25 +390,25 @@ fn notes(pool: &Pool, now: Instant) -> Vec<String> {
 fn log_transition(transition: &Transition) {
     match transition {
         Transition::Up { name, address, version } => {
-            log::info!("backend up name={name:?} addr={address} ollama={version:?}");
+            log::info!("server up name={name:?} addr={address} ollama={version:?}");
         }
         Transition::Down { name, reason } => {
-            log::warn!("backend down name={name:?} reason={reason:?}");
+            log::warn!("server down name={name:?} reason={reason:?}");
         }
         Transition::OutlierEjected { name, pause } => {
-            log::warn!("backend rests name={name:?} pause_ms={}", pause.as_millis());
+            log::warn!("server rests name={name:?} pause_ms={}", pause.as_millis());
         }
         Transition::Lists { name, problem: Some(problem) } => {
-            log::warn!("models incomplete backend={name:?} reason={problem:?}");
+            log::warn!("models incomplete server={name:?} reason={problem:?}");
         }
-        Transition::Lists { name, problem: None } => log::info!("models complete backend={name:?}"),
-        Transition::Forgotten { name } => log::info!("backend forgotten name={name:?}"),
+        Transition::Lists { name, problem: None } => log::info!("models complete server={name:?}"),
+        Transition::Forgotten { name } => log::info!("server forgotten name={name:?}"),
         Transition::Moved { name, address } => {
-            log::info!("backend moved name={name:?} addr={address}");
+            log::info!("server moved name={name:?} addr={address}");
         }
         Transition::IdentityConflict { name, address, reason, is_quarantined } => {
             let what = if *is_quarantined { "gets no requests" } else { "is used all the same" };
-            log::warn!("backend contested, {what} name={name:?} addr={address} reason={reason:?}");
+            log::warn!("server contested, {what} name={name:?} addr={address} reason={reason:?}");
         }
         Transition::Refused { address } => log::debug!("pool full, refused addr={address}"),
     }

@@ -53,7 +53,9 @@ impl Wake {
                 Sleeper::Server(name) => self.macs.as_ref().and_then(|macs| macs.of(name)),
             };
             match mac.map(|mac| (mac, self.send(mac))) {
-                Some((mac, Ok(()))) => log::info!("sent a wake-up call server={sleeper} mac={mac}"),
+                Some((mac, Ok(()))) => {
+                    log::info!("sent a Wake-on-LAN packet server={sleeper} mac={mac}")
+                }
                 Some((_, Err(error))) => log::warn!("cannot wake server={sleeper}: {error}"),
                 None => log::warn!(
                     "cannot wake server={sleeper}: its hardware address isn't known yet; it is \

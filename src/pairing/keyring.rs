@@ -62,7 +62,7 @@ impl State {
     fn confirm(&mut self, id: KeyId) {
         let open = self.peers.iter_mut().find(|peer| peer.id() == id && !peer.is_confirmed);
         if let Some(peer) = open {
-            log::info!("key confirmed peer={:?} key={id}", peer.name);
+            log::info!("key confirmed machine={:?} key={id}", peer.name);
             peer.is_confirmed = true;
             self.confirmed.push(id);
         }
@@ -124,10 +124,10 @@ impl Keyring {
                 }
                 let is_valid = |id: KeyId| new.iter().any(|peer| peer.id() == id);
                 for peer in peers.iter().filter(|peer| !is_valid(peer.id())) {
-                    log::info!("key gone peer={:?} key={}", peer.name, peer.id());
+                    log::info!("key gone machine={:?} key={}", peer.name, peer.id());
                 }
                 for peer in new.iter().filter(|new| peers.iter().all(|old| old.id() != new.id())) {
-                    log::info!("key taken up peer={:?} key={}", peer.name, peer.id());
+                    log::info!("key taken up machine={:?} key={}", peer.name, peer.id());
                 }
                 streams.retain(|(id, stream)| match stream.upgrade() {
                     Some(stream) if !is_valid(*id) => {

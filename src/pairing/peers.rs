@@ -66,7 +66,7 @@ impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Unreadable::Form(what) => write!(f, "damaged, {what}"),
-            Unreadable::TooMany => write!(f, "more than {MAX_PEERS} peers"),
+            Unreadable::TooMany => write!(f, "more than {MAX_PEERS} machines"),
             Unreadable::Secret => f.write_str(
                 "expected a secret of 32 bytes in hexadecimal or base64, such as \
                  'openssl rand -hex 32' makes",
@@ -82,11 +82,13 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Peer>, Unreadable> {
         return Err(Unreadable::Form("it is blank"));
     }
     let root: Value = serde_json::from_str(text).map_err(|_| Unreadable::Form("not JSON"))?;
-    let list = root["peers"].as_array().ok_or(Unreadable::Form("no list of peers"))?;
+    let list = root["peers"].as_array().ok_or(Unreadable::Form("no list of machines"))?;
     if list.len() > MAX_PEERS * MAX_KEYS {
         return Err(Unreadable::TooMany);
     }
-    list.iter().map(|entry| peer(entry).ok_or(Unreadable::Form("a peer without its key"))).collect()
+    list.iter()
+        .map(|entry| peer(entry).ok_or(Unreadable::Form("a machine without its key")))
+        .collect()
 }
 
 fn peer(entry: &Value) -> Option<Peer> {

@@ -138,7 +138,9 @@ pub(crate) fn respond(
 fn send(stream: &Stream, message: &[u8]) -> io::Result<()> {
     match stream.try_write(message)? == message.len() {
         true => Ok(()),
-        false => Err(io::Error::new(ErrorKind::WriteZero, "it takes no answer")),
+        false => {
+            Err(io::Error::new(ErrorKind::WriteZero, "it did not take the handshake's answer"))
+        }
     }
 }
 

@@ -123,7 +123,7 @@ impl Acceptor {
     fn let_in(&self, socket: TcpStream, peer: SocketAddr) {
         let context = &self.shared.context;
         if !self.admits(&socket, peer) {
-            log::debug!("refused a peer that may not connect addr={peer}");
+            log::debug!("refused a client that may not connect addr={peer}");
             socket::reset_on_close(&socket);
             return;
         }

@@ -139,7 +139,7 @@ impl Proxy {
         }
         self.shared.workers.dismiss();
         if !self.shared.workers.wait_gone(CUT_TIME) {
-            log::warn!("workers left behind");
+            log::warn!("threads of the proxy did not end in time");
         }
         finished
     }

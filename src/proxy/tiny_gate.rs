@@ -95,7 +95,7 @@ fn pass_through<C: Write>(gate: &Mutex<Option<Gate<C>>>, method: &str, target: &
     if let Some(open) = &mut *gate
         && let Err(error) = open.pass(method, target)
     {
-        log::error!("tiny_http is passed by from now on: {error}");
+        log::error!("requests no longer pass tiny_http: {error}");
         *gate = None;
     }
 }
@@ -111,7 +111,7 @@ impl<C: Write> Gate<C> {
         let Some(door) = door else { return passed.map(|()| Some(gate)) };
         let closed = gate.close(&door);
         if let Err(error) = passed.and(closed) {
-            log::warn!("tiny_http is passed by, others could reach it: {error}");
+            log::warn!("requests don't pass tiny_http, which others could reach: {error}");
             return Ok(None);
         }
         Ok(Some(gate))

@@ -152,7 +152,7 @@ fn requests(text: &mut Text, view: &View<'_>) {
 type Look = fn(&ServerNow, &Backend, &View<'_>) -> Option<f64>;
 type Count = fn(&Done) -> &Counter;
 
-/// What there is about every server: name after `ollana_backend_`, help, value.
+/// What there is about every server: name after `ollana_server_`, help, value.
 const SERVER_GAUGES: &[(&str, &str, Look)] = &[
     ("up", "Whether the server gets work.", |s, _, _| Some(flag(s.state.gets_work()))),
     ("encrypted", "Whether the hop to it is encrypted.", |s, _, view| view.encrypts(s).map(flag)),
@@ -172,7 +172,7 @@ const SERVER_GAUGES: &[(&str, &str, Look)] = &[
     }),
 ];
 
-/// What every server has done: name after `ollana_backend_`, help, value.
+/// What every server has done: name after `ollana_server_`, help, value.
 const SERVER_COUNTERS: &[(&str, &str, Count)] = &[
     ("requests_total", "Requests that ended there.", |done| &done.requests),
     ("failures_total", "Requests that failed by its fault.", |done| &done.failures),
@@ -184,13 +184,13 @@ const SERVER_COUNTERS: &[(&str, &str, Count)] = &[
 fn servers(text: &mut Text, view: &View<'_>) {
     let servers = &view.snapshot.servers;
     let labels = labels(servers);
-    let name = "ollana_backends";
+    let name = "ollana_servers";
     text.family(name, "Servers by health.");
     for health in ["ready", "down", "new"] {
         let count = servers.iter().filter(|s| s.state.health() == health).count();
         text.sample(name, &[("state", health)], count as f64);
     }
-    let name = "ollana_backend_info";
+    let name = "ollana_server_info";
     text.family(name, "Always 1; the labels tell address, origin and Ollama's version.");
     for (server, label) in servers.iter().zip(&labels) {
         let address = server.backend.addresses.first().map(|it| it.to_string()).unwrap_or_default();
@@ -203,7 +203,7 @@ fn servers(text: &mut Text, view: &View<'_>) {
         text.sample(name, &labels, 1.0);
     }
     let mut family = |name: &str, help: &str, look: &dyn Fn(&ServerNow) -> Option<f64>| {
-        let name = format!("ollana_backend_{name}");
+        let name = format!("ollana_server_{name}");
         text.family(&name, help);
         for (server, label) in servers.iter().zip(&labels) {
             if let Some(value) = look(server) {
@@ -343,10 +343,10 @@ mod tests {
             "ollana_queue_wait_seconds_bucket{le=\"300\"} 0",
             "ollana_queue_wait_seconds_bucket{le=\"+Inf\"} 1",
             "ollana_queue_requests 2",
-            "ollana_backends{state=\"new\"} 3",
-            "ollana_backend_up{server=\"b\\\"\\\\\\n?\"} 0",
-            "ollana_backend_up{server=\"a #2\"} 0",
-            "ollana_backend_limit_requests{server=\"a\"} 3",
+            "ollana_servers{state=\"new\"} 3",
+            "ollana_server_up{server=\"b\\\"\\\\\\n?\"} 0",
+            "ollana_server_up{server=\"a #2\"} 0",
+            "ollana_server_limit_requests{server=\"a\"} 3",
         ] {
             assert!(text.lines().any(|other| other == line), "{line} in\n{text}");
         }

@@ -25,7 +25,7 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
     }
     let meant = did_you_mean(name, "", known.iter().map(String::as_str));
     let known = match known.is_empty() {
-        true => "none is".to_owned(),
+        true => "none is known".to_owned(),
         false => format!("known are: {}", known.join(", ")),
     };
     Err(format!("no server called {:?} is known{meant} ({known})", clean(name)))

@@ -25,26 +25,28 @@ pub(super) fn remove(tool: &Tool) -> Result<(), String> {
             peers.clear();
             Ok(())
         })?;
-        println!("no machine is a peer any more; a running ollana cuts its connections by itself");
+        println!(
+            "no machine is paired any more; a running ollana cuts their connections by itself"
+        );
         return forget(&dir);
     }
     let is_meant = |peer: &Peer| peer.name == name;
     if !key_files::load(&dir)?.iter().any(is_meant) {
-        return Err(format!("no peer is called {name:?}; 'ollana peers' shows them"));
+        return Err(format!("no paired machine is called {name:?}; 'ollana peers' shows them"));
     }
     let left = key_files::update(&dir, |peers| {
         peers.retain(|peer| !is_meant(peer));
         Ok(peers.len())
     })?;
-    println!("{name} is not a peer any more; a running ollana cuts its connections by itself");
+    println!("{name} is not paired any more; a running ollana cuts its connections by itself");
     if left == 0 { forget(&dir) } else { Ok(()) }
 }
 
 /// No keys are missed from now on.
 fn forget(dir: &Path) -> Result<(), String> {
     println!(
-        "No peer is left: ollana talks unencrypted to the LAN again. To stop that,\n\
-         start it with --unpaired off."
+        "No paired machine is left: ollana talks unencrypted to the LAN again. To stop\n\
+         that, start it with --unpaired off."
     );
     marks::set_elsewhere(dir, false).map_err(failed("cannot note it in the configuration"))
 }
@@ -52,7 +54,7 @@ fn forget(dir: &Path) -> Result<(), String> {
 /// At most 80 columns wide.
 fn table(peers: &[Peer]) -> String {
     if peers.is_empty() {
-        return "no peers; 'ollana pair' on two machines makes them so\n".to_owned();
+        return "no paired machines; 'ollana pair' on two machines pairs them\n".to_owned();
     }
     let row = |name: &str, added: &str, key: &str| format!("{name:<46}  {added:<10}  {key}\n");
     let mark = |peer: &Peer| if peer.is_confirmed { "" } else { " *" };

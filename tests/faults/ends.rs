@@ -99,7 +99,7 @@ fn a_server_stays_when_its_name_is_not_answered_any_more() {
     process.line("name not found, its last known address is used name=\"gpu.test\"");
     let took = serving(process.address());
     judge("a name that isn't answered any more, to an answer of its server", took, ms(200));
-    assert!(!process.log().contains("backend down"), "it is well");
+    assert!(!process.log().contains("server down"), "it is well");
     end(process, "a name that isn't answered any more");
 }
 

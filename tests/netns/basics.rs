@@ -109,9 +109,9 @@ fn a_killed_server_is_used_again_when_it_is_back() {
         daemon = Daemon::start(&server, &[]);
         takes("restarted to first answer", limits::BACK, || works(&client));
         // A request is tried before a check has passed.
-        let up = || (client_daemon.count("backend up ") == 1 + round).then_some(());
+        let up = || (client_daemon.count("server up ") == 1 + round).then_some(());
         takes("restarted to one line per edge", limits::BACK, up);
-        assert_eq!(client_daemon.count("backend down "), round, "one line per edge");
+        assert_eq!(client_daemon.count("server down "), round, "one line per edge");
     }
 }
 
@@ -128,8 +128,8 @@ fn a_server_that_stops_says_goodbye_and_finishes_its_streams() {
     let mut stream = send(&client, "POST", "/api/chat", "{}").expect("sent").head().expect("head");
     assert_eq!(stream.line().expect("a token"), token_line("gpu", 1));
     daemon.signal(Signal::TERM);
-    let ((), took) = until("backend down", limits::SILENT, || {
-        (client_daemon.count("backend down ") == 1).then_some(())
+    let ((), took) = until("server down", limits::SILENT, || {
+        (client_daemon.count("server down ") == 1).then_some(())
     });
     judge("SIGTERM to out of rotation", took, limits::BROKEN);
     takes("SIGTERM to 503", limits::REFUSING, || is_without_server(&client));

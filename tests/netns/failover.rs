@@ -40,7 +40,7 @@ fn pair(lan: &mut Lan) -> Pair {
     let (one, other) = (start(lan, "one"), start(lan, "other"));
     let client = lan.host(&[("eth0", 0)]);
     let client_daemon = Daemon::start(&client, &[]);
-    takes("both found", limits::FOUND, || (client_daemon.count("backend up ") == 2).then_some(()));
+    takes("both found", limits::FOUND, || (client_daemon.count("server up ") == 2).then_some(()));
     let held = send(&client, "POST", "/v1/audio/transcriptions", "{}").expect("sent");
     let reached = |server: &Server| server.ollama.requests("/v1/audio/transcriptions") == 1;
     let (one_is_busy, _) = until("the held request at a server", Duration::from_secs(2), || {
@@ -66,10 +66,10 @@ fn requests_move_to_the_other_server() {
     assert_eq!(serving(&client), other.name, "the very next request");
     judge("killed, next request answered", start.elapsed(), limits::NEXT_AFTER_REFUSAL);
     throughout(Duration::from_secs(1), || assert_eq!(serving(&client), other.name));
-    assert_eq!(client_daemon.count("backend down "), 1);
+    assert_eq!(client_daemon.count("server down "), 1);
     let daemon = Daemon::start(&used.host, &[]);
     let what = "restarted to up";
-    takes(what, limits::BACK, || (client_daemon.count("backend up ") == 3).then_some(()));
+    takes(what, limits::BACK, || (client_daemon.count("server up ") == 3).then_some(()));
     drop(daemon);
 }
 
@@ -144,12 +144,12 @@ fn a_frozen_server_loses_new_requests_and_keeps_its_stream() {
     let mut stream = send(&client, "POST", "/api/chat", "{}").expect("sent").head().expect("head");
     assert_eq!(stream.line().expect("a token"), token_line(used.name, 1));
     used.daemon.signal(Signal::STOP);
-    let down = || (client_daemon.count("backend down ") == 1).then_some(());
+    let down = || (client_daemon.count("server down ") == 1).then_some(());
     takes("frozen to out of rotation", limits::SILENT, down);
     assert_eq!(serving(&client), other.name);
     used.ollama.release(TOKENS);
     used.daemon.signal(Signal::CONT);
-    let up = || (client_daemon.count("backend up ") == 3).then_some(());
+    let up = || (client_daemon.count("server up ") == 3).then_some(());
     takes("thawed to in rotation", limits::BACK, up);
     let rest: String = (2..=TOKENS).map(|number| token_line(used.name, number)).collect();
     assert_eq!(stream.rest(), Ok(rest), "the stream is whole");
@@ -166,7 +166,7 @@ fn a_server_that_swallows_connections_is_passed_over() {
     let answer = post(&client, "/api/pull").expect("an answer");
     judge("swallowed to the next server's answer", start.elapsed(), limits::NEXT_AFTER_SILENCE);
     assert!(answer.status == 200 && answer.body.contains(other.name), "{answer:?}");
-    let down = || (client_daemon.count("backend down ") == 1).then_some(());
+    let down = || (client_daemon.count("server down ") == 1).then_some(());
     takes("swallowing to out of rotation", limits::SILENT, down);
     throughout(Duration::from_secs(1), || assert_eq!(serving(&client), other.name));
 }
@@ -207,7 +207,7 @@ fn ollama_stops_and_starts_behind_its_server() {
         assert!(answer.status >= 500 && answer.body.starts_with("{\"error\":"), "{answer:?}");
         takes("Ollama's stop to 503", limits::OLLAMA_CHANGED, || is_without_server(&client));
         let what = "Ollama's stop to out of rotation";
-        let down = || (client_daemon.count("backend down ") == round).then_some(());
+        let down = || (client_daemon.count("server down ") == round).then_some(());
         takes(what, limits::OLLAMA_CHANGED, down);
         // Long enough for the checks to become rare.
         throughout(Duration::from_secs(2), || {});

@@ -79,7 +79,7 @@ fn forged_announcements_reach_nobody() {
     println!("10000 forged announcements in {} ms", start.elapsed().as_millis());
     works(&client).expect("an answer");
     assert_modest(&client_daemon, before);
-    assert_eq!(client_daemon.count("] backend "), 1, "no line for any of them");
+    assert_eq!(client_daemon.count("] server "), 1, "no line for any of them");
     client_daemon.signal(Signal::TERM);
     assert!(client_daemon.wait().success());
     client_daemon.wait_for("discovery ends");
@@ -148,12 +148,12 @@ fn false_answers(is_silent: bool) {
             let _server_daemon = Daemon::start(&server, &[]);
             takes("restarted to first answer", limits::BACK, || works(&client));
             let _newcomer_daemon = Daemon::start(&newcomer, &[]);
-            let found = || (client_daemon.count("backend up ") == 3).then_some(());
+            let found = || (client_daemon.count("server up ") == 3).then_some(());
             // Among hundreds of false answers to each probe its own may be lost once: what is allowed
             // are two probes.
             takes("a newcomer from start to in rotation", limits::NOTICED, found);
             // The two end with this.
-            assert_eq!(client_daemon.count("backend down "), 1, "no line for any of them");
+            assert_eq!(client_daemon.count("server down "), 1, "no line for any of them");
         },
     );
     assert_modest(&client_daemon, before);
@@ -206,7 +206,7 @@ fn slow_servers(args: impl Fn(&Host) -> Vec<String>) {
     let args = args(&server);
     let client_daemon =
         Daemon::start(&client, &args.iter().map(String::as_str).collect::<Vec<_>>());
-    let up = |least| (client_daemon.count("backend up ") >= least).then_some(());
+    let up = |least| (client_daemon.count("server up ") >= least).then_some(());
     alongside(
         |over| announce_same(&ear, &mouths, over),
         || {
@@ -217,7 +217,7 @@ fn slow_servers(args: impl Fn(&Host) -> Vec<String>) {
             });
             server_daemon.signal(Signal::STOP);
             let at = server.address(0).to_string();
-            let down = || client_daemon.lines("backend down ").iter().any(|it| it.contains(&at));
+            let down = || client_daemon.lines("server down ").iter().any(|it| it.contains(&at));
             takes("frozen to out of rotation", limits::SILENT, || down().then_some(()));
             for _ in 0..10 {
                 let start = Instant::now();
@@ -275,7 +275,7 @@ fn a_flood_of_probes_does_not_hide_an_honest_one() {
     println!("20000 spoofed probes in {} ms", took.as_millis());
     works(&client).expect("an answer");
     assert_modest(&server_daemon, before);
-    assert_eq!(client_daemon.count("backend down "), 0);
+    assert_eq!(client_daemon.count("server down "), 0);
     client_daemon.assert_alive();
 }
 
@@ -384,6 +384,6 @@ fn a_server_of_an_older_version_is_used() {
         takes("found", limits::FOUND, || works(&client));
         assert_eq!(post(&client, "/api/chat").expect("an answer").body, all_lines("old"));
         assert!(get(&client, "/api/tags").expect("an answer").body.contains("old"));
-        assert_eq!(client_daemon.count("backend up "), 1);
+        assert_eq!(client_daemon.count("server up "), 1);
     });
 }

@@ -44,7 +44,7 @@ fn another_machine_in_the_name_of_a_known_server_gets_no_prompts() {
     let held_back = || trust(&client, rogue.address(0)).filter(|trust| trust == "held_back");
     takes("seen through", limits::NOTICED * 2, held_back);
     goes_to(&client, "gpu");
-    assert_eq!(client_daemon.count("backend contested, gets no requests"), 1);
+    assert_eq!(client_daemon.count("server contested, gets no requests"), 1);
     let warnings = status(&client)["warnings"].to_string();
     assert!(
         warnings.contains("was another machine") && warnings.contains("--server"),

@@ -17,7 +17,7 @@ fn server(host: &Host, name: &str) -> (Ollama, Daemon) {
 }
 
 fn is_up(client: &Daemon, times: usize) -> Option<()> {
-    (client.count("backend up ") == times).then_some(())
+    (client.count("server up ") == times).then_some(())
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn a_cloned_machine_is_a_server_of_its_own_and_held_back() {
     let (clone_ollama, clone_daemon) = server(&clone, "clone");
     let client_daemon = Daemon::start(&client, &[]);
     takes("both found", limits::FOUND, || is_up(&client_daemon, 2));
-    client_daemon.wait_for("backend contested, gets no requests");
+    client_daemon.wait_for("server contested, gets no requests");
     one_daemon.kill();
     throughout(Duration::from_secs(1), || works(&client).expect("the other one's answer"));
     assert!(clone_ollama.requests("/api/tags") > 0);

@@ -29,7 +29,7 @@ fn a_partition_heals() {
     let (server, _ollama, _server_daemon, client, client_daemon) = server_and_client(&mut lan);
     for (round, seconds) in [(1, 1), (2, 6)] {
         server.part("eth0");
-        let down = || (client_daemon.count("backend down ") == round).then_some(());
+        let down = || (client_daemon.count("server down ") == round).then_some(());
         takes("parted to out of rotation", limits::SILENT, down);
         let start = Instant::now();
         is_without_server(&client).expect("a 503");
@@ -38,7 +38,7 @@ fn a_partition_heals() {
         server.rejoin("eth0");
         takes("healed to first answer", limits::BACK, || works(&client));
         // It is tried before a check has told that it is back.
-        let up = || (client_daemon.count("backend up ") == 1 + round).then_some(());
+        let up = || (client_daemon.count("server up ") == 1 + round).then_some(());
         takes("healed to one line per edge", limits::BACK, up);
     }
 }
@@ -55,7 +55,7 @@ fn a_power_cut_ends_requests_in_an_error() {
     until("the held request at Ollama", Duration::from_secs(2), held);
     server.cut_power();
     let start = Instant::now();
-    let down = || (client_daemon.count("backend down ") == 1).then_some(());
+    let down = || (client_daemon.count("server down ") == 1).then_some(());
     takes("power cut to out of rotation", limits::SILENT, down);
     let end = stream.rest().expect_err("no clean end");
     judge("power cut to the stream's error", start.elapsed(), limits::VANISHED);
@@ -141,7 +141,7 @@ fn requests_survive_a_bad_radio_link() {
             let threads = ways.map(asks);
             threads.into_iter().map(|thread| thread.join().expect("asked")).collect()
         });
-        let downs = client_daemon.count("backend down ");
+        let downs = client_daemon.count("server down ");
         println!(
             "{loss} % lost: of 12 {} failed, {} directly, {downs} downs",
             failed[0], failed[1]
@@ -168,7 +168,7 @@ fn a_lost_handshake_is_repeated() {
         judge("handshake lost to answer", start.elapsed(), limits::NEXT_AFTER_SILENCE);
         assert_eq!(answer.status, 200, "{answer:?}");
     }
-    assert_eq!(client_daemon.count("backend down "), 0, "nor is it out of rotation");
+    assert_eq!(client_daemon.count("server down "), 0, "nor is it out of rotation");
 }
 
 #[test]
@@ -198,8 +198,8 @@ fn a_flapping_server_is_one_entry_and_one_line_per_edge() {
     // One for the edge, and perhaps one for the request that met it.
     let lines = client_daemon.count("[INFO] ") + client_daemon.count("[WARN] ");
     assert!(lines <= 2 * edges, "{lines} lines for {edges} edges");
-    let ups = client_daemon.count("backend up ");
-    let downs = client_daemon.count("backend down ");
+    let ups = client_daemon.count("server up ");
+    let downs = client_daemon.count("server down ");
     assert!(ups + downs <= edges, "{ups} ups and {downs} downs for {edges} edges");
     takes("flapping ended to first answer", limits::BACK, || works(&client));
     server_daemon.kill();

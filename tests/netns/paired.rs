@@ -211,7 +211,7 @@ fn a_rogue_client_gets_nothing() {
     // An ollana without the key finds nobody.
     let daemon = Daemon::start(&rogue, &["--server", &server.address(0).to_string()]);
     takes("503 on the rogue", limits::SILENT, || is_without_server(&rogue));
-    assert_eq!(daemon.count("backend up "), 0);
+    assert_eq!(daemon.count("server up "), 0);
     works(&client).expect("the paired one is served");
 }
 
@@ -229,7 +229,7 @@ fn a_rogue_server_is_not_used() {
     // Rather none than that one.
     takes("503 without the paired server", limits::SILENT, || is_without_server(&client));
     throughout(Duration::from_secs(6), || assert_eq!(chat(&client).map(|a| a.body), None));
-    assert_eq!(client_daemon.count("backend up "), 1);
+    assert_eq!(client_daemon.count("server up "), 1);
     assert_eq!(evil.requests("/api/chat") + evil.requests("/api/tags"), 0);
 }
 
@@ -243,7 +243,7 @@ fn who_is_cut_off_by_a_pairing_is_told() {
     let _attic_ollama = Ollama::start(&third, "attic");
     let attic = Daemon::start_as(&third, "attic", &[]);
     let client_daemon = Daemon::start(&client, &[]);
-    takes("found", limits::FOUND, || (client_daemon.count("backend up ") == 2).then_some(()));
+    takes("found", limits::FOUND, || (client_daemon.count("server up ") == 2).then_some(()));
     let said = pair(&server, &client).1;
     let told = said.split_whitespace().collect::<Vec<_>>().join(" ");
     let names =

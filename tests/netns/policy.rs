@@ -198,7 +198,7 @@ fn a_client_prefers_servers_that_allow_it() {
     let host = lan.host(&[("eth0", 0)]);
     let open = Ollama::start(&host, "open");
     let _open_daemon = Daemon::start(&host, &["--manage", "on"]);
-    takes("both found", limits::FOUND, || (client_daemon.count("backend up ") == 2).then_some(()));
+    takes("both found", limits::FOUND, || (client_daemon.count("server up ") == 2).then_some(()));
     for round in 0..3 {
         for (method, target) in MANAGEMENT.iter().chain(&[("POST", "/api/pull")]) {
             let answer = ask(&client, own, method, target, PLAIN);
@@ -229,7 +229,7 @@ fn a_client_goes_past_a_server_that_keeps_its_account() {
     let host = lan.host(&[("eth0", 0)]);
     let open = Ollama::start(&host, "open");
     let _open_daemon = Daemon::start(&host, &[]);
-    takes("both found", limits::FOUND, || (client_daemon.count("backend up ") == 2).then_some(()));
+    takes("both found", limits::FOUND, || (client_daemon.count("server up ") == 2).then_some(()));
     for _ in 0..3 {
         let answer = chat("x:cloud");
         assert!(answer.status == 200 && answer.body.contains("open"), "{answer:?}");

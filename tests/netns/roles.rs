@@ -93,7 +93,7 @@ fn a_server_whose_ollama_was_stopped_says_so() {
     let desktop_daemon = Daemon::start_as(&desktop, "desktop", &[]);
     let _nas = Daemon::start_as(&nas, "nas", &["--mode", "server"]);
     let daemon = Daemon::start(&client, &[]);
-    takes("found", limits::FOUND, || (daemon.count("backend up ") == 2).then_some(()));
+    takes("found", limits::FOUND, || (daemon.count("server up ") == 2).then_some(()));
     drop([ollama, shared]);
     let state = || get(&client, "/ollana/status").map(|answer| answer.body).unwrap_or_default();
     let is_told = |name: &str| {

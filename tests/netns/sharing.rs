@@ -27,7 +27,7 @@ fn machines_share_and_use_each_others_ollama() {
     let (other_ollama, other_daemon) = sharing(&other, "other");
     let client_daemon = Daemon::start(&client, &[]);
     for daemon in [&one_daemon, &other_daemon, &client_daemon] {
-        let both = || (daemon.count("backend up ") == 2).then_some(());
+        let both = || (daemon.count("server up ") == 2).then_some(());
         takes("both found", limits::NOTICED, both);
     }
     // Two at once go to two machines, whoever asks.

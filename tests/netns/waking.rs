@@ -58,7 +58,7 @@ fn a_sleeping_server_is_woken_and_its_request_held() {
     let mut wanted = vec![0xFF; 6];
     wanted.extend(hardware_address(&server).repeat(16));
     assert_eq!(&packet[..length], wanted);
-    assert_eq!(daemon.count("sent a wake-up call"), 1, "not one per look");
+    assert_eq!(daemon.count("sent a Wake-on-LAN packet"), 1, "not one per look");
     // Lists don't wake anybody, and don't wait. What can be woken is listed.
     let start = Instant::now();
     let list = send(&client, "GET", "/api/tags", "").expect("sent").answer().expect("an answer");
@@ -79,9 +79,9 @@ fn a_server_that_does_not_wake_up_is_an_error_in_time() {
     let answers = [1, 2].map(|_| chat(&client, "gpu"));
     for answer in answers {
         let answer = answer.answer().expect("an answer");
-        assert!(answer.is_error(503) && answer.body.contains("wake-up call"), "{answer:?}");
+        assert!(answer.is_error(503) && answer.body.contains("Wake-on-LAN packet"), "{answer:?}");
     }
     assert!(start.elapsed() >= HELD, "{:?}", start.elapsed());
     judge("held", start.elapsed(), HELD + Duration::from_secs(1));
-    assert_eq!(daemon.count("sent a wake-up call"), 1, "one for both");
+    assert_eq!(daemon.count("sent a Wake-on-LAN packet"), 1, "one for both");
 }

@@ -183,7 +183,7 @@ impl<'a> Exchange<'a> {
                 continue;
             }
             let name = lease.pick.label();
-            log::warn!("attempt failed backend={name:?} reason={reason:?}");
+            log::warn!("attempt failed server={name:?} reason={reason:?}");
             let message = format!("{name}: {reason}");
             let (outcome, own) = match failure {
                 Failure::Unreached => (Outcome::Unreachable, OwnAnswer::Unreached(message)),

@@ -146,7 +146,7 @@ impl Exchange<'_> {
         if turn.is_only_one {
             own.clean_up(&own.models()?)?;
         }
-        let mut refused = "there is no place for a registry".to_owned();
+        let mut refused = "no port of 127.0.0.1 can be had for the copy".to_owned();
         for address in sharing::addresses() {
             let uploads = Uploads::open(lacks.map(Digest::to_string), address);
             let mut push = Push {

@@ -87,7 +87,7 @@ impl Exchange<'_> {
         if log::log_enabled!(log::Level::Debug) {
             let first_byte = first_byte.map(|time| format!(" ttfb_ms={}", time.as_millis()));
             log::debug!(
-                "request method={:?} path={:?} status={status} backend={backend:?} up={} \
+                "request method={:?} path={:?} status={status} server={backend:?} up={} \
                  down={down}{} duration_ms={}",
                 start_of(self.head.method.as_str(), LOGGED_METHOD),
                 start_of(self.path(), LOGGED_PATH),

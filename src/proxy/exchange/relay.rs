@@ -122,7 +122,7 @@ impl Exchange<'_> {
                 if fault.is_none() {
                     let message = format!("{}: {reason}", lease.pick.label());
                     self.note(0, "broken", &message);
-                    log::warn!("answer broke off backend={:?} reason={reason:?}", lease.pick.name);
+                    log::warn!("answer broke off server={:?} reason={reason:?}", lease.pick.name);
                     self.end_in_failure(framing, &observed, &message);
                 }
                 End::Cut

@@ -135,7 +135,7 @@ impl Exchange<'_> {
             let error = pull::error(&answer).map(|error| printable(&error));
             return Err(error.unwrap_or_else(|| format!("it answers with status {status}")));
         }
-        log::info!("model unloaded model={:?} backend={:?}", model.as_str(), lease.pick.name);
+        log::info!("model unloaded model={:?} server={:?}", model.as_str(), lease.pick.name);
         lease.report.loaded = Some((model.clone(), false));
         Ok(())
     }

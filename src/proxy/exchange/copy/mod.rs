@@ -177,7 +177,7 @@ impl<'a> Exchange<'a> {
             if Instant::now() >= until {
                 let names: Vec<&str> = all.iter().map(|other| other.name.as_str()).collect();
                 let known = match names.is_empty() {
-                    true => "none is".to_owned(),
+                    true => "it knows none".to_owned(),
                     false => format!("known are: {}", names.join(", ")),
                 };
                 let machine = &context.machine;
@@ -333,7 +333,7 @@ impl Copying<'_, '_> {
 
     /// Gives the model its name, once all of its layers are here.
     fn install(&self) -> Result<(), String> {
-        let mut result = Err("there is no place for a registry".to_owned());
+        let mut result = Err("no port of 127.0.0.1 can be had for the copy".to_owned());
         for address in sharing::addresses() {
             let registry = Registry::start(self.manifest.clone(), address);
             let registry = registry.map_err(|error| error.to_string())?;
