@@ -373,7 +373,9 @@ fn strings(code: &str) -> Vec<String> {
                             '\n' => {
                                 let blanks =
                                     chars.as_str().len() - chars.as_str().trim_start().len();
-                                (0..blanks).for_each(|_| drop(chars.next()));
+                                if let Some(last) = blanks.checked_sub(1) {
+                                    chars.nth(last);
+                                }
                             }
                             'n' => text.push('\n'),
                             c => text.push(c),

@@ -2,10 +2,11 @@
 //!
 //! 1. Only backends that get work, at an address that a check has confirmed, not yet tried, and not
 //!    ruled out by a header or a flag.
-//! 2. Those that have the model, or else those whose models are unknown. If none of them has it but
+//! 2. Those that have the model. If none of them has it, the first check of a server that the user
+//!    named is waited for; then come those whose models are unknown. If none of them has it but
 //!    one that is away has or had it (`memory`), that is said; only a model that nobody has goes
-//!    anywhere, for Ollama's own answer. None of which it is known that the model can't do there what
-//!    the request needs, such as tools, unless that is known of all (`told`).
+//!    anywhere, for Ollama's own answer. Where it is known that the model can't do what the request
+//!    needs, such as tools, it doesn't go, unless that is known of all (`told`).
 //!    Where nobody is up that could do it, one that is down is tried, as long as nothing has told that
 //!    it can't.
 //! 3. Of these, the ones that aren't full; those that the user named before those that were found;
@@ -208,6 +209,16 @@ impl Pool {
         let Some(model) = wanted.bound_model() else { return Ok(eligible) };
         let owners = only(&eligible, |b| b.models.has(model));
         if owners.is_empty() {
+            // One that the user named, or this machine's, may have it, and says so in a moment.
+            let is_unasked = |b: &&Backend| {
+                let is_ours = !b.is_discovered() && !tried.contains(&b.id);
+                is_ours && b.state() == State::New && b.health.may_recover(now)
+            };
+            if let Some(unasked) = self.backends.iter().find(is_unasked)
+                && wanted.server.is_none()
+            {
+                return Err(NoPick::NoneUp(format!("{}: being checked", unasked.label())));
+            }
             // They may have models that we don't know of.
             let unknown = only(&eligible, |b| b.models.may_have_more());
             if !unknown.is_empty() {

@@ -444,6 +444,30 @@ fn a_change_that_went_through_us_is_not_answered_from_before_it() {
 }
 
 #[test]
+fn the_first_check_of_a_named_server_is_waited_for_by_who_needs_its_model() {
+    let ids = [BackendId(0), BackendId(1)];
+    let has = |host, told| with_inventory(healthy(address(host), 1), told);
+    // What it hasn't told once it was asked, it won't soon: then the other one gives its own answer.
+    let refused = CheckResult::Refused("connection refused".to_owned());
+    for (second, chosen) in [(has(2, models(&["b"], &[])), ids[1]), (refused, ids[0])] {
+        let mut w = World::new();
+        w.pool.rules.inventories = true;
+        for host in ["one", "two"] {
+            w.pool.add_named(w.now, ServerName { host: host.to_owned(), port: 11435 });
+        }
+        w.pass(ms(0));
+        w.checks();
+        w.checked(ids[0], has(1, models(&["a"], &[])));
+        assert_eq!(w.choose(&model("a")), Ok(ids[0]), "nothing to wait for");
+        let wait = w.choose(&model("b"));
+        assert!(matches!(&wait, Err(NoPick::NoneUp(why)) if why.contains("checked")), "{wait:?}");
+        assert!(w.pool.expects_backend(w.now));
+        w.checked(ids[1], second);
+        assert_eq!(w.choose(&model("b")), Ok(chosen));
+    }
+}
+
+#[test]
 fn an_owner_that_just_failed_is_away_and_not_without_the_model() {
     let (mut w, ids) = World::with_models(&[models(&["a"], &[]), models(&["b"], &[])]);
     assert_eq!(w.choose(&model("a")), Ok(ids[0]));
