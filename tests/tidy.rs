@@ -48,6 +48,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("blake2", &["pairing::noise::key"]),
     ("ring", &["pairing::noise::session", "proxy::exchange::own"]),
     ("ruzstd", &["proxy::zstd"]),
+    ("qrcodegen", &["tools::qr"]),
 ];
 
 /// Where it is asked which operating system this is; elsewhere one line of a file may.

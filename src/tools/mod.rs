@@ -13,6 +13,7 @@ mod pair;
 mod peers;
 mod progress;
 mod pull;
+mod qr;
 mod screen;
 mod service;
 mod status;

@@ -1,6 +1,7 @@
 //! `ollana token add|list|remove`: what devices that can't run ollana show instead of a key.
 
 use std::collections::HashSet;
+use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -8,7 +9,7 @@ use serde_json::Value;
 
 use super::peers::date;
 use super::table::{figure, list, number, time, word, words};
-use super::{daemon, keyring, state_dir};
+use super::{daemon, keyring, qr, screen, state_dir};
 use crate::cli::Tool;
 use crate::config::{SERVER_PORT, Settings};
 use crate::net::interfaces::broadcast_interfaces;
@@ -38,11 +39,19 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
             let secret = tokens::add(&dir, name)?;
             super::print(&format!("{secret}\n"))?;
             // Apart, so that a script gets the token alone.
-            eprint!("{}", advice(name, settings, running().as_ref()));
+            eprint!("{}{}", picture(&secret), advice(name, settings, running().as_ref()));
             Ok(())
         }
         "list" => super::print(&table(&tokens::load(&dir)?, running().as_ref())),
         _ => remove(&dir, name),
+    }
+}
+
+/// A new token for a camera, where somebody sees it.
+fn picture(secret: &str) -> String {
+    match io::stderr().is_terminal() && screen::has_colours() {
+        true => format!("\n{}", qr::drawn(secret)),
+        false => String::new(),
     }
 }
 

@@ -26,10 +26,15 @@ const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
 
 pub(super) fn style() -> Style {
     let is_terminal = io::stdout().is_terminal();
-    let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-        && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
     let width = if is_terminal { size().0.max(LEAST) } else { UNCUT };
-    Style { width, is_coloured: is_terminal && colours && unix::follows_escapes() }
+    Style { width, is_coloured: is_terminal && has_colours() }
+}
+
+/// Whether a terminal here shows colours, and its user wants them.
+pub(super) fn has_colours() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+        && unix::follows_escapes()
 }
 
 /// Whether standard output can be drawn over: a terminal that takes escape sequences.
