@@ -49,6 +49,7 @@ check_program node node "$node_dir/client.mjs" "${url[b]}" "$model"
 check_hang_up
 check_restart
 check_roles
+check_alias
 check_token
 check_stop
 close

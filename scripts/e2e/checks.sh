@@ -151,6 +151,18 @@ ollama_itself() {
 }
 models_of_a() { ask b /api/tags --fail | grep -q "$model"; }
 
+# Programs that insist on a model's name: B has another one behind it.
+check_alias() {
+    stop ollana-b || true
+    start_ollana b --alias "gpt-4o=nobodys,$model" --alias text-embedding-3-small="$model"
+    check "alias: ollana on B finds Ollama on A" within 20 ask b /api/version --fail
+    expect "alias: ollama list has it" '^gpt-4o:latest ' cli list
+    expect "alias: ollama run answers" '.' cli run gpt-4o hi
+    expect "alias: ollama show tells of the model" 'llama' cli show gpt-4o
+    E2E_COPIED=$model check_program python "$python" "$here/clients.py" "${url[b]}" gpt-4o
+    check_program node node "$node_dir/client.mjs" "${url[b]}" gpt-4o
+}
+
 # A house whose machines have a key, and a device of the LAN that can't have one: the official clients
 # go to A themselves, with a token.
 check_token() {
