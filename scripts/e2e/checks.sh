@@ -159,7 +159,7 @@ check_alias() {
     expect "alias: ollama list has it" '^gpt-4o:latest ' cli list
     expect "alias: ollama run answers" '.' cli run gpt-4o hi
     expect "alias: ollama show tells of the model" 'llama' cli show gpt-4o
-    E2E_COPIED=$model check_program python "$python" "$here/clients.py" "${url[b]}" gpt-4o
+    check_program python env E2E_COPIED="$model" "$python" "$here/clients.py" "${url[b]}" gpt-4o
     check_program node node "$node_dir/client.mjs" "${url[b]}" gpt-4o
 }
 
