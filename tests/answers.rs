@@ -239,6 +239,25 @@ fn interim_answers_are_dropped() {
     }
 }
 
+/// What follows an interim answer at once doesn't count as its head, however much it is.
+#[test]
+fn a_large_answer_may_follow_an_interim_one_at_once() {
+    for way in Way::ALL {
+        let fake = Fake::unlike_ollama(|call| {
+            call.read_body();
+            let head =
+                "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n";
+            call.send([head.as_bytes(), &[b'x'; 200_000]].concat());
+        });
+        let chain = way.to(&fake);
+        // A large request has a large buffer, in which both arrive.
+        for size in [2, 90_000] {
+            let answer = chain.connect().post("/api/show", " ".repeat(size));
+            assert_eq!((answer.status(), answer.body.len()), (200, 200_000), "{way:?}");
+        }
+    }
+}
+
 #[test]
 fn an_http_1_0_client_gets_no_chunks() {
     let old = "GET /x HTTP/1.0\r\n\r\n";

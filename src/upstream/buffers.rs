@@ -3,6 +3,7 @@
 
 use std::io::{self, ErrorKind};
 
+use memchr::memmem;
 use ureq::unversioned::transport::Buffers;
 
 use crate::http::body::ChunkDecoder;
@@ -89,6 +90,14 @@ impl GrowingBuffers {
     }
 }
 
+/// An interim answer in front, by itself: ureq takes all that came with it for its head.
+fn interim(input: &[u8]) -> Option<&[u8]> {
+    if !(input.starts_with(b"HTTP/1.") && input.get(8..10) == Some(b" 1")) {
+        return None;
+    }
+    Some(&input[..memmem::find(input, b"\r\n\r\n")? + 4])
+}
+
 fn grow(buffer: &mut Vec<u8>, wanted: usize) {
     if buffer.len() < wanted {
         buffer.resize(wanted, 0);
@@ -102,7 +111,8 @@ impl Buffers for GrowingBuffers {
     }
 
     fn input(&self) -> &[u8] {
-        &self.input[self.consumed..self.filled]
+        let input = &self.input[self.consumed..self.filled];
+        interim(input).unwrap_or(input)
     }
 
     fn input_append_buf(&mut self) -> &mut [u8] {

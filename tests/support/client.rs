@@ -126,6 +126,23 @@ impl Client {
     /// The head of the final answer to a request of this method.
     pub fn head_of(&mut self, method: &str) -> Head {
         let head = self.try_head().unwrap_or_else(|end| panic!("no answer to {method}: {end:?}"));
+        self.expect_body_of(method, &head);
+        head
+    }
+
+    /// The whole answer to a request of this method, if there is one; interim ones are passed over.
+    pub fn try_answer_to(&mut self, method: &str) -> Result<Answer, End> {
+        loop {
+            let head = self.try_head()?;
+            if head.status() >= 200 {
+                self.expect_body_of(method, &head);
+                let (body, end) = self.rest();
+                return Ok(Answer { head, body, end });
+            }
+        }
+    }
+
+    fn expect_body_of(&mut self, method: &str, head: &Head) {
         let status = head.status();
         self.end = None;
         self.framing = if method == "HEAD" || matches!(status, 100..=199 | 204 | 304) {
@@ -138,7 +155,6 @@ impl Client {
         } else {
             Framing::UntilClose
         };
-        head
     }
 
     /// The next piece of the body, as it came: one chunk, or what one read brought. None at the
