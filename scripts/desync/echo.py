@@ -19,6 +19,7 @@ class Echo:
         self.lock = threading.Lock()
         self.requests = []
         self.complaints = []
+        self.count = 0
         threading.Thread(target=self.accept, daemon=True).start()
 
     def take(self):
@@ -78,12 +79,14 @@ class Echo:
         return head.encode() + (b"" if request.method == b"HEAD" else body)
 
     def record(self, request):
-        """Notes a request unless it is ollana's own; returns its number in this batch."""
+        """Notes a request unless it is ollana's own; returns its number, which no other one has."""
         if request.values(b"host") != [self.address.encode()]:
             self.complain("a foreign Host", repr(request.fields).encode())
         if not (request.target.startswith(b"/") or request.target == b"*"):
             self.complain("a target that isn't a path", request.target)
         with self.lock:
+            self.count += 1
+            request.number = self.count
             if request.target not in OWN or request.body:
                 self.requests.append(request)
-            return len(self.requests)
+            return request.number

@@ -9,7 +9,10 @@ from strict import read_all
 # A refusal for these reasons is about who asks for what, not about how it is written; the
 # connection may go on behind it if the request was whole.
 OF_POLICY = ("host", "loop", "origin", "policy", "key")
-# Answers to unfinished requests that never come are waited for so long.
+# So long is waited for an answer that is due, for a refusal, and for one to an unfinished request, which
+# never comes.
+DUE = 5
+REFUSAL = 0.5
 QUIET = 0.03
 
 
@@ -92,9 +95,13 @@ def collect(peer, intended):
     answers = []
     while True:
         at = len(answers)
-        due = at < len(intended.requests) or (at == len(intended.requests) and intended.tail == "refused")
+        wait = QUIET
+        if at < len(intended.requests):
+            wait = DUE
+        elif at == len(intended.requests) and intended.tail == "refused":
+            wait = REFUSAL
         is_head = at < len(intended.requests) and intended.requests[at].method == b"HEAD"
-        answer = peer.answer(is_head, 0.5 if due else QUIET)
+        answer = peer.answer(is_head, wait)
         if answer is None:
             return answers, peer.has_ended
         answers.append(answer)
@@ -119,7 +126,7 @@ def compare(intended, answers, ended, seen):
                 return extra(intended, seen) or f"answer {number + 1} ({answer.status}) to nothing"
             if wrong := differ(intended.requests[at], seen[passed]):
                 return wrong
-            if int(answer.fields.get(b"x-number", b"0")) != passed + 1:
+            if int(answer.fields.get(b"x-number", b"0")) != seen[passed].number:
                 return f"answer {number + 1} belongs to another request"
             at, passed = at + 1, passed + 1
         elif answer.fields.get(b"via"):

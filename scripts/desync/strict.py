@@ -18,6 +18,8 @@ PER_HOP = {
     b"connection", b"content-length", b"expect", b"host", b"keep-alive", b"proxy-connection",
     b"te", b"trailer", b"transfer-encoding", b"upgrade", b"via",
 }  # fmt: skip
+# The first proxy judges the page by these, and takes them out.
+JUDGED = (b"origin", b"sec-fetch-")
 
 
 class Refused(Exception):
@@ -37,6 +39,8 @@ class Request:
     version: bytes
     fields: list = field(default_factory=list)
     body: bytes = b""
+    #: Which one it was of all that the upstream got.
+    number: int = 0
 
     def values(self, name):
         return [value for key, value in self.fields if key == name]
@@ -50,7 +54,8 @@ class Request:
         """The fields that a proxy must pass on, sorted."""
         tokens = b",".join(self.values(b"connection")).lower().split(b",")
         dropped = PER_HOP | {token.strip() for token in tokens}
-        return sorted((key, value) for key, value in self.fields if key not in dropped)
+        passed = (pair for pair in self.fields if pair[0] not in dropped)
+        return sorted(pair for pair in passed if not pair[0].startswith(JUDGED))
 
     def identity(self):
         return (self.method, self.target, self.body)
