@@ -55,7 +55,14 @@ fn houses(worlds: [World; 2], rule: Rule) -> impl Iterator<Item = House> {
 }
 
 fn alpha_and_beta(rule: Rule) -> impl Iterator<Item = House> {
-    houses([World::with(&["alpha"]), World::with(&["beta"])], rule)
+    houses([World::with(&["alpha"]), with_beta()], rule)
+}
+
+/// One that sees, as some of its requests have images.
+fn with_beta() -> World {
+    let mut world = World::with(&["beta"]);
+    world.models[0].capabilities.push("vision");
+    world
 }
 
 impl House {
@@ -171,7 +178,7 @@ fn every_request_reaches_the_owner_of_its_model() {
             let is_odd = matches!(what, "copying" | "messages");
             assert!(answer.status() == 200 || is_odd, "{name}");
             // What was deleted is there again, and known.
-            house.beta.change(|world| world.models = World::with(&["beta"]).models);
+            house.beta.change(|world| world.models = with_beta().models);
             if what == "deleting" {
                 eventually("the model to be listed", || {
                     house.chain.connect().get("/api/tags").text().contains("beta").then_some(())

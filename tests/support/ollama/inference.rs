@@ -158,7 +158,7 @@ fn unable(kind: Kind, fields: &Fields, model: &Model) -> Option<(u16, String)> {
         return Some((400, format!("registry.ollama.ai/library/{name} does not support tools")));
     }
     let messages = ["messages", "input"].map(|name| fields.get(name).is_some_and(shows_image));
-    let has_images = messages.contains(&true) || has_some("images");
+    let has_images = messages.contains(&true) || (kind == Kind::Generate && has_some("images"));
     let refusal = "Multimodal data provided, but model does not support multimodal requests.";
     (has_images && lacks("vision")).then(|| (500, refusal.to_owned()))
 }
