@@ -84,6 +84,8 @@ pub struct Inventory {
     remote: HashSet<ModelName>,
     /// Bytes free for more models, where the server says so.
     pub(crate) room: Option<u64>,
+    /// Whether its Ollama lets models run in the cloud, if it says so.
+    pub(crate) cloud: Option<bool>,
 }
 
 impl Inventory {
@@ -167,6 +169,11 @@ impl Inventory {
     /// Whether the model is on this server's disk, as whatever is loaded must be.
     pub(crate) fn has(&self, model: &ModelName) -> bool {
         self.on_disk.contains_key(model) || self.loaded.contains_key(model)
+    }
+
+    /// Whether any of its models runs elsewhere.
+    pub(crate) fn has_remote(&self) -> bool {
+        !self.remote.is_empty()
     }
 
     /// Whether the model runs elsewhere.

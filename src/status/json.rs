@@ -20,7 +20,8 @@
 //!            trust: known|new|contested|held_back, contest, encrypted: the hop to it; null for
 //!            this machine's own, plain: whether it is an Ollama without ollana, rest: null|busy|ejected, rest_s, round_trip_ms, ollama,
 //!            in_flight, limit, first_byte_ms, requests, failures, tokens, tokens_per_s, bytes_up, bytes_down,
-//!            room_bytes, model_count, models [{name, size, digest, modified_at, kind,
+//!            room_bytes, cloud: whether its Ollama lets models run in the cloud; null where it
+//!            doesn't say or lists none of those, model_count, models [{name, size, digest, modified_at, kind,
 //!            capabilities [word ..]: those that Ollama 0.33 knows; null where its server doesn't
 //!            say, loaded, size_vram, expires_at, context_length, tokens_per_s}], models_problem:
 //!            what is wrong with its lists; null if nothing is, history {tokens_per_s [..], in_flight [..]}}]
@@ -181,6 +182,7 @@ fn server(server: &ServerNow, view: &View<'_>, all_models: bool) -> Value {
         "bytes_up": tally.bytes_up.value(),
         "bytes_down": tally.bytes_down.value(),
         "room_bytes": inventory.and_then(|inventory| inventory.room),
+        "cloud": inventory.and_then(|inventory| inventory.cloud),
         "model_count": known.as_ref().map(Vec::len),
         "models": shown,
         "models_problem": models.problem.as_deref().map(printable),

@@ -18,9 +18,10 @@ use crate::http::fields::{
 };
 use crate::net::untrusted_text::is_printable;
 use crate::net::{names, socket};
-use crate::ollama::endpoints::{List, VERSION};
+use crate::ollama::endpoints::{List, STATUS, VERSION};
 use crate::ollama::inventory::Inventory;
 use crate::ollama::list_reader::{ListReader, Read};
+use crate::ollama::version::OllamaVersion;
 use crate::pairing::identity::{Identity, MAX_NAME};
 use crate::system;
 
@@ -36,6 +37,8 @@ const NAME_TIME: Duration = Duration::from_millis(250);
 /// which port it is; and by how much a better one may be later than a worse one.
 const MOST_WAYS: usize = 8;
 const GRACE: Duration = Duration::from_millis(300);
+/// The first Ollama that tells whether it keeps from the cloud, and can be told to.
+const TELLS_CLOUD: OllamaVersion = OllamaVersion { major: 0, minor: 16, patch: 2 };
 /// How long a check waits for the lists. Those that take longer must not make it late: they are asked
 /// for apart.
 pub(crate) const LISTS_IN_PASSING: Duration = Duration::from_millis(500);
@@ -218,6 +221,8 @@ impl Check<'_> {
             (200, Some(version)) => {
                 let told = |field| fields.get(field).and_then(|word| word.to_str().ok());
                 let room = told(ROOM_FIELD).and_then(|room| room.parse().ok());
+                let tells_cloud = OllamaVersion::parse(&version) >= TELLS_CLOUD;
+                let inventory = self.inventory(upstream, address, (room, tells_cloud), until);
                 CheckResult::Healthy {
                     address,
                     round_trip,
@@ -226,7 +231,7 @@ impl Check<'_> {
                     identity: told(IDENTITY_FIELD).and_then(Identity::parse),
                     open: told(PERMISSION_FIELD).and_then(Permission::of_word),
                     saved: told(SAVED_FIELD).and_then(|n| n.parse().ok()).unwrap_or(0),
-                    inventory: self.inventory(upstream, address, room, until),
+                    inventory,
                 }
             }
             (200, None) => CheckResult::Refused("answers, but not as Ollama does".to_owned()),
@@ -242,7 +247,7 @@ impl Check<'_> {
         self,
         upstream: &Upstream,
         address: SocketAddr,
-        room: Option<u64>,
+        (room, tells_cloud): (Option<u64>, bool),
         until: Instant,
     ) -> Option<Arc<Inventory>> {
         if !self.wants_inventory {
@@ -255,8 +260,26 @@ impl Check<'_> {
             let read = self.list(upstream, address, list, until);
             read.unwrap_or_else(|reason| Read::failed(format!("{} {reason}", list.path())))
         });
-        let is_late = apart.is_none() && Instant::now() >= until;
-        (!is_late).then(|| Arc::new(Inventory::of(lists, room)))
+        if apart.is_none() && Instant::now() >= until {
+            return None;
+        }
+        let mut inventory = Inventory::of(lists, room);
+        if tells_cloud && inventory.has_remote() {
+            inventory.cloud = self.cloud(upstream, address, until);
+        }
+        Some(Arc::new(inventory))
+    }
+
+    /// Whether its Ollama lets models run in the cloud. Asked only where one is listed, and in what is
+    /// left of the time for the lists.
+    fn cloud(self, upstream: &Upstream, address: SocketAddr, until: Instant) -> Option<bool> {
+        let left = until.saturating_duration_since(Instant::now());
+        let request =
+            self.request(upstream, true, address, STATUS).ok().filter(|_| !left.is_zero())?;
+        let answer = upstream.get(request, left, MAX_ANSWER).ok()?;
+        let json: Value = serde_json::from_str(answer.body()).ok()?;
+        let is_disabled = json["cloud"]["disabled"].as_bool()?;
+        (answer.status() == 200).then_some(!is_disabled)
     }
 
     /// Reads a list as it comes. The error is what became of the request.

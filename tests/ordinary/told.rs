@@ -1,11 +1,13 @@
 //! Requests go where Ollama tells that they are done well.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use ollana::config::Settings;
 use serde_json::{Value, json};
 
-use crate::support::{Chain, Model, Ollama, Way, World, eventually, post};
+use crate::support::{Call, Chain, Model, Ollama, Way, World, eventually, post};
 
 /// A client in front of two machines in both orders, asking the Ollamas themselves and by way of
 /// their server proxies, once it knows what they have. Its checks come rarely from then on.
@@ -129,4 +131,68 @@ fn a_long_prompt_or_a_set_context_goes_where_it_fits() {
         assert_eq!(chain.connect().ask(post("/api/generate", set.to_string())).status(), 200);
         assert_eq!((small.served().len(), large.served().len()), (1, 3));
     });
+}
+
+/// The path of a request of the daemons' own.
+const STATUS: &str = "/api/status";
+
+#[test]
+fn cloud_models_go_where_the_cloud_is_not_disabled() {
+    let world = |cloud_disabled| World {
+        models: vec![Model::local("alpha"), Model::cloud("gpt-oss:120b-cloud")],
+        cloud_disabled,
+        ..World::default()
+    };
+    each_way([world(true), world(false)], |chain, [disabled, enabled]| {
+        let state = chain.connect().get("/ollana/status").json();
+        let told = |server: &Value| server["cloud"].as_bool();
+        let mut clouds: Vec<_> =
+            state["servers"].as_array().expect("servers").iter().map(told).collect();
+        clouds.sort();
+        assert_eq!(clouds, [Some(false), Some(true)]);
+        let body = json!({"model": "gpt-oss:120b-cloud", "messages": [{"role": "user"}]});
+        for path in ["/api/chat", "/v1/chat/completions"] {
+            let answer = chain.connect().ask(post(path, body.to_string()));
+            assert_eq!(answer.status(), 200, "{path}: {}", answer.text());
+        }
+        assert_eq!((disabled.served().len(), enabled.served().len()), (0, 2));
+    });
+    each_way([world(true), world(true)], |chain, _| {
+        let body = json!({"model": "gpt-oss:120b-cloud", "messages": [{"role": "user"}]});
+        let answer = chain.connect().ask(post("/api/chat", body.to_string()));
+        assert_eq!(answer.status(), 403);
+        assert!(answer.text().contains("ollama cloud is disabled"), "{}", answer.text());
+    });
+}
+
+#[test]
+fn who_knows_nothing_of_the_status_is_not_asked_for_it() {
+    let ask = |version: &str, models: Vec<Model>| {
+        let ollama =
+            Ollama::start(World { version: version.to_owned(), models, ..World::default() });
+        let asked = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&asked);
+        ollama.change(|world| {
+            let script = move |call: &mut Call<'_>| {
+                seen.store(true, SeqCst);
+                call.as_ollama(&World::default());
+            };
+            world.script.insert(STATUS.to_owned(), Arc::new(script));
+        });
+        let chain = Chain::direct(&[&ollama], |settings: &mut Settings| {
+            // Lists are asked for where there is a choice.
+            settings
+                .servers
+                .push(ollana::config::ServerName { host: "127.0.0.1".to_owned(), port: 1 });
+        });
+        eventually("models to be known", || {
+            let state = chain.connect().get("/ollana/status").json();
+            (state["servers"][0]["model_count"] == 1).then_some(())
+        });
+        asked.load(SeqCst)
+    };
+    let stub = || vec![Model::cloud("gpt-oss:120b-cloud")];
+    assert!(ask("0.16.2", stub()));
+    assert!(!ask("0.16.1", stub()));
+    assert!(!ask("0.33.0", vec![Model::local("alpha")]));
 }

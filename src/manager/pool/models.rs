@@ -68,6 +68,11 @@ impl Models {
         self.inventory.as_ref().map(|known| known.stored(model)).unwrap_or_default()
     }
 
+    /// Whether it told that its Ollama keeps from the cloud.
+    pub(super) fn is_cloudless(&self) -> bool {
+        self.inventory.as_ref().is_some_and(|known| known.cloud == Some(false))
+    }
+
     /// Takes up what a request did. When the backend is to be asked again, if that matters.
     pub(super) fn finished(&mut self, now: Instant, report: Report) -> Option<Instant> {
         let Report { speed, changed_models, removed, loaded, .. } = report;

@@ -26,6 +26,8 @@ pub(crate) const VERSION: &str = "/api/version";
 
 // What this program itself asks of an Ollama besides.
 pub(crate) const GENERATE: &str = "/api/generate";
+/// Whether it keeps from the cloud.
+pub(crate) const STATUS: &str = "/api/status";
 pub(crate) const PULL: &str = "/api/pull";
 pub(crate) const PUSH: &str = "/api/push";
 pub(crate) const COPY: &str = "/api/copy";
@@ -39,7 +41,7 @@ pub(crate) const BLOBS: &str = "/api/blobs/";
 const ENDPOINTS: &[Endpoint] = &[
     get("/", Open).or_head(),
     get(VERSION, Open).or_head(),
-    get("/api/status", Open),
+    get(STATUS, Open),
     get("/api/tags", Open).or_head().list(List::Tags),
     get("/api/ps", Open).list(List::Loaded),
     post("/api/show", Open, Other).repeatable().answers_half_closed(),

@@ -14,7 +14,7 @@
 //!    context that the request sets; where it isn't known to be split between a graphics card and main
 //!    memory; where it is known to do what is needed. But for the prompt's length, a step is skipped
 //!    if the better ones are clearly busier. A cloud's model runs on any of them: first on those that
-//!    list it, last on those whose account has just not done.
+//!    list it, last on those whose account has just not done, or whose Ollama keeps from the cloud.
 //! 4. Among equals: those that are not passed over and didn't just fail, preferred ones, the
 //!    conversation's last one unless it is clearly busier, then the least work weighed by learned
 //!    speed, then those known for longer than an hour, then the nearest.
@@ -245,6 +245,7 @@ impl Pool {
             // It may be about the account.
             None => return authorized(free),
             Some(model) if model.is_cloud() => {
+                let free = told::unless_all(free, |b| !b.models.is_cloudless());
                 return prefer(authorized(free), |b| b.models.has(model));
             }
             Some(model) => model,

@@ -1,5 +1,5 @@
-//! Which backends do a request best by what Ollama tells of its models: what a model can do, how much
-//! context it has, and whether it is on a graphics card.
+//! Which backends do a request best by what Ollama tells: what a model can do, how much context it
+//! has, whether it is on a graphics card, whether models may run in the cloud.
 //!
 //! What isn't told is neither good nor bad. Nothing here refuses a request: where no backend is known
 //! to do better, Ollama's own answer tells what is wrong. A newcomer's word makes it no better than
@@ -23,12 +23,16 @@ pub(super) fn capable<'a>(
     if wanted.abilities.is_empty() {
         return owners;
     }
-    let may = |b: &Backend| can(b, model, wanted) != Some(false);
-    let mut established = owners.iter().filter(|b| !b.claims.is_newcomer).peekable();
+    unless_all(owners, |b| can(b, model, wanted) != Some(false))
+}
+
+/// Those that may do it as far as they tell; all if none of those may that are known for longer.
+pub(super) fn unless_all(all: Vec<&Backend>, may: impl Fn(&Backend) -> bool) -> Vec<&Backend> {
+    let mut established = all.iter().filter(|b| !b.claims.is_newcomer).peekable();
     if established.peek().is_some() && !established.any(|b| may(b)) {
-        return owners;
+        return all;
     }
-    prefer(owners, may)
+    prefer(all, may)
 }
 
 /// Of these, those that are known to be able.

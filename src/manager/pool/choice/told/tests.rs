@@ -125,3 +125,28 @@ fn a_context_that_is_set_goes_where_the_model_is_loaded_with_it() {
     }
     assert_eq!(w.choose(&set(32_768)), Ok(ids[0]), "clearly busier");
 }
+
+#[test]
+fn a_cloud_model_goes_where_the_cloud_is_not_disabled() {
+    let stub = |cloud| {
+        let tags = r#"{"models":[{"name":"x:cloud","remote_host":"https://ollama.com"}]}"#;
+        let mut inventory = Inventory::new([tags, "", ""], None);
+        inventory.cloud = cloud;
+        Arc::new(inventory)
+    };
+    let wanted = Wanted { model: ModelName::parse("x:cloud"), ..Wanted::default() };
+    for (clouds, want) in [
+        ([Some(false), Some(true)], 1),
+        ([Some(false), None], 1),
+        ([None, Some(true)], 0),
+        ([Some(true), None], 0),
+        ([Some(false), Some(false)], 0),
+    ] {
+        let (mut w, ids) = world(&[&stub(clouds[0]), &stub(clouds[1])]);
+        assert_eq!(goes(&mut w, &wanted), Ok(ids[want]), "{clouds:?}");
+    }
+    // One that has the stub, but keeps from the cloud, comes after one without it.
+    let (mut w, ids) = world(&[&stub(Some(false)), &server(able(), None)]);
+    assert_eq!(goes(&mut w, &wanted), Ok(ids[1]));
+    assert_eq!(goes(&mut w, &a()), Ok(ids[1]));
+}
