@@ -23,8 +23,8 @@
 //!            room_bytes, cloud: whether its Ollama lets models run in the cloud; null where it
 //!            doesn't say or lists none of those, model_count, models [{name, size, digest, modified_at, kind,
 //!            capabilities [word ..]: those that Ollama 0.33 knows; null where its server doesn't
-//!            say, loaded, size_vram, expires_at, context_length, tokens_per_s}], models_problem:
-//!            what is wrong with its lists; null if nothing is, history {tokens_per_s [..], in_flight [..]}}]
+//!            say, loaded, size_vram: of size_loaded, on a graphics card, expires_at,
+//!            context_length: that it is loaded with, tokens_per_s}], models_problem: what is wrong with its lists; null if nothing is, history {tokens_per_s [..], in_flight [..]}}]
 //! away       [{name, address, id: of the entry in servers, if there is one, since_s, model_count,
 //!            models [..]}]: remembered servers that can't be used now
 //! history    step_s, requests [..], queue [..]: oldest first, the last minutes
