@@ -107,5 +107,6 @@ fn a_server_looks_around_for_those_who_have_a_layer() {
     assert_eq!(given.load(SeqCst), SIZE);
     let from = format!("\"from\":\"{}\"", donor.name());
     assert!(text.contains(&from), "{from}: {text:.2000}");
+    daemon.wait_for("layer taken");
     assert_eq!(daemon.count("layer taken"), 1);
 }
