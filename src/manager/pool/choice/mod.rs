@@ -210,12 +210,13 @@ impl Pool {
         let owners = only(&eligible, |b| b.models.has(model));
         if owners.is_empty() {
             // One that the user named, or this machine's, may have it, and says so in a moment.
+            // A request that was elsewhere doesn't wait for it.
             let is_unasked = |b: &&Backend| {
-                let is_ours = !b.is_discovered() && !tried.contains(&b.id);
-                is_ours && b.state() == State::New && b.health.may_recover(now)
+                !b.is_discovered() && b.state() == State::New && b.health.may_recover(now)
             };
             if let Some(unasked) = self.backends.iter().find(is_unasked)
                 && wanted.server.is_none()
+                && tried.is_empty()
             {
                 return Err(NoPick::NoneUp(format!("{}: being checked", unasked.label())));
             }

@@ -462,6 +462,8 @@ fn the_first_check_of_a_named_server_is_waited_for_by_who_needs_its_model() {
         let wait = w.choose(&model("b"));
         assert!(matches!(&wait, Err(NoPick::NoneUp(why)) if why.contains("checked")), "{wait:?}");
         assert!(w.pool.expects_backend(w.now));
+        let again = w.pool.pick(w.now, &[BackendId(9)], &model("b")).map(|pick| pick.id);
+        assert_eq!(again, Ok(ids[0]), "one that was elsewhere doesn't wait");
         w.checked(ids[1], second);
         assert_eq!(w.choose(&model("b")), Ok(chosen));
     }
