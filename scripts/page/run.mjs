@@ -100,7 +100,7 @@ async function main() {
     const context = await browser.newContext({ viewport: { width, height }, colorScheme: dark ? 'dark' : 'light', reducedMotion: 'no-preference' });
     const page = await context.newPage();
     page.on('pageerror', error => complaints.push(String(error)));
-    page.on('console', message => { if (message.type() === 'error' && !/ERR_CONNECTION_REFUSED|status of (403|50\d)/.test(message.text())) complaints.push(message.text()); });
+    page.on('console', message => { if (message.type() === 'error' && !/ERR_CONNECTION_REFUSED|status of 50\d/.test(message.text())) complaints.push(message.text()); });
     page.on('request', request => { if (!request.url().startsWith(url) && !request.url().startsWith('data:')) complaints.push('asked for ' + request.url()); });
     await page.goto(url + '/ollana/');
     return page;
