@@ -66,7 +66,7 @@ doc:
 check: lint doc test
 
 messages:
-	@$(CARGO) test --quiet --test docs list_of_messages -- --ignored --nocapture
+	@$(CARGO) test --quiet --test tidy list_of_messages -- --ignored --nocapture
 
 netns:
 	$(CARGO) test --test netns -- --nocapture

@@ -118,9 +118,7 @@ fn the_page_unloads_models_where_they_are() {
             let servers = servers(&mut looking);
             (servers.len() == 2 && servers.iter().all(is_loaded)).then_some(servers)
         });
-        let page = looking.get("/ollana/").text();
-        let token = page.split_once("name=\"ollana-token\" content=\"").expect("a token").1;
-        let token = token.split('"').next().unwrap_or_default();
+        let token = looking.get("/ollana/").page_token();
         let unload = |query: &str| {
             let head = format!("POST /ollana/unload{query} HTTP/1.1\r\nHost: localhost\r\n");
             let fields = format!("Origin: http://localhost\r\nX-Ollana-Token: {token}\r\n");

@@ -130,17 +130,28 @@ fn sources() -> Vec<Source> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut paths = Vec::new();
     walk(&src, &mut paths);
+    paths.sort();
     assert!(paths.len() > 60, "src/ was found");
     let source = |path: PathBuf| {
         let place = path.strip_prefix(&src).expect("within src/").with_extension("");
         let module = place.to_str().expect("UTF-8").replace('/', "::");
         let module = module.strip_suffix("::mod").unwrap_or(&module).to_owned();
         let text = fs::read_to_string(&path).expect("text");
-        let text = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+        let text = without_tests(&text).to_owned();
         let lines = text.lines().count();
         Source { module, text, lines }
     };
     paths.into_iter().map(source).collect()
+}
+
+/// The code in front of the first module of tests; single items for tests count as code.
+fn without_tests(text: &str) -> &str {
+    let is_module = |at: &usize| {
+        let item = text[*at..].lines().find(|line| !line.starts_with('#'));
+        item.is_some_and(|line| line.starts_with("mod "))
+    };
+    let mut marks = text.match_indices("#[cfg(test)]").map(|(at, _)| at);
+    marks.find(is_module).map_or(text, |at| &text[..at])
 }
 
 /// `a::{b, c::{d, e}}` as `a::b`, `a::c::d`, `a::c::e`.
@@ -393,5 +404,101 @@ fn few_files_ask_which_system_this_is() {
             "{} asks for the system: {lines:#?}\nwhat differs belongs into net::os or system::os",
             source.module
         );
+    }
+}
+
+/// What people may get to read: every string of `src/` with a blank in it, tests left out, by module.
+fn messages() -> Vec<(String, String)> {
+    let texts = |source: Source| {
+        let texts = strings(&source.text).into_iter();
+        texts.map(move |text| (source.module.clone(), text))
+    };
+    let all = sources().into_iter().flat_map(texts);
+    all.filter(|(_, text)| text.trim().contains(' ')).collect()
+}
+
+/// The string literals of a Rust source, lines joined as the compiler does it.
+fn strings(code: &str) -> Vec<String> {
+    let (mut found, mut rest) = (Vec::new(), code);
+    while let Some(at) = rest.find(['/', '\'', '"']) {
+        let is_raw = rest[..at].ends_with('r') || rest[..at].ends_with("r#");
+        let (begin, here) = (&rest[at..at + 1], &rest[at + 1..]);
+        rest = match begin {
+            "/" if here.starts_with('/') => here.split_once('\n').map_or("", |(_, next)| next),
+            "/" => here,
+            // A character; a lifetime has no end like it.
+            "'" => {
+                let mut chars = here.char_indices();
+                let is_escaped = here.starts_with('\\');
+                let end = chars.nth(1 + usize::from(is_escaped)).filter(|(_, c)| *c == '\'');
+                end.map_or(here, |(end, _)| &here[end + 1..])
+            }
+            _ if is_raw => {
+                let end = if rest[..at].ends_with('#') { "\"#" } else { "\"" };
+                let (text, next) = here.split_once(end).expect("the end of a raw string");
+                found.push(text.to_owned());
+                next
+            }
+            _ => {
+                let (mut text, mut chars) = (String::new(), here.char_indices());
+                let mut end = here.len();
+                while let Some((at, c)) = chars.next() {
+                    match c {
+                        '"' => {
+                            end = at;
+                            break;
+                        }
+                        '\\' => match chars.next().map_or(' ', |(_, c)| c) {
+                            '\n' => {
+                                let blanks =
+                                    chars.as_str().len() - chars.as_str().trim_start().len();
+                                if let Some(last) = blanks.checked_sub(1) {
+                                    chars.nth(last);
+                                }
+                            }
+                            'n' => text.push('\n'),
+                            c => text.push(c),
+                        },
+                        c => text.push(c),
+                    }
+                }
+                found.push(text);
+                here.get(end + 1..).unwrap_or_default()
+            }
+        };
+    }
+    found
+}
+
+#[test]
+fn messages_have_the_words_that_people_know() {
+    let all = messages();
+    assert!(all.len() > 800, "{} messages", all.len());
+    let known = "no server found in {seconds} s: {why}; ollana doctor says more";
+    assert!(all.iter().any(|(_, text)| text == known), "the list has what is in the source");
+    for (file, text) in &all {
+        // Without what is put in.
+        let said: String =
+            text.split('{').map(|it| it.split_once('}').map_or(it, |it| it.1)).collect();
+        let words: Vec<&str> = said.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+        // Only the code tells members of the pool, and ends of connections, from servers and machines.
+        for word in ["backend", "backends", "peer", "upstream", "downstream", "daemon"] {
+            let is_told = words.contains(&word) && !text.contains("--daemon");
+            assert!(!is_told, "{file}: {word:?} in {text:?}");
+        }
+    }
+}
+
+/// For `make messages`.
+#[test]
+#[ignore = "a list to read, no test"]
+fn list_of_messages() {
+    let mut last = String::new();
+    for (module, text) in messages() {
+        if module != last {
+            println!("\n{module}");
+            last = module;
+        }
+        println!("  {}", text.replace('\n', "\n  "));
     }
 }

@@ -14,7 +14,7 @@ use http::{HeaderMap, Method};
 
 use crate::http::fields::{entries, remove_where};
 
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+pub(crate) const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Always allowed (`envconfig.AllowedOrigins`).
 const BUILT_IN_HOSTS: &[&str] = &["localhost", "127.0.0.1", "0.0.0.0"];
@@ -123,9 +123,7 @@ impl Origins {
                 sites.any(|site| site.trim_ascii().eq_ignore_ascii_case(b"cross-site"));
             return if is_foreign && !self.allows_all { Decision::Refuse } else { Decision::Plain };
         };
-        let host = fields.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
-        let is_own = |scheme: &[u8]| origin.as_bytes().strip_prefix(scheme) == Some(host);
-        if !host.is_empty() && (is_own(b"http://") || is_own(b"https://")) {
+        if is_own(origin, fields) {
             return Decision::Plain;
         }
         if !self.allow(origin.as_bytes()) {
@@ -135,6 +133,13 @@ impl Origins {
         let cors = Cors(if self.allows_all { all } else { origin.clone() });
         if method == Method::OPTIONS { Decision::Preflight(cors) } else { Decision::Cors(cors) }
     }
+}
+
+/// Whether it is the origin of the pages that are served at the request's own `Host`.
+pub(crate) fn is_own(origin: &HeaderValue, fields: &HeaderMap) -> bool {
+    let host = fields.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
+    let is_of = |scheme: &[u8]| origin.as_bytes().strip_prefix(scheme) == Some(host);
+    !host.is_empty() && (is_of(b"http://") || is_of(b"https://"))
 }
 
 /// Removes from a request the fields by which it was decided.

@@ -1,6 +1,6 @@
 //! Lines of the log as JSON objects, one per line.
 //!
-//! Our messages are a phrase and then keys: `backend down addr=10.0.0.7:11435 failures=3`. They
+//! Our messages are a phrase and then keys: `server down addr=10.0.0.7:11435 failures=3`. They
 //! become members of their own: `"message":"server down","addr":"10.0.0.7:11435","failures":3`.
 
 use log::Level;

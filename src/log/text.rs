@@ -13,7 +13,7 @@ pub(super) fn now() -> String {
 }
 
 /// A line as systemd's journal takes it, which has the time itself and knows levels by number
-/// (sd-daemon(3)): `<4>backend down …`.
+/// (sd-daemon(3)): `<4>server down …`.
 pub(super) fn for_journald(line: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(line);
     let parts = text.split_once(" [").and_then(|(_, rest)| rest.split_once("] "));

@@ -75,36 +75,33 @@ impl Aliases {
 
     /// The alias that a request names.
     pub(crate) fn find(&self, name: &str) -> Option<&Alias> {
-        if self.is_empty() {
-            return None;
-        }
-        let name = ModelName::parse(name)?;
-        self.0.iter().find(|alias| alias.name == name)
+        self.named(&ModelName::parse(name)?)
+    }
+
+    /// The alias of this name.
+    pub(crate) fn named(&self, name: &ModelName) -> Option<&Alias> {
+        self.0.iter().find(|alias| alias.name == *name)
     }
 
     /// Entries for the aliases in a list that has these: each is that of its model, under another name.
     /// What is in memory has its own name only.
     pub(super) fn entries(&self, list: List, entries: &[&Entry]) -> Vec<String> {
+        if list == List::Loaded {
+            return Vec::new();
+        }
         let entry = |alias: &Alias| {
             let of = |model: &ModelName| entries.iter().find(|entry| entry.name == *model);
             let entry = alias.models.iter().find_map(|(_, model)| of(model))?;
             let mut json: Value = serde_json::from_str(&entry.text).ok()?;
-            match list {
-                List::Loaded => return None,
-                List::OpenAi => json["id"] = alias.label.as_str().into(),
-                List::Tags => {
-                    let name = alias.name.as_str();
-                    (json["name"], json["model"]) = (name.into(), name.into());
-                }
+            if list == List::OpenAi {
+                json["id"] = alias.label.as_str().into();
+            } else {
+                let name = alias.name.as_str();
+                (json["name"], json["model"]) = (name.into(), name.into());
             }
             Some(json.to_string())
         };
         self.0.iter().filter_map(entry).collect()
-    }
-
-    /// Whether it is the name of one.
-    pub(super) fn has(&self, name: &ModelName) -> bool {
-        self.0.iter().any(|alias| alias.name == *name)
     }
 }
 

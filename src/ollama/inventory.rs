@@ -298,7 +298,7 @@ pub(crate) fn merged_with(list: List, inventories: &[Arc<Inventory>], aliases: &
     let mut seen = HashSet::new();
     entries.retain(|entry| seen.insert(entry.key(list)));
     let named = aliases.entries(list, &entries);
-    entries.retain(|entry| list == List::Loaded || !aliases.has(&entry.name));
+    entries.retain(|entry| list == List::Loaded || aliases.named(&entry.name).is_none());
     let texts = entries.iter().map(|entry| entry.text.as_str());
     let texts: Vec<&str> = texts.chain(named.iter().map(String::as_str)).collect();
     let texts = texts.join(",");

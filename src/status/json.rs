@@ -21,10 +21,12 @@
 //!            this machine's own, plain: whether it is an Ollama without ollana, rest: null|busy|ejected, rest_s, round_trip_ms, ollama,
 //!            in_flight, limit, first_byte_ms, requests, failures, tokens, tokens_per_s, bytes_up, bytes_down,
 //!            room_bytes, cloud: whether its Ollama lets models run in the cloud; null where it
-//!            doesn't say or lists none of those, model_count, models [{name, size, digest, modified_at, kind,
-//!            capabilities [word ..]: those that Ollama 0.33 knows; null where its server doesn't
-//!            say, loaded, size_vram: of size_loaded, on a graphics card, expires_at,
-//!            context_length: that it is loaded with, tokens_per_s}], models_problem: what is wrong with its lists; null if nothing is, history {tokens_per_s [..], in_flight [..]}}]
+//!            doesn't say or lists none of those, model_count, models [{name, size, digest,
+//!            modified_at, kind, capabilities [word ..]: those that Ollama 0.33 knows; null where
+//!            its server doesn't say, loaded, size_vram: of size_loaded, on a graphics card,
+//!            expires_at, context_length: that it is loaded with, tokens_per_s}], models_problem:
+//!            what is wrong with its lists; null if nothing is, history {tokens_per_s [..],
+//!            in_flight [..]}}]
 //! away       [{name, address, id: of the entry in servers, if there is one, since_s, model_count,
 //!            models [..]}]: remembered servers that can't be used now
 //! history    step_s, requests [..], queue [..]: oldest first, the last minutes

@@ -38,6 +38,14 @@ impl Answer {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
+    /// The token that a page carries; empty for who gets none.
+    pub fn page_token(&self) -> String {
+        let text = self.text();
+        let token = text.split_once("<meta name=\"ollana-token\" content=\"");
+        let (_, token) = token.expect("a place for it");
+        token.split('"').next().unwrap_or_default().to_owned()
+    }
+
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("not JSON: {error}: {}", self.text()))
@@ -134,7 +142,7 @@ impl Client {
     pub fn try_answer_to(&mut self, method: &str) -> Result<Answer, End> {
         loop {
             let head = self.try_head()?;
-            if head.status() >= 200 {
+            if !matches!(head.status(), 100 | 102..=199) {
                 self.expect_body_of(method, &head);
                 let (body, end) = self.rest();
                 return Ok(Answer { head, body, end });
@@ -225,12 +233,8 @@ impl Client {
     /// The whole answer to a request of this method that was sent before; interim ones are passed
     /// over.
     pub fn answer_to(&mut self, method: &str) -> Answer {
-        let mut head = self.head_of(method);
-        while matches!(head.status(), 100 | 102..=199) {
-            head = self.head_of(method);
-        }
-        let (body, end) = self.rest();
-        Answer { head, body, end }
+        let answer = self.try_answer_to(method);
+        answer.unwrap_or_else(|end| panic!("no answer to {method}: {end:?}"))
     }
 
     /// Sends a request and reads the whole answer.

@@ -4,14 +4,6 @@
 use super::machines::{LAN, SERVER, Server, is_inside};
 use crate::support::{Answer, Chain, Client, Ollama, Way, World, eventually};
 
-/// The token that a page carries; empty for who gets none.
-pub(super) fn token_in(page: &Answer) -> String {
-    let text = page.text();
-    let token =
-        text.split_once("<meta name=\"ollana-token\" content=\"").expect("a place for it").1;
-    token.split('"').next().unwrap_or_default().to_owned()
-}
-
 fn unload(mut client: Client, method: &str, target: &str, fields: &str) -> Answer {
     client.send(format!("{method} {target} HTTP/1.1\r\n{fields}Content-Length: 0\r\n\r\n"));
     client.answer_to(method)
@@ -36,9 +28,9 @@ fn only_our_page_unloads_models() {
         let (fake, chain, path) = loaded(way);
         let host = chain.address();
         let page = chain.connect().get("/ollana/");
-        let token = token_in(&page);
+        let token = page.page_token();
         assert_eq!(token.len(), 32, "{token}");
-        assert_eq!(token_in(&chain.connect().get("/ollana/")), token, "of this start");
+        assert_eq!(chain.connect().get("/ollana/").page_token(), token, "of this start");
         let ours =
             format!("Host: {host}\r\nOrigin: http://{host}\r\nSec-Fetch-Site: same-origin\r\n");
         let shown = format!("X-Ollana-Token: {token}\r\n");
@@ -89,12 +81,12 @@ fn no_other_machine_unloads_models() {
     }
     let see = "--status-from 10.80.0.0/24 --status-from fd80::/64";
     let server = Server::start(&format!("--discovery-port 0 {see}"));
-    let token = token_in(&server.connect(SERVER[0]).get("/ollana/"));
+    let token = server.connect(SERVER[0]).get("/ollana/").page_token();
     assert_eq!(token.len(), 32, "{token}");
     let reached = server.reached();
     for from in LAN {
         let page = server.connect(from).get("/ollana/");
-        assert_eq!((page.status(), token_in(&page).as_str()), (200, ""), "{from}");
+        assert_eq!((page.status(), page.page_token().as_str()), (200, ""), "{from}");
         let fields = format!("Host: gpu.local\r\nX-Ollana-Token: {token}\r\n");
         let answer =
             unload(server.connect(from), "POST", "/ollana/unload?server=0&model=m", &fields);

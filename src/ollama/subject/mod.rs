@@ -6,9 +6,9 @@
 mod form;
 mod json;
 
-pub use form::FormScan;
 use std::ops::Range;
 
+pub use form::FormScan;
 pub use json::Scan;
 
 /// What a body says.

@@ -32,7 +32,7 @@ impl<'a> Exchange<'a> {
             return Ok(None);
         }
         let in_path = self.endpoint.model_in_path(&self.head.target);
-        if let Some(alias) = in_path.and_then(|name| aliases.find(name.as_str())) {
+        if let Some(alias) = in_path.and_then(|name| aliases.named(&name)) {
             let (path, query) = split_query(&self.head.target);
             let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
             let mark = if query.is_empty() { "" } else { "?" };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Uri};
 use rustix::event::PollFlags;
 use ureq::Body;
 
@@ -269,9 +269,14 @@ impl<'a> Exchange<'a> {
             || fields.iter().any(|(name, value)| name.as_str().len() + value.len() > LONG_LINE)
     }
 
-    pub(super) fn request(&self, lease: &Lease, wanted: &Wanted) -> Result<Request<()>, String> {
+    /// Where the server that was chosen has this target.
+    pub(super) fn uri(&self, lease: &Lease, target: &str) -> Result<Uri, String> {
         let prefix = if lease.pick.is_local { self.context.prefix.as_str() } else { "" };
-        let uri = upstream::build_uri(lease.pick.address, prefix, self.target())?;
+        upstream::build_uri(lease.pick.address, prefix, target)
+    }
+
+    pub(super) fn request(&self, lease: &Lease, wanted: &Wanted) -> Result<Request<()>, String> {
+        let uri = self.uri(lease, self.target())?;
         let mut fields = self.head.fields.clone();
         fields::prepare_request(&mut fields, &self.context.via);
         token::strip(&mut fields);

@@ -25,6 +25,7 @@ use http::{HeaderMap, Method};
 use serde_json::json;
 
 use super::{Context, End, Exchange, OwnAnswer, unload};
+use crate::access::cors::SEC_FETCH_SITE;
 use crate::http::target::{percent_decode, split_query};
 use crate::manager::pool::Forgot;
 use crate::net::interfaces::unknown_interfaces;
@@ -139,7 +140,7 @@ impl Exchange<'_> {
         }
         // Following a link to the page is fine: the page shows itself to people, not to the site that
         // linked.
-        let site = head.fields.get("sec-fetch-site").map(HeaderValue::as_bytes);
+        let site = head.fields.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
         if matches!(site, Some(b"cross-site" | b"same-site")) && !matches!(path, "" | "/") {
             return Err(OwnAnswer::OwnPathForeignPage);
         }
@@ -183,7 +184,7 @@ impl Exchange<'_> {
         if !self.connection.is_own() {
             return Err(OwnAnswer::OwnPathClosed);
         }
-        if fields.contains_key(ORIGIN) || fields.contains_key("sec-fetch-site") {
+        if fields.contains_key(ORIGIN) || fields.contains_key(SEC_FETCH_SITE) {
             return Err(OwnAnswer::OwnPathForeignPage);
         }
         if self.head.method != Method::DELETE {

@@ -10,12 +10,13 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use http::header::{HOST, HeaderName, HeaderValue, ORIGIN};
+use http::header::{HeaderName, ORIGIN};
 use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 
 use super::own::ask;
 use super::{Exchange, OwnAnswer};
+use crate::access::cors::{self, SEC_FETCH_SITE};
 use crate::http::target::query_value;
 use crate::manager::Refused;
 use crate::manager::pool::{Outcome, ServerNow, Wanted};
@@ -25,13 +26,11 @@ use crate::ollama::model_name::ModelName;
 use crate::ollama::pull;
 use crate::pairing::noise::Key;
 use crate::system::{Hex, parse_hex, random};
-use crate::upstream::build_uri;
 use crate::upstream::exchange_io::Attempt;
 
 /// Below `/ollana`.
 pub(super) const PATH: &str = "/unload";
 const TOKEN: HeaderName = HeaderName::from_static("x-ollana-token");
-const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// What the key signs to make the token.
 const PURPOSE: &[u8] = b"page";
 /// Ollama answers at once, but its machine may be busy.
@@ -47,14 +46,8 @@ pub(super) fn token() -> Option<String> {
 
 /// Whether the browser says that a page of ours sends this. Programs say nothing.
 fn is_of_our_page(fields: &HeaderMap) -> bool {
-    let host = fields.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
-    let is_ours = |origin: &HeaderValue| {
-        let schemes = [&b"http://"[..], b"https://"];
-        let mut hosts = schemes.iter().filter_map(|it| origin.as_bytes().strip_prefix(*it));
-        !host.is_empty() && hosts.any(|it| it == host)
-    };
-    fields.get_all(ORIGIN).into_iter().all(is_ours)
-        && fields.get_all(SITE).into_iter().all(|site| site == "same-origin")
+    fields.get_all(ORIGIN).into_iter().all(|origin| cors::is_own(origin, fields))
+        && fields.get_all(SEC_FETCH_SITE).into_iter().all(|site| site == "same-origin")
 }
 
 /// Takes the same time for every wrong token.
@@ -125,8 +118,7 @@ impl Exchange<'_> {
             Refused::QueueFull => "it is busy".to_owned(),
         })?;
         let attempt = Attempt { is_lan: !lease.pick.is_local, ..Attempt::default() };
-        let prefix = if lease.pick.is_local { self.context.prefix.as_str() } else { "" };
-        let uri = build_uri(lease.pick.address, prefix, GENERATE)?;
+        let uri = self.uri(&lease, GENERATE)?;
         let body = json!({ "model": model.as_str(), "keep_alive": 0, "stream": false });
         let request = (Method::POST, uri, Some(body.to_string()));
         let (status, answer) = ask(self.upstream, attempt, request, TIME)?;

@@ -238,7 +238,7 @@ impl Connection {
                     let key = Key::of_halves(&half, &theirs);
                     let peer = keep(own, peer, key).map_err(Failure::NotKept)?;
                     self.say(KEPT)?;
-                    self.expect(Step::Kept(peer), KEPT.len());
+                    self.go_on_to(Step::Kept(peer), KEPT.len());
                 }
                 Step::Kept(_) if self.message != KEPT => {
                     return Err(Failure::BrokeOff(ErrorKind::InvalidData.into()));
@@ -263,7 +263,7 @@ impl Connection {
         }
     }
 
-    fn expect(&mut self, step: Step, len: usize) {
+    fn go_on_to(&mut self, step: Step, len: usize) {
         (self.step, self.message, self.received) = (step, vec![0; len], 0);
         self.deadline = Instant::now() + STEP_TIMEOUT;
     }
@@ -292,7 +292,7 @@ impl Connection {
         })?;
         let half = system::random().map_err(Failure::BrokeOff)?;
         self.say(&half)?;
-        self.expect(Step::Half(peer, half), HALF);
+        self.go_on_to(Step::Half(peer, half), HALF);
         Ok(())
     }
 }

@@ -275,8 +275,7 @@ impl Pool {
             Some(b.id) == last && b.models.has(model) && is_untold
         };
         // Believe a newcomer's "loaded" only if no established server has the model.
-        let has_established = owners.iter().any(|b| !b.claims.is_newcomer);
-        let is_believed = |b: &Backend| !(b.claims.is_newcomer && has_established);
+        let is_believed = believed(&owners);
         let is_loaded =
             |b: &Backend| is_believed(b) && (b.models.has_loaded(model) || was_there(b));
         if wanted.task == Task::Unload {
@@ -385,6 +384,12 @@ fn push_bounded<T: PartialEq>(list: &mut VecDeque<T>, entry: T, most: usize) {
 
 fn only<'a>(all: &[&'a Backend], keep: impl Fn(&Backend) -> bool) -> Vec<&'a Backend> {
     all.iter().copied().filter(|b| keep(b)).collect()
+}
+
+/// Whether it counts what one of these says of itself: a newcomer's word does only among newcomers.
+fn believed(all: &[&Backend]) -> impl Fn(&Backend) -> bool + use<> {
+    let has_established = all.iter().any(|b| !b.claims.is_newcomer);
+    move |b| !(b.claims.is_newcomer && has_established)
 }
 
 /// Those that are better, unless each of them has clearly more to do than one of the others.

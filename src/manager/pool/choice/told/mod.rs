@@ -5,7 +5,7 @@
 //! to do better, Ollama's own answer tells what is wrong. A newcomer's word makes it no better than
 //! servers that are known for longer.
 
-use super::{prefer, unless_busier};
+use super::{believed, prefer, unless_busier};
 use crate::manager::pool::{Backend, Wanted};
 use crate::ollama::model_name::ModelName;
 
@@ -27,12 +27,12 @@ pub(super) fn capable<'a>(
 }
 
 /// Those that may do it as far as they tell; all if none of those may that are known for longer.
-pub(super) fn unless_all(all: Vec<&Backend>, may: impl Fn(&Backend) -> bool) -> Vec<&Backend> {
-    let mut established = all.iter().filter(|b| !b.claims.is_newcomer).peekable();
-    if established.peek().is_some() && !established.any(|b| may(b)) {
-        return all;
+pub(super) fn unless_all(mut all: Vec<&Backend>, may: impl Fn(&Backend) -> bool) -> Vec<&Backend> {
+    let is_believed = believed(&all);
+    if all.iter().any(|b| is_believed(b) && may(b)) {
+        all.retain(|b| may(b));
     }
-    prefer(all, may)
+    all
 }
 
 /// Of these, those that are known to be able.
@@ -44,10 +44,8 @@ pub(super) fn surely_capable<'a>(
     if wanted.abilities.is_empty() {
         return warm;
     }
-    let has_established = warm.iter().any(|b| !b.claims.is_newcomer);
-    unless_busier(warm, |b| {
-        can(b, model, wanted) == Some(true) && !(b.claims.is_newcomer && has_established)
-    })
+    let is_believed = believed(&warm);
+    unless_busier(warm, |b| can(b, model, wanted) == Some(true) && is_believed(b))
 }
 
 /// Of those where the model is loaded, those where it is loaded as the request needs it, then those
