@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use support::{Ollama, Process, World, eventually, free_udp_port};
+use support::{Ollama, Process, World, eventually, free_tcp_port, free_udp_port, readme};
 
 /// Topics that are made of the table of options, and have no file.
 const FROM_OPTIONS: [&str; 4] = ["access", "limits", "options", "service"];
@@ -226,6 +226,148 @@ fn messages_are_quoted_as_they_are() {
     }
 }
 
+/// What README.md shows of a demonstration is what that prints.
+#[test]
+fn make_run_shows_what_the_readme_shows() {
+    let demo = read("scripts/demo.rs");
+    let printed = demo.split("println!(").skip(1).filter_map(|rest| rest.split('"').nth(1));
+    // The fixed pieces of each line, between what is filled in.
+    let printed: Vec<Vec<&str>> = printed
+        .map(|line| line.trim_start_matches("\\n").trim_end_matches("\\n"))
+        .map(|line| line.split('{').map(|it| it.split_once('}').map_or(it, |it| it.1)).collect())
+        .filter(|pieces: &Vec<&str>| pieces.concat().trim().len() > 3)
+        .collect();
+    let is_printed = |line: &str, pieces: &[&str]| {
+        let mut rest = line.strip_prefix(pieces[0])?;
+        for piece in &pieces[1..] {
+            rest = rest.split_once(piece)?.1;
+        }
+        Some(())
+    };
+    for line in readme::block("a stand-in for Ollama").lines().filter(|line| line.trim() != "…") {
+        let is_known = printed.iter().any(|pieces| is_printed(line, pieces).is_some());
+        assert!(is_known, "the demo does not print {line:?}");
+    }
+    let answer = demo.split("const ANSWER: &[&str] = &[").nth(1).expect("the answer");
+    let answer = answer.split("];").next().expect("its end");
+    let tokens = answer.matches('"').count() / 2;
+    assert!(answer.contains("\"Every\"") && readme::README.contains(" + 100 ms Every\n"));
+    assert!(readme::README.contains(&format!("\n  {tokens} tokens through")), "{tokens} tokens");
+    assert!(read("Makefile").contains("target/quick/examples/demo target/quick/ollana"));
+}
+
+/// The lines of a server and of a client that have started, with the usual ports in the place of
+/// those of this test.
+#[test]
+fn ollana_is_ready_with_the_lines_of_the_readme() {
+    let ollama = Ollama::start(World { version: "0.13.1".to_owned(), ..World::default() });
+    let udp = free_udp_port();
+    let ready = |arguments: &str, usual: &str, own: &str| {
+        let process = Process::start(&format!("{arguments} --discovery-port {udp} --ollama {own}"));
+        let addresses = process.addresses();
+        let line = process.line("ready mode=");
+        let line = line.split_once(' ').expect("a time").1.replace(&format!("//{own}"), "//OLLAMA");
+        let listen: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let line = line.replace(&format!("listen={}", listen.join(",")), usual);
+        line.replace("OLLAMA", "127.0.0.1:11434").replace(&format!("{udp}"), "11436")
+    };
+    let shown = |command: &str| {
+        let said = readme::said_to(command).split_whitespace().collect::<Vec<_>>().join(" ");
+        said.strip_prefix("… ").expect("the time is left out").to_owned()
+    };
+    let address = ollama.address.to_string();
+    let server = ready("--listen 127.0.0.1:0", "listen=0.0.0.0:11435", &address);
+    // Where it listens decides where it hears probes.
+    let server = server.replace("discovery=127.0.0.1:", "discovery=0.0.0.0:");
+    assert_eq!(server, shown("desktop$ ollana"));
+    let listen = "listen=127.0.0.1:11434,[::1]:11434";
+    let nobody = free_tcp_port().to_string();
+    let client = ready("--listen 127.0.0.1:0 --listen [::1]:0 --interface lo", listen, &nobody);
+    assert_eq!(client, shown("laptop$ ollana"));
+}
+
+/// Rows such as `--manage on`: the help has the option with this value, or with this kind of value.
+#[test]
+fn options_of_the_readme_are_those_of_the_help() {
+    let help = ["options", "access"].map(|topic| ollana(&["help", topic])).join("\n");
+    let rows = readme::README.lines().filter_map(|line| line.strip_prefix("| `--"));
+    let options: Vec<&str> = rows.filter_map(|row| row.split('`').next()).collect();
+    assert!(options.len() >= 10, "{options:?}");
+    for option in options {
+        let (name, value) = option.split_once(' ').expect("a value");
+        let line = help.lines().find_map(|line| line.strip_prefix(&format!("  --{name} ")));
+        let known = line.unwrap_or_else(|| panic!("no help on --{name}")).split_whitespace().next();
+        let mut known = known.expect("a value").split(['|', '[']);
+        let is_one = known.any(|known| known == value);
+        // `--share-models WHOM` has its values in what is said of it.
+        let is_told = help.contains(&format!("  --{name} WHOM")) && help.contains(" or off: who ");
+        assert!(is_one || (is_told && value == "off"), "--{option}: {line:?}");
+    }
+    let default = help.lines().find(|line| line.starts_with("  --mode MODE ")).expect("--mode");
+    assert!(default.contains("auto, client, server or both [auto]"), "{default}");
+}
+
+/// Where README.md sends its readers, they find what it says.
+#[test]
+fn topics_are_about_what_the_readme_says() {
+    let bench = read("scripts/bench/README.md");
+    let code = read("src/lib.rs");
+    let topic = |name: &str| ollana(&["help", name]);
+    for (place, text, parts) in [
+        ("models", topic("models"), &["HOW A SERVER IS CHOSEN", "--alias NAME=MODEL"][..]),
+        ("sharing", topic("sharing"), &["PULL AND COPY", "WHO GETS WHAT"]),
+        ("both", topic("both"), &["a machine that has an Ollama and uses the other machines'"]),
+        ("service", topic("service"), &["systemd", "go to the background", "--log-file FILE"]),
+        ("metrics", topic("metrics"), &["Prometheus", "JSON"]),
+        ("trouble", topic("trouble"), &["what goes wrong, and what to do"]),
+        ("protocol", topic("protocol"), &["UDP", "HTTP"]),
+        ("access", topic("access"), &["What other machines may do here"]),
+        ("token", topic("token"), &["devices that can't run ollana"]),
+        ("security", topic("security"), &["what stands against it"]),
+        ("bench", bench, &["nginx", "HAProxy"]),
+        ("code", code, &["# The life of a request", "# Rooms", "# Invariants"]),
+    ] {
+        assert!(readme::README.contains(place), "{place}");
+        parts.iter().for_each(|part| assert!(text.contains(part), "{place} has no {part:?}"));
+    }
+}
+
+/// Of what takes an engine, another system or another machine, what can be read.
+#[test]
+fn scripts_have_what_the_readme_says_of_them() {
+    let has = |path: &str, parts: &[&str]| {
+        let text = read(path).replace("\\\n", "").split_whitespace().collect::<Vec<_>>().join(" ");
+        parts.iter().for_each(|part| assert!(text.contains(part), "{path} has no {part:?}"));
+    };
+    let install = readme::block("docker build ").replace("\\\n", " ");
+    let docker = install.lines().filter(|line| line.starts_with("docker "));
+    let docker = docker.map(|line| line.split('#').next().unwrap_or_default());
+    let docker = docker.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    let docker: Vec<String> = docker.collect();
+    assert_eq!(docker.len(), 2);
+    for line in &docker {
+        // Its head says the same, over two lines.
+        let words = read("scripts/service/Dockerfile").replace("\n#", "");
+        let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains(line.as_str()), "{line} in {words}");
+    }
+    has("scripts/service/Dockerfile", &["VOLUME /state", "ENV OLLANA_STATE_DIR=/state"]);
+    has("scripts/deb.sh", &["ollana_"]);
+    has("Makefile", &["deb: static", "scripts/static.sh $(TARGET)", "scripts/dist.sh"]);
+    has("scripts/zig.sh", &["python3 -m venv", "pip\" install"]);
+    has("scripts/static.sh", &["rustup --quiet target add", "scripts/zig.sh cargo zigbuild"]);
+    let targets = ["-linux-musl", "-pc-windows-gnu", "-apple-darwin", "aarch64-unknown-linux-musl"];
+    has("scripts/dist.sh", &targets);
+    has("scripts/dist.sh", &["cp scripts/install.sh scripts/install.ps1 $dist", "sha256sum"]);
+    has("scripts/install.ps1", &["$From", "SHA256SUMS", "Get-FileHash", "^https?://"]);
+    has("scripts/install.sh", &["Darwin) system=macos", "shasum -a 256"]);
+    has("Cargo.toml", &["publish = false", "license = \"MIT\""]);
+    assert!(read("LICENSE").starts_with("MIT License"));
+    for path in ["ollana.service", "ollana.openrc", "ollana.init"] {
+        has(&format!("scripts/service/{path}"), &["/etc/default/ollana"]);
+    }
+}
+
 /// Numbers that are written down elsewhere.
 #[test]
 fn versions_and_sizes_agree() {
@@ -238,7 +380,7 @@ fn versions_and_sizes_agree() {
     assert!(readme.contains(&format!("{rust} or newer")), "Rust {rust} or newer");
     let budgets = read("scripts/dist.sh");
     let budget: f64 = value(&budgets, " linux-x86_64 amd64 ").parse().expect("bytes");
-    assert!(readme.contains(&format!("at most {:.1} MB", budget / 1e6)), "{budget}");
+    assert!(readme.contains(&format!("at most {:.1} MB on Linux", budget / 1e6)), "{budget}");
 }
 
 /// What a public forge runs is what anybody can run.

@@ -22,7 +22,7 @@ use ollana::serve::Daemon;
 use socket2::{Domain, Socket, Type};
 use support::{
     Client, End, Fake, Gate, PATIENCE, clear_environment, eventually, ndjson, open_to_others, post,
-    server_settings, start,
+    readme, server_settings, start,
 };
 
 /// A machine: a folder for its state. It goes when this is dropped.
@@ -186,6 +186,26 @@ fn two_commands_make_a_pair() {
     assert_eq!(one.keys(), other.keys());
     assert_eq!(one.keys().len(), 1, "the old key is gone");
     assert_ne!(one.keys(), before);
+}
+
+/// README.md shows what both commands say, with another code, name and key.
+#[test]
+fn the_two_commands_say_what_the_readme_shows() {
+    let [one, other] = machines();
+    let (shown, code) = one.show();
+    let said = other.run(&format!("pair {code}"));
+    assert_eq!((said.code, shown.end().code), (Some(0), Some(0)), "{said:?}");
+    let want = readme::said_to("laptop$ ollana pair k7pm2-xvd9q").split("…").next().expect("lines");
+    let want = want.replace("desktop", &support::host_name());
+    let want = want.replace("1f0c2a99d1b7e340", &one.keys()[0].to_string());
+    assert!(want.lines().count() == 2 && said.out.starts_with(&want), "{want}\n{said:?}");
+    let mut showing = one.command("pair").spawn().expect("ollana runs");
+    let mut lines = BufReader::new(showing.stdout.take().expect("its output")).lines();
+    let said = lines.by_ref().map_while(Result::ok).take(3).collect::<Vec<_>>().join("\n");
+    let _ = showing.kill().and_then(|()| showing.wait());
+    let code = said.split_whitespace().last().expect("a code");
+    let want = readme::said_to("desktop$ ollana pair").replace("k7pm2-xvd9q", code);
+    assert_eq!(said, want.trim_end());
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 mod support;
 
-use std::time::Duration;
+use std::io::BufRead;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::{
@@ -553,6 +554,9 @@ fn commands_find_the_daemon_and_say_when_there_is_none() {
     let (text, _, code) = run(&format!("models {listen}"));
     assert_eq!(code, 0);
     assert!(text.contains("no server has a model yet"), "{text}");
+    let (text, _, code) = run(&format!("models --json {listen}"));
+    let json: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((code, &json["models"]), (0, &json!([])));
     // Neither nothing nor an Ollama is taken for a daemon.
     for nobody in [free_tcp_port(), fake.address] {
         for command in ["status", "status --json", "status --watch", "models"] {
@@ -561,6 +565,74 @@ fn commands_find_the_daemon_and_say_when_there_is_none() {
             assert!(error.contains("no ollana runs on this machine"), "{error}");
         }
     }
+}
+
+#[test]
+fn watching_shows_the_state_every_second() {
+    let fake = Ollama::with(&[]);
+    let process = Process::start(&format!(
+        "--mode client --listen 127.0.0.1:0 --discovery-port 0 --server {}",
+        fake.address
+    ));
+    process.connect_ready();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ollana"));
+    let command = clear_environment(&mut command).args(["status", "--watch", "--listen"]);
+    let command = command.arg(process.address().to_string()).stdout(std::process::Stdio::piped());
+    let mut watching = command.spawn().expect("ollana runs");
+    let lines = std::io::BufReader::new(watching.stdout.take().expect("its output")).lines();
+    let heads = lines.map_while(Result::ok).filter(|line| line.starts_with("SERVER "));
+    let seen: Vec<Instant> = heads.map(|_| Instant::now()).take(3).collect();
+    let _ = watching.kill().and_then(|()| watching.wait());
+    let took = seen[2] - seen[0];
+    assert!(took > Duration::from_millis(1800) && took < Duration::from_secs(4), "{took:?}");
+}
+
+/// No file of a home, before there is a daemon and after.
+#[test]
+fn the_doctor_changes_nothing() {
+    fn files(folder: &std::path::Path) -> Vec<(std::path::PathBuf, u64, std::time::SystemTime)> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().map_while(Result::ok);
+        let of = |entry: std::fs::DirEntry| {
+            let (path, meta) = (entry.path(), entry.metadata().expect("a file"));
+            let below = if meta.is_dir() { files(&path) } else { Vec::new() };
+            let own = (path, meta.len(), meta.modified().expect("a time"));
+            std::iter::once(own).chain(below).collect::<Vec<_>>()
+        };
+        let mut all: Vec<_> = entries.flat_map(of).collect();
+        all.sort();
+        all
+    }
+    let home = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("doctor-{}", std::process::id()));
+    std::fs::create_dir_all(&home).expect("a folder");
+    let fake = Ollama::with(&[]);
+    let options = format!(
+        "--listen 127.0.0.1:0 --discovery-port 0 --ollama {} --server {} --state-dir {}",
+        free_tcp_port(),
+        fake.address,
+        home.join("state").display()
+    );
+    let examine = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ollana"));
+        let command = clear_environment(&mut command).env("HOME", &home).arg("doctor");
+        let output = command.args(options.split(' ')).output().expect("ollana runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        // One heading for each of what it says that it examines.
+        for area in ["this machine", "Ollama here", "ports", "interfaces", "firewall", "servers"] {
+            assert!(text.lines().any(|line| line == area), "{area}: {text}");
+        }
+    };
+    examine();
+    assert_eq!(files(&home), [], "on a machine that ollana never ran on");
+    let process = Process::start(&format!("--mode client {options}"));
+    process.connect_ready();
+    // While it runs, it writes itself.
+    drop(process);
+    let before = files(&home);
+    assert!(!before.is_empty(), "a daemon leaves a state");
+    examine();
+    assert_eq!(files(&home), before);
+    std::fs::remove_dir_all(home).expect("it can go");
 }
 
 #[test]
@@ -574,7 +646,7 @@ fn discover_finds_servers_by_itself() {
     server.connect_ready();
     // No interface of this name: it looks through loopback alone.
     let scan = format!("discover --discovery-port {port} --interface none");
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let (text, error, code) = run(&scan);
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     assert_eq!(code, 0, "{text}{error}");

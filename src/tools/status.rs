@@ -327,6 +327,20 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_shows_it() {
+        let readme = include_str!("../../README.md");
+        let shown = readme.split("$ ollana status\n").nth(1).unwrap_or_default();
+        let shown = shown.split('…').next().unwrap_or_default();
+        let mut json = picture();
+        json["servers"][0]["models"] = json!([{"name": "llama3.2:1b", "loaded": true}]);
+        json["servers"][1] = json!({"name": "nas", "addresses": ["192.168.1.5:11435"],
+            "encrypted": false, "health": "down", "since_s": 12.0, "ollama": "0.13.1",
+            "reason": "connection refused: nothing listens there", "bytes_down": 2.1e6});
+        let said = lines(&json, Style { width: 80, is_coloured: false }).join("\n");
+        assert!(said.starts_with(shown) && shown.lines().count() == 5, "{shown}\n{said}");
+    }
+
+    #[test]
     fn the_picture_at_80_columns() {
         let style = Style { width: 80, is_coloured: false };
         let want = "\

@@ -2,8 +2,8 @@
 //! believed.
 
 use std::io::Read;
-use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
-use std::process::{Command, Output, Stdio};
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
@@ -92,9 +92,9 @@ fn command<T: Send>(
     host.run(|| start(&mut command))
 }
 
-/// Two commands, and what they said.
-pub(super) fn pair(one: &Host, other: &Host) -> (Output, String) {
-    let mut shown = command(one, &["pair"], |command| command.spawn()).expect("ollana runs");
+/// `ollana pair` that shows a code, the code, and what was said so far.
+fn show(host: &Host) -> (Child, String, String) {
+    let mut shown = command(host, &["pair"], |command| command.spawn()).expect("ollana runs");
     let mut said = String::new();
     let out = shown.stdout.as_mut().expect("its output");
     let mut byte = [0];
@@ -103,6 +103,12 @@ pub(super) fn pair(one: &Host, other: &Host) -> (Output, String) {
         said.push(char::from(byte[0]));
     }
     let code = said.split_whitespace().last().expect("a code").to_owned();
+    (shown, code, said)
+}
+
+/// Two commands, and what they said.
+pub(super) fn pair(one: &Host, other: &Host) -> (Output, String) {
+    let (shown, code, _) = show(one);
     let joined = run(other, &["pair", &code]);
     assert!(joined.status.success(), "{joined:?}");
     let shown = shown.wait_with_output().expect("its end");
@@ -234,6 +240,32 @@ fn a_rogue_server_is_not_used() {
 }
 
 /// Two machines of three are paired.
+/// Over a router, to the ports that README.md names.
+#[test]
+fn machines_of_two_subnets_pair_by_address() {
+    let Some(mut lan) = Lan::new(2) else { return };
+    let hosts = [lan.host(&[("eth0", 0)]), lan.host(&[("eth0", 1)])];
+    let router = lan.host(&[("eth0", 0), ("eth1", 1)]);
+    router.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")).expect("a router");
+    for (bridge, host) in (0..).zip(&hosts) {
+        host.ip(&["route", "add", "default", "via", &router.address(bridge).to_string()]);
+    }
+    let [one, other] = hosts;
+    let (shown, code, _) = show(&one);
+    let are_taken = one.run(|| {
+        let port = ("0.0.0.0", 11439);
+        TcpListener::bind(port).is_err() && UdpSocket::bind(port).is_err()
+    });
+    assert!(are_taken, "TCP and UDP port 11439");
+    let joined = run(&other, &["pair", &code, &one.address(0).to_string()]);
+    assert!(joined.status.success(), "{joined:?}");
+    assert!(shown.wait_with_output().expect("its end").status.success());
+    for host in [&one, &other] {
+        let peers = String::from_utf8(run(host, &["peers"]).stdout).expect("text");
+        assert_eq!(peers.lines().count(), 2, "a head and a peer: {peers}");
+    }
+}
+
 #[test]
 fn who_is_cut_off_by_a_pairing_is_told() {
     let Some(mut lan) = Lan::new(1) else { return };

@@ -51,6 +51,60 @@ fn install(script: &Path, from: &[&str], into: &Path) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&text).into_owned())
 }
 
+/// Every file of a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries =
+        fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("a file").path());
+    let below = |path: PathBuf| if path.is_dir() { files(&path) } else { vec![path] };
+    entries.flat_map(below).collect()
+}
+
+#[test]
+fn a_release_says_what_it_will_do_and_asks() {
+    let (dir, into) = (release("asked"), folder("asked-root"));
+    for action in [&[][..], &["--uninstall"]] {
+        let mut command = Command::new("sh");
+        command.arg(dir.join("install.sh")).args(action).stdin(std::process::Stdio::null());
+        let output = run(command.arg("--no-service").env("DESTDIR", &into).env("PREFIX", "/usr"));
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        let place = into.join("usr/bin/ollana");
+        assert!(text.contains("This will\n"), "{action:?}: {text}");
+        assert!(text.contains(place.to_str().expect("a path")), "{action:?}: {text}");
+        assert!(!output.status.success() && text.contains("nobody to ask here"), "{text}");
+        assert_eq!(files(&into), [] as [PathBuf; 0], "{action:?}");
+    }
+    [dir, into].into_iter().for_each(|folder| fs::remove_dir_all(folder).expect("it can go"));
+}
+
+/// `make install PREFIX=…`: all of it below that folder, and away again with `make uninstall`.
+#[test]
+fn make_installs_below_a_prefix() {
+    if !has("make") {
+        return println!("skipped: no make");
+    }
+    let prefix = folder("prefix");
+    let make = |target: &str| {
+        let mut command = Command::new("make");
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["CARGO=true", target]);
+        command.arg(format!("OLLANA={OLLANA}")).arg(format!("PREFIX={}", prefix.display()));
+        let output = run(command.env_remove("DESTDIR").env_remove("MAKEFLAGS"));
+        assert!(output.status.success(), "{target}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let done = make("install");
+    let is_within = |place: &&str| place.starts_with(prefix.to_str().expect("a path"));
+    let places = done.split_whitespace().filter(|word| word.starts_with('/') && *word != OLLANA);
+    let (within, outside): (Vec<&str>, Vec<&str>) = places.partition(is_within);
+    assert!(within.len() > 5 && outside.is_empty(), "{outside:?} in {done}");
+    let version = run(Command::new(prefix.join("bin/ollana")).arg("--version"));
+    assert!(version.stdout.starts_with(b"ollana "), "{version:?}");
+    assert!(files(&prefix).len() > 5, "{:?}", files(&prefix));
+    make("uninstall");
+    assert_eq!(files(&prefix), [] as [PathBuf; 0]);
+    fs::remove_dir_all(prefix).expect("it can go");
+}
+
 #[test]
 fn a_release_installs_from_its_folder_and_from_a_place() {
     let dir = release("release");
@@ -65,6 +119,9 @@ fn a_release_installs_from_its_folder_and_from_a_place() {
         assert!(version.stdout.starts_with(b"ollana "), "{version:?}");
         let page = fs::read_to_string(into.join("usr/share/man/man1/ollana.1")).expect("a page");
         assert!(page.contains(".TH"));
+        let (is_well, text) = install(&script, &["--uninstall"], &into);
+        assert!(is_well && text.contains("removed"), "{text}");
+        assert_eq!(files(&into), [] as [PathBuf; 0]);
         fs::remove_dir_all(into).expect("it can go");
     }
     fs::remove_dir_all(dir).expect("it can go");

@@ -13,6 +13,7 @@ mod http;
 pub mod ollama;
 mod process;
 mod random;
+pub mod readme;
 mod registry;
 mod seeds;
 mod system;

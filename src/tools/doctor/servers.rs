@@ -378,3 +378,37 @@ fn skew(report: &mut Report, servers: &[Server]) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_shows_it() {
+        let readme = include_str!("../../../README.md");
+        let shown = readme.split("```\n").find(|block| block.starts_with("servers\n")).unwrap();
+        let address = SocketAddr::from(([10, 77, 0, 1], 11435));
+        let ms = |ms: f64| Duration::from_secs_f64(ms / 1e3);
+        let answer = |interface: &str| Answer {
+            identity: None,
+            name: "desktop".to_owned(),
+            address,
+            interface: interface.to_owned(),
+            ollama_up: true,
+            version: OllamaVersion::parse("0.13.1"),
+            in_flight: 0,
+            round_trip: ms(10.9),
+        };
+        let server = Server {
+            broadcast: Some(answer("eth0")),
+            direct: Some(answer(DIRECT)),
+            is_encrypted: Some(false),
+            http: CheckResult::Unreached(String::new()),
+            ..Server::new(address, "desktop", Origin::Found)
+        };
+        let mut report = Report::default();
+        report.about("servers");
+        server.judge_usable(&mut report, 11436, "0.13.1", ms(20.4));
+        assert_eq!(report.text(false), shown);
+    }
+}

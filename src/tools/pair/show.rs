@@ -327,6 +327,7 @@ mod tests {
         let start = Instant::now();
         let shown = host.show(&own, Duration::from_millis(300));
         assert_eq!(shown, Err(EXPIRED.to_owned()));
+        assert_eq!(CODE_LIFE, Duration::from_secs(3 * 60), "as it says, and README.md");
         assert!(start.elapsed() >= Duration::from_millis(300) && start.elapsed() < STEP_TIMEOUT);
     }
 }
