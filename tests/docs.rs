@@ -1,5 +1,7 @@
 //! README.md, the texts of `ollana help` and scripts/bench/README.md: what they name is there.
 
+#[path = "docs/claims.rs"]
+mod claims;
 mod support;
 
 use std::collections::BTreeSet;
@@ -8,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use support::{Ollama, Process, World, eventually, free_tcp_port, free_udp_port, readme};
+use support::{
+    Ollama, Process, World, assert_is_there, eventually, free_tcp_port, free_udp_port, readme,
+};
 
 /// Topics that are made of the table of options, and have no file.
 const FROM_OPTIONS: [&str; 4] = ["access", "limits", "options", "service"];
@@ -330,6 +334,69 @@ fn topics_are_about_what_the_readme_says() {
         assert!(readme::README.contains(place), "{place}");
         parts.iter().for_each(|part| assert!(text.contains(part), "{place} has no {part:?}"));
     }
+}
+
+/// Words of a clause that may stand between two phrases of the table.
+const BETWEEN_CLAIMS: usize = 7;
+
+/// Clauses of prose and bullets, rows of tables, lines of code with a comment, and whole blocks of
+/// code without those: what can be claimed at once, each in one line.
+fn clauses(text: &str) -> Vec<String> {
+    let line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut found = Vec::new();
+    for (at, part) in text.split("```").enumerate() {
+        if at % 2 == 1 {
+            let is_told = |line: &&str| line.contains("# ");
+            let (told, plain): (Vec<&str>, Vec<&str>) = part.lines().partition(is_told);
+            found.extend(told.into_iter().map(line).chain([line(&plain.join(" ")) + " ```"]));
+            continue;
+        }
+        // Titles, pictures and heads of tables claim nothing.
+        let is_claim = |line: &&str| !line.starts_with(['#', '!']) && !line.starts_with("|---");
+        let lines: Vec<&str> = part.lines().filter(is_claim).collect();
+        let text = lines.join("\n").replace("\n- ", "\n\n").replace("\n| ", "\n\n| ");
+        let heads = ["| option | meaning |", "| to read about | open |"];
+        for block in text.split("\n\n").filter(|block| !heads.contains(&block.trim())) {
+            // What is bold is the beginning of the sentence behind it.
+            let block = line(block).replace(".** ", " - ").replace(":** ", " - ").replace("**", "");
+            let block = block.replace("; ", ";\n").replace(": ", ":\n").replace(". ", ".\n");
+            match block.starts_with('|') {
+                true => found.push(line(&block)),
+                false => found.extend(block.lines().map(line)),
+            }
+        }
+    }
+    found.retain(|clause| clause.contains(char::is_alphabetic));
+    found
+}
+
+/// The table in tests/docs/claims.rs has what README.md says, all of it, and tests that are there.
+#[test]
+fn what_the_readme_says_is_tested() {
+    let rows =
+        include_str!("docs/claims.rs").lines().filter_map(|line| line.strip_prefix("//! | "));
+    let rows = rows.filter(|row| *row != "README.md | tests |");
+    let rows: Vec<(&str, &str)> = rows.filter_map(|row| row.rsplit_once(" | ")).collect();
+    assert!(rows.len() > 100, "{} rows", rows.len());
+    let clauses = clauses(readme::README);
+    for (phrase, tests) in &rows {
+        let is_said = clauses.iter().any(|clause| clause.contains(phrase));
+        assert!(is_said, "README.md does not say {phrase:?} any more");
+        let tests: Vec<&str> = tests.split('`').filter(|part| part.contains("::")).collect();
+        assert!(!tests.is_empty(), "nothing tests {phrase:?}");
+        tests.iter().for_each(|test| assert_is_there(test));
+    }
+    // What is new in a clause that has rows is seen if it is longer than what is between them today.
+    let is_new = |clause: &&String| {
+        let said = rows.iter().filter(|(phrase, _)| clause.contains(phrase));
+        let rest =
+            said.clone().fold((*clause).clone(), |rest, (phrase, _)| rest.replace(phrase, "\n"));
+        let is_prose = !clause.contains("``") && !clause.starts_with("| ");
+        let most = rest.lines().map(|run| run.split_whitespace().count()).max().unwrap_or(0);
+        said.count() == 0 || (is_prose && most > BETWEEN_CLAIMS)
+    };
+    let new: Vec<&String> = clauses.iter().filter(is_new).collect();
+    assert!(new.is_empty(), "in README.md, but not in tests/docs/claims.rs: {new:#?}");
 }
 
 /// Of what takes an engine, another system or another machine, what can be read.

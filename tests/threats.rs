@@ -28,6 +28,8 @@
 
 mod support;
 
+use support::{assert_is_there, tests_of};
+
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 /// The rows' tests, and an upstream that they share.
@@ -47,18 +49,6 @@ mod threats {
     mod ways;
 }
 
-/// The names of a file's tests.
-fn tests_of(path: &std::path::Path) -> Vec<String> {
-    let text = std::fs::read_to_string(path)
-        .unwrap_or_else(|error| panic!("the table names {}: {error}", path.display()));
-    let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    let name = |line: &str| line.strip_prefix("fn ")?.split_once("()").map(|(n, _)| n.to_owned());
-    let starts = lines.iter().enumerate().filter(|(_, line)| **line == "#[test]");
-    starts
-        .filter_map(|(at, _)| lines[at + 1..].iter().take(3).find_map(|line| name(line)))
-        .collect()
-}
-
 #[test]
 fn the_table_names_tests_that_exist_and_all_of_this_suite() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -71,12 +61,7 @@ fn the_table_names_tests_that_exist_and_all_of_this_suite() {
         assert!(!tests.is_empty(), "nothing shows it: {row}");
         named.extend(tests);
     }
-    for test in &named {
-        let (file, name) = test.split_once("::").expect("a file and a name");
-        let folder = if file.starts_with("src/") { root.to_owned() } else { root.join("tests") };
-        let known = tests_of(&folder.join(file).with_extension("rs"));
-        assert!(known.iter().any(|known| known == name), "{test} is named, but isn't there");
-    }
+    named.iter().for_each(|test| assert_is_there(test));
     for entry in std::fs::read_dir(root.join("tests/threats")).expect("the suite") {
         let path = entry.expect("a file").path();
         let file = path.file_stem().expect("a name").to_string_lossy().into_owned();

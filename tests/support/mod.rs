@@ -10,6 +10,7 @@ mod chain;
 mod client;
 mod fake;
 mod http;
+mod named;
 pub mod ollama;
 mod process;
 mod random;
@@ -30,6 +31,7 @@ pub use client::{
 };
 pub use fake::{Closed, Connection, Fake, Record};
 pub use http::{Head, chunk, chunked, ndjson, read_once};
+pub use named::{assert_is_there, tests_of};
 pub use ollama::{
     Account,
     Model,
