@@ -27,7 +27,7 @@
 //! 7. `exchange/forward` sends it: `upstream/transport` and `proxy/request_body` move its bytes, in the
 //!    order of `upstream/exchange_io`.
 //! 8. `exchange/relay` passes the answer on, every read before the next; `exchange/observed` reads along.
-//! 9. A failure before the answer goes to another backend if `exchange/retry` allows; what can't be
+//! 9. A failure before the answer goes to another server if `exchange/retry` allows; what can't be
 //!    answered gets a row of `proxy/answers`. The lease goes back with its outcome.
 //!
 //! # The life of a datagram
@@ -54,7 +54,7 @@
 //! | `ticker` | nothing | its clock |
 //! | `keeper` | what is remembered, as it is written | its queue; the disk |
 //! | `log` | stderr or the log file | its queue; what it writes to |
-//! | `checker` × 10 | a connection to the backend being checked | its queue |
+//! | `checker` × 10 | a connection to the server being checked | its queue |
 //! | `resolver`, up to 16 | a name that is looked up | the name server |
 //! | `detection`, at the start | nothing | the local Ollama's answer |
 //! | `seeker`, `putter`, one each per layer | a layer from the LAN, on its way into Ollama | both ends, or its queue |
@@ -78,7 +78,7 @@
 //! | [`discovery`] | datagrams: schedule, matching, answers | the timing of probes |
 //! | [`status`] | what is shown of the state: JSON, metrics, page | a metric |
 //! | [`sharing`] | taking a model's blobs from other machines | whom a pull asks |
-//! | [`manager`] | the pool of backends, the queue, liveness | which server gets a request |
+//! | [`manager`] | the pool of servers, the queue, liveness | which server gets a request |
 //! | [`upstream`] | requests to an upstream through ureq | what a health check asks |
 //! | [`pairing`] | identities, keys, tokens, encrypted streams | the handshake |
 //! | [`cli`] | command line, help | an option |

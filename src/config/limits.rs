@@ -8,7 +8,7 @@ with_defaults! {
         /// Between two discovery probes; ± 10 % jitter, so that machines that start together don't
         /// stay in step.
         probe_interval: Duration = Duration::from_secs(5),
-        /// Between two health checks of one backend.
+        /// Between two health checks of one server.
         health_interval: Duration = Duration::from_secs(1),
         /// A health check without an answer by then has failed.
         health_timeout: Duration = Duration::from_millis(1500),
@@ -45,7 +45,7 @@ with_defaults! {
 with_defaults! {
     /// Counts, and sizes in bytes.
     pub struct Limits {
-        /// Successful health checks in a row before a backend gets work.
+        /// Successful health checks in a row before a server gets work.
         rise: u32 = 1,
         /// Unanswered health checks in a row before it gets none; a refused one counts at once.
         fall: u32 = 2,

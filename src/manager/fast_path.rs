@@ -1,4 +1,4 @@
-//! The fast path: the one backend that a request would get anyway, leased without asking.
+//! The fast path: the one server that a request would get anyway, leased without asking.
 //!
 //! Most proxies have no choice: a server has its own Ollama, most homes have one server. Asking the
 //! Manager's thread and telling it the end costs two wake-ups per request, which is more than all
@@ -14,7 +14,7 @@ use crate::system::lock;
 #[derive(Debug)]
 pub(crate) struct FastPath {
     pub(super) pick: Pick,
-    /// Requests that have the backend this way; `None` once the pick was retracted.
+    /// Requests that have the server this way; `None` once the pick was retracted.
     users: Mutex<Option<Users>>,
 }
 

@@ -1,7 +1,7 @@
-//! The ticker, and the checkers that do the Manager's jobs: above all asking backends for
+//! The ticker, and the checkers that do the Manager's jobs: above all asking servers for
 //! `/api/version`.
 //!
-//! The Manager decides when a backend is checked; the ticker only tells it that time passes, and
+//! The Manager decides when a server is checked; the ticker only tells it that time passes, and
 //! the checkers do what it asks for, each with its own connection.
 
 use std::io;
@@ -35,7 +35,7 @@ const MAX_JOBS: usize = 128;
 /// Something that takes time.
 #[derive(Debug)]
 pub enum Job {
-    /// Check a backend.
+    /// Check a server.
     Check(CheckJob),
     /// These servers are up and go by these names: remember how to wake them.
     Learn(Vec<(SocketAddr, Vec<String>)>),

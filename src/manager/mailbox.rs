@@ -42,10 +42,10 @@ pub(super) enum Event {
     Stop,
 }
 
-/// What the backends have that get work.
+/// What the servers have that get work.
 #[derive(Debug, Default)]
 pub struct Inventories {
-    /// Backends, whether their models are known or not.
+    /// Servers, whether their models are known or not.
     pub(crate) backends: usize,
     /// Servers that are away but can be woken.
     pub(crate) sleeping: usize,
@@ -54,7 +54,7 @@ pub struct Inventories {
     pub(crate) version: OllamaVersion,
 }
 
-/// The state of the backends and of the queue at one moment.
+/// The state of the servers and of the queue at one moment.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
     /// In the order in which they came.
@@ -100,7 +100,7 @@ impl Caller {
     }
 }
 
-/// A pick in transit; dropping it unclaimed returns the backend.
+/// A pick in transit; dropping it unclaimed returns the server.
 #[derive(Debug)]
 struct PickInTransit {
     pick: Option<Pick>,
@@ -176,7 +176,7 @@ impl Mailbox {
         }
     }
 
-    /// Asks for a backend, passing over the `tried` ones. While it waits, `is_wanted` is asked
+    /// Asks for a server, passing over the `tried` ones. While it waits, `is_wanted` is asked
     /// now and then; when it says no, so does the answer.
     ///
     /// # Errors
@@ -240,7 +240,7 @@ impl Mailbox {
         self.ask(|reply| Event::Forget(name.to_owned(), reply))
     }
 
-    /// What the backends have that get work.
+    /// What the servers have that get work.
     pub fn inventories(&self) -> Inventories {
         let (reply, answer) = bounded(1);
         let _ = self.events.send(Event::Inventories(reply));
@@ -248,10 +248,10 @@ impl Mailbox {
     }
 }
 
-/// A backend for one request. Dropping it reports the outcome.
+/// A server for one request. Dropping it reports the outcome.
 #[derive(Debug)]
 pub struct Lease {
-    /// Which backend, and where.
+    /// Which server, and where.
     pub pick: Pick,
     /// How the request ended; [`Outcome::Void`] until said otherwise.
     pub report: Report,
@@ -266,13 +266,13 @@ impl Lease {
         Lease { pick, report, mailbox, fast_path, is_released: false }
     }
 
-    /// Tells that the backend has other models now, before the request has ended.
+    /// Tells that the server has other models now, before the request has ended.
     pub(crate) fn tell_of_change(&self) {
         let report = Report { changed_models: true, ..Outcome::Void.into() };
         self.mailbox.send(Input::Noted(self.pick.id, report));
     }
 
-    /// Reports the outcome, so that others may have the backend. What the report says later comes
+    /// Reports the outcome, so that others may have the server. What the report says later comes
     /// too late.
     pub(crate) fn release(&mut self) {
         if std::mem::replace(&mut self.is_released, true) {

@@ -1,4 +1,4 @@
-//! The Manager: the thread that owns the pool of backends, and those that serve it.
+//! The Manager: the thread that owns the pool of servers, and those that serve it.
 //!
 //! ```text
 //!  discovery ─┐                       ┌─► health check jobs (liveness)
@@ -8,8 +8,8 @@
 //!
 //! | file | what it owns |
 //! |---|---|
-//! | `pool/` | the state of the backends and the choice for a request; pure |
-//! | `queue` | requests that wait for a backend; pure |
+//! | `pool/` | the state of the servers and the choice for a request; pure |
+//! | `queue` | requests that wait for a server; pure |
 //! | `thread` | the Manager's thread: it decides, and never does I/O |
 //! | `mailbox` | how other threads reach it: events, leases, questions |
 //! | `fast_path` | leases without asking, while there is no choice |

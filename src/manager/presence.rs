@@ -68,7 +68,7 @@ impl Presence {
         self.event_handled();
     }
 
-    /// Whether any backend gets work.
+    /// Whether any server gets work.
     pub fn is_up(&self) -> bool {
         self.is_up.load(Relaxed)
     }
@@ -77,7 +77,7 @@ impl Presence {
         self.is_local_up.load(Relaxed)
     }
 
-    /// The local Ollama's version, or the lowest of the backends that get work.
+    /// The local Ollama's version, or the lowest of the servers that get work.
     pub(crate) fn version(&self) -> OllamaVersion {
         OllamaVersion::from_bits(self.version.load(Relaxed))
     }
@@ -87,7 +87,7 @@ impl Presence {
         self.in_flight.load(Relaxed) + self.count_published(|_| true)
     }
 
-    /// Backends in any state.
+    /// Servers in any state.
     pub fn backends(&self) -> u32 {
         self.backends.load(Relaxed)
     }

@@ -3,10 +3,10 @@
 //! Pure: no channels, no threads, no clock. Requests come in with a token that stands for the
 //! asker, answers go out into a list with the same token.
 //!
-//! A request waits while all backends that could do are busy, while one that may be ready in a
+//! A request waits while all servers that could do are busy, while one that may be ready in a
 //! moment is being checked, or while a machine is woken for it. No request overtakes those that wait
-//! for the same backends, and of those the one comes first whose client had its last turn longest
-//! ago. Requests for other backends don't wait for them.
+//! for the same servers, and of those the one comes first whose client had its last turn longest
+//! ago. Requests for other servers don't wait for them.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::manager::pool::{Action, BackendId, Forgot, Input, NoPick, Outcome, Pick, Pool, Wanted};
 use crate::ollama::endpoints::Task;
 
-/// Requests of one client that may wait for the same backends; more are refused.
+/// Requests of one client that may wait for the same servers; more are refused.
 pub const MAX_PER_CLIENT: usize = 256;
 /// Requests that may wait in all. More are refused to the client that has most of them.
 pub const MAX_QUEUE: usize = 2048;
@@ -36,7 +36,7 @@ pub enum Refused {
     QueueFull,
 }
 
-/// How long requests wait for a backend, by reason.
+/// How long requests wait for a server, by reason.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     /// While one that may be ready in a moment is being checked.
@@ -47,16 +47,16 @@ pub struct Patience {
     pub wake: Option<Duration>,
 }
 
-/// Stands for somebody who waits for a backend.
+/// Stands for somebody who waits for a server.
 pub trait Asker {
     /// Whether somebody still does.
     fn is_present(&self) -> bool;
 }
 
-/// A request for a backend.
+/// A request for a server.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
-    /// Backends to pass over, because they were tried.
+    /// Servers to pass over, because they were tried.
     pub tried: Vec<BackendId>,
     /// What it needs.
     pub wanted: Wanted,
@@ -70,7 +70,7 @@ struct Waiting<A> {
     asker: A,
     request: Request,
     since: Instant,
-    /// The backends that could do it, as they were when it was last looked at.
+    /// The servers that could do it, as they were when it was last looked at.
     able: Vec<BackendId>,
 }
 
@@ -105,7 +105,7 @@ impl<A: Asker> Queue<A> {
         }
     }
 
-    /// The backends.
+    /// The servers.
     pub fn pool(&self) -> &Pool {
         &self.pool
     }
@@ -146,7 +146,7 @@ impl<A: Asker> Queue<A> {
         self.pool.transfer(id, requests, exempt);
     }
 
-    /// The backend that every request gets, while there is no choice and nobody waits. Not counted
+    /// The server that every request gets, while there is no choice and nobody waits. Not counted
     /// in.
     pub fn sole(&self, now: Instant, local_only: bool) -> Option<Pick> {
         self.pool.sole(now, local_only).filter(|_| self.waiting.is_empty())
@@ -164,7 +164,7 @@ impl<A: Asker> Queue<A> {
         self.serve(now, answers);
     }
 
-    /// Takes back a backend that its asker didn't claim.
+    /// Takes back a server that its asker didn't claim.
     pub fn unclaimed(
         &mut self,
         now: Instant,
@@ -175,7 +175,7 @@ impl<A: Asker> Queue<A> {
         self.handle(now, Input::Finished(pick.id, pick.report(Outcome::Void)), actions, answers);
     }
 
-    /// Answers a request, at once or when a backend is free for it.
+    /// Answers a request, at once or when a server is free for it.
     pub fn ask(&mut self, now: Instant, asker: A, request: Request, answers: &mut Answers<A>) {
         let able = match request.wanted.is_exempt || self.waiting.is_empty() {
             true => Vec::new(),
@@ -215,7 +215,7 @@ impl<A: Asker> Queue<A> {
     }
 
     /// Refuses a request if too many wait: the one that has just come if its client has enough of
-    /// them for the same backends, else the last one of the client that has most.
+    /// them for the same servers, else the last one of the client that has most.
     fn bound(&mut self, client: Option<IpAddr>, answers: &mut Answers<A>) {
         let is_of = |it: &Waiting<A>, client| it.request.wanted.client == client;
         let has_enough = |waiting: &[Waiting<A>]| {
@@ -260,7 +260,7 @@ impl<A: Asker> Queue<A> {
             let client = self.waiting[*at].request.wanted.client;
             (self.turns.get(&client).copied().unwrap_or(0), *at)
         });
-        // Sets of backends that are all busy: who waits for one of them needs no other look.
+        // Sets of servers that are all busy: who waits for one of them needs no other look.
         let mut busy: Vec<Vec<BackendId>> = Vec::new();
         let answered = |at| Some((at, self.try_serve(now, at, &mut busy)?));
         let mut served: Vec<_> = order.into_iter().filter_map(answered).collect();

@@ -150,7 +150,7 @@ impl Manager {
                 }
                 Event::Pool(input) => {
                     if matches!(&input, Input::Noted(_, report) if report.is_trouble()) {
-                        // What it means for the backend depends on how many others it has.
+                        // What it means for the server depends on how many others it has.
                         self.retract(true);
                         self.retract(false);
                     }
@@ -292,7 +292,7 @@ impl Manager {
 
     fn carry_out(&mut self, now: Instant) {
         while !self.answers.is_empty() || !self.actions.is_empty() {
-            // An unclaimed backend goes to the next request that waits.
+            // An unclaimed server goes to the next request that waits.
             for (caller, answer) in std::mem::take(&mut self.answers) {
                 if let Some(pick) = caller.answer(answer) {
                     self.queue.unclaimed(now, &pick, &mut self.actions, &mut self.answers);

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The room owns client connections, their limits, their threads and their exchanges. It knows
-//! nothing of how backends are found or chosen; it asks the Manager for one. [`Proxy`] is all that
+//! nothing of how servers are found or chosen; it asks the Manager for one. [`Proxy`] is all that
 //! other rooms start and stop; [`exchange::Context`] is what they give it.
 //!
 //! No wait is without an end:

@@ -43,7 +43,7 @@ const TELLS_CLOUD: OllamaVersion = OllamaVersion { major: 0, minor: 16, patch: 2
 /// for apart.
 pub(crate) const LISTS_IN_PASSING: Duration = Duration::from_millis(500);
 
-/// Where to check a backend.
+/// Where to check a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// A name to resolve first.
@@ -101,7 +101,7 @@ impl CheckTime {
     }
 }
 
-/// How to check a backend.
+/// How to check a server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Check<'a> {
     pub(crate) target: &'a Target,

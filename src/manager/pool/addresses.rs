@@ -1,4 +1,4 @@
-//! Where a backend is: the address in use, those that may do if it fails, and one to be tried.
+//! Where a server is: the address in use, those that may do if it fails, and one to be tried.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,7 +12,7 @@ pub(crate) struct Addresses {
     /// Whether the first one is there because another failed or was announced, and no check has
     /// confirmed it yet. Anyone can have announced it, so it gets no work before.
     pub(super) in_doubt: bool,
-    /// An announced further address of a backend that is up; kept as an alternative once a check
+    /// An announced further address of a server that is up; kept as an alternative once a check
     /// has passed.
     pub(super) candidate: Option<SocketAddr>,
 }

@@ -125,7 +125,7 @@ impl Backend {
         is_known.then_some(!tells && !self.is_local())
     }
 
-    /// Whether people mean this backend by `name`.
+    /// Whether people mean this server by `name`.
     pub(super) fn is_called(&self, name: &str) -> bool {
         let own = if self.claims.is_quarantined() { "" } else { &self.claims.name };
         self.who().is_called(name, own)

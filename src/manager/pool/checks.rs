@@ -44,7 +44,7 @@ impl Pool {
         let Some(check) = backend.health.running.take_if(|check| check.id == id) else { return };
         let transition = backend.checked(terms, check, result, well_at);
         self.actions.extend(transition.map(Action::Report));
-        // A server that the user named is one backend, even if it was announced, or remembered,
+        // A server that the user named is one entry, even if it was announced, or remembered,
         // before its name was resolved. The other one goes when nobody uses it.
         let is_named = matches!(backend.origin, Origin::Named(_));
         if let Some(address) = well_at.filter(|_| is_named) {
@@ -142,7 +142,7 @@ impl Pool {
         )
     }
 
-    /// How long the next check of a backend may take.
+    /// How long the next check of a server may take.
     fn check_time(&self, at: usize) -> CheckTime {
         let backend = &self.backends[at];
         let is_waited_for = |b: &&Backend| b.is_newcomer() && !b.health.is_ready();
@@ -200,7 +200,7 @@ impl Backend {
         }
         let is_well = well_at.is_some();
         match check.of {
-            // Anyone who hears an announcement can repeat its identity, so a backend that is well
+            // Anyone who hears an announcement can repeat its identity, so a server that is well
             // never moves: the new address is used once the old one has failed.
             Checked::Candidate if !(is_well && self.addresses.in_doubt) => {
                 self.addresses.candidate_checked(well_at);
@@ -332,7 +332,7 @@ impl Backend {
     }
 }
 
-/// What a check of this backend is expected to be.
+/// What a check of this server is expected to be.
 fn kind_of(backend: &Backend) -> Kind {
     let health = &backend.health;
     let is_newcomer = backend.is_newcomer();

@@ -1,4 +1,4 @@
-//! What a backend says that it is, how far that is believed, and what tells against it.
+//! What a server says that it is, how far that is believed, and what tells against it.
 
 use std::time::Instant;
 

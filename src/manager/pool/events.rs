@@ -15,7 +15,7 @@ use crate::ollama::model_name::ModelName;
 use crate::pairing::identity::Identity;
 use crate::upstream::{CheckResult, CheckTime, Hope, Target};
 
-/// Names a backend for as long as the pool lives.
+/// Names a server for as long as the pool lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendId(pub(crate) u32);
 
@@ -27,7 +27,7 @@ pub struct CheckId {
     pub(super) number: u64,
 }
 
-/// How the pool knows of a backend.
+/// How the pool knows of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// The Ollama of this machine.
@@ -91,28 +91,28 @@ impl Wanted {
     }
 }
 
-/// A backend picked for one request.
+/// A server picked for one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pick {
-    /// The backend that counts the request until [`Input::Finished`].
+    /// The server that counts the request until [`Input::Finished`].
     pub id: BackendId,
     pub address: SocketAddr,
     /// For the log and `X-Ollana-Server`.
     pub name: String,
     pub is_local: bool,
-    /// The request doesn't count towards the backend's limit.
+    /// The request doesn't count towards the server's limit.
     pub is_exempt: bool,
-    /// No other backend could do it, so it is worth waiting for.
+    /// No other server could do it, so it is worth waiting for.
     pub is_sole: bool,
-    /// The backend is down, as far as is known.
+    /// The server is down, as far as is known.
     pub is_trial: bool,
-    /// Gone once the backend is called down, or is somewhere else.
+    /// Gone once the server is called down, or is somewhere else.
     pub(crate) hope: Hope,
     pub(crate) tally: Tally,
 }
 
 impl Pick {
-    /// Bytes of an answer came from the backend.
+    /// Bytes of an answer came from the server.
     pub fn received(&self, bytes: u64) {
         self.tally.bytes_down.add(bytes);
     }
@@ -134,7 +134,7 @@ impl Pick {
     }
 }
 
-/// Why there is no backend for a request.
+/// Why there is no server for a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoPick {
     /// None is up, or none is left to try.
@@ -147,14 +147,14 @@ pub enum NoPick {
     OwnerAway(String),
 }
 
-/// How a request on a backend ended.
+/// How a request on a server ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// A whole answer of any status.
     Answered,
     /// The connection was refused or timed out; nothing was sent.
     Unreachable,
-    /// The backend failed before or within its answer.
+    /// The server failed before or within its answer.
     Failed,
     /// Ollama refused local inference: as many requests wait for it as it lets wait.
     Overloaded,
@@ -170,7 +170,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Whether the backend answered, though it may not have been passed on.
+    /// Whether the server answered, though it may not have been passed on.
     pub fn is_answer(self) -> bool {
         !matches!(self, Outcome::Unreachable | Outcome::Failed | Outcome::Void)
     }
@@ -190,7 +190,7 @@ pub struct Report {
     pub removed: Option<ModelName>,
     /// It left this model in memory, or took it out.
     pub loaded: Option<(ModelName, bool)>,
-    /// It didn't count towards the backend's limit.
+    /// It didn't count towards the server's limit.
     pub is_exempt: bool,
 }
 
@@ -316,7 +316,7 @@ pub enum Action {
     Remember,
 }
 
-/// An edge in a backend's life, for the log.
+/// An edge in a server's life, for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transition {
     Up {
@@ -363,18 +363,18 @@ pub enum Transition {
 /// What the pool goes by.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// Pause between two checks of a backend that is up.
+    /// Pause between two checks of a server that is up.
     pub health_interval: Duration,
     /// A check that hasn't reported by then is counted as silent.
     pub health_timeout: Duration,
-    /// Good checks in a row before a backend gets work.
+    /// Good checks in a row before a server gets work.
     pub rise: u32,
     /// Silent checks in a row before it gets none.
     pub fall: u32,
     pub max_servers: usize,
     /// Whether to ask what models they have.
     pub inventories: bool,
-    /// Inferences that a backend may have at once; 0 means that it is learned from overloads.
+    /// Inferences that a server may have at once; 0 means that it is learned from overloads.
     pub max_in_flight: u32,
     /// Models that go to the named servers while one of them is up.
     pub pins: Vec<(ModelName, String)>,

@@ -1,4 +1,4 @@
-//! Whether a backend is well, as its checks found, and when the next check is due.
+//! Whether a server is well, as its checks found, and when the next check is due.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -178,7 +178,7 @@ impl Health {
         }
     }
 
-    /// A check passed. True if the backend is ready from now on and wasn't before.
+    /// A check passed. True if the server is ready from now on and wasn't before.
     pub(super) fn passed(&mut self, now: Instant, round_trip: Duration, rise: u32) -> bool {
         self.failures = 0;
         self.passed_at = Some(now);
@@ -205,7 +205,7 @@ impl Health {
     }
 
     /// All addresses failed their checks: a refusal decides at once, silence after `fall` times.
-    /// True if the backend is down from now on and wasn't before.
+    /// True if the server is down from now on and wasn't before.
     pub(super) fn failed(
         &mut self,
         now: Instant,

@@ -1,4 +1,4 @@
-//! What a backend has to do, how much it can take, and how its last requests ended.
+//! What a server has to do, how much it can take, and how its last requests ended.
 
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,9 @@ pub(super) const COOL_DOWN: Duration = Duration::from_secs(1);
 /// A learned limit of concurrent requests is raised by one, or lifted where it isn't reached, after
 /// this long without a busy answer: those who wait must not all find out at once that it still holds.
 const LIMIT_AGE: Duration = Duration::from_secs(60);
-/// How long a backend whose account didn't do is passed over for the cloud's models.
+/// How long a server whose account didn't do is passed over for the cloud's models.
 const UNAUTHORIZED: Duration = Duration::from_secs(60);
-/// How long a backend that failed is passed over while others can do.
+/// How long a server that failed is passed over while others can do.
 const RECENT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug, Default)]
@@ -40,7 +40,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// A request ended. For how long the backend is ejected, if that is the consequence.
+    /// A request ended. For how long the server is ejected, if that is the consequence.
     pub(super) fn finished(
         &mut self,
         now: Instant,
@@ -104,7 +104,7 @@ impl Load {
         self.in_flight.saturating_sub(self.exempt)
     }
 
-    /// Whether it is passed over while others can do. After its pause, an ejected backend gets one
+    /// Whether it is passed over while others can do. After its pause, an ejected server gets one
     /// request at a time until one succeeds.
     pub(super) fn is_passed_over(&self, now: Instant) -> bool {
         let later = |until: Option<Instant>| until.is_some_and(|until| now < until);

@@ -1,4 +1,4 @@
-//! The state of the backends: sightings, health, ejection, expiry, and the choice for a request.
+//! The state of the servers: sightings, health, ejection, expiry, and the choice for a request.
 //!
 //! Pure: no sockets, no threads, no clock. Time comes in with each input, actions go out into
 //! a list. Only the Manager's thread owns a [`Pool`].
@@ -74,7 +74,7 @@ pub(crate) use models::Models;
 pub(crate) use snapshot::ServerNow;
 pub(crate) use state::{QUARANTINED, State};
 
-/// All backends.
+/// All servers.
 #[derive(Debug)]
 pub struct Pool {
     rules: Rules,
@@ -244,7 +244,7 @@ impl Pool {
         backend.health.is_unreached |= outcome == Outcome::Unreachable;
     }
 
-    /// Whether a backend that gets no work now may in a moment.
+    /// Whether a server that gets no work now may in a moment.
     pub fn expects_backend(&self, now: Instant) -> bool {
         let is_between = |b: &Backend| b.health.is_ready() && b.addresses.in_doubt;
         let is_on_trial = |b: &Backend| b.state() == State::Down && b.load.in_flight > 0;
@@ -252,7 +252,7 @@ impl Pool {
         self.backends.iter().any(may_be)
     }
 
-    /// Backends that get work.
+    /// Servers that get work.
     pub fn ready(&self) -> usize {
         self.working().count()
     }
@@ -290,7 +290,7 @@ impl Pool {
         self.working().filter_map(|b| Some((b.addresses.first()?, names(b)))).collect()
     }
 
-    /// The lowest Ollama version among the backends that get work.
+    /// The lowest Ollama version among the servers that get work.
     pub(crate) fn version(&self) -> OllamaVersion {
         let versions = self.working().map(|b| OllamaVersion::parse(&b.health.version));
         versions.min().unwrap_or_default()
@@ -302,7 +302,7 @@ impl Pool {
         local.unwrap_or_else(|| self.version())
     }
 
-    /// Backends in any state.
+    /// Servers in any state.
     pub fn len(&self) -> usize {
         self.backends.len()
     }
@@ -312,7 +312,7 @@ impl Pool {
         self.backends.is_empty()
     }
 
-    /// Requests in flight over all backends.
+    /// Requests in flight over all servers.
     pub fn in_flight(&self) -> u32 {
         self.backends.iter().map(|b| b.load.in_flight).sum()
     }
@@ -344,7 +344,7 @@ impl Pool {
         self.working().filter(|b| b.addresses.confirmed().is_some()).filter_map(shown).collect()
     }
 
-    /// Why there is no backend, for people.
+    /// Why there is no server, for people.
     pub(crate) fn explain(&self, local_only: bool) -> String {
         let state = |b: &Backend| {
             let (label, conflict) = (b.label(), b.claims.conflict.as_ref());

@@ -1,4 +1,4 @@
-//! What models a backend has: as it told, and as requests that went through us have changed since.
+//! What models a server has: as it told, and as requests that went through us have changed since.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -73,7 +73,7 @@ impl Models {
         self.inventory.as_ref().is_some_and(|known| known.cloud == Some(false))
     }
 
-    /// Takes up what a request did. When the backend is to be asked again, if that matters.
+    /// Takes up what a request did. When the server is to be asked again, if that matters.
     pub(super) fn finished(&mut self, now: Instant, report: Report) -> Option<Instant> {
         let Report { speed, changed_models, removed, loaded, .. } = report;
         let mut again = None;

@@ -27,7 +27,7 @@ const MAX_BURDENS: usize = 5;
 /// Besides the checks: lists that take too long to be asked for in passing, and those of newcomers.
 pub const MAX_LISTS: usize = 2;
 const MAX_NEWCOMERS_LISTS: usize = 1;
-/// Checks of one backend that didn't report in time. It isn't asked again before one has.
+/// Checks of one server that didn't report in time. It isn't asked again before one has.
 const MAX_STUCK: usize = 2;
 
 /// Why a newcomer's check may take long.
@@ -60,7 +60,7 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// Takes a place for a check of this backend, if it may have one.
+    /// Takes a place for a check of this server, if it may have one.
     pub(super) fn take(&mut self, backend: BackendId, kind: Kind) -> Option<CheckId> {
         if !self.has_room(backend, kind) {
             return None;

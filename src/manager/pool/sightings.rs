@@ -1,4 +1,4 @@
-//! Announcements: which backend one is about, and who has to give way in a full pool.
+//! Announcements: which server one is about, and who has to give way in a full pool.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! The state of the backends as people and programs get to see it.
+//! The state of the servers as people and programs get to see it.
 
 use std::time::{Duration, Instant};
 
@@ -59,7 +59,7 @@ impl Backend {
 }
 
 impl Pool {
-    /// All backends as they are now, in the order in which they came.
+    /// All servers as they are now, in the order in which they came.
     pub(crate) fn snapshot(&self, now: Instant) -> Vec<ServerNow> {
         let most = self.rules.max_in_flight;
         let mut servers: Vec<ServerNow> = self.backends.iter().map(|b| b.now(now, most)).collect();
@@ -89,7 +89,7 @@ impl Pool {
         self.backends.iter_mut().filter(asks).for_each(|b| b.health.next_check = now);
     }
 
-    /// Whether what a ready backend has is not known.
+    /// Whether what a ready server has is not known.
     pub(crate) fn lacks_inventory(&self) -> bool {
         self.backends.iter().any(Backend::lacks_inventory)
     }

@@ -38,7 +38,7 @@ pub(super) struct World {
     pub(super) pool: Pool,
     pub(super) now: Instant,
     actions: Vec<Action>,
-    /// The last check of each backend, and the time that it had.
+    /// The last check of each server, and the time that it had.
     asked: HashMap<BackendId, (CheckId, CheckTime)>,
 }
 
@@ -124,7 +124,7 @@ impl World {
         std::mem::take(&mut self.actions).into_iter().filter_map(of).collect()
     }
 
-    /// The last check of a backend that was asked for has found this.
+    /// The last check of a server that was asked for has found this.
     pub(super) fn checked(&mut self, backend: BackendId, result: CheckResult) {
         self.checks_kept();
         self.input(Input::Checked(self.asked[&backend].0, result));
@@ -139,7 +139,7 @@ impl World {
         self.asked.extend(checks);
     }
 
-    /// The time that the last check of a backend has.
+    /// The time that the last check of a server has.
     fn check_time(&mut self, backend: BackendId) -> CheckTime {
         self.checks_kept();
         self.asked[&backend].1

@@ -1,4 +1,4 @@
-//! Sends a request to a backend, and to another one where that does no harm.
+//! Sends a request to a server, and to another one where that does no harm.
 //!
 //! A request is sent again only while nothing of an answer has been passed on, and only if that
 //! can't do harm: nothing was sent yet (any method), or it is a read or an inference whose body
@@ -218,7 +218,7 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Sends the request to one backend and waits for the head of its answer.
+    /// Sends the request to one server and waits for the head of its answer.
     fn attempt(
         &mut self,
         body: &mut RequestBody<'_>,

@@ -79,7 +79,7 @@ pub(crate) struct Context {
     pub(crate) settings: Settings,
     pub(crate) side: Side,
     pub(crate) mailbox: Mailbox,
-    /// What is known of the backends without asking the Manager.
+    /// What is known of the servers without asking the Manager.
     pub(crate) presence: Arc<Presence>,
     /// Where this machine's Ollama keeps its models, if that is shared.
     pub(crate) library: Option<Arc<Library>>,
@@ -88,7 +88,7 @@ pub(crate) struct Context {
     pub(crate) via: HeaderValue,
     /// This machine's name, for its refusals.
     pub(crate) machine: String,
-    /// A server's name for `X-Ollana-Server`; a client uses the backend's.
+    /// A server's name for `X-Ollana-Server`; a client uses that of the server it chose.
     pub(crate) own_name: Option<HeaderValue>,
     /// This server's identity, for `X-Ollana-Identity`.
     pub(crate) identity: Option<HeaderValue>,

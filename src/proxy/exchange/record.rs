@@ -45,7 +45,7 @@ impl Exchange<'_> {
         Some(transfers.begin(kind, model.as_ref().map_or(name, |model| model.as_str()), total))
     }
 
-    /// Adds to a counter of the backend, and to the same one of all backends.
+    /// Adds to a counter of the server, and to the same one of all servers.
     pub(super) fn count(&self, lease: &Lease, amount: u64, add: impl Fn(&Done, u64)) {
         if amount > 0 {
             add(&lease.pick.tally, amount);

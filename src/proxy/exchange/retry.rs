@@ -1,7 +1,7 @@
 //! How often a request is sent, and where it was. Pure.
 //!
-//! As long as nothing reached a backend, everything may go on to the next. Of what did, only reads
-//! and inference are sent again: as long as backends only refuse it, to all of them, and once if one
+//! As long as nothing reached a server, everything may go on to the next. Of what did, only reads
+//! and inference are sent again: as long as servers only refuse it, to all of them, and once if one
 //! may have begun with it. Either way the body must still be there to be sent from its beginning.
 
 use crate::manager::pool::{BackendId, Outcome};
@@ -20,12 +20,12 @@ impl Attempts {
         Attempts { is_repeatable, resent: false, tried: Vec::new() }
     }
 
-    /// Backends that failed it; it goes to none of them again.
+    /// Servers that failed it; it goes to none of them again.
     pub fn tried(&self) -> &[BackendId] {
         &self.tried
     }
 
-    /// An attempt failed, or was answered poorly. Whether another backend may have it next; if so,
+    /// An attempt failed, or was answered poorly. Whether another server may have it next; if so,
     /// it is taken to get it.
     pub fn may_go_on(&mut self, id: BackendId, outcome: Outcome, is_replayable: bool) -> bool {
         self.tried.push(id);

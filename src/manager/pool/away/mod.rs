@@ -16,7 +16,7 @@ use crate::ollama::inventory::Inventory;
 pub(crate) struct AwayNow {
     pub(crate) name: String,
     pub(crate) address: SocketAddr,
-    /// The backend that it is, unless the pool has dropped it.
+    /// Its entry in the pool, unless that was dropped.
     pub(crate) backend: Option<BackendId>,
     /// Time since it was well.
     pub(crate) since: Duration,
@@ -75,7 +75,7 @@ impl Backend {
 }
 
 impl Pool {
-    /// Writes down what a backend has that was asked, and forgets what is long ago; whether that is
+    /// Writes down what a server has that was asked, and forgets what is long ago; whether that is
     /// news.
     pub(super) fn remember(&mut self, now: Instant, asked: Option<BackendId>) -> bool {
         // A daemon that doesn't choose has no use for it.
@@ -106,12 +106,12 @@ impl Pool {
         self.memory.servers.iter().map(known).collect()
     }
 
-    /// The backend that a remembered server is; of several, one that can be used.
+    /// The pool's entry of a remembered server; of several, one that can be used.
     fn backend_of(&self, it: &Remembered) -> Option<&Backend> {
         self.backends.iter().filter(|b| it.is(b.who())).max_by_key(|b| b.is_usable())
     }
 
-    /// The remembered servers that can't be used now, and the backends that they are.
+    /// The remembered servers that can't be used now, and their entries in the pool.
     fn absent(&self) -> impl Iterator<Item = (&Remembered, Option<&Backend>)> {
         let all = self.memory.servers.iter().map(|it| (it, self.backend_of(it)));
         all.filter(|(_, own)| !own.is_some_and(Backend::is_usable))
@@ -150,7 +150,7 @@ impl Pool {
         sleeping.map(|(it, _)| (it.name.clone(), Arc::clone(&it.had.models))).collect()
     }
 
-    /// A server that has the model, where no eligible backend has it: one that is away, or was tried
+    /// A server that has the model, where no eligible one has it: one that is away, or was tried
     /// in vain. None if the client asks for a certain server.
     pub(super) fn absent_owner(
         &self,

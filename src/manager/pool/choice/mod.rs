@@ -1,6 +1,6 @@
-//! Which backend gets a request.
+//! Which server gets a request.
 //!
-//! 1. Only backends that get work, at an address that a check has confirmed, not yet tried, and not
+//! 1. Only servers that get work, at an address that a check has confirmed, not yet tried, and not
 //!    ruled out by a header or a flag.
 //! 2. Those that have the model. If none of them has it, the first check of a server that the user
 //!    named is waited for; then come those whose models are unknown. If none of them has it but
@@ -40,7 +40,7 @@ const CLEARLY_BUSIER: u32 = 4;
 const TRUSTED_WHILE_DOWN: Duration = Duration::from_secs(60);
 
 impl Pool {
-    /// Picks the backend for a request and counts it in; `tried` ones are passed over.
+    /// Picks the server for a request and counts it in; `tried` ones are passed over.
     ///
     /// # Errors
     /// [`NoPick`] says why there is none.
@@ -68,7 +68,7 @@ impl Pool {
         Ok(pick)
     }
 
-    /// The backends of which any could do a request, busy or not.
+    /// The servers of which any could do a request, busy or not.
     pub(crate) fn able_ids(
         &self,
         now: Instant,
@@ -79,7 +79,7 @@ impl Pool {
         able.unwrap_or_default().iter().map(|b| b.id).collect()
     }
 
-    /// The backend that every request gets, while there is no choice and nothing to count. Not
+    /// The server that every request gets, while there is no choice and nothing to count. Not
     /// counted in.
     pub fn sole(&self, now: Instant, local_only: bool) -> Option<Pick> {
         if self.rules.max_in_flight > 0 {
@@ -101,7 +101,7 @@ impl Pool {
         pick.map(|pick| Pick { is_sole: true, ..pick })
     }
 
-    /// A backend that is down but may be well again, for a request that nobody else could do. One
+    /// A server that is down but may be well again, for a request that nobody else could do. One
     /// request at a time finds out, and after a failure none for a moment. Where others may have come
     /// in its place, a check has to show that they haven't.
     fn worth_a_trial(
@@ -147,7 +147,7 @@ impl Pool {
         }
     }
 
-    /// Backends that are up and allowed.
+    /// Servers that are up and allowed.
     fn eligible(
         &self,
         now: Instant,

@@ -1,4 +1,4 @@
-//! Which backend gets a request: scenarios over the pure pool.
+//! Which server gets a request: scenarios over the pure pool.
 
 use std::sync::Arc;
 use std::time::Duration;

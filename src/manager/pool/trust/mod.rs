@@ -106,7 +106,7 @@ impl Pool {
         self.records.0.iter().find(|record| record.identity == identity)
     }
 
-    /// Whose name, address or identity a backend has. One that never passed a check is no matter.
+    /// Whose name, address or identity a server has. One that never passed a check is no matter.
     fn conflict(&self, at: usize) -> Option<IdentityConflict> {
         let backend = &self.backends[at];
         let claims = &backend.claims;
@@ -139,7 +139,7 @@ impl Pool {
         Some(IdentityConflict { reason, is_quarantined, is_settled })
     }
 
-    /// The backend of which this one is a copy: of two with one identity the copy is the one that
+    /// The server of which this one is a copy: of two with one identity the copy is the one that
     /// the user didn't name, then the one that isn't where it is known to be, then the later one.
     fn original_of(&self, copy: &Backend, own: Option<&Record>) -> Option<&Backend> {
         let identity = copy.claims.identity?;
@@ -151,7 +151,7 @@ impl Pool {
         same.filter(|b| b.is_well()).find(|b| rank(b) < rank(copy))
     }
 
-    /// Whether a known server is well in another place than this backend, or wasn't asked yet.
+    /// Whether a known server is well in another place than this one, or wasn't asked yet.
     fn may_be_well(&self, owner: &Record, except: usize) -> bool {
         let is_there = |b: &Backend| match b.health.verdict {
             Verdict::Ready => b.is_well() && b.claims.identity == Some(owner.identity),
@@ -161,7 +161,7 @@ impl Pool {
         self.backends.iter().enumerate().any(|(at, b)| at != except && is_there(b))
     }
 
-    /// Writes down what a backend that is well is known by; whether that is news.
+    /// Writes down what a server that is well is known by; whether that is news.
     fn write_down(&mut self, now: Instant, at: usize, is_contested: bool) -> bool {
         let backend = &self.backends[at];
         let claims = &backend.claims;

@@ -1,7 +1,7 @@
-//! Which backends do a request best by what Ollama tells: what a model can do, how much context it
+//! Which servers do a request best by what Ollama tells: what a model can do, how much context it
 //! has, whether it is on a graphics card, whether models may run in the cloud.
 //!
-//! What isn't told is neither good nor bad. Nothing here refuses a request: where no backend is known
+//! What isn't told is neither good nor bad. Nothing here refuses a request: where no server is known
 //! to do better, Ollama's own answer tells what is wrong. A newcomer's word makes it no better than
 //! servers that are known for longer.
 
