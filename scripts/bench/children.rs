@@ -19,7 +19,8 @@ pub(crate) type Failable<T> = Result<T, Box<dyn Error>>;
 /// First argument of ourselves in the place of a child, before it turns into the real one.
 pub(crate) const BECOME: &str = "--become";
 /// How long a child may take to answer, or to end.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Under valgrind, beside other work, a start takes several seconds.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How long it may take to end before it is ended.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -99,7 +100,7 @@ impl Child {
     /// Asks it to end; returns what it wrote to standard error.
     pub(crate) fn terminate(mut self) -> Failable<String> {
         self.signal(Signal::TERM);
-        let deadline = Instant::now() + PATIENCE * 6;
+        let deadline = Instant::now() + PATIENCE * 2;
         while self.process.try_wait()?.is_none() {
             if Instant::now() >= deadline {
                 return Err("a process does not end".into());

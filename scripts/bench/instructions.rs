@@ -30,6 +30,8 @@ pub(crate) fn per_request(
         let out = dir.join(format!("callgrind-{}.out", listen.port()));
         let mut args = vec![
             "--tool=callgrind".to_owned(),
+            // On glibc, ollana starts itself a second time (`keep_one_heap`); that one serves.
+            "--trace-children=yes".to_owned(),
             format!("--callgrind-out-file={}", out.display()),
             family.program.display().to_string(),
         ];
