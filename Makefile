@@ -5,7 +5,7 @@ PREFIX ?= /usr/local
 MACHINE := $(shell uname -m)
 TARGET ?= $(if $(filter armv7%,$(MACHINE)),armv7-unknown-linux-musleabihf,$(MACHINE)-unknown-linux-musl)
 
-.PHONY: help run build test check lint cross doc messages netns e2e desync page boot windows faults days soak coverage bench static deb dist install uninstall clean
+.PHONY: help run build test check lint cross doc messages netns e2e desync page boot windows faults days soak coverage bench bench-page static deb dist install uninstall clean
 
 help:
 	@echo "make run       builds ollana and shows a chat through a client and a server"
@@ -26,6 +26,7 @@ help:
 	@echo "make boot      installs ollana on clean Debian machines in qemu (root)"
 	@echo "make windows   runs the tests of the program for Windows, under Wine"
 	@echo "make bench     measures ollana beside nginx and HAProxy, in some minutes"
+	@echo "make bench-page measures everything and writes the page of results anew"
 	@echo "make build     builds target/release/ollana"
 	@echo "make static    builds a static binary for TARGET=$(TARGET)"
 	@echo "make deb       builds a Debian package of the static binary"
@@ -106,6 +107,10 @@ windows:
 
 bench:
 	$(CARGO) bench --bench bench
+
+# On a machine that does nothing else. The static build is for its idle memory alone.
+bench-page: static
+	OLLANA_BENCH_STATIC=$(CURDIR)/target/$(TARGET)/release/ollana $(CARGO) bench --bench bench -- --page
 
 # What it needs it gets by itself, from rustup and PyPI: see scripts/static.sh.
 static:

@@ -24,6 +24,8 @@ const FOREIGN: &[(&str, &str)] = &[
     ("--full", "scripts/bench/main.rs"),
     ("--paired", "scripts/bench/main.rs"),
     ("--only", "scripts/bench/main.rs"),
+    ("--page", "scripts/bench/main.rs"),
+    ("--redraw", "scripts/bench/main.rs"),
     ("--network", "scripts/service/Dockerfile"),
     ("--from", "scripts/install.sh"),
     ("--open", ""),

@@ -1,5 +1,5 @@
-//! What choosing a server costs: 64 servers with 100 models each, in the pool alone and through
-//! the Manager's thread. Neither talks to anybody, so nothing is compared here.
+//! What choosing a server costs: 64 servers with 200 models each, in the pool alone and through
+//! the Manager's thread ([`managed`]). Neither talks to anybody, so nothing is compared here.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ollana::manager::liveness::job_queue;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use ollana::manager::pool::{Action, Input, Outcome, Pool, Report, Rules, Sighting, Wanted};
-use ollana::manager::{Handle, Patience};
 use ollana::ollama::inventory::Inventory;
 use ollana::ollama::model_name::ModelName;
 use ollana::pairing::identity::Identity;
@@ -17,34 +16,38 @@ use ollana::upstream::{CheckResult, Target};
 use serde_json::{Value, json};
 
 use super::children::Failable;
-use super::measure::{percentile, resident_kib};
+use super::managed::{self, Managed};
+use super::measure::{median, percentile, resident_kib};
 
 const SERVERS: usize = 64;
-const MODELS: usize = 100;
+const MODELS: usize = 200;
 /// Models in all: each is on a quarter of the servers.
-const NAMES: usize = 400;
+const NAMES: usize = 800;
 /// Models in memory on each server.
 const LOADED: usize = 3;
 /// Requests under way all the time.
 const IN_FLIGHT: usize = 100;
 /// More than are remembered.
 const CONVERSATIONS: u64 = 10_000;
-/// What a decision may cost, so that 10,000 a second take less than half of one core.
-const BUDGET_US: f64 = 50.0;
+/// Decisions a second at the fixed rate.
+const PACE: f64 = 10_000.0;
 
 /// What came out of it.
 pub(crate) struct Costs {
     /// Pool alone: mean, median and 99th percentile in µs.
     pool: [f64; 3],
-    /// Through the Manager, by one and by 16 askers: µs per lease and return, leases a second.
-    manager: [(f64, f64); 2],
-    /// Resident KiB that the second half of the decisions added to the first half's.
+    /// Resident KiB that so many decisions added.
     grown_kib: i64,
+    /// A question to a thread that answers at once, and a message to it, in µs.
+    hand_over_us: f64,
+    /// Through the Manager, as fast as it goes, by one and by 16 askers.
+    fastest: [Managed; 2],
+    paced: Managed,
 }
 
 impl Costs {
-    /// Measures with about this many decisions.
-    pub(crate) fn measure(decisions: usize) -> Failable<Costs> {
+    /// Measures with about this many decisions, and for so long at a fixed rate.
+    pub(crate) fn measure(decisions: usize, paced: Duration) -> Failable<Costs> {
         let mut world = World::new();
         world.decide(decisions / 10);
         let before = own_kib();
@@ -54,20 +57,76 @@ impl Costs {
         let grown_kib = own_kib() - before - (times.len() * 8 / 1024) as i64;
         times.sort_unstable();
         let us = |fraction| percentile(&times, fraction) as f64 / 1e3;
-        let pool = [mean, us(0.5), us(0.99)];
-        let manager = [through_manager(1, decisions / 10)?, through_manager(16, decisions / 10)?];
-        Ok(Costs { pool, manager, grown_kib })
+        let few = decisions / 10;
+        let at_pace = (paced.as_secs_f64() * PACE) as usize;
+        Ok(Costs {
+            pool: [mean, us(0.5), us(0.99)],
+            grown_kib,
+            hand_over_us: {
+                let slices: Failable<Vec<f64>> = (0..5).map(|_| hand_over(few / 5)).collect();
+                median(&slices?).unwrap_or(0.0)
+            },
+            fastest: [managed::measure(1, few, None)?, managed::measure(16, few, None)?],
+            paced: managed::measure(4, at_pace, Some(PACE))?,
+        })
+    }
+
+    /// Titles and what they are about, for the page.
+    fn lines(&self) -> Vec<[String; 2]> {
+        let [mean, p50, p99] = self.pool;
+        let [one, many] = &self.fastest;
+        let paced = &self.paced;
+        vec![
+            [
+                format!(
+                    "choice among {SERVERS} servers × {MODELS} models and its return, in the pool alone"
+                ),
+                format!(
+                    "mean {mean:.1} µs, p50 {p50:.1}, p99 {p99:.1}; memory {:+} KiB",
+                    self.grown_kib
+                ),
+            ],
+            [
+                format!("10,000 a second for {:.0} s through the Manager's thread", paced.seconds),
+                format!(
+                    "{:.0} a second; p50 {:.0} µs, p99 {:.0}; its thread uses {:.0} % of a core, the whole \
+                     process {:.0} %; memory {:+} KiB",
+                    paced.rate(),
+                    paced.p50_us,
+                    paced.p99_us,
+                    paced.manager_share() * 100.0,
+                    paced.process_share() * 100.0,
+                    paced.grown_kib
+                ),
+            ],
+            [
+                "as fast as it goes, one asker".to_owned(),
+                format!(
+                    "{:.0} a second, {:.1} µs each, {:.1} of them CPU of the Manager's thread, which slept \
+                     {:.2} times; the same two messages to a thread that decides nothing: {:.1} µs",
+                    one.rate(),
+                    1e6 / one.rate(),
+                    one.manager_us(),
+                    one.sleeps(),
+                    self.hand_over_us
+                ),
+            ],
+            [
+                "as fast as it goes, 16 askers".to_owned(),
+                format!(
+                    "{:.0} a second, {:.1} µs of CPU of the Manager's thread each, which slept {:.2} times",
+                    many.rate(),
+                    many.manager_us(),
+                    many.sleeps()
+                ),
+            ],
+        ]
     }
 
     pub(crate) fn text(&self) -> String {
-        let [mean, p50, p99] = self.pool;
-        let [(one_us, one), (_, many)] = self.manager;
-        format!(
-            "choosing a server, {SERVERS} servers x {MODELS} models, µs (budget {BUDGET_US})\n  \
-             in the pool: mean {mean:.1}, p50 {p50:.1}, p99 {p99:.1}; memory {:+} KiB\n  \
-             through its thread: {one_us:.1} each, {one:.0} a second; by 16 at once {many:.0}",
-            self.grown_kib
-        )
+        let lines =
+            self.lines().into_iter().map(|[title, value]| format!("{title}\n    {value}\n"));
+        lines.collect()
     }
 
     pub(crate) fn json(&self) -> Value {
@@ -75,18 +134,44 @@ impl Costs {
             "servers": SERVERS,
             "models": MODELS,
             "pool_us": {"mean": self.pool[0], "p50": self.pool[1], "p99": self.pool[2]},
-            "manager_1": {"us": self.manager[0].0, "per_second": self.manager[0].1},
-            "manager_16": {"us": self.manager[1].0, "per_second": self.manager[1].1},
             "grown_kib": self.grown_kib,
+            "hand_over_us": self.hand_over_us,
+            "manager_1": self.fastest[0].json(),
+            "manager_16": self.fastest[1].json(),
+            "paced": self.paced.json(),
+            "lines": self.lines(),
         })
     }
 }
 
-fn own_kib() -> i64 {
+/// What a question to another thread and a message to it cost, in the channels that a lease and its
+/// return go through: the least that a decision of another thread can cost.
+fn hand_over(count: usize) -> Failable<f64> {
+    type Question = Option<Sender<u64>>;
+    let (questions, asked): (Sender<Question>, Receiver<Question>) = bounded(512);
+    let answerer = thread::spawn(move || {
+        for reply in asked.into_iter().flatten() {
+            let _ = reply.send(1);
+        }
+    });
+    let start = Instant::now();
+    for _ in 0..count {
+        let (reply, answer) = bounded(1);
+        questions.send(Some(reply))?;
+        answer.recv()?;
+        questions.send(None)?;
+    }
+    let elapsed = start.elapsed();
+    drop(questions);
+    let _ = answerer.join();
+    Ok(elapsed.as_secs_f64() * 1e6 / count as f64)
+}
+
+pub(super) fn own_kib() -> i64 {
     resident_kib(&[std::process::id()]) as i64
 }
 
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     fn below(&mut self, n: u64) -> u64 {
@@ -97,7 +182,7 @@ impl Random {
     }
 
     /// Some requests name no model, most continue a conversation.
-    fn wanted(&mut self) -> Wanted {
+    pub(super) fn wanted(&mut self) -> Wanted {
         let name = format!("family{}:8b", self.below(NAMES as u64 + 20));
         Wanted {
             model: ModelName::parse(&name).filter(|_| self.below(10) > 0),
@@ -107,10 +192,10 @@ impl Random {
         }
     }
 
-    fn report(&mut self, wanted: &Wanted) -> Report {
+    pub(super) fn report(&mut self, wanted: &Wanted, overloads: bool) -> Report {
         let outcome = match self.below(200) {
             0 => Outcome::Failed,
-            1 => Outcome::Overloaded,
+            1 if overloads => Outcome::Overloaded,
             _ => Outcome::Answered,
         };
         let speed = wanted.model.clone().map(|model| (model, 20.0 + self.below(100) as f64));
@@ -119,15 +204,15 @@ impl Random {
 }
 
 /// A pool whose servers have all passed a check, and a clock that runs by itself.
-struct World {
-    pool: Pool,
+pub(super) struct World {
+    pub(super) pool: Pool,
     now: Instant,
     random: Random,
-    inventories: Vec<Arc<Inventory>>,
+    pub(super) inventories: Vec<Arc<Inventory>>,
 }
 
 impl World {
-    fn new() -> World {
+    pub(super) fn new() -> World {
         let rules = Rules {
             health_interval: Duration::from_secs(1),
             health_timeout: Duration::from_millis(1500),
@@ -168,22 +253,10 @@ impl World {
         let mut actions = Vec::new();
         self.pool.handle(self.now, input, &mut actions);
         while let Some(action) = actions.pop() {
-            let Action::Check(id, Target::Address(address), wants_inventory, _) = action else {
-                continue;
-            };
-            let server = usize::from(address.port()) - FIRST_PORT;
-            let inventory = wants_inventory.then(|| Arc::clone(&self.inventories[server]));
-            let healthy = CheckResult::Healthy {
-                address,
-                round_trip: Duration::from_millis(1),
-                version: "0.13.1".to_owned(),
-                name: Some(format!("server{server}")),
-                identity: None,
-                open: None,
-                saved: 0,
-                inventory,
-            };
-            self.pool.handle(self.now, Input::Checked(id, healthy), &mut actions);
+            if let Action::Check(id, target, wants_inventory, _) = action {
+                let result = healthy(&self.inventories, &target, wants_inventory);
+                self.pool.handle(self.now, Input::Checked(id, result), &mut actions);
+            }
         }
     }
 
@@ -202,7 +275,7 @@ impl World {
             if under_way.len() > IN_FLIGHT
                 && let Some((pick, wanted)) = under_way.pop_front()
             {
-                let report = self.random.report(&wanted);
+                let report = self.random.report(&wanted, true);
                 let start = Instant::now();
                 self.input(Input::Finished(pick.id, report));
                 took += start.elapsed();
@@ -226,6 +299,26 @@ fn address(server: usize) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], (FIRST_PORT + server) as u16))
 }
 
+/// The result of a check that finds a server well.
+pub(super) fn healthy(
+    inventories: &[Arc<Inventory>],
+    target: &Target,
+    wants_inventory: bool,
+) -> CheckResult {
+    let Target::Address(address) = *target else { unreachable!("servers have addresses") };
+    let server = usize::from(address.port()) - FIRST_PORT;
+    CheckResult::Healthy {
+        address,
+        round_trip: Duration::from_millis(1),
+        version: "0.13.1".to_owned(),
+        name: Some(format!("server{server}")),
+        identity: None,
+        open: None,
+        saved: 0,
+        inventory: wants_inventory.then(|| Arc::clone(&inventories[server])),
+    }
+}
+
 /// As different from its neighbours as those of different owners.
 fn inventory(server: usize) -> Arc<Inventory> {
     let names: Vec<String> = (0..MODELS)
@@ -238,37 +331,4 @@ fn inventory(server: usize) -> Arc<Inventory> {
     };
     let (disk, memory) = (list(&names), list(&names[..LOADED]));
     Arc::new(Inventory::new([&disk, &memory, ""], None))
-}
-
-/// µs per lease and return as one asker sees it, and how many a second all of them get.
-fn through_manager(askers: usize, leases: usize) -> Failable<(f64, f64)> {
-    let world = World::new();
-    let (jobs, checks) = job_queue();
-    let second = Duration::from_secs(1);
-    let patience = Patience { expected: second, busy: second, wake: None };
-    let manager = Handle::start(world.pool, jobs, patience, None)?;
-    let answerer = manager.mailbox();
-    // Checks are taken and forgotten: none is due again within the measurement that matters.
-    let sink = thread::spawn(move || for _ in checks {});
-    let each = leases / askers;
-    let start = Instant::now();
-    thread::scope(|scope| {
-        for asker in 0..askers {
-            let mailbox = answerer.clone();
-            scope.spawn(move || {
-                let mut random = Random(asker as u64 + 1);
-                for _ in 0..each {
-                    let wanted = random.wanted();
-                    if let Ok(mut lease) = mailbox.lease(&[], &wanted, &|| true) {
-                        lease.report = random.report(&wanted);
-                    }
-                }
-            });
-        }
-    });
-    let elapsed = start.elapsed().as_secs_f64();
-    drop(manager);
-    let _ = sink.join();
-    let all = (each * askers) as f64;
-    Ok((elapsed * 1e6 / each as f64, all / elapsed))
 }

@@ -118,6 +118,16 @@ pub(crate) fn exactly(address: SocketAddr, ask: Ask, requests: u64) -> Failable<
     Ok(())
 }
 
+/// So many connections, each of which has had one answer.
+pub(crate) fn connections(address: SocketAddr, count: usize) -> Failable<Vec<TcpStream>> {
+    let one = |_| {
+        let mut stream = connect(address)?;
+        exchange(&mut stream, Ask::Tags, Instant::now())?;
+        Ok(stream)
+    };
+    (0..count).map(one).collect()
+}
+
 struct Caller {
     stream: TcpStream,
     buffer: Vec<u8>,

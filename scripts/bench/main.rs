@@ -15,8 +15,10 @@
 //! Four minutes on an idle machine. Options, behind `cargo bench --bench bench --`: `--quick` (one
 //! minute), `--full` (1 GiB each way, an upload of 4 GiB, instructions per request), `--rounds N`,
 //! `--only PART,…` (of those in `run.rs`), `--without nginx,haproxy`, `--paired` (also two
-//! hops with a key between them), `--times`. Variables:
-//! `OLLANA_BENCH_BIN`, another ollana to measure; `OLLANA_BENCH_OTHER`, one to compare it with.
+//! hops with a key between them), `--times`, `--page` (everything, and README.md beside this file
+//! and its plots are written anew), `--redraw` (only that, of the last results). Variables:
+//! `OLLANA_BENCH_BIN`, another ollana to measure; `OLLANA_BENCH_OTHER`, one to compare it with;
+//! `OLLANA_BENCH_STATIC`, a static build, for the idle memory.
 
 #[cfg(target_os = "linux")]
 #[path = "."]
@@ -28,8 +30,11 @@ mod linux {
     mod events;
     mod instructions;
     mod load;
+    mod managed;
     mod measure;
+    mod page;
     mod parts;
+    mod plot;
     mod proxies;
     pub(crate) mod run;
     mod streams;

@@ -31,6 +31,22 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
     Some((sorted[low] + sorted[high]) / 2.0)
 }
 
+/// The part of the processors' time that anything used during so long, from 0 to 1.
+pub(crate) fn busy(pause: Duration) -> f64 {
+    let times = || -> [u64; 2] {
+        let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+        let line = text.lines().next().unwrap_or_default();
+        let times: Vec<u64> = line.split_whitespace().filter_map(|it| it.parse().ok()).collect();
+        // The fourth is idle, the fifth waits for a disk; the ninth and tenth are in others.
+        [times.iter().take(8).sum(), times.iter().skip(3).take(2).sum()]
+    };
+    let before = times();
+    std::thread::sleep(pause);
+    let after = times();
+    let [all, idle] = [0, 1].map(|at| (after[at] - before[at]) as f64);
+    1.0 - idle / all.max(1.0)
+}
+
 fn read(pid: u32, file: &str) -> Option<String> {
     fs::read_to_string(format!("/proc/{pid}/{file}")).ok()
 }

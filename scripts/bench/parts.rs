@@ -1,28 +1,36 @@
 //! The measurements of one round, each on all routes in turn.
 
+use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use super::bulk::{self, WAYS, Way};
 use super::children::Failable;
 use super::events;
 use super::instructions;
 use super::load::{self, Ask, Load};
-use super::measure::{Cpu, percentile, resident_kib, threads};
+use super::measure::{self, Cpu, percentile, resident_kib, threads};
 use super::proxies::{Family, Role, Route};
 use super::run::Scale;
 use super::streams::{self, Outcome, Plan};
 use super::table::{Book, Kind, Row};
 use super::upstream::Upstream;
 
-const FIRST_BYTE: &str = "first byte of a small answer, µs";
-const REQUESTS: &str = "small requests per second";
-const REQUEST_CPU: &str = "CPU per small request, µs";
-const TOKENS: &str = "delay of a token, µs, 25 per second and stream";
-const TOKEN_CPU: &str = "CPU per token, µs";
-const MEMORY: &str = "memory and threads";
-const BULK: &str = "bulk, GB/s";
-const BULK_CPU: &str = "bulk, CPU-seconds per GB";
-const EVENTS: &str = "single events";
+pub(crate) const FIRST_BYTE: &str = "first byte of a small answer, µs";
+pub(crate) const REQUESTS: &str = "small requests per second";
+pub(crate) const REQUEST_CPU: &str = "CPU per small request, µs";
+pub(crate) const TOKENS: &str = "delay of a token, µs, 25 per second and stream";
+pub(crate) const TOKEN_CPU: &str = "CPU per token, µs";
+pub(crate) const MEMORY: &str = "memory and threads";
+pub(crate) const BULK: &str = "bulk, GB/s";
+pub(crate) const BULK_CPU: &str = "bulk, CPU-seconds per GB";
+pub(crate) const EVENTS: &str = "single events";
+
+/// Streams at a time, for tokens and for memory.
+pub(crate) const STREAMS: [usize; 5] = [1, 10, 64, 256, 1000];
+/// Connections that idle at the same time, and for how long before they are looked at.
+const IDLE: usize = 2000;
+const IDLE_FOR: Duration = Duration::from_secs(4);
 
 /// One round.
 pub(crate) struct Bench<'a> {
@@ -51,7 +59,7 @@ impl Bench<'_> {
         self.book.note(&Row::new(section, label, kind), route, value);
     }
 
-    fn note_load(&mut self, label: &str, route: &Route, load: &Load, cpu: std::time::Duration) {
+    fn note_load(&mut self, label: &str, route: &Route, load: &Load, cpu: Duration) {
         let rate = load.requests as f64 / load.elapsed.as_secs_f64();
         self.note(REQUESTS, label, Kind::More, route, rate);
         if !route.pids.is_empty() {
@@ -67,24 +75,58 @@ impl Bench<'_> {
             self.note(MEMORY, "idle, resident KiB", Kind::Less, route, resident);
             self.note(MEMORY, "idle, threads", Kind::Less, route, threads(&route.pids) as f64);
         }
-        let plan =
-            |route: &Route| Plan { address: route.address, streams: 200, pids: route.pids.clone() };
-        let mut at_200 = Vec::new();
-        for route in self.in_turn().into_iter().filter(|route| route.hops == 1) {
-            let outcomes = streams::run(&[plan(&route)], self.scale.window / 4)?;
-            at_200.push((route, outcomes));
+        if let Some(program) = &self.scale.static_build {
+            let mut family = self.families[0].clone();
+            family.program.clone_from(program);
+            let (child, address) = family.start(self.dir, Role::Server, self.upstream.address)?;
+            let pids = vec![child.pid()];
+            let resident = resident_kib(&pids) as f64;
+            let route = Route { family: Some(0), hops: 1, address, pids };
+            self.note(MEMORY, "idle, static build, KiB", Kind::Less, &route, resident);
         }
-        for (route, outcomes) in at_200 {
-            let Some(few) = outcomes.first() else { continue };
-            let many = Plan { streams: 1000, ..plan(&route) };
-            let outcomes = streams::run(&[many], self.scale.window / 4)?;
-            let Some(many) = outcomes.first() else { continue };
-            let (low, high) = (few.resident_kib as f64, many.resident_kib as f64);
-            self.note(MEMORY, "200 streams, KiB", Kind::Less, &route, low);
-            self.note(MEMORY, "1,000 streams, KiB", Kind::Less, &route, high);
-            self.note(MEMORY, "KiB per further stream", Kind::Less, &route, (high - low) / 800.0);
-            let threads = many.threads as f64;
-            self.note(MEMORY, "1,000 streams, threads", Kind::Less, &route, threads);
+        let mut before: Vec<(SocketAddr, f64)> = Vec::new();
+        // Memory that was needed once may stay, so the numbers grow.
+        for count in STREAMS {
+            for route in self.in_turn().into_iter().filter(|route| route.hops == 1) {
+                let plan =
+                    Plan { address: route.address, streams: count, pids: route.pids.clone() };
+                for outcome in streams::run(&[plan], self.scale.window / 4)? {
+                    let resident = outcome.resident_kib as f64;
+                    let label = format!("{}, KiB", streams_label(count));
+                    self.note(MEMORY, &label, Kind::Less, &route, resident);
+                    if count == STREAMS[3] {
+                        before.push((route.address, resident));
+                    }
+                    let earlier = before.iter().find(|(address, _)| *address == route.address);
+                    if let Some((_, earlier)) = earlier.filter(|_| count == STREAMS[4]) {
+                        let each = (resident - earlier) / (STREAMS[4] - STREAMS[3]) as f64;
+                        self.note(MEMORY, "KiB per further stream", Kind::Less, &route, each);
+                        let threads = outcome.threads as f64;
+                        self.note(MEMORY, "1,000 streams, threads", Kind::Less, &route, threads);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What kept connections cost that have had an answer and want nothing more for now.
+    pub(crate) fn idle(&mut self) -> Failable<()> {
+        let mut held = Vec::new();
+        for route in self.in_turn() {
+            let Some(index) = route.family.filter(|_| route.hops == 1) else { continue };
+            let family = &self.families[index];
+            let (child, address) = family.start(self.dir, Role::Server, self.upstream.address)?;
+            let route = Route { address, pids: measure::family(child.pid()), ..route };
+            let before = resident_kib(&route.pids) as f64;
+            held.push((load::connections(address, IDLE)?, before, route, child));
+        }
+        std::thread::sleep(IDLE_FOR);
+        for (connections, before, route, _child) in held {
+            let each = (resident_kib(&route.pids) as f64 - before) / connections.len() as f64;
+            self.note(MEMORY, "KiB per idle connection", Kind::Less, &route, each);
+            let threads = threads(&route.pids) as f64;
+            self.note(MEMORY, "2,000 idle, threads", Kind::Less, &route, threads);
         }
         Ok(())
     }
@@ -163,7 +205,7 @@ impl Bench<'_> {
                     let at_10 = few.iter().find(|(address, _)| *address == route.address);
                     if let Some((_, at_10)) = at_10.filter(|_| *streams == 1000 && route.hops > 0) {
                         let growth = outcome.cpu_us / at_10;
-                        self.note(TOKEN_CPU, "1000 streams : 10", Kind::Less, &route, growth);
+                        self.note(TOKEN_CPU, "1,000 streams : 10", Kind::Less, &route, growth);
                     }
                 }
             }
@@ -172,14 +214,12 @@ impl Bench<'_> {
     }
 
     fn note_tokens(&mut self, streams: usize, route: &Route, outcome: &Outcome) {
-        let label = if streams == 1 { "1 stream".to_owned() } else { format!("{streams} streams") };
-        if streams != 10 {
-            for (name, fraction, kind) in
-                [("p50", 0.5, Kind::Added), ("p99", 0.99, Kind::Added), ("max", 1.0, Kind::Less)]
-            {
-                let us = percentile(&outcome.delays, fraction) as f64 / 1e3;
-                self.note(TOKENS, &format!("{label}, {name}"), kind, route, us);
-            }
+        let label = streams_label(streams);
+        for (name, fraction, kind) in
+            [("p50", 0.5, Kind::Added), ("p99", 0.99, Kind::Added), ("max", 1.0, Kind::Less)]
+        {
+            let us = percentile(&outcome.delays, fraction) as f64 / 1e3;
+            self.note(TOKENS, &format!("{label}, {name}"), kind, route, us);
         }
         if !route.pids.is_empty() && streams != 1 {
             self.note(TOKEN_CPU, &label, Kind::Less, route, outcome.cpu_us);
@@ -269,6 +309,15 @@ impl Bench<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// How rows call a number of streams.
+pub(crate) fn streams_label(count: usize) -> String {
+    match count {
+        1 => "1 stream".to_owned(),
+        1000 => "1,000 streams".to_owned(),
+        _ => format!("{count} streams"),
     }
 }
 

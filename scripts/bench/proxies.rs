@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread::available_parallelism;
 
 use super::children::{Child, Failable, free_address};
@@ -80,6 +81,20 @@ fn find(name: &str) -> Option<PathBuf> {
 impl Family {
     pub(crate) fn is_ollana(&self) -> bool {
         matches!(self.kind, Kind::Ollana | Kind::Paired)
+    }
+
+    /// What it says of its version.
+    pub(crate) fn version(&self) -> String {
+        let flag = if self.is_ollana() { "--version" } else { "-v" };
+        let Ok(said) = Command::new(&self.program).arg(flag).output() else { return String::new() };
+        let said = [said.stdout, said.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        let number = said
+            .split([' ', '/', '\n'])
+            .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'));
+        number.map_or(String::new(), |number| {
+            number.split(['-', '+']).next().unwrap_or("").to_owned()
+        })
     }
 
     /// The arguments that make it a proxy from `listen` to `target`; its files go to `dir`.

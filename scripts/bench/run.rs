@@ -1,4 +1,5 @@
-//! Options, the order of the measurements, and where the results go.
+//! Options, the order of the measurements, and where the results go: `target/bench.json` has
+//! every value, and the page ([`page`]) is made of that.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,8 @@ use serde_json::json;
 use super::children::{self, BECOME, Failable};
 use super::choosing::Costs;
 use super::measure;
-use super::parts::Bench;
+use super::page;
+use super::parts::{Bench, STREAMS};
 use super::proxies::{self, Family};
 use super::table::Book;
 use super::upstream::Upstream;
@@ -27,6 +29,7 @@ const PARTS: &[&str] = &[
     "tokens",
     "bulk",
     "cancel",
+    "idle",
     "start",
     "failover",
     "instructions",
@@ -34,7 +37,10 @@ const PARTS: &[&str] = &[
 /// Needs no proxies.
 const CHOOSING: &str = "choosing";
 /// Those start processes of their own, when the others are gone.
-const LATE_PARTS: &[&str] = &["start", "failover", "instructions"];
+const LATE_PARTS: &[&str] = &["idle", "start", "failover", "instructions"];
+
+/// For how long is looked whether the machine does other things, at both ends.
+const BEFORE: Duration = Duration::from_secs(1);
 
 /// How much of everything.
 #[derive(Clone, Debug)]
@@ -55,8 +61,11 @@ pub(crate) struct Scale {
     pub(crate) big_upload: Option<u64>,
     /// Repetitions of single events.
     pub(crate) events: usize,
-    /// Choices of a server.
+    /// Choices of a server, and for how long some are made at a fixed rate.
     decisions: usize,
+    paced: Duration,
+    /// An ollana without shared libraries, whose idle memory is measured.
+    pub(crate) static_build: Option<PathBuf>,
 }
 
 const DEFAULT: Scale = Scale {
@@ -70,6 +79,8 @@ const DEFAULT: Scale = Scale {
     big_upload: None,
     events: 4,
     decisions: 500_000,
+    paced: Duration::from_secs(10),
+    static_build: None,
 };
 const QUICK: Scale = Scale {
     rounds: 2,
@@ -82,10 +93,15 @@ const QUICK: Scale = Scale {
     big_upload: None,
     events: 2,
     decisions: 100_000,
+    paced: Duration::from_secs(3),
+    static_build: None,
 };
 
 struct Options {
     scale: Scale,
+    form: &'static str,
+    makes_page: bool,
+    redraws: bool,
     only: Vec<String>,
     without: Vec<String>,
     with_paired: bool,
@@ -103,7 +119,10 @@ pub(crate) fn main() -> ExitCode {
     if !std::env::args().any(|word| word == "--bench") {
         return ExitCode::SUCCESS;
     }
-    let result = options().and_then(|options| run(&options));
+    let result = options().and_then(|options| match options.redraws {
+        true => redraw(),
+        false => run(&options),
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -117,6 +136,9 @@ fn options() -> Failable<Options> {
     let mut parser = lexopt::Parser::from_env();
     let mut options = Options {
         scale: DEFAULT,
+        form: "whole",
+        makes_page: false,
+        redraws: false,
         only: Vec::new(),
         without: Vec::new(),
         with_paired: false,
@@ -128,11 +150,14 @@ fn options() -> Failable<Options> {
     while let Some(arg) = parser.next()? {
         match arg {
             Long("bench") => {}
-            Long("quick") => options.scale = QUICK,
+            Long("quick") => (options.scale, options.form) = (QUICK, "quick"),
             Long("full") => {
+                options.form = "full";
                 options.scale = Scale { bulk_bytes: 1 << 30, big_upload: Some(4 << 30), ..DEFAULT };
                 options.counts_instructions = true;
             }
+            Long("page") => options.makes_page = true,
+            Long("redraw") => options.redraws = true,
             Long("times") => options.shows_times = true,
             Long("rounds") => rounds = Some(parser.value()?.parse()?),
             Long("only") => options.only = list(parser.value()?.string()?),
@@ -145,6 +170,15 @@ fn options() -> Failable<Options> {
     if let Some(unknown) = options.only.iter().find(|part| !PARTS.contains(&part.as_str())) {
         return Err(format!("no part is called {unknown}; there are {}", PARTS.join(", ")).into());
     }
+    if options.makes_page {
+        if !options.only.is_empty() {
+            return Err("the page has every part: --page without --only".into());
+        }
+        options.with_paired = true;
+        options.counts_instructions = true;
+        options.scale.streams = &STREAMS[2..];
+    }
+    options.scale.static_build = std::env::var_os("OLLANA_BENCH_STATIC").map(PathBuf::from);
     options.counts_instructions |= options.only.iter().any(|part| part == "instructions");
     Ok(options)
 }
@@ -172,14 +206,17 @@ fn run(options: &Options) -> Failable<()> {
     raise_descriptor_limit();
     let scratch = Scratch::new()?;
     let families = proxies::families(&options.without, options.with_paired);
+    let date = date();
+    let mut busy = measure::busy(BEFORE);
     let machine = machine();
-    println!("{machine}");
+    println!("{date}, {machine}, {:.0} % busy with other things", busy * 100.0);
     for family in &families {
         let size = fs::metadata(&family.program).map_or(0, |file| file.len() / 1024);
         println!("{:9}{} ({size} KiB)", family.name, family.program.display());
     }
     let is_wanted = options.only.is_empty() || options.only.iter().any(|part| part == CHOOSING);
-    let costs = is_wanted.then(|| Costs::measure(options.scale.decisions)).transpose()?;
+    let costs = is_wanted.then(|| Costs::measure(options.scale.decisions, options.scale.paced));
+    let costs = costs.transpose()?;
     let upstream = Upstream::start()?;
     let mut book = Book::new(&families);
     let alone = options.only.iter().all(|part| part == CHOOSING) && !options.only.is_empty();
@@ -199,21 +236,35 @@ fn run(options: &Options) -> Failable<()> {
     if let Some(costs) = &costs {
         println!("\n{}", costs.text());
     }
+    busy = busy.max(measure::busy(BEFORE));
     let sizes = families.iter().map(|family| {
         let size = fs::metadata(&family.program).map_or(0, |file| file.len());
         (family.name.clone(), json!(size))
     });
+    let versions = families.iter().map(|family| (family.name.clone(), json!(family.version())));
     let all = json!({
+        "date": date,
         "machine": machine,
+        "busy": busy,
+        "form": options.form,
         "rounds": options.scale.rounds,
+        "seconds": start.elapsed().as_secs(),
         "binary_bytes": sizes.collect::<serde_json::Map<_, _>>(),
+        "versions": versions.collect::<serde_json::Map<_, _>>(),
         "rows": book.json(),
         "choosing": costs.as_ref().map(Costs::json),
     });
-    let file = target_dir().join("bench.json");
+    let file = results();
     fs::write(&file, format!("{all:#}\n"))?;
     println!("Every single value: {}", file.display());
-    Ok(())
+    if options.makes_page { page::write(&all) } else { Ok(()) }
+}
+
+/// The page again, of what was measured last.
+fn redraw() -> Failable<()> {
+    let file = results();
+    let text = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+    page::write(&serde_json::from_str(&text)?)
 }
 
 fn run_round(
@@ -232,7 +283,7 @@ fn run_round(
         let wanted = options.only.is_empty() || options.only.iter().any(|only| only == part);
         let is_due = match *part {
             // These hardly vary.
-            "memory" => round == 0,
+            "memory" | "idle" => round == 0,
             "instructions" => round == 0 && options.counts_instructions,
             _ => true,
         };
@@ -251,6 +302,7 @@ fn run_round(
             "tokens" => bench.tokens()?,
             "bulk" => bench.bulk()?,
             "cancel" => bench.cancel()?,
+            "idle" => bench.idle()?,
             "start" => bench.start()?,
             "failover" => bench.fail_over()?,
             _ => bench.instructions()?,
@@ -263,23 +315,27 @@ fn run_round(
     Ok(())
 }
 
-/// Date, kernel, cores and processor: figures of another machine can't be compared.
-fn machine() -> String {
+fn date() -> String {
     let date = Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]).output();
-    let date = date.map_or(String::new(), |out| String::from_utf8_lossy(&out.stdout).into_owned());
+    date.map_or(String::new(), |out| String::from_utf8_lossy(&out.stdout).trim().to_owned())
+}
+
+/// Kernel, cores and processor: figures of another machine can't be compared.
+fn machine() -> String {
     let system = rustix::system::uname();
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo.lines().find(|line| line.starts_with("model name"));
     let model = model.and_then(|line| line.split_once(':')).map_or("", |(_, name)| name.trim());
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     format!(
-        "{}, Linux {} {}, {} cores {model}, load {}",
-        date.trim(),
+        "Linux {} {}, {} cores {model}",
         system.release().to_string_lossy(),
         system.machine().to_string_lossy(),
-        available_parallelism().map_or(0, usize::from),
-        load.split_whitespace().next().unwrap_or_default()
+        available_parallelism().map_or(0, usize::from)
     )
+}
+
+fn results() -> PathBuf {
+    target_dir().join("bench.json")
 }
 
 fn target_dir() -> PathBuf {

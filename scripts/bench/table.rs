@@ -87,10 +87,10 @@ impl Book {
         values.to_vec()
     }
 
-    /// The median of the first family's values, each divided by its neighbour of another family.
+    /// The median of a family's values, each divided by its neighbour of another family.
     /// None where what is added mostly drowns in the noise.
-    fn ratio(&self, row: &Row, hops: usize, other: usize) -> Option<f64> {
-        let own = self.shown(row, Some(0), hops);
+    fn ratio(&self, row: &Row, hops: usize, family: usize, other: usize) -> Option<f64> {
+        let own = self.shown(row, Some(family), hops);
         let theirs = self.shown(row, Some(other), hops);
         let pairs = own.iter().zip(&theirs).filter(|(own, theirs)| **own > 0.0 && **theirs > 0.0);
         let ratios: Vec<f64> = pairs.map(|(own, theirs)| own / theirs).collect();
@@ -150,7 +150,7 @@ impl Book {
                     let _ = write!(text, "{:>CELL$}", cell.replace("+-", "-"));
                 }
                 for other in 1..self.names.len() {
-                    let ratio = self.ratio(row, hops, other);
+                    let ratio = self.ratio(row, hops, 0, other);
                     let ratio = ratio.map_or(String::new(), |r| format!("{r:.2}"));
                     let _ = write!(text, "{ratio:>RATIO$}");
                 }
@@ -167,18 +167,19 @@ impl Book {
             family.map_or("direct", |at| self.names.get(at).map_or("", String::as_str))
         };
         let series = self.series.iter().map(|s| {
-            let ratios = (1..self.names.len())
-                .filter(|_| s.family == Some(0))
-                .filter_map(|other| {
-                    Some((self.names[other].clone(), self.ratio(&s.row, s.hops, other)?))
-                })
-                .map(|(name, ratio)| (name, json!(ratio)));
+            let ratios = (0..self.names.len()).filter_map(|other| {
+                let family = s.family.filter(|family| *family != other)?;
+                let ratio = self.ratio(&s.row, s.hops, family, other)?;
+                Some((self.names[other].clone(), json!(ratio)))
+            });
+            let shown = self.shown(&s.row, s.family, s.hops);
             json!({
                 "section": s.row.section,
                 "row": s.row.label,
                 "proxy": name(s.family),
                 "hops": s.hops,
                 "median": median(&s.values),
+                "shown": median(&shown),
                 "values": s.values,
                 "ratios": ratios.collect::<serde_json::Map<String, Value>>(),
             })
@@ -188,7 +189,7 @@ impl Book {
 }
 
 /// Three digits that matter.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         v if v >= 100.0 => format!("{value:.0}"),
         v if v >= 10.0 => format!("{value:.1}"),
