@@ -8,13 +8,6 @@ use ollana::cli::{self, Command};
 use ollana::serve::background;
 use ollana::{log, serve, tools};
 
-/// One heap for all threads, from which freed memory goes back to the system. glibc has one for each of
-/// many threads, and keeps in them what a load has ever needed. musl's, in the static binary, keeps least
-/// of all three.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-#[global_allocator]
-static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
-
 fn main() -> ExitCode {
     let parsed = cli::parse(std::env::args_os(), &|name| std::env::var_os(name));
     let unknown = cli::unknown_variables(std::env::vars_os().map(|(name, _)| name));

@@ -18,7 +18,7 @@ use super::pool::{CheckId, Input, MAX_CHECKS, MAX_LISTS};
 use super::wake::Wake;
 use crate::config::{OllamaUrl, Timing};
 use crate::pairing::keyring::Keyring;
-use crate::system::{keeper::Keeper, release_memory, spawn_vital, time_slept};
+use crate::system::{keeper::Keeper, spawn_vital, time_slept};
 use crate::upstream::{Check, CheckTime, Target, Upstream};
 
 /// How often the Manager hears that time has passed.
@@ -27,8 +27,6 @@ const TICK: Duration = Duration::from_millis(200);
 const SLEPT: Duration = Duration::from_secs(1);
 /// Ticks from one look at the files of keys to the next.
 const KEY_LOOK: u64 = 5;
-/// Ticks from one time that freed memory is given back to the next: twenty seconds.
-const MEMORY_LOOK: u64 = 100;
 /// Jobs that may wait. No more checks are under way than there are checkers.
 const MAX_JOBS: usize = 128;
 
@@ -92,9 +90,6 @@ impl Ticker {
                 if tick.is_multiple_of(KEY_LOOK) {
                     let keyring = Arc::clone(&keyring);
                     keeper.put(keys, move || keyring.refresh());
-                }
-                if tick.is_multiple_of(MEMORY_LOOK) {
-                    release_memory();
                 }
             }
         })?;

@@ -129,7 +129,6 @@ impl Worker {
         }
         let Worker { shared, upstream } = self;
         drop(upstream);
-        system::release_memory();
         shared.workers.ended();
     }
 

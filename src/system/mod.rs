@@ -58,16 +58,6 @@ pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Resu
     Builder::new().name(name.to_owned()).stack_size(*STACK).spawn(run)
 }
 
-/// Gives freed memory back. The heap of `main` does that by itself only when 2 MB at its end come free, so
-/// these do: nothing touches them, and so nothing takes them. Other heaps need no help.
-pub(crate) fn release_memory() {
-    const BLOCK: usize = 200 << 10;
-    if cfg!(all(target_os = "linux", target_env = "gnu")) && !is_memory_limited() {
-        let blocks: Vec<Vec<u8>> = (0..12).map(|_| Vec::with_capacity(BLOCK)).collect();
-        drop(std::hint::black_box(blocks));
-    }
-}
-
 /// The exit code of a process that ended because of a thread that it can't do without.
 const THREAD_FAILED: i32 = 70;
 

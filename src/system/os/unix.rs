@@ -28,21 +28,25 @@ pub(crate) fn is_memory_limited() -> bool {
     address_space().is_some()
 }
 
-/// Starts this program again, so that glibc keeps one heap and not one for each of sixteen threads,
-/// although ours is elsewhere (`main`): they come to 60 KB each with what names, folders and
-/// threads need of glibc, and reserve 64 MB each, which counts where address space is limited.
+/// Starts this program again with one heap of glibc's, from which freed memory goes back to the system.
+/// Else each of sixteen threads has one, which reserves 64 MB and keeps what a load has ever needed of it.
+/// Threads keep a few freed pieces each, so that they don't wait for each other at the one heap.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub fn keep_one_heap() {
     use std::os::unix::process::CommandExt;
     const ARENAS: &str = "MALLOC_ARENA_MAX";
+    /// Bytes that are free at the heap's end before they go back; of a block that has pages of its own.
+    const FREE: &str = "65536";
+    const LARGE: &str = "65536";
     if std::env::var_os(ARENAS).is_none()
         && let Ok(program) = std::env::current_exe()
     {
         let mut arguments = std::env::args_os();
         let name = arguments.next().unwrap_or_default();
-        // This returns only if it failed; then it takes a little more memory.
-        let _ =
-            std::process::Command::new(program).arg0(name).args(arguments).env(ARENAS, "1").exec();
+        let limits =
+            [(ARENAS, "1"), ("MALLOC_TRIM_THRESHOLD_", FREE), ("MALLOC_MMAP_THRESHOLD_", LARGE)];
+        // This returns only if it failed; then it takes more memory.
+        let _ = std::process::Command::new(program).arg0(name).args(arguments).envs(limits).exec();
     }
 }
 
