@@ -49,6 +49,7 @@
 //! |---|---|---|
 //! | `acceptor`, one per address | a listening socket | `accept` |
 //! | `worker`, elastic | one client connection and its upstream connection | both, in one `poll` |
+//! | `parking` | kept connections without a request | all of them, in one `poll` |
 //! | `rejector` | connections that can't come in | its queue |
 //! | `manager` | the pool | its mailbox |
 //! | `ticker` | nothing | its clock |

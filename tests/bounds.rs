@@ -82,6 +82,40 @@ fn an_idle_connection_is_closed_without_a_word() {
     }
 }
 
+/// Longer than a worker waits for a request before it leaves the connection to the one thread that
+/// watches all quiet ones.
+const QUIET: Duration = Duration::from_millis(250);
+
+#[test]
+fn a_connection_that_was_quiet_goes_on_with_whatever_comes() {
+    let get = || request("GET", MODEL, "");
+    for way in Way::ALL {
+        let fake = Ollama::with(&["m"]);
+        let chain = way.with(&fake, |_| {});
+        let mut client = chain.connect();
+        let mut goes_on = |pieces: &[&[u8]], answers: usize| {
+            std::thread::sleep(QUIET);
+            for piece in pieces {
+                client.send(piece);
+                std::thread::sleep(QUIET);
+            }
+            for _ in 0..answers {
+                let answer = client.answer_to("GET");
+                assert_eq!((answer.status(), answer.end), (200, End::Whole), "{way:?}: {pieces:?}");
+            }
+        };
+        let whole = get();
+        let (head, rest) = whole.split_at(whole.len() / 2);
+        let body = request("POST", "/api/show", r#"{"model": "m"}"#);
+        let (before, behind) = body.split_at(body.len() - 5);
+        goes_on(&[&whole], 1); // Its first bytes.
+        goes_on(&[head, rest], 1);
+        goes_on(&[b"\r", b"\n", &whole], 1);
+        goes_on(&[&[whole.clone(), whole.clone(), head.to_vec()].concat(), rest], 3);
+        goes_on(&[before, behind, &whole], 2);
+    }
+}
+
 #[test]
 fn a_body_that_stops_coming_is_given_up() {
     for way in Way::ALL {

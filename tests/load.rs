@@ -125,3 +125,35 @@ fn many_short_requests_at_once() {
         assert_eq!(fake.count(), 1600, "{way:?}");
     }
 }
+
+/// Threads that there may be besides those of an idle process: checks, and workers that just began.
+#[cfg(target_os = "linux")]
+const FEW: usize = 12;
+
+#[test]
+#[cfg(target_os = "linux")]
+fn connections_on_which_nothing_comes_cost_no_threads() {
+    use std::time::Duration;
+    const COUNT: usize = 200;
+    let ollama = support::Ollama::with(&["m"]);
+    let process = support::Process::start(&format!(
+        "--mode server --listen 127.0.0.1:0 --discovery-port 0 --ollama http://{}",
+        ollama.address
+    ));
+    let mut first = process.connect_ready();
+    let before = process.status("Threads");
+    let mut used: Vec<Client> = (0..COUNT).map(|_| Client::connect(process.address())).collect();
+    let mut silent: Vec<Client> = (0..COUNT).map(|_| Client::connect(process.address())).collect();
+    for client in &mut used {
+        assert_eq!(client.get("/api/tags").status(), 200);
+    }
+    // Idle workers end after 20 s.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while process.status("Threads") > before + FEW {
+        assert!(Instant::now() < deadline, "{before} -> {} threads", process.status("Threads"));
+        thread::sleep(Duration::from_millis(100));
+    }
+    for client in used.iter_mut().chain(&mut silent).chain([&mut first]) {
+        assert_eq!(client.get("/api/tags").status(), 200);
+    }
+}

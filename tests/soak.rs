@@ -331,9 +331,10 @@ fn give_up(address: SocketAddr, random: &mut Random) {
 }
 
 /// What a load may leave behind of the memory of the static binary, which is what `make soak` gives us, in
-/// KB; and of one with glibc, whose heap gives back what is free at its end only (5,300 KB were left).
+/// KB; and of one with glibc, whose heap gives back what is free at its end only (5,300 KB were left; with
+/// the deeper stacks of builds for tests, of which glibc keeps some, 8,100).
 const LEFT_KB: usize = 3 * 1024;
-const LEFT_WITH_GLIBC_KB: usize = 8 * 1024;
+const LEFT_WITH_GLIBC_KB: usize = 12 * 1024;
 
 /// Waits until the memory is back; idle workers go home after 20 s.
 fn comes_back(what: &str, processes: &[(&str, &Process)], idle: &[usize]) {

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::answers::OwnAnswer;
 use super::connection::Connection;
 use super::connections::Full;
-use super::rejector::Rejected;
+use super::rejector::{Rejected, reject};
 use super::workers::{self, Shared};
 use crate::access::permissions::Caller;
 use crate::net::interfaces::Subnets;
@@ -21,8 +21,6 @@ use crate::system;
 
 /// Pause after the kernel had no descriptor or memory for a connection.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Address space in bytes that must be free before another worker starts, where it is limited.
-const HEADROOM: usize = 24 << 20;
 
 pub(super) struct Acceptor {
     listener: TcpListener,
@@ -101,7 +99,7 @@ impl Acceptor {
         if !std::mem::replace(&mut self.is_short, true) {
             log::error!("cannot accept connections: {error}; answering 503");
         }
-        self.reject(Arc::new(Stream::new(socket)), OwnAnswer::Full);
+        reject(&self.rejected, Arc::new(Stream::new(socket)), OwnAnswer::Full);
         Ok(())
     }
 
@@ -140,20 +138,12 @@ impl Acceptor {
                     Full::Total => OwnAnswer::Full,
                     Full::Source => OwnAnswer::FullForSource,
                 };
-                return self.reject(stream, answer);
+                return reject(&self.rejected, stream, answer);
             }
         };
-        let connection = Box::new(Connection::new(Arc::clone(&stream), peer, place));
-        let Err(connection) = self.shared.workers.hand_over(connection) else { return };
-        if self.shared.is_memory_limited && !has_headroom() {
-            log::debug!("turned away addr={peer} reason=\"no memory for another worker\"");
-            drop(connection);
-            return self.reject(stream, OwnAnswer::Full);
-        }
-        if let Err(error) = workers::start(&self.shared, connection) {
-            log::error!("cannot start a worker: {error}; answering 503");
-            self.reject(stream, OwnAnswer::Full);
-        }
+        let idle = context.settings.timing.idle_timeout;
+        let connection = Box::new(Connection::new(stream, peer, place, idle));
+        workers::serve(&self.shared, &self.rejected, connection);
     }
 
     fn admits(&self, socket: &TcpStream, peer: SocketAddr) -> bool {
@@ -162,18 +152,4 @@ impl Acceptor {
         let reach = &self.shared.context.settings.reach;
         reach.admits(peer.ip(), is_own, |ip| Subnets::now().contain(ip))
     }
-
-    fn reject(&self, stream: Arc<Stream>, answer: OwnAnswer) {
-        // A full queue closes the connection, which is an answer too.
-        let _ = self.rejected.try_send((stream, answer));
-    }
-}
-
-/// Whether there is address space left for what the workers at hand may still need. Without it an
-/// allocation would fail, and that ends the process.
-fn has_headroom() -> bool {
-    let mut probe: Vec<u8> = Vec::new();
-    let reserved = probe.try_reserve_exact(HEADROOM).is_ok();
-    std::hint::black_box(&probe);
-    reserved
 }

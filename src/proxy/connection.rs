@@ -16,6 +16,8 @@ use crate::http::head::{self, Head, HeadLimits, MAX_EMPTY_LINES, Refusal};
 use crate::pairing::stream::{self, Stream};
 use crate::upstream::buffers::{LARGE, SMALL};
 
+/// How long a worker waits for a request before the connection is [parked](super::parking).
+pub(super) const QUIET: Duration = Duration::from_millis(100);
 /// A connection in a reserved place has so long to say what it wants.
 const RESERVE_TIME: Duration = Duration::from_secs(1);
 /// An unread request is drained for so long before the close, so that the client gets to read the
@@ -34,22 +36,17 @@ pub(super) struct Connection {
     end: usize,
     /// Bytes that are read at a time: few, until a client sends faster than that.
     read_size: usize,
-    pub(super) expected: Expected,
+    /// The client has just been answered, so its next request is hardly here yet.
+    is_answered: bool,
+    /// Whether its first byte was looked at, which tells if it is encrypted.
+    pub(super) is_greeted: bool,
+    /// Whether its first request has passed the gate.
+    pub(super) has_passed: bool,
+    /// When it has to be gone, unless a request comes.
+    deadline: Instant,
     /// Bytes of the present request's body that were taken from the connection.
     pub(super) body_bytes: u64,
     pub(super) place: Place,
-}
-
-/// When the next request is expected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Expected {
-    /// Within the idle time-out, perhaps now.
-    Anytime,
-    /// Within the idle time-out, but hardly now: the client has just been answered.
-    Later,
-    /// Within the head's time-out: the peer has shaken hands, which anyone can who repeats what he
-    /// heard. Only a request proves that the peer has the key.
-    Soon,
 }
 
 #[derive(Debug)]
@@ -57,12 +54,15 @@ pub(super) enum Next {
     Head(Box<Head>),
     /// Something that isn't served; to be answered, then closed.
     Refused(Refusal),
+    /// Nothing for now.
+    Quiet,
     /// Nothing more: closed, idle for too long, or we are stopping.
     Closed,
 }
 
 impl Connection {
-    pub(super) fn new(stream: Arc<Stream>, peer: SocketAddr, place: Place) -> Self {
+    /// `idle` is how long it may wait for a request.
+    pub(super) fn new(stream: Arc<Stream>, peer: SocketAddr, place: Place, idle: Duration) -> Self {
         let local = stream.socket().local_addr().ok().map(|local| local.ip());
         Connection {
             caller: Caller::of(peer.ip(), local),
@@ -72,10 +72,23 @@ impl Connection {
             start: 0,
             end: 0,
             read_size: SMALL,
-            expected: Expected::Anytime,
+            is_answered: false,
+            is_greeted: false,
+            has_passed: false,
+            deadline: Instant::now() + if place.is_reserve() { RESERVE_TIME } else { idle },
             body_bytes: 0,
             place,
         }
+    }
+
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// The peer has shaken hands, which anyone can who repeats what he heard. Only a request proves that
+    /// he has the key, and it has to come within this time.
+    pub(super) fn expect_within(&mut self, time: Duration) {
+        self.deadline = Instant::now() + time;
     }
 
     pub(super) fn caller(&self) -> Caller {
@@ -118,19 +131,14 @@ impl Connection {
         Ok(read)
     }
 
-    /// Waits for the next head: for its first byte up to the idle time-out, for the rest up to the
-    /// head's deadline.
+    /// Waits for the next head: for its first byte for [`QUIET`] at a time, for the rest up to the head's
+    /// deadline.
     pub(super) fn next_head(&mut self, timing: &Timing, limits: &Limits) -> Next {
         let limits = HeadLimits { max_bytes: limits.max_head, max_fields: limits.max_fields };
         let mut scanned = 0;
-        let expected = std::mem::replace(&mut self.expected, Expected::Anytime);
-        let idle = match expected {
-            Expected::Soon => timing.head_timeout,
-            Expected::Anytime | Expected::Later => timing.idle_timeout,
-        };
+        let mut reads_first = !std::mem::take(&mut self.is_answered);
         let most = if self.place.is_reserve() { RESERVE_TIME } else { Duration::MAX };
-        let mut deadline = Instant::now() + idle.min(most);
-        let mut reads_first = expected != Expected::Later;
+        let mut deadline = self.deadline;
         let mut has_begun = false;
         let mut empty_lines = 0;
         self.body_bytes = 0;
@@ -172,22 +180,43 @@ impl Connection {
                     Ok(None) => {}
                 }
             }
-            match self.wait(deadline) {
+            let patience = if self.received().is_empty() { QUIET } else { Duration::MAX };
+            match self.wait_for(patience, deadline) {
                 Ok(true) => {}
                 Ok(false) if has_begun => {
                     let reason = "the head took too long";
                     return Next::Refused(Refusal { status: 408, reason });
                 }
+                Ok(false) if Instant::now() < deadline => return Next::Quiet,
                 Ok(false) | Err(_) => return Next::Closed,
             }
         }
     }
 
+    /// Waits for the first byte for [`QUIET`]; false when none came.
+    pub(super) fn begins_soon(&self) -> io::Result<bool> {
+        self.wait_for(QUIET, self.deadline)
+    }
+
     /// Waits for bytes; false when the time is up before.
-    fn wait(&self, deadline: Instant) -> io::Result<bool> {
-        let left = deadline.saturating_duration_since(Instant::now());
+    fn wait_for(&self, patience: Duration, deadline: Instant) -> io::Result<bool> {
+        let left = deadline.saturating_duration_since(Instant::now()).min(patience);
         let (events, _) = stream::wait((&self.stream, PollFlags::IN), None, Some(left))?;
         Ok(!events.is_empty())
+    }
+
+    /// Whether it goes on, as far as the kernel knows.
+    pub(super) fn is_open(&self) -> bool {
+        match self.stream.socket().peek(&mut [0]) {
+            Ok(n) => n > 0,
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        }
+    }
+
+    /// Gives its memory up while nothing is expected.
+    pub(super) fn rest(&mut self) {
+        self.release_buffer();
+        self.is_answered = false;
     }
 
     /// An answer begins that may take minutes: nothing is received before it has ended.
@@ -198,7 +227,7 @@ impl Connection {
     }
 
     /// The exchange is over; the connection waits for the next one.
-    pub(super) fn set_idle(&mut self) {
+    pub(super) fn set_idle(&mut self, idle: Duration) {
         if self.received().is_empty() {
             // A large head or body leaves no large buffer behind on an idle connection.
             self.buffer.truncate(SMALL);
@@ -206,7 +235,8 @@ impl Connection {
             self.read_size = SMALL;
             self.place.set_idle();
         }
-        self.expected = Expected::Later;
+        self.is_answered = true;
+        self.deadline = Instant::now() + idle;
     }
 
     /// Closes after an answer that left part of a request unread.
@@ -217,7 +247,7 @@ impl Connection {
         while Instant::now() < deadline {
             match self.stream.try_read(&mut scratch) {
                 Ok(Some(1..)) => {}
-                Ok(None) if self.wait(deadline).unwrap_or(false) => {}
+                Ok(None) if self.wait_for(LINGER_TIME, deadline).unwrap_or(false) => {}
                 _ => return,
             }
         }

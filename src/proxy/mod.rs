@@ -18,7 +18,8 @@
 //! | acceptor | a connection | the proxy is stopped (its waker) |
 //! | rejector | a connection to turn away | the acceptors have ended (its queue closes) |
 //! | idle worker | a connection | 20 s, or it is dismissed (its channel closes) |
-//! | worker | its handshake or a head | `idle_timeout`, `head_timeout`, or it gives way |
+//! | worker | its handshake or a head | 100 ms for the first byte, then `head_timeout`, or it gives way |
+//! | parking | bytes on the connections that workers left | `idle_timeout`, it gives way, the proxy is stopped |
 //! | worker | the gate | 1 s to write, 1 s to read; then nobody waits for it any more |
 //! | worker | what servers have, for an alias | `wait_timeout` |
 //! | worker | a lease | the Manager's answer, its time in the queue, or the client leaves |
@@ -35,6 +36,7 @@ mod connection;
 pub(crate) mod connections;
 pub(crate) mod exchange;
 mod kept;
+mod parking;
 mod rejector;
 mod request_body;
 mod tiny_gate;
@@ -51,6 +53,7 @@ use std::time::Duration;
 use self::acceptor::Acceptor;
 use self::connections::Connections;
 use self::exchange::Context;
+use self::parking::{Attendant, Parking};
 use self::rejector::Rejected;
 use self::workers::Shared;
 use crate::library::Library;
@@ -70,7 +73,8 @@ pub(crate) struct Proxy {
     /// Where it listens.
     pub(crate) addresses: Vec<SocketAddr>,
     waker: Arc<Waker>,
-    acceptors: Vec<JoinHandle<()>>,
+    /// The acceptors, and the parking's.
+    threads: Vec<JoinHandle<()>>,
     rejector: Option<JoinHandle<()>>,
 }
 
@@ -84,14 +88,19 @@ impl Proxy {
     ) -> io::Result<Self> {
         tiny_gate::open(places)?;
         let (rejected, rejector) = rejector::start()?;
+        let (parking, bell) = Parking::new()?;
+        let parking = Arc::new(parking);
         // A failure from here on drops the proxy, which ends what was started.
         let mut proxy = Proxy {
-            shared: Arc::new(Shared::new(context)),
+            shared: Arc::new(Shared::new(context, Arc::clone(&parking))),
             addresses: Vec::new(),
             waker: Arc::new(Waker::new()?),
-            acceptors: Vec::new(),
+            threads: Vec::new(),
             rejector: Some(rejector),
         };
+        let (shared, tell) = (Arc::clone(&proxy.shared), rejected.clone());
+        let go_on = move |connection| workers::serve(&shared, &tell, connection);
+        proxy.threads.push(Attendant::start(&parking, bell, &proxy.waker, go_on)?);
         proxy.accept(listeners, rejected)?;
         Ok(proxy)
     }
@@ -102,7 +111,7 @@ impl Proxy {
             self.addresses.push(listener.local_addr()?);
             let rejected = rejected.clone();
             let acceptor = Acceptor::start(listener, &self.shared, &self.waker, rejected)?;
-            self.acceptors.push(acceptor);
+            self.threads.push(acceptor);
         }
         Ok(())
     }
@@ -118,7 +127,7 @@ impl Proxy {
     /// Accepts no more and closes idle connections; streams go on.
     pub(crate) fn stop_accepting(&mut self) {
         self.waker.wake();
-        for thread in self.acceptors.drain(..).chain(self.rejector.take()) {
+        for thread in self.threads.drain(..).chain(self.rejector.take()) {
             let _ = thread.join();
         }
         self.connections().drain();

@@ -21,6 +21,11 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Where rejected connections go, with the answer that they get.
 pub(super) type Rejected = Sender<(Arc<Stream>, OwnAnswer)>;
 
+pub(super) fn reject(rejected: &Rejected, stream: Arc<Stream>, answer: OwnAnswer) {
+    // A full queue closes the connection, which is an answer too.
+    let _ = rejected.try_send((stream, answer));
+}
+
 /// Starts the thread, which ends when the last sender is gone.
 pub(super) fn start() -> io::Result<(Rejected, JoinHandle<()>)> {
     let (rejected, queue) = bounded(QUEUE);

@@ -10,26 +10,31 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded};
 
 use super::answers::OwnAnswer;
-use super::connection::{Connection, Expected, Next};
+use super::connection::{Connection, Next};
 use super::exchange::{self, Context, End};
+use super::parking::Parking;
+use super::rejector::{Rejected, reject};
 use super::tiny_gate;
 use crate::pairing::secure::{self, Accepted};
 use crate::system::{self, lock};
 use crate::upstream::Upstream;
 
 const IDLE_TIME: Duration = Duration::from_secs(20);
+/// Address space in bytes that must be free before another worker starts, where it is limited.
+const HEADROOM: usize = 24 << 20;
 
 pub(super) struct Shared {
     pub(super) context: Context,
     pub(super) workers: Workers,
+    pub(super) parking: Arc<Parking>,
     /// Whether this process may have only so much address space.
     pub(super) is_memory_limited: bool,
 }
 
 impl Shared {
-    pub(super) fn new(context: Context) -> Self {
+    pub(super) fn new(context: Context, parking: Arc<Parking>) -> Self {
         let is_memory_limited = system::is_memory_limited();
-        Shared { context, workers: Workers::default(), is_memory_limited }
+        Shared { context, workers: Workers::default(), parking, is_memory_limited }
     }
 }
 
@@ -54,7 +59,7 @@ impl Workers {
     }
 
     /// Gives a connection to an idle worker, or back.
-    pub(super) fn hand_over(&self, connection: Box<Connection>) -> Result<(), Box<Connection>> {
+    fn hand_over(&self, connection: Box<Connection>) -> Result<(), Box<Connection>> {
         match self.idle().waiting.pop() {
             // An idle worker's channel is empty and has room for one.
             Some((_, worker)) => worker.try_send(connection).map_err(|error| error.into_inner()),
@@ -102,8 +107,32 @@ impl Workers {
     }
 }
 
+/// Gives a connection to an idle worker or to a new one; its client hears of it if none can be had.
+pub(super) fn serve(shared: &Arc<Shared>, rejected: &Rejected, connection: Box<Connection>) {
+    let Err(connection) = shared.workers.hand_over(connection) else { return };
+    let (stream, peer) = (Arc::clone(&connection.stream), connection.peer);
+    if shared.is_memory_limited && !has_headroom() {
+        log::debug!("turned away addr={peer} reason=\"no memory for another worker\"");
+        drop(connection);
+    } else if let Err(error) = start(shared, connection) {
+        log::error!("cannot start a worker: {error}; answering 503");
+    } else {
+        return;
+    }
+    reject(rejected, stream, OwnAnswer::Full);
+}
+
+/// Whether there is address space left for what the workers at hand may still need. Without it an
+/// allocation would fail, and that ends the process.
+fn has_headroom() -> bool {
+    let mut probe: Vec<u8> = Vec::new();
+    let reserved = probe.try_reserve_exact(HEADROOM).is_ok();
+    std::hint::black_box(&probe);
+    reserved
+}
+
 /// Starts a worker with its first connection, which gives up its place if no thread can be had.
-pub(super) fn start(shared: &Arc<Shared>, first: Box<Connection>) -> io::Result<()> {
+fn start(shared: &Arc<Shared>, first: Box<Connection>) -> io::Result<()> {
     let own = Arc::clone(shared);
     shared.workers.alive.fetch_add(1, SeqCst);
     let started = system::spawn("worker", move || {
@@ -135,16 +164,23 @@ impl Worker {
     fn serve(&self, mut connection: Box<Connection>) {
         let context = &self.shared.context;
         let timing = &context.settings.timing;
-        let (idle, head) = (timing.idle_timeout, timing.head_timeout);
-        match secure::accept(&context.keyring, &connection.stream, idle, head) {
-            Accepted::Plain => {}
-            Accepted::Encrypted => connection.expected = Expected::Soon,
-            Accepted::Refused => return,
+        if !connection.is_greeted {
+            match connection.begins_soon() {
+                Ok(true) => {}
+                Ok(false) => return self.shared.parking.park(connection),
+                Err(_) => return,
+            }
+            connection.is_greeted = true;
+            match secure::accept(&context.keyring, &connection.stream, timing.head_timeout) {
+                Accepted::Plain => {}
+                Accepted::Encrypted => connection.expect_within(timing.head_timeout),
+                Accepted::Refused => return,
+            }
         }
-        let mut has_passed = false;
         loop {
             let head = match connection.next_head(timing, &context.settings.limits) {
                 Next::Closed => return,
+                Next::Quiet => return self.shared.parking.park(connection),
                 Next::Refused(refusal) => {
                     context.presence.counters().failed("request");
                     let peer = connection.peer;
@@ -157,11 +193,11 @@ impl Worker {
                 }
                 Next::Head(head) => head,
             };
-            if !std::mem::replace(&mut has_passed, true) {
+            if !std::mem::replace(&mut connection.has_passed, true) {
                 tiny_gate::pass(&head);
             }
             match exchange::run(context, &self.upstream, &mut connection, &head) {
-                End::Keep => connection.set_idle(),
+                End::Keep => connection.set_idle(timing.idle_timeout),
                 End::Close => return connection.close_gently(),
                 End::Cut => return,
             }
@@ -188,7 +224,7 @@ mod tests {
         let connections = Arc::new(Connections::new(COUNT, COUNT, Process::of_its_own(COUNT)));
         let connect = || {
             let place = connections.enter(&stream, IpAddr::from([127, 0, 0, 1])).expect("a place");
-            Box::new(Connection::new(Arc::clone(&stream), peer, place))
+            Box::new(Connection::new(Arc::clone(&stream), peer, place, IDLE_TIME))
         };
         let (workers, served) = (Workers::default(), AtomicUsize::new(0));
         let is_over = AtomicBool::new(false);

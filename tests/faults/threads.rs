@@ -8,7 +8,7 @@ use crate::support::{Fake, Process, eventually};
 use crate::{arguments, judge, ms};
 
 /// What a process can't do without, on a machine that shares its Ollama.
-const VITAL: [&str; 5] = ["manager", "ticker", "checker", "acceptor", "rejector"];
+const VITAL: [&str; 6] = ["manager", "ticker", "checker", "acceptor", "rejector", "parking"];
 
 #[test]
 fn a_panic_in_a_vital_thread_ends_the_process() {

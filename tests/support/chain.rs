@@ -151,6 +151,7 @@ fn watch_for_panics() {
         "acceptor",
         "worker",
         "rejector",
+        "parking",
         "manager",
         "ticker",
         "log",
