@@ -10,6 +10,7 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
@@ -171,7 +172,9 @@ fn parse_exact(bytes: &[u8], limits: HeadLimits) -> Result<Head, Refusal> {
     let mut slots = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let most = limits.max_fields.min(MAX_FIELDS);
     let mut request = httparse::Request::new(&mut slots[..most]);
-    let parsed = request.parse(bytes).or_else(|error| match error {
+    // The values are parts of it, here and on the way to the next hop, instead of copies.
+    let shared = Bytes::copy_from_slice(bytes);
+    let parsed = request.parse(&shared).or_else(|error| match error {
         httparse::Error::TooManyHeaders => refuse(431, "too many fields"),
         httparse::Error::Version => refuse(505, "only HTTP/1.0 and HTTP/1.1 are served"),
         httparse::Error::Token => refuse(400, "the request line is malformed"),
@@ -195,7 +198,7 @@ fn parse_exact(bytes: &[u8], limits: HeadLimits) -> Result<Head, Refusal> {
     let (authority, target) = split_target(&method, target)?;
     check_target(&method, &target)?;
     let http_10 = version == 0;
-    let mut fields = read_fields(request.headers)?;
+    let mut fields = read_fields(request.headers, &shared)?;
     let hosts = fields.get_all(HOST).iter().count();
     refuse_if(hosts == 0 && !http_10, 400, "the Host field is missing")?;
     refuse_if(hosts > 1, 400, "more than one Host field")?;
@@ -266,14 +269,14 @@ fn check_target(method: &Method, target: &str) -> Result<(), Refusal> {
     refuse_if(!is_uri, 400, "the target has characters that a URI can't have")
 }
 
-fn read_fields(parsed: &[httparse::Header<'_>]) -> Result<HeaderMap, Refusal> {
+fn read_fields(parsed: &[httparse::Header<'_>], head: &Bytes) -> Result<HeaderMap, Refusal> {
     let mut fields = HeaderMap::with_capacity(parsed.len());
     for field in parsed {
         let is_large = field.name.len() + field.value.len() > MAX_FIELD_LINE - 64;
         refuse_if(is_large, 431, "a field is too large")?;
         let name = HeaderName::from_bytes(field.name.as_bytes());
         let name = name.or_else(|_| refuse(400, "a field name is malformed"))?;
-        let value = HeaderValue::from_bytes(field.value);
+        let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value));
         let value = value.or_else(|_| refuse(400, "a field value is malformed"))?;
         // ureq can't send it, which would look like a failure of every server.
         let is_unfit = name == AUTHORIZATION && value.to_str().is_err();

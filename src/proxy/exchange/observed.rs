@@ -71,7 +71,7 @@ impl<'a> Observed<'a> {
 
     /// Tokens per second, as Ollama's own answers tell them.
     pub(super) fn speed(&self) -> Option<f64> {
-        let told = self.tail.told().filter(|_| self.is_counted)?;
+        let told = if self.is_counted { self.tail.told()? } else { return None };
         let seconds = told.seconds.filter(|seconds| *seconds > 0.0)?;
         // A handful of tokens says little.
         (told.tokens >= 8).then(|| told.tokens as f64 / seconds)
