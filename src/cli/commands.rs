@@ -147,7 +147,7 @@ pub(crate) const COMMANDS: &[CommandSpec] = &[
          a running ollana for its options. Exit code 1: something is wrong.",
         &[JSON], DOCTORS),
     command("pair [CODE [ADDRESS]]", Tool(Pair),
-        "pair with another machine: all between them is encrypted",
+        "pair with another machine: requests are encrypted then",
         "Without a CODE it shows one, for three minutes. With a CODE it takes the one that the \
          other machine shows; - asks for it. The other machine is looked for by broadcast, or is \
          at ADDRESS. A running ollana takes the key up by itself.",
