@@ -5,7 +5,7 @@ PREFIX ?= /usr/local
 MACHINE := $(shell uname -m)
 TARGET ?= $(if $(filter armv7%,$(MACHINE)),armv7-unknown-linux-musleabihf,$(MACHINE)-unknown-linux-musl)
 
-.PHONY: help run build test check lint cross doc messages netns e2e desync page boot windows faults days soak coverage bench bench-page static deb dist install uninstall clean
+.PHONY: help run build test check lint cross doc messages netns e2e desync page boot windows faults days soak coverage bench bench-page bench-arm static deb dist install uninstall clean
 
 help:
 	@echo "make run       builds ollana and shows a chat through a client and a server"
@@ -27,6 +27,7 @@ help:
 	@echo "make windows   runs the tests of the program for Windows, under Wine"
 	@echo "make bench     measures ollana beside nginx and HAProxy, in some minutes"
 	@echo "make bench-page measures everything and writes the page of results anew"
+	@echo "make bench-arm counts ollana's instructions on ARM, under qemu-user"
 	@echo "make build     builds target/release/ollana"
 	@echo "make static    builds a static binary for TARGET=$(TARGET)"
 	@echo "make deb       builds a Debian package of the static binary"
@@ -53,7 +54,7 @@ test:
 lint:
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --all-targets -- -D warnings
-	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh scripts/boot/*.sh scripts/service/ollana.init scripts/service/ollana.openrc; \
+	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh scripts/bench/*.sh scripts/boot/*.sh scripts/service/ollana.init scripts/service/ollana.openrc; \
 	else echo "shellcheck is not installed, scripts not linted"; fi
 	@if command -v hadolint >/dev/null; then hadolint scripts/service/Dockerfile; \
 	else echo "hadolint is not installed, Dockerfile not linted"; fi
@@ -111,6 +112,9 @@ bench:
 # On a machine that does nothing else. The static build is for its idle memory alone.
 bench-page: static
 	OLLANA_BENCH_STATIC=$(CURDIR)/target/$(TARGET)/release/ollana $(CARGO) bench --bench bench -- --page
+
+bench-arm:
+	scripts/bench/arm.sh
 
 # What it needs it gets by itself, from rustup and PyPI: see scripts/static.sh.
 static:

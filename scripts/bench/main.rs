@@ -19,11 +19,16 @@
 //! and its plots are written anew), `--redraw` (only that, of the last results). Variables:
 //! `OLLANA_BENCH_BIN`, another ollana to measure; `OLLANA_BENCH_OTHER`, one to compare it with;
 //! `OLLANA_BENCH_STATIC`, a static build, for the idle memory.
+//!
+//! `make bench-arm` counts instructions under qemu-user instead, with the same load and upstream:
+//! `--arm`, from `scripts/bench/arm.sh`.
 
 #[cfg(target_os = "linux")]
 #[path = "."]
 mod linux {
     mod answers;
+    mod arm;
+    mod arm_table;
     mod bulk;
     mod children;
     mod choosing;

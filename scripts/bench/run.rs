@@ -11,6 +11,7 @@ use lexopt::ValueExt;
 use lexopt::prelude::Long;
 use serde_json::json;
 
+use super::arm;
 use super::children::{self, BECOME, Failable};
 use super::choosing::Costs;
 use super::measure;
@@ -119,10 +120,16 @@ pub(crate) fn main() -> ExitCode {
     if !std::env::args().any(|word| word == "--bench") {
         return ExitCode::SUCCESS;
     }
-    let result = options().and_then(|options| match options.redraws {
-        true => redraw(),
-        false => run(&options),
-    });
+    let words: Vec<String> = std::env::args().collect();
+    let result = match words.iter().position(|word| word == "--arm") {
+        Some(at) => {
+            Scratch::new().and_then(|dir| arm::run(&words[at + 1..], &dir.0, &target_dir()))
+        }
+        None => options().and_then(|options| match options.redraws {
+            true => redraw(),
+            false => run(&options),
+        }),
+    };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
