@@ -7,6 +7,7 @@ use super::health::{Checked, FIRST_RETRY, RunningCheck, spread};
 use super::models::Models;
 use super::places::{Burden, Kind};
 use super::{Action, Backend, CheckId, Origin, Pool, Rules, Transition, Verdict};
+use crate::ollama::version::OllamaVersion;
 use crate::upstream::{CheckResult, CheckTime};
 
 /// So much more overdue than the one before it a server's check has to be, and one that decides.
@@ -257,6 +258,7 @@ impl Backend {
         let moved = is_moved.then(|| Transition::Moved { name: self.label(), address });
         let is_up = self.health.passed(now, round_trip, rules.rise);
         self.last_seen = now;
+        self.health.version_number = OllamaVersion::parse(&version);
         self.health.version = version;
         self.health.saved = saved;
         self.claims.checked(now, identity, name, open);

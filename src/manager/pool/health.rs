@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::events::CheckId;
+use crate::ollama::version::OllamaVersion;
 
 /// Pauses between checks of a server that is down: from, and up to. However long it was away, a
 /// named server and this machine's Ollama are used within 3 s of being back.
@@ -69,6 +70,8 @@ pub(crate) struct Health {
     /// The time that the last check took that didn't pass.
     wasted: Duration,
     pub(crate) version: String,
+    /// The same, read once: it is looked at after every event.
+    pub(super) version_number: OllamaVersion,
     /// Bytes of models that its machine did not have to download, as it says.
     pub(crate) saved: u64,
     /// Nothing has told that it can't: its last check could not connect, or got no answer.
@@ -94,6 +97,7 @@ impl Health {
             unanswered: Duration::ZERO,
             wasted: Duration::ZERO,
             version: String::new(),
+            version_number: OllamaVersion::default(),
             saved: 0,
             is_unanswered: false,
             is_unreached: false,

@@ -292,13 +292,13 @@ impl Pool {
 
     /// The lowest Ollama version among the servers that get work.
     pub(crate) fn version(&self) -> OllamaVersion {
-        let versions = self.working().map(|b| OllamaVersion::parse(&b.health.version));
+        let versions = self.working().map(|b| b.health.version_number);
         versions.min().unwrap_or_default()
     }
 
     /// The version to announce: the local Ollama's, if there is one.
     pub(crate) fn announced_version(&self) -> OllamaVersion {
-        let local = self.local().map(|b| OllamaVersion::parse(&b.health.version));
+        let local = self.local().map(|b| b.health.version_number);
         local.unwrap_or_else(|| self.version())
     }
 
