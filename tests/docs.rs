@@ -26,6 +26,8 @@ const FOREIGN: &[(&str, &str)] = &[
     ("--only", "scripts/bench/main.rs"),
     ("--page", "scripts/bench/main.rs"),
     ("--redraw", "scripts/bench/main.rs"),
+    ("--locked", ""),
+    ("--root", ""),
     ("--network", "scripts/service/Dockerfile"),
     ("--from", "scripts/install.sh"),
     ("--open", ""),

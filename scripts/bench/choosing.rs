@@ -38,8 +38,9 @@ pub(crate) struct Costs {
     pool: [f64; 3],
     /// Resident KiB that so many decisions added.
     grown_kib: i64,
-    /// A question to a thread that answers at once, and a message to it, in µs.
-    hand_over_us: f64,
+    /// A question to another thread and a message to it, in µs: if it does nothing, and if it takes
+    /// as long as the pool does.
+    hand_over_us: [f64; 2],
     /// Through the Manager, as fast as it goes, by one and by 16 askers.
     fastest: [Managed; 2],
     paced: Managed,
@@ -58,14 +59,15 @@ impl Costs {
         times.sort_unstable();
         let us = |fraction| percentile(&times, fraction) as f64 / 1e3;
         let few = decisions / 10;
+        let middle = |think| -> Failable<f64> {
+            let slices: Failable<Vec<f64>> = (0..5).map(|_| hand_over(few / 5, think)).collect();
+            Ok(median(&slices?).unwrap_or(0.0))
+        };
         let at_pace = (paced.as_secs_f64() * PACE) as usize;
         Ok(Costs {
             pool: [mean, us(0.5), us(0.99)],
             grown_kib,
-            hand_over_us: {
-                let slices: Failable<Vec<f64>> = (0..5).map(|_| hand_over(few / 5)).collect();
-                median(&slices?).unwrap_or(0.0)
-            },
+            hand_over_us: [middle(Duration::ZERO)?, middle(Duration::from_secs_f64(mean / 1e6))?],
             fastest: [managed::measure(1, few, None)?, managed::measure(16, few, None)?],
             paced: managed::measure(4, at_pace, Some(PACE))?,
         })
@@ -90,7 +92,7 @@ impl Costs {
                 format!("10,000 a second for {:.0} s through the Manager's thread", paced.seconds),
                 format!(
                     "{:.0} a second; p50 {:.0} µs, p99 {:.0}; its thread uses {:.0} % of a core, the whole \
-                     process {:.0} %; memory {:+} KiB",
+                     process {:.0} %; memory {:+} KiB in the last third",
                     paced.rate(),
                     paced.p50_us,
                     paced.p99_us,
@@ -103,18 +105,25 @@ impl Costs {
                 "as fast as it goes, one asker".to_owned(),
                 format!(
                     "{:.0} a second, {:.1} µs each, {:.1} of them CPU of the Manager's thread, which slept \
-                     {:.2} times; the same two messages to a thread that decides nothing: {:.1} µs",
+                     {:.1} times",
                     one.rate(),
                     1e6 / one.rate(),
                     one.manager_us(),
-                    one.sleeps(),
-                    self.hand_over_us
+                    one.sleeps()
+                ),
+            ],
+            [
+                "the same messages, question, answer and return, to a thread that does nothing"
+                    .to_owned(),
+                format!(
+                    "{:.1} µs; to one that lets as much time pass as the pool needs: {:.1} µs",
+                    self.hand_over_us[0], self.hand_over_us[1]
                 ),
             ],
             [
                 "as fast as it goes, 16 askers".to_owned(),
                 format!(
-                    "{:.0} a second, {:.1} µs of CPU of the Manager's thread each, which slept {:.2} times",
+                    "{:.0} a second, {:.1} µs of CPU of the Manager's thread each, which slept {:.1} times",
                     many.rate(),
                     many.manager_us(),
                     many.sleeps()
@@ -145,13 +154,19 @@ impl Costs {
 }
 
 /// What a question to another thread and a message to it cost, in the channels that a lease and its
-/// return go through: the least that a decision of another thread can cost.
-fn hand_over(count: usize) -> Failable<f64> {
+/// return go through, if that thread decides nothing but takes as long: with `think` for both.
+fn hand_over(count: usize, think: Duration) -> Failable<f64> {
     type Question = Option<Sender<u64>>;
     let (questions, asked): (Sender<Question>, Receiver<Question>) = bounded(512);
     let answerer = thread::spawn(move || {
-        for reply in asked.into_iter().flatten() {
-            let _ = reply.send(1);
+        for question in asked {
+            let start = Instant::now();
+            while start.elapsed() < think / 2 {
+                std::hint::spin_loop();
+            }
+            if let Some(reply) = question {
+                let _ = reply.send(1);
+            }
         }
     });
     let start = Instant::now();

@@ -8,13 +8,14 @@
 # README.md. Variables:
 #
 #   CLIENTS      how many (100)
-#   WATCH        for how many seconds the LAN is watched after the start (20)
+#   WATCH        for how many seconds the LAN is watched after the start (30)
+#   OPTIONS      further options of the two servers
 #   OLLANA_BIN   the ollana to try; without it a release is built
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 clients=${CLIENTS:-100}
-watch=${WATCH:-20}
+watch=${WATCH:-30}
 burst=5    # rounds of probes after a start, the last after 1 s
 interval=5 # seconds between two rounds after that
 servers=2
@@ -123,7 +124,8 @@ run() {
 for ((n = 0; n < servers; n++)); do
     host "s$n" "$(address "$n")"
     run "s$n" nginx -p "$work/s$n" -c "$work/nginx.conf" -g "pid $work/s$n/pid;"
-    run "s$n" "$ollana" --mode server --log-level warn --state-dir "$work/s$n"
+    # shellcheck disable=SC2086  # they are words
+    run "s$n" "$ollana" --mode server --log-level warn --state-dir "$work/s$n" ${OPTIONS:-}
     served[n]=${pids[-1]}
 done
 mkfifo "$work/go"
@@ -184,8 +186,8 @@ printf '%s\n' "${rows[@]}" | awk -v start="$start" -v zero="${zero[*]}" -v n="$c
         half = int(NR / 2); seconds = (at[NR] - at[half]) / 1000
         for (k = 1; k <= 4; k++) steady[k] = (count[NR, k] - count[half, k]) / seconds
         printf "%d clients, %d servers: %d clients found all of them\n", n, servers, found
-        printf "probes: %d until second %d (computed %d to %d), peak %.0f/s (at most %d/s), then %.1f/s (computed %.1f)\n",
-            count[half, 1] - before[1], watch / 2, n * burst, n * (burst + (watch / 2 - 1) / (interval * 0.9)),
+        printf "probes: %d until second %d (computed %d), peak %.0f/s (at most %d/s), then %.1f/s (computed %.1f)\n",
+            count[half, 1] - before[1], watch / 2, n * (burst + int((watch / 2 - 1) / interval)),
             peak[1], n * burst, steady[1], n / interval
         printf "answers: peak %.0f/s, then %.1f/s (computed %.1f); server 1 dropped %d datagrams\n",
             peak[2], steady[2], n * servers / interval, dropped

@@ -54,7 +54,10 @@ fn answer_length(bytes: &[u8]) -> Failable<Option<usize>> {
         return Err(format!("an answer of status {:?}", response.code).into());
     }
     let length = response.headers.iter().find(|f| f.name.eq_ignore_ascii_case("content-length"));
-    let length = length.ok_or("an answer without its length")?;
+    let Some(length) = length else {
+        // In chunks, as the other ollana sends every answer on.
+        return Ok(Some(bytes.len()).filter(|_| bytes.ends_with(b"\r\n0\r\n\r\n")));
+    };
     Ok(Some(head + std::str::from_utf8(length.value)?.parse::<usize>()?))
 }
 

@@ -12,11 +12,13 @@
 //! the ratios of neighbours: a machine that is busy with other things moves the first but hardly
 //! the second. Nothing outside 127.0.0.0/8 is talked to.
 //!
-//! Four minutes on an idle machine. Options, behind `cargo bench --bench bench --`: `--quick` (one
-//! minute), `--full` (1 GiB each way, an upload of 4 GiB, instructions per request), `--rounds N`,
+//! Six minutes on an idle machine. Options, behind `cargo bench --bench bench --`: `--quick` (a
+//! minute and a half), `--full` (1 GiB each way, an upload of 4 GiB, instructions per request), `--rounds N`,
 //! `--only PART,…` (of those in `run.rs`), `--without nginx,haproxy`, `--paired` (also two
 //! hops with a key between them), `--times`, `--page` (everything, and README.md beside this file
-//! and its plots are written anew), `--redraw` (only that, of the last results). Variables:
+//! and its plots are written anew), `--redraw` (only that, of the last results). For proxies that
+//! somebody else has started (`original.sh`): `--serve ADDRESS` (be the stand-in for Ollama there),
+//! `--direct ADDRESS` (it is there), `--through NAME=ADDRESS=PID,…` (a way to it). Variables:
 //! `OLLANA_BENCH_BIN`, another ollana to measure; `OLLANA_BENCH_OTHER`, one to compare it with;
 //! `OLLANA_BENCH_STATIC`, a static build, for the idle memory.
 //!

@@ -33,7 +33,7 @@ pub(super) struct Managed {
     process: Duration,
     /// How often its thread waited for work.
     waits: u64,
-    /// Resident KiB that the last two thirds added.
+    /// Resident KiB that the last third added: what is remembered is full by then.
     pub(super) grown_kib: i64,
 }
 
@@ -108,31 +108,32 @@ pub(super) fn measure(askers: usize, decisions: usize, rate: Option<f64>) -> Fai
     let (cpu, process) = (on_cpu(&task), own_cpu());
     let waits = voluntary_switches(&task);
     let start = Instant::now();
-    let mut third_kib = 0;
-    let mut times: Vec<u64> = thread::scope(|scope| {
+    let mut before_kib = 0;
+    let times: Vec<Vec<u64>> = thread::scope(|scope| {
         let ask = |nth| {
             let mailbox = manager.mailbox();
             move || ask(&mailbox, nth, each, start, pause)
         };
         let threads: Vec<_> = (0..askers).map(|nth| scope.spawn(ask(nth))).collect();
         if let Some(pause) = pause {
-            thread::sleep(pause * each as u32 / 3);
-            third_kib = own_kib();
+            thread::sleep(pause * each as u32 * 2 / 3);
+            before_kib = own_kib();
         }
-        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+        threads.into_iter().map(|thread| thread.join().unwrap_or_default()).collect()
     });
     let measured = Managed {
         seconds: start.elapsed().as_secs_f64(),
-        decisions: times.len(),
+        decisions: times.iter().map(Vec::len).sum(),
         manager: on_cpu(&task).saturating_sub(cpu),
         process: own_cpu().saturating_sub(process),
         waits: voluntary_switches(&task) - waits,
-        grown_kib: if pause.is_some() { own_kib() - third_kib } else { 0 },
+        grown_kib: if pause.is_some() { own_kib() - before_kib } else { 0 },
         p50_us: 0.0,
         p99_us: 0.0,
     };
     drop(manager);
     let _ = checker.join();
+    let mut times = times.concat();
     if times.len() < each * askers {
         return Err(format!("{} of {decisions} decisions found a server", times.len()).into());
     }

@@ -2,6 +2,7 @@
 //! every value, and the page ([`page`]) is made of that.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::thread::available_parallelism;
@@ -17,7 +18,7 @@ use super::choosing::Costs;
 use super::measure;
 use super::page;
 use super::parts::{Bench, STREAMS};
-use super::proxies::{self, Family};
+use super::proxies::{self, Family, Route};
 use super::table::Book;
 use super::upstream::Upstream;
 
@@ -108,6 +109,12 @@ struct Options {
     with_paired: bool,
     counts_instructions: bool,
     shows_times: bool,
+    /// Be the stand-in for Ollama at this address, and nothing else.
+    serve: Option<SocketAddr>,
+    /// Proxies that somebody else has started, instead of ours.
+    through: Vec<(String, Route)>,
+    /// The stand-in that they lead to.
+    direct: Option<SocketAddr>,
 }
 
 pub(crate) fn main() -> ExitCode {
@@ -125,10 +132,7 @@ pub(crate) fn main() -> ExitCode {
         Some(at) => {
             Scratch::new().and_then(|dir| arm::run(&words[at + 1..], &dir.0, &target_dir()))
         }
-        None => options().and_then(|options| match options.redraws {
-            true => redraw(),
-            false => run(&options),
-        }),
+        None => options().and_then(|options| act(&options)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -136,6 +140,21 @@ pub(crate) fn main() -> ExitCode {
             eprintln!("bench: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn act(options: &Options) -> Failable<()> {
+    match (options.serve, options.direct) {
+        _ if options.redraws => redraw(),
+        (Some(address), _) => {
+            raise_descriptor_limit();
+            let _upstream = Upstream::start_at(address)?;
+            loop {
+                std::thread::park();
+            }
+        }
+        (None, Some(direct)) => run_through(options, direct),
+        (None, None) => run(options),
     }
 }
 
@@ -151,6 +170,9 @@ fn options() -> Failable<Options> {
         with_paired: false,
         counts_instructions: false,
         shows_times: false,
+        serve: None,
+        through: Vec::new(),
+        direct: None,
     };
     let list = |text: String| text.split(',').map(str::to_owned).collect::<Vec<String>>();
     let mut rounds = None;
@@ -165,6 +187,12 @@ fn options() -> Failable<Options> {
             }
             Long("page") => options.makes_page = true,
             Long("redraw") => options.redraws = true,
+            Long("serve") => options.serve = Some(parser.value()?.parse()?),
+            Long("direct") => options.direct = Some(parser.value()?.parse()?),
+            Long("through") => {
+                let family = Some(options.through.len());
+                options.through.push(through(&parser.value()?.string()?, family)?);
+            }
             Long("times") => options.shows_times = true,
             Long("rounds") => rounds = Some(parser.value()?.parse()?),
             Long("only") => options.only = list(parser.value()?.string()?),
@@ -188,6 +216,48 @@ fn options() -> Failable<Options> {
     options.scale.static_build = std::env::var_os("OLLANA_BENCH_STATIC").map(PathBuf::from);
     options.counts_instructions |= options.only.iter().any(|part| part == "instructions");
     Ok(options)
+}
+
+/// `NAME=ADDRESS=PID,PID`: a way of two hops.
+fn through(text: &str, family: Option<usize>) -> Failable<(String, Route)> {
+    let words: Vec<&str> = text.split('=').collect();
+    let [name, address, pids] = words[..] else { return Err("NAME=ADDRESS=PID,PID".into()) };
+    let pids: Result<Vec<u32>, _> = pids.split(',').map(str::parse).collect();
+    Ok((name.to_owned(), Route { family, hops: 2, address: address.parse()?, pids: pids? }))
+}
+
+/// Compares proxies that are there already, on another machine or in other namespaces.
+fn run_through(options: &Options, direct: SocketAddr) -> Failable<()> {
+    raise_descriptor_limit();
+    let direct = Route { family: None, hops: 0, address: direct, pids: Vec::new() };
+    let routes = options.through.iter().map(|(_, route)| route.clone());
+    let routes: Vec<Route> = std::iter::once(direct).chain(routes).collect();
+    let mut book = Book::of(options.through.iter().map(|(name, _)| name.clone()).collect());
+    let scratch = Scratch::new()?;
+    let upstream = Upstream::start()?;
+    let scale = Scale { streams: &STREAMS[2..], ..options.scale.clone() };
+    for round in 0..options.scale.rounds {
+        let mut bench = Bench {
+            families: &[],
+            routes: routes.clone(),
+            upstream: &upstream,
+            dir: &scratch.0,
+            scale: &scale,
+            book: &mut book,
+            round,
+            turn: round,
+        };
+        for part in &options.only {
+            match part.as_str() {
+                "first-byte" => bench.first_byte()?,
+                "requests" => bench.requests()?,
+                "tokens" => bench.tokens()?,
+                other => return Err(format!("{other} needs proxies of its own").into()),
+            }
+        }
+    }
+    println!("{}", book.table());
+    Ok(())
 }
 
 /// A directory that goes with us.

@@ -54,7 +54,12 @@ const RATIO: usize = 7;
 
 impl Book {
     pub(crate) fn new(families: &[Family]) -> Book {
-        Book { names: families.iter().map(|f| f.name.clone()).collect(), series: Vec::new() }
+        Book::of(families.iter().map(|family| family.name.clone()).collect())
+    }
+
+    /// The first of them is compared with the others.
+    pub(crate) fn of(names: Vec<String>) -> Book {
+        Book { names, series: Vec::new() }
     }
 
     /// Notes a value. The nth value of a route is compared with the nth of another, so all routes

@@ -35,7 +35,11 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     pub(crate) fn start() -> io::Result<Upstream> {
-        let listener: TcpListener = ollana::net::socket::listen(([127, 0, 0, 1], 0).into())?;
+        Self::start_at(([127, 0, 0, 1], 0).into())
+    }
+
+    pub(crate) fn start_at(address: SocketAddr) -> io::Result<Upstream> {
+        let listener: TcpListener = ollana::net::socket::listen(address)?;
         let address = listener.local_addr()?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
