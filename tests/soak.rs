@@ -31,9 +31,9 @@ const CLIENTS: usize = 8;
 /// What one process may have more at the end than after the first fifth. Of 16 bytes left behind
 /// by each request, the allocator makes 32: in two minutes that is ten times as much.
 const GROWTH_KB: usize = 512;
-/// Connections that each of the client's ten checkers may have to each of two servers, and threads
-/// of a server that serve them. Of ten thousand failures, far more would be left.
-const CHECKS: [usize; 2] = [20, 10];
+/// Connections that the client's checkers may have to two servers, and threads of a server that serve
+/// them. Of ten thousand failures, far more would be left.
+const CHECKS: [usize; 2] = [4, 10];
 /// One request in so many fails on purpose.
 const FAILURES: usize = 100;
 

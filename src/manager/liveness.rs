@@ -117,10 +117,12 @@ pub(crate) struct Checkers {
 impl Checkers {
     pub(crate) fn start(jobs: &Receiver<Job>, checker: &Checker) -> io::Result<Self> {
         let checkers = Checkers { is_stopping: Arc::default() };
+        // Else each of them would come to have a connection to each server.
+        let upstream = Upstream::for_checkers(&checker.timing, &checker.keyring);
         for _ in 0..MAX_CHECKS + MAX_LISTS {
             let (jobs, checker) = (jobs.clone(), checker.clone());
             let is_stopping = Arc::clone(&checkers.is_stopping);
-            let upstream = Upstream::new(&checker.timing, &checker.keyring);
+            let upstream = upstream.clone();
             spawn_vital("checker", move || {
                 let is_wanted =
                     |job: &Job| !matches!(job, Job::Check(_)) || !is_stopping.load(SeqCst);

@@ -35,14 +35,16 @@ pub(crate) use self::hope::Hope;
 
 /// Idle connections kept per worker; it rarely talks to more than one server.
 const MAX_IDLE: usize = 2;
+/// The same for all checkers, which ask each of many servers for its lists, two at a time.
+const MAX_CHECKERS_IDLE: usize = 256;
 /// Idle connections are closed after this, well before the next proxy's idle limit.
 pub(crate) const IDLE_AGE: Duration = Duration::from_secs(30);
 /// A daemon on this machine tells its state within this, and in no more than so many bytes.
 const FETCH_TIME: Duration = Duration::from_secs(5);
 const MAX_FETCHED: u64 = 64 << 20;
 
-/// One thread's way to the upstreams, with connections of its own.
-#[derive(Debug)]
+/// A thread's way to the upstreams. Clones have the same connections.
+#[derive(Clone, Debug)]
 pub(crate) struct Upstream {
     pooled: Agent,
     fresh: Agent,
@@ -53,7 +55,17 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     pub(crate) fn new(timing: &Timing, keyring: &Arc<Keyring>) -> Self {
-        let agent = |max_idle| {
+        Self::keeping(MAX_IDLE, timing, keyring)
+    }
+
+    /// For the clones of all checkers.
+    pub(crate) fn for_checkers(timing: &Timing, keyring: &Arc<Keyring>) -> Self {
+        Self::keeping(MAX_CHECKERS_IDLE, timing, keyring)
+    }
+
+    /// Keeps so many idle connections.
+    fn keeping(most: usize, timing: &Timing, keyring: &Arc<Keyring>) -> Self {
+        let agent = |max_idle: usize| {
             let config = Agent::config_builder()
                 .http_status_as_error(false)
                 .max_redirects(0)
@@ -64,7 +76,7 @@ impl Upstream {
                 .accept_encoding("")
                 .allow_non_standard_methods(true)
                 .max_idle_connections(max_idle)
-                .max_idle_connections_per_host(max_idle)
+                .max_idle_connections_per_host(max_idle.min(MAX_IDLE))
                 .max_idle_age(IDLE_AGE)
                 .max_response_header_size(MAX_ANSWER_HEAD)
                 .build();
@@ -72,7 +84,7 @@ impl Upstream {
         };
         let (connect, stall) = (timing.connect_timeout, timing.stall_timeout);
         let keyring = Arc::clone(keyring);
-        Upstream { pooled: agent(MAX_IDLE), fresh: agent(0), keyring, connect, stall }
+        Upstream { pooled: agent(most), fresh: agent(0), keyring, connect, stall }
     }
 
     /// The agent for the attempt that was begun.

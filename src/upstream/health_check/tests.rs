@@ -1,6 +1,7 @@
 use std::fs;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 
 use super::*;
@@ -31,9 +32,13 @@ fn serve(each: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
     address
 }
 
-/// Answers as Ollama does, each request after the pause for its path.
 fn ollama(version: Duration, lists: Duration) -> SocketAddr {
-    serve(move |mut stream| {
+    serve(answers(version, lists))
+}
+
+/// Answers as Ollama does, each request after the pause for its path.
+fn answers(version: Duration, lists: Duration) -> impl Fn(TcpStream) + Clone + Send + 'static {
+    move |mut stream| {
         let mut head = Vec::new();
         let mut byte = [0];
         while matches!(stream.read(&mut byte), Ok(1)) {
@@ -50,7 +55,7 @@ fn ollama(version: Duration, lists: Duration) -> SocketAddr {
                 head.clear();
             }
         }
-    })
+    }
 }
 
 /// A check with lists, and how long it took.
@@ -60,6 +65,26 @@ fn check(keyring: Keyring, at: SocketAddr, time: CheckTime) -> (CheckResult, Dur
     let target = Target::Address(at);
     let check = Check { target: &target, local: None, wants_inventory: true, time };
     (check.run(&upstream), start.elapsed())
+}
+
+#[test]
+fn checkers_ask_for_lists_on_the_same_connection() {
+    const CHECKERS: usize = 5;
+    let (count, answers) = (Arc::new(AtomicUsize::new(0)), answers(ms(0), ms(0)));
+    let counted = Arc::clone(&count);
+    let target = Target::Address(serve(move |stream| {
+        counted.fetch_add(1, SeqCst);
+        answers(stream);
+    }));
+    let upstream = Upstream::for_checkers(&Timing::default(), &Arc::new(Keyring::none()));
+    for upstream in vec![upstream; CHECKERS] {
+        let time = CheckTime::of(ms(5000));
+        let check = Check { target: &target, local: None, wants_inventory: true, time };
+        let result = thread::scope(|scope| scope.spawn(|| check.run(&upstream)).join());
+        assert!(matches!(result, Ok(CheckResult::Healthy { inventory: Some(_), .. })));
+    }
+    // Each check has one of its own.
+    assert_eq!(count.load(SeqCst), CHECKERS + 1);
 }
 
 #[test]
