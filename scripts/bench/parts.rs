@@ -28,9 +28,8 @@ pub(crate) const EVENTS: &str = "single events";
 
 /// Streams at a time, for tokens and for memory.
 pub(crate) const STREAMS: [usize; 5] = [1, 10, 64, 256, 1000];
-/// Connections that idle at the same time, and for how long before they are looked at.
+/// Connections that idle at the same time.
 const IDLE: usize = 2000;
-const IDLE_FOR: Duration = Duration::from_secs(4);
 
 /// One round.
 pub(crate) struct Bench<'a> {
@@ -121,7 +120,7 @@ impl Bench<'_> {
             let before = resident_kib(&route.pids) as f64;
             held.push((load::connections(address, IDLE)?, before, route, child));
         }
-        std::thread::sleep(IDLE_FOR);
+        std::thread::sleep(self.scale.idle);
         for (connections, before, route, _child) in held {
             let each = (resident_kib(&route.pids) as f64 - before) / connections.len() as f64;
             self.note(MEMORY, "KiB per idle connection", Kind::Less, &route, each);

@@ -61,6 +61,8 @@ pub(crate) struct Scale {
     pub(crate) bulk_bytes: u64,
     /// For one more upload, in the first round.
     pub(crate) big_upload: Option<u64>,
+    /// How long connections idle before they are looked at. Ollana's idle workers end after 20 s.
+    pub(crate) idle: Duration,
     /// Repetitions of single events.
     pub(crate) events: usize,
     /// Choices of a server, and for how long some are made at a fixed rate.
@@ -79,6 +81,7 @@ const DEFAULT: Scale = Scale {
     streams: &[64, 256, 1000],
     bulk_bytes: 512 << 20,
     big_upload: None,
+    idle: Duration::from_secs(25),
     events: 4,
     decisions: 500_000,
     paced: Duration::from_secs(10),
@@ -93,6 +96,7 @@ const QUICK: Scale = Scale {
     streams: &[1000],
     bulk_bytes: 128 << 20,
     big_upload: None,
+    idle: Duration::from_secs(4),
     events: 2,
     decisions: 100_000,
     paced: Duration::from_secs(3),
