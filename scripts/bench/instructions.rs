@@ -9,7 +9,7 @@ use super::measure::median;
 use super::proxies::{Family, Role};
 
 /// Requests of the shorter run; the longer one has twice as many.
-const REQUESTS: u64 = 500;
+const REQUESTS: u64 = 3000;
 /// Pairs of runs, of whose results the middle one counts.
 const RUNS: usize = 3;
 
