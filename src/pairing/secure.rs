@@ -189,9 +189,23 @@ pub(crate) enum Accepted {
 /// Looks at the first byte of a connection, which is there, and answers a handshake, of which the rest may
 /// take up to `rest`. A machine without the key gets no byte.
 pub(crate) fn accept(keyring: &Keyring, stream: &Arc<Stream>, rest: Duration) -> Accepted {
+    if !keyring.has_keys() {
+        return Accepted::Plain;
+    }
+    let socket = stream.socket();
     let mut first = [0];
-    // If it is over, its reader will see that.
-    if !keyring.has_keys() || stream.socket().peek(&mut first).is_err() || first != [FIRST_BYTE] {
+    while let Err(error) = socket.peek(&mut first) {
+        let waited = match error.kind() {
+            // The kernel may tell of bytes that it drops then.
+            ErrorKind::WouldBlock => socket::wait((socket, PollFlags::IN), None, Some(rest)),
+            ErrorKind::Interrupted => continue,
+            _ => return Accepted::Plain, // It is over, as its reader will see.
+        };
+        if waited.map_or(true, |(events, _)| events.is_empty()) {
+            return Accepted::Refused;
+        }
+    }
+    if first != [FIRST_BYTE] {
         return Accepted::Plain;
     }
     let shaken = accept_handshake(keyring, stream, rest)
