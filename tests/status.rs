@@ -526,6 +526,16 @@ fn the_help_lists_the_values_of_labels() {
     }
 }
 
+/// A client of this server, which it has found.
+fn ready_client(server: &Ollama) -> Process {
+    let process = Process::start(&format!(
+        "--mode client --listen 127.0.0.1:0 --discovery-port 0 --server {}",
+        server.address
+    ));
+    process.connect_ready();
+    process
+}
+
 /// What a command prints, and its exit code.
 fn run(arguments: &str) -> (String, String, i32) {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ollana"));
@@ -538,11 +548,7 @@ fn run(arguments: &str) -> (String, String, i32) {
 #[test]
 fn commands_find_the_daemon_and_say_when_there_is_none() {
     let fake = Ollama::with(&[]);
-    let process = Process::start(&format!(
-        "--mode client --listen 127.0.0.1:0 --discovery-port 0 --server {}",
-        fake.address
-    ));
-    process.connect_ready();
+    let process = ready_client(&fake);
     let listen = format!("--listen {}", process.address());
     let (text, _, code) = run(&format!("status {listen}"));
     assert_eq!(code, 0, "{text}");
@@ -570,11 +576,7 @@ fn commands_find_the_daemon_and_say_when_there_is_none() {
 #[test]
 fn watching_shows_the_state_every_second() {
     let fake = Ollama::with(&[]);
-    let process = Process::start(&format!(
-        "--mode client --listen 127.0.0.1:0 --discovery-port 0 --server {}",
-        fake.address
-    ));
-    process.connect_ready();
+    let process = ready_client(&fake);
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ollana"));
     let command = clear_environment(&mut command).args(["status", "--watch", "--listen"]);
     let command = command.arg(process.address().to_string()).stdout(std::process::Stdio::piped());

@@ -311,13 +311,12 @@ impl Results<'_> {
         for (hops, title) in [(1, "one hop"), (2, "two hops")] {
             let mut lines = Vec::new();
             for (part, is_dashed) in [("p50", false), ("p99", true)] {
+                let row = |count| format!("{}, {part}", streams_label(count));
                 for (proxy, name, look) in PROXIES {
                     let name = format!("{name}, {part}");
-                    let row = |count| format!("{}, {part}", streams_label(count));
                     let line = self.line((proxy, &name, look), (TOKENS, hops), row, 1.0);
                     lines.push(Line { is_dashed, ..line });
                 }
-                let row = |count| format!("{}, {part}", streams_label(count));
                 let name = format!("no proxy, {part}");
                 let direct = self.line(("direct", &name, Look::Plain), (TOKENS, 0), row, 1.0);
                 lines.push(Line { is_dashed, ..direct });

@@ -7,6 +7,8 @@
 //!                                        tiny_gate, once a connection ──► exchange::run
 //! ```
 //!
+//! A connection on which nothing comes goes from its worker to the parking, and from there to a worker again.
+//!
 //! The room owns client connections, their limits, their threads and their exchanges. It knows
 //! nothing of how servers are found or chosen; it asks the Manager for one. [`Proxy`] is all that
 //! other rooms start and stop; [`exchange::Context`] is what they give it.
@@ -89,10 +91,9 @@ impl Proxy {
         tiny_gate::open(places)?;
         let (rejected, rejector) = rejector::start()?;
         let (parking, bell) = Parking::new()?;
-        let parking = Arc::new(parking);
         // A failure from here on drops the proxy, which ends what was started.
         let mut proxy = Proxy {
-            shared: Arc::new(Shared::new(context, Arc::clone(&parking))),
+            shared: Arc::new(Shared::new(context, parking)),
             addresses: Vec::new(),
             waker: Arc::new(Waker::new()?),
             threads: Vec::new(),
@@ -100,7 +101,7 @@ impl Proxy {
         };
         let (shared, tell) = (Arc::clone(&proxy.shared), rejected.clone());
         let go_on = move |connection| workers::serve(&shared, &tell, connection);
-        proxy.threads.push(Attendant::start(&parking, bell, &proxy.waker, go_on)?);
+        proxy.threads.push(Attendant::start(&proxy.shared.parking, bell, &proxy.waker, go_on)?);
         proxy.accept(listeners, rejected)?;
         Ok(proxy)
     }

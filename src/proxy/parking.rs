@@ -33,9 +33,9 @@ pub(super) struct Parking {
 
 impl Parking {
     /// And what its thread hears the bell with.
-    pub(super) fn new() -> io::Result<(Self, Local)> {
+    pub(super) fn new() -> io::Result<(Arc<Self>, Local)> {
         let (bell, heard) = socket::pair()?;
-        Ok((Parking { arrivals: Mutex::new(Some(Vec::new())), bell }, heard))
+        Ok((Arc::new(Parking { arrivals: Mutex::new(Some(Vec::new())), bell }), heard))
     }
 
     /// Closes the connection if the proxy is stopping.
