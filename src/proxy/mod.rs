@@ -59,7 +59,7 @@ use self::parking::{Attendant, Parking};
 use self::rejector::Rejected;
 use self::workers::Shared;
 use crate::library::Library;
-use crate::net::socket::Waker;
+use crate::net::socket::{Local, Waker};
 
 pub use self::exchange::Attempts;
 pub(crate) use self::kept::Budget;
@@ -99,15 +99,20 @@ impl Proxy {
             threads: Vec::new(),
             rejector: Some(rejector),
         };
-        let (shared, tell) = (Arc::clone(&proxy.shared), rejected.clone());
-        let go_on = move |connection| workers::serve(&shared, &tell, connection);
-        proxy.threads.push(Attendant::start(&proxy.shared.parking, bell, &proxy.waker, go_on)?);
-        proxy.accept(listeners, rejected)?;
+        proxy.start_threads(listeners, bell, rejected)?;
         Ok(proxy)
     }
 
-    /// `rejected` is gone when this returns, so that the rejector can end.
-    fn accept(&mut self, listeners: Vec<TcpListener>, rejected: Rejected) -> io::Result<()> {
+    /// `rejected` is gone when this returns, also with an error, so that the rejector can end.
+    fn start_threads(
+        &mut self,
+        listeners: Vec<TcpListener>,
+        bell: Local,
+        rejected: Rejected,
+    ) -> io::Result<()> {
+        let (shared, tell) = (Arc::clone(&self.shared), rejected.clone());
+        let go_on = move |connection| workers::serve(&shared, &tell, connection);
+        self.threads.push(Attendant::start(&self.shared.parking, bell, &self.waker, go_on)?);
         for listener in listeners {
             self.addresses.push(listener.local_addr()?);
             let rejected = rejected.clone();
