@@ -69,26 +69,27 @@ fn a_port_that_is_taken_is_named_with_a_way_out() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let fake = Ollama::with(&["m"]);
     let other = Process::start(&server(&fake));
-    for (mode, holder, hint) in [
-        ("server", silent.local_addr().unwrap(), "--listen"),
-        ("client", silent.local_addr().unwrap(), "--listen"),
-        ("client", fake.address, "--mode server"),
-        ("server", fake.address, "--listen"),
-        ("client", other.address(), "ollana"),
+    for (option, holder, hint) in [
+        ("--mode server --listen", silent.local_addr().unwrap(), "choose another with --listen"),
+        ("--mode client --listen", silent.local_addr().unwrap(), "choose another with --listen"),
+        ("--mode client --listen", fake.address, "share it with --mode server"),
+        ("--mode server --listen", fake.address, "choose another address with --listen"),
+        ("--mode both --listen 127.0.0.1:0 --share", fake.address, "another address with --share"),
+        ("--mode client --listen", other.address(), "a second one needs --listen"),
     ] {
         let start = Instant::now();
         let mut process = Process::start(&format!(
-            "--mode {mode} --listen {holder} --discovery-port 0 --ollama {}",
+            "{option} {holder} --discovery-port 0 --ollama {}",
             fake.address
         ));
         let status = process.exit();
         let took = start.elapsed();
-        println!("{mode} on {holder}: gave up after {} ms", took.as_millis());
+        println!("{option} {holder}: gave up after {} ms", took.as_millis());
         let log = process.line("cannot listen");
         assert_eq!(status.code(), Some(1), "{log}");
         assert!(log.contains(&holder.to_string()) && log.contains("in use"), "{log}");
-        assert!(log.contains(hint), "{mode}: no {hint:?} in {log}");
-        assert!(took < Duration::from_millis(1500), "{mode} on {holder}: gave up after {took:?}");
+        assert!(log.contains(hint), "{option}: no {hint:?} in {log}");
+        assert!(took < Duration::from_millis(1500), "{option} {holder}: gave up after {took:?}");
     }
 }
 

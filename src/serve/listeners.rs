@@ -21,7 +21,7 @@ pub(super) fn client(settings: &Settings, mode: Mode) -> Result<Vec<TcpListener>
     let is_taken = mode == Mode::Both && settings.ollama_url().port == OLLAMA_PORT;
     let port = if is_taken { POOLED_PORT } else { OLLAMA_PORT };
     let loopback = [(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()];
-    bind(settings, &settings.listen, &loopback)
+    bind(settings, ("--listen", &settings.listen), &loopback)
 }
 
 /// Binds the server's addresses: the given ones, or every IPv4 address of this machine.
@@ -29,14 +29,17 @@ pub(super) fn server(settings: &Settings, mode: Mode) -> Result<Vec<TcpListener>
     if !mode.is_server() {
         return Ok(Vec::new());
     }
-    let given = if mode == Mode::Both { &settings.share } else { &settings.listen };
+    let given = match mode {
+        Mode::Both => ("--share", settings.share.as_slice()),
+        _ => ("--listen", settings.listen.as_slice()),
+    };
     bind(settings, given, &[(Ipv4Addr::UNSPECIFIED, SERVER_PORT).into()])
 }
 
-/// Binds the `given` addresses, or the `default` ones, of which IPv6 ones may fail.
+/// Binds the addresses given by an option, or the `default` ones, of which IPv6 ones may fail.
 fn bind(
     settings: &Settings,
-    given: &[SocketAddr],
+    (option, given): (&str, &[SocketAddr]),
     default: &[SocketAddr],
 ) -> Result<Vec<TcpListener>, String> {
     let wanted = if given.is_empty() { default } else { given };
@@ -45,11 +48,15 @@ fn bind(
         let may_fail = given.is_empty() && address.is_ipv6();
         match socket::listen(*address) {
             Ok(listener) => listeners.push(listener),
-            Err(error) if may_fail && error.kind() != ErrorKind::AddrInUse => {
+            Err(error)
+                if may_fail
+                    && error.kind() != ErrorKind::AddrInUse
+                    && !socket::is_shortage(&error) =>
+            {
                 log::debug!("no IPv6 loopback here: {error}");
             }
             Err(error) => {
-                let (reason, hint) = (plain(&error), hint(settings, *address, &error));
+                let (reason, hint) = (plain(&error), hint(settings, option, *address, &error));
                 return Err(format!("cannot listen on {address}: {reason} ({hint})"));
             }
         }
@@ -58,9 +65,12 @@ fn bind(
 }
 
 /// What to do about an address that can't be bound; asks the program that holds it what it is.
-fn hint(settings: &Settings, address: SocketAddr, error: &io::Error) -> &'static str {
+fn hint(settings: &Settings, option: &str, address: SocketAddr, error: &io::Error) -> String {
+    if socket::is_shortage(error) {
+        return "see ulimit -n".to_owned();
+    }
     if error.kind() != ErrorKind::AddrInUse {
-        return "choose another with --listen ADDR:PORT";
+        return format!("choose another with {option} ADDR:PORT");
     }
     let ip = address.ip();
     let host = if ip.is_unspecified() { "127.0.0.1".to_owned() } else { ip.to_string() };
@@ -68,23 +78,24 @@ fn hint(settings: &Settings, address: SocketAddr, error: &io::Error) -> &'static
     let shares = matches!(settings.mode, ModeChoice::Server | ModeChoice::Both);
     match ask(settings, &holder, HOLDER_TIME) {
         CheckResult::Healthy { .. } if shares => {
-            "Ollama is running there; choose another address with --listen ADDR:PORT"
+            format!("Ollama is running there; choose another address with {option} ADDR:PORT")
         }
         CheckResult::Healthy { .. } => {
-            "Ollama is running there; share it with --mode server, or with --mode both"
+            "Ollama is running there; share it with --mode server, or with --mode both".to_owned()
         }
         CheckResult::Refused(reason) if reason.contains("ollana") => {
-            "another ollana is running there already; a second one needs --listen ADDR:PORT"
+            format!(
+                "another ollana is running there already; a second one needs {option} ADDR:PORT"
+            )
         }
-        _ => match std::env::consts::OS {
-            "windows" => {
-                "another program has it, see netstat -ano; choose another with --listen ADDR:PORT"
-            }
-            "macos" => {
-                "another program has it, see lsof -i -P; choose another with --listen ADDR:PORT"
-            }
-            _ => "another program has it, see ss -ltnp; choose another with --listen ADDR:PORT",
-        },
+        _ => {
+            let list = match std::env::consts::OS {
+                "windows" => "netstat -ano",
+                "macos" => "lsof -i -P",
+                _ => "ss -ltnp",
+            };
+            format!("another program has it, see {list}; choose another with {option} ADDR:PORT")
+        }
     }
 }
 

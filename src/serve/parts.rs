@@ -1,5 +1,6 @@
 //! The parts of a daemon, each made from the settings and from what all parts share.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -210,11 +211,13 @@ impl<'a> Parts<'a> {
             is_away: http.is_empty(),
         };
         Responder::start(setup).map_err(|error| {
-            format!(
-                "cannot listen on UDP port {port}: {} (is another ollana server running here? \
-                 try --discovery-port N)",
-                plain(&error)
-            )
+            let hint = match error.kind() {
+                ErrorKind::AddrInUse => {
+                    " (is another ollana server running here? try --discovery-port N)"
+                }
+                _ => "",
+            };
+            format!("cannot listen on UDP port {port}: {}{hint}", plain(&error))
         })
     }
 
