@@ -1,7 +1,8 @@
 //! Changes of role leave nothing behind: neither a thread nor a descriptor.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::iter::from_fn;
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -142,16 +143,41 @@ fn an_ollama_that_comes_and_goes_leaves_nothing_behind() {
 /// A change of role that fails leaves the process to try again, for which it needs its ports.
 #[test]
 fn a_start_that_fails_half_way_gives_everything_back() {
-    if std::env::var_os(STAGE).is_some() {
-        return fail_half_way();
+    if std::env::var_os(STAGE).is_none() {
+        // A user that has no other process.
+        let user = format!("--reuid={}", 100_000 + std::process::id());
+        let way = ["setpriv", &user, "--regid=64124", "--clear-groups", "--inh-caps=-all"];
+        return run_again("a_start_that_fails_half_way_gives_everything_back", &way);
     }
-    // A user that has no other process.
-    let user = format!("--reuid={}", 100_000 + std::process::id());
-    let way = ["setpriv", &user, "--regid=64124", "--clear-groups", "--inh-caps=-all"];
-    run_again("a_start_that_fails_half_way_gives_everything_back", &way);
+    let mut taken = None;
+    fail_half_way(|more, start| {
+        let threads = || things("self").into_iter().filter(|(it, _)| it.starts_with("thread "));
+        let taken = *taken.get_or_insert_with(|| threads().map(|(_, n)| n).sum::<usize>());
+        let current = Some((taken + more) as u64);
+        let maximum = getrlimit(Resource::Nproc).maximum;
+        setrlimit(Resource::Nproc, Rlimit { current, maximum }).expect("a limit");
+        start()
+    });
 }
 
-fn fail_half_way() {
+#[test]
+fn a_start_that_runs_out_of_descriptors_gives_everything_back() {
+    if std::env::var_os(STAGE).is_none() {
+        let name = "a_start_that_runs_out_of_descriptors_gives_everything_back";
+        return run_again(name, &["prlimit", "--nofile=300:300"]);
+    }
+    fail_half_way(|more, start| {
+        let mut held: Vec<File> = from_fn(|| File::open("/dev/null").ok()).collect();
+        held.truncate(held.len() - more);
+        start()
+    });
+}
+
+/// Starts with more and more of a resource, until it is enough. `start_with` gives what is there already
+/// and as much more.
+fn fail_half_way(
+    mut start_with: impl FnMut(usize, &dyn Fn() -> Result<Daemon, String>) -> Result<Daemon, String>,
+) {
     let ports = [(); 4].map(|()| free_tcp_port());
     let settings = Settings {
         mode: ModeChoice::Both,
@@ -163,25 +189,22 @@ fn fail_half_way() {
     Daemon::start(&settings).expect("it starts").stop(Duration::ZERO);
     std::thread::sleep(ms(500));
     let before = things("self");
-    let threads: usize =
-        before.iter().filter(|(it, _)| it.starts_with("thread ")).map(|(_, n)| n).sum();
-    let maximum = getrlimit(Resource::Nproc).maximum;
     let mut reasons = Vec::new();
     for more in 0.. {
-        let current = Some((threads + more) as u64);
-        setrlimit(Resource::Nproc, Rlimit { current, maximum }).expect("a limit");
-        match Daemon::start(&settings) {
+        match start_with(more, &|| Daemon::start(&settings)) {
             Ok(daemon) => {
                 daemon.stop(Duration::ZERO);
                 break;
             }
             Err(reason) => reasons.push(reason),
         }
+        let reason = &reasons[more];
+        assert!(!reason.contains("choose another") || reason.contains("in use"), "{reason}");
         for port in ports {
             TcpListener::bind(port).unwrap_or_else(|e| panic!("{port}: {e} after {reasons:?}"));
         }
         expect_no_more("after a start that failed", "self", &before);
     }
     let proxies = reasons.iter().filter(|reason| reason.contains("cannot start the proxy"));
-    assert!(proxies.count() > 3, "two of three threads each: {reasons:?}");
+    assert!(proxies.count() > 3, "of two of three threads and some descriptors each: {reasons:?}");
 }
