@@ -1,5 +1,6 @@
 //! Files that are replaced as a whole, and the disk below them, which may take for ever.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::Path;
@@ -23,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const LAST_PATIENCE: Duration = Duration::from_millis(500);
 /// How often a thread that waits for a disk looks whether the process is to end.
 const LOOK: Duration = Duration::from_millis(50);
+/// A new file that is as old as this isn't being written any more.
+const UNFINISHED: Duration = Duration::from_secs(60 * 60);
 /// Threads that a disk may hold for ever.
 const MAX_STUCK: usize = 8;
 
@@ -126,8 +129,14 @@ pub(crate) fn replace_readable(path: &Path, text: &str) -> io::Result<()> {
     as_owner_of(dir, || replace_with(path, text, false))?
 }
 
+/// Removes a file, with what writes of it that were cut off have left: it may be a secret.
 pub(crate) fn remove(dir: &Path, path: &Path) -> io::Result<()> {
-    as_owner_of(dir, || fs::remove_file(way(path)))?
+    as_owner_of(dir, || {
+        let path = &*way(path);
+        fs::remove_file(path)?;
+        remove_unfinished(path, Duration::ZERO);
+        Ok(())
+    })?
 }
 
 /// Opens a file to append to it. As root, what others have put there is changed as they could change it
@@ -172,7 +181,29 @@ fn replace_with(path: &Path, text: &str, is_private: bool) -> io::Result<()> {
     // Makes the new name last. Not every file system can do that for a directory, and Windows never;
     // without it, a power cut in the next seconds brings the old file back, whole.
     let _ = path.parent().map(|dir| fs::File::open(dir)?.sync_all());
+    remove_unfinished(path, UNFINISHED);
     Ok(())
+}
+
+/// Removes the new files of writes that a power cut or a signal cut off, if they are as old as that.
+fn remove_unfinished(path: &Path, age: Duration) {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
+        return;
+    };
+    let is_one = |other: &str| {
+        let random = other.strip_prefix(name).and_then(|rest| rest.strip_prefix('.'));
+        let random = random.and_then(|rest| rest.strip_suffix(".new"));
+        random.is_some_and(|it| it.len() == 16 && it.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    let is_old = |entry: &fs::DirEntry| {
+        let written = entry.metadata().and_then(|about| about.modified());
+        written.is_ok_and(|at| at.elapsed().is_ok_and(|old| old >= age))
+    };
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(is_one) && is_old(&entry) {
+            let _ = fs::remove_file(dir.join(entry.file_name()));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -189,6 +220,32 @@ mod tests {
     fn names(dir: &Path) -> Vec<String> {
         let entries = fs::read_dir(dir).unwrap();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_a_power_cut_left_of_a_write_goes_with_the_next() {
+        let dir = folder();
+        let path = dir.join("key");
+        replace(&dir, &path, "first").unwrap();
+        let leave = |name: &str, age: Duration| {
+            let file = fs::File::create_new(dir.join(name)).unwrap();
+            file.set_modified(SystemTime::now() - age).unwrap();
+        };
+        leave("key.0123456789abcdef.new", UNFINISHED + PATIENCE);
+        leave("key.0123456789abcde0.new", UNFINISHED / 2);
+        let others = ["key.0123456789abcdef.old", "key.mine.new", "other.0123456789abcdef.new"];
+        others.iter().for_each(|name| leave(name, UNFINISHED * 2));
+        replace(&dir, &path, "second").unwrap();
+        let sorted = || {
+            let mut names = names(&dir);
+            names.sort();
+            names
+        };
+        let young = "key.0123456789abcde0.new";
+        assert_eq!(sorted(), ["key", young, others[0], others[1], others[2]]);
+        remove(&dir, &path).unwrap();
+        assert_eq!(sorted(), others, "a secret that is removed has no copy");
+        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
