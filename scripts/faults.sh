@@ -64,7 +64,7 @@ SIGTERM beside half a request: not waited for|half_a_request_is_not_waited_for|
 SIGTERM while Ollama is waited for at boot|a_machine_that_boots_and_stops_starts_no_client|SIGTERM while Ollama
 100 changes of role: no thread, no descriptor|a_hundred_changes_of_role_leave_nothing_behind|changes of role
 an Ollama that comes and goes: the same|an_ollama_that_comes_and_goes_leaves_nothing_behind|to the other role
-a start that fails half-way: ports are free|a_start_that_fails_half_way_gives_everything_back,a_start_that_runs_out_of_descriptors_gives_everything_back|
+a start that fails half-way: ports are free|a_start_that_fails_half_way_gives_everything_back,a_start_that_runs_out_of_descriptors_gives_everything_back,a_process_that_runs_out_of_descriptors_says_so_and_leaves_nothing|
 a donor dies or crawls: the next, or the registry|the_next_neighbour_goes_on_where_one_died,where_nobody_is_left_the_registry_goes_on,a_neighbour_that_is_too_slow_is_left|
 a donor lies, or Ollama refuses: the registry|wrong_bytes_are_left_to_the_registry,an_ollama_that_does_not_take_it_gets_it_from_the_registry|
 the client of a pull leaves: both sides closed|a_client_that_leaves_ends_both_sides|client leaves a pull

@@ -173,6 +173,35 @@ fn a_start_that_runs_out_of_descriptors_gives_everything_back() {
     });
 }
 
+/// The first start of a process makes what the others use too.
+#[test]
+fn a_process_that_runs_out_of_descriptors_says_so_and_leaves_nothing() {
+    let dir = std::env::temp_dir().join(format!("ollana-few-{}", std::process::id()));
+    fs::create_dir(&dir).expect("a folder");
+    let own = free_tcp_port();
+    let mut reasons = String::new();
+    for most in 5..64 {
+        let mut few = Command::new("prlimit");
+        few.arg(format!("--nofile={most}:{most}")).args(["timeout", "--signal=INT", "5"]);
+        few.arg(env!("CARGO_BIN_EXE_ollana")).args(["--mode", "server", "--discovery-port", "0"]);
+        few.args(["--ollama", "127.0.0.1:1", "--listen", &own.to_string()]);
+        few.env("RUNTIME_DIRECTORY", &dir).env("OLLANA_STATE_DIR", dir.join("state"));
+        let output = few.output().expect("prlimit and timeout");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if said.contains("ready mode=server") {
+            break;
+        }
+        assert_eq!(output.status.code(), Some(1), "{most}: {said}");
+        reasons.extend(said.lines().filter(|line| line.starts_with("ollana: ")));
+        let left = fs::read_dir(&dir).expect("it is there").flatten().map(|it| it.file_name());
+        assert_eq!(left.filter(|name| name != "state").collect::<Vec<_>>(), [""; 0], "{said}");
+    }
+    for what in ["listen on", "use the keys", "start the proxy"] {
+        assert!(reasons.contains(&format!("cannot {what}")), "{what}: {reasons}");
+    }
+    let _ = fs::remove_dir_all(dir);
+}
+
 /// Starts with more and more of a resource, until it is enough. `start_with` gives what is there already
 /// and as much more.
 fn fail_half_way(
