@@ -1,7 +1,9 @@
 //! Sizes of buffers on the way of a request; and ureq's buffers, which stay small for token streams
 //! and grow for bulk data and large heads.
 
+use std::cell::RefCell;
 use std::io::{self, ErrorKind};
+use std::mem::{replace, take};
 
 use memchr::memmem;
 use ureq::unversioned::transport::Buffers;
@@ -17,6 +19,13 @@ pub(crate) const LARGE: usize = 32 * 1024;
 pub(super) const MAX_ANSWER_HEAD: usize = LARGE - 1;
 /// Enough for one token after the other.
 pub(crate) const TOKENS: usize = 1024;
+
+thread_local! {
+    /// Of [`SMALL`] bytes each: what this thread's last request has used, its next one uses again.
+    static SPARES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+/// The input's and the output's.
+const MAX_SPARES: usize = 2;
 
 // ureq writes a field line in one piece.
 const _: () = assert!(MAX_FIELD_LINE <= LARGE);
@@ -34,6 +43,8 @@ pub(super) struct GrowingBuffers {
     progress: bool,
     /// Whether the last read took all the space there was.
     pub(super) was_filled: bool,
+    /// Whether more of an answer was awaited than its beginning.
+    is_awaited: bool,
     /// Sees the chunks of an answer before ureq does, which waits for the end of a malformed line and
     /// takes long extensions for one.
     chunks: Option<ChunkDecoder>,
@@ -42,9 +53,9 @@ pub(super) struct GrowingBuffers {
 }
 
 impl GrowingBuffers {
-    /// Makes them as small as a stream of tokens needs. The next request gets new ones.
+    /// Makes them as small as a stream of tokens needs, if more is awaited than a body behind its head.
     pub(super) fn settle(&mut self) {
-        if self.output.is_empty() {
+        if !replace(&mut self.is_awaited, true) || self.output.is_empty() {
             return;
         }
         self.output = Vec::new();
@@ -54,10 +65,15 @@ impl GrowingBuffers {
         }
     }
 
-    /// Gives its memory up while its connection is idle.
-    pub(super) fn rest(&mut self) {
-        if self.consumed == self.filled {
-            *self = GrowingBuffers::default();
+    /// Gives its memory up while its connection is idle; to this thread, if another request is likely.
+    pub(super) fn rest(&mut self, is_more_likely: bool) {
+        if self.consumed < self.filled {
+            return;
+        }
+        let GrowingBuffers { input, output, .. } = take(self);
+        if is_more_likely {
+            let fit = [input, output].into_iter().filter(|buffer| buffer.len() == SMALL);
+            SPARES.with_borrow_mut(|spares| spares.extend(fit.take(MAX_SPARES - spares.len())));
         }
     }
 
@@ -68,8 +84,8 @@ impl GrowingBuffers {
     }
 
     /// The next answer begins.
-    pub(super) fn end_chunks(&mut self) {
-        (self.chunks, self.malformed) = (None, None);
+    pub(super) fn begin_answer(&mut self) {
+        (self.chunks, self.malformed, self.is_awaited) = (None, None, false);
     }
 
     /// Leaves of the input's chunks behind `start` what ureq needs.
@@ -99,7 +115,12 @@ fn interim(input: &[u8]) -> Option<&[u8]> {
 }
 
 fn grow(buffer: &mut Vec<u8>, wanted: usize) {
-    if buffer.len() < wanted {
+    if buffer.is_empty()
+        && wanted == SMALL
+        && let Some(spare) = SPARES.with_borrow_mut(Vec::pop)
+    {
+        *buffer = spare;
+    } else if buffer.len() < wanted {
         buffer.resize(wanted, 0);
     }
 }

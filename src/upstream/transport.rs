@@ -165,7 +165,7 @@ impl IoTransport {
 
     fn begin_sending(&mut self) {
         self.state = State::Sending;
-        self.buffers.end_chunks();
+        self.buffers.begin_answer();
         self.requests += 1;
         let stall = exchange_io::with(|io| {
             io.is_reused = self.requests > 1;
@@ -307,9 +307,11 @@ impl Transport for IoTransport {
         if self.state == State::Receiving {
             self.state = State::Idle;
             // Among what others free, its memory would keep theirs from going back.
-            self.buffers.rest();
+            let (is_of_client, is_whole) =
+                exchange_io::with(|io| (io.attempt.client.is_some(), !io.is_answered_early()));
+            self.buffers.rest(is_of_client);
             // Behind a request that wasn't sent whole nothing may follow.
-            return !exchange_io::with(|io| io.is_answered_early());
+            return is_whole;
         }
         // The machine may have been paired since this connection was made.
         let is_plain = self.stream.key().is_none() && self.is_lan;
