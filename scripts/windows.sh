@@ -75,8 +75,12 @@ run() { # run NAME EXE
         grep -qx "$test" <<<"$known" || fail "$gaps names $name $test, which isn't there"
         skipped+=(--skip "$test")
     done < <(grep "^$name " "$gaps" || true)
-    # All of a binary at once is what two cores can't bear under Wine.
-    timeout 1800 "$wine" "$exe" --exact "${skipped[@]}" --test-threads 2 >"$log" 2>&1 </dev/null || true
+    # All of a binary at once is what two cores can't bear under Wine, whose server may be ending just as
+    # the next program starts.
+    for _ in once again; do
+        timeout 1800 "$wine" "$exe" --exact "${skipped[@]}" --test-threads 2 >"$log" 2>&1 </dev/null || true
+        grep -q "^wine client error" "$log" || break
+    done
     local result failures=() failure
     result=$(tr -d '\r' <"$log" | sed -n 's/^test result: [a-zA-Z]*\. \([0-9]*\) passed; \([0-9]*\) failed.*/\1 \2/p' | tail -n 1)
     mapfile -t failures < <(tr -d '\r' <"$log" | sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p')
