@@ -11,7 +11,9 @@ use ollana::config::{ModeChoice, Settings};
 use ollana::serve::Daemon;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::support::{Fake, Process, client_settings, eventually, free_tcp_port, server_settings};
+use crate::support::{
+    Fake, Process, clear_environment, client_settings, eventually, free_tcp_port, server_settings,
+};
 use crate::{judge, ms, serving};
 
 /// Threads by name, and descriptors by kind, of a process.
@@ -149,14 +151,12 @@ fn a_start_that_fails_half_way_gives_everything_back() {
         let way = ["setpriv", &user, "--regid=64124", "--clear-groups", "--inh-caps=-all"];
         return run_again("a_start_that_fails_half_way_gives_everything_back", &way);
     }
-    let mut taken = None;
-    fail_half_way(|more, start| {
-        let threads = || things("self").into_iter().filter(|(it, _)| it.starts_with("thread "));
-        let taken = *taken.get_or_insert_with(|| threads().map(|(_, n)| n).sum::<usize>());
+    fail_half_way(|more| {
+        let threads = things("self").into_iter().filter(|(it, _)| it.starts_with("thread "));
+        let taken: usize = threads.map(|(_, n)| n).sum();
         let current = Some((taken + more) as u64);
         let maximum = getrlimit(Resource::Nproc).maximum;
         setrlimit(Resource::Nproc, Rlimit { current, maximum }).expect("a limit");
-        start()
     });
 }
 
@@ -166,10 +166,10 @@ fn a_start_that_runs_out_of_descriptors_gives_everything_back() {
         let name = "a_start_that_runs_out_of_descriptors_gives_everything_back";
         return run_again(name, &["prlimit", "--nofile=300:300"]);
     }
-    fail_half_way(|more, start| {
+    fail_half_way(|more| {
         let mut held: Vec<File> = from_fn(|| File::open("/dev/null").ok()).collect();
         held.truncate(held.len() - more);
-        start()
+        held
     });
 }
 
@@ -180,33 +180,35 @@ fn a_process_that_runs_out_of_descriptors_says_so_and_leaves_nothing() {
     fs::create_dir(&dir).expect("a folder");
     let own = free_tcp_port();
     let mut reasons = String::new();
-    for most in 5..64 {
+    let is_enough = (5..64).any(|most| {
         let mut few = Command::new("prlimit");
         few.arg(format!("--nofile={most}:{most}")).args(["timeout", "--signal=INT", "5"]);
         few.arg(env!("CARGO_BIN_EXE_ollana")).args(["--mode", "server", "--discovery-port", "0"]);
         few.args(["--ollama", "127.0.0.1:1", "--listen", &own.to_string()]);
-        few.env("RUNTIME_DIRECTORY", &dir).env("OLLANA_STATE_DIR", dir.join("state"));
+        clear_environment(&mut few)
+            .env("RUNTIME_DIRECTORY", &dir)
+            .env("OLLANA_STATE_DIR", dir.join("state"));
         let output = few.output().expect("prlimit and timeout");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         if said.contains("ready mode=server") {
-            break;
+            return true;
         }
         assert_eq!(output.status.code(), Some(1), "{most}: {said}");
         reasons.extend(said.lines().filter(|line| line.starts_with("ollana: ")));
         let left = fs::read_dir(&dir).expect("it is there").flatten().map(|it| it.file_name());
         assert_eq!(left.filter(|name| name != "state").collect::<Vec<_>>(), [""; 0], "{said}");
-    }
+        false
+    });
+    assert!(is_enough, "{reasons}");
     for what in ["listen on", "use the keys", "start the proxy"] {
         assert!(reasons.contains(&format!("cannot {what}")), "{what}: {reasons}");
     }
     let _ = fs::remove_dir_all(dir);
 }
 
-/// Starts with more and more of a resource, until it is enough. `start_with` gives what is there already
-/// and as much more.
-fn fail_half_way(
-    mut start_with: impl FnMut(usize, &dyn Fn() -> Result<Daemon, String>) -> Result<Daemon, String>,
-) {
+/// Starts with more and more of a resource, until it is enough. `leave` takes away all of it but so much,
+/// for as long as what it returns is kept.
+fn fail_half_way<T>(leave: impl Fn(usize) -> T) {
     let ports = [(); 4].map(|()| free_tcp_port());
     let settings = Settings {
         mode: ModeChoice::Both,
@@ -220,7 +222,10 @@ fn fail_half_way(
     let before = things("self");
     let mut reasons = Vec::new();
     for more in 0.. {
-        match start_with(more, &|| Daemon::start(&settings)) {
+        let taken_away = leave(more);
+        let started = Daemon::start(&settings);
+        drop(taken_away);
+        match started {
             Ok(daemon) => {
                 daemon.stop(Duration::ZERO);
                 break;

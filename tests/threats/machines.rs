@@ -47,7 +47,7 @@ pub(super) fn is_inside(test: &str) -> bool {
         let _ = writeln!(io::stderr(), "{test} skipped, no network namespace: {reason}");
         return false;
     }
-    let mut again = unshare(&format!("{SET_UP} && exec \"$0\" \"$@\""));
+    let mut again = unshare(&format!("{SET_UP} && exec timeout --signal=KILL 120 \"$0\" \"$@\""));
     again.arg(std::env::current_exe().expect("this program"));
     let file = if test.contains("::") { "" } else { "machines::" };
     again.args(["--exact", &format!("threats::{file}{test}"), "--nocapture"]);
