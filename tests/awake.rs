@@ -6,7 +6,6 @@ mod support;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use rustix::process::Signal;
@@ -30,10 +29,7 @@ struct Logind(PathBuf);
 impl Logind {
     fn new(name: &str, script: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("ollana-{}-{name}", std::process::id()));
-        fs::create_dir_all(&dir).expect("a folder");
-        let program = dir.join("systemd-inhibit");
-        fs::write(&program, script).expect("a program");
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("it may run");
+        support::script(&dir.join("systemd-inhibit"), script);
         Logind(dir)
     }
 

@@ -1,7 +1,7 @@
 //! An Ollama that was stopped and is started again from wherever its program is gets its port back.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -11,6 +11,7 @@ use super::daemon::Daemon;
 use super::lan::{Host, Lan};
 use super::ollama::Ollama;
 use super::watch::{throughout, until};
+use crate::support::{copy_program, script};
 
 /// Set where a copy of this program shall be an Ollama.
 pub(crate) const IS_OLLAMA: &str = "OLLANA_TEST_IS_OLLAMA";
@@ -44,14 +45,7 @@ impl Drop for Running {
 
 /// Copies this program.
 fn copy(to: &Path) {
-    fs::create_dir_all(to.parent().expect("a folder")).expect("made");
-    fs::copy(std::env::current_exe().expect("this program"), to).expect("copied");
-}
-
-fn script(path: &Path, text: &str) {
-    fs::create_dir_all(path.parent().expect("a folder")).expect("made");
-    fs::write(path, text).expect("written");
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("executable");
+    copy_program(&std::env::current_exe().expect("this program"), to);
 }
 
 /// What is done while Ollama is away.

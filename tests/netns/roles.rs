@@ -1,7 +1,5 @@
 //! The role follows what is on the machine while ollana runs.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,6 +9,7 @@ use super::http::{get, send};
 use super::lan::{Host, Lan};
 use super::ollama::{Ollama, all_lines};
 use super::watch::{judge, limits, takes, throughout, until};
+use crate::support::script;
 
 /// An Ollama that went is replaced by the LAN's: five seconds of grace, ten between two changes.
 const BECOMES_CLIENT: Duration = Duration::from_secs(11);
@@ -22,8 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A program called `ollama` on a host; it does nothing but run.
 fn install(host: &Host) -> String {
     let program = host.dir().join("ollama");
-    fs::write(&program, "#!/bin/sh\nsleep 30\n").expect("written");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("executable");
+    script(&program, "#!/bin/sh\nsleep 30\n");
     program.to_string_lossy().into_owned()
 }
 

@@ -1,9 +1,10 @@
 //! Without the right to make namespaces, the tests say so and pass.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+
+use crate::support::copy_program;
 
 /// A user that owns nothing.
 const NOBODY: u32 = 65534;
@@ -13,8 +14,7 @@ fn without_root_one_line_says_why() {
     let own = std::env::current_exe().expect("this program");
     // Where everybody may run it.
     let copy = std::env::temp_dir().join(format!("ollana-netns-{}-copy", std::process::id()));
-    fs::copy(own, &copy).expect("a copy of this program");
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("a program");
+    copy_program(&own, &copy);
     let mut command = Command::new(&copy);
     command.args(["netns::basics", "--test-threads=2"]).current_dir("/");
     if rustix::process::geteuid().is_root() {

@@ -51,6 +51,8 @@ pub use system::{
     SECOND_TERM_CODE, Signal, clear_environment, ctrl_c_code, host_name, ignores_ctrl_c, is_root,
     open_to_others, private_file, send_signal, symlink, with_signals,
 };
+#[cfg(unix)]
+pub use system::{copy_program, script};
 pub use wire::{lan_address, wire};
 
 /// What anything may take that isn't measured: a wait that lasts longer has failed.

@@ -131,6 +131,23 @@ mod unix {
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
     }
 
+    /// Copies a program. Another process does it: what this one has open for writing can't be run, and
+    /// children of other threads have it open too, until they run programs of their own.
+    pub fn copy_program(from: &Path, to: &Path) {
+        let words = ["-D", "-m", "755"];
+        let done = Command::new("install").args(words).arg(from).arg(to).status();
+        assert!(done.is_ok_and(|status| status.success()), "no program {}", to.display());
+    }
+
+    /// Makes a script.
+    pub fn script(to: &Path, text: &str) {
+        let source = to.with_extension("text");
+        std::fs::create_dir_all(to.parent().expect("a folder")).expect("a folder");
+        std::fs::write(&source, text).expect("a script");
+        copy_program(&source, to);
+        std::fs::remove_file(source).expect("its source");
+    }
+
     /// Lets others read what is in a folder.
     pub fn open_to_others(folder: &Path) -> io::Result<()> {
         std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))
