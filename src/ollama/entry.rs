@@ -25,7 +25,7 @@ pub(super) struct Entry {
     pub(super) digest: String,
     /// It is a stub of a model that runs elsewhere.
     pub(super) is_remote: bool,
-    /// When it was made or changed, in nanoseconds since 1970.
+    /// When it was made or changed, or leaves the memory, in nanoseconds since 1970.
     pub(super) time: i128,
     pub(super) facts: Facts,
     pub(super) text: String,
@@ -39,13 +39,14 @@ impl Entry {
             List::OpenAi => (text_of(entry, "id"), ""),
         };
         let created = || i128::from(entry["created"].as_f64().unwrap_or_default() as i64);
-        let changed = nanoseconds(text_of(entry, "modified_at"));
+        let member = if list == List::Loaded { "expires_at" } else { "modified_at" };
+        let moment = nanoseconds(text_of(entry, member));
         Some(Entry {
             label: label.to_owned(),
             name: ModelName::parse(label)?,
             digest: digest.to_owned(),
             is_remote: !text_of(entry, "remote_host").is_empty(),
-            time: changed.unwrap_or_else(|| created() * 1_000_000_000),
+            time: moment.unwrap_or_else(|| created() * 1_000_000_000),
             facts: Facts::of(entry),
             text,
         })

@@ -282,8 +282,8 @@ pub(crate) fn is_had(servers: &[(String, Arc<Inventory>)], model: &ModelName) ->
     servers.iter().any(|(_, known)| known.has(model) || model.is_cloud())
 }
 
-/// One list over several servers, as JSON: each name once, as it was changed last, and newest first
-/// as Ollama does.
+/// One list over several servers, as JSON: each name once, as it was changed last or stays in memory
+/// longest, and the latest first as Ollama does.
 pub fn merged(list: List, inventories: &[Arc<Inventory>]) -> String {
     merged_with(list, inventories, &Aliases::default())
 }
@@ -292,9 +292,7 @@ pub fn merged(list: List, inventories: &[Arc<Inventory>]) -> String {
 pub(crate) fn merged_with(list: List, inventories: &[Arc<Inventory>], aliases: &Aliases) -> String {
     let mut entries: Vec<&Entry> =
         inventories.iter().flat_map(|inventory| inventory.entries(list)).collect();
-    if list != List::Loaded {
-        entries.sort_by_key(|entry| Reverse(entry.time));
-    }
+    entries.sort_by_key(|entry| Reverse(entry.time));
     let mut seen = HashSet::new();
     entries.retain(|entry| seen.insert(entry.key(list)));
     let named = aliases.entries(list, &entries);
@@ -434,5 +432,23 @@ mod tests {
         assert_eq!(list_of(List::OpenAi, &inventories)["data"][0]["id"], "b");
         assert_eq!(list_of(List::OpenAi, &inventories)["data"].as_array().map(Vec::len), Some(2));
         assert_eq!(merged(List::Tags, &[]), r#"{"models":[]}"#);
+    }
+
+    #[test]
+    fn what_stays_in_memory_longest_comes_first() {
+        let loaded = |entries: &[(&str, &str)]| {
+            let models = entries.iter().map(|(name, until)| {
+                json!({"model": name, "digest": "1", "expires_at": format!("2026-11-29T{until}")})
+            });
+            json!({ "models": models.collect::<Vec<_>>() }).to_string()
+        };
+        let one = loaded(&[("x", "10:01:00Z"), ("z", "10:00:05.5Z")]);
+        let two = loaded(&[("y", "11:00:00+00:30"), ("z", "12:00:00+01:00")]);
+        let of = |list: &String| Arc::new(Inventory::new(["", list, ""], None));
+        let both = list_of(List::Loaded, &[of(&one), of(&two)]);
+        let names = |n: usize| [&both["models"][n]["model"], &both["models"][n]["expires_at"]];
+        assert_eq!(names(0), ["z", "2026-11-29T12:00:00+01:00"]);
+        assert_eq!([names(1)[0], names(2)[0]], ["y", "x"]);
+        assert_eq!(both["models"].as_array().map(Vec::len), Some(3));
     }
 }
