@@ -43,6 +43,8 @@ pub(super) struct Judged {
     pub(super) start: Vec<u8>,
     /// What the answer tells of the server, if another one may do better.
     poor: Option<Outcome>,
+    /// It says that the server has no such model.
+    lacks_model: bool,
 }
 
 impl Judged {
@@ -122,8 +124,8 @@ impl<'a> Exchange<'a> {
                     {
                         // Two that hold what the other waits for would wait for ever.
                         lease.report.outcome = outcome;
-                        let is_missing = answer.answer.status() == StatusCode::NOT_FOUND;
-                        lease.report.removed = wanted.model.clone().filter(|_| is_missing);
+                        let lacks_model = answer.lacks_model;
+                        lease.report.removed = wanted.model.clone().filter(|_| lacks_model);
                         lease.release();
                         // This answer tells more than that one more server is away.
                         wanted.may_try = false;
@@ -134,7 +136,7 @@ impl<'a> Exchange<'a> {
                                 continue;
                             }
                             Err(Refused::OwnerAway(why))
-                                if is_missing || outcome == Outcome::Unreachable =>
+                                if lacks_model || outcome == Outcome::Unreachable =>
                             {
                                 return Err(OwnAnswer::NoServer(why));
                             }
@@ -321,7 +323,7 @@ impl<'a> Exchange<'a> {
 /// Ollama died before its answer, or that reached none, or whose owner doesn't allow it; or one that
 /// has no such model, or whose account doesn't do for a cloud's, where that may be otherwise elsewhere.
 fn judge(mut answer: Response<Body>, is_exempt: bool, others: Others) -> Result<Judged, String> {
-    let mut start = Vec::new();
+    let (mut start, mut lacks_model) = (Vec::new(), false);
     let mark = answer.headers().get(ERROR_FIELD).and_then(|cause| cause.to_str().ok());
     let poor = match mark {
         Some(UNREACHED) => Some(Outcome::Unreachable),
@@ -329,7 +331,8 @@ fn judge(mut answer: Response<Body>, is_exempt: bool, others: Others) -> Result<
         Some(POLICY) => Some(Outcome::Answered),
         _ if others.may_have_model && answer.status() == StatusCode::NOT_FOUND => {
             start = look(&mut answer)?;
-            errors::tells_missing_model(&start).then_some(Outcome::Answered)
+            lacks_model = errors::tells_missing_model(&start);
+            lacks_model.then_some(Outcome::Answered)
         }
         None if others.may_be_signed_in && matches!(answer.status().as_u16(), 401 | 403) => {
             Some(Outcome::Unauthorized)
@@ -345,7 +348,7 @@ fn judge(mut answer: Response<Body>, is_exempt: bool, others: Others) -> Result<
             Some(if is_overload { Outcome::Overloaded } else { Outcome::TurnedAway })
         }
     };
-    Ok(Judged { answer, start, poor })
+    Ok(Judged { answer, start, poor, lacks_model })
 }
 
 fn is_refusal(answer: &Response<Body>) -> bool {
@@ -362,5 +365,30 @@ fn look(answer: &mut Response<Body>) -> Result<Vec<u8>, String> {
     match read {
         Err(error) if Instant::now() < until => Err(upstream::describe_io(&error)),
         _ => Ok(start),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_a_server_does_not_have_tells_nothing_of_its_models() {
+        let others = Others { may_have_model: true, may_be_signed_in: true };
+        let missing = r#"{"error":"model \"m\" not found, try pulling it first"}"#;
+        for (mark, body, want) in [
+            (Some(POLICY), "404 page not found", (Some(Outcome::Answered), false)),
+            (Some(POLICY), missing, (Some(Outcome::Answered), false)),
+            (None, "404 page not found", (None, false)),
+            (None, missing, (Some(Outcome::Answered), true)),
+        ] {
+            let mut answer = Response::new(Body::builder().data(body));
+            *answer.status_mut() = StatusCode::NOT_FOUND;
+            answer
+                .headers_mut()
+                .extend(mark.map(|mark| (ERROR_FIELD, HeaderValue::from_static(mark))));
+            let judged = judge(answer, false, others).expect("an answer");
+            assert_eq!((judged.poor, judged.lacks_model), want, "{mark:?} {body}");
+        }
     }
 }
