@@ -70,6 +70,8 @@ pub struct Wanted {
     pub needs: Permission,
     /// Only the Ollama of this machine will do, whatever its last check said: the LAN asks us.
     pub local_only: bool,
+    /// The model is out of memory behind the answer.
+    pub unloads: bool,
     /// No work for a server's own processor: no limit of requests holds for it, it waits for none.
     pub is_exempt: bool,
     /// Where no server is up that could do it, one that is down is tried.

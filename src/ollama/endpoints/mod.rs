@@ -9,7 +9,7 @@ mod routes;
 
 use http::Method;
 
-use super::{errors::Dialect, model_name::ModelName};
+use super::{errors::Dialect, model_name::ModelName, subject::Subject};
 use crate::counters::Kind;
 use crate::http::target::{percent_decode, split_query};
 
@@ -26,6 +26,7 @@ pub(crate) const VERSION: &str = "/api/version";
 
 // What this program itself asks of an Ollama besides.
 pub(crate) const GENERATE: &str = "/api/generate";
+const CHAT: &str = "/api/chat";
 /// Whether it keeps from the cloud.
 pub(crate) const STATUS: &str = "/api/status";
 pub(crate) const PULL: &str = "/api/pull";
@@ -35,9 +36,9 @@ pub(crate) const DELETE_MODEL: &str = "/api/delete";
 /// A digest follows.
 pub(crate) const BLOBS: &str = "/api/blobs/";
 
-/// What Ollama has or had. A path that ends in `/:` takes one more segment. Where a row doesn't say
-/// otherwise, a body may name a model (none of a GET does), a request may be sent once only, the
-/// task is [`Task::Use`], and errors have Ollama's shape.
+/// What Ollama has or had. A path that ends in `/:` takes one more segment, one that ends in `*` any
+/// rest. Where a row doesn't say otherwise, a body may name a model (none of a GET does), a request may
+/// be sent once only, the task is [`Task::Use`], and errors have Ollama's shape.
 const ENDPOINTS: &[Endpoint] = &[
     get("/", Open).or_head(),
     get(VERSION, Open).or_head(),
@@ -46,7 +47,7 @@ const ENDPOINTS: &[Endpoint] = &[
     get("/api/ps", Open).list(List::Loaded),
     post("/api/show", Open, Other).repeatable().answers_half_closed(),
     post(GENERATE, Open, Generate).inference(),
-    post("/api/chat", Open, Generate).inference(),
+    post(CHAT, Open, Generate).inference(),
     post("/api/embed", Open, Embed).inference(),
     post("/api/embeddings", Open, Embed).inference(),
     get("/v1/models", Open).list(List::OpenAi).errors(OpenAi),
@@ -84,7 +85,7 @@ const ENDPOINTS: &[Endpoint] = &[
     row(GET_POST_DELETE, "/api/experimental/:", Account, Other),
 ];
 
-/// What Ollama isn't known to have: the first row that fits. A path that ends in `*` takes any rest.
+/// What Ollama isn't known to have: the first row that fits.
 const UNKNOWN: &[Endpoint] = &[
     post("/api/blobs/*", Unknown, Manage).model(Digest).task(Build).progress("upload"),
     row(ANY, "/api/blobs/*", Unknown, Manage).model(Digest).task(Build),
@@ -307,6 +308,23 @@ impl Endpoint {
     /// Whether a model computes for it, on the server's own processors unless it is a cloud's.
     pub(crate) fn is_inference(&self) -> bool {
         self.loads_model
+    }
+
+    /// Whether Ollama heeds how long the model is to stay in memory. OpenAI's and Anthropic's requests
+    /// have no word for it.
+    pub(crate) fn heeds_keep_alive(&self) -> bool {
+        self.is_inference() && self.dialect == Dialect::Ollama
+    }
+
+    /// Whether all that a request does is to take its model out of memory: Ollama's `GenerateHandler` and
+    /// `ChatHandler` do, without a prompt and without messages.
+    pub(crate) fn only_unloads(&self, subject: &Subject) -> bool {
+        let has_text = match self.path {
+            GENERATE => subject.has_prompt,
+            CHAT => subject.has_messages,
+            _ => true,
+        };
+        subject.unloads && !has_text
     }
 
     /// Whether the body may name a model.

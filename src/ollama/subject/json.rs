@@ -68,6 +68,8 @@ enum Member {
     KeepAlive,
     /// A text that opens a conversation.
     Text,
+    /// The text without which a generate only loads or unloads its model.
+    Prompt,
     Messages,
     Images,
     Tools,
@@ -227,6 +229,7 @@ impl Scan {
             b'{' | b'[' => {
                 self.depth += 1;
                 self.found.has_tools |= (self.depth, self.member) == (3, Some(Member::Tools));
+                self.found.has_messages |= (self.depth, self.member) == (3, Some(Member::Messages));
             }
             b'}' | b']' => self.depth -= 1,
             b',' if self.depth == 1 => self.member = None,
@@ -263,15 +266,21 @@ impl Scan {
         self.role = match (self.depth, self.member) {
             (1, None) => Role::Key,
             (1, Some(Member::Text)) => self.text_role(),
+            (1, Some(Member::Prompt)) => {
+                self.found.has_prompt = true; // Its end may not come.
+                self.text_role()
+            }
             (1, Some(Member::Messages | Member::Images | Member::Tools)) => Role::Other,
             (1, Some(Member::Options | Member::Other)) => Role::Other,
             (1, Some(_)) => Role::Value,
             (_, Some(Member::Images)) => self.image(2),
-            (_, Some(member @ (Member::Messages | Member::Text))) => match self.nested {
+            (_, Some(member @ (Member::Messages | Member::Text | Member::Prompt))) => match self
+                .nested
+            {
                 Nested::Value(Key::Text) if member == Member::Messages => self.text_role(),
                 Nested::Value(Key::Text) => Role::Text,
                 Nested::Value(Key::Type) => Role::Type,
-                Nested::Value(Key::Images) => self.image(usize::from(member == Member::Text)),
+                Nested::Value(Key::Images) => self.image(usize::from(member != Member::Messages)),
                 _ => Role::Key,
             },
             (_, Some(Member::Tools)) if self.nested == Nested::Value(Key::Type) => Role::Value,
@@ -297,7 +306,7 @@ impl Scan {
     fn within_string<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
         let end = memchr2(b'"', b'\\', piece).unwrap_or(piece.len());
         if matches!(self.role, Role::Opening | Role::Text) {
-            self.written[usize::from(self.member == Some(Member::Text))] += end as u64;
+            self.written[usize::from(self.member != Some(Member::Messages))] += end as u64;
         }
         self.keep(&piece[..end]);
         match piece.get(end) {
@@ -342,7 +351,12 @@ impl Scan {
     fn end_string(&mut self, place: Range<usize>) {
         self.state = State::Between;
         self.nested = Nested::Other;
+        if (self.depth, self.member) == (1, Some(Member::Prompt)) {
+            self.found.has_prompt = place.len() > 2;
+        }
         match (self.role, self.member) {
+            // An empty system text opens nothing: the next one tells conversations apart.
+            (Role::Opening, _) if self.text.is_empty() => {}
             (Role::Opening, _) => self.take_opening(),
             (Role::Key, None) => self.member = Some(self.key()),
             (Role::Key, Some(member)) => {
@@ -350,7 +364,7 @@ impl Scan {
             }
             (Role::Type, Some(member)) => {
                 let is_image = matches!(&self.text[..], b"image" | b"image_url" | b"input_image");
-                self.images[usize::from(member == Member::Text)] |= is_image;
+                self.images[usize::from(member != Member::Messages)] |= is_image;
             }
             (Role::Value, Some(member)) => self.take_value(member, place),
             _ => {}
@@ -396,7 +410,8 @@ impl Scan {
                 let mut digits = self.text.iter().filter(|byte| byte.is_ascii_digit());
                 self.found.unloads = digits.next() == Some(&b'0') && digits.all(|d| *d == b'0');
             }
-            Member::Text | Member::Messages | Member::Images | Member::Options | Member::Other => {}
+            Member::Text | Member::Prompt | Member::Messages => {}
+            Member::Images | Member::Options | Member::Other => {}
         }
     }
 
@@ -415,10 +430,12 @@ impl Scan {
             b"from" => Member::From,
             b"modelfile" => Member::Modelfile,
             b"keep_alive" => Member::KeepAlive,
-            b"system" | b"prompt" | b"input" => Member::Text,
+            b"system" | b"input" => Member::Text,
+            b"prompt" => Member::Prompt,
             // Of several, the last counts.
             b"messages" => {
                 (self.images[0], self.written[0]) = (false, 0);
+                self.found.has_messages = false;
                 Member::Messages
             }
             b"images" => {

@@ -22,8 +22,11 @@ pub struct Subject {
     /// What a `create` starts from: `from`, or the `FROM` line of the Modelfile that servers before
     /// 0.5.5 take.
     pub(crate) base: Option<String>,
-    /// The top-level `keep_alive` is zero, which unloads the model.
+    /// The top-level `keep_alive` is zero: where Ollama heeds that, it unloads the model.
     pub(crate) unloads: bool,
+    /// It has a prompt that isn't empty, or at least one message.
+    pub(crate) has_prompt: bool,
+    pub(crate) has_messages: bool,
     /// It offers its model the search in the web, which goes by the server's account.
     pub(crate) searches_web: bool,
     /// One of the members that may name the model names one of Ollama's cloud. Not only the last one
@@ -37,7 +40,8 @@ pub struct Subject {
     pub(crate) text_bytes: u64,
     /// The context that its options set, in tokens.
     pub(crate) num_ctx: Option<u64>,
-    /// The first text of the conversation: the start of its first `content`, `system` or `prompt`.
+    /// The first text of the conversation: the start of its first `content`, `system` or `prompt` that
+    /// isn't empty.
     pub opening: Option<String>,
 }
 
@@ -160,6 +164,32 @@ mod tests {
             assert_eq!(of(body).1, unloads, "{body}");
         }
         assert_eq!(of(r#"{"keep_alive":0,"model":"a"}"#).0, text("a"));
+    }
+
+    #[test]
+    fn what_there_is_to_answer_is_seen() {
+        for (body, has_prompt, has_messages) in [
+            (r#"{"model":"a","keep_alive":0}"#, false, false),
+            (r#"{"prompt":""}"#, false, false),
+            (r#"{"prompt":null,"messages":null}"#, false, false),
+            (r#"{"prompt":"hi","system":""}"#, true, false),
+            (r#"{"system":"","Prompt":"\u0068"}"#, true, false),
+            (r#"{"system":"be kind","messages":[]}"#, false, false),
+            (r#"{"prompt":"it is cut off he"#, true, false),
+            (r#"{"prompt":""#, true, false),
+            (r#"{"prompt":"x","prompt":""}"#, false, false),
+            (r#"{"options":{"prompt":"x","messages":[{}]}}"#, false, false),
+            (r#"{"messages":[{"role":"system","content":""}]}"#, false, true),
+            (r#"{"messages":[ {"images":["AAAA"]} ]}"#, false, true),
+            (r#"{"messages":[{"content":"x"}],"messages":[]}"#, false, false),
+        ] {
+            let subject = subject(body.as_bytes());
+            assert_eq!(
+                (subject.has_prompt, subject.has_messages),
+                (has_prompt, has_messages),
+                "{body}"
+            );
+        }
     }
 
     #[test]
@@ -298,6 +328,9 @@ mod tests {
         let parts = r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hey"}]}]}"#;
         assert_eq!(of(parts).2, text("hey"));
         assert_eq!(of(r#"{"prompt":"once","model":"a"}"#), (text("a"), false, text("once")));
+        let empty = r#"{"role":"system","content":""},{"role":"user","content":"hey"}"#;
+        assert_eq!(of(&format!(r#"{{"messages":[{empty}]}}"#)).2, text("hey"));
+        assert_eq!(of(r#"{"system":"","prompt":"once"}"#).2, text("once"));
         let long = format!(r#"{{"prompt":"{}"#, "x".repeat(10_000));
         assert_eq!(of(&long).2.map(|opening| opening.len()), Some(json::OPENING));
     }

@@ -18,7 +18,7 @@ use crate::http::fields::{
 use crate::manager::Lease;
 use crate::manager::pool::{Outcome, Wanted};
 use crate::net::{socket, untrusted_text};
-use crate::ollama::endpoints::{Task, VERSION};
+use crate::ollama::endpoints::VERSION;
 use crate::system::files::free_space;
 use crate::upstream::buffers::{LARGE, SMALL, TOKENS};
 use crate::upstream::{self, exchange_io};
@@ -108,9 +108,8 @@ impl Exchange<'_> {
             lease.report.removed = wanted.model.clone();
         }
         if lease.report.outcome == Outcome::Answered && status.is_success() {
-            let is_loaded = wanted.task != Task::Unload;
             let model = wanted.model.clone().filter(|_| self.endpoint.loads_model);
-            lease.report.loaded = model.map(|model| (model, is_loaded));
+            lease.report.loaded = model.map(|model| (model, !wanted.unloads));
         }
         let model = wanted.model.clone().or(observed.model.take());
         lease.report.speed = model.zip(observed.speed());

@@ -165,10 +165,9 @@ fn hints_at_exemption(body: &[u8]) -> bool {
 /// and taking a model out of memory.
 fn is_exempt(endpoint: &Endpoint, subject: &Subject) -> bool {
     let model = subject.model.as_deref().and_then(ModelName::parse);
-    let has_text = subject.opening.as_ref().is_some_and(|text| !text.is_empty());
     !endpoint.is_inference()
         || model.is_some_and(|model| model.is_cloud())
-        || (subject.unloads && !has_text)
+        || endpoint.only_unloads(subject)
 }
 
 /// By what its head and its body say, who asks, and which server the client chose.
@@ -190,7 +189,7 @@ fn wanted(
         (client, &model, opening).hash(&mut hasher);
         hasher.finish()
     });
-    let task = if subject.unloads { Task::Unload } else { endpoint.task };
+    let task = if endpoint.only_unloads(subject) { Task::Unload } else { endpoint.task };
     let needs = needed(endpoint.class, subject.model.as_deref());
     let wanted = Wanted {
         task,
@@ -199,6 +198,7 @@ fn wanted(
         client: Some(client),
         conversation,
         needs,
+        unloads: subject.unloads && endpoint.heeds_keep_alive(),
         ..Wanted::default()
     };
     if !endpoint.is_inference() {
@@ -258,13 +258,48 @@ mod tests {
 
     #[test]
     fn unloading_is_a_task_of_its_own() {
-        let subject = Subject { unloads: true, ..Subject::default() };
         let client = IpAddr::from([10, 0, 0, 1]);
-        let wanted = of("/api/generate", &subject, client);
-        assert_eq!(wanted.task, Task::Unload);
+        let of = |target, body: &str| {
+            let subject = crate::ollama::subject::subject(body.as_bytes());
+            let endpoint = Endpoint::of(&Method::POST, target);
+            let wanted = of(target, &subject, client);
+            (wanted.task == Task::Unload, is_exempt(&endpoint, &subject), wanted.unloads)
+        };
+        let list = r#"{"model":"a","input":["x","y"],"keep_alive":0}"#;
+        for (target, body, want) in [
+            ("/api/generate", r#"{"model":"a","keep_alive":0}"#, (true, true, true)),
+            (
+                "/api/generate",
+                r#"{"keep_alive":"0s","prompt":"","system":"x"}"#,
+                (true, true, true),
+            ),
+            ("/api/chat", r#"{"messages":[],"keep_alive":0,"prompt":"x"}"#, (true, true, true)),
+            // These compute something, and then unload.
+            ("/api/generate", r#"{"keep_alive":0,"system":"","prompt":"x"}"#, (false, false, true)),
+            (
+                "/api/chat",
+                r#"{"keep_alive":0,"messages":[{"role":"system","content":""}]}"#,
+                (false, false, true),
+            ),
+            ("/api/embed", list, (false, false, true)),
+            ("/api/embeddings", r#"{"keep_alive":0}"#, (false, false, true)),
+            // Ollama has no such member there.
+            ("/v1/embeddings", list, (false, false, false)),
+            ("/v1/chat/completions", r#"{"keep_alive":0,"messages":[]}"#, (false, false, false)),
+            ("/api/show", r#"{"model":"a","keep_alive":0}"#, (false, true, false)),
+            ("/api/generate", r#"{"model":"a"}"#, (false, false, false)),
+        ] {
+            assert_eq!(of(target, body), want, "{target} {body}");
+        }
         let text = |text: &str| Some(text.to_owned());
         let subject = Subject { model: text("new"), base: text("old"), ..Subject::default() };
-        let wanted = of("/api/create", &subject, client);
+        let wanted = super::wanted(
+            &Endpoint::of(&Method::POST, "/api/create"),
+            "/api/create",
+            &subject,
+            client,
+            None,
+        );
         assert_eq!(wanted.model, ModelName::parse("old"));
     }
 }
