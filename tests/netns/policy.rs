@@ -66,6 +66,7 @@ const CLOSED: &[(&str, &str)] = &[
     ("POST", "/api/signout"),
     ("DELETE", "/api/user/keys/x"),
     ("POST", "/api/experimental/web_fetch"),
+    ("POST", "/api/codex/v1/responses"),
     ("POST", "/api/%70ull"),
     ("DELETE", "/api/%64elete"),
     ("GET", "/debug/pprof/heap"),

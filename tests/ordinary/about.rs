@@ -9,7 +9,10 @@ use ollana::config::{ModeChoice, Settings};
 use ollana::ollama::model_name::ModelName;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
-use crate::support::{Answer, Call, Chain, Ollama, Way, World, chunk, eventually, post, request};
+use crate::support::{
+    Answer, Call, Chain, Client, Ollama, Way, World, chunk, client_settings, eventually, post,
+    request, server_settings, start,
+};
 
 /// What a client is told besides; the servers of `alpha` and of `beta` by name.
 type Rule = fn(&mut Settings, alpha: String, beta: String);
@@ -405,4 +408,33 @@ fn zstd_that_needs_too_much_is_passed_on_as_it_is() {
             (packed, Some("zstd".into()))
         );
     }
+}
+
+/// `ollama launch codex`: what isn't a model of Ollama's goes on to OpenAI, with the credentials of the
+/// program's user and by files of the machine.
+#[test]
+fn what_ollama_takes_from_its_own_machine_goes_to_no_other() {
+    let [own, other] = [(); 2].map(|()| Ollama::with(&["alpha"]));
+    let asks = || {
+        [("GET", "/api/codex/_health"), ("POST", "/api/codex/v1/responses")]
+            .map(|(method, path)| request(method, path, r#"{"model":"gpt-5","input":"x"}"#))
+    };
+    let served = |ollama: &Ollama| {
+        ollama.served().iter().filter(|served| served.path.starts_with("/api/codex/")).count()
+    };
+    for chain in [Chain::direct(&[&other], |_| {}), Chain::start(Way::Paired, &[&other], |_| {})] {
+        for ask in asks() {
+            assert_eq!(chain.connect().ask(ask).status(), 404, "as if there were no such path");
+        }
+    }
+    let mut settings = server_settings(own.address);
+    settings.mode = ModeChoice::Both;
+    settings.share = vec!["127.0.0.1:0".parse().expect("an address")];
+    settings.servers = client_settings(&[other.address]).servers;
+    let daemon = start(&settings);
+    for ask in asks() {
+        Client::connect(daemon.addresses()[0]).ask(ask);
+    }
+    assert_eq!((served(&own), served(&other)), (2, 0));
+    assert!(daemon.stop(Duration::ZERO), "no stream was left");
 }

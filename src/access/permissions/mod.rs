@@ -10,6 +10,7 @@
 //! | `Pull` | pull | yes | with `--manage on`; from Ollama's own registry, `--pull on` |
 //! | `Whoami` | who am I | yes | whether it is signed in, and its plan; not with `--cloud off` |
 //! | `Account` | sign out, usage, keys, experiments | yes | no |
+//! | `Local` | what Ollama takes from its own machine alone | this machine only | no |
 //! | `Unknown` | everything else | yes | no: 404 or 405, as from an Ollama without it |
 //!
 //! A device that sends a token may do what others on the LAN may, but never `Manage` or `Pull`.
@@ -191,6 +192,7 @@ impl Refusal {
 impl Policy {
     pub(crate) fn judge(self, caller: Caller, class: Class) -> Verdict {
         match (class, self.permission(caller)) {
+            (Class::Local, _) if caller != Caller::Own => Verdict::Refuse(Refusal::Unknown),
             _ if caller.is_trusted() => Verdict::Pass,
             (Class::Whoami, _) if !self.cloud => Verdict::Refuse(Refusal::Cloud),
             // Of which some needs a look into the body: `keeps_from_cloud`.
@@ -203,7 +205,7 @@ impl Policy {
             (Class::Pull, _) => Verdict::Refuse(Refusal::Pull),
             (Class::Manage, _) => Verdict::Refuse(Refusal::Manage),
             (Class::Account, _) => Verdict::Refuse(Refusal::Account),
-            (Class::Unknown, _) => Verdict::Refuse(Refusal::Unknown),
+            (Class::Local | Class::Unknown, _) => Verdict::Refuse(Refusal::Unknown),
         }
     }
 
@@ -228,7 +230,9 @@ pub(crate) fn needed(class: Class, model: Option<&str>) -> Permission {
         Class::Manage => Permission::Manage,
         Class::Pull if model.is_some_and(is_of_registry) => Permission::Pull,
         Class::Pull => Permission::Manage,
-        Class::Open | Class::Whoami | Class::Account | Class::Unknown => Permission::Use,
+        Class::Open | Class::Whoami | Class::Account | Class::Local | Class::Unknown => {
+            Permission::Use
+        }
     }
 }
 

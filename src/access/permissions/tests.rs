@@ -63,6 +63,8 @@ const OLLAMA: &[(&str, &str, Class)] = &[
     ("GET", "/api/experimental/aliases", Class::Account),
     ("POST", "/api/experimental/aliases", Class::Account),
     ("DELETE", "/api/experimental/aliases", Class::Account),
+    ("GET", "/api/codex/_health", Class::Local),
+    ("POST", "/api/codex/v1/responses", Class::Local),
 ];
 
 #[test]
@@ -79,7 +81,8 @@ fn other_methods_of_a_known_path_are_unknown() {
         for method in METHODS {
             let known = OLLAMA.iter().any(|(m, p, _)| (m, p) == (method, path));
             let has_class = class(method, path) != Class::Unknown;
-            let is_param = path.starts_with("/api/experimental/") || path.contains("/blobs/");
+            let is_param = path.contains("/blobs/")
+                || ["/api/experimental/", "/api/codex/"].iter().any(|it| path.starts_with(it));
             assert!(has_class == known || is_param, "{method} {path}");
             assert!(known || class(method, path) != Class::Open, "{method} {path}");
         }
@@ -179,7 +182,7 @@ fn what_is_open_means_to_go_what_it_means_here() {
         for other in respellings(path) {
             for method in [method, "GET", "POST", "DELETE", "HEAD"] {
                 let here = class(method, &other);
-                if here == Class::Unknown {
+                if matches!(here, Class::Local | Class::Unknown) {
                     continue;
                 }
                 open += 1;
@@ -229,7 +232,13 @@ fn parameters_are_one_segment() {
 
 #[test]
 fn verdicts() {
-    use Class::{Account, Manage, Open, Pull, Unknown};
+    use Class::{Account, Local, Manage, Open, Pull, Unknown};
+    for caller in [Caller::Paired, Caller::Token, Caller::Lan] {
+        let all = Policy { manage: true, pull: true, cloud: true };
+        let verdict = all.judge(caller, Local);
+        assert_eq!(verdict, Verdict::Refuse(Refusal::Unknown), "{caller:?}");
+    }
+    assert_eq!(Policy::default().judge(Caller::Own, Local), Verdict::Pass);
     for class in [Open, Manage, Pull, Account, Unknown] {
         for policy in [Policy::default(), Policy { manage: true, pull: true, cloud: false }] {
             assert_eq!(policy.judge(Caller::Own, class), Verdict::Pass, "{class:?}");

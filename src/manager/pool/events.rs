@@ -68,7 +68,8 @@ pub struct Wanted {
     pub conversation: Option<u64>,
     /// What the server has to allow for it.
     pub needs: Permission,
-    /// Only the Ollama of this machine will do, whatever its last check said: the LAN asks us.
+    /// Only the Ollama of this machine will do, whatever its last check said: the LAN asks us, or it is
+    /// about this machine.
     pub local_only: bool,
     /// The model is out of memory behind the answer.
     pub unloads: bool,

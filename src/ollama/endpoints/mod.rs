@@ -13,7 +13,7 @@ use super::{errors::Dialect, model_name::ModelName, subject::Subject};
 use crate::counters::Kind;
 use crate::http::target::{percent_decode, split_query};
 
-use Class::{Account, Open, Unknown};
+use Class::{Account, Local, Open, Unknown};
 use Dialect::{Anthropic, OpenAi, Responses};
 use Kind::{Embed, Generate, Manage, Other};
 use ModelIn::{Body, Digest, Form, Nowhere, Path, Source};
@@ -83,6 +83,9 @@ const ENDPOINTS: &[Endpoint] = &[
     post("/api/signout", Account, Other).answers_half_closed(),
     row(DELETE, "/api/user/keys/:", Account, Other).answers_half_closed(),
     row(GET_POST_DELETE, "/api/experimental/:", Account, Other),
+    // `app/codexproxy`: by files of this machine, what isn't a model of Ollama's goes to OpenAI with the
+    // caller's credentials.
+    row(ANY, "/api/codex/*", Local, Other).model(Nowhere),
 ];
 
 /// What Ollama isn't known to have: the first row that fits.
@@ -145,6 +148,8 @@ pub(crate) enum Class {
     /// Tells whose account the server uses, and whether it is signed in.
     Whoami,
     Account,
+    /// Ollama takes it from programs of its own machine alone.
+    Local,
     /// Nothing that Ollama is known to have.
     Unknown,
 }

@@ -191,6 +191,9 @@ const TARGETS: &[&str] = &[
     "/api/experimental/aliases",
     "/api/experimental/",
     "/api/experimental/a/b",
+    "/api/codex",
+    "/api/codex/_health",
+    "/api/codex/v1/responses?x=1",
 ];
 
 /// Every column of a request's row.

@@ -93,6 +93,10 @@ impl<'a> Exchange<'a> {
                         return Err(OwnAnswer::NoServer(why));
                     }
                     (Err(_), Some(failed)) => return Err(failed),
+                    // No machine but this one may have it, as if there were no such path.
+                    (Err(_), None) if self.endpoint.class == Class::Local => {
+                        return Err(OwnAnswer::NoPath);
+                    }
                     (Err(Refused::QueueFull), None) => return Err(OwnAnswer::QueueFull),
                     (Err(Refused::NoServer(why)), None) => {
                         let left = self.has_client_left().then_some(Fault::ClientLeft);
@@ -297,7 +301,7 @@ impl<'a> Exchange<'a> {
         // else is about a model, it doesn't matter whose that is.
         let is_local = self.endpoint.is_inference() && !wanted.is_exempt;
         let may_leave = self.endpoint.asks_for_model() && !is_local;
-        if may_leave || self.endpoint.class == Class::Account {
+        if may_leave || matches!(self.endpoint.class, Class::Account | Class::Local) {
             fields::hide_via(&mut fields);
         }
         cors::strip(&mut fields);

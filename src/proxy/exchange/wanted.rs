@@ -10,7 +10,7 @@ use crate::access::permissions::{Permission, Refusal, needed};
 use crate::http::fields::SERVER_FIELD;
 use crate::http::head::Framing;
 use crate::manager::pool::Wanted;
-use crate::ollama::endpoints::{Endpoint, Task};
+use crate::ollama::endpoints::{Class, Endpoint, Task};
 use crate::ollama::facts::Capabilities;
 use crate::ollama::model_name::ModelName;
 use crate::ollama::pull;
@@ -198,6 +198,7 @@ fn wanted(
         client: Some(client),
         conversation,
         needs,
+        local_only: endpoint.class == Class::Local,
         unloads: subject.unloads && endpoint.heeds_keep_alive(),
         ..Wanted::default()
     };
