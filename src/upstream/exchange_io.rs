@@ -157,11 +157,6 @@ impl ExchangeIo {
         self.phase = Phase::default();
     }
 
-    /// Time that is left to look at an answer, if it is limited.
-    pub(super) fn look_left(&self) -> Option<Duration> {
-        self.look_until.map(|until| until.saturating_duration_since(Instant::now()))
-    }
-
     pub(crate) fn is_answered_early(&self) -> bool {
         matches!(self.phase, Phase::AnsweredEarly)
     }

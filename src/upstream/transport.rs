@@ -260,6 +260,8 @@ impl Transport for IoTransport {
         // Everything that was read before is with the client before more is read.
         exchange_io::with(ExchangeIo::flush)?;
         let limit = timeout.for_read();
+        // One for all waits below: what comes of chunks' framing isn't seen by ureq, and buys no time.
+        let deadline = limit.not_zero().map(|limit| Instant::now() + *limit);
         // Bulk data is usually there already; tokens never are.
         let mut is_likely = self.buffers.was_filled;
         loop {
@@ -277,8 +279,9 @@ impl Transport for IoTransport {
             };
             let wait = match proof {
                 Proof::Given => {
-                    let look = exchange_io::with(|io| io.look_left());
-                    look.or(limit.not_zero().map(|limit| *limit))
+                    let look = exchange_io::with(|io| io.look_until);
+                    let until = look.into_iter().chain(deadline).min();
+                    until.map(|until| until.saturating_duration_since(Instant::now()))
                 }
                 Proof::Awaited => Some(PROMPT),
                 Proof::Demanded => Some(PROOF_TIME * 2),

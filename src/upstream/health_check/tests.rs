@@ -109,18 +109,30 @@ fn slow_lists_do_not_make_a_check_late() {
 
 #[test]
 fn a_check_has_one_deadline_whatever_the_server_does() {
-    // A byte of an answer now and then.
-    let drop_by_drop = serve(|mut stream| {
-        for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n".iter().cycle() {
-            thread::sleep(ms(100));
-            if stream.write_all(&[*byte]).is_err() {
-                return;
+    // A byte of an answer now and then, be it framing of which ureq sees nothing.
+    let chunks =
+        |begun: &str| format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{begun}");
+    for (begun, drops) in [
+        (String::new(), "HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n"),
+        (chunks(""), "0"),
+        (chunks("1"), " "),
+        (chunks("1;"), "x"),
+        (chunks("0\r\nX: "), "x"),
+    ] {
+        let what = begun.clone() + drops;
+        let drop_by_drop = serve(move |mut stream| {
+            let _ = stream.write_all(begun.as_bytes());
+            for byte in drops.bytes().cycle().take(100) {
+                thread::sleep(ms(100));
+                if stream.write_all(&[byte]).is_err() {
+                    return;
+                }
             }
-        }
-    });
-    let (result, took) = check(Keyring::none(), drop_by_drop, CheckTime::of(ms(600)));
-    assert!(matches!(result, CheckResult::Silent(_)), "{result:?}");
-    assert!(took < ms(600) + SLACK, "{took:?}");
+        });
+        let (result, took) = check(Keyring::none(), drop_by_drop, CheckTime::of(ms(600)));
+        assert!(matches!(result, CheckResult::Silent(_)), "{what:?}: {result:?}");
+        assert!(took < ms(600) + SLACK, "{what:?}: {took:?}");
+    }
     // Every handshake is heard, and refused after a while: another key is tried on a new connection.
     let dir =
         std::env::temp_dir().join(format!("ollana-check-{:?}", random::<8>().expect("random")));
