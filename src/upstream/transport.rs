@@ -277,29 +277,29 @@ impl Transport for IoTransport {
                 State::Awaiting(proof) => proof,
                 _ => Proof::Given,
             };
-            let wait = match proof {
-                Proof::Given => {
-                    let look = exchange_io::with(|io| io.look_until);
-                    let until = look.into_iter().chain(deadline).min();
-                    until.map(|until| until.saturating_duration_since(Instant::now()))
-                }
+            let look = exchange_io::with(|io| io.look_until);
+            let until = look.into_iter().chain(deadline).min();
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let proof_time = match proof {
+                Proof::Given => None,
                 Proof::Awaited => Some(PROMPT),
                 Proof::Demanded => Some(PROOF_TIME * 2),
             };
+            let wait = left.into_iter().chain(proof_time).min();
             let woken =
                 exchange_io::with(|io| io.wait_upstream(&self.stream, PollFlags::IN, wait))?;
             match (woken, proof) {
                 (Woken::Ready | Woken::Answered, _) => is_likely = true,
-                (Woken::TimedOut, Proof::Given) => return Err(ureq::Error::Timeout(limit.reason)),
-                (Woken::TimedOut, Proof::Awaited) => {
+                (Woken::TimedOut, Proof::Awaited) if wait != left => {
                     self.limit_unacknowledged(PROOF_TIME);
                     self.state = State::Awaiting(Proof::Demanded);
                 }
                 // Without an error by now it was acknowledged; the answer may take minutes.
-                (Woken::TimedOut, Proof::Demanded) => {
+                (Woken::TimedOut, Proof::Demanded) if wait != left => {
                     self.limit_unacknowledged(UNACKNOWLEDGED);
                     self.state = State::Awaiting(Proof::Given);
                 }
+                (Woken::TimedOut, _) => return Err(ureq::Error::Timeout(limit.reason)),
             }
         }
     }

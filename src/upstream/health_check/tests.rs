@@ -1,7 +1,7 @@
 use std::fs;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 
 use super::*;
@@ -33,11 +33,14 @@ fn serve(each: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
 }
 
 fn ollama(version: Duration, lists: Duration) -> SocketAddr {
-    serve(answers(version, lists))
+    serve(answers(version, move || lists))
 }
 
 /// Answers as Ollama does, each request after the pause for its path.
-fn answers(version: Duration, lists: Duration) -> impl Fn(TcpStream) + Clone + Send + 'static {
+fn answers(
+    version: Duration,
+    lists: impl Fn() -> Duration + Clone + Send + 'static,
+) -> impl Fn(TcpStream) + Clone + Send + 'static {
     move |mut stream| {
         let mut head = Vec::new();
         let mut byte = [0];
@@ -45,7 +48,7 @@ fn answers(version: Duration, lists: Duration) -> impl Fn(TcpStream) + Clone + S
             head.push(byte[0]);
             if head.ends_with(b"\r\n\r\n") {
                 let is_version = head.starts_with(b"GET /api/version ");
-                thread::sleep(if is_version { version } else { lists });
+                thread::sleep(if is_version { version } else { lists() });
                 let body = match is_version {
                     true => "{\"version\":\"0.9.9\"}",
                     false => "{\"models\":[{\"name\":\"m\"}]}",
@@ -60,17 +63,20 @@ fn answers(version: Duration, lists: Duration) -> impl Fn(TcpStream) + Clone + S
 
 /// A check with lists, and how long it took.
 fn check(keyring: Keyring, at: SocketAddr, time: CheckTime) -> (CheckResult, Duration) {
-    let upstream = Upstream::new(&Timing::default(), &Arc::new(keyring));
+    check_by(&Upstream::new(&Timing::default(), &Arc::new(keyring)), at, time)
+}
+
+fn check_by(upstream: &Upstream, at: SocketAddr, time: CheckTime) -> (CheckResult, Duration) {
     let start = Instant::now();
     let target = Target::Address(at);
     let check = Check { target: &target, local: None, wants_inventory: true, time };
-    (check.run(&upstream), start.elapsed())
+    (check.run(upstream), start.elapsed())
 }
 
 #[test]
 fn checkers_ask_for_lists_on_the_same_connection() {
     const CHECKERS: usize = 5;
-    let (count, answers) = (Arc::new(AtomicUsize::new(0)), answers(ms(0), ms(0)));
+    let (count, answers) = (Arc::new(AtomicUsize::new(0)), answers(ms(0), || ms(0)));
     let counted = Arc::clone(&count);
     let target = Target::Address(serve(move |stream| {
         counted.fetch_add(1, SeqCst);
@@ -93,14 +99,25 @@ fn slow_lists_do_not_make_a_check_late() {
     let (result, took) = check(Keyring::none(), at, CheckTime::of(ms(1500)));
     assert!(matches!(result, CheckResult::Healthy { inventory: None, .. }), "{result:?}");
     assert!(took < LISTS_IN_PASSING + SLACK, "{took:?}");
+    // Nor on a connection that was used before, which has to prove that it still leads there.
+    let pause = Arc::new(AtomicU64::new(0));
+    let lists = Arc::clone(&pause);
+    let at = serve(answers(ms(0), move || ms(lists.load(SeqCst))));
+    let upstream = Upstream::new(&Timing::default(), &Arc::new(Keyring::none()));
+    let apart = CheckTime { lists: Some(ms(20_000)), ..CheckTime::of(ms(1500)) };
+    let (result, _) = check_by(&upstream, at, apart);
+    assert!(matches!(result, CheckResult::Healthy { inventory: Some(_), .. }), "{result:?}");
+    pause.store(5000, SeqCst);
+    let (result, took) = check_by(&upstream, at, CheckTime::of(ms(1500)));
+    assert!(matches!(result, CheckResult::Healthy { inventory: None, .. }), "{result:?}");
+    assert!(took < LISTS_IN_PASSING + SLACK, "{took:?}");
     // Nor does one slow answer after the other.
     let at = ollama(ms(400), ms(400));
     let (result, took) = check(Keyring::none(), at, CheckTime::of(ms(1000)));
     assert!(matches!(result, CheckResult::Healthy { inventory: None, .. }), "{result:?}");
     assert!(took < ms(1000) + SLACK, "{took:?}");
     // Asked for apart, they may take their time.
-    let time = CheckTime { lists: Some(ms(20_000)), ..CheckTime::of(ms(1500)) };
-    let (result, _) = check(Keyring::none(), at, time);
+    let (result, _) = check(Keyring::none(), at, apart);
     let CheckResult::Healthy { inventory: Some(inventory), .. } = result else {
         panic!("{result:?}");
     };
