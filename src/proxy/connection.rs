@@ -136,7 +136,8 @@ impl Connection {
     pub(super) fn next_head(&mut self, timing: &Timing, limits: &Limits) -> Next {
         let limits = HeadLimits { max_bytes: limits.max_head, max_fields: limits.max_fields };
         let mut scanned = 0;
-        let mut reads_first = !std::mem::take(&mut self.is_answered);
+        let mut is_answered = std::mem::take(&mut self.is_answered);
+        let mut reads_first = !is_answered;
         let most = if self.place.is_reserve() { RESERVE_TIME } else { Duration::MAX };
         let mut deadline = self.deadline;
         let mut has_begun = false;
@@ -151,7 +152,11 @@ impl Connection {
                 scanned = 0;
             }
             // Half an empty line isn't the beginning of a request.
-            if !matches!(self.received(), b"" | b"\r") && !has_begun {
+            let is_empty = matches!(self.received(), b"" | b"\r");
+            if is_empty && std::mem::take(&mut is_answered) {
+                self.place.set_idle();
+            }
+            if !is_empty && !has_begun {
                 has_begun = true;
                 deadline = Instant::now() + timing.head_timeout.min(most);
                 if !self.place.begin_head() {
@@ -227,13 +232,12 @@ impl Connection {
     }
 
     /// The exchange is over; the connection waits for the next one.
-    pub(super) fn set_idle(&mut self, idle: Duration) {
+    pub(super) fn set_answered(&mut self, idle: Duration) {
         if self.received().is_empty() {
             // A large head or body leaves no large buffer behind on an idle connection.
             self.buffer.truncate(SMALL);
             self.buffer.shrink_to(SMALL);
             self.read_size = SMALL;
-            self.place.set_idle();
         }
         self.is_answered = true;
         self.deadline = Instant::now() + idle;
@@ -250,6 +254,51 @@ impl Connection {
                 Ok(None) if self.wait_for(LINGER_TIME, deadline).unwrap_or(false) => {}
                 _ => return,
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{IpAddr, TcpListener, TcpStream};
+
+    use super::super::connections::{Connections, Full, Process};
+    use super::*;
+
+    const IDLE: Duration = Duration::from_millis(200);
+
+    #[test]
+    fn behind_its_request_a_connection_is_idle_whatever_empty_lines_follow() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let pair = || {
+            let far = TcpStream::connect(listener.local_addr().expect("it")).expect("a connection");
+            let (near, peer) = listener.accept().expect("its other end");
+            near.set_nonblocking(true).expect("non-blocking");
+            (Arc::new(Stream::new(near)), peer, far)
+        };
+        for behind in ["", "\r\n", "\n", "\r\n\r\n", "\r", "\r\n\r"] {
+            let connections = Arc::new(Connections::new(2, 2, Process::of_its_own(usize::MAX)));
+            let enter = |stream: &Arc<Stream>, address: [u8; 4]| {
+                connections.enter(stream, IpAddr::from(address))
+            };
+            let (own, newcomer) = ([127, 0, 0, 1], [10, 0, 0, 1]);
+            let pairs = [pair(), pair(), pair()];
+            let busy = enter(&pairs[0].0, own).expect("a place");
+            assert!(busy.begin_head() && busy.begin_request());
+            let (near, peer, far) = &pairs[1];
+            let place = enter(near, own).expect("a place");
+            let mut connection = Connection::new(Arc::clone(near), *peer, place, IDLE);
+            let request = format!("GET / HTTP/1.1\r\nHost: x\r\n\r\n{behind}");
+            (&*far).write_all(request.as_bytes()).expect("sent");
+            let next = connection.next_head(&Timing::default(), &Limits::default());
+            assert!(matches!(next, Next::Head(_)), "{behind:?}: {next:?}");
+            let full = enter(&pairs[2].0, newcomer).err();
+            assert_eq!(full, Some(Full::Total), "{behind:?}: it has a request");
+            connection.set_answered(IDLE);
+            let next = connection.next_head(&Timing::default(), &Limits::default());
+            assert!(matches!(next, Next::Quiet | Next::Closed), "{behind:?}: {next:?}");
+            assert!(enter(&pairs[2].0, newcomer).is_ok(), "{behind:?}: it doesn't give way");
         }
     }
 }

@@ -197,7 +197,7 @@ impl Worker {
                 tiny_gate::pass(&head);
             }
             match exchange::run(context, &self.upstream, &mut connection, &head) {
-                End::Keep => connection.set_idle(timing.idle_timeout),
+                End::Keep => connection.set_answered(timing.idle_timeout),
                 End::Close => return connection.close_gently(),
                 End::Cut => return,
             }
