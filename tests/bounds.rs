@@ -160,6 +160,12 @@ fn heads_of_any_size_up_to_the_limit() {
         let mut client = chain.connect();
         client.send(request("GET", &format!("/{}", "x".repeat(17_000)), ""));
         assert!(matches!(last_status(&mut client, "a long target"), 414 | 431), "{way:?}");
+        for method in [4100, 65, 40_000].map(|len| "M".repeat(len)) {
+            let mut client = chain.connect();
+            client.try_send(request(&method, "/api/x", ""));
+            let what = format!("{way:?}: a method of {}", method.len());
+            assert_eq!(last_status(&mut client, &what), 501, "{what}");
+        }
         assert_eq!(fake.count(), count, "{way:?}");
     }
 }

@@ -22,6 +22,8 @@ pub const MAX_FIELDS: usize = 128;
 /// Bytes of the longest single field line, name and value: ureq writes each in one piece of its
 /// buffer.
 pub(crate) const MAX_FIELD_LINE: usize = 16 * 1024;
+/// Bytes of the longest method that is passed on; IANA's registry has none with more than 17.
+const MAX_METHOD: usize = 64;
 /// Empty lines before a request that are skipped (RFC 9112 §2.2 asks for one).
 pub(crate) const MAX_EMPTY_LINES: usize = 4;
 
@@ -192,6 +194,7 @@ fn parse_exact(bytes: &[u8], limits: HeadLimits) -> Result<Head, Refusal> {
     let line_len = method.len() + target.len() + "  HTTP/1.1".len();
     let has_bare_lf = bytes.get(line_len) != Some(&b'\r');
     refuse_if(has_bare_lf && bytes.contains(&b'\r'), 400, BARE_LF)?;
+    refuse_if(method.len() > MAX_METHOD, 501, "the method is too long")?;
     let method = Method::from_bytes(method.as_bytes());
     let method = method.or_else(|_| refuse(400, "the method is malformed"))?;
     refuse_if(method == Method::CONNECT, 501, "CONNECT is not served: ollana is no tunnel")?;
@@ -419,6 +422,10 @@ mod tests {
         }
         assert!(read("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n").is_ok());
         assert!(read("FROB /x HTTP/1.1\r\nHost:\r\n\r\n").is_ok());
+        for (len, refused) in [(MAX_METHOD, None), (MAX_METHOD + 1, Some(501)), (4000, Some(501))] {
+            let head = read(&format!("{} /x HTTP/1.1\r\nHost: x\r\n\r\n", "M".repeat(len)));
+            assert_eq!(head.err().map(|refusal| refusal.status), refused, "{len}");
+        }
         let old = read("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").unwrap();
         assert!(old.http_10 && !old.keep_alive);
         let close = read("GET / HTTP/1.1\r\nHost: x\r\nConnection: x, Close\r\n\r\n").unwrap();
