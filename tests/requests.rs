@@ -332,16 +332,22 @@ fn connections_are_kept_on_both_sides() {
 
 #[test]
 fn the_path_of_the_ollama_url_is_kept() {
-    for way in Way::ALL {
-        let fake = Fake::unlike_ollama_saying(OK);
-        let chain = way.with(&fake, |settings| {
-            if let Some(url) = &mut settings.ollama {
-                url.prefix = "/behind/this".to_owned();
-            }
-        });
-        // What is behind the path takes it away again; an Ollama itself knows no such path.
-        assert_eq!(chain.connect().post("/api/chat?a=b", "{}").status(), 200, "{way:?}");
-        assert_eq!(fake.request(0).head.target(), "/behind/this/api/chat?a=b", "{way:?}");
+    let short = ("/behind/this".to_owned(), "/api/chat?a=b".to_owned());
+    // Each fits a small buffer, both together don't.
+    let long =
+        (format!("/behind{}", "/this".repeat(300)), format!("/api/chat?{}", "b".repeat(3000)));
+    for (prefix, target) in [short, long] {
+        for way in Way::ALL {
+            let fake = Fake::unlike_ollama_saying(OK);
+            let chain = way.with(&fake, |settings| {
+                if let Some(url) = &mut settings.ollama {
+                    url.prefix = prefix.clone();
+                }
+            });
+            // What is behind the path takes it away again; an Ollama itself knows no such path.
+            assert_eq!(chain.connect().post(&target, "{}").status(), 200, "{way:?}");
+            assert_eq!(fake.request(0).head.target(), prefix.clone() + &target, "{way:?}");
+        }
     }
 }
 

@@ -206,6 +206,18 @@ fn the_server_that_is_asked_for_gives_it() {
     assert_eq!(gets(&neighbour).len(), 2);
 }
 
+/// Behind each layer, Ollama is asked once more with all that the client said.
+#[test]
+fn a_pull_with_a_long_field_profits_too() {
+    let house = House::new(1_000_000);
+    let neighbour = neighbour(house.package.blobs.clone(), gives_all);
+    let chain = house.chain(Way::TwoHops, &[neighbour.address]);
+    let long = format!("any\r\nX-Long: {}", "v".repeat(5000));
+    lines(&chain.connect().ask(pull_from(&long)).text());
+    house.assert_whole();
+    assert_eq!((gets(&neighbour).len(), house.pulls()), (2, 3));
+}
+
 /// What Python's library does where it isn't told otherwise.
 #[test]
 fn a_pull_that_wants_one_object_profits_too() {

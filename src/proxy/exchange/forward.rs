@@ -264,14 +264,19 @@ impl<'a> Exchange<'a> {
     }
 
     fn is_large(&self) -> bool {
-        let Head { target, fields, .. } = self.head;
         let has_large_body = match self.framing {
             Framing::Empty => false,
             Framing::Length(length) => length > LARGE_BODY,
             Framing::Chunked => true,
         };
-        has_large_body
-            || target.len() > LONG_LINE
+        has_large_body || self.has_long_line()
+    }
+
+    /// Whether a line of the head that is sent needs the larger buffer.
+    pub(super) fn has_long_line(&self) -> bool {
+        let Head { method, fields, .. } = self.head;
+        let start = method.as_str().len() + self.context.prefix.len() + self.target().len();
+        start > LONG_LINE
             || fields.iter().any(|(name, value)| name.as_str().len() + value.len() > LONG_LINE)
     }
 

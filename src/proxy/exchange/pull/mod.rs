@@ -141,6 +141,7 @@ impl<'a> Exchange<'a> {
         })?;
         self.upstream.begin(Attempt {
             client: Some(Arc::clone(&self.connection.stream)),
+            is_large: self.has_long_line(),
             half_closed: self.half_closed(),
             ..Attempt::default()
         });
