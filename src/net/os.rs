@@ -124,6 +124,8 @@ mod unix {
     pub(crate) const IN_PROGRESS: Errno = Errno::INPROGRESS;
     /// After this, nobody takes a connection to this machine itself.
     pub(crate) const LOOPBACK_TIME: Option<Duration> = None;
+    /// How often to look whether a socket was shut down by us, as far as `poll` doesn't tell it.
+    pub(crate) const SHUTDOWN_LOOK: Option<Duration> = None;
 
     pub(crate) use super::poll as wait;
 
@@ -189,6 +191,7 @@ mod system {
     /// How often is looked whether another of our threads has shut a socket down, of which `poll` may
     /// tell nothing.
     const LOOK_FOR_SHUTDOWN: Duration = Duration::from_millis(500);
+    pub(crate) const SHUTDOWN_LOOK: Option<Duration> = Some(LOOK_FOR_SHUTDOWN);
 
     /// The sockets don't block.
     pub(crate) fn wait(

@@ -13,8 +13,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::os;
 pub(crate) use super::os::{
-    HANGUP, Local, Private, drain_before_writable, limit_unacknowledged, pair, private_listener,
-    send_file, wait,
+    HANGUP, Local, Private, SHUTDOWN_LOOK, drain_before_writable, limit_unacknowledged, pair,
+    private_listener, send_file, wait,
 };
 
 /// Pending connections that the kernel keeps for us (it caps this at `somaxconn`).
