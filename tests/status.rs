@@ -242,8 +242,8 @@ fn requests_tokens_and_bytes_are_counted() {
 
 #[test]
 fn pulls_and_uploads_show_how_far_they_are() {
-    let gates = [Gate::new(), Gate::new()];
-    let [half, rest] = gates.clone();
+    let gates = [Gate::new(), Gate::new(), Gate::new()];
+    let [half, verified, rest] = gates.clone();
     let fake = Fake::unlike_ollama(move |call| {
         if call.target().starts_with("/api/blobs/") {
             let mut got = 0;
@@ -261,6 +261,8 @@ fn pulls_and_uploads_show_how_far_they_are() {
         call.send_chunk("{\"status\":\"pulling 12ab\",\"total\":4000,\"comp");
         call.send_chunk("leted\":1000}\n");
         call.wait(&half, "the test to have seen the pull");
+        call.send_chunk("{\"status\":\"verifying sha256 digest\"}\n");
+        call.wait(&verified, "the test to have seen what comes after the layers");
         call.send_chunk("{\"status\":\"success\"}\n");
         call.send("0\r\n\r\n");
     });
@@ -280,6 +282,11 @@ fn pulls_and_uploads_show_how_far_they_are() {
     assert_eq!(pull["total"], 4000);
     assert_eq!(pull["state"], "pulling 12ab");
     gates[0].open();
+    let pull = under_way("the check of what was pulled", &|one| {
+        one["state"] == "verifying sha256 digest" && one["done"] == 0
+    });
+    assert_eq!(pull["total"], Value::Null);
+    gates[1].open();
     assert_eq!(pulling.answer_to("POST").status(), 200);
     let mut uploading = chain.connect();
     let size = 1_000_000;
@@ -293,7 +300,7 @@ fn pulls_and_uploads_show_how_far_they_are() {
     assert_eq!(upload["kind"], "upload");
     assert_eq!(upload["name"], "sha256:00ff");
     assert_eq!(upload["total"], size);
-    gates[1].open();
+    gates[2].open();
     uploading.send(vec![b'x'; 300_000]);
     assert_eq!(uploading.answer_to("POST").status(), 200);
     eventually("all of it to be over", || {

@@ -136,8 +136,9 @@ impl Transfer {
                 self.comes_from(text(FROM).unwrap_or_default());
                 self.set(done.unwrap_or(0).min(total), total);
             }
-            // A step that has no measure, such as "verifying sha256 digest".
-            (_, None) => self.total.store(0, Relaxed),
+            // A step that has no measure, such as "verifying sha256 digest": what was done of the
+            // last layer says nothing of it.
+            (_, None) => self.set(0, 0),
         }
     }
 }
@@ -260,6 +261,26 @@ mod tests {
         assert_eq!(pull.words().state, "pulling 12ab");
         pull.read(b"no JSON");
         assert_eq!((pull.progress(), moved()), ((7, 10), 42));
+    }
+
+    #[test]
+    fn a_step_without_a_measure_shows_nothing_of_the_last_layer() {
+        let transfers = Transfers::default();
+        let pull = transfers.begin("pull", "m", 0);
+        let moved = || pull.moved.load(Relaxed);
+        pull.read(&line(LAYER, 0, 100, None));
+        pull.read(&line(LAYER, 100, 100, None));
+        for _ in 0..2 {
+            pull.read(br#"{"status":"verifying sha256 digest"}"#);
+            assert_eq!((pull.progress(), moved()), ((0, 0), 100));
+        }
+        // Nor does a layer count twice that goes on after it.
+        pull.read(&line(LAYER, 100, 100, None));
+        assert_eq!((pull.progress(), moved()), ((100, 100), 100));
+        // An upload of unknown length has no lines.
+        let upload = transfers.begin("upload", "m", 0);
+        upload.advance(7);
+        assert_eq!(upload.progress(), (7, 0));
     }
 
     #[test]
