@@ -54,19 +54,23 @@ impl Progress {
         }
     }
 
-    /// Over what may still change; what can't is left behind above.
     fn draw(&mut self, now: Instant) {
-        let (columns, height) = screen::size();
+        let drawing = self.drawing(screen::size(), now);
+        let mut out = io::stdout();
+        let _ = out.write_all(drawing.as_bytes()).and_then(|()| out.flush());
+    }
+
+    /// Over what may still change; what can't is left behind above.
+    fn drawing(&mut self, (columns, height): (usize, usize), now: Instant) -> String {
         let (done, under_way) = self.rows.split(height.saturating_sub(1).max(1));
         let up = if self.drawn > 0 { format!("\x1b[{}A\r", self.drawn) } else { "\r".to_owned() };
         self.drawn = under_way.len();
         self.drawn_at = Some(now);
-        let lines = done.iter().chain(under_way);
-        let lines: String = lines.map(|row| row.line(columns, now) + "\x1b[K\n").collect();
-        let mut out = io::stdout();
-        let _ = out.write_all((up + &lines + "\x1b[J").as_bytes()).and_then(|()| out.flush());
+        let lines = done.iter().chain(under_way).map(|row| row.line(columns, now));
+        let drawing = up + &screen::over(lines) + "\x1b[J";
         let count = done.len();
         self.rows.0.drain(..count);
+        drawing
     }
 }
 
@@ -209,6 +213,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::tools::screen::tests::Terminal;
 
     fn layer(digest: &str, done: u64, total: u64) -> Value {
         json!({"status": format!("pulling {digest}"), "digest": format!("sha256:{digest}"),
@@ -260,6 +265,29 @@ pulling manifest
 pulling 74701a8c35f6:  38 % ▕██████          ▏ 500 MB/1.3 GB  100 MB/s, 8 s left
 pulling 0ba8f0e314b4: 100 % ▕████████████████████████████████████████████▏ 12 kB";
         assert_eq!(shown.join("\n"), want);
+    }
+
+    #[test]
+    fn bars_that_fill_the_terminal_are_drawn_to_their_end() {
+        let now = Instant::now();
+        let mut progress =
+            Progress { rows: Rows::default(), can_redraw: true, drawn: 0, drawn_at: None };
+        let mut terminal = Terminal::new(80);
+        let mut want = vec!["pulling manifest".to_owned()];
+        progress.rows.take(&json!({"status": "pulling manifest"}), now);
+        terminal.write(&progress.drawing((80, 24), now));
+        want.push(String::new());
+        for done in [0, 7, 40, 100] {
+            progress.rows.take(&layer("74701a8c35f6", done, 100), now);
+            want[1] = progress.rows.0.last().expect("a layer").line(80, now);
+            assert_eq!(width(&want[1]), 80);
+            terminal.write(&progress.drawing((80, 24), now));
+            assert_eq!(terminal.text(), want);
+        }
+        progress.rows.take(&json!({"status": "success"}), now);
+        terminal.write(&progress.drawing((80, 24), now));
+        want.push("success".to_owned());
+        assert_eq!(terminal.text(), want);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The terminal: its width and colours, a pager for long texts, and `--watch`, which redraws it
 //! until somebody quits.
 
+#[cfg(test)]
+pub(super) mod tests;
 #[cfg_attr(windows, path = "windows.rs")]
 mod unix;
 
@@ -99,21 +101,27 @@ pub(super) fn show(pause: Duration, draw: &dyn Fn(Style) -> Vec<String>) -> Resu
 /// Draws over what is there, in one write: nothing is cleared first, so nothing flickers.
 fn paint(draw: &dyn Fn(Style) -> Vec<String>) -> io::Result<()> {
     let (style, (_, height)) = (style(), size());
-    let mut lines = draw(style);
+    send(&picture(draw(style), style, height))
+}
+
+fn picture(mut lines: Vec<String>, style: Style, height: usize) -> String {
     let room = height.saturating_sub(2).max(1);
     if lines.len() > room {
         let left = lines.len() + 1 - room;
         lines.truncate(room - 1);
         lines.push(format!("... and {left} more lines (without --watch they are all shown)"));
     }
-    let mut text = String::from("\x1b[?2026h\x1b[H");
-    for line in lines {
-        text.extend([&line, "\x1b[K\r\n"]);
-    }
+    let mut text = String::from("\x1b[?2026h\x1b[H") + &over(lines);
     let hint = "q quits";
     text.push_str("\x1b[J");
     if width(hint) <= style.width {
         text.push_str(&format!("\x1b[{height};1H{}", style.paint(hint, Tone::Faint)));
     }
-    send(&(text + "\x1b[?2026l"))
+    text + "\x1b[?2026l"
+}
+
+/// Lines that are written over those that are there. What was there is erased in front of the text:
+/// behind one that fills the line, the cursor stands on its last character, which would go too.
+pub(super) fn over(lines: impl IntoIterator<Item = String>) -> String {
+    lines.into_iter().map(|line| format!("\x1b[K{line}\r\n")).collect()
 }
