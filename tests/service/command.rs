@@ -439,6 +439,16 @@ fn firewalls_are_opened_and_closed_again() {
     );
     linux.says("firewall --undo", 0, &[]);
     assert_eq!(linux.calls()[..2], ["ufw delete allow 11435/tcp", "ufw delete allow 11436/udp"]);
+    // Without the discovery, nobody asks over UDP.
+    linux.says("firewall --discovery-port 0", 0, &["lets in TCP 11435"]);
+    assert_eq!(
+        linux.calls(),
+        [
+            "ufw allow 11435/tcp",
+            "firewall-cmd --permanent --add-port=11435/tcp",
+            "firewall-cmd --reload",
+        ]
+    );
     let user = systemd("no-root", 1000);
     user.write("etc/ufw/ufw.conf", "ENABLED=yes\n");
     user.says("firewall", 1, &["run ufw allow 11435/tcp", "this takes root: use sudo"]);

@@ -8,21 +8,29 @@ use super::report::Report;
 use crate::config::{SERVER_PORT, Settings};
 use crate::system;
 
+/// A port, and its protocol as rules call it.
+type Port = (u16, &'static str);
+
 pub(super) fn look(report: &mut Report, settings: &Settings, is_server: bool) {
     let mut tcp = settings.share.iter().chain(&settings.listen).map(|address| address.port());
     let tcp = tcp.next_back().filter(|_| is_server).unwrap_or(SERVER_PORT);
     let udp = settings.discovery_port;
+    // Nobody asks over UDP where the discovery is off.
+    let ports = [(tcp, "tcp"), (udp, "udp")].into_iter().filter(|(port, _)| *port != 0);
+    let ports: Vec<Port> = ports.collect();
     let found: Vec<Firewall> =
-        [ufw(tcp, udp), firewalld(is_server, tcp, udp)].into_iter().flatten().collect();
+        [ufw(&ports, udp), firewalld(is_server, &ports, udp)].into_iter().flatten().collect();
     let is_found = !found.is_empty();
     for Firewall { name, is_open, open, open_source } in found {
         match (is_server, is_open) {
             (true, Some(true)) => report.well(format!("{name} lets the ports through")),
             (true, Some(false)) => {
-                let text = format!("{name} is on and doesn't let TCP {tcp} and UDP {udp} in");
-                report.warn(text, open);
+                report.warn(format!("{name} is on and doesn't let {} in", told(&ports)), open);
             }
             (true, None) => report.hint(format!("{name} is on; only root sees its rules"), open),
+            (false, _) if udp == 0 => {
+                report.well(format!("{name} is on: without the discovery, nothing has to come in"));
+            }
             (false, _) => report.hint(
                 format!("{name} is on: it may drop the answers to broadcasts"),
                 format!("if no server is found: {open_source}"),
@@ -42,7 +50,7 @@ pub(super) fn look(report: &mut Report, settings: &Settings, is_server: bool) {
         };
     }
     match rules() {
-        Some(rules) => judge(report, &rules, is_server, tcp, udp),
+        Some(rules) => judge(report, &rules, is_server, &ports),
         None if cfg!(target_os = "linux") && system::user() == Some(0) => {
             report.note("not judged: neither nft nor iptables-save is installed");
         }
@@ -53,6 +61,15 @@ pub(super) fn look(report: &mut Report, settings: &Settings, is_server: bool) {
         ),
         None => report.note("not judged on this system"),
     }
+}
+
+/// `TCP 11435 and UDP 11436`
+fn told(ports: &[Port]) -> String {
+    each(ports, " and ", |(port, protocol)| format!("{} {port}", protocol.to_uppercase()))
+}
+
+fn each(ports: &[Port], between: &str, tell: impl Fn(Port) -> String) -> String {
+    ports.iter().copied().map(tell).collect::<Vec<String>>().join(between)
 }
 
 /// What a program prints, if there is such a program and it exits with 0.
@@ -78,34 +95,34 @@ struct Firewall {
     open_source: String,
 }
 
-fn ufw(tcp: u16, udp: u16) -> Option<Firewall> {
+fn ufw(ports: &[Port], udp: u16) -> Option<Firewall> {
     let config = fs::read_to_string("/etc/ufw/ufw.conf").unwrap_or_default();
     config.lines().find(|line| line.trim().eq_ignore_ascii_case("enabled=yes"))?;
     let defaults = fs::read_to_string("/etc/default/ufw").unwrap_or_default();
     let is_lax = defaults.contains("DEFAULT_INPUT_POLICY=\"ACCEPT\"");
-    let allows = |rules: &str, port, protocol| {
+    let allows = |rules: &str, (port, protocol): Port| {
         rules.lines().any(|line| line.ends_with("ACCEPT") && covers(line, port, protocol))
     };
     let rules = fs::read_to_string("/etc/ufw/user.rules").ok();
     Some(Firewall {
         name: "ufw",
         is_open: rules
-            .map(|rules| is_lax || allows(&rules, tcp, "tcp") && allows(&rules, udp, "udp")),
-        open: format!("sudo ufw allow {tcp}/tcp && sudo ufw allow {udp}/udp"),
+            .map(|rules| is_lax || ports.iter().copied().all(|port| allows(&rules, port))),
+        open: each(ports, " && ", |(port, protocol)| format!("sudo ufw allow {port}/{protocol}")),
         open_source: format!("sudo ufw allow proto udp from any port {udp}"),
     })
 }
 
-fn firewalld(is_server: bool, tcp: u16, udp: u16) -> Option<Firewall> {
+fn firewalld(is_server: bool, ports: &[Port], udp: u16) -> Option<Firewall> {
     output("firewall-cmd", &["--state"])?;
-    let query = |port: String| output("firewall-cmd", &[&format!("--query-port={port}")]).is_some();
+    let query = |(port, protocol): &Port| {
+        output("firewall-cmd", &[&format!("--query-port={port}/{protocol}")]).is_some()
+    };
+    let add = each(ports, " ", |(port, protocol)| format!("--add-port={port}/{protocol}"));
     Some(Firewall {
         name: "firewalld",
-        is_open: Some(is_server && query(format!("{tcp}/tcp")) && query(format!("{udp}/udp"))),
-        open: format!(
-            "firewall-cmd --permanent --add-port={tcp}/tcp --add-port={udp}/udp && \
-             firewall-cmd --reload"
-        ),
+        is_open: Some(is_server && ports.iter().all(query)),
+        open: format!("firewall-cmd --permanent {add} && firewall-cmd --reload"),
         open_source: format!("firewall-cmd --add-source-port={udp}/udp"),
     })
 }
@@ -119,14 +136,13 @@ fn rules() -> Option<String> {
 
 /// Understands rules that name ports, and the default of what comes in. Of others it says that they
 /// aren't judged.
-fn judge(report: &mut Report, rules: &str, is_server: bool, tcp: u16, udp: u16) {
+fn judge(report: &mut Report, rules: &str, is_server: bool, ports: &[Port]) {
     let rules = input_rules(rules);
-    let ports = [(tcp, "tcp"), (udp, "udp")];
     let (drops, others): (Vec<&str>, Vec<&str>) = rules.into_iter().partition(|rule| {
         let rule = rule.to_lowercase();
         rule.contains("drop") || rule.contains("reject")
     });
-    let opens = |(port, protocol): (u16, &str)| {
+    let opens = |(port, protocol): Port| {
         let is_open = |rule: &&&str| rule.to_lowercase().contains("accept");
         others.iter().filter(is_open).any(|rule| covers(rule, port, protocol))
     };
@@ -150,19 +166,20 @@ fn judge(report: &mut Report, rules: &str, is_server: bool, tcp: u16, udp: u16) 
             unclear = unclear.or(Some(rule));
         }
     }
-    if is_strict && !ports.into_iter().all(opens) {
+    let udp = ports.iter().find(|(_, protocol)| *protocol == "udp");
+    // A client without the discovery only asks.
+    if is_strict && (is_server || udp.is_some()) && !ports.iter().copied().all(opens) {
         is_clear = false;
         let text = "incoming packets are dropped by default";
-        if is_server {
-            report.warn(
-                format!("{text}, and no rule that is understood here opens {tcp} and {udp}"),
-                format!("accept TCP {tcp} and UDP {udp} from the local network"),
-            );
-        } else {
-            report.hint(
+        match udp {
+            Some((udp, _)) if !is_server => report.hint(
                 format!("{text}: answers to broadcasts may be among them"),
                 format!("if no server is found: accept UDP from source port {udp}"),
-            );
+            ),
+            _ => report.warn(
+                format!("{text}, and no rule that is understood here opens {}", told(ports)),
+                format!("accept {} from the local network", told(ports)),
+            ),
         }
     }
     match unclear {
@@ -252,9 +269,15 @@ mod tests {
     use super::super::report::Level;
     use super::*;
 
+    const PORTS: &[Port] = &[(11435, "tcp"), (11436, "udp")];
+
     fn judged(rules: &str, is_server: bool) -> (Level, String) {
+        judged_for(PORTS, rules, is_server)
+    }
+
+    fn judged_for(ports: &[Port], rules: &str, is_server: bool) -> (Level, String) {
         let mut report = Report::default();
-        judge(&mut report, rules, is_server, 11435, 11436);
+        judge(&mut report, rules, is_server, ports);
         let worst = report.findings.into_iter().max_by_key(|finding| finding.level);
         worst.map(|finding| (finding.level, finding.text)).unwrap()
     }
@@ -313,5 +336,15 @@ mod tests {
         assert_eq!(judged(&format!("{STRICT}{open}\n drop"), true).0, Level::Well);
         let (_, text) = judged("hook input ip saddr 10.0.0.0/8 drop", true);
         assert!(text.starts_with("not judged: "), "{text}");
+    }
+
+    #[test]
+    fn without_the_discovery_nothing_is_said_of_udp() {
+        let tcp = &PORTS[..1];
+        assert_eq!(judged_for(tcp, STRICT, false).0, Level::Well);
+        let (level, text) = judged_for(tcp, STRICT, true);
+        assert!(level == Level::Warning && text.ends_with("here opens TCP 11435"), "{text}");
+        let open = format!("{STRICT}tcp dport 11435 accept");
+        assert_eq!(judged_for(tcp, &open, true).0, Level::Well);
     }
 }

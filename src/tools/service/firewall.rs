@@ -20,6 +20,7 @@ pub(super) fn run(
     let verb = if undo { "takes the rules away for" } else { "lets in" };
     let what = match host.system.as_str() {
         "windows" | "macos" => format!("what is for {}", host.program.display()),
+        _ if udp == 0 => format!("TCP {tcp}"),
         _ => format!("TCP {tcp}, UDP {udp}, and UDP from port {udp}"),
     };
     let steps = match host.system.as_str() {
@@ -63,14 +64,17 @@ fn macos(host: &Host, undo: bool) -> Vec<Step> {
     }
 }
 
+/// Without the discovery (port 0), nobody asks over UDP.
 fn linux(host: &Host, tcp: u16, udp: u16, undo: bool) -> Vec<Step> {
     let (tcp_port, udp_port, from) = (format!("{tcp}/tcp"), format!("{udp}/udp"), udp.to_string());
+    let has_discovery = udp != 0;
     let mut steps = Vec::new();
     let is_on = |line: &str| line.trim().eq_ignore_ascii_case("enabled=yes");
     if host.text(&host.path("/etc/ufw/ufw.conf")).lines().any(is_on) {
         let verb: &[&str] = if undo { &["delete", "allow"] } else { &["allow"] };
         let source = ["proto", "udp", "from", "any", "port", &from];
-        for rule in [&[tcp_port.as_str()][..], &[&udp_port], &source] {
+        let rules = [&[tcp_port.as_str()][..], &[&udp_port], &source];
+        for rule in &rules[..if has_discovery { 3 } else { 1 }] {
             steps.push(command(&[&["ufw"][..], verb, rule].concat()));
         }
     }
@@ -78,7 +82,8 @@ fn linux(host: &Host, tcp: u16, udp: u16, undo: bool) -> Vec<Step> {
         let verb = if undo { "remove" } else { "add" };
         let ports = [&tcp_port, &udp_port].map(|port| format!("--{verb}-port={port}"));
         let source = format!("--{verb}-source-port={udp_port}");
-        steps.push(command(&["firewall-cmd", "--permanent", &ports[0], &ports[1], &source]));
+        let change = ["firewall-cmd", "--permanent", &ports[0], &ports[1], &source];
+        steps.push(command(&change[..if has_discovery { 5 } else { 3 }]));
         steps.push(command(&["firewall-cmd", "--reload"]));
     }
     steps
