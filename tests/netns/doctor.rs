@@ -98,6 +98,27 @@ fn what_the_running_ollana_goes_by_is_known() {
 }
 
 #[test]
+fn a_house_with_another_discovery_port_is_well() {
+    let Some(mut lan) = Lan::new(1) else { return };
+    let (server, client) = (lan.host(&[("eth0", 0)]), lan.host(&[("eth0", 0)]));
+    let port = ["--discovery-port", "12000"];
+    let _ollama = Ollama::start(&server, "gpu");
+    let _server = Daemon::start(&server, &port);
+    let _client = Daemon::start(&client, &port);
+    takes("found", limits::FOUND, || works(&client));
+    for (host, what) in [(&server, "own server answers UDP 12000"), (&client, "found through eth0")]
+    {
+        let (code, findings) = doctor(host, &[]);
+        assert_eq!((code, complaints(&findings)), (0, 0), "{findings:#?}");
+        assert_says(&findings, "ok servers", what);
+    }
+    // Where the port is another one by mistake, that is seen and said.
+    let (code, findings) = doctor(&client, &["--discovery-port", "11436"]);
+    assert_eq!((code, complaints(&findings)), (1, 1), "{findings:#?}");
+    assert_says(&findings, "warn servers", "answers HTTP, but not UDP 11436");
+}
+
+#[test]
 fn a_tunnel_carries_no_broadcasts_and_what_to_do_is_said() {
     let Some(mut lan) = Lan::new(1) else { return };
     let client = lan.host(&[("eth0", 0)]);

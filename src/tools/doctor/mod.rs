@@ -27,17 +27,17 @@ const ACROSS_A_VPN: &str = "for a server across it, its name or address there: -
 
 /// Exit code 0: nothing has to be done; 1: something has.
 pub(super) fn run(tool: &Tool) -> ExitCode {
-    let report = examine(&tool.settings);
+    let report = examine(tool);
     let text = || report.text(screen::style().is_coloured);
     let text = if tool.has("json") { report.json() } else { text() };
     let _ = super::print(&text);
     if report.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn examine(settings: &Settings) -> Report {
+fn examine(tool: &Tool) -> Report {
     let mut report = Report::default();
-    let running = Running::ask(settings);
-    let settings = &running.settings(settings);
+    let running = Running::ask(&tool.settings);
+    let settings = &running.settings(tool);
     let keyring = keyring(&mut report, settings);
     let here = local::look(settings);
     report.about("this machine");

@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::ask::{self, LOCALHOST};
 use super::report::Report;
-use crate::config::{ModeChoice, Settings, parse_host_port, parse_ollama};
+use crate::cli::Tool;
+use crate::config::{DISCOVERY_PORT, ModeChoice, Settings, parse_host_port, parse_ollama};
 use crate::pairing::keyring::Keyring;
 use crate::tools::daemon;
 use crate::tools::status::state;
@@ -33,8 +34,8 @@ impl Running {
     }
 
     /// The options of this command, and where there are none, the daemon's.
-    pub(super) fn settings(&self, asked: &Settings) -> Settings {
-        let mut settings = asked.clone();
+    pub(super) fn settings(&self, tool: &Tool) -> Settings {
+        let mut settings = tool.settings.clone();
         let given = |origin: &str| {
             let servers = list(&self.0, "servers").iter();
             let given = servers.filter(|server| word(server, "origin") == origin);
@@ -51,7 +52,22 @@ impl Running {
             let parse = |name: &String| parse_host_port(name, 0).ok();
             settings.servers = given("named").iter().filter_map(parse).collect();
         }
+        // Somebody may ask for the usual port, and means it.
+        let is_asked = tool.given.iter().any(|option| option.starts_with("--discovery-port="));
+        if !is_asked && settings.discovery_port == DISCOVERY_PORT {
+            settings.discovery_port = self.discovery_port().unwrap_or(DISCOVERY_PORT);
+        }
         settings
+    }
+
+    /// The UDP port that the daemon asks or answers at: it is told as `to port 11436/udp`, as
+    /// `0.0.0.0:11436/udp`, or as `off`, for which the port is 0.
+    fn discovery_port(&self) -> Option<u16> {
+        let told = word(&self.0["machine"], "discovery");
+        match told.as_str() {
+            "off" => Some(0),
+            told => told.strip_suffix("/udp")?.rsplit([' ', ':']).next()?.parse().ok(),
+        }
     }
 
     /// Whether the daemon has keys that this command can't read. If so, says that too: without a
@@ -118,6 +134,31 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::cli::{self, Command};
+
+    #[test]
+    fn the_port_is_the_daemons_unless_one_is_asked_for() {
+        let table = [
+            ("", "to port 12000/udp", 12000),
+            ("", "0.0.0.0:12000/udp", 12000),
+            ("", "[::]:12000/udp", 12000),
+            ("", "off", 0),
+            // There is no daemon, or one that says something else some day.
+            ("", "", 11436),
+            ("", "to nobody", 11436),
+            ("--discovery-port=12001", "to port 12000/udp", 12001),
+            ("--discovery-port=11436", "to port 12000/udp", 11436),
+            ("--discovery-port=0", "to port 12000/udp", 0),
+        ];
+        for (option, told, want) in table {
+            let words = ["ollana", "doctor", option].into_iter().filter(|word| !word.is_empty());
+            let Ok(Command::Tool(tool)) = cli::parse(words.map(Into::into), &|_| None) else {
+                panic!("a command with {option}");
+            };
+            let running = Running(json!({ "machine": { "discovery": told } }));
+            assert_eq!(running.settings(&tool).discovery_port, want, "{option} {told}");
+        }
+    }
 
     #[test]
     fn what_this_machine_says_is_told_to_its_end() {

@@ -152,8 +152,11 @@ pub(super) fn look(
         if here.is_client && !works && !is_blind && notices.is_empty() {
             report.wrong(
                 text,
-                "start ollana on the machine with Ollama, and open UDP 11436 and TCP 11435 there; \
-                 on another subnet, in a VPN, behind guest Wi-Fi or without ollana: --server HOST",
+                format!(
+                    "start ollana on the machine with Ollama, and open UDP {udp} and TCP 11435 \
+                     there; on another subnet, in a VPN, behind guest Wi-Fi or without ollana: \
+                     --server HOST"
+                ),
             );
         } else {
             report.note(text);
@@ -300,6 +303,9 @@ fn known(report: &mut Report, settings: &Settings, running: &Running) -> Vec<Ser
                 "look at its spelling, or give its address",
             ),
         }
+    }
+    if settings.discovery_port == 0 {
+        return servers; // Ollana uses no others then.
     }
     for (address, name) in running.servers() {
         add(&mut servers, Server::new(address, &name, Origin::Remembered));
