@@ -2,24 +2,32 @@
 //! elsewhere, with the servers.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, Stdio};
 
 use super::report::Report;
+use crate::access::addresses::Cidr;
 use crate::config::{SERVER_PORT, Settings};
+use crate::net::interfaces::{Interface, Subnets};
 use crate::system;
 
 /// A port, and its protocol as rules call it.
 type Port = (u16, &'static str);
 
-pub(super) fn look(report: &mut Report, settings: &Settings, is_server: bool) {
+pub(super) fn look(
+    report: &mut Report,
+    settings: &Settings,
+    is_server: bool,
+    interfaces: &[Interface],
+) {
     let mut tcp = settings.share.iter().chain(&settings.listen).map(|address| address.port());
     let tcp = tcp.next_back().filter(|_| is_server).unwrap_or(SERVER_PORT);
     let udp = settings.discovery_port;
     // Nobody asks over UDP where the discovery is off.
     let ports = [(tcp, "tcp"), (udp, "udp")].into_iter().filter(|(port, _)| *port != 0);
     let ports: Vec<Port> = ports.collect();
-    let found: Vec<Firewall> =
-        [ufw(&ports, udp), firewalld(is_server, &ports, udp)].into_iter().flatten().collect();
+    let found = [ufw(&ports, udp, interfaces), firewalld(is_server, &ports, udp)];
+    let found: Vec<Firewall> = found.into_iter().flatten().collect();
     let is_found = !found.is_empty();
     for Firewall { name, is_open, open, open_source } in found {
         match (is_server, is_open) {
@@ -95,22 +103,93 @@ struct Firewall {
     open_source: String,
 }
 
-fn ufw(ports: &[Port], udp: u16) -> Option<Firewall> {
+fn ufw(ports: &[Port], udp: u16, interfaces: &[Interface]) -> Option<Firewall> {
     let config = fs::read_to_string("/etc/ufw/ufw.conf").unwrap_or_default();
     config.lines().find(|line| line.trim().eq_ignore_ascii_case("enabled=yes"))?;
     let defaults = fs::read_to_string("/etc/default/ufw").unwrap_or_default();
     let is_lax = defaults.contains("DEFAULT_INPUT_POLICY=\"ACCEPT\"");
-    let allows = |rules: &str, (port, protocol): Port| {
-        rules.lines().any(|line| line.ends_with("ACCEPT") && covers(line, port, protocol))
-    };
+    let subnets = Subnets::now();
+    let lan = Lan { interfaces, is_near: &|ip| subnets.contain(ip) };
+    // Broadcasts are IPv4's. Its twin of IPv6, user6.rules, lets in none of them.
     let rules = fs::read_to_string("/etc/ufw/user.rules").ok();
     Some(Firewall {
         name: "ufw",
-        is_open: rules
-            .map(|rules| is_lax || ports.iter().copied().all(|port| allows(&rules, port))),
+        is_open: rules.map(|rules| ufw_admits(&rules, is_lax, &lan, ports)),
         open: each(ports, " && ", |(port, protocol)| format!("sudo ufw allow {port}/{protocol}")),
         open_source: format!("sudo ufw allow proto udp from any port {udp}"),
     })
+}
+
+/// Where packets for a server come from.
+struct Lan<'a> {
+    interfaces: &'a [Interface],
+    /// Whether an address is within one of their subnets.
+    is_near: &'a dyn Fn(IpAddr) -> bool,
+}
+
+/// Whether ufw lets a machine of the LAN in at all of these ports: one that is named by a rule, or
+/// one that none names.
+fn ufw_admits(rules: &str, is_lax: bool, lan: &Lan<'_>, ports: &[Port]) -> bool {
+    // What goes out or through passes other chains.
+    let rules = rules.lines().filter_map(|line| line.strip_prefix("-A ufw-user-input "));
+    let rules: Vec<&str> = rules.collect();
+    let is_ours = |rule: &str| ports.iter().any(|(port, of)| covers(rule, *port, of));
+    // A rule for one of the ports means machines elsewhere, too.
+    let named = rules.iter().filter_map(|rule| {
+        let source = after(rule, "-s")?.split('/').next()?.parse().ok()?;
+        ((lan.is_near)(IpAddr::V4(source)) || is_ours(rule)).then_some(source)
+    });
+    let lets_in = |interface: &Interface, source: Ipv4Addr| {
+        ports.iter().all(|port| {
+            let verdict = rules.iter().find_map(|rule| ufw_verdict(rule, interface, source, *port));
+            verdict.unwrap_or(is_lax)
+        })
+    };
+    let none = [Interface::default_route()];
+    let interfaces = if lan.interfaces.is_empty() { &none[..] } else { lan.interfaces };
+    interfaces.iter().any(|interface| {
+        let mut sources = named.clone().chain([interface.address]);
+        sources.any(|source| lets_in(interface, source))
+    })
+}
+
+/// Whether a rule of ufw lets in what comes from there for a port; `None` if that isn't the rule's
+/// to say. A rule without a port is about all of them.
+fn ufw_verdict(
+    rule: &str,
+    interface: &Interface,
+    source: Ipv4Addr,
+    (port, protocol): Port,
+) -> Option<bool> {
+    let within = |option: &str, address: Ipv4Addr| {
+        let range = after(rule, option).map(str::parse::<Cidr>);
+        range.is_none_or(|range| range.is_ok_and(|range| range.contains(address.into())))
+    };
+    // A further address may have a label, such as eth0:1, which rules don't know.
+    let own = interface.name.split(':').next().unwrap_or_default();
+    let is_interface = |name: &str| match name.strip_suffix('+') {
+        Some(start) => own.starts_with(start),
+        None => name == own,
+    };
+    // Questions of the discovery are broadcasts.
+    let to = if protocol == "udp" { interface.broadcast } else { interface.address };
+    let is_about = after(rule, "-p").is_none_or(|of| of == protocol)
+        && (!rule.contains("--dport") || covers(rule, port, protocol))
+        // Who asks does so from any port.
+        && !rule.contains("--sport")
+        && after(rule, "-i").is_none_or(is_interface)
+        && within("-s", source)
+        && within("-d", to);
+    match after(rule, "-j").filter(|_| is_about)? {
+        "ACCEPT" | "ufw-user-limit-accept" => Some(true),
+        "DROP" | "REJECT" => Some(false),
+        _ => None,
+    }
+}
+
+/// The word that follows an option of a rule.
+fn after<'a>(rule: &'a str, option: &str) -> Option<&'a str> {
+    rule.split_whitespace().skip_while(|word| *word != option).nth(1)
 }
 
 fn firewalld(is_server: bool, ports: &[Port], udp: u16) -> Option<Firewall> {
@@ -336,6 +415,79 @@ mod tests {
         assert_eq!(judged(&format!("{STRICT}{open}\n drop"), true).0, Level::Well);
         let (_, text) = judged("hook input ip saddr 10.0.0.0/8 drop", true);
         assert!(text.starts_with("not judged: "), "{text}");
+    }
+
+    /// As ufw 0.36 writes them, on a machine 192.168.1.20.
+    #[test]
+    fn rules_of_ufw() {
+        let ours = "-p tcp --dport 11435 -j ACCEPT\n-p udp --dport 11436 -j ACCEPT";
+        let from = |range: &str| ours.replace("-j", &format!("-s {range} -j"));
+        let before = |rule: &str, rest: &str| format!("{rule}\n{rest}");
+        let limited = "-p tcp --dport 11435 -m conntrack --ctstate NEW -m recent --set\n\
+                       -p tcp --dport 11435 -m conntrack --ctstate NEW -m recent --update \
+                       --seconds 30 --hitcount 6 -j ufw-user-limit\n\
+                       -p tcp --dport 11435 -j ufw-user-limit-accept";
+        let logged = "-p udp --dport 11436 -j ufw-user-logging-input";
+        let udp = "-p udp --dport 11436 -j ACCEPT";
+        let [address, broadcast] = [20, 255].map(|last| Ipv4Addr::new(192, 168, 1, last));
+        let interfaces = [Interface::new("eth0", address, broadcast)];
+        let subnet: Cidr = "192.168.1.0/24".parse().unwrap();
+        let lan = Lan { interfaces: &interfaces, is_near: &|ip| subnet.contains(ip) };
+        let others = "-A ufw-user-output -j ACCEPT\n-A ufw-user-forward -j ACCEPT\n\
+                      -A ufw-user-limit-accept -j ACCEPT\n";
+        for (rules, want) in [
+            ("", false),
+            (ours, true),
+            ("-p tcp --dport 11435 -j ACCEPT", false),
+            (before("-p tcp -m multiport --dports 80,11000:12000 -j ACCEPT", udp).as_str(), true),
+            (&ours.replace("ACCEPT", "ACCEPT -m comment --comment 'dapp_Transport'"), true),
+            (&before(limited, &before(logged, udp)), true),
+            // Without a port: for everybody, a subnet, a machine, an interface.
+            ("-j ACCEPT", true),
+            ("-s 192.168.1.0/24 -j ACCEPT", true),
+            ("-s 192.168.0.0/16 -j ACCEPT", true),
+            ("-s 192.168.1.7 -j ACCEPT", true),
+            ("-i eth0 -j ACCEPT", true),
+            ("-i eth+ -s 192.168.1.0/24 -j ACCEPT", true),
+            ("-p udp -j ACCEPT\n-p tcp -s 192.168.1.0/24 -j ACCEPT", true),
+            ("-d 192.168.1.0/24 -j ACCEPT", true),
+            // For others, or for something else; broadcasts go to no machine's own address.
+            ("-s 203.0.113.7 -j ACCEPT", false),
+            ("-s 203.0.113.7 -j ACCEPT\n-p tcp --dport 22 -s 203.0.113.7 -j ACCEPT", false),
+            ("-i docker0 -j ACCEPT", false),
+            ("-p udp -j ACCEPT", false),
+            ("-p tcp -s 192.168.1.7 -j ACCEPT\n-p udp -s 192.168.1.8 -j ACCEPT", false),
+            ("-p udp --sport 11436 -j ACCEPT\n-p tcp --dport 11435 -j ACCEPT", false),
+            ("-d 192.168.1.20 -j ACCEPT", false),
+            // A rule for the ports means whom it names, wherever these are.
+            (&from("10.9.0.0/16"), true),
+            // The first match wins.
+            (&before("-p tcp --dport 11435 -j DROP", "-s 192.168.1.0/24 -j ACCEPT"), false),
+            (&before("-s 192.168.1.0/24 -j ACCEPT", "-p tcp --dport 11435 -j DROP"), true),
+            (&before("-s 192.168.1.0/24 -j DROP", ours), false),
+            (&before("-s 192.168.1.7 -j REJECT", ours), true),
+            (&before("-s 192.168.1.7 -j REJECT", &from("192.168.1.7")), false),
+            (&before("-i wlan0 -j REJECT --reject-with tcp-reset", ours), true),
+            (&before("-i eth0 -j DROP", ours), false),
+        ] {
+            let rules = rules.lines().map(|rule| format!("-A ufw-user-input {rule}\n"));
+            let rules = rules.collect::<String>() + others;
+            assert_eq!(ufw_admits(&rules, false, &lan, PORTS), want, "{rules}");
+        }
+        let labelled = [Interface::new("eth0:1", address, broadcast)];
+        let lan = Lan { interfaces: &labelled, ..lan };
+        assert!(ufw_admits("-A ufw-user-input -i eth0 -j ACCEPT", false, &lan, PORTS));
+        // What no rule is about follows the default.
+        let shut = "-A ufw-user-input -p udp --dport 11436 -j DROP";
+        assert!(ufw_admits(others, true, &lan, PORTS));
+        assert!(!ufw_admits(shut, true, &lan, PORTS));
+        assert!(ufw_admits(shut, true, &lan, &PORTS[..1]));
+        // Where there is no interface to broadcast on.
+        let lan = Lan { interfaces: &[], ..lan };
+        for (rule, want) in [("-j ACCEPT", true), ("-i docker0 -j ACCEPT", false)] {
+            let rule = format!("-A ufw-user-input {rule}");
+            assert_eq!(ufw_admits(&rule, false, &lan, PORTS), want, "{rule}");
+        }
     }
 
     #[test]

@@ -56,7 +56,7 @@ fn examine(tool: &Tool) -> Report {
     report.about("interfaces");
     let interfaces = network(&mut report, settings);
     report.about("firewall");
-    firewall::look(&mut report, settings, here.is_server);
+    firewall::look(&mut report, settings, here.is_server, &interfaces);
     report.about("servers");
     servers::look(&mut report, settings, &here, &interfaces, &Arc::new(keyring), &running);
     report
