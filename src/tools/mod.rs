@@ -6,6 +6,7 @@ mod cp;
 mod daemon;
 mod discover;
 mod doctor;
+mod firewalld;
 mod forget;
 mod man;
 mod models;

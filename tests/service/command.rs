@@ -50,6 +50,37 @@ const RC_SERVICE: &str = r#"
 case $2 in restart) : >"$state" ;; stop) rm "$state" ;; status) [ -e "$state" ] ;; esac
 "#;
 
+/// Ports belong to a zone; what is permanent counts after a reload. A change that changes nothing
+/// succeeds.
+const FIREWALL_CMD: &str = r#"
+[ -e "$ROOT/firewalld" ] || { echo "not running" >&2; exit 252; }
+zone=public kind=runtime
+for option; do
+    case $option in --zone=*) zone=${option#*=} ;; --permanent) kind=permanent ;; esac
+done
+[ -d "$ROOT/firewalld/$zone" ] || { echo "Error: INVALID_ZONE: $zone" >&2; exit 112; }
+ports=$ROOT/firewalld/$zone/$kind
+[ -e "$ports" ] || : >"$ports"
+for option; do
+    case $option in
+    --state | --permanent | --zone=*) ;;
+    --get-default-zone) echo public ;;
+    --get-zone-of-interface=*)
+        place=$(echo "$ROOT"/firewalld/*/"interface-${option#*=}")
+        [ -e "$place" ] || { echo "no zone" >&2; exit 2; }
+        place=${place%/*}
+        echo "${place##*/}" ;;
+    --list-all) echo "$zone (active)"; cat "$ROOT/firewalld/$zone/target" ;;
+    --query-port=*) grep -qx "port=${option#*=}" "$ports" || { echo no; exit 1; } ;;
+    --add-*) echo "${option#--add-}" >>"$ports" ;;
+    --remove-*) left=$(grep -vx "${option#--remove-}" "$ports"); echo "$left" >"$ports" ;;
+    --reload)
+        for ports in "$ROOT"/firewalld/*/permanent; do cp "$ports" "${ports%/*}/runtime"; done ;;
+    *) echo "unrecognized arguments: $option" >&2; exit 2 ;;
+    esac
+done
+"#;
+
 struct Host {
     root: PathBuf,
     /// System and user, as the program is to take them.
@@ -80,7 +111,7 @@ impl Host {
             ("usermod", ""),
             ("chown", ""),
             ("ufw", ""),
-            ("firewall-cmd", "[ -e \"$ROOT/firewalld\" ]"),
+            ("firewall-cmd", FIREWALL_CMD),
             ("taskkill", "kill -9 \"$3\""),
         ] {
             let path = host.root.join("fake").join(name);
@@ -121,6 +152,8 @@ impl Host {
             "tasklist",
             "id ",
             "--state",
+            "--get-",
+            "--list-all",
             "ollana status",
         ];
         let is_asking = |call: &&str| asks.iter().any(|ask| call.contains(ask));
@@ -151,11 +184,22 @@ impl Host {
         found
     }
 
+    /// firewalld with a zone that has these interfaces.
+    fn zone(&self, name: &str, target: &str, interfaces: &[&str]) {
+        self.write(&format!("firewalld/{name}/target"), &format!("  target: {target}\n"));
+        for interface in interfaces {
+            self.write(&format!("firewalld/{name}/interface-{interface}"), "");
+        }
+    }
+
     fn run_from(&self, program: &str, arguments: &str) -> (Option<i32>, String) {
+        self.run_command(program, &format!("service {arguments}"))
+    }
+
+    fn run_command(&self, program: &str, words: &str) -> (Option<i32>, String) {
         let path = std::env::var("PATH").unwrap_or_default();
         let output = Command::new(self.root.join(program))
-            .arg("service")
-            .args(arguments.split_whitespace())
+            .args(words.split_whitespace())
             .env_clear()
             .env("PATH", format!("{}:{path}", self.root.join("fake").display()))
             .env("ROOT", &self.root)
@@ -423,7 +467,7 @@ fn firewalls_are_opened_and_closed_again() {
     let linux = systemd("firewall", 0);
     linux.says("firewall", 0, &["no firewall that ollana knows", "TCP 11435, UDP 11436"]);
     linux.write("etc/ufw/ufw.conf", "ENABLED=yes\n");
-    linux.write("firewalld", "");
+    linux.zone("public", "default", &[]);
     linux.says("firewall --dry-run", 0, &["run ufw allow 11435/tcp"]);
     assert_eq!(linux.calls(), [] as [&str; 0]);
     linux.says("firewall --listen 0.0.0.0:9", 0, &["lets in TCP 9, UDP 11436"]);
@@ -433,7 +477,8 @@ fn firewalls_are_opened_and_closed_again() {
             "ufw allow 9/tcp",
             "ufw allow 11436/udp",
             "ufw allow proto udp from any port 11436",
-            "firewall-cmd --permanent --add-port=9/tcp --add-port=11436/udp --add-source-port=11436/udp",
+            "firewall-cmd --permanent --zone=public --add-port=9/tcp --add-port=11436/udp \
+             --add-source-port=11436/udp",
             "firewall-cmd --reload",
         ]
     );
@@ -445,7 +490,7 @@ fn firewalls_are_opened_and_closed_again() {
         linux.calls(),
         [
             "ufw allow 11435/tcp",
-            "firewall-cmd --permanent --add-port=11435/tcp",
+            "firewall-cmd --permanent --zone=public --add-port=11435/tcp",
             "firewall-cmd --reload",
         ]
     );
@@ -465,4 +510,51 @@ fn firewalls_are_opened_and_closed_again() {
     windows.says("firewall --undo", 0, &[]);
     let macos = Host::new("socketfilterfw", "macos", 501);
     macos.says("firewall", 1, &["socketfilterfw --unblockapp /usr/local/bin/ollana", "use sudo"]);
+}
+
+#[test]
+fn firewalld_is_opened_in_the_zones_of_the_lan() {
+    let host = systemd("zones", 0);
+    host.zone("public", "default", &[]);
+    host.zone("home", "default", &["eth7", "eth8"]);
+    host.zone("trusted", "ACCEPT", &["wlan7"]);
+    let port = "--discovery-port 12436";
+    let options = format!("--interface eth7 --interface eth8 --interface wlan7 {port}");
+    let doctor = |options: &str| {
+        let command = format!("doctor --json --mode server {options}");
+        let (_, text) = host.run_command("usr/local/bin/ollana", &command);
+        let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let findings = report["findings"].as_array().expect("findings").iter();
+        let texts = findings.map(|finding| format!("{}: {}", finding["text"], finding["fix"]));
+        let texts = texts.map(|text| text.replace('"', ""));
+        texts.filter(|text| text.starts_with("firewalld")).collect::<Vec<_>>()
+    };
+    let shut = |zone: &str| {
+        format!(
+            "firewalld (zone {zone}) is on and doesn't let TCP 11435 and UDP 12436 in: firewall-cmd \
+             --permanent --zone={zone} --add-port=11435/tcp --add-port=12436/udp && \
+             firewall-cmd --reload"
+        )
+    };
+    let open = |zone: &str| format!("firewalld (zone {zone}) lets the ports through: null");
+    assert_eq!(doctor(&options), [shut("home"), open("trusted")]);
+    // An interface of no zone is in the default one.
+    assert_eq!(doctor(&format!("--interface eth9 {port}")), [shut("public")]);
+    host.calls();
+    let change = |verb: &str, zone: &str| {
+        format!(
+            "firewall-cmd --permanent --zone={zone} --{verb}-port=11435/tcp \
+             --{verb}-port=12436/udp --{verb}-source-port=12436/udp"
+        )
+    };
+    let reload = "firewall-cmd --reload".to_owned();
+    host.says(&format!("firewall {options}"), 0, &["lets in TCP 11435, UDP 12436"]);
+    assert_eq!(host.calls(), [change("add", "home"), change("add", "trusted"), reload.clone()]);
+    assert_eq!(doctor(&options), [open("home"), open("trusted")]);
+    assert_eq!(doctor(&format!("--interface eth9 {port}")), [shut("public")]);
+    host.calls();
+    host.says(&format!("firewall --undo {options}"), 0, &["takes the rules away"]);
+    let undone = ["home", "trusted", "public"].map(|zone| change("remove", zone));
+    assert_eq!(host.calls(), [&undone[..], &[reload]].concat());
+    assert_eq!(doctor(&options), [shut("home"), open("trusted")]);
 }

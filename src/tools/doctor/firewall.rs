@@ -10,6 +10,7 @@ use crate::access::addresses::Cidr;
 use crate::config::{SERVER_PORT, Settings};
 use crate::net::interfaces::{Interface, Subnets};
 use crate::system;
+use crate::tools::firewalld;
 
 /// A port, and its protocol as rules call it.
 type Port = (u16, &'static str);
@@ -26,8 +27,8 @@ pub(super) fn look(
     // Nobody asks over UDP where the discovery is off.
     let ports = [(tcp, "tcp"), (udp, "udp")].into_iter().filter(|(port, _)| *port != 0);
     let ports: Vec<Port> = ports.collect();
-    let found = [ufw(&ports, udp, interfaces), firewalld(is_server, &ports, udp)];
-    let found: Vec<Firewall> = found.into_iter().flatten().collect();
+    let zones = firewalld(settings, is_server, &ports);
+    let found: Vec<Firewall> = ufw(&ports, udp, interfaces).into_iter().chain(zones).collect();
     let is_found = !found.is_empty();
     for Firewall { name, is_open, open, open_source } in found {
         match (is_server, is_open) {
@@ -94,7 +95,7 @@ fn output(program: &str, arguments: &[&str]) -> Option<String> {
 
 /// A program that manages the rules, and is on.
 struct Firewall {
-    name: &'static str,
+    name: String,
     /// Whether it lets a server's ports through, if that may be seen.
     is_open: Option<bool>,
     /// Opens a server's ports.
@@ -113,7 +114,7 @@ fn ufw(ports: &[Port], udp: u16, interfaces: &[Interface]) -> Option<Firewall> {
     // Broadcasts are IPv4's. Its twin of IPv6, user6.rules, lets in none of them.
     let rules = fs::read_to_string("/etc/ufw/user.rules").ok();
     Some(Firewall {
-        name: "ufw",
+        name: "ufw".to_owned(),
         is_open: rules.map(|rules| ufw_admits(&rules, is_lax, &lan, ports)),
         open: each(ports, " && ", |(port, protocol)| format!("sudo ufw allow {port}/{protocol}")),
         open_source: format!("sudo ufw allow proto udp from any port {udp}"),
@@ -192,18 +193,33 @@ fn after<'a>(rule: &'a str, option: &str) -> Option<&'a str> {
     rule.split_whitespace().skip_while(|word| *word != option).nth(1)
 }
 
-fn firewalld(is_server: bool, ports: &[Port], udp: u16) -> Option<Firewall> {
-    output("firewall-cmd", &["--state"])?;
-    let query = |(port, protocol): &Port| {
-        output("firewall-cmd", &[&format!("--query-port={port}/{protocol}")]).is_some()
+/// Each zone of firewalld that an interface in use is in.
+fn firewalld(settings: &Settings, is_server: bool, ports: &[Port]) -> Vec<Firewall> {
+    if output("firewall-cmd", &["--state"]).is_none() {
+        return Vec::new();
+    }
+    let zones = firewalld::zones(settings, &|option| output("firewall-cmd", &[option]));
+    let udp = settings.discovery_port;
+    let of_zone = |name: String| {
+        let zone = format!("--zone={name}");
+        let query = |(port, protocol): &Port| {
+            let query = format!("--query-port={port}/{protocol}");
+            output("firewall-cmd", &[&zone, &query]).is_some()
+        };
+        // Such as the zone "trusted".
+        let lets_all_in = || {
+            let told = output("firewall-cmd", &[&zone, "--list-all"]).unwrap_or_default();
+            told.lines().any(|line| line.trim() == "target: ACCEPT")
+        };
+        let add = each(ports, " ", |(port, protocol)| format!("--add-port={port}/{protocol}"));
+        Firewall {
+            name: format!("firewalld (zone {name})"),
+            is_open: Some(is_server && (ports.iter().all(query) || lets_all_in())),
+            open: format!("firewall-cmd --permanent {zone} {add} && firewall-cmd --reload"),
+            open_source: format!("firewall-cmd {zone} --add-source-port={udp}/udp"),
+        }
     };
-    let add = each(ports, " ", |(port, protocol)| format!("--add-port={port}/{protocol}"));
-    Some(Firewall {
-        name: "firewalld",
-        is_open: Some(is_server && ports.iter().all(query)),
-        open: format!("firewall-cmd --permanent {add} && firewall-cmd --reload"),
-        open_source: format!("firewall-cmd --add-source-port={udp}/udp"),
-    })
+    zones.into_iter().map(of_zone).collect()
 }
 
 /// The kernel's rules, if this user may see them.

@@ -4,6 +4,7 @@
 use super::host::Host;
 use super::plan::{self, Step, attempt, run as command};
 use crate::config::{SERVER_PORT, Settings};
+use crate::tools::firewalld;
 
 const RULE: &str = "name=ollana";
 const MACOS: &str = "/usr/libexec/ApplicationFirewall/socketfilterfw";
@@ -26,7 +27,7 @@ pub(super) fn run(
     let steps = match host.system.as_str() {
         "windows" => windows(host, undo),
         "macos" => macos(host, undo),
-        _ => linux(host, tcp, udp, undo),
+        _ => linux(host, settings, tcp, undo),
     };
     if steps.is_empty() {
         println!("no firewall that ollana knows is on here; your own rules must let in {what}");
@@ -65,7 +66,8 @@ fn macos(host: &Host, undo: bool) -> Vec<Step> {
 }
 
 /// Without the discovery (port 0), nobody asks over UDP.
-fn linux(host: &Host, tcp: u16, udp: u16, undo: bool) -> Vec<Step> {
+fn linux(host: &Host, settings: &Settings, tcp: u16, undo: bool) -> Vec<Step> {
+    let udp = settings.discovery_port;
     let (tcp_port, udp_port, from) = (format!("{tcp}/tcp"), format!("{udp}/udp"), udp.to_string());
     let has_discovery = udp != 0;
     let mut steps = Vec::new();
@@ -82,9 +84,24 @@ fn linux(host: &Host, tcp: u16, udp: u16, undo: bool) -> Vec<Step> {
         let verb = if undo { "remove" } else { "add" };
         let ports = [&tcp_port, &udp_port].map(|port| format!("--{verb}-port={port}"));
         let source = format!("--{verb}-source-port={udp_port}");
-        let change = ["firewall-cmd", "--permanent", &ports[0], &ports[1], &source];
-        steps.push(command(&change[..if has_discovery { 5 } else { 3 }]));
+        for zone in zones(settings, undo) {
+            let zone = format!("--zone={zone}");
+            let change = ["firewall-cmd", "--permanent", &zone, &ports[0], &ports[1], &source];
+            steps.push(command(&change[..if has_discovery { 6 } else { 4 }]));
+        }
         steps.push(command(&["firewall-cmd", "--reload"]));
     }
     steps
+}
+
+/// The zones of firewalld that are opened, or closed again: the default one too, in case an
+/// interface has got a zone of its own since.
+fn zones(settings: &Settings, undo: bool) -> Vec<String> {
+    let ask = |option: &str| Some(plan::said(&["firewall-cmd", option]));
+    let mut zones = firewalld::zones(settings, &ask);
+    let default = firewalld::default_zone(&ask);
+    if undo && !zones.contains(&default) {
+        zones.push(default);
+    }
+    zones
 }
