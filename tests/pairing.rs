@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -318,7 +318,7 @@ fn refusal(settings: &Settings) -> String {
     let client = Daemon::start(settings).expect("a client");
     let answer = eventually("the check of the server", || {
         let answer = ask(&client);
-        (!answer.text().contains("not been checked")).then_some(answer)
+        (!answer.text().contains("not checked yet")).then_some(answer)
     });
     assert_eq!(answer.status(), 503, "{}", answer.text());
     answer.text()
@@ -336,6 +336,54 @@ fn a_paired_client_uses_no_server_without_the_key() {
     // The way out that it names.
     let mixed = start(&Settings { unpaired: Some(true), ..settings });
     assert_eq!(ask(&mixed).status(), 200);
+}
+
+/// An Ollama without ollana, which is as strict as Go's server: it waits for a line, and what is no
+/// request gets a 400.
+fn plain_ollama() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address");
+    let answer = |stream: &TcpStream| {
+        let mut reader = BufReader::new(stream);
+        let (mut line, mut len) = (Vec::new(), 0);
+        reader.read_until(b'\n', &mut line)?;
+        let is_request = line.ends_with(b" HTTP/1.1\r\n");
+        while is_request && line != b"\r\n" {
+            line.clear();
+            if reader.read_until(b'\n', &mut line)? == 0 {
+                return Ok(());
+            }
+            let text = String::from_utf8_lossy(&line).to_lowercase();
+            let told = text.strip_prefix("content-length:").and_then(|it| it.trim().parse().ok());
+            len = told.unwrap_or(len);
+        }
+        reader.read_exact(&mut vec![0; len])?;
+        let (status, body) = match is_request {
+            true => ("200 OK", "{\"version\":\"0.9.9\"}"),
+            false => ("400 Bad Request", "400 Bad Request"),
+        };
+        let len = body.len();
+        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {len}\r\nConnection: close");
+        (&*stream).write_all(format!("{head}\r\n\r\n{body}").as_bytes())
+    };
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || answer(&stream));
+        }
+    });
+    address
+}
+
+#[test]
+fn a_plain_ollama_is_known_as_such_at_the_first_check() {
+    let mut settings = client_of(plain_ollama(), true);
+    settings.timing.health_interval = Duration::from_secs(60);
+    for _ in 0..10 {
+        let said = refusal(&settings);
+        assert!(said.contains("it is not paired with this machine"), "{said}");
+        let mixed = start(&Settings { unpaired: Some(true), ..settings.clone() });
+        assert_eq!(ask(&mixed).status(), 200);
+    }
 }
 
 #[test]

@@ -23,6 +23,8 @@ const TRY_AGAIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct KeysToTry {
     pub(crate) keys: Vec<Key>,
+    /// Whether it has proved to have one.
+    pub(crate) has_key: bool,
     /// Whether to talk to it in clear if it takes none of the keys.
     pub(crate) then_plain: bool,
 }
@@ -232,7 +234,7 @@ impl Keyring {
                 .as_ref()
                 .is_none_or(|one| one.tried.is_none_or(|at| at.elapsed() > TRY_AGAIN));
         if known == Some(None) && takes_unpaired && !is_open {
-            return KeysToTry { keys: Vec::new(), then_plain: true };
+            return KeysToTry { keys: Vec::new(), has_key: false, then_plain: true };
         }
         if let Some(server) = server.as_mut().filter(|_| is_open) {
             server.tried = Some(Instant::now());
@@ -248,8 +250,8 @@ impl Keyring {
         let mut likely: Vec<&Peer> = peers.iter().rev().collect();
         likely.sort_by_cached_key(rank);
         let keys = likely.into_iter().take(MAX_TRIES).map(|peer| peer.key.clone()).collect();
-        let then_plain = takes_unpaired && !state.has_key(address);
-        KeysToTry { keys, then_plain }
+        let has_key = state.has_key(address);
+        KeysToTry { keys, has_key, then_plain: takes_unpaired && !has_key }
     }
 
     /// Whether what goes to this server is encrypted; `None` for a server that has shown no key

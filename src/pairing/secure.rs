@@ -57,7 +57,8 @@ pub(crate) fn connect(
     let mut refused = SecureError::NoKey;
     for key in attempt.keys {
         let stream = connect_plain(address, time(), watched)?;
-        let shaken = initiate(&stream, Purpose::Requests, &key, &own, time(), watched);
+        let hello = if attempt.has_key { Hello::Any } else { Hello::WithLine };
+        let shaken = initiate(&stream, Purpose::Requests, hello, (&key, &own), time(), watched);
         let Err(error) = shaken else {
             keyring.note(address, Some(key.id()));
             let is_valid = keyring.watch(&stream);
@@ -92,18 +93,30 @@ pub(crate) fn connect_plain(
         .map_err(SecureError::Connect)
 }
 
+/// How the first message is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hello {
+    Any,
+    /// Such that an HTTP server without handshakes answers it too; that is four times the work.
+    WithLine,
+}
+
 /// Shakes hands on a new stream, which is encrypted from then on; returns who the peer is.
 // Not inlined: its 2 KiB of stack would stay resident under every plain stream.
 #[inline(never)]
 pub(crate) fn initiate(
     stream: &Stream,
     purpose: Purpose,
-    key: &Key,
-    own: &Introduction,
+    hello: Hello,
+    (key, own): (&Key, &Introduction),
     timeout: Duration,
     watched: Option<&Stream>,
 ) -> Result<Introduction, SecureError> {
-    let (initiator, hello) = noise::initiate(purpose, key, own).map_err(SecureError::Handshake)?;
+    let made = match hello {
+        Hello::Any => noise::initiate(purpose, key, own),
+        Hello::WithLine => noise::initiate_with_line(purpose, key, own),
+    };
+    let (initiator, hello) = made.map_err(SecureError::Handshake)?;
     send(stream, &hello).map_err(SecureError::Connect)?;
     let mut reply = vec![0; purpose.reply_len()];
     let received = receive(stream, &mut reply, timeout, watched);
@@ -224,3 +237,6 @@ fn accept_handshake(keyring: &Keyring, stream: &Stream, timeout: Duration) -> Re
         .map(drop)
         .map_err(|error| error.to_string())
 }
+
+#[cfg(test)]
+mod tests;

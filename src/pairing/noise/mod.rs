@@ -198,6 +198,23 @@ pub fn initiate(
     Ok((handshake, hello))
 }
 
+/// As [`initiate`], with a line end in the message: an HTTP server that knows no handshakes may read a
+/// whole line before it answers that this is no request, as Go's does, which is Ollama's.
+pub(crate) fn initiate_with_line(
+    purpose: Purpose,
+    key: &Key,
+    own: &Introduction,
+) -> Result<(Handshake, Vec<u8>), NoiseError> {
+    // No byte of a message can be chosen. Those behind the prologue look random, so that two of nine
+    // messages of requests have a line end.
+    loop {
+        let (handshake, hello) = initiate(purpose, key, own)?;
+        if hello.contains(&b'\n') {
+            return Ok((handshake, hello));
+        }
+    }
+}
+
 impl Handshake {
     fn write(&mut self) -> Result<Vec<u8>, NoiseError> {
         let mut message = vec![0; self.purpose.reply_len()];

@@ -55,6 +55,16 @@ fn who_has_the_key_is_known_and_heard() {
 }
 
 #[test]
+fn a_server_that_reads_a_line_gets_one() {
+    for purpose in BOTH {
+        for _ in 0..100 {
+            let (_, hello) = initiate_with_line(purpose, &key(1), &who(1)).unwrap();
+            assert!(hello.contains(&b'\n'), "{hello:?}");
+        }
+    }
+}
+
+#[test]
 fn the_first_message_has_the_documented_bytes() {
     let (_, hello) = initiate(Purpose::Requests, &key(1), &who(1)).unwrap();
     assert_eq!(hello.len(), 77);

@@ -12,7 +12,7 @@ use crate::net::interfaces::{Interface, Subnets, broadcast_interfaces};
 use crate::net::lane::Lane;
 use crate::net::names;
 use crate::pairing::noise::{Key, NoiseError, Purpose};
-use crate::pairing::secure::{self, SecureError};
+use crate::pairing::secure::{self, Hello, SecureError};
 use crate::pairing::{code::PairingCode, key_files, peers::Peer, stream::Stream};
 use crate::system;
 use crate::tools::NAME_TIME;
@@ -140,7 +140,8 @@ fn join(own: &Own, key: &Key, address: SocketAddr, name: &str) -> Result<Peer, F
         )),
     };
     let me = &own.introduction;
-    let peer = secure::initiate(&stream, Purpose::Pairing, key, me, STEP_TIMEOUT, None);
+    let peer =
+        secure::initiate(&stream, Purpose::Pairing, Hello::Any, (key, me), STEP_TIMEOUT, None);
     let peer = peer.map_err(refused)?;
     let key = exchange_halves(&stream)
         .map_err(|error| Failure { has_answered: true, ..broken(error) })?;
