@@ -386,6 +386,30 @@ fn a_plain_ollama_is_known_as_such_at_the_first_check() {
     }
 }
 
+/// Places that any machine of the LAN can fill must not make a server look as if it had no keys.
+#[test]
+fn a_full_server_is_told_as_such_and_gets_nothing_in_clear() {
+    const MAX: usize = 4;
+    /// Of the server's own machine there may be a few more.
+    const RESERVE: usize = 4;
+    let fake = fake(1);
+    let mut settings = server_settings(fake.address);
+    settings.key_file = Some(key_file());
+    settings.limits.max_connections = MAX;
+    let server = start(&settings);
+    let fill = |_| TcpStream::connect(server.addresses()[0]).expect("a place");
+    let held: Vec<TcpStream> = (0..MAX + RESERVE).map(fill).collect();
+    let relay = Relay::tap(server.addresses()[0]);
+    let mut settings = client_of(relay.address, true);
+    settings.unpaired = Some(true);
+    settings.timing.health_interval = Duration::from_millis(50);
+    let client = Daemon::start(&settings).expect("a client");
+    eventually("why not", || ask(&client).text().contains("has no room").then_some(()));
+    drop(held);
+    eventually("a place", || (ask(&client).status() == 200).then_some(()));
+    assert!(relay.shows("503") && !relay.shows("/api/") && !relay.shows(PROMPT), "in clear");
+}
+
 #[test]
 fn a_server_with_another_key_is_not_used() {
     let fake = fake(1);

@@ -18,8 +18,10 @@ pub(crate) enum SecureError {
     Connect(io::Error),
     /// It closes the connection when it sees our keys.
     KeyRefused,
-    /// It answers in clear.
+    /// It answers in clear that this is no request: it knows no handshakes.
     NotPaired,
+    /// It answers in clear with another status, which tells nothing of what it knows.
+    Answered(u16),
     Handshake(NoiseError),
     /// We have no key, and may not talk to it in clear.
     NoKey,
@@ -35,6 +37,8 @@ impl fmt::Display for SecureError {
                 "it is not paired with this machine (run ollana pair on both, or allow it with \
                  --unpaired on)"
             }
+            SecureError::Answered(429 | 503) => "it has no room for another connection",
+            SecureError::Answered(status) => return write!(f, "it answers with status {status}"),
             SecureError::NoKey => "no machine is paired with this one (run ollana pair)",
         })
     }
@@ -120,8 +124,10 @@ pub(crate) fn initiate(
     send(stream, &hello).map_err(SecureError::Connect)?;
     let mut reply = vec![0; purpose.reply_len()];
     let received = receive(stream, &mut reply, timeout, watched);
-    if reply.starts_with(b"HTTP/") {
-        return Err(SecureError::NotPaired);
+    match clear_status(&reply) {
+        None => {}
+        Some(400) => return Err(SecureError::NotPaired),
+        Some(status) => return Err(SecureError::Answered(status)),
     }
     received.map_err(|(n, error)| match (n, error.kind()) {
         (0, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => SecureError::KeyRefused,
@@ -130,6 +136,13 @@ pub(crate) fn initiate(
     let established = initiator.finish(&reply).map_err(SecureError::Handshake)?;
     stream.encrypt(established.session, key.id());
     Ok(established.peer)
+}
+
+/// The status of an answer in clear. A server that is full answers before it has read anything; one that
+/// knows no handshakes says 400, as of everything that is no request.
+fn clear_status(answer: &[u8]) -> Option<u16> {
+    let status = answer.strip_prefix(b"HTTP/1.")?.get(2..5)?;
+    std::str::from_utf8(status).ok()?.parse().ok()
 }
 
 #[inline(never)]

@@ -1,6 +1,6 @@
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::thread;
 
@@ -76,5 +76,30 @@ fn a_server_without_handshakes_is_known_by_the_first_one() {
         assert!(matches!(refused, SecureError::NotPaired), "{refused:?}");
         let stream = try_at(&machine.keyring(Some(true)), address).unwrap();
         assert!(stream.key().is_none(), "in clear");
+    }
+}
+
+#[test]
+fn a_server_that_is_full_is_not_taken_for_one_without_handshakes() {
+    let machine = Machine::with_keys(1..=3);
+    for (head, told) in [
+        ("HTTP/1.1 503 Service Unavailable\r\nX-Ollana-Error: full", "no room"),
+        ("HTTP/1.1 429 Too Many Requests\r\nX-Ollana-Error: full", "no room"),
+        ("HTTP/1.0 502 Bad Gateway", "status 502"),
+        ("HTTP/1.1 200 OK", "status 200"),
+        ("HTTP/1.", "unexpected end"),
+    ] {
+        let address = serve(move |mut stream| {
+            let _ = stream.write_all(format!("{head}\r\nContent-Length: 0\r\n\r\n").as_bytes());
+            let _ = stream.shutdown(Shutdown::Write);
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        for unpaired in [None, Some(true)] {
+            let keyring = machine.keyring(unpaired);
+            let refused = try_at(&keyring, address).unwrap_err().to_string();
+            assert!(refused.contains(told), "{head}: {refused}");
+            // Nothing is remembered: next time, its keys are tried again.
+            assert_eq!(keyring.keys_to_try(address).keys.len(), 3, "{head}");
+        }
     }
 }
