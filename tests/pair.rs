@@ -641,11 +641,58 @@ fn at_home(home: &Path, state: &str, arguments: &str) -> Said {
     Said::of(child.wait_with_output().expect("its output"))
 }
 
+/// Whether it says within patience that it is ready; it is killed then.
+fn gets_ready(mut command: Command) -> bool {
+    let mut child = command.spawn().expect("it runs");
+    let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
+    let is_ready = lines.any(|line| line.is_ok_and(|line| line.contains("ready mode=")));
+    let _ = child.kill().and_then(|()| child.wait());
+    is_ready
+}
+
+fn has_installed_ollana() -> bool {
+    let is_there = ["/var/lib/ollana", "/var/db/ollana"].iter().any(|dir| Path::new(dir).exists());
+    if is_there {
+        println!("skipped: commands without --state-dir would mean the installed ollana");
+    }
+    is_there
+}
+
+/// A machine that is paired with nobody any more needs no keys.
+#[test]
+fn the_last_unpair_leaves_no_mark() {
+    if has_installed_ollana() {
+        return;
+    }
+    let [one, home] = machines();
+    let port = home.discovery_port;
+    let serve = "--mode client --listen 127.0.0.1:0 --interface lo";
+    let serve = format!("{serve} --discovery-port {port}");
+    let config = if cfg!(windows) { "config" } else { ".config" };
+    let mark = home.dir.join(config).join("ollana/paired");
+    for unpair in ["unpair --all", "unpair NAME"] {
+        let (shown, code) = one.show();
+        let said = at_home(&home.dir, "s", &format!("pair {code} {}", one.pair_address()));
+        assert_eq!((said.code, shown.end().code), (Some(0), Some(0)), "{said:?}");
+        assert!(mark.exists(), "{mark:?}");
+        let state = home.dir.join("s/ollana");
+        let name = key_files::load(&state).expect("keys")[0].name.clone();
+        let said = at_home(&home.dir, "s", &unpair.replace("NAME", &name));
+        assert_eq!(said.code, Some(0), "{said:?}");
+        assert!(!mark.exists(), "{unpair}: {:?}", fs::read_to_string(&mark));
+        fs::remove_dir_all(&state).expect("it was there");
+        assert!(gets_ready(command_at_home(&home.dir, "s", &serve)), "{unpair}");
+    }
+    // As an older version left it.
+    fs::write(&mark, "\n").expect("a mark");
+    assert!(gets_ready(command_at_home(&home.dir, "s", &serve)), "a blank line");
+}
+
 /// Keys that are gone with their folder, with all state, or because the state is elsewhere now.
 #[test]
 fn without_its_keys_a_paired_machine_does_not_talk() {
-    if ["/var/lib/ollana", "/var/db/ollana"].iter().any(|dir| Path::new(dir).exists()) {
-        return println!("skipped: commands without --state-dir would mean the installed ollana");
+    if has_installed_ollana() {
+        return;
     }
     let [one, home] = machines();
     let port = home.discovery_port;
@@ -681,10 +728,6 @@ fn without_its_keys_a_paired_machine_does_not_talk() {
     // Somebody wants it so.
     let said = at_home(&home.dir, "other", "unpair --all");
     assert!(said.code == Some(0) && other.join("keys/peers").exists(), "{said:?}");
-    let mut command = command_at_home(&home.dir, "other", &format!("--mode client {options}"));
-    let mut child = command.spawn().expect("it runs");
-    let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
-    let is_ready = lines.any(|line| line.is_ok_and(|line| line.contains("ready mode=")));
-    let _ = child.kill().and_then(|()| child.wait());
-    assert!(is_ready, "in clear");
+    let command = command_at_home(&home.dir, "other", &format!("--mode client {options}"));
+    assert!(gets_ready(command), "in clear");
 }

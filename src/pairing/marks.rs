@@ -6,8 +6,8 @@
 //! | `paired` in the state directory | their folder was removed, or not restored |
 //! | `paired` in the configuration | the state directory was, or it is another since an update |
 //!
-//! The second lists state directories, one a line. For a service, only root can write it: with
-//! `sudo ollana pair`. Where both are gone, nothing here knows, but paired machines still refuse
+//! The second lists state directories, one a line, and goes with the last of them. For a service,
+//! only root can write it: with `sudo ollana pair`. Where both are gone, nothing here knows, but paired machines still refuse
 //! what comes in clear.
 
 use std::ffi::OsString;
@@ -50,7 +50,12 @@ fn folder(mark: &Path) -> &Path {
 fn listed(mark: &Path) -> io::Result<Vec<String>> {
     match files::read(folder(mark), mark) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        text => Ok(text?.lines().map(str::to_owned).collect()),
+        text => {
+            let text = text?;
+            // Older versions left an empty line when the last directory went.
+            let lines = text.lines().filter(|line| !line.trim().is_empty());
+            Ok(lines.map(str::to_owned).collect())
+        }
     }
 }
 
@@ -93,6 +98,9 @@ pub(crate) fn set_elsewhere(state_dir: &Path, has_keys: bool) -> io::Result<()> 
         false => listed.retain(|dir| dir != own),
     }
     let folder = folder(&mark);
+    if listed.is_empty() {
+        return files::remove(folder, &mark);
+    }
     files::as_owner_of(folder, || fs::create_dir_all(files::way(folder)))??;
     files::replace_readable(&mark, &listed.join("\n"))
 }
