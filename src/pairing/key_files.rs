@@ -58,7 +58,7 @@ pub fn load(state_dir: &Path) -> Result<Vec<Peer>, String> {
     let path = file_in(state_dir);
     let load = || match load_from(&path)? {
         Some(peers) => Ok(peers),
-        None => match lost(state_dir, &path) {
+        None => match marks::lost(state_dir) {
             Some(what) => Err(unusable(&path)(format!("{what}, {WITHOUT}"))),
             None => Ok(Vec::new()),
         },
@@ -66,18 +66,11 @@ pub fn load(state_dir: &Path) -> Result<Vec<Peer>, String> {
     files::as_owner_of(state_dir, load).map_err(unusable(&path))?
 }
 
-/// What is known of keys that must be there and aren't.
-fn lost(state_dir: &Path, path: &Path) -> Option<String> {
-    // Whoever makes the lock writes the keys next, even if there are none.
-    let had = files::way(&path.with_file_name(LOCK)).exists().then(|| marks::GONE.to_owned());
-    had.or_else(|| marks::lost(state_dir))
-}
-
 /// Fails if no keys could be kept here. Those that are gone still are after this.
 pub(crate) fn prepare(state_dir: &Path) -> Result<(), String> {
     let path = file_in(state_dir);
     let is_lost =
-        || Ok::<_, String>(load_from(&path)?.is_none() && lost(state_dir, &path).is_some());
+        || Ok::<_, String>(load_from(&path)?.is_none() && marks::lost(state_dir).is_some());
     match files::as_owner_of(state_dir, is_lost).map_err(unusable(&path))?? {
         true => Ok(()),
         false => update(state_dir, |_| Ok(())),
@@ -116,7 +109,12 @@ pub fn update<T>(
     let path = file_in(state_dir);
     let change = || {
         let _lock = lock(path.parent().unwrap_or(state_dir)).map_err(unusable(&path))?;
-        let mut peers = load_from(&path)?.unwrap_or_default();
+        let known = load_from(&path)?;
+        if known.is_none() && marks::lost(state_dir).is_none() {
+            // Else a mark whose keys could not be written would tell that keys are gone.
+            files::replace(state_dir, &path, &peers::format(&[])).map_err(unusable(&path))?;
+        }
+        let mut peers = known.unwrap_or_default();
         let result = change(&mut peers).map_err(unusable(&path))?;
         // A mark without keys would be the lesser evil.
         if !peers.is_empty() {
@@ -256,6 +254,32 @@ mod tests {
         assert_eq!(load(&dir).unwrap(), []);
         fs::remove_dir_all(dir.join("keys")).unwrap();
         assert_eq!(load(&dir).unwrap(), [], "none were there");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// By a full disk or a signal, wherever it is cut off.
+    #[test]
+    fn a_first_write_that_fails_makes_nobody_miss_keys() {
+        let dir = folder();
+        drop(lock(&dir.join("keys")).unwrap());
+        assert_eq!(load(&dir).unwrap(), [], "cut off behind the lock");
+        let cut_off = |is_marked: bool| {
+            let change = |_: &mut Vec<Peer>| {
+                if is_marked {
+                    marks::set(&dir, true).unwrap();
+                }
+                Err::<(), _>(Unreadable::TooMany)
+            };
+            update(&dir, change).unwrap_err();
+        };
+        for is_marked in [false, true] {
+            cut_off(is_marked);
+            assert_eq!(load(&dir).unwrap(), [], "behind the mark: {is_marked}");
+        }
+        update(&dir, |peers| peers::add(peers, machine(1))).unwrap();
+        fs::remove_file(file_in(&dir)).unwrap();
+        cut_off(true);
+        assert!(load(&dir).unwrap_err().contains("are gone"), "those that were there");
         fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -59,7 +59,7 @@ fn listed(mark: &Path) -> io::Result<Vec<String>> {
     }
 }
 
-pub(super) const GONE: &str = "they were there and are gone; put them back";
+const GONE: &str = "they were there and are gone; put them back";
 
 /// What is known of keys that aren't in this directory.
 pub(super) fn lost(state_dir: &Path) -> Option<String> {
