@@ -629,9 +629,23 @@ fn command_at_home(home: &Path, state: &str, arguments: &str) -> Command {
     command
 }
 
+/// The same where new files are for their owner alone.
+#[cfg(unix)]
+fn with_strict_umask(command: &Command) -> Command {
+    let mut strict = Command::new("/bin/sh");
+    let set = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    clear_environment(&mut strict).envs(set).args(["-c", "umask 077; exec \"$0\" \"$@\""]);
+    strict.arg(command.get_program()).args(command.get_args());
+    strict.stdin(Stdio::null()).stderr(Stdio::piped());
+    strict
+}
+
 /// What it says until it ends, or is killed.
 fn at_home(home: &Path, state: &str, arguments: &str) -> Said {
-    let mut command = command_at_home(home, state, arguments);
+    said_by(command_at_home(home, state, arguments))
+}
+
+fn said_by(mut command: Command) -> Said {
     let mut child = command.stdout(Stdio::piped()).spawn().expect("ollana runs");
     let deadline = Instant::now() + PATIENCE;
     while child.try_wait().expect("its status").is_none() && Instant::now() < deadline {
@@ -686,6 +700,35 @@ fn the_last_unpair_leaves_no_mark() {
     // As an older version left it.
     fs::write(&mark, "\n").expect("a mark");
     assert!(gets_ready(command_at_home(&home.dir, "s", &serve)), "a blank line");
+}
+
+/// A service is another user than who pairs for it.
+#[cfg(unix)]
+#[test]
+fn the_mark_can_be_read_or_nothing_starts() {
+    use std::os::unix::fs::PermissionsExt;
+
+    if has_installed_ollana() {
+        return;
+    }
+    let [one, home] = machines();
+    let (shown, code) = one.show();
+    let typed = format!("pair {code} {}", one.pair_address());
+    let said = said_by(with_strict_umask(&command_at_home(&home.dir, "s", &typed)));
+    assert_eq!((said.code, shown.end().code), (Some(0), Some(0)), "{said:?}");
+    let folder = home.dir.join(".config/ollana");
+    let mark = folder.join("paired");
+    let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+    assert_eq!((mode(&folder), mode(&mark)), (0o755, 0o644));
+    // Not even root reads this one.
+    fs::remove_file(&mark).expect("it was there");
+    fs::create_dir(&mark).expect("a folder");
+    fs::remove_dir_all(home.dir.join("s/ollana")).expect("it was there");
+    let port = home.discovery_port;
+    let serve = "--mode client --listen 127.0.0.1:0 --interface lo";
+    let said = at_home(&home.dir, "s", &format!("{serve} --discovery-port {port}"));
+    let told = format!("{}, which ollana cannot read: not a plain file", mark.display());
+    assert!(said.code == Some(1) && said.err.contains(&told), "{said:?}");
 }
 
 /// Keys that are gone with their folder, with all state, or because the state is elsewhere now.

@@ -7,11 +7,10 @@
 //! | `paired` in the configuration | the state directory was, or it is another since an update |
 //!
 //! The second lists state directories, one a line, and goes with the last of them. For a service,
-//! only root can write it: with `sudo ollana pair`. Where both are gone, nothing here knows, but paired machines still refuse
-//! what comes in clear.
+//! only root can write it: with `sudo ollana pair`. Where both are gone, nothing here knows, but
+//! paired machines still refuse what comes in clear.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -48,8 +47,10 @@ fn folder(mark: &Path) -> &Path {
 }
 
 fn listed(mark: &Path) -> io::Result<Vec<String>> {
+    let is_none =
+        |error: &io::Error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
     match files::read(folder(mark), mark) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) if is_none(&error) => Ok(Vec::new()),
         text => {
             let text = text?;
             // Older versions left an empty line when the last directory went.
@@ -66,7 +67,17 @@ pub(super) fn lost(state_dir: &Path) -> Option<String> {
     if files::way(&state_dir.join(MARK)).symlink_metadata().is_ok() {
         return Some(GONE.to_owned());
     }
-    let listed = listed(&elsewhere(state_dir)?).unwrap_or_default();
+    let elsewhere = elsewhere(state_dir)?;
+    let listed = match listed(&elsewhere) {
+        Ok(listed) => listed,
+        Err(error) => {
+            return Some(format!(
+                "whether there were any is written in {}, which ollana cannot read: {error}; \
+                 make it readable",
+                elsewhere.display()
+            ));
+        }
+    };
     if listed.iter().any(|dir| Path::new(dir) == state_dir) {
         return Some(GONE.to_owned());
     }
@@ -86,7 +97,8 @@ pub(super) fn set(state_dir: &Path, has_keys: bool) -> io::Result<()> {
     }
 }
 
-/// The same in the configuration.
+/// The same in the configuration, where everybody may read it: it has only paths, and a service is
+/// another user than who pairs.
 pub(crate) fn set_elsewhere(state_dir: &Path, has_keys: bool) -> io::Result<()> {
     let (Some(mark), Some(own)) = (elsewhere(state_dir), state_dir.to_str()) else { return Ok(()) };
     let mut listed = listed(&mark)?;
@@ -101,7 +113,7 @@ pub(crate) fn set_elsewhere(state_dir: &Path, has_keys: bool) -> io::Result<()> 
     if listed.is_empty() {
         return files::remove(folder, &mark);
     }
-    files::as_owner_of(folder, || fs::create_dir_all(files::way(folder)))??;
+    files::as_owner_of(folder, || files::make_open_dir(folder))??;
     files::replace_readable(&mark, &listed.join("\n"))
 }
 

@@ -13,7 +13,7 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use super::os::{self, Acting};
 pub(crate) use super::os::{
     Advice, Folder, Kind, advise, file_number, free_space, is_in_page_cache, is_open_to_others,
-    make_private_dir, path_from, private, read_exact_at, way,
+    make_open_dir, make_private_dir, path_from, private, read_exact_at, way,
 };
 use super::{Hex, is_stopping, random, spawn};
 
@@ -123,7 +123,7 @@ pub(crate) fn replace(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
     })?
 }
 
-/// The same for a file that everybody may read, as far as the umask allows.
+/// The same for a file that everybody may read, whatever the umask.
 pub(crate) fn replace_readable(path: &Path, text: &str) -> io::Result<()> {
     let dir = path.parent().unwrap_or(path);
     as_owner_of(dir, || replace_with(path, text, false))?
@@ -171,6 +171,9 @@ fn replace_with(path: &Path, text: &str, is_private: bool) -> io::Result<()> {
         os::private(&mut options);
     }
     let mut file = options.write(true).create_new(true).open(temporary)?;
+    if !is_private {
+        os::make_readable(&file);
+    }
     let written = writeln!(file, "{text}")
         .and_then(|()| file.sync_all())
         .and_then(|()| os::rename(temporary, path));
@@ -383,7 +386,7 @@ mod tests {
         make_private_dir(&dir).unwrap();
         replace_readable(&path, "1").unwrap();
         #[cfg(unix)]
-        assert_ne!(mode(&path) & 0o400, 0);
+        assert_eq!(mode(&path), 0o644);
         replace(&dir, &path, "2").unwrap();
         #[cfg(unix)]
         assert_eq!((mode(&path), mode(&dir)), (0o600, 0o700));

@@ -7,7 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -156,6 +156,23 @@ pub(crate) fn is_open_to_others(about: &Metadata) -> bool {
 /// Makes a directory, and those above it, that only its owner may enter.
 pub(crate) fn make_private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(way(dir))
+}
+
+/// Makes a directory that everybody may enter, whatever the umask; one that is there stays as it is.
+pub(crate) fn make_open_dir(dir: &Path) -> io::Result<()> {
+    let dir = &*way(dir);
+    if dir.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(dir)?;
+    // Where a file system has no modes, there is nothing to do.
+    let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o755));
+    Ok(())
+}
+
+/// Lets everybody read a file, whatever the umask.
+pub(crate) fn make_readable(file: &File) {
+    let _ = file.set_permissions(fs::Permissions::from_mode(0o644));
 }
 
 /// What is made with these options is for its owner alone.

@@ -88,6 +88,12 @@ pub(crate) fn make_private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).create(dir)
 }
 
+pub(crate) fn make_open_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).create(dir)
+}
+
+pub(crate) fn make_readable(_: &File) {}
+
 pub(crate) fn private(options: &mut OpenOptions) -> &mut OpenOptions {
     options
 }
