@@ -18,6 +18,8 @@ pub(crate) enum SecureError {
     Connect(io::Error),
     /// It closes the connection when it sees our keys.
     KeyRefused,
+    /// It resets the connection, whatever we say. So a server does with addresses that may not connect.
+    Reset,
     /// It answers in clear that this is no request: it knows no handshakes.
     NotPaired,
     /// It answers in clear with another status, which tells nothing of what it knows.
@@ -33,6 +35,10 @@ impl fmt::Display for SecureError {
             SecureError::Connect(error) => return error.fmt(f),
             SecureError::Handshake(error) => return error.fmt(f),
             SecureError::KeyRefused => "it does not take our key (pair again: ollana pair)",
+            SecureError::Reset => {
+                "it cuts our connections off at once (does its --allow or --deny keep this machine's \
+                 address out?)"
+            }
             SecureError::NotPaired => {
                 "it is not paired with this machine (run ollana pair on both, or allow it with \
                  --unpaired on)"
@@ -60,7 +66,8 @@ pub(crate) fn connect(
     let own = Introduction::of(keyring.own);
     let mut refused = SecureError::NoKey;
     for key in attempt.keys {
-        let stream = connect_plain(address, time(), watched)?;
+        // A reset may come before the first byte can be sent.
+        let stream = open(address, time(), watched).map_err(unanswered)?;
         let hello = if attempt.has_key { Hello::Any } else { Hello::WithLine };
         let shaken = initiate(&stream, Purpose::Requests, hello, (&key, &own), time(), watched);
         let Err(error) = shaken else {
@@ -70,7 +77,7 @@ pub(crate) fn connect(
         };
         refused = error;
         match refused {
-            SecureError::KeyRefused => {}
+            SecureError::KeyRefused | SecureError::Reset => {}
             SecureError::NotPaired => break, // It doesn't know handshakes, whatever the key.
             _ => return Err(refused),
         }
@@ -91,10 +98,17 @@ pub(crate) fn connect_plain(
     timeout: Duration,
     watched: Option<&Stream>,
 ) -> Result<Arc<Stream>, SecureError> {
-    socket::connect(address, watched.map(Stream::socket), timeout)
-        .and_then(|socket| socket::prepare(&socket, socket::UNACKNOWLEDGED).map(|()| socket))
-        .map(|socket| Arc::new(Stream::new(socket)))
-        .map_err(SecureError::Connect)
+    open(address, timeout, watched).map_err(SecureError::Connect)
+}
+
+fn open(
+    address: SocketAddr,
+    timeout: Duration,
+    watched: Option<&Stream>,
+) -> io::Result<Arc<Stream>> {
+    let socket = socket::connect(address, watched.map(Stream::socket), timeout)?;
+    socket::prepare(&socket, socket::UNACKNOWLEDGED)?;
+    Ok(Arc::new(Stream::new(socket)))
 }
 
 /// How the first message is made.
@@ -121,7 +135,7 @@ pub(crate) fn initiate(
         Hello::WithLine => noise::initiate_with_line(purpose, key, own),
     };
     let (initiator, hello) = made.map_err(SecureError::Handshake)?;
-    send(stream, &hello).map_err(SecureError::Connect)?;
+    send(stream, &hello).map_err(unanswered)?;
     let mut reply = vec![0; purpose.reply_len()];
     let received = receive(stream, &mut reply, timeout, watched);
     match clear_status(&reply) {
@@ -129,17 +143,27 @@ pub(crate) fn initiate(
         Some(400) => return Err(SecureError::NotPaired),
         Some(status) => return Err(SecureError::Answered(status)),
     }
-    received.map_err(|(n, error)| match (n, error.kind()) {
-        (0, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => SecureError::KeyRefused,
-        (_, kind) => SecureError::Connect(kind.into()),
+    received.map_err(|(n, error)| match n {
+        0 => unanswered(error),
+        _ => SecureError::Connect(error),
     })?;
     let established = initiator.finish(&reply).map_err(SecureError::Handshake)?;
     stream.encrypt(established.session, key.id());
     Ok(established.peer)
 }
 
-/// The status of an answer in clear. A server that is full answers before it has read anything; one that
-/// knows no handshakes says 400, as of everything that is no request.
+/// What it means that a peer says nothing. One without our key has read all we sent, so that its end
+/// is no reset.
+fn unanswered(error: io::Error) -> SecureError {
+    match error.kind() {
+        ErrorKind::UnexpectedEof => SecureError::KeyRefused,
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => SecureError::Reset,
+        _ => SecureError::Connect(error),
+    }
+}
+
+/// The status of an answer in clear. A server that is full answers before it has read anything; one
+/// that knows no handshakes says 400, as of everything that is no request.
 fn clear_status(answer: &[u8]) -> Option<u16> {
     let status = answer.strip_prefix(b"HTTP/1.")?.get(2..5)?;
     std::str::from_utf8(status).ok()?.parse().ok()

@@ -382,6 +382,28 @@ fn the_keys_are_not_the_same() {
     home.is_mended();
 }
 
+#[test]
+fn the_server_keeps_the_client_out() {
+    let Some(home) = Home::new() else { return };
+    let key_file = [&home.server, &home.client]
+        .map(|host| format!("--key-file={}", key_in(host.dir()).display()));
+    let _ollama = Ollama::start(&home.server, "gpu");
+    let serve = ["--mode", "server", &key_file[0]];
+    let deny = ["--deny", &home.client.address(0).to_string()];
+    let server = Daemon::start(&home.server, &[&serve[..], &deny].concat());
+    let options = ["--server", "10.80.0.1", &key_file[1]];
+    let _client = Daemon::start(&home.client, &options);
+    let says = "does its --allow or --deny keep this machine's address out?";
+    takes("status says it", KNOWN, || status(&home.client).contains(says).then_some(()));
+    takes("the error says it", KNOWN, || error(&home.client).contains(says).then_some(()));
+    let (code, findings) = doctor(&home.client, &options);
+    assert_eq!(code, 1, "{findings:#?}");
+    assert_says(&findings, "wrong servers", says);
+    drop(server);
+    let _server = Daemon::start(&home.server, &serve);
+    home.is_mended();
+}
+
 /// What the doctor asks in order to be refused is no failure of anybody.
 #[test]
 fn the_doctors_own_requests_are_no_failures() {

@@ -103,3 +103,17 @@ fn a_server_that_is_full_is_not_taken_for_one_without_handshakes() {
         }
     }
 }
+
+#[test]
+fn a_server_that_keeps_this_address_out_is_not_said_to_have_another_key() {
+    let machine = Machine::with_keys(1..=3);
+    let resets = serve(|stream| socket::reset_on_close(&stream));
+    let refuses = serve(|mut stream| drop(stream.read_exact(&mut [0; 77])));
+    for _ in 0..20 {
+        let keyring = machine.keyring(None);
+        let refused = try_at(&keyring, resets).unwrap_err();
+        assert!(matches!(refused, SecureError::Reset), "{refused:?}");
+        let refused = try_at(&keyring, refuses).unwrap_err();
+        assert!(matches!(refused, SecureError::KeyRefused), "{refused:?}");
+    }
+}
