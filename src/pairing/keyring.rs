@@ -12,7 +12,7 @@ use crate::pairing::key_files::{self, KeyFiles, Stamps};
 use crate::pairing::{noise::Key, peers::Peer, stream::Stream, tokens::Tokens};
 use crate::system::lock;
 
-/// Keys tried against a server whose key is unknown.
+/// Keys tried against a server at once. If there are more, they take turns.
 const MAX_TRIES: usize = 16;
 /// Servers whose key is remembered.
 const MAX_SERVERS: usize = 1024;
@@ -25,7 +25,10 @@ pub(crate) struct KeysToTry {
     pub(crate) keys: Vec<Key>,
     /// Whether it has proved to have one.
     pub(crate) has_key: bool,
-    /// Whether to talk to it in clear if it takes none of the keys.
+    /// How many it has refused before these, and whether no others are left then.
+    pub(crate) refused: usize,
+    pub(crate) are_last: bool,
+    /// Whether to talk to it in clear if it takes none of all keys.
     pub(crate) then_plain: bool,
 }
 
@@ -47,6 +50,8 @@ struct State {
     /// Keys that were confirmed by use, which isn't written down yet.
     confirmed: Vec<KeyId>,
     servers: HashMap<SocketAddr, Server>,
+    /// How many keys servers have refused, where there are more than are tried at once.
+    refused: HashMap<SocketAddr, usize>,
     /// The open streams that are encrypted, and the key of each.
     streams: Vec<(KeyId, Weak<Stream>)>,
 }
@@ -67,6 +72,8 @@ impl State {
             log::info!("key confirmed machine={:?} key={id}", peer.name);
             peer.is_confirmed = true;
             self.confirmed.push(id);
+            // In another order from now on.
+            self.refused.clear();
         }
     }
 
@@ -150,6 +157,7 @@ impl Keyring {
                     server.key.is_some_and(is_valid)
                 });
                 *peers = new;
+                state.refused.clear();
                 state.stamps = stamps;
                 state.has_complained = false;
             }
@@ -208,6 +216,7 @@ impl Keyring {
     pub(crate) fn note(&self, address: SocketAddr, key: Option<KeyId>) {
         let mut state = self.state();
         key.into_iter().for_each(|id| state.confirm(id));
+        state.refused.remove(&address);
         let servers = &mut state.servers;
         // What many machines announce can't fill our memory, nor make us forget who has a key.
         if servers.len() >= MAX_SERVERS {
@@ -220,12 +229,23 @@ impl Keyring {
         }
     }
 
+    /// The server at this address has refused so many keys, one after the other.
+    pub(crate) fn note_refused(&self, address: SocketAddr, count: usize) {
+        let mut state = self.state();
+        let are_many = state.peers.len() > MAX_TRIES;
+        let refused = &mut state.refused;
+        if are_many && (refused.len() < MAX_SERVERS || refused.contains_key(&address)) {
+            let known = refused.entry(address).or_default();
+            *known = count.max(*known);
+        }
+    }
+
     /// What to try with the server at this address. A server that is known to have a key is never
     /// talked to in clear.
     pub(crate) fn keys_to_try(&self, address: SocketAddr) -> KeysToTry {
         let mut state = self.state();
         let takes_unpaired = self.allows_unpaired(&state);
-        let State { peers, servers, .. } = &mut *state;
+        let State { peers, servers, refused, .. } = &mut *state;
         let mut server = servers.get_mut(&address);
         let known = server.as_ref().map(|server| server.key);
         // The other machine may have taken up the new key by now.
@@ -234,7 +254,8 @@ impl Keyring {
                 .as_ref()
                 .is_none_or(|one| one.tried.is_none_or(|at| at.elapsed() > TRY_AGAIN));
         if known == Some(None) && takes_unpaired && !is_open {
-            return KeysToTry { keys: Vec::new(), has_key: false, then_plain: true };
+            let (has_key, refused, are_last) = (false, 0, true);
+            return KeysToTry { keys: Vec::new(), has_key, refused, are_last, then_plain: true };
         }
         if let Some(server) = server.as_mut().filter(|_| is_open) {
             server.tried = Some(Instant::now());
@@ -249,9 +270,14 @@ impl Keyring {
         // Of several new ones, the last is the likeliest.
         let mut likely: Vec<&Peer> = peers.iter().rev().collect();
         likely.sort_by_cached_key(rank);
+        let refused = refused.get(&address).copied().unwrap_or(0);
+        let count = likely.len();
+        likely.rotate_left(refused % count.max(1));
+        let are_last = refused + MAX_TRIES >= count;
         let keys = likely.into_iter().take(MAX_TRIES).map(|peer| peer.key.clone()).collect();
         let has_key = state.has_key(address);
-        KeysToTry { keys, has_key, then_plain: takes_unpaired && !has_key }
+        let then_plain = takes_unpaired && !has_key;
+        KeysToTry { keys, has_key, refused, are_last, then_plain }
     }
 
     /// Whether what goes to this server is encrypted; `None` for a server that has shown no key

@@ -65,7 +65,7 @@ pub(crate) fn connect(
     let attempt = keyring.keys_to_try(address);
     let own = Introduction::of(keyring.own);
     let mut refused = SecureError::NoKey;
-    for key in attempt.keys {
+    for (count, key) in (attempt.refused + 1..).zip(attempt.keys) {
         // A reset may come before the first byte can be sent.
         let stream = open(address, time(), watched).map_err(unanswered)?;
         let hello = if attempt.has_key { Hello::Any } else { Hello::WithLine };
@@ -77,17 +77,18 @@ pub(crate) fn connect(
         };
         refused = error;
         match refused {
-            SecureError::KeyRefused | SecureError::Reset => {}
+            SecureError::KeyRefused | SecureError::Reset => keyring.note_refused(address, count),
             SecureError::NotPaired => break, // It doesn't know handshakes, whatever the key.
             _ => return Err(refused),
         }
     }
-    if !attempt.then_plain {
+    let has_none = matches!(refused, SecureError::NotPaired);
+    if !attempt.then_plain || !has_none && !attempt.are_last {
         return Err(refused);
     }
     let stream = connect_plain(address, time(), watched)?;
     // One that refuses our keys may have another; one that answers in clear has none.
-    if matches!(refused, SecureError::NotPaired) {
+    if has_none {
         keyring.note(address, None);
     }
     Ok(stream)

@@ -117,3 +117,29 @@ fn a_server_that_keeps_this_address_out_is_not_said_to_have_another_key() {
         assert!(matches!(refused, SecureError::KeyRefused), "{refused:?}");
     }
 }
+
+#[test]
+fn of_many_keys_each_gets_its_turn_before_anything_goes_in_clear() {
+    const KEYS: u8 = 40;
+    let here = Machine::with_keys(1..=KEYS);
+    for (unpaired, theirs) in [(None, 1), (Some(true), 1), (Some(true), 20), (Some(true), KEYS)] {
+        let there = Machine::with_keys(theirs..=theirs);
+        let keyring = Arc::new(there.keyring(Some(false)));
+        let address = serve(move |socket| {
+            socket.set_nonblocking(true).unwrap();
+            let stream = Arc::new(Stream::new(socket));
+            let _ = accept(&keyring, &stream, PATIENCE);
+        });
+        let keyring = here.keyring(unpaired);
+        let stream = (0..3).find_map(|_| try_at(&keyring, address).ok()).expect("a key that fits");
+        assert_eq!(stream.key(), Some(Key::new([theirs; 32]).id()), "{unpaired:?} {theirs}");
+    }
+    // One that has none of them is talked to in clear, where that may be, once it has refused all.
+    let refuses = serve(|mut stream| drop(stream.read_exact(&mut [0; 77])));
+    for unpaired in [None, Some(true)] {
+        let keyring = here.keyring(unpaired);
+        let is_plain: Vec<bool> = (0..5).map(|_| try_at(&keyring, refuses).is_ok()).collect();
+        let may_be = unpaired == Some(true);
+        assert_eq!(is_plain, [false, false, may_be, may_be, may_be], "{unpaired:?}");
+    }
+}
