@@ -113,6 +113,14 @@ impl Lan {
         host(self.next_host)
     }
 
+    /// Addresses that were a server's, and are nobody's now.
+    pub(crate) fn given_up(&self) -> Vec<SocketAddr> {
+        let is_free = |address: &SocketAddr| {
+            !self.servers.iter().any(|server| server.addresses.contains(address))
+        };
+        (2..=self.next_host).map(host).filter(is_free).collect()
+    }
+
     pub(crate) fn meets(&self, address: SocketAddr) -> Meeting {
         if self.is_cut {
             return Meeting::Silence;

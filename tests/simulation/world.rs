@@ -29,6 +29,8 @@ pub(crate) const RECOVERED: Duration = Duration::from_secs(6);
 /// Every stranger that was announced before may keep a server that was never well waiting for its
 /// first check: three of them are checked at a time, 1.5 s each if they stay silent.
 const PER_STRANGER: Duration = Duration::from_millis(500);
+/// From a probe to the next one, at most.
+const PROBE_INTERVAL: Duration = Duration::from_millis(5500);
 /// Health checks and connects give up after these.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(1500);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1300);
@@ -177,6 +179,8 @@ pub(crate) struct World {
     most_servers: usize,
     /// Whether a server has changed its address.
     has_moved: bool,
+    /// Whether one has got an address that another had.
+    has_succeeded: bool,
     was_forged: bool,
     calm_at: Duration,
     /// How long after the faults everything must be well.
@@ -249,6 +253,7 @@ impl World {
             told: 0,
             most_servers,
             has_moved: false,
+            has_succeeded: false,
             was_forged: false,
             calm_at: ms(1000 + random.below(longest) as u64),
             recovery: RECOVERED,
@@ -746,6 +751,16 @@ impl World {
         }
     }
 
+    /// One that was no server's before, or that a server has given up.
+    fn free_address(&mut self) -> SocketAddr {
+        let given_up = self.lan.given_up();
+        if given_up.is_empty() || self.random.is_one_in(2) {
+            return self.lan.new_address();
+        }
+        self.has_succeeded = true;
+        *self.random.pick(&given_up)
+    }
+
     fn fault(&mut self) {
         self.tally.faults += 1;
         let at = self.random.below(self.lan.servers.len());
@@ -766,13 +781,13 @@ impl World {
             14 => self.client.loses_jobs = !self.client.loses_jobs,
             15 => {
                 // With the same run or a new one.
-                let address = self.lan.new_address();
+                let address = self.free_address();
                 self.has_moved = true;
                 self.lan.servers[at].addresses = vec![address];
                 self.note(|| format!("server{} moves to {address}", at + 1));
             }
             16 => {
-                let address = self.lan.new_address();
+                let address = self.free_address();
                 let addresses = &mut self.lan.servers[at].addresses;
                 if addresses.len() > 1 {
                     self.has_moved = true;
@@ -808,7 +823,9 @@ impl World {
         let strangers = if self.was_forged { pool } else { 0 };
         // A check of the old address may have to end before the new one is asked.
         let moved = if self.has_moved { CHECK_TIMEOUT } else { Duration::ZERO };
-        let recovery = RECOVERED + moved + PER_STRANGER * strangers;
+        // Whether its former server still has an address is asked after the first announcement.
+        let again = if self.has_succeeded { PROBE_INTERVAL } else { Duration::ZERO };
+        let recovery = RECOVERED + moved + again + PER_STRANGER * strangers;
         self.recovery = recovery;
         for request in 0..self.exchanges.len() {
             let pause = self.between(0, 5000);

@@ -12,8 +12,8 @@ pub(crate) struct Addresses {
     /// Whether the first one is there because another failed or was announced, and no check has
     /// confirmed it yet. Anyone can have announced it, so it gets no work before.
     pub(super) in_doubt: bool,
-    /// An announced further address of a server that is up; kept as an alternative once a check
-    /// has passed.
+    /// An announced further address of a server that is up, kept as an alternative once a check
+    /// has passed; or an alternative that may be another server's by now.
     pub(super) candidate: Option<SocketAddr>,
 }
 
@@ -64,5 +64,11 @@ impl Addresses {
         self.candidate = None;
         let has_room = self.known.len() < MAX_ADDRESSES;
         self.known.extend(well_at.filter(|new| has_room && !self.known.contains(new)));
+    }
+
+    /// It is another server's by now.
+    pub(super) fn drop_alternative(&mut self, address: SocketAddr) {
+        let first = self.first();
+        self.known.retain(|known| *known != address || Some(*known) == first);
     }
 }

@@ -8,6 +8,7 @@ use super::{Addresses, BackendId, Claims, Health, Load, Models, Origin, Pick, St
 use crate::access::permissions::Permission;
 use crate::config::ServerName;
 use crate::counters::Tally;
+use crate::pairing::identity::Identity;
 use crate::upstream::{Hope, Target};
 
 /// After this time down and unseen, a discovered server is forgotten.
@@ -123,6 +124,14 @@ impl Backend {
         let tells = !self.claims.name.is_empty() || self.claims.identity.is_some();
         let is_known = self.health.round_trip.is_some();
         is_known.then_some(!tells && !self.is_local())
+    }
+
+    /// Whether an announcement of this identity from this address is about it. An address that it
+    /// doesn't use may be another server's by now.
+    pub(super) fn is_at(&self, address: SocketAddr, identity: Option<Identity>) -> bool {
+        let is_other = identity.is_some_and(|it| self.claims.is_contradicted_by(it));
+        self.addresses.first() == Some(address)
+            || (self.addresses.known.contains(&address) && !is_other)
     }
 
     /// Whether people mean this server by `name`.

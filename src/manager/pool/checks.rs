@@ -43,14 +43,22 @@ impl Pool {
         }
         // Who waited for it has given it up.
         let Some(check) = backend.health.running.take_if(|check| check.id == id) else { return };
+        if let Some(address) = well_at.filter(|_| backend.is_another(check.of, &result)) {
+            let refusal = CheckResult::Refused("another server is there".to_owned());
+            let transition = backend.checked(terms, check, refusal, None);
+            backend.addresses.drop_alternative(address);
+            self.actions.extend(transition.map(Action::Report));
+            return;
+        }
         let transition = backend.checked(terms, check, result, well_at);
+        let identity = backend.claims.identity;
         self.actions.extend(transition.map(Action::Report));
         // A server that the user named is one entry, even if it was announced, or remembered,
         // before its name was resolved. The other one goes when nobody uses it.
         let is_named = matches!(backend.origin, Origin::Named(_));
         if let Some(address) = well_at.filter(|_| is_named) {
             let is_twin = |b: &Backend| {
-                b.is_discovered() && b.load.in_flight == 0 && b.addresses.known.contains(&address)
+                b.is_discovered() && b.load.in_flight == 0 && b.is_at(address, identity)
             };
             self.backends.retain(|b| !is_twin(b));
         }
@@ -233,6 +241,17 @@ impl Backend {
             CheckResult::Silent(reason) => self.failed(terms, reason, false),
             well => self.passed(terms, check, well),
         }
+    }
+
+    /// Whether another server has answered at an address that was only tried: it has it by now.
+    fn is_another(&self, of: Checked, result: &CheckResult) -> bool {
+        let is_tried = match of {
+            Checked::Candidate => true,
+            Checked::InUse(_) => self.addresses.in_doubt && self.addresses.known.len() > 1,
+            Checked::Name => false,
+        };
+        let CheckResult::Healthy { identity: Some(identity), .. } = result else { return false };
+        is_tried && self.claims.is_contradicted_by(*identity)
     }
 
     fn passed(

@@ -14,8 +14,8 @@ pub(super) enum Proof {
     Announced,
     /// The server said so itself when it was checked.
     Confirmed,
-    /// Confirmed, but this other one has been announced from its address since.
-    Contradicted(Identity),
+    /// Confirmed, but this run of another one has been announced from its address since.
+    Contradicted(Identity, u32),
 }
 
 /// A machine's notice that it can't be used.
@@ -69,12 +69,14 @@ impl Claims {
     }
 
     pub(super) fn announced(&mut self, sighting: Sighting) {
-        self.identity = Some(sighting.identity);
         self.instance = sighting.instance;
         self.management_open = sighting.management_open;
         self.lacks_ollama = !sighting.ollama_up;
         if !sighting.name.is_empty() && self.proof == Proof::Announced {
             self.name = sighting.name;
+        }
+        if self.identity != Some(sighting.identity) {
+            (self.identity, self.proof) = (Some(sighting.identity), Proof::Announced);
         }
     }
 
@@ -85,10 +87,12 @@ impl Claims {
         name: Option<String>,
         permission: Option<Permission>,
     ) {
-        if let (Proof::Contradicted(claimed), Some(identity)) = (self.proof, identity)
-            && claimed != identity
-        {
-            self.forged_at = Some(now);
+        match (self.proof, identity) {
+            (Proof::Contradicted(claimed, instance), Some(identity)) if claimed == identity => {
+                self.instance = instance;
+            }
+            (Proof::Contradicted(..), Some(_)) => self.forged_at = Some(now),
+            _ => {}
         }
         self.proof = if identity.is_some() { Proof::Confirmed } else { Proof::Announced };
         self.identity = identity.or(self.identity);

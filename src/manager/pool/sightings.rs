@@ -16,15 +16,18 @@ impl Pool {
         let Sighting { address, identity, instance, ollama_up, .. } = sighting;
         // Same address first. The same identity elsewhere is the same server if it is the same
         // run of it, or if the old place has stopped to answer; else it may be a copied disk.
+        // Another identity at an address that isn't in use is another server, or a forgery: until
+        // a check has told which, it changes nothing.
         let is_same = |b: &Backend| {
             b.claims.identity == Some(identity)
                 && b.is_discovered()
                 && (b.claims.instance == instance || b.health.down_reason().is_some())
         };
-        let known = (self.backends.iter().position(|b| b.addresses.known.contains(&address)))
+        let known = (self.backends.iter().position(|b| b.is_at(address, Some(identity))))
             .or_else(|| self.backends.iter().position(is_same));
         let backend = match known {
             Some(at) => &mut self.backends[at],
+            None if self.check_alternatives(now, address) => return,
             None => {
                 if !self.may_announce(address.ip()) || !self.make_room(now, address.ip()) {
                     self.actions.push(Action::Report(Transition::Refused { address }));
@@ -36,7 +39,7 @@ impl Pool {
         backend.last_seen = now;
         if backend.claims.is_contradicted_by(identity) && backend.is_verified() {
             // Anyone can send that from a forged source. The server itself is asked.
-            backend.claims.proof = Proof::Contradicted(identity);
+            backend.claims.proof = Proof::Contradicted(identity, instance);
             backend.health.prompt(now);
             return;
         }
@@ -66,6 +69,19 @@ impl Pool {
         } else {
             self.actions.push(Action::Report(Transition::Refused { address }));
         }
+    }
+
+    /// Has those servers checked that have this address as an alternative; whether there are any.
+    fn check_alternatives(&mut self, now: Instant, address: SocketAddr) -> bool {
+        let mut has_any = false;
+        for backend in &mut self.backends {
+            if backend.addresses.known.contains(&address) {
+                backend.addresses.candidate = Some(address);
+                backend.health.prompt(now);
+                has_any = true;
+            }
+        }
+        has_any
     }
 
     fn may_announce(&self, ip: IpAddr) -> bool {

@@ -431,3 +431,107 @@ fn two_servers_on_one_machine_may_share_its_name() {
     assert_eq!(w.conflicts(), []);
     assert_eq!(w.pool.ready(), 2);
 }
+
+/// A server that was elsewhere before: the address in use, then the other one.
+fn moved(w: &mut World, from: Server, to: Server) {
+    w.live(ms(3000), &[from]);
+    w.live(ms(5000), &[to]);
+    let known = [address(to.host), address(from.host)];
+    assert_eq!(w.pool.backends[0].addresses.known, known);
+}
+
+#[test]
+fn another_server_where_a_known_one_was_before_is_its_own() {
+    let nas = Server { host: DESK.host, ..OTHER };
+    let desk = Server { host: 50, ..DESK };
+    let mut w = World::new();
+    moved(&mut w, DESK, desk);
+    w.live(ms(5000), &[nas, desk]);
+    assert_eq!(w.hosts(9), [20, 50]);
+    assert_eq!(w.pool.len(), 2);
+    assert_eq!(w.conflicts(), []);
+    // One that the user names doesn't displace the known one either.
+    let mut w = World::new();
+    moved(&mut w, DESK, desk);
+    let host = "nas".to_owned();
+    w.pool.add_named(w.now, crate::config::ServerName { host, port: 11435 });
+    w.input(Input::Tick);
+    let named = w.checks().pop().expect("a check of it").0;
+    w.checked(named, well(nas));
+    assert_eq!(w.hosts(9), [20, 50]);
+}
+
+#[test]
+fn another_server_where_a_known_one_was_is_not_taken_for_it_when_that_fails() {
+    let nas = Server { host: DESK.host, ..OTHER };
+    let desk = Server { host: 50, ..DESK };
+    let mut w = World::new();
+    moved(&mut w, DESK, desk);
+    // Its announcements are lost, or it has none.
+    for _ in 0..3 {
+        w.pass(ms(1300));
+        w.answer(&[nas]);
+        w.answer(&[nas]);
+        assert!(w.hosts(9).is_empty());
+        assert_eq!(w.pool.backends[0].claims.identity, Some(identity(DESK.id)));
+        assert_eq!(w.pool.backends[0].addresses.known, [address(50)]);
+    }
+    w.live(ms(3000), &[desk]);
+    assert_eq!(w.hosts(9), [50]);
+    assert_eq!(w.conflicts(), []);
+    // Nor is it when its address is announced in the name of the known one.
+    w.announces(Server { host: nas.host, ..DESK });
+    w.answer(&[desk, nas]);
+    w.answer(&[desk, nas]);
+    assert_eq!(w.pool.backends[0].addresses.known, [address(50)]);
+    w.live(ms(5000), &[desk, nas]);
+    assert_eq!(w.hosts(9), [20, 50]);
+}
+
+#[test]
+fn a_forged_announcement_at_another_of_its_addresses_changes_nothing() {
+    let second = Server { host: 21, ..DESK };
+    let forged = Server { id: 9, name: "x", ..second };
+    let mut w = World::new();
+    w.live(ms(3000), &[DESK, second]);
+    let is_unchanged = |w: &World| {
+        let desk = &w.pool.backends[0];
+        let is_known = desk.addresses.known.contains(&address(21));
+        is_known && desk.claims.identity == Some(identity(DESK.id)) && w.pool.len() == 1
+    };
+    let mut checks = 0;
+    for _ in 0..1000 {
+        w.now += ms(1);
+        w.announces(forged);
+        checks += w.answer(&[DESK, second]);
+        assert!(is_unchanged(&w));
+    }
+    assert!(checks <= 6, "{checks} checks in a second");
+    // While it is down as well.
+    for _ in 0..5 {
+        w.pass(ms(1300));
+        w.announces(forged);
+        w.answer(&[]);
+    }
+    assert!(w.hosts(1).is_empty());
+    w.live(ms(5000), &[DESK, second]);
+    assert!(is_unchanged(&w));
+    assert_eq!(w.hosts(1).len(), 1);
+    assert!(w.conflicts().iter().all(|(_, is_quarantined)| !is_quarantined));
+}
+
+#[test]
+fn a_server_set_up_anew_is_one_entry_at_all_its_addresses() {
+    let second = Server { host: 21, ..DESK };
+    let anew = [21, 20].map(|host| Server { host, id: 9, ..DESK });
+    let mut w = World::new();
+    w.live(ms(3000), &[DESK, second]);
+    for _ in 0..5 {
+        anew.iter().for_each(|server| w.announces(*server));
+        while w.answer(&anew) > 0 {}
+        w.pass(ms(1000));
+    }
+    assert_eq!(w.pool.len(), 1);
+    assert_eq!(w.conflicts(), [(20, false)]);
+    assert_eq!(w.pool.backends[0].addresses.known.len(), 2);
+}
