@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
 use ollana::config::{ServerName, Settings};
-use ollana::manager::pool::{Action, Input, Outcome, Pick, Pool, Rules, Wanted};
+use ollana::manager::pool::{Action, CheckId, Input, Outcome, Pick, Pool, Rules, Wanted};
 use ollana::manager::queue::{Answers, Asker, MAX_PER_CLIENT, MAX_QUEUE, Queue, Request};
 use ollana::manager::{Handle, Job, Patience, Refused};
 use ollana::ollama::aliases::Aliases;
@@ -273,8 +273,26 @@ impl House {
         house
     }
 
-    fn tell(&mut self, input: Input) {
-        self.queue.handle(self.now, input, &mut Vec::new(), &mut self.answers);
+    /// The check that follows from the input, if there is one.
+    fn tell(&mut self, input: Input) -> Option<CheckId> {
+        let mut actions = Vec::new();
+        self.queue.handle(self.now, input, &mut actions, &mut self.answers);
+        actions.into_iter().find_map(|action| match action {
+            Action::Check(id, ..) => Some(id),
+            _ => None,
+        })
+    }
+
+    /// So much time later.
+    fn pass(&mut self, time: Duration) -> Option<CheckId> {
+        self.now += time;
+        self.tell(Input::Tick)
+    }
+
+    /// A request fails, and the check that follows is refused.
+    fn goes_down(&mut self, pick: &Pick) {
+        let check = self.tell(Input::Noted(pick.id, Outcome::Failed.into())).expect("a check");
+        self.tell(Input::Checked(check, CheckResult::Refused("restarting".to_owned())));
     }
 
     fn ask(&mut self, client: u8, model: &str) -> usize {
@@ -414,4 +432,47 @@ fn no_client_fills_the_queue_for_the_others() {
     let more = house.ask(1, "m0");
     assert_eq!(house.refused(), [more], "and gets no place back");
     assert_eq!(house.queue.waiting(), MAX_QUEUE);
+}
+
+#[test]
+fn who_has_waited_for_a_busy_server_waits_as_others_do_while_it_restarts() {
+    let mut house = House::with(&[&["a"]]);
+    house.ask(1, "a");
+    let (_, on_a) = house.served();
+    let first = house.ask(1, "a");
+    for _ in 0..3 {
+        house.pass(5 * SOON);
+        house.goes_down(&on_a);
+        house.ask(2, "a");
+        assert!(house.heard().is_empty(), "both wait for the next check");
+        let check = house.pass(SOON * 9 / 10).expect("the next check");
+        house.tell(Input::Checked(check, healthy(1, &["a"])));
+        assert!(house.heard().is_empty(), "it is busy");
+    }
+    house.finish(&on_a);
+    let (served, on_a) = house.served();
+    assert_eq!(served, first);
+    // One that doesn't come back is waited for no longer than that, by nobody.
+    house.goes_down(&on_a);
+    assert!(house.heard().is_empty());
+    house.pass(SOON);
+    let refused = house.heard();
+    assert_eq!(refused.len(), 3);
+    assert!(refused.iter().all(|(_, answer)| matches!(answer, Err(Refused::NoServer(_)))));
+}
+
+#[test]
+fn a_server_that_is_busy_or_restarts_by_turns_is_waited_for_no_longer_than_a_busy_one() {
+    let mut house = House::with(&[&["a"]]);
+    house.ask(1, "a");
+    let (_, on_a) = house.served();
+    house.ask(1, "a");
+    let start = house.now;
+    while house.heard().is_empty() {
+        assert!(house.now - start <= 61 * SOON, "it still waits");
+        house.goes_down(&on_a);
+        let check = house.pass(SOON * 9 / 10).expect("the next check");
+        house.tell(Input::Checked(check, healthy(1, &["a"])));
+    }
+    assert!(house.now - start >= 60 * SOON);
 }

@@ -70,6 +70,8 @@ struct Waiting<A> {
     asker: A,
     request: Request,
     since: Instant,
+    /// Since when it hasn't waited for a busy server, but for one that may be ready in a moment.
+    unready_since: Option<Instant>,
     /// The servers that could do it, as they were when it was last looked at.
     able: Vec<BackendId>,
 }
@@ -204,7 +206,13 @@ impl<A: Asker> Queue<A> {
                     false => able,
                 };
                 let client = request.wanted.client;
-                self.waiting.push(Waiting { asker, request, since: now, able });
+                self.waiting.push(Waiting {
+                    asker,
+                    request,
+                    since: now,
+                    unready_since: None,
+                    able,
+                });
                 if is_busy {
                     self.bound(client, answers);
                 } else {
@@ -278,7 +286,7 @@ impl<A: Asker> Queue<A> {
         at: usize,
         busy: &mut Vec<Vec<BackendId>>,
     ) -> Option<Result<Pick, Refused>> {
-        let Waiting { request, since, able, .. } = &mut self.waiting[at];
+        let Waiting { request, since, unready_since, able, .. } = &mut self.waiting[at];
         let ago = |at| now.saturating_duration_since(at);
         let waited = ago(*since);
         *able = self.pool.able_ids(now, &request.tried, &request.wanted);
@@ -296,19 +304,22 @@ impl<A: Asker> Queue<A> {
                 return Some(Ok(pick));
             }
             Err(NoPick::Busy) => {
+                *unready_since = None;
                 if !busy.contains(able) {
                     busy.push(able.clone());
                 }
                 return (waited >= self.patience.busy).then_some(Err(Refused::QueueFull));
             }
-            Err(NoPick::NoneUp(_))
-                if waited < self.patience.expected && self.pool.expects_backend(now) =>
-            {
-                return None;
-            }
-            Err(NoPick::NoneUp(reason) | NoPick::Away(reason) | NoPick::OwnerAway(reason)) => {
+            Err(NoPick::NoneUp(reason)) => {
+                let Patience { expected, busy, .. } = self.patience;
+                let is_patient = ago(*unready_since.get_or_insert(now)) < expected
+                    && waited < busy.max(expected);
+                if is_patient && self.pool.expects_backend(now) {
+                    return None;
+                }
                 reason
             }
+            Err(NoPick::Away(reason) | NoPick::OwnerAway(reason)) => reason,
         };
         let Waiting { request, .. } = &self.waiting[at];
         if let Some(patience) = self.wake_patience(request) {
