@@ -15,6 +15,8 @@ pub(crate) struct Addresses {
     /// An announced further address of a server that is up, kept as an alternative once a check
     /// has passed; or an alternative that may be another server's by now.
     pub(super) candidate: Option<SocketAddr>,
+    /// Those whose checks have failed, and whether by a refusal, since one passed or all had failed.
+    pub(super) failed: Vec<(SocketAddr, bool)>,
 }
 
 impl Addresses {
@@ -39,23 +41,35 @@ impl Addresses {
         self.known.insert(0, address);
         self.known.truncate(MAX_ADDRESSES);
         self.in_doubt = !is_confirmed;
-    }
-
-    /// A check of the address in use failed: another one may do. Whether there is one that wasn't
-    /// tried, after so many failed checks in a row.
-    pub(super) fn turn(&mut self, failures: u32) -> bool {
-        if self.known.len() < 2 {
-            return false;
+        if is_confirmed {
+            self.failed.clear();
         }
-        self.known.rotate_left(1);
-        self.in_doubt = true;
-        self.is_turned(failures)
     }
 
-    /// Whether another address is in use than before so many failed checks in a row, each of which
-    /// has turned to the next one.
-    pub(super) fn is_turned(&self, failures: u32) -> bool {
-        !(failures as usize).is_multiple_of(self.known.len().max(1))
+    /// A check of the address in use failed: the next one that wasn't tried may do. Once all have
+    /// failed, whether each of them refused; an old address may be a machine's that has no server.
+    pub(super) fn turn(&mut self, is_refusal: bool) -> Option<bool> {
+        self.failed.extend(self.first().map(|first| (first, is_refusal)));
+        let is_untried =
+            |known: &SocketAddr| !self.failed.iter().any(|(failed, _)| failed == known);
+        // Announcements of further addresses must not put off the end for ever.
+        let may_go_on = self.failed.len() < MAX_ADDRESSES;
+        let next = self.known.iter().position(is_untried).filter(|_| may_go_on);
+        if self.known.len() > 1 {
+            self.known.rotate_left(next.unwrap_or(1));
+            self.in_doubt = true;
+        }
+        if next.is_some() {
+            return None;
+        }
+        let have_refused = self.failed.iter().all(|(_, is_refusal)| *is_refusal);
+        self.failed.clear();
+        Some(is_refusal && have_refused)
+    }
+
+    /// Whether another address is in use, because the check of the last one failed.
+    pub(super) fn is_turned(&self) -> bool {
+        !self.failed.is_empty()
     }
 
     /// The candidate was checked, and is an alternative if it was well at this address. Whatever

@@ -273,7 +273,7 @@ impl Backend {
         else {
             return None;
         };
-        let is_moved = self.health.is_ready() && self.addresses.is_turned(self.health.failures);
+        let is_moved = self.health.is_ready() && self.addresses.is_turned();
         let moved = is_moved.then(|| Transition::Moved { name: self.label(), address });
         let is_up = self.health.passed(now, round_trip, rules.rise);
         self.last_seen = now;
@@ -342,10 +342,10 @@ impl Backend {
             self.health.next_check = now + LEGACY_RETRY;
         }
         // Another of its addresses may do; health changes once all have failed.
-        if self.addresses.turn(self.health.failures) {
+        let Some(is_refusal) = self.addresses.turn(is_refusal) else {
             self.health.next_check = now;
             return None;
-        }
+        };
         // What strangers announce is not worth a line each.
         let is_news = self.health.is_ready() || !self.is_stranger();
         let is_down = self.health.failed(now, &reason, is_refusal, rules.fall);

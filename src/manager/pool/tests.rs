@@ -234,6 +234,46 @@ fn one_server_is_one_entry_over_two_interfaces_and_after_a_move() {
 }
 
 #[test]
+fn a_refusal_at_one_address_says_nothing_about_another() {
+    let refused = || CheckResult::Refused("refused".to_owned());
+    let cases = [
+        ([silent(), refused()], 2),
+        ([refused(), silent()], 2),
+        ([silent(), silent()], 2),
+        ([refused(), refused()], 1),
+    ];
+    for (results, rounds) in cases {
+        let mut w = World::new();
+        let id = w.server(1);
+        w.input(sighting(2, 1, 1));
+        w.checks();
+        w.checked(id, healthy(address(2), 1));
+        w.checks();
+        w.checked(id, healthy(address(1), 1));
+        w.pass(ms(1300));
+        for round in 1..=rounds {
+            for (host, result) in [1, 2].into_iter().zip(&results) {
+                assert_eq!(w.pool.ready(), 1, "{results:?}, round {round}");
+                assert_eq!(w.checks(), [(id, Target::Address(address(host)))]);
+                w.checked(id, result.clone());
+            }
+        }
+        assert_eq!(w.pool.ready(), 0, "{results:?}");
+        // One that passes ends the round.
+        w.pass(ms(2000));
+        w.checks();
+        w.checked(id, healthy(address(1), 1));
+        w.pass(ms(1300));
+        w.checks();
+        w.checked(id, silent());
+        assert_eq!(w.checks(), [(id, Target::Address(address(2)))]);
+        w.checked(id, healthy(address(2), 1));
+        let is_moved = |report: &Transition| matches!(report, Transition::Moved { .. });
+        assert!(w.reports().iter().any(is_moved), "{results:?}");
+    }
+}
+
+#[test]
 fn a_copied_identity_does_not_displace_a_ready_server() {
     let mut w = World::new();
     let id = w.server(1);
