@@ -338,7 +338,7 @@ impl Backend {
     fn failed(&mut self, terms: Terms<'_>, reason: String, is_refusal: bool) -> Option<Transition> {
         let Terms { now, rules, jitter } = terms;
         self.health.back_off(now, jitter);
-        if self.origin == Origin::Legacy {
+        if self.origin == Origin::Legacy && self.is_stranger() {
             self.health.next_check = now + LEGACY_RETRY;
         }
         // Another of its addresses may do; health changes once all have failed.

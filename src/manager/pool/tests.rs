@@ -469,6 +469,24 @@ fn an_older_server_is_tried_once_a_minute() {
 }
 
 #[test]
+fn an_older_server_that_was_well_is_asked_again_as_soon_as_others() {
+    let mut w = World::new();
+    w.input(Input::LegacySighted(address(5).ip()));
+    let (id, _) = w.checks().pop().expect("a check");
+    w.checked(id, healthy(address(5), 1));
+    for failure in [silent(), CheckResult::Refused("refused".to_owned())] {
+        w.pass(ms(1300));
+        w.checks();
+        w.checked(id, failure.clone());
+        w.pass(ms(1000));
+        assert_eq!(w.checks(), [(id, Target::Address(address(5)))], "after {failure:?}");
+        w.checked(id, healthy(address(5), 1));
+        assert_eq!(w.pick(), Some(id));
+        w.done(id);
+    }
+}
+
+#[test]
 fn random_events_keep_the_invariants() {
     for seed in 1..200u64 {
         let mut w = World::new();
