@@ -34,7 +34,8 @@ impl Pool {
             CheckResult::Healthy { address, .. } => Some(*address),
             _ => None,
         };
-        let terms = Terms { now, jitter: self.jitter(), rules: &self.rules };
+        let inventories = self.asks_for_models(now);
+        let terms = Terms { now, jitter: self.jitter(), rules: &self.rules, inventories };
         let Some(backend) = self.backends.iter_mut().find(|b| b.id == id.backend) else { return };
         if let Some((_, asked_at)) = backend.models.asked.take_if(|(asked, _)| *asked == id) {
             let transition = backend.listed(now, asked_at, result);
@@ -66,7 +67,7 @@ impl Pool {
 
     /// Starts the checks that are due, as many as may run.
     pub(super) fn start_checks(&mut self, now: Instant) {
-        let inventories = self.rules.inventories || self.is_watched(now);
+        let inventories = self.asks_for_models(now);
         let due = self.backends.iter().enumerate().filter(|(_, b)| b.health.is_due(now));
         let mut due: Vec<usize> = due.map(|(at, _)| at).collect();
         due.sort_by_cached_key(|at| self.urgency(*at));
@@ -178,6 +179,8 @@ struct Terms<'a> {
     now: Instant,
     rules: &'a Rules,
     jitter: u32,
+    /// Whether checks ask for models.
+    inventories: bool,
 }
 
 impl Backend {
@@ -256,7 +259,7 @@ impl Backend {
 
     fn passed(
         &mut self,
-        Terms { now, rules, jitter }: Terms<'_>,
+        Terms { now, rules, jitter, inventories }: Terms<'_>,
         check: RunningCheck,
         result: CheckResult,
     ) -> Option<Transition> {
@@ -285,7 +288,8 @@ impl Backend {
         let has_answered = inventory.as_ref().is_some_and(|inventory| inventory.is_known());
         self.models.are_slow |= check.wants_inventory && inventory.is_none();
         let are_slow = self.models.are_slow;
-        self.health.next_check = match self.models.told(now, check.since, inventory) {
+        let again = self.models.told(now, check.since, inventory).filter(|_| inventories);
+        self.health.next_check = match again {
             Some(again) if has_answered => again,
             Some(again) if !are_slow => again + spread(FIRST_RETRY, jitter),
             _ => now + spread(rules.health_interval, jitter),
@@ -326,7 +330,7 @@ impl Backend {
 
     /// A check got no answer while answers to requests came: the server has much to do, or the network
     /// loses packets.
-    fn proved_alive(&mut self, Terms { now, rules, jitter }: Terms<'_>) -> Option<Transition> {
+    fn proved_alive(&mut self, Terms { now, rules, jitter, .. }: Terms<'_>) -> Option<Transition> {
         let again = now + spread(rules.health_interval, jitter);
         self.last_seen = now;
         let is_up = self.health.proved_alive(now, again);
@@ -336,7 +340,7 @@ impl Backend {
     }
 
     fn failed(&mut self, terms: Terms<'_>, reason: String, is_refusal: bool) -> Option<Transition> {
-        let Terms { now, rules, jitter } = terms;
+        let Terms { now, rules, jitter, .. } = terms;
         self.health.back_off(now, jitter);
         if self.origin == Origin::Legacy && self.is_stranger() {
             self.health.next_check = now + LEGACY_RETRY;

@@ -218,6 +218,7 @@ impl Pool {
     }
 
     fn finished(&mut self, now: Instant, id: BackendId, report: Report) {
+        let inventories = self.asks_for_models(now);
         let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
         let outcome = report.outcome;
         // Also an answer that wasn't passed on because another server may do better.
@@ -231,7 +232,7 @@ impl Pool {
             let name = backend.label();
             self.actions.push(Action::Report(Transition::OutlierEjected { name, pause }));
         }
-        let again = backend.models.finished(now, report);
+        let again = backend.models.finished(now, report).filter(|_| inventories);
         // After a failure it is asked at once whether it is well, as after an answer that it gave while
         // it was down; the answer decides about its health.
         let was_tried = outcome == Outcome::Answered && backend.health.down_reason().is_some();

@@ -77,6 +77,11 @@ impl Pool {
         self.rules.aliases.all().iter().map(|alias| (alias.clone(), model(alias))).collect()
     }
 
+    /// Whether checks ask for models.
+    pub(super) fn asks_for_models(&self, now: Instant) -> bool {
+        self.rules.inventories || self.is_watched(now)
+    }
+
     pub(crate) fn is_watched(&self, now: Instant) -> bool {
         self.watched_until.is_some_and(|until| now < until)
     }

@@ -819,6 +819,31 @@ fn models_are_asked_for_while_somebody_looks() {
     assert_eq!(wants(&mut w), [false], "nobody looks any more");
 }
 
+#[test]
+fn changes_of_models_that_nobody_asks_for_cause_no_checks() {
+    use crate::manager::pool::Report;
+    let mut w = World::new();
+    let id = w.server(1);
+    let changed = Report { changed_models: true, ..Outcome::Answered.into() };
+    w.input(Input::Noted(id, changed.clone()));
+    assert_eq!(w.checks(), []);
+    let mut asked = 0;
+    for _ in 0..600 {
+        w.pass(ms(100));
+        for (id, _) in w.checks() {
+            asked += 1;
+            w.checked(id, healthy(address(1), 1));
+        }
+    }
+    assert!((50..=75).contains(&asked), "{asked} checks in a minute, one a second is usual");
+    // While somebody looks, they are asked for.
+    w.input(Input::Watched);
+    w.checks();
+    w.checked(id, with_inventory(healthy(address(1), 1), Some(Arc::default())));
+    w.input(Input::Noted(id, changed));
+    assert_eq!(w.checks().len(), 1);
+}
+
 fn silent() -> CheckResult {
     CheckResult::Silent("no answer in time".to_owned())
 }
