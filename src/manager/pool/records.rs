@@ -158,7 +158,7 @@ impl Records {
         if is_contested && (is_within_probation(well_since, now) || !may_succeed()) {
             return false;
         }
-        let met = own.map_or(Some(now), |own| self.0[own].met);
+        let met = own.map_or(Some(well_since), |own| self.0[own].met);
         let record = Record { identity, name: name.to_owned(), address, met, seen: Some(now) };
         match own {
             Some(own) if !is_contested => self.0[own] = record,

@@ -231,7 +231,8 @@ fn a_machine_set_up_anew_succeeds_its_former_self_in_an_hour() {
     w.live(ms(3000), &[anew]);
     assert_eq!(w.conflicts(), [(20, false)]);
     w.live(PROBATION + ms(10_000), &[anew]);
-    assert!(w.pool.snapshot(w.now)[0].backend.claims.conflict.is_none());
+    let claims = w.pool.snapshot(w.now)[0].backend.claims.clone();
+    assert!(claims.conflict.is_none() && !claims.is_newcomer);
     assert_eq!(w.conflicts(), []);
     let mut next = World::new();
     next.pool.recall(next.now, w.pool.memorable(w.now));
