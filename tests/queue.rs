@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
 use ollana::config::{ServerName, Settings};
-use ollana::manager::pool::{Action, CheckId, Input, Outcome, Pick, Pool, Rules, Wanted};
+use ollana::manager::pool::{
+    Action, BackendId, CheckId, Input, Outcome, Pick, Pool, Rules, Wanted,
+};
 use ollana::manager::queue::{Answers, Asker, MAX_PER_CLIENT, MAX_QUEUE, Queue, Request};
 use ollana::manager::{Handle, Job, Patience, Refused};
 use ollana::ollama::aliases::Aliases;
@@ -248,6 +250,7 @@ impl Asker for Token {
 /// The pure queue in front of servers that have these models.
 struct House {
     queue: Queue<Token>,
+    ids: Vec<BackendId>,
     now: Instant,
     asked: usize,
     answers: Answers<Token>,
@@ -255,12 +258,18 @@ struct House {
 
 impl House {
     fn with(servers: &[&[&str]]) -> Self {
+        House::waking(servers, &[])
+    }
+
+    /// Those that a request waits for are away for 10 s at most.
+    fn waking(servers: &[&[&str]], sleepers: &[&str]) -> Self {
         let now = Instant::now();
-        let mut pool = Pool::new(rules(), 1);
+        let wake = sleepers.iter().map(|sleeper| sleeper.parse().expect("a sleeper")).collect();
+        let mut pool = Pool::new(Rules { wake, ..rules() }, 1);
         (1..).zip(servers).for_each(|(host, _)| pool.add_named(now, name_of(host)));
-        let patience = Patience { expected: SOON, busy: 60 * SOON, wake: None };
-        let mut house =
-            House { queue: Queue::new(pool, patience), now, asked: 0, answers: Vec::new() };
+        let wake = (!sleepers.is_empty()).then_some(10 * SOON);
+        let queue = Queue::new(pool, Patience { expected: SOON, busy: 60 * SOON, wake });
+        let mut house = House { queue, ids: Vec::new(), now, asked: 0, answers: Vec::new() };
         let mut actions = Vec::new();
         house.queue.handle(now, Input::Tick, &mut actions, &mut house.answers);
         let checks = actions.into_iter().filter_map(|action| match action {
@@ -268,31 +277,33 @@ impl House {
             _ => None,
         });
         for ((id, host), models) in checks.zip(1..).zip(servers) {
+            house.ids.push(id.backend);
             house.tell(Input::Checked(id, healthy(host, models)));
         }
         house
     }
 
-    /// The check that follows from the input, if there is one.
-    fn tell(&mut self, input: Input) -> Option<CheckId> {
+    /// The checks that follow from the input.
+    fn tell(&mut self, input: Input) -> Vec<CheckId> {
         let mut actions = Vec::new();
         self.queue.handle(self.now, input, &mut actions, &mut self.answers);
-        actions.into_iter().find_map(|action| match action {
+        let checks = actions.into_iter().filter_map(|action| match action {
             Action::Check(id, ..) => Some(id),
             _ => None,
-        })
+        });
+        checks.collect()
     }
 
     /// So much time later.
-    fn pass(&mut self, time: Duration) -> Option<CheckId> {
+    fn pass(&mut self, time: Duration) -> Vec<CheckId> {
         self.now += time;
         self.tell(Input::Tick)
     }
 
     /// A request fails, and the check that follows is refused.
-    fn goes_down(&mut self, pick: &Pick) {
-        let check = self.tell(Input::Noted(pick.id, Outcome::Failed.into())).expect("a check");
-        self.tell(Input::Checked(check, CheckResult::Refused("restarting".to_owned())));
+    fn goes_down(&mut self, server: BackendId) {
+        let checks = self.tell(Input::Noted(server, Outcome::Failed.into()));
+        self.tell(Input::Checked(checks[0], CheckResult::Refused("restarting".to_owned())));
     }
 
     fn ask(&mut self, client: u8, model: &str) -> usize {
@@ -442,18 +453,18 @@ fn who_has_waited_for_a_busy_server_waits_as_others_do_while_it_restarts() {
     let first = house.ask(1, "a");
     for _ in 0..3 {
         house.pass(5 * SOON);
-        house.goes_down(&on_a);
+        house.goes_down(on_a.id);
         house.ask(2, "a");
         assert!(house.heard().is_empty(), "both wait for the next check");
-        let check = house.pass(SOON * 9 / 10).expect("the next check");
-        house.tell(Input::Checked(check, healthy(1, &["a"])));
+        let checks = house.pass(SOON * 9 / 10);
+        house.tell(Input::Checked(checks[0], healthy(1, &["a"])));
         assert!(house.heard().is_empty(), "it is busy");
     }
     house.finish(&on_a);
     let (served, on_a) = house.served();
     assert_eq!(served, first);
     // One that doesn't come back is waited for no longer than that, by nobody.
-    house.goes_down(&on_a);
+    house.goes_down(on_a.id);
     assert!(house.heard().is_empty());
     house.pass(SOON);
     let refused = house.heard();
@@ -470,9 +481,71 @@ fn a_server_that_is_busy_or_restarts_by_turns_is_waited_for_no_longer_than_a_bus
     let start = house.now;
     while house.heard().is_empty() {
         assert!(house.now - start <= 61 * SOON, "it still waits");
-        house.goes_down(&on_a);
-        let check = house.pass(SOON * 9 / 10).expect("the next check");
-        house.tell(Input::Checked(check, healthy(1, &["a"])));
+        house.goes_down(on_a.id);
+        let checks = house.pass(SOON * 9 / 10);
+        house.tell(Input::Checked(checks[0], healthy(1, &["a"])));
     }
     assert!(house.now - start >= 60 * SOON);
+}
+
+/// Servers 1 and 2 with their models, of which 2 is away, and what becomes of a request for `b`.
+fn asked_while_away(models: [&[&str]; 2], sleepers: &[&str], wanted: Wanted) -> (House, bool) {
+    let mut house = House::waking(&models, sleepers);
+    house.goes_down(house.ids[1]);
+    house.pass(3 * SOON);
+    house.ask_for(Wanted { model: ModelName::parse("b"), ..wanted });
+    let is_held = house.heard().is_empty();
+    assert_eq!(house.queue.take_wake(), is_held, "{models:?} {sleepers:?}");
+    (house, is_held)
+}
+
+#[test]
+fn a_request_is_held_only_for_a_sleeper_that_may_do_it() {
+    let wants =
+        |server: Option<&str>| Wanted { server: server.map(str::to_owned), ..Wanted::default() };
+    let (owner, other): ([&[&str]; 2], [&[&str]; 2]) = ([&["a"], &["b"]], [&["a"], &["c"]]);
+    let mac = "02:00:00:00:00:01";
+    for (models, sleepers, server, is_held) in [
+        (owner, vec!["10.0.0.2"], None, true),
+        (owner, vec!["10.0.0.2"], Some("10.0.0.2"), true),
+        // The one that can be woken is up, or is known not to have it, or isn't asked for.
+        (owner, vec!["10.0.0.1"], None, false),
+        (owner, vec!["10.0.0.1", "10.0.0.2"], None, true),
+        (owner, vec!["10.0.0.2"], Some("10.0.0.9"), false),
+        // Of these, nothing is known.
+        (owner, vec!["nas"], None, true),
+        (owner, vec![mac], None, true),
+    ] {
+        let (_, was_held) = asked_while_away(models, &sleepers, wants(server));
+        assert_eq!(was_held, is_held, "{sleepers:?} {server:?}");
+    }
+    // Both are away, and who can be woken has something else.
+    let mut house = House::waking(&other, &["10.0.0.2"]);
+    house.goes_down(house.ids[0]);
+    house.goes_down(house.ids[1]);
+    let checks = house.pass(3 * SOON);
+    house.ask(1, "a");
+    assert_eq!(house.heard().len(), 1);
+    assert!(!house.queue.take_wake());
+    house.ask(1, "c");
+    assert!(house.heard().is_empty() && house.queue.take_wake());
+    // It wakes up, and has it no more.
+    let check = checks.into_iter().find(|check| check.backend == house.ids[1]).expect("a check");
+    house.tell(Input::Checked(check, healthy(2, &["d"])));
+    assert_eq!(house.heard().len(), 1, "there is nothing left to wait for");
+}
+
+#[test]
+fn a_packet_is_told_of_only_if_it_was_sent() {
+    for is_sent in [false, true] {
+        let models: [&[&str]; 2] = [&["a"], &["b"]];
+        let (mut house, _) = asked_while_away(models, &["10.0.0.2"], Wanted::default());
+        if is_sent {
+            house.tell(Input::Woken);
+        }
+        house.pass(10 * SOON);
+        let heard = house.heard();
+        let [(_, Err(Refused::NoServer(why)))] = &heard[..] else { panic!("{heard:?}") };
+        assert_eq!(why.contains("Wake-on-LAN"), is_sent, "{why}");
+    }
 }

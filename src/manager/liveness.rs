@@ -159,7 +159,11 @@ impl Checker {
                 self.mailbox.send(Input::Checked(id, check.run(upstream)));
             }
             Job::Learn(servers) => self.wake.iter().for_each(|wake| wake.learn(&servers)),
-            Job::Wake => self.wake.iter().for_each(Wake::call),
+            Job::Wake => {
+                if self.wake.as_ref().is_some_and(Wake::call) {
+                    self.mailbox.send(Input::Woken);
+                }
+            }
         }
     }
 }

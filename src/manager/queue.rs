@@ -88,6 +88,8 @@ pub struct Queue<A> {
     /// Whether machines are to be woken, and when that was last said.
     is_wake_due: bool,
     woken_at: Option<Instant>,
+    /// When a packet was sent last: where no hardware address is known, none is.
+    sent_at: Option<Instant>,
     /// How long the requests waited that were answered since the last look.
     waits: Vec<Duration>,
 }
@@ -103,6 +105,7 @@ impl<A: Asker> Queue<A> {
             turn: 0,
             is_wake_due: false,
             woken_at: None,
+            sent_at: None,
             waits: Vec::new(),
         }
     }
@@ -128,15 +131,17 @@ impl<A: Asker> Queue<A> {
     }
 
     /// Whether it is time for a wake-up call; true once per call.
-    pub(crate) fn take_wake(&mut self) -> bool {
+    pub fn take_wake(&mut self) -> bool {
         std::mem::take(&mut self.is_wake_due)
     }
 
-    /// How long a request may wait for a machine that sleeps, if it needs a model that runs.
+    /// How long a request may wait for a machine that sleeps, if it needs a model that runs, and one
+    /// is away that may have it.
     fn wake_patience(&self, request: &Request) -> Option<Duration> {
         let Wanted { task, model, local_only, .. } = &request.wanted;
         let is_use = *task == Task::Use && model.is_some() && !local_only;
-        self.patience.wake.filter(|_| is_use && request.tried.is_empty())
+        let is_first = is_use && request.tried.is_empty();
+        self.patience.wake.filter(|_| is_first && self.pool.may_wake_for(&request.wanted))
     }
 
     pub(crate) fn forget_server(&mut self, now: Instant, name: &str) -> Forgot {
@@ -162,6 +167,9 @@ impl<A: Asker> Queue<A> {
         actions: &mut Vec<Action>,
         answers: &mut Answers<A>,
     ) {
+        if matches!(input, Input::Woken) {
+            self.sent_at = Some(now);
+        }
         self.pool.handle(now, input, actions);
         self.serve(now, answers);
     }
@@ -191,7 +199,8 @@ impl<A: Asker> Queue<A> {
         let is_expected = matches!(picked, Err(NoPick::NoneUp(_)))
             && request.tried.is_empty()
             && self.pool.expects_backend(now);
-        let may_wait = is_busy || is_expected || self.wake_patience(&request).is_some();
+        let may_wait =
+            is_busy || is_expected || (picked.is_err() && self.wake_patience(&request).is_some());
         match picked {
             Ok(pick) => answers.push((asker, Ok(pick))),
             Err(NoPick::NoneUp(reason) | NoPick::Away(reason)) if !may_wait => {
@@ -321,7 +330,7 @@ impl<A: Asker> Queue<A> {
             }
             Err(NoPick::Away(reason) | NoPick::OwnerAway(reason)) => reason,
         };
-        let Waiting { request, .. } = &self.waiting[at];
+        let Waiting { request, since, .. } = &self.waiting[at];
         if let Some(patience) = self.wake_patience(request) {
             if waited < patience {
                 if self.woken_at.is_none_or(|at| ago(at) >= WAKE_AGAIN) {
@@ -330,7 +339,10 @@ impl<A: Asker> Queue<A> {
                 }
                 return None;
             }
-            reason.push_str("; a Wake-on-LAN packet didn't help");
+            // One that was sent a moment before it came was meant for it too.
+            if self.sent_at.is_some_and(|at| at + WAKE_AGAIN >= *since) {
+                reason.push_str("; a Wake-on-LAN packet didn't help");
+            }
         }
         Some(Err(Refused::NoServer(reason)))
     }

@@ -46,7 +46,9 @@ impl Wake {
         }
     }
 
-    pub(crate) fn call(&self) {
+    /// Wakes all of them that it can; whether there is any.
+    pub(crate) fn call(&self) -> bool {
+        let mut has_sent = false;
         for sleeper in &self.sleepers {
             let mac = match sleeper {
                 Sleeper::Mac(mac) => Some(*mac),
@@ -54,7 +56,8 @@ impl Wake {
             };
             match mac.map(|mac| (mac, self.send(mac))) {
                 Some((mac, Ok(()))) => {
-                    log::info!("sent a Wake-on-LAN packet server={sleeper} mac={mac}")
+                    has_sent = true;
+                    log::info!("sent a Wake-on-LAN packet server={sleeper} mac={mac}");
                 }
                 Some((_, Err(error))) => log::warn!("cannot wake server={sleeper}: {error}"),
                 None => log::warn!(
@@ -63,6 +66,7 @@ impl Wake {
                 ),
             }
         }
+        has_sent
     }
 
     /// Through every interface; one that works is enough.

@@ -304,6 +304,8 @@ pub enum Input {
     Watched,
     /// Time has passed.
     Tick,
+    /// A Wake-on-LAN packet was sent.
+    Woken,
     /// This machine slept for so long, while its clock stood still.
     Slept(Duration),
 }

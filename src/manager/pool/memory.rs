@@ -49,9 +49,12 @@ impl Remembered {
             || who.is(self.identity, self.address)
     }
 
+    pub(super) fn who(&self) -> Who<'_> {
+        Who { given: self.had.given.as_ref(), ..Who::of(self.identity, &self.address) }
+    }
+
     pub(super) fn is_called(&self, name: &str) -> bool {
-        let given = self.had.given.as_ref();
-        Who { given, ..Who::of(self.identity, &self.address) }.is_called(name, &self.name)
+        self.who().is_called(name, &self.name)
     }
 
     /// Whether this server has taken its place: it has told which one it is since, or has been

@@ -156,7 +156,7 @@ impl Pool {
             Input::Finished(_, report) | Input::Noted(_, report) => {
                 report.outcome == Outcome::Unreachable
             }
-            Input::Watched | Input::Farewell { .. } => false,
+            Input::Watched | Input::Farewell { .. } | Input::Woken => false,
             _ => true,
         };
         // Of which it is known anew what it has.
@@ -185,6 +185,8 @@ impl Pool {
             Input::Noted(id, report) => self.finished(now, id, report),
             Input::Watched => self.watched(now),
             Input::Slept(time) => self.memory.slept(time),
+            // Only who waits for that wants to know.
+            Input::Woken => {}
             Input::Tick => self.forget(now),
         }
         if is_about_servers {

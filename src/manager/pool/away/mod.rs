@@ -10,6 +10,7 @@ use super::records::{Had, Record, Who};
 use super::{Backend, BackendId, Known, NoPick, Pool, Verdict, Wanted};
 use crate::config::{Sleeper, elapsed};
 use crate::ollama::inventory::Inventory;
+use crate::ollama::model_name::ModelName;
 
 /// A remembered server that can't be used now.
 #[derive(Clone, Debug)]
@@ -148,6 +149,46 @@ impl Pool {
         let can_be_woken = |it: &Remembered| self.rules.wake.iter().any(|wake| is_meant(it, wake));
         let sleeping = self.absent().filter(|(it, _)| can_be_woken(it));
         sleeping.map(|(it, _)| (it.name.clone(), Arc::clone(&it.had.models))).collect()
+    }
+
+    /// Whether a machine that may be woken is away and may do this request: nothing tells that it
+    /// can't.
+    pub(crate) fn may_wake_for(&self, wanted: &Wanted) -> bool {
+        self.rules.wake.iter().any(|sleeper| match sleeper {
+            // Whose it is, only the network knows.
+            Sleeper::Mac(_) => true,
+            Sleeper::Server(name) => self.may_do_once_awake(name, wanted),
+        })
+    }
+
+    /// Whether a machine that goes by this name is away and may do it. Of one that isn't known,
+    /// nothing is ruled out.
+    fn may_do_once_awake(&self, sleeper: &str, wanted: &Wanted) -> bool {
+        let (memory, model) = (&self.memory.servers, wanted.bound_model());
+        let remembered = memory.iter().map(|it| {
+            let is_up = self.backends.iter().any(|b| b.is_verified() && it.is(b.who()));
+            let may_have = model.is_none_or(|model| it.had.models.has(model));
+            (it.who(), it.name.as_str(), !is_up && may_have)
+        });
+        let others = self.backends.iter().filter(|b| !memory.iter().any(|it| it.is(b.who())));
+        let others = others.map(|b| {
+            let has = |model| b.models.has(model) || b.models.may_have_more();
+            (b.who(), b.claims.name.as_str(), !b.is_verified() && model.is_none_or(has))
+        });
+        let is_it = |(who, own, _): &(Who<'_>, &str, bool)| who.is_called(sleeper, own);
+        let known: Vec<_> = remembered.chain(others).filter(is_it).collect();
+        let may_do =
+            |&(who, own, may): &(Who<'_>, &str, bool)| may && self.may_go(wanted, who, own);
+        known.is_empty() || known.iter().any(may_do)
+    }
+
+    /// Whether neither the client nor the user's rules keep a request from this server.
+    fn may_go(&self, wanted: &Wanted, who: Who<'_>, own: &str) -> bool {
+        let is_banned = |(model, server): &(ModelName, String)| {
+            wanted.model.as_ref() == Some(model) && who.is_called(server, own)
+        };
+        let is_asked_for = wanted.server.as_ref().is_none_or(|server| who.is_called(server, own));
+        is_asked_for && !self.rules.bans.iter().any(is_banned)
     }
 
     /// A server that has the model, where no eligible one has it: one that is away, or was tried
