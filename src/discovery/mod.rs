@@ -19,8 +19,8 @@
 //! - A round has a probe for each key, at most 16, and one without a key if machines without keys are
 //!   talked to (`--unpaired`). A key's code covers the address that the probe is sent from, so that
 //!   nobody else can send it again.
-//! - A server answers from an address at which its proxy is reached, and only addresses that may
-//!   connect (`--allow`, `--deny`). A forged source can't be flooded: an answer is never longer than
+//! - A server answers from an address at which its proxy is reached, in the client's network if
+//!   there is one, and only addresses that may connect (`--allow`, `--deny`). A forged source can't be flooded: an answer is never longer than
 //!   its probe, and there are 2000 a second in all. The last 64 clients get a GOODBYE.
 //! - A machine that can't be used says why, in an announcement without a port: a key is required, the
 //!   probe's key isn't known, or Ollama was stopped. That is shown, and decides nothing.

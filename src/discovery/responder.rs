@@ -1,8 +1,9 @@
 //! The answering side: probes in, announcements out.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -90,6 +91,20 @@ impl Responder {
         let thread = SideThread::start("responder", move |stop| answerer.run(stop))?;
         Ok(Responder { address, _thread: thread })
     }
+}
+
+/// Which of its own addresses a client can reach: those on loopback are for this machine. Of several
+/// it is the one on the client's subnet, `shared` with so many bits; clients drop an answer of
+/// another network.
+fn nearest(
+    own: impl Iterator<Item = Ipv4Addr>,
+    client: IpAddr,
+    shared: impl Fn(Ipv4Addr) -> Option<u8>,
+) -> Option<usize> {
+    let fits = |(_, own): &(usize, Ipv4Addr)| client.is_loopback() || !own.is_loopback();
+    let bits = |own: Ipv4Addr| if own.is_unspecified() { Some(0) } else { shared(own) };
+    let nearest = own.enumerate().filter(fits).min_by_key(|(_, own)| Reverse(bits(*own)));
+    nearest.map(|(at, _)| at)
 }
 
 /// A client that gets a goodbye.
@@ -222,10 +237,10 @@ impl Answerer {
         self.send_bytes(&bytes, to)
     }
 
-    /// The endpoint that a client can reach: those on loopback are for this machine.
     fn endpoint(&self, client: SocketAddr) -> Option<&Endpoint> {
-        let fits = |one: &&Endpoint| client.ip().is_loopback() || !one.http.ip().is_loopback();
-        self.endpoints.iter().find(fits)
+        let shared = |own: Ipv4Addr| self.subnets.shared(own.into(), client.ip());
+        let own = self.endpoints.iter().map(|endpoint| *endpoint.http.ip());
+        self.endpoints.get(nearest(own, client.ip(), shared)?)
     }
 
     /// Sends a datagram of at most `room` bytes.
@@ -279,5 +294,35 @@ impl Answerer {
         }
         sent.inspect_err(|error| log::debug!("answer not sent addr={client} reason={error}"))
             .is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::interfaces::share_prefix;
+
+    #[test]
+    fn a_client_hears_of_the_address_in_its_own_network() {
+        const ALL: &str = "0.0.0.0";
+        let cases: [(&[&str], &str, Option<&str>); 9] = [
+            (&["192.168.1.5", "10.0.0.5"], "192.168.1.9", Some("192.168.1.5")),
+            (&["192.168.1.5", "10.0.0.5"], "10.0.0.9", Some("10.0.0.5")),
+            // Of no network that it listens on, the first is as good as any.
+            (&["192.168.1.5", "10.0.0.5"], "172.16.0.9", Some("192.168.1.5")),
+            (&["192.168.1.5", ALL], "172.16.0.9", Some(ALL)),
+            (&[ALL, "10.0.0.5"], "10.0.0.9", Some("10.0.0.5")),
+            (&["127.0.0.1", "10.0.0.5"], "192.168.1.9", Some("10.0.0.5")),
+            (&["127.0.0.1"], "10.0.0.9", None),
+            (&["10.0.0.5"], "127.0.0.1", Some("10.0.0.5")),
+            (&[], "10.0.0.9", None),
+        ];
+        for (own, client, want) in cases {
+            let ip = |text: &&str| -> Ipv4Addr { text.parse().unwrap() };
+            let client: IpAddr = client.parse().unwrap();
+            let shared = |own: Ipv4Addr| share_prefix(own.into(), client, 24).then_some(24);
+            let found = nearest(own.iter().map(ip), client, shared).map(|at| own[at]);
+            assert_eq!(found, want, "{own:?}, {client}");
+        }
     }
 }

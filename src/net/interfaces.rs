@@ -214,6 +214,12 @@ impl Subnets {
         ip.is_loopback() || self.0.iter().any(|(own, bits)| share_prefix(*own, ip, *bits))
     }
 
+    /// The bits of the prefix, if an address of this machine and another one are on one subnet.
+    pub(crate) fn shared(&self, own: IpAddr, other: IpAddr) -> Option<u8> {
+        let subnets = self.0.iter().filter(|(ip, _)| *ip == own).map(|(_, bits)| *bits);
+        subnets.filter(|bits| share_prefix(own, other, *bits)).max()
+    }
+
     /// This machine's addresses with their prefixes, of one kind, for people.
     pub(crate) fn own(&self, is_ipv4: bool) -> Vec<String> {
         let meant = self.0.iter().filter(|(ip, _)| ip.is_ipv4() == is_ipv4 && !ip.is_loopback());
@@ -251,6 +257,10 @@ impl RecentSubnets {
         }
         *self = RecentSubnets { subnets: Subnets::now(), listed: now };
         self.subnets.contain(ip)
+    }
+
+    pub(crate) fn shared(&self, own: IpAddr, other: IpAddr) -> Option<u8> {
+        self.subnets.shared(own, other)
     }
 }
 
@@ -296,6 +306,17 @@ mod tests {
         let broadcast = directed(&addr(23, [255, 255, 254, 0]));
         assert_eq!(broadcast, Some(Ipv4Addr::new(192, 168, 5, 255)));
         assert_eq!(directed(&addr(32, [255; 4])), None);
+        let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
+        let subnets =
+            Subnets(vec![(ip("10.0.0.5"), 8), (ip("10.1.0.5"), 16), (ip("192.168.1.5"), 24)]);
+        let shared = |own, other| subnets.shared(ip(own), ip(other));
+        assert_eq!(shared("192.168.1.5", "192.168.1.9"), Some(24));
+        assert_eq!(shared("192.168.1.5", "10.1.2.3"), None);
+        assert_eq!(
+            (shared("10.0.0.5", "10.1.2.3"), shared("10.1.0.5", "10.1.2.3")),
+            (Some(8), Some(16))
+        );
+        assert_eq!(shared("192.168.1.6", "192.168.1.9"), None, "it isn't this machine's");
         assert!(Subnets::now().contain(IpAddr::from([127, 9, 9, 9])));
         assert!(!Subnets::now().contain(IpAddr::from([203, 0, 113, 1])));
     }

@@ -211,3 +211,17 @@ fn a_named_server_is_reached_through_a_router() {
     let answer = get(&client, "/api/tags").expect("an answer");
     assert!(answer.body.contains("no Ollama server found"), "{answer:?}");
 }
+
+#[test]
+fn a_server_that_listens_on_two_networks_is_found_in_both() {
+    let Some(mut lan) = Lan::new(2) else { return };
+    let host = lan.host(&[("eth0", 0), ("eth1", 1)]);
+    let [one, other] = [0, 1].map(|network| format!("{}:11435", host.address(network)));
+    let _ollama = Ollama::start(&host, "gpu");
+    let _daemon = Daemon::start(&host, &["--mode", "server", "--listen", &one, "--listen", &other]);
+    for network in [0, 1] {
+        let client = lan.host(&[("eth0", network)]);
+        let _client_daemon = Daemon::start(&client, &[]);
+        takes("found", limits::FOUND, || works(&client));
+    }
+}
