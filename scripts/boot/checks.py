@@ -200,11 +200,13 @@ def takeover(user):
     user.does("ollana leaves Ollama's port to it and shares it", "ollana status", r"^this machine +127\.0\.0\.1:11434 +ready",
               "server for", within=30)
     user.does("ollana doctor", "ollana doctor", "all is well", "answers at http://127.0.0.1:11434")
+    user.does("a mode that the doctor has advised", "echo OLLANA_MODE=server >>/etc/default/ollana; systemctl restart ollana")
     user.does("sudo ollana takeover", "ollana takeover", "Ollama moves to 127.0.0.1:11438", "^done$", typed="y\n")
     user.does("both servers at Ollama's port", "ollana status", "^this machine +127.0.0.1:11438 +ready", r"10\.77\.0\.1 +ready", within=30)
     user.does("doctor after a takeover", "ollana doctor", "all is well", "answers at http://127.0.0.1:11438")
     user.does("sudo ollana takeover --undo", "ollana takeover --undo", "^done$", typed="y\n")
     user.does("as it was before", "ollana status", r"^this machine +127\.0\.0\.1:11434 +ready", within=30)
+    user.does("without that mode", "sed -i /^OLLANA_MODE/d /etc/default/ollana; systemctl restart ollana")
     user.does("Ollama is removed", "systemctl disable --now ollama; rm /usr/local/bin/ollama")
     user.chats("and ollana is a client again", within=40)
 

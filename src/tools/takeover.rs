@@ -1,12 +1,12 @@
 //! `ollana takeover`: moves an Ollama that systemd runs to another port, so that this machine's
 //! programs find the pooled view at Ollama's own. `--undo` moves it back.
 //!
-//! It changes two drop-ins and nothing else, says so first, and puts everything back if Ollama or
-//! ollana doesn't come up as planned.
+//! For each of the two services it writes a file of variables and a drop-in that names it, and nothing
+//! else. It says so first, and puts everything back if Ollama or ollana doesn't come up as planned.
 
 use std::fs;
 use std::io::{self, ErrorKind, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,6 +25,9 @@ const OLLAMA: &str = "ollama.service";
 const OLLANA: &str = "ollana.service";
 /// The last drop-in of a unit wins.
 const DROP_IN: &str = "zz-ollana-takeover.conf";
+/// The drop-in's variables. Those of any file win over what units set themselves, and the last file's
+/// over other files' (systemd.exec(5), EnvironmentFile=), such as /etc/default/ollana's.
+const VARIABLES: &str = "zz-ollana-takeover.env";
 /// How long a service may take to start; Ollama looks for GPUs first.
 const START_TIME: Duration = Duration::from_secs(30);
 /// Pause between questions whether it has started, and how long each may take.
@@ -47,24 +50,8 @@ pub(super) fn absent(system: &str) -> Option<String> {
 
 pub(super) fn run(tool: &Tool) -> Result<(), String> {
     let takes = !tool.has("undo");
-    if !is_loaded(OLLAMA) {
-        return Err(format!(
-            "systemd runs no {OLLAMA} here; start Ollama yourself with \
-             OLLAMA_HOST=127.0.0.1:{MOVED_PORT}, and ollana with \
-             --mode both --ollama http://127.0.0.1:{MOVED_PORT}"
-        ));
-    }
-    let plan = Plan { takes, has_ollana: is_loaded(OLLANA) };
-    match (takes, drop_in(OLLAMA).exists()) {
-        (true, true) => return Err("done already; --undo gives the port back".to_owned()),
-        (false, false) => return Err("nothing to undo: there was no takeover".to_owned()),
-        _ => {}
-    }
-    if !takes && !plan.has_ollana && is_ollana(&tool.settings) {
-        return Err(format!(
-            "an ollana that systemd doesn't run listens on port {OLLAMA_PORT}; stop it first"
-        ));
-    }
+    let plan = Plan { takes, has_ollama: is_loaded(OLLAMA), has_ollana: is_loaded(OLLANA) };
+    plan.check(&tool.settings)?;
     plan.show();
     if system::user() != Some(0) {
         return Err("this changes system services; run it with sudo".to_owned());
@@ -91,42 +78,86 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
 /// What will be done: shown first, then carried out.
 struct Plan {
     takes: bool,
+    /// Whether systemd has a service of Ollama. It may be gone since a takeover.
+    has_ollama: bool,
     /// Whether systemd runs ollana too.
     has_ollana: bool,
 }
 
 impl Plan {
+    /// The error says why it can't be done, and what to do about it.
+    fn check(&self, settings: &Settings) -> Result<(), String> {
+        if !self.takes {
+            if !files().any(|file| Path::new(&file).exists()) {
+                return Err("nothing to undo: there was no takeover".to_owned());
+            }
+            if self.has_ollama && !self.has_ollana && is_ollana(settings) {
+                return Err(format!(
+                    "an ollana that systemd doesn't run listens on port {OLLAMA_PORT}; stop it first"
+                ));
+            }
+            return Ok(());
+        }
+        if !self.has_ollama {
+            return Err(format!(
+                "systemd runs no {OLLAMA} here; start Ollama yourself with \
+                 OLLAMA_HOST=127.0.0.1:{MOVED_PORT}, and ollana with \
+                 --mode both --ollama http://127.0.0.1:{MOVED_PORT}"
+            ));
+        }
+        if Path::new(&drop_in(OLLAMA)).exists() {
+            return Err("done already; --undo gives the port back".to_owned());
+        }
+        match other_option(&shown(OLLANA, "ExecStart")) {
+            Some(option) => Err(format!(
+                "{OLLANA} starts ollana with {option}, which wins over what a takeover sets; first \
+                 give it its options anew, without {option}: sudo ollana service install OPTION \
+                 ... (or none: service remove, then service install)"
+            )),
+            None => Ok(()),
+        }
+    }
+
     fn show(&self) {
         let moved =
             format!("to 127.0.0.1:{MOVED_PORT}; port {OLLAMA_PORT} shows all models of the LAN.");
         println!("Ollama moves {}", if self.takes { &moved } else { "back to where it was." });
-        let verb = if self.takes { "write " } else { "remove" };
-        for (unit, text) in self.drop_ins() {
-            println!("  {verb}   {}", drop_in(unit).display());
-            for line in text.lines().filter(|_| self.takes) {
-                println!("             {line}");
-            }
+        for (file, text) in self.written() {
+            println!("  write    {file}");
+            text.lines().for_each(|line| println!("             {line}"));
         }
-        println!("  restart  {OLLAMA} (answers under way are cut)");
+        for file in files().filter(|file| !self.takes && Path::new(file).exists()) {
+            println!("  remove   {file}");
+        }
+        if self.has_ollama {
+            println!("  restart  {OLLAMA} (answers under way are cut)");
+        }
         if self.has_ollana {
             println!("  restart  {OLLANA}");
         }
     }
 
-    /// The units and what is set in each.
-    fn drop_ins(&self) -> Vec<(&'static str, String)> {
-        let address = format!("127.0.0.1:{MOVED_PORT}");
-        let mut all = vec![(OLLAMA, format!("Environment=OLLAMA_HOST={address}"))];
-        if self.has_ollana {
-            let mode = "Environment=OLLANA_MODE=both";
-            all.push((OLLANA, format!("{mode}\nEnvironment=OLLANA_OLLAMA=http://{address}")));
+    /// The files of a takeover with their texts; a file is there before the drop-in that names it.
+    fn written(&self) -> Vec<(String, String)> {
+        let mut set = Vec::new();
+        if self.takes {
+            set.push((OLLAMA, format!("OLLAMA_HOST=127.0.0.1:{MOVED_PORT}")));
         }
-        all
+        if self.takes && self.has_ollana {
+            let lines =
+                options().map(|(name, value)| format!("OLLANA_{}={value}", name.to_uppercase()));
+            set.push((OLLANA, lines.join("\n")));
+        }
+        let files = set.into_iter().flat_map(|(unit, text)| {
+            let named = format!("[Service]\nEnvironmentFile={}", variables(unit));
+            [(variables(unit), text), (drop_in(unit), named)]
+        });
+        files.collect()
     }
 
     fn take(&self, settings: &Settings) -> Result<(), String> {
-        for (unit, text) in self.drop_ins() {
-            write(&drop_in(unit), &text).map_err(failed(format!("cannot write for {unit}")))?;
+        for (file, text) in self.written() {
+            write(Path::new(&file), &text).map_err(failed(format!("cannot write {file}")))?;
         }
         systemctl(&["daemon-reload"])?;
         systemctl(&["restart", OLLAMA])?;
@@ -140,16 +171,19 @@ impl Plan {
     }
 
     fn give_back(&self, settings: &Settings) -> Result<(), String> {
-        for (unit, _) in self.drop_ins() {
-            remove(&drop_in(unit)).map_err(failed(format!("cannot remove for {unit}")))?;
+        for file in files() {
+            remove(Path::new(&file)).map_err(failed(format!("cannot remove {file}")))?;
         }
         systemctl(&["daemon-reload"])?;
         // ollana has the port that Ollama is to bind.
         if self.has_ollana {
             systemctl(&["stop", OLLANA])?;
         }
-        systemctl(&["restart", OLLAMA])?;
-        let answered = wait_for_ollama(settings, &settings.ollama_url());
+        let answered = match self.has_ollama {
+            true => systemctl(&["restart", OLLAMA])
+                .and_then(|()| wait_for_ollama(settings, &settings.ollama_url())),
+            false => Ok(()),
+        };
         if self.has_ollana {
             systemctl(&["start", OLLANA])?;
         }
@@ -157,14 +191,39 @@ impl Plan {
     }
 }
 
-fn drop_in(unit: &str) -> PathBuf {
-    Path::new(UNITS).join(format!("{unit}.d")).join(DROP_IN)
+fn drop_in(unit: &str) -> String {
+    format!("{UNITS}/{unit}.d/{DROP_IN}")
+}
+
+fn variables(unit: &str) -> String {
+    format!("{UNITS}/{unit}.d/{VARIABLES}")
+}
+
+/// Every file that a takeover may have written, in the order in which they can go.
+pub(super) fn files() -> impl Iterator<Item = String> {
+    [OLLAMA, OLLANA].into_iter().flat_map(|unit| [drop_in(unit), variables(unit)])
+}
+
+/// What ollana is told by variables, as options.
+fn options() -> [(&'static str, String); 2] {
+    [("mode", "both".to_owned()), ("ollama", format!("http://127.0.0.1:{MOVED_PORT}"))]
+}
+
+/// The option in a service's command, as systemd shows it, that tells ollana something else. Options
+/// win over all variables.
+fn other_option(command: &str) -> Option<String> {
+    let command = command.replace('=', " ");
+    let words: Vec<&str> = command.split_whitespace().collect();
+    let options = options().map(|(name, value)| (format!("--{name}"), value));
+    let is_other =
+        |pair: &[&str]| options.iter().any(|(option, value)| pair[0] == option && pair[1] != value);
+    words.windows(2).find(|pair| is_other(pair)).map(|pair| pair[0].to_owned())
 }
 
 fn write(path: &Path, text: &str) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)?;
-    let head = "# Made by `ollana takeover`; `ollana takeover --undo` removes it.\n[Service]\n";
-    fs::write(path, format!("{head}{text}\n"))
+    let head = "# Made by `ollana takeover`; `ollana takeover --undo` removes it.";
+    fs::write(path, format!("{head}\n{text}\n"))
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -178,9 +237,13 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 fn is_loaded(unit: &str) -> bool {
-    let query = ["show", "-p", "LoadState", "--value", unit];
-    let shown = Command::new("systemctl").args(query).output();
-    shown.is_ok_and(|shown| shown.stdout.trim_ascii() == b"loaded")
+    shown(unit, "LoadState").trim() == "loaded"
+}
+
+/// A property of a unit; empty if there is no systemd.
+fn shown(unit: &str, property: &str) -> String {
+    let shown = Command::new("systemctl").args(["show", "-p", property, "--value", unit]).output();
+    shown.map(|shown| String::from_utf8_lossy(&shown.stdout).into_owned()).unwrap_or_default()
 }
 
 fn systemctl(args: &[&str]) -> Result<(), String> {
@@ -236,6 +299,24 @@ fn is_confirmed() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn options_that_win_over_variables_are_found() {
+        let shown = |options: &str| {
+            let start = "{ path=/usr/bin/ollana ; argv[]=/usr/bin/ollana serve";
+            format!("{start}{options} ; ignore_errors=no ; pid=0 ; code=(null) ; status=0/0 }}")
+        };
+        for (options, want) in [
+            ("", None),
+            (" --mode=both --ollama http://127.0.0.1:11438 --host=mode", None),
+            (" --listen=127.0.0.1:11434 --mode=server", Some("--mode")),
+            (" --mode client", Some("--mode")),
+            (" --mode both --ollama=http://127.0.0.1:1", Some("--ollama")),
+        ] {
+            assert_eq!(other_option(&shown(options)).as_deref(), want, "{options}");
+        }
+        assert_eq!(other_option(""), None);
+    }
 
     #[test]
     fn without_systemd_it_says_what_to_do_instead() {

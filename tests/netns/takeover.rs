@@ -16,53 +16,95 @@ use super::watch::until;
 
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// Runs `ollana` as systemd would; of Ollama it only says where it has to be. With a file `broken`
-/// Ollama doesn't start.
+/// Runs `ollana` as systemd would; of Ollama it only says where it has to be. Each unit has an
+/// EnvironmentFile of its own, in front of those of its drop-ins; files win over Environment=, later
+/// ones over earlier ones, and one that is missing fails the start (systemd.exec(5)). With a file
+/// `broken` Ollama doesn't start where it is moved to, with a file `gone` it isn't installed, and a file
+/// `options` has those of ollana.service.
 const SYSTEMCTL: &str = r#"#!/bin/sh
 echo "$*" >> "$DIR/calls"
-setting() { sed -n "s/^Environment=//p" "/etc/systemd/system/$1.d/"*.conf 2>/dev/null; }
+units=/etc/systemd/system
+fail() { echo "$1" >&2; exit 1; }
+in_drop_ins() { sed -n "s/^$2=//p" "$units/$1.d/"*.conf 2>/dev/null; }
+setting() {
+    in_drop_ins "$1" Environment
+    for file in "-/etc/default/${1%.service}" $(in_drop_ins "$1" EnvironmentFile); do
+        case $file in -*) [ -e "${file#-}" ] || continue ;; esac
+        sed '/^#/d' "${file#-}" || fail "Failed to load environment files"
+    done
+}
 stop_ollana() {
     [ -e "$DIR/pid" ] || return 0
     kill "$(cat "$DIR/pid")"; wait_gone "$(cat "$DIR/pid")"; rm "$DIR/pid"
 }
 wait_gone() { while kill -0 "$1" 2>/dev/null; do sleep 0.02; done; }
 start_ollana() {
-    env $(setting ollana.service) "$OLLANA" >/dev/null 2>&1 &
+    set=$(setting ollana.service) || exit 1
+    env $set "$OLLANA" serve $(cat "$DIR/options" 2>/dev/null) >/dev/null 2>&1 &
     echo $! > "$DIR/pid"
 }
-case "$1 $2" in
+case "$*" in
+"show -p ExecStart --value ollana.service")
+    echo "{ path=$OLLANA ; argv[]=$OLLANA serve $(cat "$DIR/options" 2>/dev/null) ; pid=0 }" ;;
+"show -p LoadState --value ollama.service")
+    if [ -e "$DIR/gone" ]; then echo not-found; else echo loaded; fi ;;
 "show "*) echo loaded ;;
-"restart ollama.service")
-    if [ -e "$DIR/broken" ] && [ -n "$(setting ollama.service)" ]; then
-        echo "Job for ollama.service failed." >&2; exit 1
+*ollama.service)
+    [ ! -e "$DIR/gone" ] || fail "Unit ollama.service not found."
+    set=$(setting ollama.service) || exit 1
+    at=$(echo "$set" | sed -n '$s/^OLLAMA_HOST=//p'); at=${at:-127.0.0.1:11434}
+    if [ -e "$DIR/broken" ] && [ "$at" != 127.0.0.1:11434 ]; then
+        fail "Job for ollama.service failed."
     fi
-    at=$(setting ollama.service); at=${at#OLLAMA_HOST=}
-    echo "${at:-127.0.0.1:11434}" > "$DIR/at.new"; mv "$DIR/at.new" "$DIR/at" ;;
+    echo "$at" > "$DIR/at.new"; mv "$DIR/at.new" "$DIR/at" ;;
 "restart ollana.service") stop_ollana; start_ollana ;;
 "start ollana.service") start_ollana ;;
 "stop ollana.service") stop_ollana ;;
 esac
 "#;
 
-/// In a mount namespace of its own, where /etc is empty.
+/// In a mount namespace of its own, where /etc has nothing but what administrators have set.
 const STORY: &str = r#"
 mount -t tmpfs none /etc && cd "$DIR" || exit 1
+mkdir /etc/default
+echo OLLANA_MODE=server > /etc/default/ollana
+echo OLLAMA_HOST=127.0.0.1:11434 > /etc/default/ollama
 step() { name=$1; shift; "$@" </dev/null >"$name.out" 2>&1; echo $? >"$name.code"; }
+left() { ls -R /etc/systemd > "left-$1.out" 2>/dev/null; }
 systemctl restart ollama.service
 systemctl start ollana.service
 step ask "$OLLANA" takeover
 step none "$OLLANA" takeover --undo --yes
+echo --mode server > options
+step option "$OLLANA" takeover --yes
+left option
+rm options
 touch broken
 step broken "$OLLANA" takeover --yes
-ls -R /etc/systemd > left.out 2>/dev/null
+left broken
 rm broken
 step take "$OLLANA" takeover --yes
 touch taken
 n=0; while [ ! -e go ] && [ $n -lt 2000 ]; do sleep 0.02; n=$((n+1)); done
 step again "$OLLANA" takeover --yes
 step undo "$OLLANA" takeover --undo --yes
+left undo
+touch undone
+n=0; while [ ! -e go-on ] && [ $n -lt 2000 ]; do sleep 0.02; n=$((n+1)); done
+cd /etc/systemd/system
+mkdir ollama.service.d ollana.service.d
+printf '[Service]\nEnvironment=OLLAMA_HOST=127.0.0.1:11438\n' > ollama.service.d/zz-ollana-takeover.conf
+printf '[Service]\nEnvironment=OLLANA_MODE=both\n' > ollana.service.d/zz-ollana-takeover.conf
+cp -r . "$DIR/older"
+cd "$DIR"
+step older "$OLLANA" takeover --undo --yes
+left older
+cp -r older/* /etc/systemd/system
+touch gone
+step gone "$OLLANA" takeover --undo --yes
+left gone
+step without "$OLLANA" takeover --yes
 systemctl stop ollana.service
-ls -R /etc/systemd >> left.out 2>/dev/null
 exit 0
 "#;
 
@@ -71,6 +113,12 @@ struct Story<'a>(&'a Path);
 impl Story<'_> {
     fn text(&self, name: &str) -> String {
         fs::read_to_string(self.0.join(name)).unwrap_or_default()
+    }
+
+    /// Neither a takeover's files nor their folders.
+    fn left_nothing(&self, name: &str) {
+        let left = self.text(&format!("left-{name}.out"));
+        assert!(!left.contains("zz-ollana") && !left.contains(".service.d"), "{name}: {left}");
     }
 
     fn ended(&self, name: &str, code: &str, with: &str) {
@@ -135,8 +183,10 @@ fn ollama_makes_room_for_the_pooled_view_and_comes_back() {
         story.ended("ask", "1", "--yes goes ahead");
         assert!(story.text("ask.out").contains("restart  ollama.service"));
         story.ended("none", "1", "nothing to undo");
+        story.ended("option", "1", "starts ollana with --mode, which wins over");
+        story.left_nothing("option");
         story.ended("broken", "1", "back as it was");
-        assert_eq!(story.text("left.out"), "/etc/systemd:\nsystem\n\n/etc/systemd/system:\n");
+        story.left_nothing("broken");
         story.ended("take", "0", "done");
         println!("{}", story.text("take.out"));
         until("both models at Ollama's port", PATIENCE, || {
@@ -144,12 +194,20 @@ fn ollama_makes_room_for_the_pooled_view_and_comes_back() {
             (body.contains("own") && body.contains("far")).then_some(())
         });
         fs::write(dir.join("go"), "").expect("written");
-        let ended = until("the end", PATIENCE, || shell.try_wait().expect("its state"));
-        assert!(ended.0.success());
+        until("the end of the takeover", PATIENCE, || dir.join("undone").exists().then_some(()));
         story.ended("again", "1", "done already");
         story.ended("undo", "0", "done");
-        assert!(!story.text("left.out").contains(".conf"), "{}", story.text("left.out"));
+        story.left_nothing("undo");
         let body = get(&here, "/api/tags").expect("Ollama itself").body;
         assert!(body.contains("own") && !body.contains("far"), "{body}");
+        fs::write(dir.join("go-on"), "").expect("written");
+        let ended = until("the end", PATIENCE, || shell.try_wait().expect("its state"));
+        assert!(ended.0.success());
+        for name in ["older", "gone"] {
+            story.ended(name, "0", "done");
+            story.left_nothing(name);
+        }
+        assert!(!story.text("gone.out").contains("restart ollama"), "{}", story.text("gone.out"));
+        story.ended("without", "1", "systemd runs no ollama.service here");
     });
 }
