@@ -105,6 +105,10 @@ cat >"$root/DEBIAN/prerm" <<'END'
 #!/bin/sh
 set -e
 if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
+    # Without ollana, nothing here can move Ollama back to its own port.
+    if [ -e /etc/systemd/system/ollama.service.d/zz-ollana-takeover.conf ]; then
+        ollana takeover --undo --yes || true
+    fi
     deb-systemd-invoke stop ollana.service >/dev/null || true
 fi
 END

@@ -169,6 +169,12 @@ install_all() {
 uninstall_all() {
     echo "This will"
     [ -z "$init" ] || echo "  stop ollana ($init): ollana service remove"
+    if [ -e "$root/etc/systemd/system/ollama.service.d/zz-ollana-takeover.conf" ]; then
+        case $init in
+        systemd) echo "  move Ollama back to its own port, as ollana takeover --undo does" ;;
+        *) echo "  leave Ollama at port 11438; to move it back, run before this: sudo ollana takeover --undo" ;;
+        esac
+    fi
     echo "  remove $root$prefix/$program, its man page and completions"
     [ -z "$init" ] || echo "  leave the state, and variables in /etc/default/ollana that were changed"
     confirm

@@ -14,7 +14,7 @@ use crate::support::eventually;
 const START: &str = "#!/bin/sh\necho \"${0##*/} $*\" >>\"$ROOT/calls\"\nstate=\"$ROOT/state\"\n";
 const SYSTEMCTL: &str = r#"
 case "$*" in
-*restart*) [ ! -e "$ROOT/broken" ] || { echo "Job for ollana.service failed." >&2; exit 1; }
+*restart*ollana*) [ ! -e "$ROOT/broken" ] || { echo "Job for ollana.service failed." >&2; exit 1; }
     : >"$state" ;;
 *disable*) rm -f "$state" ;;
 *is-active*) [ -e "$state" ] ;;
@@ -311,6 +311,48 @@ fn root_has_systemd_start_it() {
     host.says("remove", 0, &[]);
     assert_eq!(host.text("etc/default/ollana"), "OLLANA_MODE=client\n");
     assert!(!host.root.join("etc/systemd/system/ollana.service").exists());
+}
+
+/// Without an ollana, Ollama has to be where programs look for it.
+#[test]
+fn a_removal_gives_ollamas_port_back() {
+    const MOVED: &str = "etc/systemd/system/ollama.service.d/zz-ollana-takeover.conf";
+    let host = systemd("moved", 0);
+    let before = host.files();
+    host.says("install", 0, &[]);
+    for file in ["ollama.service.d/zz-ollana-takeover", "ollana.service.d/zz-ollana-takeover"] {
+        host.write(&format!("etc/systemd/system/{file}.conf"), "");
+        host.write(&format!("etc/systemd/system/{file}.env"), "");
+    }
+    host.calls();
+    let shown = format!("remove {}", host.root.join(MOVED).display());
+    let plan = ["run systemctl daemon-reload", "run systemctl try-restart ollama.service"];
+    host.says("remove --dry-run", 0, &[&shown, plan[0], plan[1]]);
+    host.says("remove", 0, &[&shown, plan[0], plan[1]]);
+    assert_eq!(
+        host.calls(),
+        [
+            "systemctl disable --now --quiet ollana.service",
+            "systemctl daemon-reload",
+            "systemctl try-restart ollama.service",
+        ]
+    );
+    assert_eq!(host.files(), before);
+    for folder in ["ollama.service.d", "ollana.service.d"] {
+        assert!(!host.root.join("etc/systemd/system").join(folder).exists(), "{folder}");
+    }
+    // A takeover needs no service of ollana's, and others have drop-ins too.
+    host.write("etc/systemd/system/ollama.service.d/override.conf", "");
+    let before = host.files();
+    host.write(MOVED, "");
+    host.says("remove", 0, &[&shown]);
+    assert_eq!(host.files(), before);
+    assert_eq!(host.calls(), ["systemctl daemon-reload", "systemctl try-restart ollama.service"]);
+    // A package's ollana goes on.
+    host.write("lib/systemd/system/ollana.service", "");
+    host.write(MOVED, "");
+    host.says("remove", 0, &["not installed"]);
+    assert!(host.root.join(MOVED).exists());
 }
 
 #[test]

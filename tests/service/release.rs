@@ -119,8 +119,13 @@ fn a_release_installs_from_its_folder_and_from_a_place() {
         assert!(version.stdout.starts_with(b"ollana "), "{version:?}");
         let page = fs::read_to_string(into.join("usr/share/man/man1/ollana.1")).expect("a page");
         assert!(page.contains(".TH"));
+        let moved = into.join("etc/systemd/system/ollama.service.d");
+        fs::create_dir_all(&moved).expect("a folder");
+        fs::write(moved.join("zz-ollana-takeover.conf"), "").expect("a file");
         let (is_well, text) = install(&script, &["--uninstall"], &into);
         assert!(is_well && text.contains("removed"), "{text}");
+        assert!(text.contains("run before this: sudo ollana takeover --undo"), "{text}");
+        fs::remove_dir_all(into.join("etc")).expect("it can go");
         assert_eq!(files(&into), [] as [PathBuf; 0]);
         fs::remove_dir_all(into).expect("it can go");
     }
@@ -148,7 +153,18 @@ fn a_release_that_is_damaged_or_of_other_machines_is_not_installed() {
     fs::remove_dir_all(into).expect("it can go");
 }
 
-/// Whatever is different where they are made. In them is a script instead of a binary.
+/// A package in which a script is in the place of the binary.
+fn package(dir: &Path, mask: u32) -> PathBuf {
+    fs::write(dir.join("binary"), "#!/bin/sh\n").expect("a file");
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("umask {mask:o}; exec \"$@\""), "sh"]);
+    command.arg(script("deb.sh")).arg(dir.join("binary")).arg("amd64").arg(dir);
+    let output = run(command.env("OLLANA", OLLANA).env("SOURCE_DATE_EPOCH", TIME));
+    assert!(output.status.success(), "{output:?}");
+    dir.join(concat!("ollana_", env!("CARGO_PKG_VERSION"), "_amd64.deb"))
+}
+
+/// Whatever is different where they are made.
 #[test]
 fn packages_of_a_commit_are_equal() {
     if !has("dpkg-deb") {
@@ -156,14 +172,7 @@ fn packages_of_a_commit_are_equal() {
     }
     let packages = [0o022, 0o077].map(|mask| {
         let dir = folder(&format!("deb-{mask:o}"));
-        fs::write(dir.join("binary"), "#!/bin/sh\n").expect("a file");
-        let mut command = Command::new("sh");
-        command.args(["-c", &format!("umask {mask:o}; exec \"$@\""), "sh"]);
-        command.arg(script("deb.sh")).arg(dir.join("binary")).arg("amd64").arg(&dir);
-        let output = run(command.env("OLLANA", OLLANA).env("SOURCE_DATE_EPOCH", TIME));
-        assert!(output.status.success(), "{output:?}");
-        let name = concat!("ollana_", env!("CARGO_PKG_VERSION"), "_amd64.deb");
-        let package = dir.join(name);
+        let package = package(&dir, mask);
         let bytes = fs::read(&package).expect("a package");
         let control = run(Command::new("dpkg-deb").arg("--field").arg(&package));
         let control = String::from_utf8(control.stdout).expect("text");
@@ -172,6 +181,39 @@ fn packages_of_a_commit_are_equal() {
         bytes
     });
     assert!(packages[0] == packages[1], "the same commit makes two packages");
+}
+
+/// Prepares what a package's scripts find: a root of their own, and stand-ins that note their calls.
+const REMOVAL: &str = r#"
+dpkg-deb --control ollana_*.deb control
+sed -i "s| /| $PWD/root/|g" control/prerm control/postrm
+mkdir -p fake root/run/systemd/system
+printf '#!/bin/sh\necho "${0##*/} $*" >>calls\n' >fake/ollana
+chmod +x fake/ollana
+for name in systemctl deb-systemd-invoke deb-systemd-helper; do cp fake/ollana fake/$name; done
+"#;
+const REMOVE: &str =
+    "rm -f calls; PATH=$PWD/fake:$PATH; control/prerm remove; control/postrm remove";
+
+#[test]
+fn a_removed_package_gives_ollamas_port_back() {
+    if !has("dpkg-deb") {
+        return println!("skipped: no dpkg-deb");
+    }
+    let dir = folder("deb-removed");
+    package(&dir, 0o022);
+    shell(&dir, REMOVAL);
+    let calls = || fs::read_to_string(dir.join("calls")).expect("calls");
+    let stopped =
+        "deb-systemd-invoke stop ollana.service\nsystemctl --system daemon-reload\n".to_owned();
+    shell(&dir, REMOVE);
+    assert_eq!(calls(), stopped);
+    let drop_ins = dir.join("root/etc/systemd/system/ollama.service.d");
+    fs::create_dir_all(&drop_ins).expect("a folder");
+    fs::write(drop_ins.join("zz-ollana-takeover.conf"), "").expect("a file");
+    shell(&dir, REMOVE);
+    assert_eq!(calls(), "ollana takeover --undo --yes\n".to_owned() + &stopped);
+    fs::remove_dir_all(dir).expect("it can go");
 }
 
 /// The bill of materials names what is built in, and its sums.

@@ -1,10 +1,11 @@
 //! systemd: as root for the whole machine, as a user for that user.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Manager;
 use super::host::Host;
 use super::plan::{Step, attempt, run};
+use crate::tools::takeover;
 
 const UNIT: &str = include_str!("../../../scripts/service/ollana.service");
 const USER_UNIT: &str = include_str!("../../../scripts/service/ollana.user.service");
@@ -34,6 +35,22 @@ pub(super) fn defaults(host: &Host) -> PathBuf {
     host.path("/etc/default/ollana")
 }
 
+/// The unit of a package that has installed ollana.
+fn packaged(host: &Host) -> Option<PathBuf> {
+    PACKAGED.iter().map(|dir| host.path(dir).join("ollana.service")).find(|path| path.is_file())
+}
+
+/// Removes what a takeover has set for both services, with the folders that are empty then.
+fn moved_back(host: &Host) -> Vec<Step> {
+    let files: Vec<PathBuf> =
+        takeover::files().map(|file| host.path(&file)).filter(|file| file.exists()).collect();
+    let mut folders: Vec<&Path> = files.iter().filter_map(|file| file.parent()).collect();
+    folders.dedup();
+    let emptied = |folder: &&Path| attempt(&["rmdir", &folder.display().to_string()]);
+    let emptied: Vec<Step> = folders.iter().map(emptied).collect();
+    files.into_iter().map(Step::Remove).chain(emptied).collect()
+}
+
 impl Manager for Systemd {
     fn name(&self) -> &'static str {
         "systemd"
@@ -41,8 +58,7 @@ impl Manager for Systemd {
 
     fn install(&self, host: &Host) -> Result<Vec<Step>, String> {
         host.check_program()?;
-        let packaged = PACKAGED.iter().map(|dir| host.path(dir).join("ollana.service"));
-        if let Some(packaged) = packaged.into_iter().find(|path| path.is_file()) {
+        if let Some(packaged) = packaged(host) {
             return Err(format!(
                 "a package has installed {}: systemctl enable --now ollana starts it, and \
                  /etc/default/ollana has its options",
@@ -66,17 +82,28 @@ impl Manager for Systemd {
     }
 
     fn remove(&self, host: &Host) -> Vec<Step> {
-        if !host.path(PLACE).exists() {
-            return Vec::new();
+        let is_installed = host.path(PLACE).exists();
+        let mut steps = Vec::new();
+        if is_installed {
+            steps.extend([
+                attempt(&["systemctl", "disable", "--now", "--quiet", "ollana.service"]),
+                Step::Remove(host.path(PLACE)),
+                Step::Remove(generator(host)),
+                Step::RemoveUnchanged(defaults(host), DEFAULTS.to_owned()),
+            ]);
+            steps.extend(rules(host).map(Step::Remove));
         }
-        let mut steps = vec![
-            attempt(&["systemctl", "disable", "--now", "--quiet", "ollana.service"]),
-            Step::Remove(host.path(PLACE)),
-            Step::Remove(generator(host)),
-            Step::RemoveUnchanged(defaults(host), DEFAULTS.to_owned()),
-            run(&["systemctl", "daemon-reload"]),
-        ];
-        steps.extend(rules(host).map(Step::Remove));
+        // Without an ollana, programs find Ollama at its own port only.
+        let has_other = !is_installed && packaged(host).is_some();
+        let moved = if has_other { Vec::new() } else { moved_back(host) };
+        let is_moved = !moved.is_empty();
+        steps.extend(moved);
+        if is_installed || is_moved {
+            steps.push(run(&["systemctl", "daemon-reload"]));
+        }
+        if is_moved {
+            steps.push(attempt(&["systemctl", "try-restart", "ollama.service"]));
+        }
         steps
     }
 
