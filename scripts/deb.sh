@@ -122,7 +122,8 @@ if [ "$1" = purge ]; then
     if command -v deb-systemd-helper >/dev/null; then
         deb-systemd-helper purge ollana.service >/dev/null || true
     fi
-    rm -rf /var/lib/ollana /var/lib/private/ollana
+    # A mark in /etc/ollana says that there are keys. Without these, a new ollana would not start.
+    rm -rf /var/lib/ollana /var/lib/private/ollana /var/log/ollana /var/log/private/ollana /etc/ollana
 fi
 END
 chmod 755 "$root/DEBIAN/postinst" "$root/DEBIAN/prerm" "$root/DEBIAN/postrm"

@@ -215,7 +215,7 @@ def deb(user):
     user.does("dpkg -i", "dpkg -i /home/me/ollana_*_amd64.deb 2>&1", "Setting up ollana")
     user.does("enabled and running", "hash -r; systemctl is-enabled ollana; systemctl is-active ollana", "enabled\nactive")
     user.chats("an answer through the package's service")
-    user.does("dpkg -P leaves nothing", "dpkg -P ollana >/dev/null 2>&1; ls -d /var/lib/ollana /var/lib/private/ollana /usr/bin/ollana 2>/dev/null", r"\A\Z", code=2)
+    user.does("dpkg -P leaves nothing", "mkdir -p /etc/ollana; dpkg -P ollana >/dev/null 2>&1; ls -d /var/lib/ollana /var/lib/private/ollana /etc/ollana /usr/bin/ollana 2>/dev/null", r"\A\Z", code=2)
 
 
 def scripts(user, lan, service):

@@ -194,9 +194,16 @@ for name in systemctl deb-systemd-invoke deb-systemd-helper; do cp fake/ollana f
 "#;
 const REMOVE: &str =
     "rm -f calls; PATH=$PWD/fake:$PATH; control/prerm remove; control/postrm remove";
+const PURGE: &str = r#"
+for place in etc var/lib var/lib/private var/log var/log/private; do
+    mkdir -p root/$place/ollana
+    touch root/$place/ollana/file root/$place/kept
+done
+PATH=$PWD/fake:$PATH control/postrm purge
+"#;
 
 #[test]
-fn a_removed_package_gives_ollamas_port_back() {
+fn a_package_gives_ollamas_port_back_and_leaves_nothing_when_it_is_purged() {
     if !has("dpkg-deb") {
         return println!("skipped: no dpkg-deb");
     }
@@ -213,6 +220,10 @@ fn a_removed_package_gives_ollamas_port_back() {
     fs::write(drop_ins.join("zz-ollana-takeover.conf"), "").expect("a file");
     shell(&dir, REMOVE);
     assert_eq!(calls(), "ollana takeover --undo --yes\n".to_owned() + &stopped);
+    fs::remove_dir_all(dir.join("root")).expect("it can go");
+    shell(&dir, PURGE);
+    let left = files(&dir.join("root"));
+    assert!(left.len() == 5 && left.iter().all(|file| file.ends_with("kept")), "{left:?}");
     fs::remove_dir_all(dir).expect("it can go");
 }
 
