@@ -53,6 +53,10 @@ function Move-Aside {
         $old = Join-Path $folder ('old-' + [IO.Path]::GetRandomFileName())
         Move-Item -LiteralPath $program -Destination $old
     }
+    Remove-Old
+}
+
+function Remove-Old {
     Get-ChildItem -Path $folder -Filter 'old-*' -ErrorAction SilentlyContinue |
         Remove-Item -Force -ErrorAction SilentlyContinue
 }
@@ -88,15 +92,16 @@ try {
     if (-not $NoService) { $plan += 'start ollana now and at every log-in' }
     Confirm-Plan $plan
     New-Item -ItemType Directory -Path $folder -Force | Out-Null
-    if ((Test-Path -LiteralPath $program) -and -not $NoService) { & $program service remove }
     Move-Aside
     Copy-Item -Path (Join-Path $new 'ollana-*\*') -Destination $folder -Force
     Set-UserPath $true
     if ($NoService) {
         Write-Host "installed; start it in a new terminal with: ollana"
     } else {
+        # It ends an ollana that runs, and keeps the options that one was installed with.
         & $program service install
         if ($LASTEXITCODE -ne 0) { throw "ollana service install failed with exit code $LASTEXITCODE" }
+        Remove-Old
         Write-Host "ollana runs. If something doesn't work, in a new terminal: ollana doctor"
     }
 } finally {

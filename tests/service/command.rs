@@ -165,12 +165,14 @@ impl Host {
         fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
             for entry in fs::read_dir(folder).expect("a folder").flatten() {
                 let path = entry.path();
+                // Scripts in /etc are called so, too.
+                let is_program = path.ends_with("bin/ollana") || path.ends_with("me/ollana");
                 if path.is_dir() {
                     walk(&path, found);
-                } else if path.file_name().is_some_and(|name| name != "ollana") {
-                    found.insert(path.clone(), fs::read(path).expect("a file"));
-                } else {
+                } else if is_program {
                     found.insert(path, Vec::new());
+                } else {
+                    found.insert(path.clone(), fs::read(path).expect("a file"));
                 }
             }
         }
@@ -197,9 +199,13 @@ impl Host {
     }
 
     fn run_command(&self, program: &str, words: &str) -> (Option<i32>, String) {
+        self.run_words(program, &words.split_whitespace().collect::<Vec<_>>())
+    }
+
+    fn run_words(&self, program: &str, words: &[&str]) -> (Option<i32>, String) {
         let path = std::env::var("PATH").unwrap_or_default();
         let output = Command::new(self.root.join(program))
-            .args(words.split_whitespace())
+            .args(words)
             .env_clear()
             .env("PATH", format!("{}:{path}", self.root.join("fake").display()))
             .env("ROOT", &self.root)
@@ -502,6 +508,70 @@ fn windows_starts_it_at_log_in() {
     host.says("remove", 0, &["removed"]);
     let long = "--server ".to_owned() + &"x".repeat(200);
     host.says(&format!("install {long}"), 1, &["at most 260 characters", "setx OLLANA_SERVER PC"]);
+}
+
+/// Options that mean something to a shell, a unit, XML or the C runtime, each in its own way.
+const ODD: &[&str] = &[
+    "--host=a b",
+    "--host=it's",
+    "--prefer=\"q\" %h $HOME $$",
+    "--prefer=a\\b\\",
+    "--prefer=<&>&amp;",
+    "--prefer= two  blanks \\",
+];
+
+/// An upgrade names no options.
+#[test]
+fn an_installation_without_options_keeps_those_that_there_are() {
+    let plain = |system: &str, user: u32| Host::new(&format!("kept-{system}-{user}"), system, user);
+    let [openrc, sysv] =
+        ["openrc", "sysv"].map(|name| Host::new(&format!("kept-{name}"), "linux", 0));
+    openrc.write("sbin/openrc-run", "");
+    fs::create_dir_all(sysv.root.join("etc/init.d")).expect("a folder");
+    let [root, user] = [0, 1000].map(|user| systemd(&format!("kept-{user}"), user));
+    let [mac, agent, windows] =
+        [("macos", 0), ("macos", 501), ("windows", 0)].map(|(s, u)| plain(s, u));
+    let common = ["--mode=client", "--listen=127.0.0.1:0", "--discovery-port=0"];
+    for host in [root, user, openrc, sysv, mac, agent, windows] {
+        // The stand-in for the registry has it in a file of its own.
+        let installed = || (host.files(), fs::read(host.root.join("state")).ok());
+        let install = |options: &[&str]| {
+            let words = [&["service", "install"][..], options].concat();
+            let (code, text) = host.run_words("usr/local/bin/ollana", &words);
+            assert_eq!(code, Some(0), "{}: {text}", host.who);
+            (installed(), text)
+        };
+        let (with_options, text) = install(&[&common[..], ODD].concat());
+        assert!(!text.contains("it had"), "{}: {text}", host.who);
+        let (kept, text) = install(&[]);
+        assert!(kept == with_options, "{}: other files than before: {text}", host.who);
+        assert!(text.contains("with the options that it had"), "{}: {text}", host.who);
+        // Options replace all of those before, and a removal forgets them.
+        let (replaced, _) = install(&common);
+        assert!(replaced != kept, "{}", host.who);
+        host.says("remove", 0, &["removed"]);
+        assert!(install(&common).0 == replaced, "{}", host.who);
+        host.says("remove", 0, &["removed"]);
+        assert!(!host.says("install --dry-run", 0, &["starts"]).contains("it had"), "{}", host.who);
+    }
+}
+
+#[test]
+fn an_option_that_cannot_be_kept_is_named_and_nothing_is_changed() {
+    let host = systemd("not-kept", 0);
+    host.says("install --mode client --prefer PC", 0, &[]);
+    let unit = host.text("etc/systemd/system/ollana.service").replace("--prefer", "--favour");
+    host.write("etc/systemd/system/ollana.service", &unit);
+    host.calls();
+    let before = host.files();
+    host.says(
+        "install",
+        1,
+        &["can't be kept (--mode=client --favour=PC): unknown option --favour", "install OPTION"],
+    );
+    assert_eq!(host.files(), before);
+    assert_eq!(host.calls(), [] as [&str; 0]);
+    host.says("install --mode client", 0, &["ollana runs."]);
 }
 
 #[test]

@@ -31,6 +31,18 @@ fn plist(host: &Host) -> PathBuf {
     }
 }
 
+fn user_log(host: &Host) -> PathBuf {
+    host.home().join("Library/Logs/ollana")
+}
+
+/// What ollana is told in front of the options that were given.
+fn own_options(host: &Host) -> Vec<String> {
+    match host.is_root() {
+        true => vec![format!("--state-dir={STATE}"), format!("--log-file={LOG}/ollana.log")],
+        false => vec![format!("--log-file={}", user_log(host).join("ollana.log").display())],
+    }
+}
+
 impl Manager for Launchd {
     fn name(&self) -> &'static str {
         "launchd"
@@ -40,22 +52,19 @@ impl Manager for Launchd {
         let (service, plist) = (service(host), plist(host));
         let mut steps = Vec::new();
         let mut words = host.command();
+        // Options that were given come last, and win.
+        words.splice(2..2, own_options(host));
         let mut user = "";
         if host.is_root() {
             host.check_program()?;
             let (state, log) = (host.path(STATE), host.path(LOG));
             let [state_path, log_path] = [&state, &log].map(|dir| dir.display().to_string());
-            words.extend([format!("--state-dir={STATE}"), format!("--log-file={LOG}/ollana.log")]);
             user = "\n    <key>UserName</key>\n    <string>nobody</string>";
             steps.extend([Step::Folder(state), Step::Folder(log)]);
             steps.push(run(&["chown", "nobody", &state_path, &log_path]));
         } else {
-            let logs = host.home().join("Library/Logs/ollana");
-            words.push(format!("--log-file={}", logs.join("ollana.log").display()));
-            steps.push(Step::Folder(logs));
+            steps.push(Step::Folder(user_log(host)));
         }
-        // Options that were given come last, and win.
-        words[2..].rotate_left(host.options.len());
         let words: Vec<String> = words
             .iter()
             .map(|word| format!("\n        <string>{}</string>", escaped(word)))
@@ -84,12 +93,19 @@ impl Manager for Launchd {
         plist(host).display().to_string()
     }
 
-    fn program(&self, host: &Host) -> Option<String> {
+    fn command(&self, host: &Host) -> Option<Vec<String>> {
         let text = host.text(&plist(host));
-        let (_, words) = text.split_once("<key>ProgramArguments</key>")?;
-        let (_, word) = words.split_once("<string>")?;
-        let word = word.split("</string>").next()?;
-        Some(word.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+        let (_, array) = text.split_once("<key>ProgramArguments</key>")?;
+        let array = array.split("</array>").next()?.split("<string>").skip(1);
+        let mut words: Vec<String> =
+            array.filter_map(|word| word.split("</string>").next()).map(unescaped).collect();
+        for option in own_options(host) {
+            let name = option.split_inclusive('=').next().unwrap_or_default();
+            if words.get(2).is_some_and(|word| word.starts_with(name)) {
+                words.remove(2);
+            }
+        }
+        (!words.is_empty()).then_some(words)
     }
 
     fn is_running(&self, host: &Host) -> bool {
@@ -101,4 +117,8 @@ impl Manager for Launchd {
 
 fn escaped(word: &str) -> String {
     word.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+fn unescaped(word: &str) -> String {
+    word.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 }

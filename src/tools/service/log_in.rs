@@ -4,6 +4,7 @@
 //! console without one. The process is found again by the number that it writes into its file; it
 //! ends, and lets its streams finish, when that file is gone.
 
+use std::mem;
 use std::path::PathBuf;
 
 use super::Manager;
@@ -14,6 +15,7 @@ use crate::cli;
 const KEY: &str = r"HKCU\Software\Microsoft\Windows\CurrentVersion\Run";
 const VALUE: &str = "Ollana";
 const CONSOLE: &str = "conhost.exe --headless ";
+const AT_LOG_IN: &str = "--at-log-in";
 /// Characters of a command in this key that Windows takes.
 const MOST: usize = 260;
 
@@ -30,7 +32,7 @@ impl Manager for LogIn {
 
     fn install(&self, host: &Host) -> Result<Vec<Step>, String> {
         let mut words = host.command();
-        words.insert(2, "--at-log-in".to_owned());
+        words.insert(2, AT_LOG_IN.to_owned());
         let line: Vec<String> = words.iter().map(|word| quoted(word)).collect();
         let line = format!("{CONSOLE}{}", line.join(" "));
         if line.chars().count() > MOST {
@@ -59,11 +61,11 @@ impl Manager for LogIn {
         format!("{KEY}, {VALUE}")
     }
 
-    fn program(&self, _: &Host) -> Option<String> {
+    fn command(&self, _: &Host) -> Option<Vec<String>> {
         let line = self.line()?;
-        let words = line.strip_prefix(CONSOLE).unwrap_or(&line);
-        let program = words.strip_prefix('"').and_then(|quoted| quoted.split('"').next());
-        program.or_else(|| words.split(' ').next()).map(str::to_owned)
+        let mut words = words(line.strip_prefix(CONSOLE).unwrap_or(&line));
+        words.retain(|word| word != AT_LOG_IN);
+        (!words.is_empty()).then_some(words)
     }
 
     fn is_running(&self, host: &Host) -> bool {
@@ -109,12 +111,36 @@ fn quoted(word: &str) -> String {
     text + &"\\".repeat(backslashes) + "\""
 }
 
+/// The words of a command, as the C runtime takes it apart: backslashes count in front of a quote only.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word) = (Vec::new(), String::new());
+    let (mut backslashes, mut is_quoted) = (0, false);
+    for c in line.chars() {
+        if c == '\\' {
+            backslashes += 1;
+            continue;
+        }
+        let is_escaped = c == '"' && backslashes % 2 == 1;
+        let meant = if c == '"' { backslashes / 2 } else { backslashes };
+        word.push_str(&"\\".repeat(meant));
+        backslashes = 0;
+        match c {
+            '"' if !is_escaped => is_quoted = !is_quoted,
+            ' ' | '\t' if !is_quoted => words.push(mem::take(&mut word)),
+            c => word.push(c),
+        }
+    }
+    words.push(word + &"\\".repeat(backslashes));
+    words.retain(|word| !word.is_empty());
+    words
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn words_are_quoted_for_the_c_runtime() {
+    fn words_are_quoted_for_the_c_runtime_and_found_again() {
         for (word, want) in [
             (r"C:\Programs\ollana.exe", r"C:\Programs\ollana.exe"),
             (r"C:\My Programs\ollana.exe", r#""C:\My Programs\ollana.exe""#),
@@ -124,6 +150,8 @@ mod tests {
             ("", r#""""#),
         ] {
             assert_eq!(quoted(word), want);
+            let all = [word, "serve", word].into_iter().filter(|word| !word.is_empty());
+            assert_eq!(words(&format!("{want} serve {want}")), all.collect::<Vec<_>>());
         }
     }
 }

@@ -8,8 +8,9 @@
 //! | macOS | root, a user | launchd | at boot, at log-in |
 //! | Windows | a user | the registry's key `Run` | at log-in |
 //!
-//! What is started is the program that runs this, with the options that it was given. Which system
-//! this is, is asked when it runs: what is done on each is tried on all of them.
+//! What is started is the program that runs this, with the options that it was given, or else those
+//! that the installed service has: an upgrade gives none. Which system this is, is asked when it runs:
+//! what is done on each is tried on all of them.
 
 mod firewall;
 mod host;
@@ -19,9 +20,11 @@ mod plan;
 mod scripts;
 mod systemd;
 
+use std::ffi::OsString;
+use std::mem;
 use std::process::{Command, ExitCode, Stdio};
 
-use crate::cli::Tool;
+use crate::cli::{self, Tool};
 use host::Host;
 use plan::Step;
 
@@ -35,8 +38,11 @@ trait Manager {
     fn remove(&self, host: &Host) -> Vec<Step>;
     /// The file, or the value of the registry, that has ollana started.
     fn place(&self, host: &Host) -> String;
-    /// The program that it starts, if it starts one.
-    fn program(&self, host: &Host) -> Option<String>;
+    /// The words of the command that it starts, if it starts one, without options of its own.
+    fn command(&self, host: &Host) -> Option<Vec<String>>;
+    fn program(&self, host: &Host) -> Option<String> {
+        self.command(host)?.into_iter().next()
+    }
     fn is_running(&self, host: &Host) -> bool;
     /// What else there is to know once it runs.
     fn hint(&self) -> &'static str {
@@ -45,10 +51,10 @@ trait Manager {
 }
 
 pub(super) fn run(tool: &Tool) -> ExitCode {
-    let done = Host::here(tool).and_then(|host| {
+    let done = Host::here(tool).and_then(|mut host| {
         let is_dry = tool.has("dry-run");
         match tool.operand() {
-            "install" => install(&host, is_dry),
+            "install" => install(&mut host, is_dry),
             "remove" => remove(&host, is_dry),
             "firewall" => firewall::run(&host, &tool.settings, is_dry, tool.has("undo")),
             _ => return status(&host),
@@ -82,10 +88,21 @@ fn manager(host: &Host) -> Result<Box<dyn Manager>, String> {
     })
 }
 
-fn install(host: &Host, is_dry: bool) -> Result<(), String> {
+fn install(host: &mut Host, is_dry: bool) -> Result<(), String> {
     let manager = manager(host)?;
+    let is_told = !host.options.is_empty();
+    if !is_told {
+        host.options = kept_options(&*manager, host)?;
+    }
+    let host = &*host;
     let steps = manager.install(host)?;
     println!("starts {} ({})", host.command().join(" "), manager.name());
+    if !is_told && !host.options.is_empty() {
+        println!(
+            "with the options that it had; to change them, name all: ollana service install \
+             OPTION ..."
+        );
+    }
     plan::follow(&steps, is_dry)?;
     if is_dry {
         return Ok(());
@@ -98,6 +115,45 @@ fn install(host: &Host, is_dry: bool) -> Result<(), String> {
         println!("{}", manager.hint());
     }
     Ok(())
+}
+
+/// The options of the installed service, unless this program doesn't take them: another version's.
+fn kept_options(manager: &dyn Manager, host: &Host) -> Result<Vec<String>, String> {
+    let command = manager.command(host).unwrap_or_default();
+    let options = command.into_iter().skip(1).skip_while(|word| word == "serve");
+    let options: Vec<String> = options.collect();
+    let words = ["ollana", "serve"].into_iter().chain(options.iter().map(String::as_str));
+    let reason = match cli::parse(words.map(OsString::from), &|_| None) {
+        // The registry is shown in an encoding that is not UTF-8.
+        _ if options.concat().contains(char::REPLACEMENT_CHARACTER) => {
+            "not all letters can be read".to_owned()
+        }
+        Ok(_) => return Ok(options),
+        Err(error) => error.to_string().lines().next().unwrap_or_default().to_owned(),
+    };
+    Err(format!(
+        "the installed service has options that can't be kept ({}): {reason}; nothing was changed; \
+         name those that it is to have: ollana service install OPTION ...",
+        options.join(" ")
+    ))
+}
+
+/// The words of a command, of which `quote` holds blanks together. A backslash takes the character
+/// behind it as it is, but within quotes only if it `escapes_quoted` ones, too.
+fn words(text: &str, quote: char, escapes_quoted: bool) -> Vec<String> {
+    let (mut words, mut word, mut is_quoted) = (Vec::new(), String::new(), false);
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\\' if escapes_quoted || !is_quoted => word.extend(rest.next()),
+            ' ' if !is_quoted => words.push(mem::take(&mut word)),
+            c if c == quote => is_quoted = !is_quoted,
+            c => word.push(c),
+        }
+    }
+    words.push(word);
+    words.retain(|word| !word.is_empty());
+    words
 }
 
 fn remove(host: &Host, is_dry: bool) -> Result<(), String> {

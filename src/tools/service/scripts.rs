@@ -1,13 +1,16 @@
 //! OpenRC and SysV scripts: a script in /etc/init.d, and a user that it runs as.
 
-use super::Manager;
 use super::host::Host;
 use super::plan::{Step, attempt, run};
 use super::systemd::{DEFAULTS, defaults};
+use super::{Manager, words};
 
 const OPENRC: &str = include_str!("../../../scripts/service/ollana.openrc");
 const SYSV: &str = include_str!("../../../scripts/service/ollana.init");
 const PLACE: &str = "/etc/init.d/ollana";
+/// What stands for them in the scripts.
+const PROGRAM: &str = "@PROGRAM@";
+const OPTIONS: &str = "@OPTIONS@";
 
 pub(super) struct OpenRc;
 pub(super) struct SysV;
@@ -20,7 +23,7 @@ impl Manager for OpenRc {
     fn install(&self, host: &Host) -> Result<Vec<Step>, String> {
         // OpenRC reads the arguments as shell words once more.
         let options = options(host).replace('\'', "'\\''");
-        let mut steps = common(host, &OPENRC.replace("@OPTIONS@", &options))?;
+        let mut steps = common(host, &OPENRC.replace(OPTIONS, &options))?;
         steps.push(run(&["rc-update", "add", "ollana", "default"]));
         steps.push(run(&["rc-service", "ollana", "restart"]));
         Ok(steps)
@@ -34,8 +37,9 @@ impl Manager for OpenRc {
         host.path(PLACE).display().to_string()
     }
 
-    fn program(&self, host: &Host) -> Option<String> {
-        program(host, "command=")
+    fn command(&self, host: &Host) -> Option<Vec<String>> {
+        let options = filled(host, OPENRC, OPTIONS).unwrap_or_default();
+        Some([program(host, OPENRC)?, read(&options.replace("'\\''", "'"))].concat())
     }
 
     fn is_running(&self, host: &Host) -> bool {
@@ -73,8 +77,9 @@ impl Manager for SysV {
         host.path(PLACE).display().to_string()
     }
 
-    fn program(&self, host: &Host) -> Option<String> {
-        program(host, "program=${OLLANA_PROGRAM:-")
+    fn command(&self, host: &Host) -> Option<Vec<String>> {
+        let options = filled(host, SYSV, OPTIONS).unwrap_or_default();
+        Some([program(host, SYSV)?, read(&options)].concat())
     }
 
     fn is_running(&self, host: &Host) -> bool {
@@ -88,7 +93,7 @@ fn common(host: &Host, script: &str) -> Result<Vec<Step>, String> {
     let place = host.path(PLACE);
     let program = quoted(&host.program.display().to_string());
     let mut steps = vec![
-        Step::Write(place.clone(), script.replace("@PROGRAM@", &program)),
+        Step::Write(place.clone(), script.replace(PROGRAM, &program)),
         run(&["chmod", "755", &place.display().to_string()]),
         Step::WriteNew(defaults(host), DEFAULTS.to_owned()),
     ];
@@ -128,12 +133,22 @@ fn removed(host: &Host, before: &[&[&str]], behind: &[&[&str]]) -> Vec<Step> {
     steps
 }
 
-/// The program of a script, behind this start of a line.
-fn program(host: &Host, start: &str) -> Option<String> {
+/// What the installed script has where its template has this mark.
+fn filled(host: &Host, template: &str, mark: &str) -> Option<String> {
+    let (before, behind) = template.split_once(mark)?;
+    let (start, end) = (before.rsplit('\n').next()?, behind.split('\n').next()?);
     let script = host.text(&host.path(PLACE));
-    let word = script.lines().find_map(|line| line.strip_prefix(start))?;
-    let word = word.trim_end_matches('}').strip_prefix('\'')?.strip_suffix('\'')?;
-    Some(word.replace("'\\''", "'"))
+    let found = script.lines().find_map(|line| line.strip_prefix(start)?.strip_suffix(end))?;
+    Some(found.to_owned())
+}
+
+fn program(host: &Host, template: &str) -> Option<Vec<String>> {
+    Some(read(&filled(host, template, PROGRAM)?)).filter(|words| words.len() == 1)
+}
+
+/// The words that `quoted` has made.
+fn read(text: &str) -> Vec<String> {
+    words(text, '\'', false)
 }
 
 /// The options for a shell, each behind a blank.

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Manager;
 use super::host::Host;
 use super::plan::{Step, attempt, run};
+use super::{Manager, words};
 use crate::tools::takeover;
 
 const UNIT: &str = include_str!("../../../scripts/service/ollana.service");
@@ -111,7 +111,7 @@ impl Manager for Systemd {
         host.path(PLACE).display().to_string()
     }
 
-    fn program(&self, host: &Host) -> Option<String> {
+    fn command(&self, host: &Host) -> Option<Vec<String>> {
         started(&host.text(&host.path(PLACE)))
     }
 
@@ -167,7 +167,7 @@ impl Manager for UserSystemd {
         user_place(host).display().to_string()
     }
 
-    fn program(&self, host: &Host) -> Option<String> {
+    fn command(&self, host: &Host) -> Option<Vec<String>> {
         started(&host.text(&user_place(host)))
     }
 
@@ -203,21 +203,13 @@ fn quoted(word: &str) -> String {
     format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
-/// The program that a unit starts.
-fn started(unit: &str) -> Option<String> {
+/// The words of the command that a unit starts.
+fn started(unit: &str) -> Option<Vec<String>> {
     let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart="))?;
-    let Some(inner) = line.strip_prefix('"') else {
-        return Some(line.split_whitespace().next()?.replace("%%", "%"));
-    };
-    let mut program = String::new();
-    let mut rest = inner.chars();
-    loop {
-        match rest.next()? {
-            '"' => return Some(program.replace("%%", "%")),
-            '\\' => program.push(rest.next()?),
-            c => program.push(c),
-        }
-    }
+    let mut words = words(line, '"', true);
+    words.iter_mut().for_each(|word| *word = word.replace("%%", "%"));
+    words.iter_mut().skip(1).for_each(|word| *word = word.replace("$$", "$"));
+    (!words.is_empty()).then_some(words)
 }
 
 #[cfg(test)]
@@ -225,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_quoted_and_the_program_is_found_again() {
+    fn words_are_quoted_and_found_again() {
         for (word, want) in [
             ("/usr/local/bin/ollana", "/usr/local/bin/ollana"),
             ("/opt/my tools/ollana", "\"/opt/my tools/ollana\""),
@@ -236,8 +228,13 @@ mod tests {
             ("--host=a'b", "\"--host=a'b\""),
         ] {
             assert_eq!(quoted(word), want);
-            assert_eq!(started(&format!("x\nExecStart={want} serve")).as_deref(), Some(word));
+            let unit = format!("x\nExecStart={want} serve {want}");
+            assert_eq!(started(&unit), Some([word, "serve", word].map(str::to_owned).into()));
         }
+        // As systemd takes it for a variable only behind the program.
+        let words = ["/opt/$$/ollana", "--host=$HOME", "--prefer=$$ %%h \\$"].map(str::to_owned);
+        let line = "ExecStart=/opt/$$/ollana --host=$$HOME \"--prefer=$$$$ %%%%h \\\\$$\"";
+        assert_eq!(started(line), Some(words.into()));
         assert_eq!(started("[Unit]\n"), None);
     }
 }
