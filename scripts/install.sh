@@ -47,15 +47,17 @@ for place in "${OLLANA:-}" "$here/ollana" "$here/../target/release/ollana" "$her
     fi
 done
 
-# What starts services here, as the program itself knows it; nothing if it doesn't run here.
+# What starts services here, as the first program knows it that can be run; nothing if none can.
 init=
 able=
-if [ "$service" = true ] && [ -z "$root" ]; then
-    for able in "$binary" "$prefix/bin/ollana"; do
+find_init() { # find_init PROGRAM ...
+    [ "$service" = true ] && [ -z "$root" ] || return 0
+    for able in "$@"; do
         init=$("$able" service status 2>/dev/null | sed -n 's/^manager *//p')
         [ -z "$init" ] || break
     done
-fi
+}
+find_init "$binary" "$prefix/bin/ollana"
 
 # Relative to the prefix.
 program=bin/ollana
@@ -141,7 +143,12 @@ install_all() {
     if [ -n "$init" ]; then
         echo "  start ollana now and at every boot ($init): ollana service install"
     elif [ "$service" = true ] && [ -z "$root" ]; then
-        echo "  start no service: no init system that it knows runs here"
+        # Where programs are unpacked, they may not be run.
+        if "$binary" --version >/dev/null 2>&1; then
+            echo "  start no service: no init system that it knows runs here"
+        else
+            echo "  start ollana now and at every boot, if it knows the init system; it is asked once installed"
+        fi
     fi
     confirm
     put 755 "$binary" "$root$prefix/$program"
@@ -159,6 +166,7 @@ install_all() {
     else
         echo "install.sh: $binary doesn't run here, so there is no man page" >&2
     fi
+    [ -n "$init" ] || find_init "$prefix/$program"
     if [ -n "$init" ]; then
         "$root$prefix/$program" service install
     else

@@ -203,9 +203,13 @@ impl Host {
     }
 
     fn run_words(&self, program: &str, words: &[&str]) -> (Option<i32>, String) {
+        self.ended(Command::new(self.root.join(program)).args(words))
+    }
+
+    /// Runs a command where the stand-ins are: its code, and what it says.
+    fn ended(&self, command: &mut Command) -> (Option<i32>, String) {
         let path = std::env::var("PATH").unwrap_or_default();
-        let output = Command::new(self.root.join(program))
-            .args(words)
+        let output = command
             .env_clear()
             .env("PATH", format!("{}:{path}", self.root.join("fake").display()))
             .env("ROOT", &self.root)
@@ -216,10 +220,13 @@ impl Host {
                     .map(|name| (format!("OLLANA_{}", name.to_uppercase()), self.root.join(name))),
             )
             .env("OLLANA_PROGRAM", self.root.join("usr/local/bin/ollana"))
+            // What install.sh heeds.
+            .env("PREFIX", self.root.join("usr/local"))
+            .env("OLLANA", self.root.join("home/me/ollana"))
             .current_dir(&self.root)
             .stdin(Stdio::null())
             .output()
-            .expect("run ollana");
+            .expect("it runs");
         let text = [output.stdout, output.stderr].concat();
         (output.status.code(), String::from_utf8_lossy(&text).into_owned())
     }
@@ -572,6 +579,23 @@ fn an_option_that_cannot_be_kept_is_named_and_nothing_is_changed() {
     assert_eq!(host.files(), before);
     assert_eq!(host.calls(), [] as [&str; 0]);
     host.says("install --mode client", 0, &["ollana runs."]);
+}
+
+/// Where a release is unpacked, programs may not be run: /tmp is often mounted so.
+#[test]
+fn install_sh_asks_a_program_that_cannot_be_run_where_it_is_once_it_is_installed() {
+    let host = systemd("noexec", 0);
+    let [unpacked, place] = ["home/me/ollana", "usr/local/bin/ollana"].map(|it| host.root.join(it));
+    fs::remove_file(&place).expect("it can go");
+    fs::copy(env!("CARGO_BIN_EXE_ollana"), &unpacked).expect("a copy");
+    fs::set_permissions(&unpacked, fs::Permissions::from_mode(0o644)).expect("a mode");
+    let mut command = Command::new("sh");
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/install.sh")).arg("--yes");
+    let (code, text) = host.ended(&mut command);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("if it knows the init system; it is asked once installed"), "{text}");
+    assert!(text.contains("ollana runs."), "{text}");
+    assert!(host.root.join("etc/systemd/system/ollana.service").exists());
 }
 
 #[test]
