@@ -1,7 +1,6 @@
 //! `ollana takeover`, with a stand-in for systemd that keeps units as it would.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -13,6 +12,7 @@ use super::http::get;
 use super::lan::{Host, Lan};
 use super::ollama::Ollama;
 use super::watch::until;
+use crate::support::script;
 
 const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -162,8 +162,7 @@ fn ollama_makes_room_for_the_pooled_view_and_comes_back() {
     let _far_daemon = Daemon::start(&far, &[]);
     let dir = here.dir();
     let systemctl = dir.join("systemctl");
-    fs::write(&systemctl, SYSTEMCTL).expect("written");
-    fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).expect("executable");
+    script(&systemctl, SYSTEMCTL);
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new("unshare");
     command

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::eventually;
+use crate::support::{self, eventually};
 
 /// Every stand-in: it notes its call, then does a little of what the program does.
 const START: &str = "#!/bin/sh\necho \"${0##*/} $*\" >>\"$ROOT/calls\"\nstate=\"$ROOT/state\"\n";
@@ -114,9 +114,7 @@ impl Host {
             ("firewall-cmd", FIREWALL_CMD),
             ("taskkill", "kill -9 \"$3\""),
         ] {
-            let path = host.root.join("fake").join(name);
-            fs::write(&path, format!("{START}{script}")).expect("a stand-in");
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a mode");
+            support::script(&host.root.join("fake").join(name), &format!("{START}{script}"));
         }
         host
     }
@@ -124,9 +122,9 @@ impl Host {
     fn link(&self, path: &str) {
         let (program, path) = (env!("CARGO_BIN_EXE_ollana"), self.root.join(path));
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-        fs::hard_link(program, &path)
-            .or_else(|_| fs::copy(program, &path).map(drop))
-            .expect("the program");
+        if fs::hard_link(program, &path).is_err() {
+            support::copy_program(Path::new(program), &path);
+        }
     }
 
     fn write(&self, path: &str, text: &str) {

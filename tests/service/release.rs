@@ -1,7 +1,6 @@
 //! What a release consists of: the scripts that make it and install from it.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -32,9 +31,7 @@ fn shell(dir: &Path, line: &str) {
 fn release(name: &str) -> PathBuf {
     let dir = folder(name);
     let inner = dir.join("ollana-1.0");
-    fs::create_dir_all(&inner).expect("a folder");
-    fs::write(inner.join("ollana"), format!("#!/bin/sh\nexec {OLLANA} \"$@\"\n")).expect("a file");
-    fs::set_permissions(inner.join("ollana"), fs::Permissions::from_mode(0o755)).expect("a mode");
+    crate::support::script(&inner.join("ollana"), &format!("#!/bin/sh\nexec {OLLANA} \"$@\"\n"));
     fs::copy(script("install.sh"), inner.join("install.sh")).expect("a copy");
     fs::copy(script("install.sh"), dir.join("install.sh")).expect("a copy");
     let machine = std::env::consts::ARCH.replace("arm", "armv7");
