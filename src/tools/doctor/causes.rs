@@ -170,7 +170,8 @@ impl Evidence {
 
 fn knock(address: SocketAddr) -> Port {
     match socket::connect(address, None, PATIENCE).map_err(|error| error.kind()) {
-        Ok(_) => Port::Open,
+        // Somebody takes it, even if only to cut it off at once.
+        Ok(_) | Err(ErrorKind::ConnectionReset) => Port::Open,
         Err(ErrorKind::ConnectionRefused) => Port::Refused,
         Err(ErrorKind::TimedOut) => Port::Silent,
         Err(_) => Port::NoWay,
