@@ -105,7 +105,7 @@ fn bars_are_drawn_over_on_a_terminal() {
     let text = text.replace('\r', "");
     assert!(text.contains("pulling 74701a8c35f6: 100 % ▕█████"), "{text:?}");
     assert!(text.contains("\u{1b}[1A"), "the bar is drawn over itself: {text:?}");
-    assert!(text.ends_with("success\u{1b}[K\n\u{1b}[J"), "{text:?}");
+    assert!(text.ends_with("\u{1b}[Ksuccess\n\u{1b}[J"), "{text:?}");
 }
 
 const MISSING: &[&str] = &[
