@@ -64,6 +64,9 @@ impl Pool {
         let address = SocketAddr::new(ip, SERVER_PORT);
         if let Some(backend) = self.backends.iter_mut().find(|b| b.addresses.has_ip(ip)) {
             backend.last_seen = now;
+            if backend.addresses.first().is_none_or(|first| first.ip() != ip) {
+                self.check_alternatives(now, address);
+            }
         } else if self.make_room(now, ip) {
             self.add(now, Origin::Legacy, vec![address]);
         } else {

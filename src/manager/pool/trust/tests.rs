@@ -451,6 +451,16 @@ fn another_server_where_a_known_one_was_before_is_its_own() {
     assert_eq!(w.hosts(9), [20, 50]);
     assert_eq!(w.pool.len(), 2);
     assert_eq!(w.conflicts(), []);
+    // A bare answer, which tells no identity, is reason enough to ask who it is.
+    let mut w = World::new();
+    moved(&mut w, DESK, desk);
+    w.input(Input::LegacySighted(address(nas.host).ip()));
+    w.live(ms(3000), &[desk]);
+    assert_eq!(w.pool.backends[0].addresses.known.len(), 2, "nobody else is there");
+    w.input(Input::LegacySighted(address(nas.host).ip()));
+    w.pass(ms(1000));
+    while w.answer(&[nas, desk]) > 0 {}
+    assert_eq!(w.pool.backends[0].addresses.known, [address(50)]);
     // One that the user names doesn't displace the known one either.
     let mut w = World::new();
     moved(&mut w, DESK, desk);
