@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use memchr::memchr2;
 
-use super::Subject;
+use super::{Subject, from_line};
 use crate::ollama::model_name::ModelName;
 
 /// Members that may name a model.
@@ -217,6 +217,7 @@ impl Scan {
     }
 
     fn between(&mut self, byte: u8) {
+        let is_number = byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
         match byte {
             b' ' | b'\t' | b'\r' | b'\n' => return,
             b'"' => return self.begin_string(),
@@ -233,18 +234,14 @@ impl Scan {
             }
             b'}' | b']' => self.depth -= 1,
             b',' if self.depth == 1 => self.member = None,
-            b'+' | b'-' | b'.' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z'
-                if (self.depth, self.member) == (1, Some(Member::KeepAlive)) =>
-            {
+            _ if is_number && (self.depth, self.member) == (1, Some(Member::KeepAlive)) => {
                 self.role = Role::Value;
                 self.keep(&[byte]);
                 // In seconds, of which Ollama takes nanoseconds.
                 let number = self.number();
                 self.found.unloads = number.is_some_and(|time| (0.0..1e-9).contains(&time));
             }
-            b'+' | b'-' | b'.' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z'
-                if self.nested == Nested::Value(Key::NumCtx) =>
-            {
+            _ if is_number && self.nested == Nested::Value(Key::NumCtx) => {
                 self.role = Role::Value;
                 self.keep(&[byte]);
                 let number = self.number().filter(|number| (1.0..1e15).contains(number));
@@ -265,14 +262,14 @@ impl Scan {
         self.text.clear();
         self.role = match (self.depth, self.member) {
             (1, None) => Role::Key,
-            (1, Some(Member::Text)) => self.text_role(),
-            (1, Some(Member::Prompt)) => {
-                self.found.has_prompt = true; // Its end may not come.
+            (1, Some(member @ (Member::Text | Member::Prompt))) => {
+                self.found.has_prompt |= member == Member::Prompt; // Its end may not come.
                 self.text_role()
             }
-            (1, Some(Member::Messages | Member::Images | Member::Tools)) => Role::Other,
-            (1, Some(Member::Options | Member::Other)) => Role::Other,
-            (1, Some(_)) => Role::Value,
+            (1, Some(Member::Name(_) | Member::From | Member::Modelfile | Member::KeepAlive)) => {
+                Role::Value
+            }
+            (1, Some(_)) => Role::Other,
             (_, Some(Member::Images)) => self.image(2),
             (_, Some(member @ (Member::Messages | Member::Text | Member::Prompt))) => match self
                 .nested
@@ -450,12 +447,4 @@ impl Scan {
             _ => Member::Other,
         }
     }
-}
-
-fn from_line(modelfile: &str) -> Option<String> {
-    modelfile.lines().find_map(|line| {
-        let mut words = line.split_whitespace();
-        let is_from = words.next()?.eq_ignore_ascii_case("from");
-        words.next().filter(|_| is_from).map(str::to_owned)
-    })
 }

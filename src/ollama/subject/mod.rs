@@ -53,6 +53,15 @@ pub fn subject(body: &[u8]) -> Subject {
     scan.subject()
 }
 
+/// What a Modelfile starts from.
+fn from_line(modelfile: &str) -> Option<String> {
+    modelfile.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let is_from = words.next()?.eq_ignore_ascii_case("from");
+        words.next().filter(|_| is_from).map(str::to_owned)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
