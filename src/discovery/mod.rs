@@ -20,8 +20,9 @@
 //!   talked to (`--unpaired`). A key's code covers the address that the probe is sent from, so that
 //!   nobody else can send it again.
 //! - A server answers from an address at which its proxy is reached, in the client's network if
-//!   there is one, and only addresses that may connect (`--allow`, `--deny`). A forged source can't be flooded: an answer is never longer than
-//!   its probe, and there are 2000 a second in all. The last 64 clients get a GOODBYE.
+//!   there is one, and only addresses that may connect (`--allow`, `--deny`). A forged source can't
+//!   be flooded: an answer is never longer than its probe, and there are 2000 a second in all. The
+//!   last 64 clients get a GOODBYE.
 //! - A machine that can't be used says why, in an announcement without a port: a key is required, the
 //!   probe's key isn't known, or Ollama was stopped. That is shown, and decides nothing.
 //! - An answer without a key counts only where machines without keys are talked to, and not if it
