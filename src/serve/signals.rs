@@ -44,17 +44,23 @@ impl Signals {
     /// SIGHUP is handled where there is a log file or no terminal. Otherwise it ends the process,
     /// whose terminal has gone.
     #[cfg(unix)]
-    fn handle(&self, handler: Local, settings: &Settings) -> io::Result<()> {
-        use std::io::{IsTerminal, stderr, stdin};
+    fn handle(&self, mut handler: Local, settings: &Settings) -> io::Result<()> {
+        use std::io::{IsTerminal, Write, stderr, stdin};
+        use std::sync::atomic::Ordering::SeqCst;
 
         use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
         use signal_hook::{flag, low_level::pipe};
 
         for signal in [SIGTERM, SIGINT] {
-            let exit = Arc::clone(&self.exit_at_next);
-            flag::register_conditional_shutdown(signal, 128 + signal, exit)?;
+            // What remembers a signal comes first: with anything else, one would be caught and lost.
             flag::register(signal, Arc::clone(&self.stop))?;
             pipe::register(signal, handler.try_clone()?)?;
+            let exit = Arc::clone(&self.exit_at_next);
+            flag::register_conditional_shutdown(signal, 128 + signal, exit)?;
+        }
+        if self.stop.load(SeqCst) {
+            // It may have come between the two.
+            let _ = handler.write_all(&[0]);
         }
         let has_terminal = stdin().is_terminal() || stderr().is_terminal();
         if settings.log_file.is_some() || settings.daemon || !has_terminal {
