@@ -93,6 +93,12 @@ impl Machine {
         (Shown { child, lines }, code)
     }
 
+    /// The options of a client here.
+    fn as_client(&self) -> String {
+        let port = self.discovery_port;
+        format!("--mode client --listen 127.0.0.1:0 --interface lo --discovery-port {port}")
+    }
+
     fn pair_address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.discovery_port + 3))
     }
@@ -664,6 +670,13 @@ fn gets_ready(mut command: Command) -> bool {
     is_ready
 }
 
+/// Pairs with a state directory that nobody names.
+fn pair_at_home(one: &Machine, home: &Machine) {
+    let (shown, code) = one.show();
+    let said = at_home(&home.dir, "s", &format!("pair {code} {}", one.pair_address()));
+    assert_eq!((said.code, shown.end().code), (Some(0), Some(0)), "{said:?}");
+}
+
 fn has_installed_ollana() -> bool {
     let is_there = ["/var/lib/ollana", "/var/db/ollana"].iter().any(|dir| Path::new(dir).exists());
     if is_there {
@@ -679,15 +692,11 @@ fn the_last_unpair_leaves_no_mark() {
         return;
     }
     let [one, home] = machines();
-    let port = home.discovery_port;
-    let serve = "--mode client --listen 127.0.0.1:0 --interface lo";
-    let serve = format!("{serve} --discovery-port {port}");
+    let serve = home.as_client();
     let config = if cfg!(windows) { "config" } else { ".config" };
     let mark = home.dir.join(config).join("ollana/paired");
     for unpair in ["unpair --all", "unpair NAME"] {
-        let (shown, code) = one.show();
-        let said = at_home(&home.dir, "s", &format!("pair {code} {}", one.pair_address()));
-        assert_eq!((said.code, shown.end().code), (Some(0), Some(0)), "{said:?}");
+        pair_at_home(&one, &home);
         assert!(mark.exists(), "{mark:?}");
         let state = home.dir.join("s/ollana");
         let name = key_files::load(&state).expect("keys")[0].name.clone();
@@ -724,9 +733,7 @@ fn the_mark_can_be_read_or_nothing_starts() {
     fs::remove_file(&mark).expect("it was there");
     fs::create_dir(&mark).expect("a folder");
     fs::remove_dir_all(home.dir.join("s/ollana")).expect("it was there");
-    let port = home.discovery_port;
-    let serve = "--mode client --listen 127.0.0.1:0 --interface lo";
-    let said = at_home(&home.dir, "s", &format!("{serve} --discovery-port {port}"));
+    let said = at_home(&home.dir, "s", &home.as_client());
     let told = format!("{}, which ollana cannot read: not a plain file", mark.display());
     assert!(said.code == Some(1) && said.err.contains(&told), "{said:?}");
 }
@@ -738,14 +745,8 @@ fn without_its_keys_a_paired_machine_does_not_talk() {
         return;
     }
     let [one, home] = machines();
-    let port = home.discovery_port;
-    let options = format!("--listen 127.0.0.1:0 --discovery-port {port} --interface lo");
-    let pair = || {
-        let (shown, code) = one.show();
-        let said = at_home(&home.dir, "s", &format!("pair {code} {}", one.pair_address()));
-        assert_eq!((said.code, shown.end().code), (Some(0), Some(0)), "{said:?}");
-    };
-    let serve = |state: &str| at_home(&home.dir, state, &format!("--mode client {options}"));
+    let pair = || pair_at_home(&one, &home);
+    let serve = |state: &str| at_home(&home.dir, state, &home.as_client());
     let [state, other] = ["s", "other"].map(|name| home.dir.join(name).join("ollana"));
     let told = |said: Said, what: &str| {
         assert!(said.code == Some(1) && said.err.contains(what), "{what}: {said:?}");
@@ -771,6 +772,5 @@ fn without_its_keys_a_paired_machine_does_not_talk() {
     // Somebody wants it so.
     let said = at_home(&home.dir, "other", "unpair --all");
     assert!(said.code == Some(0) && other.join("keys/peers").exists(), "{said:?}");
-    let command = command_at_home(&home.dir, "other", &format!("--mode client {options}"));
-    assert!(gets_ready(command), "in clear");
+    assert!(gets_ready(command_at_home(&home.dir, "other", &home.as_client())), "in clear");
 }

@@ -227,6 +227,12 @@ impl Subnets {
     }
 }
 
+/// The interface of a name. Of its further addresses some have a label, such as eth0:1, which
+/// firewalls don't know.
+pub(crate) fn without_label(name: &str) -> &str {
+    name.split_once(':').map_or(name, |(interface, _)| interface)
+}
+
 /// Whether two addresses of one kind begin with the same `bits` bits.
 pub(crate) fn share_prefix(one: IpAddr, other: IpAddr, bits: u8) -> bool {
     let same = match (one, other) {

@@ -1,7 +1,7 @@
 //! The zones of firewalld: an interface is in one of them, and each lets in what it is told to.
 
 use crate::config::Settings;
-use crate::net::interfaces::broadcast_interfaces;
+use crate::net::interfaces::{broadcast_interfaces, without_label};
 
 /// Runs `firewall-cmd` with one option; what it prints, if it succeeds.
 pub(super) type Ask<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -13,8 +13,7 @@ pub(super) fn zones(settings: &Settings, ask: Ask<'_>) -> Vec<String> {
         interfaces.extend(broadcast_interfaces(&[]).into_iter().map(|one| one.name));
     }
     let of_interface = |name: &String| {
-        // A further address may have a label, such as eth0:1, which is no interface.
-        let interface = name.split(':').next().unwrap_or_default();
+        let interface = without_label(name);
         // It fails where the interface is of no zone.
         let zone = named(ask(&format!("--get-zone-of-interface={interface}")));
         zone.unwrap_or_else(|| default_zone(ask))

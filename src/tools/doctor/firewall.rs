@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use super::report::Report;
 use crate::access::addresses::Cidr;
 use crate::config::{SERVER_PORT, Settings};
-use crate::net::interfaces::{Interface, Subnets};
+use crate::net::interfaces::{Interface, Subnets, without_label};
 use crate::system;
 use crate::tools::firewalld;
 
@@ -166,8 +166,7 @@ fn ufw_verdict(
         let range = after(rule, option).map(str::parse::<Cidr>);
         range.is_none_or(|range| range.is_ok_and(|range| range.contains(address.into())))
     };
-    // A further address may have a label, such as eth0:1, which rules don't know.
-    let own = interface.name.split(':').next().unwrap_or_default();
+    let own = without_label(&interface.name);
     let is_interface = |name: &str| match name.strip_suffix('+') {
         Some(start) => own.starts_with(start),
         None => name == own,

@@ -433,27 +433,27 @@ fn two_servers_on_one_machine_may_share_its_name() {
     assert_eq!(w.pool.ready(), 2);
 }
 
-/// A server that was elsewhere before: the address in use, then the other one.
-fn moved(w: &mut World, from: Server, to: Server) {
-    w.live(ms(3000), &[from]);
-    w.live(ms(5000), &[to]);
-    let known = [address(to.host), address(from.host)];
+/// The desk has moved; and another server, which may be where it was before.
+fn moved() -> (World, Server, Server) {
+    let nas = Server { host: DESK.host, ..OTHER };
+    let desk = Server { host: 50, ..DESK };
+    let mut w = World::new();
+    w.live(ms(3000), &[DESK]);
+    w.live(ms(5000), &[desk]);
+    let known = [address(desk.host), address(DESK.host)];
     assert_eq!(w.pool.backends[0].addresses.known, known);
+    (w, nas, desk)
 }
 
 #[test]
 fn another_server_where_a_known_one_was_before_is_its_own() {
-    let nas = Server { host: DESK.host, ..OTHER };
-    let desk = Server { host: 50, ..DESK };
-    let mut w = World::new();
-    moved(&mut w, DESK, desk);
+    let (mut w, nas, desk) = moved();
     w.live(ms(5000), &[nas, desk]);
     assert_eq!(w.hosts(9), [20, 50]);
     assert_eq!(w.pool.len(), 2);
     assert_eq!(w.conflicts(), []);
     // A bare answer, which tells no identity, is reason enough to ask who it is.
-    let mut w = World::new();
-    moved(&mut w, DESK, desk);
+    let (mut w, ..) = moved();
     w.input(Input::LegacySighted(address(nas.host).ip()));
     w.live(ms(3000), &[desk]);
     assert_eq!(w.pool.backends[0].addresses.known.len(), 2, "nobody else is there");
@@ -462,8 +462,7 @@ fn another_server_where_a_known_one_was_before_is_its_own() {
     while w.answer(&[nas, desk]) > 0 {}
     assert_eq!(w.pool.backends[0].addresses.known, [address(50)]);
     // One that the user names doesn't displace the known one either.
-    let mut w = World::new();
-    moved(&mut w, DESK, desk);
+    let (mut w, ..) = moved();
     let host = "nas".to_owned();
     w.pool.add_named(w.now, crate::config::ServerName { host, port: 11435 });
     w.input(Input::Tick);
@@ -474,10 +473,7 @@ fn another_server_where_a_known_one_was_before_is_its_own() {
 
 #[test]
 fn another_server_where_a_known_one_was_is_not_taken_for_it_when_that_fails() {
-    let nas = Server { host: DESK.host, ..OTHER };
-    let desk = Server { host: 50, ..DESK };
-    let mut w = World::new();
-    moved(&mut w, DESK, desk);
+    let (mut w, nas, desk) = moved();
     // Its announcements are lost, or it has none.
     for _ in 0..3 {
         w.pass(ms(1300));
