@@ -55,7 +55,7 @@ fn works(address: SocketAddr) -> bool {
 
 /// What one request on a new connection comes to: a status, or how it was cut before any.
 fn status(address: SocketAddr) -> Result<u16, End> {
-    let Ok(stream) = TcpStream::connect_timeout(&address, ms(500)) else {
+    let Ok(stream) = TcpStream::connect_timeout(&address, ms(10_000)) else {
         return Err(End::CutByReset);
     };
     drop(stream);
@@ -394,7 +394,8 @@ fn a_storm_of_resets() {
         }
         while !over.load(Relaxed) {
             let start = Instant::now();
-            assert!(works(address), "in the storm");
+            let status = status(address);
+            assert_eq!(status, Ok(200), "in the storm, after {:?}", start.elapsed());
             slowest = slowest.max(start.elapsed());
             served += 1;
         }
@@ -402,6 +403,32 @@ fn a_storm_of_resets() {
     println!("fault: 8,000 resets, {served} requests served meanwhile");
     judge("RST storm of 8,000, slowest request", slowest, ms(250));
     assert!(process.is_running());
+}
+
+/// Whoever stands behind them in the queue would wait for all of them.
+#[test]
+fn a_connection_that_was_reset_in_the_queue_costs_no_worker() {
+    let fake = Fake::unlike_ollama_saying(OK);
+    let process = Process::start(&arguments(&fake));
+    drop(process.connect_ready());
+    let address = process.address();
+    serving(address);
+    let before = process.status("Threads");
+    process.signal(Signal::STOP);
+    eventually("it to stop", || process.file("stat").contains(") T ").then_some(()));
+    for n in 0..500 {
+        let mut client = Client::connect(address);
+        if n % 2 == 0 {
+            client.send(support::request("GET", "/x", ""));
+        }
+        client.reset();
+    }
+    let mut behind = Client::connect(address);
+    behind.send(support::request("GET", "/x", ""));
+    process.signal(Signal::CONT);
+    assert_eq!(behind.head_of("GET").status(), 200);
+    let workers = process.status("Threads").saturating_sub(before);
+    assert!(workers <= 1, "{workers} workers for nobody");
 }
 
 /// A connection from another address of this machine: one source may have only so many.

@@ -119,6 +119,11 @@ impl Acceptor {
     }
 
     fn let_in(&self, socket: TcpStream, peer: SocketAddr) {
+        // Those that were reset before we came to them cost nothing more, so that whoever waits behind a
+        // storm of them doesn't wait long.
+        if !matches!(socket.take_error(), Ok(None)) {
+            return;
+        }
         let context = &self.shared.context;
         if !self.admits(&socket, peer) {
             log::debug!("refused a client that may not connect addr={peer}");
