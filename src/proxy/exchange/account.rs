@@ -7,7 +7,7 @@
 use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 
-use super::forward::Judged;
+use super::judged::Judged;
 use super::{End, Exchange, OwnAnswer, Side};
 use crate::access::permissions::Refusal;
 use crate::http::fields::SERVER_FIELD;

@@ -6,24 +6,24 @@
 
 use std::io::Read;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::{Method, Request, Response, Uri};
 use rustix::event::PollFlags;
 use ureq::Body;
 
+use super::judged::{Judged, Others, judge};
 use super::retry::Attempts;
 use super::{End, Exchange, OwnAnswer, token};
 use crate::access::cors;
-use crate::counters::Retry;
-use crate::http::fields::{self, COPY_FIELD, ERROR_FIELD, FROM_FIELD, POLICY, UNREACHED, UPSTREAM};
+use crate::counters::{Retry, TransferGuard};
+use crate::http::fields::{self, COPY_FIELD, FROM_FIELD};
 use crate::http::head::{Framing, Head};
 use crate::manager::pool::{BackendId, Outcome, Wanted};
 use crate::manager::{Lease, Refused};
 use crate::net::socket::{self, HANGUP};
 use crate::ollama::endpoints::{Class, Task};
-use crate::ollama::errors;
 use crate::proxy::request_body::{BodyReader, RequestBody};
 use crate::upstream::exchange_io::{self, Attempt, Failure, Fault};
 use crate::upstream::{self, IDLE_AGE};
@@ -32,179 +32,196 @@ use crate::upstream::{self, IDLE_AGE};
 const LARGE_BODY: u64 = 16 * 1024;
 /// Bytes of a line of the head that needs the larger buffer too.
 const LONG_LINE: usize = 3 * 1024;
-/// Bytes of a refusal or of a 404 that are looked at for its reason, and how long they are waited for.
-/// Ollama's have a hundred, in one packet with their head.
-const REASON: usize = 4 * 1024;
-const REASON_TIME: Duration = Duration::from_secs(1);
 
-/// The head of an upstream's answer, and what of its body was looked at.
-pub(super) struct Judged {
-    pub(super) answer: Response<Body>,
-    pub(super) start: Vec<u8>,
-    /// What the answer tells of the server, if another one may do better.
-    poor: Option<Outcome>,
-    /// It says that the server has no such model.
-    lacks_model: bool,
+/// A request on its way: what is sent, for what, and where it was.
+struct Course<'a> {
+    body: RequestBody<'a>,
+    wanted: Wanted,
+    attempts: Attempts,
+    /// What the last server that failed it means, if no other one is found.
+    failed: Option<OwnAnswer>,
+    /// Whether a kept connection may take it.
+    may_reuse: bool,
 }
 
-impl Judged {
-    /// What it tells of the server once it was passed on.
-    pub(super) fn outcome(&self) -> Outcome {
-        match self.poor {
-            Some(outcome @ (Outcome::Overloaded | Outcome::Declined | Outcome::Unauthorized)) => {
-                outcome
-            }
-            _ if is_refusal(&self.answer) => Outcome::TurnedAway,
-            _ => Outcome::Answered,
-        }
+impl Course<'_> {
+    fn may_go_on(&mut self, id: BackendId, outcome: Outcome) -> bool {
+        self.attempts.may_go_on(id, outcome, self.body.kept.is_whole)
     }
 }
 
-/// What other servers may be good for, if this one isn't.
-#[derive(Clone, Copy)]
-struct Others {
-    may_have_model: bool,
-    may_be_signed_in: bool,
+/// What becomes of it after an attempt.
+enum Next {
+    /// It goes to whichever server is chosen.
+    Any,
+    /// It goes to this one, which may have a kept connection.
+    To(Lease, bool),
+    /// This is the answer.
+    Done(Lease, Judged),
 }
 
 impl<'a> Exchange<'a> {
     pub(super) fn forward(
         &mut self,
-        mut body: RequestBody<'a>,
-        mut wanted: Wanted,
+        body: RequestBody<'a>,
+        wanted: Wanted,
     ) -> Result<End, OwnAnswer> {
         let underway = self.show_progress(&wanted, &body);
-        if self.endpoint.is_upload() {
-            body.transfer = underway.as_ref().map(|underway| Arc::clone(underway));
-        }
         let is_repeatable = self.endpoint.is_repeatable;
-        let usual = is_repeatable && !self.context.presence.is_network_new(IDLE_AGE);
-        let mut attempts = Attempts::new(is_repeatable);
-        let mut failed = None;
-        let mut next = None;
-        wanted.may_try = self.is_client();
+        let mut course = Course {
+            body,
+            wanted: Wanted { may_try: self.is_client(), ..wanted },
+            attempts: Attempts::new(is_repeatable),
+            failed: None,
+            may_reuse: is_repeatable && !self.context.presence.is_network_new(IDLE_AGE),
+        };
+        if self.endpoint.is_upload() {
+            course.body.transfer = underway.as_ref().map(|underway| Arc::clone(underway));
+        }
+        let mut next = Next::Any;
         loop {
-            let (mut lease, may_reuse) = match next.take() {
-                Some(next) => next,
-                // A server that failed says more than that there is no other one.
-                None => match (self.lease(attempts.tried(), &wanted), failed.take()) {
-                    (Ok(lease), _) => (lease, usual),
-                    (Err(Refused::OwnerAway(why)), None | Some(OwnAnswer::Unreached(_))) => {
-                        return Err(OwnAnswer::NoServer(why));
-                    }
-                    (Err(_), Some(failed)) => return Err(failed),
-                    // No machine but this one may have it, as if there were no such path.
-                    (Err(_), None) if self.endpoint.class == Class::Local => {
-                        return Err(OwnAnswer::NoPath);
-                    }
-                    (Err(Refused::QueueFull), None) => return Err(OwnAnswer::QueueFull),
-                    (Err(Refused::NoServer(why)), None) => {
-                        let left = self.has_client_left().then_some(Fault::ClientLeft);
-                        return Err(left.map_or(OwnAnswer::NoServer(why), OwnAnswer::Fault));
-                    }
-                },
+            let (lease, may_reuse) = match next {
+                Next::Any => (self.next_lease(&mut course)?, course.may_reuse),
+                Next::To(lease, may_reuse) => (lease, may_reuse),
+                Next::Done(lease, answer) => {
+                    return self.pass_on(course, lease, answer, underway.as_ref());
+                }
             };
             if let Some(underway) = &underway {
                 underway.goes_to(&lease.pick.name, lease.pick.is_local);
             }
-            let before = body.sent;
-            let attempt = self.attempt(&mut body, (&lease, &wanted), may_reuse);
-            let has_others = self.is_client() && self.context.presence.has_choice();
-            let others = Others {
-                may_have_model: has_others && self.endpoint.asks_for_model(),
-                may_be_signed_in: has_others && is_repeatable,
+            next = match self.attempt(&mut course, &lease, may_reuse) {
+                Ok(answer) => self.after_answer(&mut course, lease, answer)?,
+                Err(reason) => self.after_failure(&mut course, lease, &reason)?,
             };
-            let attempt = attempt.and_then(|answer| judge(answer, lease.pick.is_exempt, others));
-            self.count(&lease, body.sent - before, |done, n| done.bytes_up.add(n));
-            let reason = match attempt {
-                Ok(mut answer) => {
-                    if let Some(own) = self.misses_copy(answer.answer.headers(), &lease) {
-                        lease.report.outcome = Outcome::Answered;
-                        return Err(own);
-                    }
-                    // Another server may do better, if the request can be sent again.
-                    if let Some(outcome) = answer.poor
-                        && attempts.may_go_on(lease.pick.id, outcome, body.kept.is_whole)
-                    {
-                        // Two that hold what the other waits for would wait for ever.
-                        lease.report.outcome = outcome;
-                        let lacks_model = answer.lacks_model;
-                        lease.report.removed = wanted.model.clone().filter(|_| lacks_model);
-                        lease.release();
-                        // This answer tells more than that one more server is away.
-                        wanted.may_try = false;
-                        match self.lease(attempts.tried(), &wanted) {
-                            Ok(other) => {
-                                self.count_retry(outcome);
-                                next = Some((other, usual));
-                                continue;
-                            }
-                            Err(Refused::OwnerAway(why))
-                                if lacks_model || outcome == Outcome::Unreachable =>
-                            {
-                                return Err(OwnAnswer::NoServer(why));
-                            }
-                            Err(_) => {}
-                        }
-                    }
-                    if let Some(outcome) = answer.poor.filter(|_| self.greets()) {
-                        lease.report.outcome = outcome;
-                        return Err(OwnAnswer::Failed("no server greets".to_owned()));
-                    }
-                    body.kept.release();
-                    if self.hides_account(answer.answer.status()) {
-                        answer.start.extend(look(&mut answer.answer).unwrap_or_default());
-                        if let Some(end) = self.reduce(&answer) {
-                            lease.report.outcome = answer.outcome();
-                            return Ok(end);
-                        }
-                    }
-                    let shown = (&wanted, underway.as_ref());
-                    return self.relay(&mut lease, body.is_done(), shown, answer);
-                }
-                Err(reason) => reason,
-            };
-            if let Some(fault) = self.fault() {
-                return Err(fault);
-            }
-            if let Some(watch) = body.watch.take_if(|watch| watch.has_turned()) {
-                self.reconsider(&mut body, watch, &mut wanted)?;
-                continue;
-            }
-            let failure = exchange_io::with(|io| io.failure());
-            if failure == Failure::Stale && body.kept.is_whole {
-                // Nothing is known against the server; the connection was just old.
-                self.context.presence.counters().retried(Retry::Stale);
-                next = Some((lease, false));
-                continue;
-            }
-            let is_known = lease.pick.is_trial || lease.pick.hope.is_gone();
-            if is_known && failure == Failure::Unreached && wanted.may_try {
-                // It is as down as it was known to be, or elsewhere by now: what that means is told as
-                // usual.
-                if lease.pick.is_trial {
-                    lease.report.outcome = Outcome::Unreachable;
-                }
-                wanted.may_try = false;
-                continue;
-            }
-            let name = lease.pick.label();
-            log::warn!("attempt failed server={name:?} reason={reason:?}");
-            let message = format!("{name}: {reason}");
-            let (outcome, own) = match failure {
-                Failure::Unreached => (Outcome::Unreachable, OwnAnswer::Unreached(message)),
-                Failure::Stale | Failure::Unanswered => {
-                    (Outcome::Failed, OwnAnswer::Failed(message))
-                }
-            };
-            lease.report.outcome = outcome;
-            if !attempts.may_go_on(lease.pick.id, outcome, body.kept.is_whole) {
-                return Err(own);
-            }
-            self.count_retry(outcome);
-            self.note(0, own.row().cause, own.row().text);
-            failed = Some(own);
         }
+    }
+
+    fn next_lease(&self, course: &mut Course<'a>) -> Result<Lease, OwnAnswer> {
+        let refused = match self.lease(course.attempts.tried(), &course.wanted) {
+            Ok(lease) => {
+                course.failed = None;
+                return Ok(lease);
+            }
+            Err(refused) => refused,
+        };
+        Err(match (refused, course.failed.take()) {
+            (Refused::OwnerAway(why), None | Some(OwnAnswer::Unreached(_))) => {
+                OwnAnswer::NoServer(why)
+            }
+            // A server that failed says more than that there is no other one.
+            (_, Some(failed)) => failed,
+            // No machine but this one may have it, as if there were no such path.
+            (_, None) if self.endpoint.class == Class::Local => OwnAnswer::NoPath,
+            (Refused::QueueFull, None) => OwnAnswer::QueueFull,
+            (Refused::NoServer(_), None) if self.has_client_left() => {
+                OwnAnswer::Fault(Fault::ClientLeft)
+            }
+            (Refused::NoServer(why), None) => OwnAnswer::NoServer(why),
+        })
+    }
+
+    /// Another server may do better than a poor answer, if the request can be sent again.
+    fn after_answer(
+        &self,
+        course: &mut Course<'a>,
+        mut lease: Lease,
+        answer: Judged,
+    ) -> Result<Next, OwnAnswer> {
+        if let Some(own) = self.misses_copy(answer.answer.headers(), &lease) {
+            lease.report.outcome = Outcome::Answered;
+            return Err(own);
+        }
+        let id = lease.pick.id;
+        let (poor, lacks_model) = (answer.poor, answer.lacks_model);
+        let Some(outcome) = poor.filter(|poor| course.may_go_on(id, *poor)) else {
+            return Ok(Next::Done(lease, answer));
+        };
+        // Two that hold what the other waits for would wait for ever.
+        lease.report.outcome = outcome;
+        lease.report.removed = course.wanted.model.clone().filter(|_| lacks_model);
+        lease.release();
+        // This answer tells more than that one more server is away.
+        course.wanted.may_try = false;
+        match self.lease(course.attempts.tried(), &course.wanted) {
+            Ok(other) => {
+                self.count_retry(outcome);
+                Ok(Next::To(other, course.may_reuse))
+            }
+            Err(Refused::OwnerAway(why)) if lacks_model || outcome == Outcome::Unreachable => {
+                Err(OwnAnswer::NoServer(why))
+            }
+            Err(_) => Ok(Next::Done(lease, answer)),
+        }
+    }
+
+    fn after_failure(
+        &mut self,
+        course: &mut Course<'a>,
+        mut lease: Lease,
+        reason: &str,
+    ) -> Result<Next, OwnAnswer> {
+        if let Some(fault) = self.fault() {
+            return Err(fault);
+        }
+        if let Some(watch) = course.body.watch.take_if(|watch| watch.has_turned()) {
+            self.reconsider(&mut course.body, watch, &mut course.wanted)?;
+            return Ok(Next::Any);
+        }
+        let failure = exchange_io::with(|io| io.failure());
+        if failure == Failure::Stale && course.body.kept.is_whole {
+            // Nothing is known against the server; the connection was just old.
+            self.context.presence.counters().retried(Retry::Stale);
+            return Ok(Next::To(lease, false));
+        }
+        let is_known = lease.pick.is_trial || lease.pick.hope.is_gone();
+        if is_known && failure == Failure::Unreached && course.wanted.may_try {
+            // It is as down as it was known to be, or elsewhere by now: what that means is told as usual.
+            if lease.pick.is_trial {
+                lease.report.outcome = Outcome::Unreachable;
+            }
+            course.wanted.may_try = false;
+            return Ok(Next::Any);
+        }
+        let name = lease.pick.label();
+        log::warn!("attempt failed server={name:?} reason={reason:?}");
+        let message = format!("{name}: {reason}");
+        let (outcome, own) = match failure {
+            Failure::Unreached => (Outcome::Unreachable, OwnAnswer::Unreached(message)),
+            Failure::Stale | Failure::Unanswered => (Outcome::Failed, OwnAnswer::Failed(message)),
+        };
+        lease.report.outcome = outcome;
+        if !course.may_go_on(lease.pick.id, outcome) {
+            return Err(own);
+        }
+        self.count_retry(outcome);
+        self.note(0, own.row().cause, own.row().text);
+        course.failed = Some(own);
+        Ok(Next::Any)
+    }
+
+    /// Passes on the answer that no other server is asked to better.
+    fn pass_on(
+        &mut self,
+        mut course: Course<'a>,
+        mut lease: Lease,
+        mut answer: Judged,
+        underway: Option<&TransferGuard>,
+    ) -> Result<End, OwnAnswer> {
+        if let Some(outcome) = answer.poor.filter(|_| self.greets()) {
+            lease.report.outcome = outcome;
+            return Err(OwnAnswer::Failed("no server greets".to_owned()));
+        }
+        course.body.kept.release();
+        if self.hides_account(answer.answer.status()) {
+            answer.look_on();
+            if let Some(end) = self.reduce(&answer) {
+                lease.report.outcome = answer.outcome();
+                return Ok(end);
+            }
+        }
+        let shown = (&course.wanted, underway);
+        self.relay(&mut lease, course.body.is_done(), shown, answer)
     }
 
     pub(super) fn lease(&self, tried: &[BackendId], wanted: &Wanted) -> Result<Lease, Refused> {
@@ -226,6 +243,24 @@ impl<'a> Exchange<'a> {
 
     /// Sends the request to one server and waits for the head of its answer.
     fn attempt(
+        &mut self,
+        course: &mut Course<'a>,
+        lease: &Lease,
+        may_reuse: bool,
+    ) -> Result<Judged, String> {
+        let before = course.body.sent;
+        let answer = self.send(&mut course.body, (lease, &course.wanted), may_reuse);
+        let has_others = self.is_client() && self.context.presence.has_choice();
+        let others = Others {
+            may_have_model: has_others && self.endpoint.asks_for_model(),
+            may_be_signed_in: has_others && self.endpoint.is_repeatable,
+        };
+        let answer = answer.and_then(|answer| judge(answer, lease.pick.is_exempt, others));
+        self.count(lease, course.body.sent - before, |done, n| done.bytes_up.add(n));
+        answer
+    }
+
+    fn send(
         &mut self,
         body: &mut RequestBody<'_>,
         (lease, wanted): (&Lease, &Wanted),
@@ -325,79 +360,5 @@ impl<'a> Exchange<'a> {
         *request.uri_mut() = uri;
         *request.headers_mut() = fields;
         Ok(request)
-    }
-}
-
-/// Looks at an answer that another server might better: a refusal, or one of a proxy of ours whose
-/// Ollama died before its answer, or that reached none, or whose owner doesn't allow it; or one that
-/// has no such model, or whose account doesn't do for a cloud's, where that may be otherwise elsewhere.
-fn judge(mut answer: Response<Body>, is_exempt: bool, others: Others) -> Result<Judged, String> {
-    let (mut start, mut lacks_model) = (Vec::new(), false);
-    let mark = answer.headers().get(ERROR_FIELD).and_then(|cause| cause.to_str().ok());
-    let poor = match mark {
-        Some(UNREACHED) => Some(Outcome::Unreachable),
-        Some(UPSTREAM) => Some(Outcome::Failed),
-        Some(POLICY) => Some(Outcome::Answered),
-        _ if others.may_have_model && answer.status() == StatusCode::NOT_FOUND => {
-            start = look(&mut answer)?;
-            lacks_model = errors::tells_missing_model(&start);
-            lacks_model.then_some(Outcome::Answered)
-        }
-        None if others.may_be_signed_in && matches!(answer.status().as_u16(), 401 | 403) => {
-            Some(Outcome::Unauthorized)
-        }
-        _ if !is_refusal(&answer) => None,
-        Some(_) => Some(Outcome::TurnedAway),
-        None if is_exempt || answer.status() != StatusCode::SERVICE_UNAVAILABLE => {
-            Some(Outcome::Declined)
-        }
-        None => {
-            start = look(&mut answer)?;
-            let is_overload = errors::tells_overload(&start);
-            Some(if is_overload { Outcome::Overloaded } else { Outcome::TurnedAway })
-        }
-    };
-    Ok(Judged { answer, start, poor, lacks_model })
-}
-
-fn is_refusal(answer: &Response<Body>) -> bool {
-    matches!(answer.status().as_u16(), 429 | 503)
-}
-
-/// The first bytes of an answer's body, as far as they come soon.
-fn look(answer: &mut Response<Body>) -> Result<Vec<u8>, String> {
-    let until = Instant::now() + REASON_TIME;
-    exchange_io::with(|io| io.look_until = Some(until));
-    let mut start = Vec::new();
-    let read = answer.body_mut().as_reader().take(REASON as u64).read_to_end(&mut start);
-    exchange_io::with(|io| io.look_until = None);
-    match read {
-        Err(error) if Instant::now() < until => Err(upstream::describe_io(&error)),
-        _ => Ok(start),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_that_a_server_does_not_have_tells_nothing_of_its_models() {
-        let others = Others { may_have_model: true, may_be_signed_in: true };
-        let missing = r#"{"error":"model \"m\" not found, try pulling it first"}"#;
-        for (mark, body, want) in [
-            (Some(POLICY), "404 page not found", (Some(Outcome::Answered), false)),
-            (Some(POLICY), missing, (Some(Outcome::Answered), false)),
-            (None, "404 page not found", (None, false)),
-            (None, missing, (Some(Outcome::Answered), true)),
-        ] {
-            let mut answer = Response::new(Body::builder().data(body));
-            *answer.status_mut() = StatusCode::NOT_FOUND;
-            answer
-                .headers_mut()
-                .extend(mark.map(|mark| (ERROR_FIELD, HeaderValue::from_static(mark))));
-            let judged = judge(answer, false, others).expect("an answer");
-            assert_eq!((judged.poor, judged.lacks_model), want, "{mark:?} {body}");
-        }
     }
 }

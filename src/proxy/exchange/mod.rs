@@ -22,6 +22,7 @@ mod copy;
 mod donate;
 mod donations;
 mod forward;
+mod judged;
 mod lists;
 mod look;
 mod observed;

@@ -5,7 +5,7 @@ use std::io::{Cursor, Read};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING, VIA};
 use http::{HeaderMap, Method};
 
-use super::forward::Judged;
+use super::judged::Judged;
 use super::observed::Observed;
 use super::pull::Lines;
 use super::{End, Exchange, OwnAnswer, Side};

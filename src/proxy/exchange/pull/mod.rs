@@ -29,7 +29,7 @@ use http::{Response, StatusCode};
 use ureq::Body;
 
 pub(super) use self::lines::Lines;
-use super::forward::Judged;
+use super::judged::Judged;
 use super::{Exchange, OwnAnswer};
 use crate::counters::TransferGuard;
 use crate::http::fields::FROM_FIELD;
