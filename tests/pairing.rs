@@ -274,42 +274,85 @@ fn who_repeats_a_handshake_is_cut_off_soon() {
     assert!(got.len() >= Purpose::Requests.reply_len(), "the key is right");
 }
 
+/// Gives a daemon that keeps its state there a key of another machine.
+fn pair(dir: &Path, n: u8, is_confirmed: bool) {
+    let other = Peer {
+        name: "other".to_owned(),
+        identity: Some(Identity([n; 16])),
+        key: Key::new([7; 32]),
+        is_confirmed,
+        added: 0,
+    };
+    key_files::update(dir, |peers| peers::add(peers, other)).expect("kept");
+}
+
+fn takes_key(server: SocketAddr) -> bool {
+    let caller = Introduction::of(Identity([9; 16]));
+    let (_, hello) =
+        noise::initiate(Purpose::Requests, &Key::new([7; 32]), &caller).expect("a handshake");
+    let mut stream = TcpStream::connect(server).expect("connected");
+    stream.set_read_timeout(Some(support::PATIENCE)).expect("a limit");
+    stream.write_all(&hello).expect("sent");
+    stream.read_exact(&mut vec![0; Purpose::Requests.reply_len()]).is_ok()
+}
+
+/// Whether the key was used before, by a check, or is for the request to try, and whoever takes it up first.
 #[test]
 fn a_connection_in_clear_is_used_no_more_once_machines_are_paired() {
-    let fake = fake(1);
-    let folder = |name: &str| {
-        let name = format!("{name}-{}", std::process::id());
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        // Process numbers come again.
-        let _ = std::fs::remove_dir_all(&dir);
-        dir
-    };
-    let dirs = [folder("clear-server"), folder("clear-client")];
-    let settings = Settings { state_dir: Some(dirs[0].clone()), ..server_settings(fake.address) };
-    let server = start(&settings);
-    let relay = Relay::tap(server.addresses()[0]);
-    let settings = client_settings(&[relay.address]);
-    let client = start(&Settings { state_dir: Some(dirs[1].clone()), ..settings });
-    let mut program = Client::connect(client.addresses()[0]);
-    assert_eq!(program.ask(post("/api/chat", "{\"prompt\":\"one\"}")).status(), 200);
-    assert!(relay.shows("\"one\""), "not paired yet");
-    for (n, dir) in (1..).zip(&dirs) {
-        let other = Peer {
-            name: "other".to_owned(),
-            identity: Some(Identity([n; 16])),
-            key: Key::new([7; 32]),
-            is_confirmed: true,
-            added: 0,
+    for (is_checked, is_server_first) in [(true, true), (false, true), (false, false)] {
+        let fake = fake(1);
+        let folder = |name: &str| {
+            let name = format!("{name}-{}-{is_checked}", std::process::id());
+            let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+            // Process numbers come again.
+            let _ = std::fs::remove_dir_all(&dir);
+            dir
         };
-        key_files::update(dir, |peers| peers::add(peers, other)).expect("kept");
-    }
-    let is_paired = || lock(&relay.heard).iter().any(|[said, _]| said.first() == Some(&FIRST_BYTE));
-    eventually("an encrypted check", || is_paired().then_some(()));
-    let answer = program.ask(post("/api/chat", format!("{{\"prompt\":\"{PROMPT}\"}}")));
-    assert_eq!(answer.status(), 200, "{}", answer.text());
-    assert!(!relay.shows(PROMPT), "in clear");
-    for dir in dirs {
-        let _ = std::fs::remove_dir_all(dir);
+        let dirs = [folder("clear-server"), folder("clear-client")];
+        let state_dir = Some(dirs[0].clone());
+        let server = start(&Settings { state_dir, ..server_settings(fake.address) });
+        let relay = Relay::tap(server.addresses()[0]);
+        let mut settings = client_settings(&[relay.address]);
+        if !is_checked {
+            settings.timing.health_interval = Duration::from_secs(60);
+        }
+        let client = start(&Settings { state_dir: Some(dirs[1].clone()), ..settings });
+        let mut program = Client::connect(client.addresses()[0]);
+        assert_eq!(program.ask(post("/api/chat", "{\"prompt\":\"one\"}")).status(), 200);
+        assert!(relay.shows("\"one\""), "not paired yet");
+        let pair_server = || {
+            pair(&dirs[0], 1, is_checked);
+            eventually("the server's key", || takes_key(server.addresses()[0]).then_some(()));
+        };
+        if is_server_first {
+            pair_server();
+        }
+        pair(&dirs[1], 2, is_checked);
+        let shakes = |is_refused: bool| {
+            let heard = lock(&relay.heard);
+            let mut asked = heard.iter().filter(|[said, _]| said.first() == Some(&FIRST_BYTE));
+            asked.any(|[_, answer]| !answer.is_empty() && answer.starts_with(b"HTTP") == is_refused)
+        };
+        let mut ask = || program.ask(post("/api/chat", "{\"prompt\":\"two\"}"));
+        if !is_server_first {
+            eventually("a handshake that is no request to it", || {
+                ask();
+                shakes(true).then_some(())
+            });
+            pair_server();
+        }
+        eventually("something encrypted", || {
+            if !is_checked {
+                ask();
+            }
+            shakes(false).then_some(())
+        });
+        let answer = program.ask(post("/api/chat", format!("{{\"prompt\":\"{PROMPT}\"}}")));
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        assert!(!relay.shows(PROMPT), "in clear");
+        for dir in dirs {
+            let _ = std::fs::remove_dir_all(dir);
+        }
     }
 }
 

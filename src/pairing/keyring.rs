@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::{Shutdown, SocketAddr};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ const MAX_TRIES: usize = 16;
 /// Servers whose key is remembered.
 const MAX_SERVERS: usize = 1024;
 /// From one try of an unconfirmed key with a server to the next.
-const TRY_AGAIN: Duration = Duration::from_secs(10);
+const TRY_AGAIN: Duration = Duration::from_secs(3);
 
 /// What to try with a server, in this order.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub struct Keyring {
     unpaired: Option<bool>,
     pub(crate) tokens: Tokens,
     state: Mutex<State>,
+    /// How often the keys have changed.
+    changes: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +84,13 @@ impl State {
         self.peers.iter().find(|peer| peer.id() == id)
     }
 
+    /// Whether the machine at this address may have taken up a new key by now.
+    fn may_know_new(&self, address: SocketAddr) -> bool {
+        let tried = self.servers.get(&address).and_then(|server| server.tried);
+        self.peers.iter().any(|peer| !peer.is_confirmed)
+            && tried.is_none_or(|at| at.elapsed() > TRY_AGAIN)
+    }
+
     fn has_key(&self, address: SocketAddr) -> bool {
         self.servers.get(&address).is_some_and(|server| server.key.is_some())
     }
@@ -100,13 +110,14 @@ impl Keyring {
         let (files, peers, stamps) = files.read_in_time()?;
         let tokens = Tokens::open(files.state_dir.clone());
         let state = State { peers, stamps, ..State::default() };
-        Ok(Keyring { own, files, unpaired, tokens, state: Mutex::new(state) })
+        let (state, changes) = (Mutex::new(state), AtomicUsize::new(0));
+        Ok(Keyring { own, files, unpaired, tokens, state, changes })
     }
 
     /// No keys at all, for asking this machine's own Ollama.
     pub(crate) fn none() -> Self {
-        let (files, tokens, state) = Default::default();
-        Keyring { own: Identity([0; 16]), files, unpaired: None, tokens, state }
+        let (files, tokens, state, changes) = Default::default();
+        Keyring { own: Identity([0; 16]), files, unpaired: None, tokens, state, changes }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -157,6 +168,7 @@ impl Keyring {
                     server.key.is_some_and(is_valid)
                 });
                 *peers = new;
+                self.changes.fetch_add(1, Relaxed);
                 state.refused.clear();
                 state.stamps = stamps;
                 state.has_complained = false;
@@ -245,14 +257,10 @@ impl Keyring {
     pub(crate) fn keys_to_try(&self, address: SocketAddr) -> KeysToTry {
         let mut state = self.state();
         let takes_unpaired = self.allows_unpaired(&state);
+        let is_open = state.may_know_new(address);
         let State { peers, servers, refused, .. } = &mut *state;
         let mut server = servers.get_mut(&address);
         let known = server.as_ref().map(|server| server.key);
-        // The other machine may have taken up the new key by now.
-        let is_open = peers.iter().any(|peer| !peer.is_confirmed)
-            && server
-                .as_ref()
-                .is_none_or(|one| one.tried.is_none_or(|at| at.elapsed() > TRY_AGAIN));
         if known == Some(None) && takes_unpaired && !is_open {
             let (has_key, refused, are_last) = (false, 0, true);
             return KeysToTry { keys: Vec::new(), has_key, refused, are_last, then_plain: true };
@@ -288,8 +296,20 @@ impl Keyring {
         (has_key || self.allows_unpaired(&state)).then_some(has_key)
     }
 
-    pub(crate) fn allows_plain(&self, address: SocketAddr) -> bool {
-        self.encrypts(address) == Some(false)
+    /// Differs once the keys have changed.
+    pub(crate) fn changes(&self) -> usize {
+        self.changes.load(Relaxed)
+    }
+
+    /// Whether a connection in clear, made after so many changes, is used again. A new one may find out that
+    /// the machine has a new key.
+    pub(crate) fn keeps_plain(&self, address: SocketAddr, changes: usize) -> bool {
+        let state = self.state();
+        let asks = state.servers.contains_key(&address) && state.may_know_new(address);
+        !asks
+            && changes == self.changes()
+            && !state.has_key(address)
+            && self.allows_unpaired(&state)
     }
 
     /// From now on, the stream is cut when its key goes. False if the key is gone already.

@@ -83,6 +83,7 @@ impl Connector for IoConnector {
                 |(time, hope): &(Duration, Hope)| start.elapsed() < *time && !hope.is_gone();
             is_late && patience.as_ref().is_some_and(may_wait)
         };
+        let key_changes = self.keyring.changes();
         let mut stream = try_once();
         // Each try sends a SYN at once and another one after a second, more than the kernel would.
         while stream.as_ref().err().is_some_and(is_worth_it) {
@@ -93,6 +94,7 @@ impl Connector for IoConnector {
             address,
             is_lan,
             keyring: Arc::clone(&self.keyring),
+            key_changes,
             buffers: GrowingBuffers::default(),
             held: Vec::new(),
             requests: 0,
@@ -145,6 +147,8 @@ pub(super) struct IoTransport {
     address: SocketAddr,
     is_lan: bool,
     keyring: Arc<Keyring>,
+    /// The keyring's, when it was connected.
+    key_changes: usize,
     buffers: GrowingBuffers,
     /// The head of a request, until the first bytes of its body.
     held: Vec<u8>,
@@ -318,7 +322,7 @@ impl Transport for IoTransport {
         }
         // The machine may have been paired since this connection was made.
         let is_plain = self.stream.key().is_none() && self.is_lan;
-        if is_plain && !self.keyring.allows_plain(self.address) {
+        if is_plain && !self.keyring.keeps_plain(self.address, self.key_changes) {
             return false;
         }
         let mut next = [0];

@@ -75,7 +75,7 @@ fn who_has_a_key_is_never_talked_to_in_clear() {
         let keyring = open(&dir, unpaired);
         let attempt = keyring.keys_to_try(address);
         assert_eq!((attempt.keys.len(), attempt.then_plain), (2, unpaired == Some(true)));
-        assert_eq!(keyring.allows_plain(address), unpaired == Some(true));
+        assert_eq!(keyring.keeps_plain(address, 0), unpaired == Some(true));
         assert_eq!(keyring.encrypts(address), (unpaired == Some(true)).then_some(false));
         keyring.note(address, Some(machine(2).id()));
         let attempt = keyring.keys_to_try(address);
@@ -87,7 +87,7 @@ fn who_has_a_key_is_never_talked_to_in_clear() {
         keyring.note(address, None);
         let attempt = keyring.keys_to_try(address);
         assert_eq!((attempt.keys.len(), attempt.then_plain), (2, false), "there is no way back");
-        assert!(!keyring.allows_plain(address));
+        assert!(!keyring.keeps_plain(address, 0));
         let other = "10.0.0.9:11435".parse().unwrap();
         keyring.note(other, None);
         let attempt = keyring.keys_to_try(other);
@@ -107,7 +107,7 @@ fn no_flood_makes_us_forget_who_has_a_key() {
     for n in 1..3 * MAX_SERVERS {
         keyring.note(address(n), None);
     }
-    assert!(!keyring.keys_to_try(address(0)).then_plain && !keyring.allows_plain(address(0)));
+    assert!(!keyring.keys_to_try(address(0)).then_plain && !keyring.keeps_plain(address(0), 0));
     assert!(keyring.state().servers.len() <= MAX_SERVERS);
     for n in 0..MAX_SERVERS {
         keyring.note(address(n), Some(machine(1).id()));
