@@ -10,8 +10,8 @@ use ollana::ollama::model_name::ModelName;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
 use crate::support::{
-    Answer, Call, Chain, Client, Ollama, Way, World, chunk, client_settings, eventually, post,
-    request, server_settings, start,
+    Answer, Call, Chain, Client, Model, Ollama, Script, Way, World, chunk, client_settings,
+    eventually, post, request, server_settings, start,
 };
 
 /// What a client is told besides; the servers of `alpha` and of `beta` by name.
@@ -57,6 +57,8 @@ fn houses(worlds: [World; 2], rule: Rule) -> impl Iterator<Item = House> {
     })
 }
 
+const LACKS: &str = r#"{"error":"model 'big:120b-cloud' not found"}"#;
+
 fn alpha_and_beta(rule: Rule) -> impl Iterator<Item = House> {
     houses([World::with(&["alpha"]), with_beta()], rule)
 }
@@ -87,6 +89,14 @@ fn zstd(path: &str, body: &str) -> Vec<u8> {
         body.len()
     );
     [head.into_bytes(), body].concat()
+}
+
+/// What a path answers instead of Ollama.
+fn says(status: &'static str, body: &'static str) -> Script {
+    Arc::new(move |call| {
+        call.read_body();
+        call.answer(status, "application/json", body);
+    })
 }
 
 /// As curl sends it: `-F file=@a.wav -F model=beta`.
@@ -437,4 +447,77 @@ fn what_ollama_takes_from_its_own_machine_goes_to_no_other() {
     }
     assert_eq!((served(&own), served(&other)), (2, 0));
     assert!(daemon.stop(Duration::ZERO), "no stream was left");
+}
+
+/// An Ollama of an earlier version says of a cloud's model that it has none of that name, and so does one
+/// whose list is out of date.
+#[test]
+fn what_the_owner_says_is_not_hidden_by_one_that_lacks_the_model() {
+    const STUB: &str = "big:120b-cloud";
+    let mut older = World::with(&["alpha"]);
+    older.script.insert("/api/chat".to_owned(), says("404 Not Found", LACKS));
+    let owner = World { models: vec![Model::cloud(STUB)], ..World::with(&[]) };
+    for mut house in houses([older, owner], |_, _, _| {}) {
+        let chat = post("/api/chat", format!("{{\"model\":\"{STUB}\",\"messages\":[]}}"));
+        for (status, body) in [
+            ("401 Unauthorized", r#"{"error":"unauthorized","signin_url":"https://x"}"#),
+            ("403 Forbidden", r#"{"error":"this model requires a subscription"}"#),
+            ("429 Too Many Requests", r#"{"error":"you have reached your weekly usage limit"}"#),
+            ("503 Service Unavailable", r#"{"error":"account unavailable"}"#),
+        ] {
+            house.beta.change(|world| {
+                world.script.insert("/api/chat".to_owned(), says(status, body));
+            });
+            let before = house.asked();
+            let answer = house.ask(&chat);
+            let told = format!("{} {}", answer.status(), answer.text());
+            assert_eq!(told, format!("{} {body}", &status[..3]), "{}", house.name);
+            let asked = [0, 1].map(|n| house.asked()[n] - before[n]);
+            assert_eq!(asked, [1, 1], "{}: {status}", house.name);
+        }
+        // It dies of it; and then it is away.
+        house.beta.change(|world| {
+            let dies = |call: &mut Call<'_>| {
+                call.read_body();
+                call.close();
+            };
+            world.script.insert("/api/chat".to_owned(), Arc::new(dies));
+        });
+        let answer = house.ask(&chat);
+        assert_eq!(answer.status(), 502, "{}: {}", house.name, answer.text());
+        assert!(answer.text().contains("closed early"), "{}: {}", house.name, answer.text());
+        house.beta.kill();
+        eventually("it to be away", || {
+            let answer = house.ask(&chat);
+            let is_away = answer.status() == 503 && answer.text().contains("which is away");
+            is_away.then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_path_that_only_the_newer_ollama_has_is_asked_for_there() {
+    let mut older = World::with(&["beta"]);
+    for path in ["/v1/messages", "/v1/responses"] {
+        older.script.insert(path.to_owned(), says("404 Not Found", "404 page not found"));
+    }
+    for house in houses([older, with_beta()], |settings, older, _| settings.preferred = vec![older])
+    {
+        for (path, body) in [
+            (
+                "/v1/messages",
+                r#"{"model":"beta","max_tokens":5,"messages":[{"role":"user","content":"x"}]}"#,
+            ),
+            ("/v1/responses", r#"{"model":"beta","input":"hi"}"#),
+        ] {
+            let answer = house.chain.connect().post(path, body);
+            assert_eq!(answer.status(), 200, "{} {path}: {}", house.name, answer.text());
+        }
+        let [older, newer] = house.asked();
+        assert!(older > 0 && newer == 2, "{}: {older}, {newer}", house.name);
+        // That one has the model nevertheless.
+        house.beta.change(|world| world.models.clear());
+        let answer = house.chain.connect().post("/api/chat", r#"{"model":"beta","messages":[]}"#);
+        assert_eq!(answer.status(), 200, "{}: {}", house.name, answer.text());
+    }
 }

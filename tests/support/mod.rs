@@ -38,6 +38,7 @@ pub use ollama::{
     Ollama,
     Package,
     REDIRECTS,
+    Script,
     Served,
     Store,
     World,

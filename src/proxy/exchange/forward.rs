@@ -38,8 +38,11 @@ struct Course<'a> {
     body: RequestBody<'a>,
     wanted: Wanted,
     attempts: Attempts,
-    /// What the last server that failed it means, if no other one is found.
+    /// What a server that failed it means, if no other one can do it.
     failed: Option<OwnAnswer>,
+    /// What a server said that could not do it, which tells more than that another one has no such model
+    /// or is away.
+    refused: Option<(Lease, Judged)>,
     /// Whether a kept connection may take it.
     may_reuse: bool,
 }
@@ -48,6 +51,18 @@ impl Course<'_> {
     fn may_go_on(&mut self, id: BackendId, outcome: Outcome) -> bool {
         self.attempts.may_go_on(id, outcome, self.body.kept.is_whole)
     }
+
+    /// What comes of an earlier attempt, if that tells more than that a server is away or lacks the model.
+    fn earlier(&mut self) -> Option<Result<Next, OwnAnswer>> {
+        if let Some((lease, answer)) = self.refused.take() {
+            return Some(Ok(Next::Done(lease, answer)));
+        }
+        self.failed.take_if(|failed| !is_unreached(failed)).map(Err)
+    }
+}
+
+fn is_unreached(own: &OwnAnswer) -> bool {
+    matches!(own, OwnAnswer::Unreached(_))
 }
 
 /// What becomes of it after an attempt.
@@ -73,6 +88,7 @@ impl<'a> Exchange<'a> {
             wanted: Wanted { may_try: self.is_client(), ..wanted },
             attempts: Attempts::new(is_repeatable),
             failed: None,
+            refused: None,
             may_reuse: is_repeatable && !self.context.presence.is_network_new(IDLE_AGE),
         };
         if self.endpoint.is_upload() {
@@ -80,37 +96,38 @@ impl<'a> Exchange<'a> {
         }
         let mut next = Next::Any;
         loop {
-            let (lease, may_reuse) = match next {
-                Next::Any => (self.next_lease(&mut course)?, course.may_reuse),
-                Next::To(lease, may_reuse) => (lease, may_reuse),
+            next = match next {
+                Next::Any => self.choose(&mut course)?,
+                Next::To(lease, may_reuse) => {
+                    if let Some(underway) = &underway {
+                        underway.goes_to(&lease.pick.name, lease.pick.is_local);
+                    }
+                    match self.attempt(&mut course, &lease, may_reuse) {
+                        Ok(answer) => self.after_answer(&mut course, lease, answer)?,
+                        Err(reason) => self.after_failure(&mut course, lease, &reason)?,
+                    }
+                }
                 Next::Done(lease, answer) => {
                     return self.pass_on(course, lease, answer, underway.as_ref());
                 }
             };
-            if let Some(underway) = &underway {
-                underway.goes_to(&lease.pick.name, lease.pick.is_local);
-            }
-            next = match self.attempt(&mut course, &lease, may_reuse) {
-                Ok(answer) => self.after_answer(&mut course, lease, answer)?,
-                Err(reason) => self.after_failure(&mut course, lease, &reason)?,
-            };
         }
     }
 
-    fn next_lease(&self, course: &mut Course<'a>) -> Result<Lease, OwnAnswer> {
+    fn choose(&self, course: &mut Course<'a>) -> Result<Next, OwnAnswer> {
         let refused = match self.lease(course.attempts.tried(), &course.wanted) {
             Ok(lease) => {
-                course.failed = None;
-                return Ok(lease);
+                course.failed.take_if(|failed| is_unreached(failed));
+                return Ok(Next::To(lease, course.may_reuse));
             }
             Err(refused) => refused,
         };
+        if let Some(earlier) = course.earlier() {
+            return earlier;
+        }
         Err(match (refused, course.failed.take()) {
-            (Refused::OwnerAway(why), None | Some(OwnAnswer::Unreached(_))) => {
-                OwnAnswer::NoServer(why)
-            }
-            // A server that failed says more than that there is no other one.
-            (_, Some(failed)) => failed,
+            (Refused::OwnerAway(why), _) => OwnAnswer::NoServer(why),
+            (_, Some(unreached)) => unreached,
             // No machine but this one may have it, as if there were no such path.
             (_, None) if self.endpoint.class == Class::Local => OwnAnswer::NoPath,
             (Refused::QueueFull, None) => OwnAnswer::QueueFull,
@@ -126,7 +143,7 @@ impl<'a> Exchange<'a> {
         &self,
         course: &mut Course<'a>,
         mut lease: Lease,
-        answer: Judged,
+        mut answer: Judged,
     ) -> Result<Next, OwnAnswer> {
         if let Some(own) = self.misses_copy(answer.answer.headers(), &lease) {
             lease.report.outcome = Outcome::Answered;
@@ -143,14 +160,20 @@ impl<'a> Exchange<'a> {
         lease.release();
         // This answer tells more than that one more server is away.
         course.wanted.may_try = false;
+        let says_little = lacks_model || outcome == Outcome::Unreachable;
+        // Another attempt ends the connection that this answer comes from.
+        let kept = if says_little { None } else { answer.detached() };
         match self.lease(course.attempts.tried(), &course.wanted) {
             Ok(other) => {
                 self.count_retry(outcome);
+                course.refused = kept.map(|kept| (lease, kept)).or(course.refused.take());
                 Ok(Next::To(other, course.may_reuse))
             }
-            Err(Refused::OwnerAway(why)) if lacks_model || outcome == Outcome::Unreachable => {
-                Err(OwnAnswer::NoServer(why))
-            }
+            Err(refused) if says_little => match (course.earlier(), refused) {
+                (Some(earlier), _) => earlier,
+                (None, Refused::OwnerAway(why)) => Err(OwnAnswer::NoServer(why)),
+                (None, _) => Ok(Next::Done(lease, answer)),
+            },
             Err(_) => Ok(Next::Done(lease, answer)),
         }
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use http::{Response, StatusCode};
 use ureq::Body;
 
+use super::relay::declared_length;
 use crate::http::fields::{ERROR_FIELD, POLICY, UNREACHED, UPSTREAM};
 use crate::manager::pool::Outcome;
 use crate::ollama::errors;
@@ -16,6 +17,8 @@ use crate::upstream::exchange_io;
 /// Ollama's have a hundred, in one packet with their head.
 const REASON: usize = 4 * 1024;
 const REASON_TIME: Duration = Duration::from_secs(1);
+/// What Ollama says of a path that it doesn't have, before it has looked at the request.
+const NO_PATH: &[u8] = b"404 page not found";
 
 /// The head of an upstream's answer, and what of its body was looked at.
 pub(super) struct Judged {
@@ -31,6 +34,18 @@ impl Judged {
     /// Looks at its body for what it says of an account.
     pub(super) fn look_on(&mut self) {
         self.start.extend(look(&mut self.answer).unwrap_or_default());
+    }
+
+    /// The same without its connection, if it is short.
+    pub(super) fn detached(&mut self) -> Option<Judged> {
+        self.look_on();
+        if declared_length(self.answer.headers()) != Some(self.start.len() as u64) {
+            return None;
+        }
+        let mut answer = Response::new(Body::builder().data(self.start.clone()));
+        *answer.status_mut() = self.answer.status();
+        answer.headers_mut().clone_from(self.answer.headers());
+        Some(Judged { answer, start: Vec::new(), poor: self.poor, lacks_model: self.lacks_model })
     }
 
     /// What it tells of the server once it was passed on.
@@ -69,7 +84,8 @@ pub(super) fn judge(
         _ if others.may_have_model && answer.status() == StatusCode::NOT_FOUND => {
             start = look(&mut answer)?;
             lacks_model = errors::tells_missing_model(&start);
-            lacks_model.then_some(Outcome::Answered)
+            // One of another version may have the path.
+            (lacks_model || start == NO_PATH).then_some(Outcome::Answered)
         }
         None if others.may_be_signed_in && matches!(answer.status().as_u16(), 401 | 403) => {
             Some(Outcome::Unauthorized)
@@ -118,7 +134,8 @@ mod tests {
         for (mark, body, want) in [
             (Some(POLICY), "404 page not found", (Some(Outcome::Answered), false)),
             (Some(POLICY), missing, (Some(Outcome::Answered), false)),
-            (None, "404 page not found", (None, false)),
+            (None, "404 page not found", (Some(Outcome::Answered), false)),
+            (None, "404 page not found, of another program", (None, false)),
             (None, missing, (Some(Outcome::Answered), true)),
         ] {
             let mut answer = Response::new(Body::builder().data(body));

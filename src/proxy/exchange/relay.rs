@@ -256,7 +256,7 @@ fn names_itself_well(fields: &HeaderMap) -> bool {
 }
 
 /// The body's length as the upstream declares it; chunks come without one (RFC 9112 §6.3).
-fn declared_length(fields: &HeaderMap) -> Option<u64> {
+pub(super) fn declared_length(fields: &HeaderMap) -> Option<u64> {
     if fields.contains_key(TRANSFER_ENCODING) {
         return None;
     }

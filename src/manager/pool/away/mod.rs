@@ -200,7 +200,9 @@ impl Pool {
         wanted: &Wanted,
     ) -> Option<AbsentOwner> {
         let has_choice = wanted.server.is_none() && !wanted.local_only;
-        let model = wanted.bound_model().filter(|_| has_choice)?;
+        // Any server may have a cloud's model; but one of an earlier version says that it hasn't.
+        let model = wanted.bound_model().or(wanted.model.as_ref().filter(|_| !tried.is_empty()));
+        let model = model.filter(|_| has_choice)?;
         let remembered =
             self.memory.servers.iter().filter(|it| it.had.models.has(model)).map(|it| {
                 let own = self.backend_of(it);
