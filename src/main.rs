@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use ollana::cli::{self, Command};
 use ollana::serve::background;
+use ollana::system::to_stderr;
 use ollana::{log, serve, tools};
 
 fn main() -> ExitCode {
@@ -14,12 +15,12 @@ fn main() -> ExitCode {
     let mut settings = match parsed {
         Ok(Command::Serve(settings)) => settings,
         Ok(Command::Tool(tool)) => {
-            unknown.iter().for_each(|unknown| eprintln!("ollana: {unknown}"));
+            unknown.iter().for_each(|unknown| to_stderr(&format!("ollana: {unknown}")));
             return tools::run(&tool);
         }
         Ok(Command::Print(text)) => return tools::show(&text),
         Err(error) => {
-            eprintln!("ollana: {error}");
+            to_stderr(&format!("ollana: {error}"));
             return ExitCode::from(2);
         }
     };
@@ -32,14 +33,15 @@ fn main() -> ExitCode {
         Ok(log) => log,
         Err(error) => {
             let file = settings.log_file.unwrap_or_default();
-            eprintln!("ollana: cannot open the log file {}: {error}", file.display());
+            let file = file.display();
+            to_stderr(&format!("ollana: cannot open the log file {file}: {error}"));
             return ExitCode::FAILURE;
         }
     };
     let code = match serve::run(&settings, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ollana: {error}");
+            to_stderr(&format!("ollana: {error}"));
             ExitCode::FAILURE
         }
     };

@@ -22,7 +22,7 @@ use ollana::serve::Daemon;
 use socket2::{Domain, Socket, Type};
 use support::{
     Client, End, Fake, Gate, PATIENCE, clear_environment, eventually, ndjson, open_to_others, post,
-    readme, server_settings, start,
+    readme, server_settings, start, unread,
 };
 
 /// A machine: a folder for its state. It goes when this is dropped.
@@ -683,6 +683,35 @@ fn has_installed_ollana() -> bool {
         println!("skipped: commands without --state-dir would mean the installed ollana");
     }
     is_there
+}
+
+/// What changes keys does all of it, also where nobody reads what it says.
+#[test]
+fn keys_and_their_mark_go_together_though_nobody_reads() {
+    if has_installed_ollana() {
+        return;
+    }
+    let [one, home] = machines();
+    let config = if cfg!(windows) { "config" } else { ".config" };
+    let mark = home.dir.join(config).join("ollana/paired");
+    let unheard = |arguments: &str| {
+        let mut command = command_at_home(&home.dir, "s", arguments);
+        let said = Said::of(command.stdout(unread()).output().expect("ollana runs"));
+        assert_eq!(said.code, Some(0), "{arguments}: {said:?}");
+    };
+    for unpair in ["unpair --all", "unpair NAME"] {
+        let (shown, code) = one.show();
+        unheard(&format!("pair {code} {} --discovery-port 0", one.pair_address()));
+        assert_eq!(shown.end().code, Some(0));
+        assert!(mark.exists(), "{mark:?}");
+        unheard("peers");
+        let name = key_files::load(&home.dir.join("s/ollana")).expect("keys")[0].name.clone();
+        unheard(&unpair.replace("NAME", &name));
+        assert!(!mark.exists(), "{unpair}: {:?}", fs::read_to_string(&mark));
+    }
+    unheard("token add phone");
+    unheard("token remove phone");
+    assert!(at_home(&home.dir, "s", "token list").out.starts_with("no tokens"));
 }
 
 /// A machine that is paired with nobody any more needs no keys.

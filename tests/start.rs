@@ -5,7 +5,10 @@ mod support;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use support::{Client, Fake, MODEL, Ollama, Process, eventually, free_tcp_port, request};
+use support::{
+    Client, Fake, MODEL, Ollama, Process, clear_environment, eventually, free_tcp_port, request,
+    unread,
+};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -43,6 +46,24 @@ fn it_is_a_client_where_none_does() {
     assert!(line.contains("mode=client"), "{line}");
     assert!(line.contains(&format!("no Ollama at http://{nobody}: connection refused")), "{line}");
     assert_eq!(process.connect_ready().get(MODEL).status(), 200);
+}
+
+#[test]
+fn a_complaint_that_nobody_hears_changes_no_exit_code() {
+    for (arguments, code) in [
+        ("satus", 2),
+        ("token add", 2),
+        ("status --listen 127.0.0.1:1", 1),
+        ("--mode client --listen 192.0.2.1:1 --discovery-port 0", 1),
+        ("man", 0),
+    ] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ollana"));
+        clear_environment(&mut command).args(arguments.split(' '));
+        command.env("OLLANA_STATE_DIR", std::env::temp_dir().join("ollana-tests"));
+        command.envs([("OLLAMA_HOST", "192.0.2.1"), ("OLLAMA_ORIGINS", "x"), ("OLLANA_NO", "x")]);
+        let output = command.stderr(unread()).output().expect("ollana runs");
+        assert_eq!(output.status.code(), Some(code), "{arguments}");
+    }
 }
 
 #[test]

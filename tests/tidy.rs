@@ -388,6 +388,17 @@ fn no_async_and_nothing_that_panics_on_purpose() {
     }
 }
 
+/// Those of std panic where the reader has left (`| head`), and where a disk is full.
+#[test]
+fn nothing_is_printed_by_macros() {
+    for source in sources() {
+        for line in source.code() {
+            let has = ["print!(", "println!("].iter().any(|word| line.contains(word));
+            assert!(!has, "{}: {line}: see tools::say and system::to_stderr", source.module);
+        }
+    }
+}
+
 #[test]
 fn few_files_ask_which_system_this_is() {
     const WORDS: &[&str] = &["unix", "windows", "target_os", "target_family", "target_vendor"];

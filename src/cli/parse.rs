@@ -15,6 +15,7 @@ use super::topics::options;
 use crate::access::cors::Origins;
 use crate::config::{self, Settings};
 use crate::net::untrusted_text::printable;
+use crate::system::to_stderr;
 
 /// Set by `--daemon` in the environment of the process in the background.
 pub(crate) const BACKGROUND_VARIABLE: &str = "OLLANA_BACKGROUND";
@@ -261,15 +262,19 @@ fn from_variables(env: &dyn Fn(&str) -> Option<OsString>) -> (Settings, Option<U
         // Only an address of this machine is a local Ollama; programs may name others there.
         match config::parse_ollama(&value) {
             Ok(url) if is_loopback(&url.host) => settings.ollama = Some(url),
-            Ok(url) => eprintln!("ollana: OLLAMA_HOST={url} is not on this machine, ignored"),
-            Err(error) => eprintln!("ollana: OLLAMA_HOST ignored: {error}"),
+            Ok(url) => {
+                to_stderr(&format!("ollana: OLLAMA_HOST={url} is not on this machine, ignored"));
+            }
+            Err(error) => to_stderr(&format!("ollana: OLLAMA_HOST ignored: {error}")),
         }
     }
     if let Some(value) = text("OLLAMA_ORIGINS") {
         let unusable;
         (settings.origins, unusable) = Origins::new(&value);
         for entry in unusable {
-            eprintln!("ollana: OLLAMA_ORIGINS: {entry:?} ignored: expected http://HOST or one *");
+            to_stderr(&format!(
+                "ollana: OLLAMA_ORIGINS: {entry:?} ignored: expected http://HOST or one *"
+            ));
         }
     }
     for option in options() {

@@ -25,14 +25,14 @@ pub fn launch(settings: &Settings) -> Option<ExitCode> {
         return None;
     }
     if settings.daemon && cfg!(windows) {
-        eprintln!(
+        system::to_stderr(
             "ollana: there is no --daemon on Windows; this starts it at log-in, without a\n    \
-             window: ollana service install"
+             window: ollana service install",
         );
         return Some(ExitCode::from(2));
     }
     let failed = |error| {
-        eprintln!("ollana: cannot start in the background: {error}");
+        system::to_stderr(&format!("ollana: cannot start in the background: {error}"));
         ExitCode::FAILURE
     };
     settings.daemon.then(|| start(settings).unwrap_or_else(failed))
@@ -51,7 +51,8 @@ fn start(settings: &Settings) -> io::Result<ExitCode> {
     if told == READY {
         let file = settings.log_file.as_deref().map(|file| format!("log: {}", file.display()));
         let log = file.as_deref().unwrap_or("no log from here on, --log-file FILE keeps one");
-        eprintln!("ollana runs in the background, pid {} ({log})", child.id());
+        let pid = child.id();
+        system::to_stderr(&format!("ollana runs in the background, pid {pid} ({log})"));
         return Ok(ExitCode::SUCCESS);
     }
     let code = child.wait()?.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);

@@ -7,7 +7,7 @@ pub(crate) mod keeper;
 mod os;
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -31,6 +31,12 @@ pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(io::Error::other)?;
     Ok(bytes)
+}
+
+/// Writes a line to standard error. Where that fails, nobody is left to be told; `eprintln!` would
+/// panic.
+pub fn to_stderr(line: &str) {
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 /// Locks a mutex. A panic of another thread that held it doesn't count: every critical section of

@@ -22,23 +22,35 @@ mod table;
 mod takeover;
 mod token;
 
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::cli::{self, Tool, Verb};
 use crate::config::Settings;
 use crate::pairing::identity::Identity;
 use crate::pairing::keyring::Keyring;
-use crate::system::{self, SERVICE_DIR};
+use crate::system::{self, SERVICE_DIR, failed};
 
 /// How long a command waits for a name server.
 const NAME_TIME: Duration = Duration::from_secs(5);
 
+/// Why [`say`] couldn't write, if it couldn't.
+static UNSAID: OnceLock<String> = OnceLock::new();
+
 /// Runs a command; exit code 0 means that it was done, 1 that it couldn't be, 2 that it
 /// wasn't told what to do.
 pub fn run(tool: &Tool) -> ExitCode {
+    let code = carry_out(tool);
+    match UNSAID.get() {
+        Some(reason) => complain(&format!("some of what it said is lost: {reason}"), 1),
+        None => code,
+    }
+}
+
+fn carry_out(tool: &Tool) -> ExitCode {
     let done = match tool.verb {
         Verb::Completions => print(&completions::script(tool.operand())),
         Verb::Cp => return cp::run(tool),
@@ -73,7 +85,7 @@ pub fn run(tool: &Tool) -> ExitCode {
 
 /// Says what is wrong; the exit code.
 fn complain(reason: &str, code: u8) -> ExitCode {
-    eprintln!("{}", table::wrap(&format!("ollana: {reason}"), 80).join("\n"));
+    system::to_stderr(&table::wrap(&format!("ollana: {reason}"), 80).join("\n"));
     ExitCode::from(code)
 }
 
@@ -83,13 +95,26 @@ pub fn show(text: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Writes to standard output. A reader that has seen enough (`| head`) is no failure.
+/// Writes to standard output at once. Whether there is still a reader: one that has seen enough
+/// (`| head`) is no failure.
+fn put(text: &str) -> Result<bool, String> {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).map_err(failed("cannot write")),
+    }
+}
+
+/// Writes what a command is there to show.
 fn print(text: &str) -> Result<(), String> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(format!("cannot write: {error}"))
-        }
-        _ => Ok(()),
+    put(text).map(drop)
+}
+
+/// Writes a line about what a command does. The command goes on if it can't be written, so that nothing
+/// is done by half; [`run`] fails at its end.
+fn say(line: &str) {
+    if let Err(reason) = put(&format!("{line}\n")) {
+        let _ = UNSAID.set(reason);
     }
 }
 

@@ -1,8 +1,6 @@
 //! `ollana peers` and `ollana unpair NAME`: the machines that this one is paired with.
 
-use std::path::Path;
-
-use super::state_dir;
+use super::{print, say, state_dir};
 use crate::cli::Tool;
 use crate::pairing::peers::Peer;
 use crate::pairing::{key_files, marks};
@@ -13,42 +11,37 @@ pub(super) fn list(tool: &Tool) -> Result<(), String> {
     if let Some(path) = &tool.settings.key_file {
         peers.push(key_files::peer_of(path)?);
     }
-    print!("{}", table(&peers));
-    Ok(())
+    print(&table(&peers))
 }
 
 pub(super) fn remove(tool: &Tool) -> Result<(), String> {
     let dir = state_dir(&tool.settings)?;
     let name = tool.operand();
-    if tool.has("all") {
+    let (done, whose, left) = if tool.has("all") {
         key_files::update(&dir, |peers| {
             peers.clear();
             Ok(())
         })?;
-        println!(
-            "no machine is paired any more; a running ollana cuts their connections by itself"
-        );
-        return forget(&dir);
+        ("no machine is paired".to_owned(), "their", 0)
+    } else {
+        let is_meant = |peer: &Peer| peer.name == name;
+        if !key_files::load(&dir)?.iter().any(is_meant) {
+            return Err(format!("no paired machine is called {name:?}; 'ollana peers' shows them"));
+        }
+        let left = key_files::update(&dir, |peers| {
+            peers.retain(|peer| !is_meant(peer));
+            Ok(peers.len())
+        })?;
+        (format!("{name} is not paired"), "its", left)
+    };
+    // Before anything is said: a mark that outlives the keys keeps ollana from starting.
+    let unmarked = if left == 0 { marks::set_elsewhere(&dir, false) } else { Ok(()) };
+    say(&format!("{done} any more; a running ollana cuts {whose} connections by itself"));
+    if left == 0 {
+        say("No paired machine is left: ollana talks unencrypted to the LAN again. To stop\n\
+             that, start it with --unpaired off.");
     }
-    let is_meant = |peer: &Peer| peer.name == name;
-    if !key_files::load(&dir)?.iter().any(is_meant) {
-        return Err(format!("no paired machine is called {name:?}; 'ollana peers' shows them"));
-    }
-    let left = key_files::update(&dir, |peers| {
-        peers.retain(|peer| !is_meant(peer));
-        Ok(peers.len())
-    })?;
-    println!("{name} is not paired any more; a running ollana cuts its connections by itself");
-    if left == 0 { forget(&dir) } else { Ok(()) }
-}
-
-/// No keys are missed from now on.
-fn forget(dir: &Path) -> Result<(), String> {
-    println!(
-        "No paired machine is left: ollana talks unencrypted to the LAN again. To stop\n\
-         that, start it with --unpaired off."
-    );
-    marks::set_elsewhere(dir, false).map_err(failed("cannot note it in the configuration"))
+    unmarked.map_err(failed("cannot note it in the configuration"))
 }
 
 /// At most 80 columns wide.

@@ -39,7 +39,7 @@ impl Progress {
     pub(super) fn take(&mut self, line: &Value, now: Instant) {
         let news = self.rows.take(line, now);
         if !self.can_redraw {
-            let _ = news.map(|news| writeln!(io::stdout(), "{news}"));
+            news.iter().for_each(|news| super::say(news));
             return;
         }
         if news.is_some() || self.drawn_at.is_none_or(|at| now - at >= PAUSE) {

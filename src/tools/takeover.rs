@@ -5,12 +5,13 @@
 //! else. It says so first, and puts everything back if Ollama or ollana doesn't come up as planned.
 
 use std::fs;
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, ErrorKind, IsTerminal};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::{print, say};
 use crate::cli::Tool;
 use crate::config::{OLLAMA_PORT, OllamaUrl, Settings};
 use crate::serve::ask;
@@ -62,15 +63,15 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
     if !takes {
         plan.give_back(&tool.settings)?;
     } else if let Err(reason) = plan.take(&tool.settings) {
-        println!("{reason}; putting it back");
+        say(&format!("{reason}; putting it back"));
         let back = plan.give_back(&tool.settings);
         let state = back.map_or_else(|e| format!("not back: {e}"), |()| "back as it was".into());
         return Err(format!("{reason} ({state})"));
     }
-    println!("done");
+    say("done");
     if !plan.has_ollana {
         let flags = format!(" --mode both --ollama http://127.0.0.1:{MOVED_PORT}");
-        println!("now start: ollana{}", if takes { &flags } else { "" });
+        say(&format!("now start: ollana{}", if takes { &flags } else { "" }));
     }
     Ok(())
 }
@@ -121,19 +122,20 @@ impl Plan {
     fn show(&self) {
         let moved =
             format!("to 127.0.0.1:{MOVED_PORT}; port {OLLAMA_PORT} shows all models of the LAN.");
-        println!("Ollama moves {}", if self.takes { &moved } else { "back to where it was." });
+        let to = if self.takes { &moved } else { "back to where it was." };
+        say(&format!("Ollama moves {to}"));
         for (file, text) in self.written() {
-            println!("  write    {file}");
-            text.lines().for_each(|line| println!("             {line}"));
+            say(&format!("  write    {file}"));
+            text.lines().for_each(|line| say(&format!("             {line}")));
         }
         for file in files().filter(|file| !self.takes && Path::new(file).exists()) {
-            println!("  remove   {file}");
+            say(&format!("  remove   {file}"));
         }
         if self.has_ollama {
-            println!("  restart  {OLLAMA} (answers under way are cut)");
+            say(&format!("  restart  {OLLAMA} (answers under way are cut)"));
         }
         if self.has_ollana {
-            println!("  restart  {OLLANA}");
+            say(&format!("  restart  {OLLANA}"));
         }
     }
 
@@ -248,7 +250,7 @@ fn shown(unit: &str, property: &str) -> String {
 
 fn systemctl(args: &[&str]) -> Result<(), String> {
     let what = format!("systemctl {}", args.join(" "));
-    println!("  {what}");
+    say(&format!("  {what}"));
     let output = Command::new("systemctl").args(args).output();
     let output = output.map_err(failed(format!("cannot run {what}")))?;
     if output.status.success() {
@@ -286,11 +288,9 @@ fn wait(complaint: &str, is_so: impl Fn() -> bool) -> Result<(), String> {
 }
 
 fn is_confirmed() -> bool {
-    if !io::stdin().is_terminal() {
+    if !io::stdin().is_terminal() || print("Go on? [y/N] ").is_err() {
         return false;
     }
-    print!("Go on? [y/N] ");
-    let _ = io::stdout().flush();
     let mut answer = String::new();
     let _ = io::stdin().read_line(&mut answer);
     matches!(answer.trim(), "y" | "Y" | "yes")

@@ -9,12 +9,13 @@ use serde_json::Value;
 
 use super::peers::date;
 use super::table::{figure, list, number, time, word, words};
-use super::{daemon, keyring, qr, screen, state_dir};
+use super::{daemon, keyring, qr, say, screen, state_dir};
 use crate::cli::Tool;
 use crate::config::{SERVER_PORT, Settings};
 use crate::net::interfaces::broadcast_interfaces;
 use crate::pairing::tokens::{self, Token};
 use crate::serve::host_name;
+use crate::system::to_stderr;
 
 /// What is wrong with the command line.
 pub(super) fn misread(tool: &Tool) -> Option<String> {
@@ -39,7 +40,8 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
             let secret = tokens::add(&dir, name)?;
             super::print(&format!("{secret}\n"))?;
             // Apart, so that a script gets the token alone.
-            eprint!("{}{}", picture(&secret), advice(name, settings, running().as_ref()));
+            let advice = advice(name, settings, running().as_ref());
+            to_stderr((picture(&secret) + &advice).trim_end());
             Ok(())
         }
         "list" => super::print(&table(&tokens::load(&dir)?, running().as_ref())),
@@ -59,9 +61,9 @@ fn remove(dir: &Path, name: &str) -> Result<(), String> {
     if !tokens::remove(dir, name)? {
         return Err(format!("no token is called {name:?}; 'ollana token list' shows them"));
     }
-    println!(
+    say(&format!(
         "the token of {name} is worth nothing any more; a running ollana refuses it in a second"
-    );
+    ));
     Ok(())
 }
 

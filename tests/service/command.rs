@@ -324,6 +324,37 @@ fn root_has_systemd_start_it() {
     assert!(!host.root.join("etc/systemd/system/ollana.service").exists());
 }
 
+/// A reader that leaves (`| head -1`) ends nothing half-way. Where there is no room for what is said, the
+/// code tells.
+#[test]
+fn nothing_is_done_by_half_because_nobody_reads() {
+    let host = systemd("unread", 0);
+    host.write("etc/ufw/ufw.conf", "ENABLED=yes\n");
+    let run = |action: &str, output: Stdio| {
+        let mut command = Command::new(host.root.join("usr/local/bin/ollana"));
+        let (code, text) = host.ended(command.args(["service", action]).stdout(output));
+        (code, text, host.calls().last().cloned())
+    };
+    for (action, last) in [
+        ("install", "systemctl restart ollana.service"),
+        ("status", ""),
+        ("firewall", "ufw allow proto udp from any port 11436"),
+        ("remove", "systemctl daemon-reload"),
+    ] {
+        let (code, text, call) = run(action, support::unread());
+        assert_eq!((code, text.as_str()), (Some(0), ""), "{action}");
+        assert_eq!(call.unwrap_or_default(), last, "{action}");
+        if action == "remove" {
+            host.says("install", 0, &["ollana runs."]);
+        }
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+        let (code, text, call) = run(action, full.into());
+        assert_eq!(code, Some(1), "{action}: {text}");
+        assert!(text.contains("some of what it said is lost: cannot write: No space"), "{text}");
+        assert_eq!(call.unwrap_or_default(), last, "{action}");
+    }
+}
+
 /// Without an ollana, Ollama has to be where programs look for it.
 #[test]
 fn a_removal_gives_ollamas_port_back() {

@@ -20,6 +20,13 @@ pub fn free_udp_port() -> u16 {
     socket.local_addr().expect("local address").port()
 }
 
+/// An output whose reader has left, as that of `| head -0`.
+pub fn unread() -> Stdio {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    writer.into()
+}
+
 /// A running `ollana`; dropping it kills it.
 pub struct Process {
     child: Child,

@@ -30,7 +30,9 @@ pub(super) fn run(tool: &Tool) -> ExitCode {
     let report = examine(tool);
     let text = || report.text(screen::style().is_coloured);
     let text = if tool.has("json") { report.json() } else { text() };
-    let _ = super::print(&text);
+    if let Err(reason) = super::print(&text) {
+        return super::complain(&reason, 1);
+    }
     if report.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -11,7 +11,7 @@ use crate::net::lane::Lane;
 use crate::net::untrusted_text::printable;
 use crate::pairing::{identity::Identity, key_files, peers::Peer};
 use crate::system;
-use crate::tools::table::wrap;
+use crate::tools::{say, table::wrap};
 
 /// Servers that answer without a key.
 pub(super) type Found = Option<Receiver<Vec<(Identity, String)>>>;
@@ -59,5 +59,5 @@ pub(super) fn tell(found: Found, own: &Own, peer: &Peer) {
     }
     text += ". To keep one, run 'ollana pair' here and there, or 'ollana token add NAME' here for a \
              device that can't run ollana; to keep all, unencrypted, start ollana with --unpaired on.";
-    println!("{}", wrap(&text, 80).join("\n"));
+    say(&wrap(&text, 80).join("\n"));
 }

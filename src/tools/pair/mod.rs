@@ -18,18 +18,18 @@ mod cut_off;
 mod join;
 mod show;
 
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use super::state_dir;
+use super::{print, say, state_dir};
 use crate::cli::Tool;
 use crate::config::{DISCOVERY_PORT, SERVER_PORT};
 use crate::pairing::noise::{Introduction, Key};
 use crate::pairing::peers::{self, Peer};
 use crate::pairing::{code::PairingCode, key_files, marks};
 use crate::serve::{host_name, state_dir::identity};
-use crate::system::failed;
+use crate::system::{failed, to_stderr};
 
 /// From the discovery's port to that of pairing; the ports between are taken.
 const PORT_STEP: u16 = 3;
@@ -86,20 +86,20 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
             join::join_any(&own, &code, machines)?
         }
     };
-    println!("paired with {}, key {}", peer.name, peer.id());
-    if let Err(error) = marks::set_elsewhere(&dir, true) {
-        eprintln!("ollana: not noted in the configuration that there are keys: {error}");
+    let marked = marks::set_elsewhere(&dir, true);
+    say(&format!("paired with {}, key {}", peer.name, peer.id()));
+    if let Err(error) = marked {
+        to_stderr(&format!("ollana: not noted in the configuration that there are keys: {error}"));
     }
-    println!("Both machines show the same key. A running ollana takes it up by itself.");
+    say("Both machines show the same key. A running ollana takes it up by itself.");
     cut_off::tell(cut_off, &own, &peer);
     Ok(())
 }
 
 fn ask_for_code() -> Result<String, String> {
-    print!("code: ");
+    print("code: ")?;
     let mut line = String::new();
-    let read = io::stdout().flush().and_then(|()| io::stdin().read_line(&mut line));
-    read.map_err(failed("cannot read the code"))?;
+    io::stdin().read_line(&mut line).map_err(failed("cannot read the code"))?;
     Ok(line.trim().to_owned())
 }
 

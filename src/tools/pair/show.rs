@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use crate::pairing::noise::{Introduction, Key, NoiseError, Purpose};
 use crate::pairing::secure::{self, SecureError};
 use crate::pairing::{code::PairingCode, key_files, peers::Peer, stream::Stream};
 use crate::system::{self, failed};
+use crate::tools::{print, say};
 
 /// How long a code can be used.
 pub(super) const CODE_LIFE: Duration = Duration::from_secs(180);
@@ -59,8 +60,9 @@ impl Host {
     pub(super) fn show(&self, own: &Own, life: Duration) -> Result<Peer, String> {
         let code = system::random().map(PairingCode::new);
         let code = code.map_err(failed("cannot get random bytes"))?;
-        println!("Type this on the other machine within 3 minutes:\n\n  ollana pair {code}\n");
-        let _ = io::stdout().flush();
+        print(&format!(
+            "Type this on the other machine within 3 minutes:\n\n  ollana pair {code}\n\n"
+        ))?;
         self.wait_for(own, &code, life)
     }
 
@@ -95,14 +97,16 @@ impl Host {
                     Err(Failure::WrongCode) if wrong.is_over(from) => {}
                     Err(Failure::WrongCode) => {
                         let n = wrong.count(from);
-                        println!("{from} typed a wrong code ({n} of {MAX_WRONG})");
+                        say(&format!("{from} typed a wrong code ({n} of {MAX_WRONG})"));
                         if n == MAX_WRONG {
-                            println!("{from} isn't heard any more; for a new code, run it again");
+                            say(&format!(
+                                "{from} isn't heard any more; for a new code, run it again"
+                            ));
                         }
                     }
                     Err(Failure::NoHandshake) => {}
                     Err(Failure::BrokeOff(error)) => {
-                        println!("{from} broke off: {error}; it can try again");
+                        say(&format!("{from} broke off: {error}; it can try again"));
                     }
                     Err(Failure::NotKept(reason)) => return Err(reason),
                 }
@@ -325,8 +329,8 @@ mod tests {
             SocketAddr::from(([127, 0, 0, 1], host.listener.local_addr().unwrap().port()));
         let _silent = TcpStream::connect(address).unwrap();
         let start = Instant::now();
-        let shown = host.show(&own, Duration::from_millis(300));
-        assert_eq!(shown, Err(EXPIRED.to_owned()));
+        let waited = host.wait_for(&own, &PairingCode::new([0; 8]), Duration::from_millis(300));
+        assert_eq!(waited, Err(EXPIRED.to_owned()));
         assert_eq!(CODE_LIFE, Duration::from_secs(3 * 60), "as it says, and README.md");
         assert!(start.elapsed() >= Duration::from_millis(300) && start.elapsed() < STEP_TIMEOUT);
     }

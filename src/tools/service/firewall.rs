@@ -4,7 +4,7 @@
 use super::host::Host;
 use super::plan::{self, Step, attempt, run as command};
 use crate::config::{SERVER_PORT, Settings};
-use crate::tools::firewalld;
+use crate::tools::{firewalld, say};
 
 const RULE: &str = "name=ollana";
 const MACOS: &str = "/usr/libexec/ApplicationFirewall/socketfilterfw";
@@ -30,10 +30,12 @@ pub(super) fn run(
         _ => linux(host, settings, tcp, undo),
     };
     if steps.is_empty() {
-        println!("no firewall that ollana knows is on here; your own rules must let in {what}");
+        say(&format!(
+            "no firewall that ollana knows is on here; your own rules must let in {what}"
+        ));
         return Ok(());
     }
-    println!("{verb} {what}");
+    say(&format!("{verb} {what}"));
     // Windows asks its own programs who is an administrator; theirs is the complaint.
     let may_change = is_dry || host.is_root() || host.system == "windows";
     plan::follow(&steps, is_dry || !may_change)?;

@@ -24,6 +24,7 @@ use std::ffi::OsString;
 use std::mem;
 use std::process::{Command, ExitCode, Stdio};
 
+use super::say;
 use crate::cli::{self, Tool};
 use host::Host;
 use plan::Step;
@@ -96,12 +97,10 @@ fn install(host: &mut Host, is_dry: bool) -> Result<(), String> {
     }
     let host = &*host;
     let steps = manager.install(host)?;
-    println!("starts {} ({})", host.command().join(" "), manager.name());
+    say(&format!("starts {} ({})", host.command().join(" "), manager.name()));
     if !is_told && !host.options.is_empty() {
-        println!(
-            "with the options that it had; to change them, name all: ollana service install \
-             OPTION ..."
-        );
+        say("with the options that it had; to change them, name all: ollana service install \
+             OPTION ...");
     }
     plan::follow(&steps, is_dry)?;
     if is_dry {
@@ -110,9 +109,9 @@ fn install(host: &mut Host, is_dry: bool) -> Result<(), String> {
     plan::wait("it does not run; its log says why, and so does: ollana doctor", || {
         manager.is_running(host)
     })?;
-    println!("ollana runs. If something doesn't work: ollana doctor");
+    say("ollana runs. If something doesn't work: ollana doctor");
     if !manager.hint().is_empty() {
-        println!("{}", manager.hint());
+        say(manager.hint());
     }
     Ok(())
 }
@@ -160,12 +159,12 @@ fn remove(host: &Host, is_dry: bool) -> Result<(), String> {
     let manager = manager(host)?;
     let steps = manager.remove(host);
     if manager.program(host).is_none() && steps.iter().all(Step::is_nothing) {
-        println!("not installed ({})", manager.name());
+        say(&format!("not installed ({})", manager.name()));
         return Ok(());
     }
     plan::follow(&steps, is_dry)?;
     if !is_dry {
-        println!("removed; keys and what ollana remembers are left");
+        say("removed; keys and what ollana remembers are left");
     }
     Ok(())
 }
@@ -173,18 +172,18 @@ fn remove(host: &Host, is_dry: bool) -> Result<(), String> {
 /// Exit code 0: it runs.
 fn status(host: &Host) -> Result<ExitCode, String> {
     let manager = manager(host)?;
-    println!("manager    {}", manager.name());
+    say(&format!("manager    {}", manager.name()));
     let Some(program) = manager.program(host) else {
-        println!("installed  no");
+        say("installed  no");
         return Ok(ExitCode::FAILURE);
     };
     let version = Command::new(host.path(&program)).arg("--version").stdin(Stdio::null()).output();
     let version = version.ok().filter(|output| output.status.success());
     let version = version.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     let is_running = manager.is_running(host);
-    println!("installed  {}", manager.place(host));
-    println!("program    {program}");
-    println!("version    {}", version.as_deref().unwrap_or("unknown: it can't be run"));
-    println!("running    {}", if is_running { "yes" } else { "no" });
+    say(&format!("installed  {}", manager.place(host)));
+    say(&format!("program    {program}"));
+    say(&format!("version    {}", version.as_deref().unwrap_or("unknown: it can't be run")));
+    say(&format!("running    {}", if is_running { "yes" } else { "no" }));
     Ok(if is_running { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

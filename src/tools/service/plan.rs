@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::system::{self, failed, files};
+use crate::tools::say;
 
 /// How long a service may take to run, or to be gone: streams get half a minute.
 const PATIENCE: Duration = Duration::from_secs(45);
@@ -111,7 +112,7 @@ pub(super) fn follow(steps: &[Step], is_dry: bool) -> Result<(), String> {
         if step.is_nothing() && !matches!(step, Step::Try(_) | Step::Await(_)) {
             continue;
         }
-        println!("  {step}");
+        say(&format!("  {step}"));
         if !is_dry {
             step.carry_out()?;
         }
