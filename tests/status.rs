@@ -596,6 +596,26 @@ fn watching_shows_the_state_every_second() {
     assert!(took > Duration::from_millis(1800) && took < Duration::from_secs(4), "{took:?}");
 }
 
+#[test]
+fn watching_ends_when_its_reader_has_seen_enough() {
+    let fake = Ollama::with(&[]);
+    let process = ready_client(&fake);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ollana"));
+    let command = clear_environment(&mut command).args(["status", "--watch", "--listen"]);
+    let command = command.arg(process.address().to_string()).stdout(std::process::Stdio::piped());
+    let mut watching = command.spawn().expect("ollana runs");
+    let mut line = String::new();
+    let mut output = std::io::BufReader::new(watching.stdout.take().expect("its output"));
+    assert!(output.read_line(&mut line).is_ok_and(|n| n > 0), "a first line");
+    drop(output);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while watching.try_wait().expect("its status").is_none() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = watching.kill();
+    assert_eq!(watching.wait().expect("its status").code(), Some(0));
+}
+
 /// No file of a home, before there is a daemon and after.
 #[test]
 fn the_doctor_changes_nothing() {

@@ -1,6 +1,5 @@
 //! `ollana status`: the servers, the queue and this machine, once or every second.
 
-use std::io::{self, Write};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -34,11 +33,10 @@ pub(super) fn run(tool: &Tool) -> Result<(), String> {
         return super::print(&format!("{first}\n"));
     }
     if !screen::can_redraw() {
-        loop {
-            super::print(&format!("{}\n\n", look(screen::style())?.join("\n")))?;
-            io::stdout().flush().map_err(|error| error.to_string())?;
+        while super::put(&format!("{}\n\n", look(screen::style())?.join("\n")))? {
             std::thread::sleep(PAUSE);
         }
+        return Ok(());
     }
     screen::show(PAUSE, &|style| look(style).unwrap_or_else(|reason| wrap(&reason, style.width)))
 }
