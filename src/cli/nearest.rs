@@ -11,11 +11,19 @@ pub(crate) fn did_you_mean<'a>(
     meant.map(|name| format!("; did you mean {start}{name}?")).unwrap_or_default()
 }
 
-/// The nearest name, if at most a third of its letters would have to be changed.
+/// Words of other programs, and ours for the same. By its letters, "uninstall" is near to its opposite.
+const SYNONYMS: [(&str, &str); 3] =
+    [("uninstall", "remove"), ("deinstall", "remove"), ("reinstall", "install")];
+
+/// The nearest name, if at most a third of its letters, or of a synonym's, would have to be changed.
 fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let measured = names.into_iter().map(|name| (distance(word, name), name));
-    let (distance, name) = measured.min_by_key(|(distance, _)| *distance)?;
-    (distance * 3 <= name.len()).then_some(name)
+    let spellings = names.into_iter().flat_map(|name| {
+        let synonyms = SYNONYMS.into_iter().filter(move |(_, ours)| *ours == name);
+        synonyms.map(|(theirs, _)| theirs).chain([name]).map(move |spelling| (spelling, name))
+    });
+    let measured = spellings.map(|(spelling, name)| (distance(word, spelling), spelling, name));
+    let (distance, spelling, name) = measured.min_by_key(|(distance, ..)| *distance)?;
+    (distance * 3 <= spelling.len()).then_some(name)
 }
 
 /// Letters to insert, delete or replace, or neighbours to swap, to get from one word to the other
@@ -67,5 +75,16 @@ mod tests {
             assert_eq!(nearest(other, names), None, "{other}");
         }
         assert_eq!(nearest("x", []), None);
+    }
+
+    #[test]
+    fn the_opposite_is_not_meant() {
+        let names = ["install", "remove", "status", "firewall"];
+        for word in ["uninstall", "unistall", "uninstal", "deinstall"] {
+            assert_eq!(nearest(word, names), Some("remove"), "{word}");
+        }
+        for word in ["instal", "intsall", "reinstall"] {
+            assert_eq!(nearest(word, names), Some("install"), "{word}");
+        }
     }
 }

@@ -317,6 +317,10 @@ fn what_a_command_needs_must_be_there() {
             &["service", "instal"],
             "service \"instal\": expected install, remove, status or firewall; did you mean install?",
         ),
+        (
+            &["service", "uninstall"],
+            "service \"uninstall\": expected install, remove, status or firewall; did you mean remove?",
+        ),
         (&["unpair", "--all", "nas"], "unpair takes a name or --all, not both"),
     ] {
         assert!(refused(args).starts_with(want), "{args:?}: {}", refused(args));

@@ -63,7 +63,10 @@ fn carry_out(tool: &Tool) -> ExitCode {
         },
         Verb::Peers => peers::list(tool),
         Verb::Pull => return pull::run(tool),
-        Verb::Service => return service::run(tool),
+        Verb::Service => match service::misread(tool) {
+            Some(reason) => return complain(&reason, 2),
+            None => return service::run(tool),
+        },
         Verb::Unpair => peers::remove(tool),
         Verb::Discover => discover::run(tool),
         Verb::Models => models::run(tool),

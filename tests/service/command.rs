@@ -411,6 +411,11 @@ fn what_cannot_be_installed_says_why_and_changes_nothing() {
         ("install -- --mode sideways", 2, "auto, client, server or both"),
         ("install -- serve", 2, "service does not take \"serve\""),
         ("install --daemon", 2, "service does not take --daemon"),
+        ("uninstall", 2, "did you mean remove?"),
+        ("install --undo", 2, "what undoes it is: ollana service remove"),
+        ("install --undo --dry-run", 2, "service install does not take --undo"),
+        ("remove --undo", 2, "service remove does not take --undo"),
+        ("status --undo", 2, "service status does not take --undo"),
     ] {
         host.says(arguments, code, &[why]);
     }

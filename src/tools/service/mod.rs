@@ -51,6 +51,17 @@ trait Manager {
     }
 }
 
+/// What is wrong with the command line.
+pub(super) fn misread(tool: &Tool) -> Option<String> {
+    let action = tool.operand();
+    if !tool.has("undo") || action == "firewall" {
+        return None;
+    }
+    let instead =
+        if action == "install" { "; what undoes it is: ollana service remove" } else { "" };
+    Some(format!("service {action} does not take --undo{instead}"))
+}
+
 pub(super) fn run(tool: &Tool) -> ExitCode {
     let done = Host::here(tool).and_then(|mut host| {
         let is_dry = tool.has("dry-run");
