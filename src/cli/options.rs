@@ -1,7 +1,7 @@
 //! What an option is: how it is written and shown, and what its value does to the settings.
 
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -137,9 +137,20 @@ pub(super) fn text(value: &str) -> Result<String, String> {
     Ok(value.to_owned())
 }
 
-/// A name in a `Host` field, without the dot that may end it.
+/// A name in a `Host` field, without its port and the dot that may end it.
 pub(super) fn host_name(value: &str) -> Result<String, String> {
-    Ok(value.trim_end_matches('.').to_ascii_lowercase())
+    let host = config::parse_host_port(value, 0).map(|named| named.host).unwrap_or_default();
+    let name = host.trim_end_matches('.').to_ascii_lowercase();
+    // Only an IPv6 address has colons, perhaps behind them a zone.
+    if name.contains(':') || name.parse::<IpAddr>().is_ok() {
+        return Err(format!(
+            "{value}: expected a name; the address to answer at is --listen ADDR:PORT"
+        ));
+    }
+    match name.as_str() {
+        "" => Err(format!("{value}: expected a name, such as gpu.example.com")),
+        _ => Ok(name),
+    }
 }
 
 pub(super) fn absolute(value: &str) -> Result<PathBuf, String> {

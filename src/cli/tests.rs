@@ -228,6 +228,15 @@ fn bad_command_lines_say_what_is_wrong() {
         (&["--discovery-port", "65536"], "0 to 65535"),
         (&["--head-timeout", "0"], "250ms"),
         (&["--server", ":1"], "HOST"),
+        (&["--host", "https://ai.example.com"], "https://ai.example.com: expected a name, such as"),
+        (&["--host", "ai.example.com/"], "expected a name, such as gpu.example.com"),
+        (&["--host", "*.example.com"], "expected a name"),
+        (&["--host", "two names"], "expected a name"),
+        (&["--host", "."], "expected a name"),
+        (&["--host", "0.0.0.0"], "expected a name; the address to answer at is --listen ADDR:PORT"),
+        (&["--host", "0.0.0.0:11434"], "--listen ADDR:PORT"),
+        (&["--host", "[::]:11434"], "--listen ADDR:PORT"),
+        (&["--host", "fe80::1%eth0"], "--listen ADDR:PORT"),
         (&["--allow", "10.0.0.0/33"], "192.168.1.0/24"),
         (&["--manage", "yes"], "on or off"),
         (&["--log-level", "trace"], "off, error, warn, info or debug"),
@@ -247,6 +256,19 @@ fn bad_command_lines_say_what_is_wrong() {
         let help = run(args, &[("OLLANA_RISE", "0")]);
         assert!(matches!(help, Ok(Command::Print(_))), "{args:?}: {help:?}");
     }
+}
+
+#[test]
+fn a_host_is_a_name_however_it_is_written() {
+    for value in
+        ["gpu.example.com", "GPU.example.com.", "gpu.example.com:11434", "gpu.example.com.:80"]
+    {
+        assert_eq!(settings(&["--host", value], &[]).hosts, ["gpu.example.com"], "{value}");
+    }
+    assert_eq!(settings(&[], &[("OLLANA_HOST", "box:11434,my_pi")]).hosts, ["box", "my_pi"]);
+    // By analogy with OLLAMA_HOST.
+    let error = run(&[], &[("OLLANA_HOST", "0.0.0.0:11434")]).expect_err("refused").to_string();
+    assert!(error.starts_with("OLLANA_HOST: 0.0.0.0:11434: expected a name; "), "{error}");
 }
 
 #[test]

@@ -284,7 +284,7 @@ impl Drop for Host {
     }
 }
 
-const OPTIONS: &str = "--server=PC --pin a=b --key-file key -- --host $HOME";
+const OPTIONS: &str = "--server=PC --pin a=b --key-file key -- --prefer $HOME";
 
 fn systemd(name: &str, user: u32) -> Host {
     let host = Host::new(&format!("systemd-{name}"), "linux", user);
@@ -301,7 +301,7 @@ fn root_has_systemd_start_it() {
     let unit = host.text("etc/systemd/system/ollana.service");
     let key = host.root.join("key");
     let start = format!(
-        "ExecStart=/usr/local/bin/ollana serve --server=PC --pin=a=b --key-file={} --host=$$HOME\n",
+        "ExecStart=/usr/local/bin/ollana serve --server=PC --pin=a=b --key-file={} --prefer=$$HOME\n",
         key.display()
     );
     assert!(unit.contains(&start) && unit.contains("DynamicUser=yes"), "{unit}");
@@ -461,7 +461,7 @@ fn openrc_starts_it_as_a_user_of_its_own() {
     host.write("sbin/openrc-run", "");
     host.write("etc/group", "root:x:0:\nollama:x:990:\n");
     host.installs_and_removes(OPTIONS, "openrc");
-    host.says("install --host it's", 0, &[]);
+    host.says("install --prefer it's", 0, &[]);
     let script = host.root.join("etc/init.d/ollana");
     assert_ne!(fs::metadata(&script).expect("a file").permissions().mode() & 0o111, 0);
     assert_eq!(
@@ -478,7 +478,7 @@ fn openrc_starts_it_as_a_user_of_its_own() {
     let words = String::from_utf8_lossy(&output.stdout).into_owned();
     let words: Vec<&str> = words.lines().collect();
     assert_eq!((words[0], words[1]), ("/usr/local/bin/ollana", "serve"));
-    assert_eq!(words.last(), Some(&"--host=it's"));
+    assert_eq!(words.last(), Some(&"--prefer=it's"));
 }
 
 /// The script is the real one, and so is what it starts.
@@ -553,8 +553,8 @@ fn windows_starts_it_at_log_in() {
 
 /// Options that mean something to a shell, a unit, XML or the C runtime, each in its own way.
 const ODD: &[&str] = &[
-    "--host=a b",
-    "--host=it's",
+    "--prefer=a b",
+    "--prefer=it's",
     "--prefer=\"q\" %h $HOME $$",
     "--prefer=a\\b\\",
     "--prefer=<&>&amp;",
