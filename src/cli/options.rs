@@ -177,8 +177,10 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
 
 /// `HOST[:PORT]` of a proxy or an Ollama.
 pub(super) fn server(text: &str) -> Result<ServerName, String> {
-    let server = config::parse_host_port(text, 0)?;
-    let is_zero = config::parse_host_port(text, 1)?.port == 0;
+    // As people have it in OLLAMA_HOST.
+    let named = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    let server = config::parse_host_port(named, 0)?;
+    let is_zero = config::parse_host_port(named, 1)?.port == 0;
     match server.host.is_empty() || is_zero {
         true => Err(format!("{text}: expected HOST or HOST:PORT")),
         false => Ok(server),

@@ -228,6 +228,8 @@ fn bad_command_lines_say_what_is_wrong() {
         (&["--discovery-port", "65536"], "0 to 65535"),
         (&["--head-timeout", "0"], "250ms"),
         (&["--server", ":1"], "HOST"),
+        (&["--server", "https://desktop"], "https://desktop: expected HOST or HOST:PORT"),
+        (&["--server", "http://desktop/v1"], "desktop/v1: expected HOST or HOST:PORT"),
         (&["--host", "https://ai.example.com"], "https://ai.example.com: expected a name, such as"),
         (&["--host", "ai.example.com/"], "expected a name, such as gpu.example.com"),
         (&["--host", "*.example.com"], "expected a name"),
@@ -269,6 +271,20 @@ fn a_host_is_a_name_however_it_is_written() {
     // By analogy with OLLAMA_HOST.
     let error = run(&[], &[("OLLANA_HOST", "0.0.0.0:11434")]).expect_err("refused").to_string();
     assert!(error.starts_with("OLLANA_HOST: 0.0.0.0:11434: expected a name; "), "{error}");
+}
+
+#[test]
+fn a_server_may_be_written_as_in_ollama_host() {
+    for (value, want) in [
+        ("http://desktop:11434", "desktop:11434"),
+        ("http://desktop:11434/", "desktop:11434"),
+        ("desktop:11434/", "desktop:11434"),
+        ("http://desktop", "desktop"),
+        ("http://[fe80::1%eth0]:9/", "[fe80::1%eth0]:9"),
+    ] {
+        let servers = settings(&["--server", value], &[]).servers;
+        assert_eq!(servers.iter().map(ToString::to_string).collect::<Vec<_>>(), [want], "{value}");
+    }
 }
 
 #[test]
@@ -424,7 +440,11 @@ fn values_and_choices_are_the_parsers_own() {
     assert_eq!(option("fall").value(), "N");
     assert_eq!(option("log-file").value(), "FILE");
     let listen = option("listen").description();
-    assert!(listen.ends_with("[client localhost:11434, server 0.0.0.0:11435]"), "{listen}");
+    let default = listen.rsplit_once(" [client ").expect("a default").1;
+    assert_eq!(default, "127.0.0.1:11434 and [::1]:11434, server 0.0.0.0:11435]");
+    for address in default.trim_end_matches(']').split([' ', ',']).filter(|it| it.contains(':')) {
+        assert!(run(&["--listen", address], &[]).is_ok(), "{address}");
+    }
 }
 
 #[test]

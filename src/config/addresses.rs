@@ -151,6 +151,9 @@ pub(crate) fn parse_ollama(text: &str) -> Result<OllamaUrl, String> {
 /// Reads `HOST[:PORT]`, IPv6 with or without brackets, perhaps with a zone.
 pub(crate) fn parse_host_port(text: &str, default_port: u16) -> Result<ServerName, String> {
     let text = text.trim();
+    if text.contains('/') {
+        return Err(format!("{text}: expected HOST or HOST:PORT, such as desktop:11434"));
+    }
     if let Some(host) = ipv6(text) {
         return Ok(ServerName { host, port: default_port });
     }
