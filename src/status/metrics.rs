@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt::Write;
+use std::iter;
 
 use super::View;
 use crate::counters::{BOUNDS, CAUSES, CLASSES, Counter, Done, Histogram, Kind, Retry};
@@ -228,10 +229,10 @@ fn labels(servers: &[ServerNow]) -> Vec<String> {
         // As it will be written, because that is what must differ.
         let clean = |c: char| if c.is_control() && c != '\n' { '?' } else { c };
         let name: String = server.name.chars().take(MAX_LABEL - 16).map(clean).collect();
-        let number = server.backend.id.0;
-        let label = if used.contains(&name) { format!("{name} #{number}") } else { name };
-        used.insert(label.clone());
-        labels.push(label);
+        // Another server may be called like a name with a number.
+        let numbered = (server.backend.id.0..).map(|number| format!("{name} #{number}"));
+        let mut free = iter::once(name.clone()).chain(numbered);
+        labels.extend(free.find(|label| used.insert(label.clone())));
     }
     labels
 }
@@ -312,6 +313,15 @@ mod tests {
             odd: Vec::new(),
             now,
         })
+    }
+
+    #[test]
+    fn every_server_has_a_label_of_its_own() {
+        for names in [&["a", "a #2", "a"][..], &["a", "a #2 #3", "a #2", "a #2", "a", "a #4"]] {
+            let text = text(names);
+            let up = text.lines().filter(|line| line.starts_with("ollana_server_up{"));
+            assert_eq!(up.collect::<HashSet<_>>().len(), names.len(), "{names:?} in\n{text}");
+        }
     }
 
     #[test]
