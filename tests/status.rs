@@ -566,7 +566,7 @@ fn commands_find_the_daemon_and_say_when_there_is_none() {
     assert_eq!((code, &json["version"]), (0, &Value::from(1)));
     let (text, _, code) = run(&format!("models {listen}"));
     assert_eq!(code, 0);
-    assert!(text.contains("no server has a model yet"), "{text}");
+    assert!(text.contains("no server that is up has a model"), "{text}");
     let (text, _, code) = run(&format!("models --json {listen}"));
     let json: Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!((code, &json["models"]), (0, &json!([])));
@@ -578,6 +578,11 @@ fn commands_find_the_daemon_and_say_when_there_is_none() {
             assert!(error.contains("no ollana runs on this machine"), "{error}");
         }
     }
+    drop(fake);
+    eventually("the models of no server", || {
+        let (text, _, code) = run(&format!("models {listen}"));
+        (code == 0 && text.starts_with("no server is up")).then_some(())
+    });
 }
 
 #[test]

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::status::{self, is_loaded, name};
 use super::table::{
-    Cell, Row, Style, Tone, bytes, figure, list, number, speed, table, time, titled, word,
+    Cell, Row, Style, Tone, bytes, figure, list, number, speed, table, time, titled, word, wrap,
 };
 use super::{daemon, screen};
 use crate::cli::Tool;
@@ -108,11 +108,7 @@ fn has_versions(places: &Places<'_>) -> bool {
 fn lines(state: &Value, style: Style) -> Vec<String> {
     let models = by_model(state);
     if models.is_empty() {
-        let none = match list(state, "servers").is_empty() && list(state, "away").is_empty() {
-            true => "no server found yet, so there are no models",
-            false => "no server has a model yet; get one with: ollama pull llama3.2",
-        };
-        return vec![none.to_owned()];
+        return why_none(state).iter().flat_map(|line| wrap(line, style.width)).collect();
     }
     let columns = titled("!MODEL SERVER >SIZE STATE >TOK/S");
     let mut rows = Vec::new();
@@ -143,6 +139,32 @@ fn lines(state: &Value, style: Style) -> Vec<String> {
         }
     }
     table(&columns, &rows, style)
+}
+
+/// Why no model is known; that there is none, only a server can say.
+fn why_none(state: &Value) -> Vec<String> {
+    let servers = list(state, "servers");
+    if servers.is_empty() && list(state, "away").is_empty() {
+        return vec!["no server found yet, so there are no models".to_owned()];
+    }
+    let up: Vec<&Value> = servers.iter().filter(|server| status::state(server).is_up()).collect();
+    if up.is_empty() {
+        return vec!["no server is up, so no models are known: ollana status".to_owned()];
+    }
+    let unknown = up.iter().filter_map(|server| match word(server, "models_problem") {
+        problem if !problem.is_empty() => Some(format!("{}: {problem}", name(server))),
+        _ if server["models"].is_null() => {
+            Some(format!("{} has not told yet which models it has", name(server)))
+        }
+        _ => None,
+    });
+    let unknown: Vec<String> = unknown.collect();
+    match unknown.is_empty() {
+        true => {
+            vec!["no server that is up has a model; get one with: ollama pull llama3.2".to_owned()]
+        }
+        false => unknown,
+    }
 }
 
 fn away_for(server: &Value) -> String {
@@ -196,6 +218,34 @@ qwen3:8b     desktop  5.2 GB  on disk                  -
         };
         assert_eq!(squeeze(&got), squeeze(want), "\n{got}");
         assert!(lines(&json!({}), style)[0].contains("no server"));
+    }
+
+    #[test]
+    fn without_models_it_is_told_why() {
+        let server = |health: &str, models: Value, problem: Value| {
+            let mut server = json!({"name": health, "health": health, "models": models});
+            server["models_problem"] = problem;
+            server
+        };
+        let style = Style { width: 80, is_coloured: false };
+        let down = server("down", Value::Null, Value::Null);
+        let empty = server("ready", json!([]), Value::Null);
+        let unknown = server("ready", Value::Null, Value::Null);
+        let broken = server("ready", Value::Null, json!("/api/tags: no JSON"));
+        for (servers, want) in [
+            (json!([]), "no server found yet"),
+            (json!([down]), "no server is up, so no models are known"),
+            (json!([server("new", Value::Null, Value::Null)]), "no server is up, so"),
+            (json!([empty, down]), "no server that is up has a model; get one with"),
+            (json!([empty, unknown]), "ready has not told yet which models it has"),
+            (json!([empty, broken]), "ready: /api/tags: no JSON"),
+            (json!([server("ready", json!([]), json!("cut"))]), "ready: cut"),
+        ] {
+            let said = lines(&json!({ "servers": servers }), style);
+            assert!(said.join("\n").starts_with(want) && said.len() == 1, "{servers}: {said:?}");
+        }
+        let away = json!({ "away": [{ "name": "attic", "models": [] }] });
+        assert!(lines(&away, style)[0].contains("no server is up"));
     }
 
     #[test]
