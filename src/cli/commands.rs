@@ -126,7 +126,7 @@ pub(crate) const COMMANDS: &[CommandSpec] = &[
         &[Switch {
             name: "from",
             value: "internet|any|SERVER",
-            text: "take the bytes from there only [any]",
+            text: "whom to ask for the bytes before the registry [any]",
         }], RUNNING),
     command("cp MODEL[@SERVER] [SERVER]", Tool(Cp), "copy a model to another machine, as it is",
         "From the first SERVER to the second one, which is this machine where none is named. It \

@@ -66,6 +66,16 @@ fn a_pull_goes_through_the_daemon() {
     }
 }
 
+#[test]
+fn a_server_to_pull_from_that_is_not_there_is_told() {
+    let ollama = Ollama::with(&["alpha"]);
+    let chain = Way::OneHop.to(&ollama);
+    let (text, errors, code) = pull(chain.address(), "beta --from desktpo");
+    assert_eq!((code, text.as_str()), (1, ""), "{errors}");
+    assert!(errors.contains("knows no server \"desktpo\" (it knows none)"), "{errors}");
+    assert!(ollama.served_models().is_empty(), "{:?}", ollama.served());
+}
+
 const LAYERS: &[&str] = &[
     r#"{"status":"pulling manifest"}"#,
     r#"{"status":"pulling 74701a8c35f6","digest":"sha256:74701a8c35f6","total":1300000000}"#,

@@ -168,12 +168,10 @@ fn layers_of_the_house_come_from_there() {
     }
 }
 
-/// Nobody to ask, or nobody who has it, or a client that wants only the internet, or another server.
+/// Nobody to ask, or nobody who has it, or a client that wants only the internet.
 #[test]
 fn without_a_neighbour_that_is_to_give_it_the_lines_are_ollamas() {
-    for (has_it, from) in
-        [(None, "any"), (Some(false), "any"), (Some(true), "Internet"), (Some(true), "desk")]
-    {
+    for (has_it, from) in [(None, "any"), (Some(false), "any"), (Some(true), "Internet")] {
         let house = House::new(40_000_000);
         let blobs = if has_it == Some(true) { house.package.blobs.clone() } else { Vec::new() };
         let neighbour = neighbour(blobs, gives_all);
@@ -204,6 +202,26 @@ fn the_server_that_is_asked_for_gives_it() {
     lines(&chain.connect().ask(pull_from("127.0.0.1")).text());
     house.assert_whole();
     assert_eq!(gets(&neighbour).len(), 2);
+}
+
+/// A name that is misspelt, or this machine's own, or of a server that is away.
+#[test]
+fn nothing_is_pulled_where_the_server_that_is_asked_for_is_not_there() {
+    let house = House::new(40_000_000);
+    let neighbour = neighbour(house.package.blobs.clone(), gives_all);
+    let chain = house.chain(Way::TwoHops, &[neighbour.address]);
+    let own = chain.servers[0].addresses()[0].to_string();
+    for (from, status, want) in [
+        ("desk", 404, "knows no server \"desk\" (known are: 127.0.0.1)"),
+        (own.as_str(), 400, "is the machine itself that would get the model"),
+    ] {
+        let answer = chain.connect().ask(pull_from(from));
+        assert_eq!(answer.status(), status, "{}", answer.text());
+        let error = answer.json()["error"].as_str().unwrap_or_default().to_owned();
+        assert!(error.contains(want), "{from}: {error}");
+    }
+    assert_eq!(house.pulls(), 0);
+    assert!(gets(&neighbour).is_empty());
 }
 
 /// Behind each layer, Ollama is asked once more with all that the client said.

@@ -99,6 +99,7 @@ impl<'a> Exchange<'a> {
             next = match next {
                 Next::Any => self.choose(&mut course)?,
                 Next::To(lease, may_reuse) => {
+                    self.check_donor(&lease)?;
                     if let Some(underway) = &underway {
                         underway.goes_to(&lease.pick.name, lease.pick.is_local);
                     }

@@ -105,7 +105,7 @@ impl<'a> Exchange<'a> {
         if let Some(transfer) = &transfer {
             transfer.goes_to(&lease.pick.name, true);
         }
-        let donor = self.find(donor)?;
+        let donor = self.neighbour(donor)?;
         let upstream = self.upstream;
         let own = Own { upstream, address: lease.pick.address, prefix: &self.context.prefix };
         let models = own.models().map_err(OwnAnswer::Failed)?;
@@ -154,9 +154,10 @@ impl<'a> Exchange<'a> {
         about.is_some_and(|about| about.listen.iter().any(|at| at.to_string() == name))
     }
 
-    fn find(&self, name: &str) -> Result<Neighbour, OwnAnswer> {
+    /// The machine that people mean by a name; an error if none shows up.
+    pub(super) fn neighbour(&self, name: &str) -> Result<Neighbour, OwnAnswer> {
         let Exchange { context, .. } = self;
-        let own = || refused(400, format!("{name} is the machine itself that would get the copy"));
+        let own = || refused(400, format!("{name} is the machine itself that would get the model"));
         if self.is_own_address(name) {
             return Err(own());
         }

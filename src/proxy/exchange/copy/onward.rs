@@ -39,7 +39,7 @@ impl<'a> Exchange<'a> {
         donor: &str,
     ) -> Result<End, OwnAnswer> {
         let (model, streams) = self.copy_asked(&mut body)?;
-        let target = self.find(target)?;
+        let target = self.neighbour(target)?;
         let name = printable(&target.name);
         let failed = |reason: String| refused(502, format!("{name}: {reason}"));
         let mut request = Request::new(());

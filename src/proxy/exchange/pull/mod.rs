@@ -92,6 +92,13 @@ impl<'a> Exchange<'a> {
         Ok(Some(Plan { body: lines, wants_one, only }))
     }
 
+    /// The server that is to give the bytes has to be there, or all of them would come from the registry
+    /// unnoticed.
+    pub(super) fn check_donor(&self, lease: &Lease) -> Result<(), OwnAnswer> {
+        let only = self.pull.as_ref().and_then(|plan| plan.only.as_deref());
+        only.filter(|_| lease.pick.is_local).map_or(Ok(()), |name| self.neighbour(name).map(drop))
+    }
+
     /// Reads a pull to its end; the answer is that of Ollama to who wants one object.
     pub(super) fn collect(
         &self,
