@@ -168,7 +168,7 @@ pub(crate) const COMMANDS: &[CommandSpec] = &[
     command("service ACTION", Tool(Service), "install, remove or show the service, open the firewall",
         "install has the system start this program now and at every boot (root's) or log-in, with \
          the options given here, else those that it had; remove undoes that; status exits with 0 if \
-         it runs; firewall lets the LAN in.",
+         it runs; firewall lets the LAN in at the ports of these options.",
         &[DRY_RUN, Switch::plain("undo", "close the firewall again")], &[]),
     command("takeover", Tool(Takeover), "make Ollama's port 11434 show all models of the LAN",
         "Moves an Ollama that systemd runs to port 11438 and sets ollana to --mode both; says what \

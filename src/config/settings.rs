@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use super::{DISCOVERY_PORT, Limits, OllamaUrl, ServerName, Sleeper, Timing};
+use super::{DISCOVERY_PORT, Limits, OllamaUrl, SERVER_PORT, ServerName, Sleeper, Timing};
 use crate::access::addresses::{AddressLists, Cidr};
 use crate::access::cors::Origins;
 use crate::access::permissions::{Policy, ShareModels};
@@ -92,5 +92,52 @@ with_defaults! {
 impl Settings {
     pub(crate) fn ollama_url(&self) -> OllamaUrl {
         self.ollama.clone().unwrap_or_default()
+    }
+
+    /// TCP ports at which other machines reach ollana, each once.
+    pub(crate) fn lan_ports(&self) -> Vec<u16> {
+        let is_both = self.mode == ModeChoice::Both;
+        let of_server = if is_both { &self.share } else { &self.listen };
+        // Without an address of its own, a client listens on the loopback.
+        let has_usual = of_server.is_empty() && self.mode != ModeChoice::Client;
+        let mut ports = if has_usual { vec![SERVER_PORT] } else { Vec::new() };
+        let shared = self.share.iter().filter(|_| is_both);
+        let given = self.listen.iter().chain(shared);
+        let reached = given.filter(|address| !address.ip().to_canonical().is_loopback());
+        ports.extend(reached.map(SocketAddr::port).filter(|port| *port != 0));
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_of_the_lan_are_those_of_the_addresses_that_it_reaches() {
+        use ModeChoice::{Auto, Both, Client, Server};
+        for (mode, listen, share, want) in [
+            (Auto, "", "", &[11435][..]),
+            (Client, "", "", &[]),
+            (Server, "0.0.0.0:9", "", &[9]),
+            (Auto, "127.0.0.1:9 0.0.0.0:8 [::]:8 10.0.0.1:7", "", &[7, 8]),
+            (Auto, "0.0.0.0:8 127.0.0.1:9", "", &[8]),
+            (Client, "0.0.0.0:9", "", &[9]),
+            (Server, "[::1]:9 [::ffff:127.0.0.1]:8 0.0.0.0:0", "", &[]),
+            // Only with both modes, the server's addresses are apart.
+            (Auto, "0.0.0.0:9", "0.0.0.0:8", &[9]),
+            (Both, "", "", &[11435]),
+            (Both, "127.0.0.1:9", "", &[11435]),
+            (Both, "127.0.0.1:9", "0.0.0.0:8", &[8]),
+            (Both, "0.0.0.0:9", "127.0.0.1:8", &[9]),
+        ] {
+            let [listen, share] = [listen, share].map(|all| {
+                all.split_whitespace().map(|address| address.parse().expect("an address")).collect()
+            });
+            let settings = Settings { mode, listen, share, ..Settings::default() };
+            assert_eq!(settings.lan_ports(), want, "{:?} {:?}", settings.listen, settings.share);
+        }
     }
 }

@@ -664,6 +664,24 @@ fn firewalls_are_opened_and_closed_again() {
             "firewall-cmd --reload",
         ]
     );
+    // Every address that others reach counts, each port once.
+    for (options, want) in [
+        ("--listen 0.0.0.0:9 --listen [::]:9 --listen 127.0.0.1:8", "TCP 9, UDP 11436"),
+        ("--listen 10.0.0.1:8 --listen 10.0.0.2:9", "TCP 8, TCP 9, UDP 11436"),
+        ("--mode both --listen 127.0.0.1:11437", "TCP 11435, UDP 11436"),
+        ("--mode both --listen 127.0.0.1:11437 --share 0.0.0.0:9", "TCP 9, UDP 11436"),
+        ("--mode client", "UDP 11436"),
+    ] {
+        linux.says(&format!("firewall {options}"), 0, &[&format!("lets in {want}, and UDP from")]);
+        let tcp: Vec<String> =
+            linux.calls().into_iter().filter(|call| call.ends_with("/tcp")).collect();
+        let opened = tcp.iter().filter_map(|call| call.strip_prefix("ufw allow "));
+        let opened = opened.map(|port| format!("TCP {}, ", port.trim_end_matches("/tcp")));
+        assert_eq!(opened.collect::<String>() + "UDP 11436", want);
+    }
+    let own = "firewall --listen 127.0.0.1:9 --discovery-port 0";
+    linux.says(own, 0, &["nothing has to come in"]);
+    assert_eq!(linux.calls(), [] as [&str; 0]);
     let user = systemd("no-root", 1000);
     user.write("etc/ufw/ufw.conf", "ENABLED=yes\n");
     user.says("firewall", 1, &["run ufw allow 11435/tcp", "this takes root: use sudo"]);
@@ -680,6 +698,31 @@ fn firewalls_are_opened_and_closed_again() {
     windows.says("firewall --undo", 0, &[]);
     let macos = Host::new("socketfilterfw", "macos", 501);
     macos.says("firewall", 1, &["socketfilterfw --unblockapp /usr/local/bin/ollana", "use sudo"]);
+}
+
+#[test]
+fn a_firewall_is_opened_at_the_ports_of_the_installed_service() {
+    let host = systemd("ports", 0);
+    host.write("etc/ufw/ufw.conf", "ENABLED=yes\n");
+    host.says("install --listen=0.0.0.0:12000 --discovery-port=12001", 0, &[]);
+    host.calls();
+    for (arguments, verb) in [("firewall", "allow"), ("firewall --undo", "delete allow")] {
+        host.says(arguments, 0, &["TCP 12000, UDP 12001, and UDP from port 12001"]);
+        let rules = ["12000/tcp", "12001/udp", "proto udp from any port 12001"];
+        assert_eq!(host.calls(), rules.map(|rule| format!("ufw {verb} {rule}")));
+    }
+    // Options replace all of them, as they do at an installation.
+    host.says("firewall --listen 0.0.0.0:9", 0, &["lets in TCP 9, UDP 11436"]);
+    let unit = "etc/systemd/system/ollana.service";
+    host.write(unit, &host.text(unit).replace("--discovery-port", "--discovery-gate"));
+    host.says("firewall", 1, &["unknown option --discovery-gate"]);
+    host.says("remove", 0, &[]);
+    // A package's service has all of its options from there.
+    let set = "# OLLANA_MODE=client\nOLLANA_LISTEN=0.0.0.0:1\nOLLANA_LISTEN=\"0.0.0.0:12000\"\n";
+    host.write("etc/default/ollana", set);
+    host.says("firewall", 0, &["lets in TCP 12000, UDP 11436"]);
+    host.says("install --discovery-port=12001", 0, &[]);
+    host.says("firewall", 0, &["lets in TCP 12000, UDP 12001"]);
 }
 
 #[test]
@@ -708,6 +751,10 @@ fn firewalld_is_opened_in_the_zones_of_the_lan() {
     };
     let open = |zone: &str| format!("firewalld (zone {zone}) lets the ports through: null");
     assert_eq!(doctor(&options), [shut("home"), open("trusted")]);
+    let both = "--mode both --listen 127.0.0.1:11437";
+    assert_eq!(doctor(&format!("{options} {both}")), [shut("home"), open("trusted")]);
+    let at_9 = shut("home").replace("11435", "9");
+    assert_eq!(doctor(&format!("{options} {both} --share 0.0.0.0:9")), [at_9, open("trusted")]);
     // An interface of no zone is in the default one.
     assert_eq!(doctor(&format!("--interface eth9 {port}")), [shut("public")]);
     host.calls();

@@ -21,12 +21,11 @@ pub(super) fn look(
     is_server: bool,
     interfaces: &[Interface],
 ) {
-    let mut tcp = settings.share.iter().chain(&settings.listen).map(|address| address.port());
-    let tcp = tcp.next_back().filter(|_| is_server).unwrap_or(SERVER_PORT);
+    let tcp = if is_server { settings.lan_ports() } else { vec![SERVER_PORT] };
     let udp = settings.discovery_port;
+    let tcp = tcp.into_iter().map(|port| (port, "tcp"));
     // Nobody asks over UDP where the discovery is off.
-    let ports = [(tcp, "tcp"), (udp, "udp")].into_iter().filter(|(port, _)| *port != 0);
-    let ports: Vec<Port> = ports.collect();
+    let ports: Vec<Port> = tcp.chain((udp != 0).then_some((udp, "udp"))).collect();
     let zones = firewalld(settings, is_server, &ports);
     let found: Vec<Firewall> = ufw(&ports, udp, interfaces).into_iter().chain(zones).collect();
     let is_found = !found.is_empty();

@@ -3,8 +3,8 @@
 
 use super::host::Host;
 use super::plan::{self, Step, attempt, run as command};
-use crate::config::{SERVER_PORT, Settings};
-use crate::tools::{firewalld, say};
+use crate::config::Settings;
+use crate::tools::{self, firewalld, say};
 
 const RULE: &str = "name=ollana";
 const MACOS: &str = "/usr/libexec/ApplicationFirewall/socketfilterfw";
@@ -15,19 +15,24 @@ pub(super) fn run(
     is_dry: bool,
     undo: bool,
 ) -> Result<(), String> {
-    let mut listen = settings.share.iter().chain(&settings.listen).map(|address| address.port());
-    let tcp = listen.next_back().unwrap_or(SERVER_PORT);
     let udp = settings.discovery_port;
+    let mut what: Vec<String> =
+        settings.lan_ports().iter().map(|port| format!("TCP {port}")).collect();
+    if udp != 0 {
+        what.push(format!("UDP {udp}, and UDP from port {udp}"));
+    }
     let verb = if undo { "takes the rules away for" } else { "lets in" };
     let what = match host.system.as_str() {
         "windows" | "macos" => format!("what is for {}", host.program.display()),
-        _ if udp == 0 => format!("TCP {tcp}"),
-        _ => format!("TCP {tcp}, UDP {udp}, and UDP from port {udp}"),
+        _ if what.is_empty() => {
+            return tools::print("nothing has to come in: ollana answers this machine only\n");
+        }
+        _ => what.join(", "),
     };
     let steps = match host.system.as_str() {
         "windows" => windows(host, undo),
         "macos" => macos(host, undo),
-        _ => linux(host, settings, tcp, undo),
+        _ => linux(host, settings, undo),
     };
     if steps.is_empty() {
         say(&format!(
@@ -68,28 +73,29 @@ fn macos(host: &Host, undo: bool) -> Vec<Step> {
 }
 
 /// Without the discovery (port 0), nobody asks over UDP.
-fn linux(host: &Host, settings: &Settings, tcp: u16, undo: bool) -> Vec<Step> {
-    let udp = settings.discovery_port;
-    let (tcp_port, udp_port, from) = (format!("{tcp}/tcp"), format!("{udp}/udp"), udp.to_string());
-    let has_discovery = udp != 0;
+fn linux(host: &Host, settings: &Settings, undo: bool) -> Vec<Step> {
+    let udp = Some(settings.discovery_port).filter(|port| *port != 0);
+    let tcp = settings.lan_ports().into_iter().map(|port| format!("{port}/tcp"));
+    let ports: Vec<String> = tcp.chain(udp.map(|port| format!("{port}/udp"))).collect();
     let mut steps = Vec::new();
     let is_on = |line: &str| line.trim().eq_ignore_ascii_case("enabled=yes");
     if host.text(&host.path("/etc/ufw/ufw.conf")).lines().any(is_on) {
         let verb: &[&str] = if undo { &["delete", "allow"] } else { &["allow"] };
-        let source = ["proto", "udp", "from", "any", "port", &from];
-        let rules = [&[tcp_port.as_str()][..], &[&udp_port], &source];
-        for rule in &rules[..if has_discovery { 3 } else { 1 }] {
-            steps.push(command(&[&["ufw"][..], verb, rule].concat()));
-        }
+        let allow = |rule: &[&str]| command(&[&["ufw"][..], verb, rule].concat());
+        steps.extend(ports.iter().map(|port| allow(&[port])));
+        let source = |port: u16| allow(&["proto", "udp", "from", "any", "port", &port.to_string()]);
+        steps.extend(udp.map(source));
     }
     if host.succeeds(&["firewall-cmd", "--state"]) {
         let verb = if undo { "remove" } else { "add" };
-        let ports = [&tcp_port, &udp_port].map(|port| format!("--{verb}-port={port}"));
-        let source = format!("--{verb}-source-port={udp_port}");
+        let ports = ports.iter().map(|port| format!("--{verb}-port={port}"));
+        let source = udp.map(|port| format!("--{verb}-source-port={port}/udp"));
+        let changes: Vec<String> = ports.chain(source).collect();
         for zone in zones(settings, undo) {
             let zone = format!("--zone={zone}");
-            let change = ["firewall-cmd", "--permanent", &zone, &ports[0], &ports[1], &source];
-            steps.push(command(&change[..if has_discovery { 6 } else { 4 }]));
+            let changes = changes.iter().map(String::as_str);
+            let words = ["firewall-cmd", "--permanent", &zone].into_iter().chain(changes);
+            steps.push(command(&words.collect::<Vec<_>>()));
         }
         steps.push(command(&["firewall-cmd", "--reload"]));
     }

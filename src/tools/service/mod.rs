@@ -21,11 +21,12 @@ mod scripts;
 mod systemd;
 
 use std::ffi::OsString;
-use std::mem;
 use std::process::{Command, ExitCode, Stdio};
+use std::{env, mem};
 
 use super::say;
 use crate::cli::{self, Tool};
+use crate::config::Settings;
 use host::Host;
 use plan::Step;
 
@@ -68,7 +69,8 @@ pub(super) fn run(tool: &Tool) -> ExitCode {
         match tool.operand() {
             "install" => install(&mut host, is_dry),
             "remove" => remove(&host, is_dry),
-            "firewall" => firewall::run(&host, &tool.settings, is_dry, tool.has("undo")),
+            "firewall" => settings(&host, tool)
+                .and_then(|settings| firewall::run(&host, &settings, is_dry, tool.has("undo"))),
             _ => return status(&host),
         }
         .map(|()| ExitCode::SUCCESS)
@@ -104,7 +106,7 @@ fn install(host: &mut Host, is_dry: bool) -> Result<(), String> {
     let manager = manager(host)?;
     let is_told = !host.options.is_empty();
     if !is_told {
-        host.options = kept_options(&*manager, host)?;
+        (host.options, _) = kept_options(&*manager, host, &|_| None)?;
     }
     let host = &*host;
     let steps = manager.install(host)?;
@@ -127,18 +129,39 @@ fn install(host: &mut Host, is_dry: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// The options of the installed service, unless this program doesn't take them: another version's.
-fn kept_options(manager: &dyn Manager, host: &Host) -> Result<Vec<String>, String> {
+/// The settings of the service that a firewall is opened for: what is told now, else how it is
+/// installed.
+fn settings(host: &Host, tool: &Tool) -> Result<Settings, String> {
+    let manager = manager(host).ok().filter(|_| host.options.is_empty());
+    let Some(manager) = manager else { return Ok(tool.settings.clone()) };
+    let set = systemd::variables(host);
+    let of_service = |name: &str| set.iter().rfind(|(known, _)| known == name);
+    let variable = |name: &str| {
+        let value = || of_service(name).map(|(_, value)| OsString::from(value));
+        // The others were read with this command's options.
+        name.starts_with("OLLANA_").then(|| env::var_os(name).or_else(value)).flatten()
+    };
+    kept_options(&*manager, host, &variable).map(|(_, settings)| settings)
+}
+
+/// The options of the installed service, and the settings that they make. An error if this program
+/// doesn't take them: they are another version's.
+fn kept_options(
+    manager: &dyn Manager,
+    host: &Host,
+    variable: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<(Vec<String>, Settings), String> {
     let command = manager.command(host).unwrap_or_default();
     let options = command.into_iter().skip(1).skip_while(|word| word == "serve");
     let options: Vec<String> = options.collect();
     let words = ["ollana", "serve"].into_iter().chain(options.iter().map(String::as_str));
-    let reason = match cli::parse(words.map(OsString::from), &|_| None) {
+    let reason = match cli::parse(words.map(OsString::from), variable) {
         // The registry is shown in an encoding that is not UTF-8.
         _ if options.concat().contains(char::REPLACEMENT_CHARACTER) => {
             "not all letters can be read".to_owned()
         }
-        Ok(_) => return Ok(options),
+        Ok(cli::Command::Serve(settings)) => return Ok((options, *settings)),
+        Ok(_) => "with them, it serves nobody".to_owned(),
         Err(error) => error.to_string().lines().next().unwrap_or_default().to_owned(),
     };
     Err(format!(

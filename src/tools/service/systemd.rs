@@ -35,6 +35,14 @@ pub(super) fn defaults(host: &Host) -> PathBuf {
     host.path("/etc/default/ollana")
 }
 
+/// What that file sets.
+pub(super) fn variables(host: &Host) -> Vec<(String, String)> {
+    let text = host.text(&defaults(host));
+    let set = text.lines().filter_map(|line| line.trim().split_once('='));
+    let plain = |value: &str| value.trim_matches(['"', '\'']).to_owned();
+    set.map(|(name, value)| (name.to_owned(), plain(value))).collect()
+}
+
 /// The unit of a package that has installed ollana.
 fn packaged(host: &Host) -> Option<PathBuf> {
     PACKAGED.iter().map(|dir| host.path(dir).join("ollana.service")).find(|path| path.is_file())
