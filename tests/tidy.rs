@@ -34,6 +34,7 @@ const OWNERS: &[(&str, &[&str])] = &[
         &[
             "upstream",
             "proxy::exchange::forward",
+            "proxy::exchange::judged",
             "proxy::exchange::relay",
             "proxy::exchange::pull",
         ],

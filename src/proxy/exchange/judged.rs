@@ -3,10 +3,10 @@
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use http::{Response, StatusCode};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, Response, StatusCode};
 use ureq::Body;
 
-use super::relay::declared_length;
 use crate::http::fields::{ERROR_FIELD, POLICY, UNREACHED, UPSTREAM};
 use crate::manager::pool::Outcome;
 use crate::ollama::errors;
@@ -119,6 +119,14 @@ fn look(answer: &mut Response<Body>) -> Result<Vec<u8>, String> {
         Err(error) if Instant::now() < until => Err(upstream::describe_io(&error)),
         _ => Ok(start),
     }
+}
+
+/// The body's length as the upstream declares it; chunks come without one (RFC 9112 §6.3).
+pub(super) fn declared_length(fields: &HeaderMap) -> Option<u64> {
+    if fields.contains_key(TRANSFER_ENCODING) {
+        return None;
+    }
+    fields.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]

@@ -2,10 +2,10 @@
 
 use std::io::{Cursor, Read};
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING, VIA};
+use http::header::{CONTENT_TYPE, HeaderValue, VIA};
 use http::{HeaderMap, Method};
 
-use super::judged::Judged;
+use super::judged::{Judged, declared_length};
 use super::observed::Observed;
 use super::pull::Lines;
 use super::{End, Exchange, OwnAnswer, Side};
@@ -253,12 +253,4 @@ fn names_itself_well(fields: &HeaderMap) -> bool {
     let mut names = fields.get_all(SERVER_FIELD).iter();
     let is_fit = |name: &HeaderValue| name.len() <= untrusted_text::MOST && name.to_str().is_ok();
     names.next().is_some_and(is_fit) && names.next().is_none()
-}
-
-/// The body's length as the upstream declares it; chunks come without one (RFC 9112 §6.3).
-pub(super) fn declared_length(fields: &HeaderMap) -> Option<u64> {
-    if fields.contains_key(TRANSFER_ENCODING) {
-        return None;
-    }
-    fields.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
