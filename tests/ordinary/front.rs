@@ -150,14 +150,19 @@ fn a_half_closed_upload_arrives_whole() {
             });
             let chain = way.to(&fake);
             let mut client = chain.connect();
-            client.stream.set_write_timeout(Some(Duration::from_millis(300))).expect("a time-out");
+            client.stream.set_write_timeout(Some(Duration::from_secs(2))).expect("a time-out");
             if !client.try_send(post("/api/blobs/sha256:00", vec![b'x'; size])) {
                 gate.open();
                 break;
             }
             client.stream.shutdown(Shutdown::Write).expect("a half-close");
-            sleep(Duration::from_millis(50));
-            let (unsent, unread) = queues(&client);
+            let (mut unsent, mut unread) = (0, 0);
+            eventually("all to have gone as far as it goes", || {
+                let before = (unsent, unread);
+                sleep(Duration::from_millis(50));
+                (unsent, unread) = queues(&client);
+                (before == (unsent, unread)).then_some(())
+            });
             gate.open();
             assert_eq!(client.answer_to("POST").status(), 201, "{way:?} {size}");
             assert_eq!(fake.request(0).body.len(), size, "{way:?}");
