@@ -6,7 +6,7 @@ use ollana::config::Settings;
 use ollana::ollama::model_name::ModelName;
 use serde_json::{Value, json};
 
-use crate::support::{Call, Chain, Model, Ollama, Way, World, eventually, post};
+use crate::support::{Call, Chain, Model, Ollama, Way, World, eventually, post, request};
 
 const WAYS: [Way; 2] = [Way::OneHop, Way::TwoHops];
 
@@ -93,6 +93,34 @@ fn a_name_with_two_digests_is_listed_once() {
             .filter_map(|model| model["digest"].as_str().map(|digest| &digest[..1]))
             .collect();
         assert_eq!(digests, ["a", "b", "c", "d"]);
+    }
+}
+
+/// Ollama reads neither of them (`ListHandler`, `PsHandler`, `ListMiddleware`), and programs send both: its
+/// own gateway for Claude Desktop asks for `/v1/models?limit=1000`.
+#[test]
+fn a_query_or_a_body_takes_nothing_from_a_list() {
+    let (a, b) = (Ollama::with(&["alpha"]), Ollama::with(&["beta"]));
+    for ollama in [&a, &b] {
+        ollama.change(|world| world.loaded.extend(world.models.iter().map(|it| it.name.clone())));
+    }
+    for chain in fronts(&[&a, &b], |_| {}) {
+        eventually("both models", || (tags(&chain).len() == 2).then_some(()));
+        for path in ["/api/tags", "/v1/models", "/api/ps", "/api/version"] {
+            let plain = eventually("the merged list", || {
+                let plain = chain.connect().get(path);
+                let servers = plain.head.one("x-ollana-server").unwrap_or_default();
+                servers.contains(", ").then_some(plain)
+            });
+            for query in ["?", "?limit=1000", "?client_version=1.2&x"] {
+                let answer = chain.connect().get(&format!("{path}{query}"));
+                assert_eq!(answer.text(), plain.text(), "{path}{query}");
+            }
+            // A body stays unread, so the connection ends.
+            let answer = chain.connect().ask(request("GET", path, r#"{"name":"alpha"}"#));
+            assert_eq!(answer.text(), plain.text(), "{path} with a body");
+            assert_eq!(answer.head.one("connection").as_deref(), Some("close"), "{path}");
+        }
     }
 }
 

@@ -286,10 +286,6 @@ impl Endpoint {
             // No handler of Ollama's runs for it.
             endpoint.class = Open;
         }
-        if path.len() < target.len() {
-            // What the query asks for, only a server can tell.
-            endpoint.list = None;
-        }
         endpoint
     }
 

@@ -209,7 +209,7 @@ fn columns(method: &str, target: &str) -> String {
         (endpoint.changes_models, "changes"),
         (endpoint.loads_model, "loads"),
         (endpoint.is_upload(), "blob"),
-        (target == VERSION, "version"),
+        (split_query(target).0 == VERSION, "version"),
     ] {
         if is_so {
             text += &format!(" {word}");
@@ -258,7 +258,8 @@ fn only_the_exact_paths_are_lists() {
     assert_eq!(list("/api/tags"), Some(List::Tags));
     assert_eq!(list("/v1/models"), Some(List::OpenAi));
     assert_eq!(list("/v1/models/a"), None);
-    assert_eq!(list("/api/tags?x=1"), None);
+    assert_eq!(list("/api/tags/"), None);
+    assert_eq!(list("/api/tags?x=1"), Some(List::Tags));
     for list in List::ALL {
         assert_eq!(endpoint("GET", list.path()).list, Some(list));
     }

@@ -6,21 +6,20 @@ use serde_json::json;
 
 use super::{End, Exchange};
 use crate::http::fields::SERVER_FIELD;
-use crate::http::head::Framing;
 use crate::manager::Inventories;
 use crate::ollama::endpoints::VERSION;
 use crate::ollama::inventory::merged_with;
 
 impl Exchange<'_> {
-    /// Answers from what is known of several servers; a single one answers for itself.
+    /// Answers from what is known of several servers; a single one answers for itself. Ollama reads
+    /// neither query nor body here (`ListHandler`, `PsHandler`, `ListMiddleware`).
     pub(super) fn answer_from_lists(&self) -> Option<End> {
         let list = self.endpoint.list;
         let aliases = &self.context.settings.aliases;
         let has_aliases = list.is_some() && !aliases.is_empty();
         let is_read = matches!(self.head.method, Method::GET | Method::HEAD);
         if !is_read
-            || (list.is_none() && self.head.target != VERSION)
-            || self.framing != Framing::Empty
+            || (list.is_none() && self.path() != VERSION)
             || self.head.fields.contains_key(SERVER_FIELD)
             || !self.is_client()
             || !(self.context.presence.has_choice() || has_aliases)

@@ -19,7 +19,7 @@ const LOGGED_METHOD: usize = 20;
 const LOGGED_PATH: usize = 200;
 
 impl Exchange<'_> {
-    fn path(&self) -> &str {
+    pub(super) fn path(&self) -> &str {
         split_query(&self.head.target).0
     }
 
