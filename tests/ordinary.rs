@@ -16,6 +16,7 @@ mod ordinary {
     mod donor;
     mod front;
     mod lists;
+    mod memory;
     mod pull_command;
     mod pulls;
     mod pushes;

@@ -113,6 +113,9 @@ impl OwnAnswer {
             OwnAnswer::Fault(Fault::ClientLeft | Fault::ClientStalled) => (CLIENT_LEFT, "left", ""),
             OwnAnswer::Fault(Fault::OutOfResources) => (503, UNREACHED,
                 "this machine is out of file descriptors or memory"),
+            OwnAnswer::Fault(Fault::NoMemoryForBody) => (503, "busy",
+                "other requests' bodies take up all memory for them: try again, or start ollana \
+                 with a larger --replay-budget"),
             OwnAnswer::Fault(Fault::BodyMalformed(reason)) => (400, "body", *reason),
             OwnAnswer::Fault(Fault::BodyTooSlow) => (408, "body", "the body took too long"),
             OwnAnswer::Fault(Fault::BodyTooLong) => (413, "body", "the body is too long"),

@@ -92,6 +92,10 @@ impl Rest {
 impl<'a> RequestBody<'a> {
     /// The body that follows `head`; up to `limit` bytes are kept for another try.
     pub(super) fn new(head: &Head, limit: usize, budget: &'a Budget) -> Self {
+        let length = match head.framing {
+            Framing::Length(length) => Some(length),
+            Framing::Empty | Framing::Chunked => None,
+        };
         RequestBody {
             rest: match head.framing {
                 Framing::Empty => Rest::Done,
@@ -99,7 +103,7 @@ impl<'a> RequestBody<'a> {
                 Framing::Chunked => Rest::Chunked(ChunkDecoder::default()),
             },
             awaits_continue: head.expects_continue && head.framing != Framing::Empty,
-            kept: budget.keep(limit),
+            kept: budget.keep(limit, length),
             watch: None,
             sent: 0,
             transfer: None,
@@ -132,6 +136,8 @@ pub(super) struct BodyReader<'a, 'b> {
     timeout: Duration,
     /// What doesn't come within this time isn't waited for.
     pause: Option<Duration>,
+    /// How long it may still wait for memory, if it does.
+    pub(super) patience: Option<Duration>,
     /// Bytes of `kept` that this attempt has had.
     replayed: usize,
     /// Bytes that this attempt was given in place of those that an early answer made needless.
@@ -148,7 +154,15 @@ impl<'a, 'b> BodyReader<'a, 'b> {
         body: &'a mut RequestBody<'b>,
         timeout: Duration,
     ) -> Self {
-        BodyReader { connection, body, timeout, pause: None, replayed: 0, skipped: 0 }
+        BodyReader {
+            connection,
+            body,
+            timeout,
+            pause: None,
+            patience: None,
+            replayed: 0,
+            skipped: 0,
+        }
     }
 
     /// Receives and keeps more of the body before it is sent, if there is more, it comes within the
@@ -159,8 +173,14 @@ impl<'a, 'b> BodyReader<'a, 'b> {
         let before = kept.bytes.len();
         let size = if before < SMALL { SMALL } else { LARGE };
         let room = rest.unreceived(0).min(size.min(most.saturating_sub(before)) as u64) as usize;
+        let mut no_patience = None;
+        let patience = if pause.is_some() { &mut no_patience } else { &mut self.patience };
+        let has_left = || exchange_io::with(|io| io.has_client_left());
         // Nothing is taken that can't be kept: it was not sent yet, so it would be lost.
-        if kept.is_whole && room > 0 && kept.loan.grow(room) {
+        if kept.is_whole
+            && room > 0
+            && kept.loan.await_growth(room, patience, has_left).map_err(give_up)?
+        {
             if kept.bytes.grow(room).is_err() {
                 kept.loan.shrink(room);
                 return Ok(());
@@ -294,6 +314,12 @@ impl<'a, 'b> BodyReader<'a, 'b> {
     }
 }
 
+impl Drop for BodyReader<'_, '_> {
+    fn drop(&mut self) {
+        self.body.kept.loan.end_turn();
+    }
+}
+
 impl Read for BodyReader<'_, '_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         if let Some(kept) =
@@ -305,7 +331,8 @@ impl Read for BodyReader<'_, '_> {
             self.replayed += n;
             self.body.count(n);
             let kept = &mut self.body.kept;
-            if is_last && self.replayed > kept.limit && kept.loan.is_scarce() {
+            // Another try is worth less than that others can be looked at.
+            if is_last && kept.loan.is_scarce() {
                 kept.release();
             }
             return Ok(n);

@@ -48,6 +48,8 @@ pub(crate) enum Fault {
     BodyMalformed(&'static str),
     /// The client sent nothing of the body within the body time-out.
     BodyTooSlow,
+    /// The bodies of others took up all memory for them for as long as a request waits.
+    NoMemoryForBody,
     /// The answer came first, and the body declares more bytes than can be skipped.
     BodyTooLong,
 }
@@ -174,6 +176,17 @@ impl ExchangeIo {
             Phase::Sending { .. } | Phase::Awaiting if self.is_reused => Failure::Stale,
             _ => Failure::Unanswered,
         }
+    }
+
+    /// Whether the client is seen to have left, by what its connection tells without waiting.
+    pub(crate) fn has_client_left(&self) -> bool {
+        let client = self.attempt.client.as_deref();
+        client.is_some_and(|client| socket::is_gone(client.socket(), self.leaves_by()))
+    }
+
+    /// What tells it: that the client has ended its side, unless it may still be answered then.
+    fn leaves_by(&self) -> PollFlags {
+        if self.attempt.half_closed.is_zero() { HANGUP } else { PollFlags::empty() }
     }
 
     /// Gives the exchange up; returns the error that ends the call it happened in.
@@ -349,7 +362,7 @@ impl ExchangeIo {
         if before < KERNEL_BUFFER && self.answered == KERNEL_BUFFER {
             let _ = socket::limit_unacknowledged(client.socket(), stall.max(UNACKNOWLEDGED));
         }
-        let hangup = if self.attempt.half_closed.is_zero() { HANGUP } else { PollFlags::empty() };
+        let hangup = self.leaves_by();
         let sent = client
             .write_watching(&self.outbox, stall, hangup)
             .and_then(|()| client.write_watching(bytes, stall, hangup));

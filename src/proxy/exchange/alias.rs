@@ -114,8 +114,8 @@ impl<'a> Exchange<'a> {
         seen: &mut Subject,
     ) -> Result<bool, OwnAnswer> {
         self.fetch_all(body)?;
-        let (mut plain, mut memory) = (Vec::new(), self.context.budget.lend());
-        if body.is_done() && memory.grow(zstd::MEMORY) {
+        let (mut plain, memory) = (Vec::new(), self.lend_for_zstd()?);
+        if body.is_done() && memory.is_some() {
             zstd::decode(&*body.kept.bytes, |piece| {
                 plain.extend_from_slice(piece);
                 true

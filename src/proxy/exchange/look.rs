@@ -2,8 +2,8 @@
 //!
 //! Until a body has named its model, more of it is received and kept, in memory that all exchanges
 //! share. The last of several names counts: what comes without a pause is looked at too, as far as it
-//! would be kept anyway, and the rest while it passes (`request_body::Watch`). A body that has no room
-//! goes by what is known. So do tools, images and the length of the prompt: what stands behind that
+//! would be kept anyway, and the rest while it passes (`request_body::Watch`). A body that others leave
+//! no memory waits for it; one beyond its share goes by what is known. So do tools, images and the length of the prompt: what stands behind that
 //! doesn't count, and is never waited for.
 
 use std::io::{self, Read};
@@ -16,6 +16,7 @@ use super::{Exchange, OwnAnswer};
 use crate::http::target;
 use crate::ollama::endpoints::Task;
 use crate::ollama::subject::{FormScan, Scan, Subject};
+use crate::proxy::kept::Loan;
 use crate::proxy::request_body::{BodyReader, RequestBody, Watch};
 use crate::proxy::zstd;
 use crate::upstream::exchange_io::{Attempt, Fault};
@@ -137,9 +138,8 @@ impl<'a> Exchange<'a> {
         body: &mut RequestBody<'a>,
         scan: &mut Scan,
     ) -> Result<(), OwnAnswer> {
-        let (context, most) = (self.context, self.most_looked_at());
-        let mut memory = context.budget.lend();
-        if memory.grow(zstd::MEMORY) {
+        let most = self.most_looked_at();
+        if let Some(_memory) = self.lend_for_zstd()? {
             let packed = Packed { reader: self.begin_reading(body), most, read: 0 };
             zstd::decode(packed, |piece| {
                 scan.push(piece);
@@ -147,6 +147,17 @@ impl<'a> Exchange<'a> {
             });
         }
         self.fault().map_or(Ok(()), Err)
+    }
+
+    /// Memory to decode zstd in, if there is as much.
+    pub(super) fn lend_for_zstd(&self) -> Result<Option<Loan<'a>>, OwnAnswer> {
+        let mut memory = self.context.budget.lend();
+        let (mut patience, has_left) = (self.patience(), || self.has_client_left());
+        let is_lent =
+            memory.await_growth(zstd::MEMORY, &mut patience, has_left).map_err(OwnAnswer::Fault)?;
+        // The body that is decoded may need it next.
+        memory.end_turn();
+        Ok(is_lent.then_some(memory))
     }
 
     /// Receives and keeps all of a body that there is room for.
@@ -166,6 +177,7 @@ impl<'a> Exchange<'a> {
         loop {
             let before = reader.kept().len();
             if reader.fetch(most, pause).is_err() {
+                drop(reader);
                 return Err(self.fault().unwrap_or(OwnAnswer::Fault(Fault::ClientLeft)));
             }
             let piece = &reader.kept()[before..];
@@ -186,10 +198,22 @@ impl<'a> Exchange<'a> {
         if matters { self.context.budget.share() } else { LITTLE }
     }
 
+    /// How long it waits for memory, if its body decides where it goes, or whether it may.
+    fn patience(&self) -> Option<Duration> {
+        let is_pull = self.endpoint.task == Task::Pull;
+        let matters = self.has_choice() || self.keeps_from_cloud() || is_pull;
+        let can_come = !self.is_zstd() || self.context.budget.has_beside_share(zstd::MEMORY);
+        (matters && can_come).then_some(self.context.settings.timing.queue_timeout)
+    }
+
     fn begin_reading<'b>(&'b mut self, body: &'b mut RequestBody<'a>) -> BodyReader<'b, 'a> {
         let client = Some(Arc::clone(&self.connection.stream));
-        self.upstream.begin(Attempt { client, ..Attempt::default() });
-        BodyReader::new(self.connection, body, self.context.settings.timing.body_timeout)
+        let (patience, half_closed) = (self.patience(), self.half_closed());
+        self.upstream.begin(Attempt { client, half_closed, ..Attempt::default() });
+        let timeout = self.context.settings.timing.body_timeout;
+        let mut reader = BodyReader::new(self.connection, body, timeout);
+        reader.patience = patience;
+        reader
     }
 
     fn field(&self, name: HeaderName) -> Option<&str> {
