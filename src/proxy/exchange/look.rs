@@ -3,8 +3,8 @@
 //! Until a body has named its model, more of it is received and kept, in memory that all exchanges
 //! share. The last of several names counts: what comes without a pause is looked at too, as far as it
 //! would be kept anyway, and the rest while it passes (`request_body::Watch`). A body that others leave
-//! no memory waits for it; one beyond its share goes by what is known. So do tools, images and the length of the prompt: what stands behind that
-//! doesn't count, and is never waited for.
+//! no memory waits for it; one beyond its share goes by what is known. So do tools, images and the length
+//! of the prompt: what stands behind that doesn't count, and is never waited for.
 
 use std::io::{self, Read};
 use std::sync::Arc;
