@@ -12,6 +12,11 @@ use crate::counters::Share;
 const MAX_MODELS: usize = 10_000;
 /// Longest entry that is kept, in bytes.
 const MAX_ENTRY: usize = 256 * 1024;
+/// Objects and lists in one another that an entry may have; Ollama's have three. Parsers give up at
+/// some depth, and what wraps entries, such as the file that remembers them, adds to it.
+const MAX_DEPTH: usize = 32;
+/// The list that entries are in, and the object around it.
+const LIST_DEPTH: usize = 2;
 /// What the entries of one list may take, in bytes; and how much of that each has for itself, while
 /// the rest comes out of what all lists share.
 const MAX_LIST: usize = 8 << 20;
@@ -54,6 +59,7 @@ pub(crate) struct ListReader {
     is_listing: bool,
     has_list: bool,
     entry: Vec<u8>,
+    is_too_deep: bool,
     /// Entries that say nothing, and entries without a place.
     unread: usize,
     left_out: usize,
@@ -72,6 +78,7 @@ impl ListReader {
             is_listing: false,
             has_list: false,
             entry: Vec::new(),
+            is_too_deep: false,
             unread: 0,
             left_out: 0,
         }
@@ -104,7 +111,8 @@ impl ListReader {
             }
             b'{' | b'[' => {
                 self.depth += 1;
-                if self.depth == 2 && byte == b'[' && self.is_named() {
+                self.is_too_deep |= self.is_listing && self.depth > LIST_DEPTH + MAX_DEPTH;
+                if self.depth == LIST_DEPTH && byte == b'[' && self.is_named() {
                     (self.is_listing, self.has_list) = (true, true);
                     return;
                 }
@@ -116,7 +124,7 @@ impl ListReader {
                 }
                 self.read.is_whole |= self.depth == 0;
             }
-            b',' if self.is_listing && self.depth == 2 => return self.end_entry(),
+            b',' if self.is_listing && self.depth == LIST_DEPTH => return self.end_entry(),
             // Of members with one name, the last counts.
             b':' if self.depth == 1 && self.is_named() => {
                 (self.read, self.bytes, self.has_list) = (Read::default(), 0, false);
@@ -143,9 +151,10 @@ impl ListReader {
 
     fn end_entry(&mut self) {
         let text = self.entry.trim_ascii();
+        let is_plain = !std::mem::take(&mut self.is_too_deep) && text.len() <= MAX_ENTRY;
         if !text.is_empty() {
             match parsed(text).and_then(|(json, text)| Entry::new(self.list, &json, text)) {
-                Some(entry) if text.len() <= MAX_ENTRY => self.keep(entry),
+                Some(entry) if is_plain => self.keep(entry),
                 _ => self.unread += 1,
             }
         }
@@ -242,6 +251,23 @@ mod tests {
         }
         let odd = b"{\"models\":[{\"name\":\"a\xff\"},{\"name\":\"b\"}]}";
         assert_eq!(names(&read(odd, 5)), ["a\u{fffd}", "b"]);
+    }
+
+    #[test]
+    fn entries_of_any_depth_are_read_or_counted() {
+        for depth in 1..200 {
+            let (open, close) = ("[".repeat(depth - 1), "]".repeat(depth - 1));
+            let deep = format!(r#"{{"name":"deep","x":{open}1{close}}}"#);
+            let text =
+                format!(r#"{{"x":{open}{close},"models":[{{"name":"a"}},{deep},{{"name":"b"}}]}}"#);
+            let read = read(text.as_bytes(), 7);
+            let all: &[&str] = if depth <= MAX_DEPTH { &["a", "deep", "b"] } else { &["a", "b"] };
+            assert_eq!(
+                (names(&read), read.problem.is_some()),
+                (all.to_vec(), all.len() == 2),
+                "{depth}"
+            );
+        }
     }
 
     #[test]
