@@ -251,6 +251,31 @@ fn what_a_server_had_outlives_a_restart_of_the_client() {
     }
 }
 
+/// What one server says about its models costs no other its place in what is remembered.
+#[test]
+fn odd_entries_of_one_server_make_no_other_forgotten() {
+    for depth in [33, 124, 125, 126, 127] {
+        let folder = Folder::new(&format!("odd-{depth}"));
+        let (mut a, b) = (Ollama::with(&["alpha"]), Ollama::with(&["beta"]));
+        let (open, close) = ("[".repeat(depth - 1), "]".repeat(depth - 1));
+        let odd = format!(r#"{{"models":[{{"name":"beta"}},{{"name":"odd","x":{open}{close}}}]}}"#);
+        b.change(|world| drop(world.raw_lists.insert("/api/tags".to_owned(), odd)));
+        let (mut chain, settings) = beside(Way::OneHop, &a, &b, Some(folder.0.clone()));
+        chain.client = None;
+        a.kill();
+        for start_number in 1..3 {
+            chain.client = Some(start(&settings));
+            eventually("beta", || {
+                chain.connect().get("/api/tags").text().contains("beta").then_some(())
+            });
+            let about = ("POST", "/api/show", r#"{"model":"alpha"}"#);
+            let (status, body) = ask(&mut chain.connect(), about);
+            assert_eq!(status, 503, "depth {depth}, start {start_number}: {body}");
+            chain.client = None;
+        }
+    }
+}
+
 #[test]
 fn lists_have_what_can_be_used_and_what_can_be_woken() {
     let lists = |chain: &Chain| {
