@@ -13,11 +13,12 @@ use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, getsid, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, getsid, kill_process, kill_process_group, test_kill_process};
 use support::{Fake, Ollama, PATIENCE, Process, eventually};
 
 /// What a service manager hears.
@@ -237,6 +238,58 @@ fn a_daemon_that_cannot_start_says_so() {
         assert!(!text.contains("in the background, pid"), "{more}: {text}");
     }
     let _ = fs::remove_dir_all(dir);
+}
+
+/// While it waits for an Ollama that hangs: Ctrl-C, which a terminal sends to all of its group, and a
+/// signal to the command alone.
+#[test]
+fn who_ends_the_start_of_a_daemon_has_ended_it() {
+    for (signal, to_all) in [(Signal::INT, true), (Signal::TERM, false), (Signal::KILL, false)] {
+        let dir = folder("ended");
+        let (pid_file, log) = (dir.join("ollana.pid"), dir.join("ollana.log"));
+        let hanging = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ollana"));
+        command
+            .args(["--daemon", "--mode", "auto", "--discovery-port", "0", "--listen"])
+            .arg(support::free_tcp_port().to_string())
+            .arg("--ollama")
+            .arg(hanging.local_addr().expect("its address").to_string())
+            .arg("--pid-file")
+            .arg(&pid_file)
+            .arg("--log-file")
+            .arg(&log)
+            .env_clear()
+            .env("OLLANA_STATE_DIR", &dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0);
+        let mut launcher = command.spawn().expect("run ollana");
+        let _asked = hanging.accept().expect("it asks for Ollama");
+        let own = Pid::from_child(&launcher);
+        let daemon = eventually("the daemon", || child_of(own));
+        let left = Left(daemon);
+        let sent = if to_all { kill_process_group(own, signal) } else { kill_process(own, signal) };
+        sent.expect("signalled");
+        assert!(!launcher.wait().expect("its end").success(), "{signal:?}");
+        eventually("the daemon to end", || test_kill_process(daemon).is_err().then_some(()));
+        std::mem::forget(left);
+        assert!(!pid_file.exists(), "{signal:?}: its number is gone with it");
+        let text = fs::read_to_string(&log).expect("its log");
+        let reason = if to_all { "stopped before it was ready" } else { "not started" };
+        assert!(text.contains(reason), "{signal:?}: {text}");
+        let _ = fs::remove_dir_all(dir);
+    }
+}
+
+fn child_of(parent: Pid) -> Option<Pid> {
+    let processes = fs::read_dir("/proc").expect("the processes").flatten();
+    let mut all = processes.filter_map(|it| it.file_name().to_str()?.parse().ok());
+    all.find_map(|number: i32| {
+        let stat = fs::read_to_string(format!("/proc/{number}/stat")).ok()?;
+        let mut behind_name = stat.rsplit_once(") ")?.1.split(' ').skip(1);
+        (behind_name.next()? == parent.to_string()).then(|| Pid::from_raw(number)).flatten()
+    })
 }
 
 /// The group of Ollama's service, while there is one: a unit with a group that is gone isn't started.

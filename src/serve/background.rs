@@ -1,10 +1,13 @@
 //! `--daemon` for boxes without a service manager, and `--pid-file`.
 //!
 //! ```text
-//!  ollana --daemon ──► the same program again, in a session of its own
+//!  ollana --daemon ──► the same program again
 //!       │ ◄── "ready" on a pipe, or the pipe's end ──┤
-//!       └► says so and exits 0, or with its code     └► detaches from the terminal
+//!       └► says so and exits 0, or with its code     └► detaches from the terminal and its session
 //! ```
+//!
+//! Who ends the start has ended it: until then Ctrl-C reaches both, and nobody is left to read "ready"
+//! once the first process is killed.
 
 use std::io::{self, Read, Write, stdout};
 use std::path::{Path, PathBuf};
@@ -21,7 +24,6 @@ const READY: &[u8] = b"ready";
 /// that is to serve.
 pub fn launch(settings: &Settings) -> Option<ExitCode> {
     if std::env::var_os(STAGE).is_some() {
-        system::leave_session();
         return None;
     }
     if settings.daemon && cfg!(windows) {
@@ -60,15 +62,17 @@ fn start(settings: &Settings) -> io::Result<ExitCode> {
 }
 
 /// In the second process: tells the first one that it serves, and closes its descriptors. Fails
-/// where there is no /dev/null.
+/// where there is no /dev/null, and if the first one has ended.
 pub(super) fn detach(journal: &LogWriter) -> io::Result<()> {
     if std::env::var_os(STAGE).is_none() {
         return Ok(());
     }
     journal.finish(); // The log up to here goes to the terminal.
-    system::leave_terminal(|| {
-        // Fails if the first process was killed.
-        let _ = stdout().write_all(READY).and_then(|()| stdout().flush());
+    system::leave_session();
+    let told = || stdout().write_all(READY).and_then(|()| stdout().flush());
+    // Nobody reads standard error any more.
+    system::leave_terminal(told)?.inspect_err(|error| {
+        log::error!("not started: the command that started it has ended reason={error}");
     })
 }
 

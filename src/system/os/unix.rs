@@ -90,13 +90,13 @@ pub(crate) fn leave_session() {
     let _ = rustix::process::setsid();
 }
 
-/// Closes standard error, then does something, then closes standard output. Fails where there is no
-/// /dev/null.
-pub(crate) fn leave_terminal(between: impl FnOnce()) -> io::Result<()> {
+/// Closes standard error, does something, closes standard output. Fails where there is no /dev/null.
+pub(crate) fn leave_terminal<T>(between: impl FnOnce() -> T) -> io::Result<T> {
     let nowhere = File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stderr(&nowhere)?;
-    between();
-    rustix::stdio::dup2_stdout(&nowhere).map_err(io::Error::from)
+    let done = between();
+    rustix::stdio::dup2_stdout(&nowhere)?;
+    Ok(done)
 }
 
 /// Time since this machine booted, by the clock that counts sleep, where there is one.
