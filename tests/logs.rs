@@ -88,6 +88,61 @@ fn a_rotated_file_is_opened_anew() {
     assert!(text(&old).contains("stopped cut=false"));
 }
 
+/// Where nobody rotates it, a log takes no more than twice 10 MB.
+#[test]
+fn a_long_file_is_put_aside() {
+    let folder = Folder::new("long");
+    let (log, old) = (folder.file("ollana.log"), folder.file("ollana.log.1"));
+    let long = "x".repeat(9_999) + "\n";
+    let fake = fake();
+    let log_to = |log: &std::path::Path, address: &str| {
+        start(&fake, address, &format!("--log-level debug --log-file {}", log.display()))
+    };
+    fs::write(&old, "older").expect("an older file");
+    fs::write(&log, long.repeat(999)).expect("a long file");
+    let address = free();
+    let process = log_to(&log, &address);
+    let mut client = Client::connect(address.parse().expect("an address"));
+    let path = |n: usize| format!("/{n}-{}", "y".repeat(400));
+    let requests = 150;
+    (0..requests).for_each(|n| drop(client.get(&path(n))));
+    let last = format!("\"/{}-", requests - 1);
+    eventually("the last line", || text(&log).contains(&last).then_some(()));
+    let both = [text(&old), text(&log)];
+    assert!((9_990_000..10_010_000).contains(&both[0].len()), "{} bytes", both[0].len());
+    assert!(both[1].len() < 200_000 && !both[1].contains('x'), "{} bytes", both[1].len());
+    let ends = both.each_ref().map(|it| it.rsplit("x\n").next().expect("an end"));
+    for n in 0..requests {
+        let lines: usize = ends.iter().map(|it| it.matches(&format!("\"/{n}-")).count()).sum();
+        assert_eq!(lines, 1, "request {n}");
+    }
+    assert_eq!(process.log(), "", "nothing of it goes to stderr");
+    drop(process);
+    // Where it can't be renamed it goes on, and that is said once.
+    fs::remove_file(&old).expect("removed");
+    fs::create_dir_all(old.join("folder")).expect("a folder in its place");
+    fs::write(&log, long.repeat(1000)).expect("a long file");
+    let address = free();
+    let process = log_to(&log, &address);
+    let mut client = Client::connect(address.parse().expect("an address"));
+    (0..9).for_each(|n| drop(client.get(&path(n))));
+    eventually("the last line", || text(&log).contains("\"/8-").then_some(()));
+    assert_eq!(text(&log).matches("cannot rename the log file").count(), 1);
+    drop(process);
+    // What a link leads to, perhaps a device, is somebody else's.
+    #[cfg(unix)]
+    {
+        let link = folder.file("link");
+        symlink(&log, &link).expect("a link");
+        let address = free();
+        let _process = log_to(&link, &address);
+        Client::connect(address.parse().expect("an address")).get("/through-the-link");
+        eventually("its line", || text(&log).contains("/through-the-link").then_some(()));
+        assert!(link.is_symlink() && !folder.file("link.1").exists());
+        assert_eq!(text(&log).matches("cannot rename the log file").count(), 1);
+    }
+}
+
 /// `systemctl kill -s HUP` on a service that logs to the journal: it must not end, because a
 /// service manager takes that for a clean end and leaves it so.
 #[test]

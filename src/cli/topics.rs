@@ -190,7 +190,7 @@ its plan, which cloud models need.
         intro: "systemd is told when ollana is ready, and that it is alive. (\"cargo install ollana\" \
                 installs another program with the same name.)",
         options: &[
-            option("log-file FILE", "log there instead of to stderr; SIGHUP reopens it", "",
+            option("log-file FILE", "log there; at 10 MB it becomes FILE.1; SIGHUP reopens it", "",
                 Scalar(|s, v| absolute(v).map(|file| s.log_file = Some(file)))),
             option("log-format FORMAT", "text, or json: an object per line", "text", Words(&[
                 ("text", |s| s.log_format = LogFormat::Text),

@@ -15,6 +15,8 @@ use crate::system::{self, files};
 
 /// Lines that may wait to be written; more are lost.
 const LOG_QUEUE: usize = 1024;
+/// Bytes of a log file before another one is begun, beside which one old file is kept.
+const MAX_FILE: u64 = 10_000_000;
 /// For the last lines, at the end of the process.
 const LAST_LINES: Duration = Duration::from_millis(200);
 /// For the reason of a sudden end, which is worth more.
@@ -57,7 +59,7 @@ impl LogWriter {
                 let path = path.to_owned();
                 let (path, file) =
                     files::in_time(move || files::append(&path).map(|file| (path, file)))?;
-                Place::File { path, file }
+                Place::File { path, file, most: MAX_FILE }
             }
             None if is_journal() && format == LogFormat::Text => Place::Journald,
             None => Place::Stderr,
@@ -118,7 +120,12 @@ fn is_journal() -> bool {
 enum Place {
     Stderr,
     Journald,
-    File { path: PathBuf, file: File },
+    File {
+        path: PathBuf,
+        file: File,
+        /// Bytes from which on it is put aside.
+        most: u64,
+    },
 }
 
 struct WriterThread {
@@ -146,9 +153,9 @@ impl WriterThread {
 
     /// The old file is kept until the new one can be had.
     fn reopen(&mut self) {
-        let Place::File { path, file } = &mut self.place else { return };
+        let Place::File { path, file, most } = &mut self.place else { return };
         match files::append(path) {
-            Ok(new) => (*file, self.is_torn) = (new, false),
+            Ok(new) => (*file, *most, self.is_torn) = (new, MAX_FILE, false),
             Err(error) => {
                 let message = format!("cannot reopen the log file path={path:?} reason={error:?}");
                 let line = self.own_line(&message);
@@ -157,7 +164,28 @@ impl WriterThread {
         }
     }
 
+    /// Begins another file once this one is long: not everywhere does somebody else do that. A link or
+    /// a device stays as it is.
+    fn rotate(&mut self) {
+        let Place::File { path, file, most } = &mut self.place else { return };
+        let about = file.metadata().ok().filter(|about| about.is_file());
+        let Some(length) = about.map(|about| about.len()).filter(|length| length >= most) else {
+            return;
+        };
+        match files::set_aside(path, *most) {
+            Ok(true) => self.reopen(),
+            Ok(false) => *most = u64::MAX,
+            Err(error) => {
+                *most = length + MAX_FILE;
+                let message = format!("cannot rename the log file path={path:?} reason={error:?}");
+                let line = self.own_line(&message);
+                self.write(line);
+            }
+        }
+    }
+
     fn write(&mut self, line: Vec<u8>) {
+        self.rotate();
         let lost = self.shared.lost.swap(0, SeqCst);
         let mut bytes = if self.is_torn { b"\n".to_vec() } else { Vec::new() };
         if lost > 0 {

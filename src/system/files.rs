@@ -145,6 +145,21 @@ pub(crate) fn append(path: &Path) -> io::Result<fs::File> {
     as_owner_of(path, || os::append(path))?
 }
 
+/// Puts a plain file of at least so many bytes aside, as NAME.1 in the place of the one before. False if
+/// it isn't a plain file; a shorter one has been put aside by somebody else.
+pub(crate) fn set_aside(path: &Path, length: u64) -> io::Result<bool> {
+    as_owner_of(path, || {
+        let about = fs::symlink_metadata(way(path))?;
+        if about.is_file() && about.len() >= length {
+            let mut old = path.as_os_str().to_owned();
+            old.push(".1");
+            let (path, old) = (&*way(path), &*way(Path::new(&old)));
+            os::rename(path, old)?;
+        }
+        Ok(about.is_file())
+    })?
+}
+
 /// By which a change of a file shows.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
@@ -352,6 +367,7 @@ mod tests {
         for way in ways.iter().chain(&others) {
             let error = append(way).expect_err(&format!("{way:?}"));
             assert_ne!(error.kind(), ErrorKind::NotFound, "{way:?} {error}");
+            assert!(!matches!(set_aside(way, 0), Ok(true)), "{way:?}");
             if way.parent() != Some(&dir) && way.parent() != Some(&outside.join("roots")) {
                 replace_readable(way, "1").map(|()| assert_eq!(*way, others[0])).unwrap_or(());
             }
@@ -361,6 +377,13 @@ mod tests {
         let own = dir.join("own");
         append(&own).unwrap().write_all(b"1").unwrap();
         append(&own).unwrap().write_all(b"2").unwrap();
+        let aside = dir.join("aside");
+        append(&aside).unwrap().write_all(b"5").unwrap();
+        symlink(&secret, dir.join("aside.1")).unwrap();
+        assert!(set_aside(&aside, 2).unwrap() && aside.exists(), "it is shorter");
+        assert!(set_aside(&aside, 1).unwrap() && !aside.exists());
+        assert_eq!(fs::read_to_string(dir.join("aside.1")).unwrap(), "5");
+        assert_eq!(fs::read_to_string(&secret).unwrap(), "root's");
         replace_readable(&dir.join("pid"), "3").unwrap();
         for (name, text) in [("own", "12"), ("pid", "3\n")] {
             assert_eq!(fs::read_to_string(dir.join(name)).unwrap(), text);
