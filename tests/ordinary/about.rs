@@ -378,6 +378,22 @@ fn a_body_beyond_all_memory_is_passed_on() {
 }
 
 #[test]
+fn a_body_beyond_all_memory_hears_no_404_from_who_lacks_its_model() {
+    let poor: Rule = |settings, alpha, _| {
+        settings.limits.replay_budget = 200_000;
+        settings.preferred = vec![alpha];
+    };
+    for house in alpha_and_beta(poor) {
+        let image = "A".repeat(500_000);
+        let late = format!("{{\"images\":[\"{image}\"],\"model\":\"beta\",\"messages\":[]}}");
+        let answer = house.ask(&post("/api/chat", late));
+        let told = format!("{}: {} {}", house.name, answer.status(), answer.text());
+        assert!(told.contains(": 503 ") && told.contains("--replay-budget"), "{told}");
+        assert_eq!(house.asked(), [1, 0], "{told}");
+    }
+}
+
+#[test]
 fn a_transcription_is_asked_for_again_however_large() {
     // Of those that ask, every other one is left.
     let calls = Arc::new(AtomicUsize::new(0));

@@ -153,6 +153,15 @@ impl<'a> Exchange<'a> {
         let id = lease.pick.id;
         let (poor, lacks_model) = (answer.poor, answer.lacks_model);
         let Some(outcome) = poor.filter(|poor| course.may_go_on(id, *poor)) else {
+            if lacks_model && course.wanted.model.is_none() {
+                // Another one may have it; a 404 would tell that nobody has.
+                lease.report.outcome = Outcome::Answered;
+                return Err(OwnAnswer::NoServer(format!(
+                    "the body is too large to find its model in it, and {} has no such model: \
+                     start ollana with a larger --replay-budget",
+                    lease.pick.label()
+                )));
+            }
             return Ok(Next::Done(lease, answer));
         };
         // Two that hold what the other waits for would wait for ever.
