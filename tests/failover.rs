@@ -321,6 +321,37 @@ fn a_refused_connection_is_no_matter_for_any_method() {
 }
 
 #[test]
+fn a_busy_server_that_restarted_is_used_again_at_once() {
+    const STREAMS: usize = 30;
+    let mut two = Two::start(true, |settings| {
+        settings.preferred = settings.servers.iter().take(1).map(ToString::to_string).collect();
+    });
+    // They end when their connection does.
+    two.first().0.change(|world| {
+        (world.tokens, world.token_takes) = (10_000, Duration::from_millis(20));
+    });
+    let body = BODY.replace("false", "true");
+    let mut clients: Vec<Client> = (0..STREAMS).map(|_| two.chain.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send(request("POST", "/api/chat", &body)));
+    clients.iter_mut().for_each(|client| assert_eq!(client.head_of("POST").status(), 200));
+    assert_eq!(two.asked("/api/chat"), [STREAMS, 0]);
+    two.servers[0].0.kill();
+    clients.iter_mut().for_each(|client| assert_ne!(client.rest().1, End::Whole));
+    two.first().0.change(|world| *world = World::with(&["m"]));
+    let becomes = |two: &Two, health: &str| {
+        eventually(&format!("the first server to be {health}"), || {
+            let status = two.chain.connect().get("/ollana/status").json();
+            (status["servers"][0]["health"] == health).then_some(())
+        });
+    };
+    becomes(&two, "down");
+    two.servers[0].0.restart();
+    becomes(&two, "ready");
+    assert_eq!(two.chain.connect().post("/api/chat", BODY).status(), 200);
+    assert_eq!(two.asked("/api/chat"), [STREAMS + 1, 0]);
+}
+
+#[test]
 fn an_overloaded_server_is_left_for_the_other() {
     for direct in WAYS {
         // A machine without a turn, and an account without any more quota.

@@ -52,6 +52,9 @@ impl Pool {
             return;
         }
         let transition = backend.checked(terms, check, result, well_at);
+        if matches!(transition, Some(Transition::Up { .. })) {
+            backend.load.came_up(now);
+        }
         let identity = backend.claims.identity;
         self.actions.extend(transition.map(Action::Report));
         // A server that the user named is one entry, even if it was announced, or remembered,

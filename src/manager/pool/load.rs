@@ -69,6 +69,11 @@ impl Load {
             Outcome::Overloaded => {}
             Outcome::Unreachable | Outcome::Failed => {
                 self.failed_at = Some(now);
+                // What fails during its pause was under way before: a server that dies while it has
+                // many requests has failed once.
+                if self.ejected_until.is_some_and(|until| now < until) {
+                    return None;
+                }
                 self.strikes += 1;
                 if self.strikes >= STRIKES {
                     let pause = FIRST_EJECTION.saturating_mul(1 << self.ejections.min(8));
@@ -81,6 +86,13 @@ impl Load {
             }
         }
         None
+    }
+
+    /// A check found the server well after it was down, which explains what failed before. If it was
+    /// ejected, a request may try it at once.
+    pub(super) fn came_up(&mut self, now: Instant) {
+        (self.strikes, self.ejections, self.failed_at) = (0, 0, None);
+        self.ejected_until = self.ejected_until.map(|until| until.min(now));
     }
 
     pub(super) fn lift_old_limit(&mut self, now: Instant) {

@@ -798,6 +798,32 @@ fn a_snapshot_tells_what_the_pool_goes_by() {
 }
 
 #[test]
+fn requests_that_a_restart_breaks_are_one_failure() {
+    let mut w = World::new();
+    w.pool.rules.preferred = vec!["10.0.0.1".to_owned()];
+    let (id, other) = (w.server(1), w.server(2));
+    for pause in [FIRST_EJECTION, FIRST_EJECTION * 2] {
+        w.pool.transfer(id, 30, 0);
+        for _ in 0..30 {
+            w.input(Input::Finished(id, Outcome::Failed.into()));
+        }
+        w.checks_kept();
+        let ejected = |report: &Transition| matches!(report, Transition::OutlierEjected { .. });
+        assert_eq!(w.reports().iter().filter(|report| ejected(report)).count(), 1);
+        assert_eq!(w.pool.snapshot(w.now)[0].pause, Some((State::OutlierEjected, pause)));
+        w.pass(pause);
+    }
+    // It was found down, and is well again: then it is on trial at once.
+    w.checked(id, CheckResult::Refused("restarting".to_owned()));
+    assert_eq!(w.pick(), Some(other));
+    w.pass(FIRST_RETRY * 2);
+    w.checked(id, healthy(address(1), 1));
+    assert_eq!((w.pick(), w.pick()), (Some(id), Some(other)));
+    w.done(id);
+    assert_eq!((w.pick(), w.pick()), (Some(id), Some(id)));
+}
+
+#[test]
 fn models_are_asked_for_while_somebody_looks() {
     let mut w = World::new();
     let wants = |w: &mut World| -> Vec<bool> {
