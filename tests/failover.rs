@@ -437,3 +437,23 @@ fn a_request_that_is_refused_as_wrong_stays_refused() {
         }
     }
 }
+
+#[test]
+fn a_server_that_answers_inference_with_errors_is_left_for_the_other() {
+    const ERROR: &str = "500 Internal Server Error";
+    for direct in WAYS {
+        let two = Two::start(direct, |_| {});
+        two.first().set(Deed::Status(ERROR));
+        let ask = |target| two.chain.connect().post(target, BODY).status();
+        // What isn't inference tells nothing of the model.
+        for _ in 0..5 {
+            assert_eq!(ask("/api/show"), 500, "direct: {direct}");
+        }
+        assert_eq!(two.asked("/api/show"), [5, 0], "direct: {direct}");
+        // The second time, the same conversation goes elsewhere.
+        assert_eq!([0, 1].map(|_| ask("/api/chat")), [500, 200], "direct: {direct}");
+        assert_eq!(two.asked("/api/chat"), [1, 1], "direct: {direct}");
+        let status = two.chain.connect().get("/ollana/status").json();
+        assert_eq!(status["servers"][0]["failures"], 1, "direct: {direct}");
+    }
+}

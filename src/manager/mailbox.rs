@@ -20,7 +20,7 @@ use crate::ollama::inventory::Inventory;
 use crate::ollama::version::OllamaVersion;
 
 /// Events that may wait, and announcements. Full of events, the mailbox makes workers wait a moment;
-/// full of announcements, it drops them. Every place costs 136 bytes.
+/// full of announcements, it drops them. A place costs at most 200 bytes.
 const EVENTS: usize = 512;
 const ANNOUNCEMENTS: usize = 256;
 /// Of so many turns while events keep coming one is an announcement's, so that a busy Manager hears

@@ -395,8 +395,10 @@ fn log_transition(transition: &Transition) {
         Transition::Down { name, reason } => {
             log::warn!("server down name={name:?} reason={reason:?}");
         }
-        Transition::OutlierEjected { name, pause } => {
-            log::warn!("server rests name={name:?} pause_ms={}", pause.as_millis());
+        Transition::OutlierEjected { name, model, pause } => {
+            let model = model.as_ref().map(|model| format!(" model={:?}", model.as_str()));
+            let (model, pause_ms) = (model.unwrap_or_default(), pause.as_millis());
+            log::warn!("server rests name={name:?}{model} pause_ms={pause_ms}");
         }
         Transition::Lists { name, problem: Some(problem) } => {
             log::warn!("models incomplete server={name:?} reason={problem:?}");

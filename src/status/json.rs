@@ -265,8 +265,10 @@ fn change(ago: Duration, transition: &Transition) -> Value {
     let (what, server, detail) = match transition {
         Transition::Up { name, version, .. } => ("up", name, format!("Ollama {version}")),
         Transition::Down { name, reason } => ("down", name, reason.clone()),
-        Transition::OutlierEjected { name, pause } => {
-            ("rests", name, format!("requests failed; rests {} s", pause.as_secs()))
+        Transition::OutlierEjected { name, model, pause } => {
+            let model = model.as_ref().map(|model| format!(" for {}", model.as_str()));
+            let (model, pause) = (model.unwrap_or_default(), pause.as_secs());
+            ("rests", name, format!("requests{model} failed; rests {pause} s"))
         }
         Transition::Lists { name, problem } => {
             ("models", name, problem.clone().unwrap_or("complete".to_owned()))

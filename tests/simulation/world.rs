@@ -663,6 +663,11 @@ impl World {
             }
             (_, true) => {
                 let wanted = self.exchanges[request].wanted.clone();
+                if wanted.task == Task::Use && self.random.is_one_in(8) {
+                    let erred = wanted.model.map(|name| (name, wanted.conversation));
+                    self.give_back(request, Report { erred, ..plain(Outcome::Erred) });
+                    return self.end(request, End::Answered);
+                }
                 let loaded = wanted.model.clone().map(|name| (name, wanted.task != Task::Unload));
                 let speed = wanted.model.map(|name| (name, 10.0 + self.random.below(90) as f64));
                 let report = Report {
@@ -671,6 +676,7 @@ impl World {
                     changed_models: wanted.task == Task::Pull,
                     removed: None,
                     loaded: loaded.filter(|_| wanted.task != Task::Pull),
+                    erred: None,
                     outcome: Outcome::Answered,
                     is_exempt: false,
                 };

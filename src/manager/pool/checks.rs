@@ -54,6 +54,7 @@ impl Pool {
         let transition = backend.checked(terms, check, result, well_at);
         if matches!(transition, Some(Transition::Up { .. })) {
             backend.load.came_up(now);
+            backend.models.came_up();
         }
         let identity = backend.claims.identity;
         self.actions.extend(transition.map(Action::Report));

@@ -165,6 +165,8 @@ pub enum Outcome {
     TurnedAway,
     /// It answered 429 or 503, which says nothing of its load.
     Declined,
+    /// An error of the server's own instead of the model's answer.
+    Erred,
     /// Its account doesn't do: it is signed out, or its owner keeps it from the cloud. Nothing was
     /// computed.
     Unauthorized,
@@ -193,6 +195,8 @@ pub struct Report {
     pub removed: Option<ModelName>,
     /// It left this model in memory, or took it out.
     pub loaded: Option<(ModelName, bool)>,
+    /// It was answered with an error: the model and the conversation that it is about.
+    pub erred: Option<(ModelName, Option<u64>)>,
     /// It didn't count towards the server's limit.
     pub is_exempt: bool,
 }
@@ -220,6 +224,7 @@ impl From<Outcome> for Report {
             changed_models: false,
             removed: None,
             loaded: None,
+            erred: None,
             is_exempt: false,
         }
     }
@@ -333,9 +338,11 @@ pub enum Transition {
         name: String,
         reason: String,
     },
-    /// Its requests fail, so it gets none for a while.
+    /// Its requests fail, or those for this model are answered with errors, so it gets none of them
+    /// for a while.
     OutlierEjected {
         name: String,
+        model: Option<ModelName>,
         pause: Duration,
     },
     /// The pool knows it no longer.

@@ -55,7 +55,8 @@ impl Load {
             self.unauthorized_at = Some(now);
         }
         match outcome {
-            Outcome::Void | Outcome::TurnedAway => {}
+            // An error may be about the model alone.
+            Outcome::Void | Outcome::TurnedAway | Outcome::Erred => {}
             Outcome::Answered | Outcome::Declined | Outcome::Unauthorized => {
                 self.strikes = 0;
                 self.ejections = 0;

@@ -82,8 +82,8 @@ pub struct Pool {
     next_id: u32,
     /// State of the jitter's generator (xorshift; quality doesn't matter here).
     random: u64,
-    /// Conversations and where they went last, oldest first.
-    conversations: VecDeque<(u64, BackendId)>,
+    /// Oldest first.
+    conversations: VecDeque<LastChoice>,
     /// Clients that upload parts of a model, and where to.
     builds: VecDeque<(IpAddr, BackendId)>,
     places: Places,
@@ -96,6 +96,22 @@ pub struct Pool {
     first_up: Option<Instant>,
     /// What follows from the input that is being handled.
     actions: Vec<Action>,
+}
+
+/// Where a conversation went last.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct LastChoice {
+    conversation: u64,
+    id: BackendId,
+    /// It was answered with an error there.
+    has_erred: bool,
+}
+
+impl LastChoice {
+    /// Whether the conversation was here, and may go on here.
+    fn is_good(self, b: &Backend) -> bool {
+        self.id == b.id && !self.has_erred
+    }
 }
 
 impl Pool {
@@ -221,6 +237,9 @@ impl Pool {
 
     fn finished(&mut self, now: Instant, id: BackendId, report: Report) {
         let inventories = self.asks_for_models(now);
+        if let Some((_, Some(conversation))) = report.erred {
+            self.remember_error(id, conversation);
+        }
         let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) else { return };
         let outcome = report.outcome;
         // Also an answer that wasn't passed on because another server may do better.
@@ -230,14 +249,22 @@ impl Pool {
         let is_known = outcome == Outcome::Unreachable && backend.health.down_reason().is_some();
         // That a server which is down can't be reached is no news.
         let told = if is_known { Outcome::TurnedAway } else { outcome };
-        if let Some(pause) = backend.load.finished(now, told, report.first_byte) {
+        let failed = backend.load.finished(now, told, report.first_byte).map(|pause| (None, pause));
+        // What a cloud's model answers is the same everywhere.
+        let erred = report.erred.clone().filter(|(model, _)| !model.is_cloud());
+        let erred = erred.and_then(|(model, _)| {
+            let pause = backend.models.erred(now, model.clone())?;
+            Some((Some(model), pause))
+        });
+        for (model, pause) in failed.into_iter().chain(erred) {
             let name = backend.label();
-            self.actions.push(Action::Report(Transition::OutlierEjected { name, pause }));
+            self.actions.push(Action::Report(Transition::OutlierEjected { name, model, pause }));
         }
         let again = backend.models.finished(now, report).filter(|_| inventories);
         // After a failure it is asked at once whether it is well, as after an answer that it gave while
         // it was down; the answer decides about its health.
-        let was_tried = outcome == Outcome::Answered && backend.health.down_reason().is_some();
+        let has_answered = matches!(outcome, Outcome::Answered | Outcome::Erred);
+        let was_tried = has_answered && backend.health.down_reason().is_some();
         let is_odd = was_tried || matches!(outcome, Outcome::Unreachable | Outcome::Failed);
         if is_odd || again == Some(now) {
             backend.health.next_check = now;

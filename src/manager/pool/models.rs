@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::events::{CheckId, Report};
+use super::load::STRIKES;
 use crate::ollama::facts::Facts;
 use crate::ollama::inventory::Inventory;
 use crate::ollama::model_name::ModelName;
@@ -16,8 +17,13 @@ const INVENTORY_AGE: Duration = Duration::from_secs(4);
 const MAX_LOADED_SINCE: usize = 16;
 /// Ollama still lists a model as loaded for a moment after it was told to unload it.
 const UNLOADING: Duration = Duration::from_millis(500);
-/// Models whose speed is remembered per server.
-const MAX_SPEEDS: usize = 64;
+/// Models whose speed, and whose errors, are remembered per server.
+const MAX_MODELS: usize = 64;
+/// How long a server is passed over for a model for which it answered [`STRIKES`] times in a row with
+/// an error. Doubled with each further one: a broken driver stays broken, but a full graphics card
+/// may have room again.
+pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(10);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Models {
@@ -37,6 +43,8 @@ pub(crate) struct Models {
     loaded_since: Vec<(ModelName, bool)>,
     /// Tokens per second, learned from answers.
     pub(crate) speeds: HashMap<ModelName, f64>,
+    /// How many errors in a row it answered for a model, and when the last one counted.
+    errors: HashMap<ModelName, (u32, Instant)>,
 }
 
 impl Models {
@@ -83,6 +91,9 @@ impl Models {
             self.inventory = Some(Arc::new(inventory.removed(model)));
             again = Some(now);
         }
+        if let Some((model, true)) = &loaded {
+            self.errors.remove(model);
+        }
         let loaded = loaded.filter(|(model, is_loaded)| self.has_loaded(model) != *is_loaded);
         if let (Some((model, false)), Some(inventory)) = (&loaded, &self.inventory) {
             self.inventory = Some(Arc::new(inventory.unloaded(model)));
@@ -101,13 +112,34 @@ impl Models {
             self.loaded_since.push(loaded);
         }
         if let Some((model, speed)) = speed.filter(|(_, speed)| speed.is_finite()) {
-            if self.speeds.len() >= MAX_SPEEDS && !self.speeds.contains_key(&model) {
-                self.speeds.clear(); // Rare, and learned again with the next answers.
-            }
-            let known = self.speeds.entry(model).or_insert(speed);
+            let known = entry(&mut self.speeds, model, speed);
             *known = (*known * 3.0 + speed) / 4.0;
         }
         again
+    }
+
+    /// It answered a request for this model with an error. For how long it is passed over for the
+    /// model, if that is the consequence.
+    pub(super) fn erred(&mut self, now: Instant, model: ModelName) -> Option<Duration> {
+        // What errs during its pause was under way before.
+        if self.is_ejected(now, &model) {
+            return None;
+        }
+        let (count, at) = entry(&mut self.errors, model, (0, now));
+        (*count, *at) = (*count + 1, now);
+        pause(*count)
+    }
+
+    /// Whether it is passed over for this model while others can do.
+    pub(super) fn is_ejected(&self, now: Instant, model: &ModelName) -> bool {
+        let of =
+            |(count, at): &(u32, Instant)| pause(*count).is_some_and(|pause| now < *at + pause);
+        self.errors.get(model).is_some_and(of)
+    }
+
+    /// It was down, and what it answered before tells nothing any more.
+    pub(super) fn came_up(&mut self) {
+        self.errors.clear();
     }
 
     pub(super) fn is_due(&self, now: Instant) -> bool {
@@ -167,4 +199,17 @@ impl Models {
         self.due = Some(again);
         Some(again)
     }
+}
+
+/// The pause after so many errors in a row.
+fn pause(errors: u32) -> Option<Duration> {
+    let doubled = errors.checked_sub(STRIKES)?.min(8);
+    Some(LONGEST_PAUSE.min(FIRST_PAUSE * (1 << doubled)))
+}
+
+fn entry<T>(map: &mut HashMap<ModelName, T>, model: ModelName, new: T) -> &mut T {
+    if map.len() >= MAX_MODELS && !map.contains_key(&model) {
+        map.clear(); // Rare, and learned again with the next answers.
+    }
+    map.entry(model).or_insert(new)
 }

@@ -57,9 +57,11 @@ impl Exchange<'_> {
         let why = match outcome {
             Outcome::Unreachable => Retry::Unreached,
             Outcome::Overloaded | Outcome::TurnedAway | Outcome::Declined => Retry::Busy,
-            Outcome::Failed | Outcome::Answered | Outcome::Unauthorized | Outcome::Void => {
-                Retry::Failed
-            }
+            Outcome::Failed
+            | Outcome::Answered
+            | Outcome::Erred
+            | Outcome::Unauthorized
+            | Outcome::Void => Retry::Failed,
         };
         self.context.presence.counters().retried(why);
     }

@@ -96,11 +96,17 @@ impl Exchange<'_> {
         self.count(lease, observed.uncounted_tokens(), |done, n| done.tokens.add(n));
 
         let fault = self.fault();
+        let has_erred = self.endpoint.is_inference() && status.is_server_error();
         lease.report.outcome = match (&result, &fault) {
+            (Ok(()), _) if has_erred && outcome == Outcome::Answered => Outcome::Erred,
             (Ok(()), _) => outcome,
             (Err(_), Some(_)) => Outcome::Void,
             (Err(_), None) => Outcome::Failed,
         };
+        if lease.report.outcome == Outcome::Erred {
+            let model = wanted.model.clone();
+            lease.report.erred = model.map(|model| (model, wanted.conversation));
+        }
         lease.report.first_byte = Some(first_byte);
         lease.report.changed_models = self.endpoint.changes_models;
         if self.endpoint.changes_models && self.head.method == Method::DELETE && status.is_success()

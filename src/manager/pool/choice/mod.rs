@@ -10,6 +10,7 @@
 //!    Where nobody is up that could do it, one that is down is tried, as long as nothing has told that
 //!    it can't.
 //! 3. Of these, the ones that aren't full; those that the user named before those that were found;
+//!    those that didn't answer the conversation with an error, nor the model with three in a row;
 //!    where the model is loaded; of those, where the prompt isn't too long for it, or where it has the
 //!    context that the request sets; where it isn't known to be split between a graphics card and main
 //!    memory; where it is known to do what is needed. But for the prompt's length, a step is skipped
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 mod told;
 
 use super::away::AbsentOwner;
-use super::{Backend, BackendId, NoPick, Pick, Pool, State, Wanted};
+use super::{Backend, BackendId, LastChoice, NoPick, Pick, Pool, State, Wanted};
 use crate::ollama::endpoints::Task;
 use crate::ollama::model_name::ModelName;
 
@@ -254,13 +255,14 @@ impl Pool {
         if !free.iter().any(|b| b.models.has(model)) {
             return free;
         }
-        let warm = self.warm(free, model, wanted);
+        let warm = self.warm(now, free, model, wanted);
         told::surely_capable(warm, model, wanted)
     }
 
     /// Of those that have the model, those where it is loaded.
     fn warm<'a>(
         &self,
+        now: Instant,
         free: Vec<&'a Backend>,
         model: &ModelName,
         wanted: &Wanted,
@@ -268,11 +270,17 @@ impl Pool {
         // Servers that the user named, and this machine's Ollama, come before those that merely
         // announce themselves.
         let owners = prefer(free, |b| !b.is_discovered());
+        // An error is passed on, so who got one isn't sent there again.
+        let last_choice = self.last_choice(wanted);
+        let has_erred = |b: &Backend| {
+            let for_it = last_choice.is_some_and(|last| last.id == b.id && last.has_erred);
+            wanted.task == Task::Use && (for_it || b.models.is_ejected(now, model))
+        };
+        let owners = prefer(owners, |b| !has_erred(b));
         // Where the conversation was just now it is loaded, whether that has been told yet or not.
-        let last = self.last_choice(wanted);
         let was_there = |b: &Backend| {
             let is_untold = b.load.in_flight > 0 || b.models.stale_since.is_some();
-            Some(b.id) == last && b.models.has(model) && is_untold
+            last_choice.is_some_and(|last| last.is_good(b)) && b.models.has(model) && is_untold
         };
         // Believe a newcomer's "loaded" only if no established server has the model.
         let is_believed = believed(&owners);
@@ -335,7 +343,7 @@ impl Pool {
         free.iter().copied().min_by_key(|b| {
             let in_flight = b.load.in_flight;
             let rank = self.rules.preferred.iter().position(|name| b.is_called(name));
-            let continues = Some(b.id) == last && in_flight <= least + 1;
+            let continues = last.is_some_and(|last| last.is_good(b)) && in_flight <= least + 1;
             // Relative time until a new request is done, in thousandths.
             let work = f64::from(in_flight + 1) * usual / speed(b).unwrap_or(usual).max(0.01);
             let distance = b.health.round_trip.map_or(u128::MAX, |rtt| rtt.as_millis() / 2);
@@ -352,14 +360,21 @@ impl Pool {
         })
     }
 
-    fn last_choice(&self, wanted: &Wanted) -> Option<BackendId> {
+    fn last_choice(&self, wanted: &Wanted) -> Option<LastChoice> {
         let conversation = wanted.conversation?;
-        self.conversations.iter().rfind(|(known, _)| *known == conversation).map(|(_, id)| *id)
+        self.conversations.iter().rfind(|last| last.conversation == conversation).copied()
+    }
+
+    /// A conversation was answered with an error.
+    pub(super) fn remember_error(&mut self, id: BackendId, conversation: u64) {
+        let last = LastChoice { conversation, id, has_erred: true };
+        push_bounded(&mut self.conversations, last, MAX_CONVERSATIONS);
     }
 
     fn remember_choice(&mut self, id: BackendId, wanted: &Wanted) {
         if let Some(conversation) = wanted.conversation {
-            push_bounded(&mut self.conversations, (conversation, id), MAX_CONVERSATIONS);
+            let last = LastChoice { conversation, id, has_erred: false };
+            push_bounded(&mut self.conversations, last, MAX_CONVERSATIONS);
         }
         if let (Task::Build, Some(client)) = (wanted.task, wanted.client) {
             self.builds.retain(|(known, _): &(IpAddr, _)| *known != client);

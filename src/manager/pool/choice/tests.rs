@@ -10,6 +10,7 @@ use crate::access::permissions::Permission;
 use crate::config::ServerName;
 use crate::manager::pool::claims::IdentityConflict;
 use crate::manager::pool::load::COOL_DOWN;
+use crate::manager::pool::models::{FIRST_PAUSE, LONGEST_PAUSE};
 use crate::manager::pool::tests::{World, address, healthy, ms, sighting, with_inventory};
 use crate::manager::pool::{Input, Outcome, Report, Transition};
 use crate::ollama::inventory::Inventory;
@@ -213,6 +214,109 @@ fn faster_servers_get_more_and_failing_ones_none() {
     for _ in 0..5 {
         assert_eq!(w.choose(&model("a")), Ok(ids[0]));
     }
+}
+
+/// Where a request goes, to which the servers in `broken` answer with an error.
+fn ask(w: &mut World, wanted: &Wanted, broken: &[BackendId]) -> BackendId {
+    let id = w.choose(wanted).expect("picked");
+    let model = wanted.model.clone();
+    let report = match broken.contains(&id) {
+        true => Report {
+            erred: model.map(|model| (model, wanted.conversation)),
+            ..Outcome::Erred.into()
+        },
+        false => Report { loaded: model.map(|model| (model, true)), ..Outcome::Answered.into() },
+    };
+    w.input(Input::Finished(id, report));
+    id
+}
+
+#[test]
+fn errors_attract_no_requests_for_that_model() {
+    let both = || models(&["a", "b"], &["a", "b"]);
+    // The other one is as good, or has to load the model first.
+    for other in [both(), models(&["a", "b"], &[])] {
+        let (mut w, ids) = World::with_models(&[both(), other]);
+        w.pool.rules.preferred = vec!["host1".to_owned()];
+        let asks = |w: &mut World, name: &str, broken: &[BackendId]| {
+            (0..20).filter(|_| ask(w, &model(name), broken) == ids[0]).count()
+        };
+        assert_eq!(asks(&mut w, "a", &ids[..1]), 3);
+        assert!(matches!(
+            &w.reports()[..],
+            [Transition::OutlierEjected { model: Some(_), pause: FIRST_PAUSE, .. }]
+        ));
+        assert_eq!(asks(&mut w, "b", &[]), 20, "other models work there");
+        // It is tried again, less and less often, and used again once that succeeds.
+        let mut tries = 0;
+        for _ in 0..600 {
+            w.now += Duration::from_secs(1);
+            tries += usize::from(ask(&mut w, &model("a"), &ids[..1]) == ids[0]);
+        }
+        assert!((4..=6).contains(&tries), "{tries} in ten minutes");
+        w.now += LONGEST_PAUSE;
+        assert_eq!(asks(&mut w, "a", &[]), 20);
+    }
+}
+
+#[test]
+fn errors_cost_nothing_where_no_server_does_better() {
+    let has = || models(&["a"], &["a"]);
+    let (mut w, ids) = World::with_models(&[has(), has()]);
+    let first = (0..20).filter(|_| ask(&mut w, &model("a"), &ids) == ids[0]).count();
+    assert!((3..=17).contains(&first), "{first} of 20");
+    let (mut w, ids) = World::with_models(&[has(), models(&["b"], &[])]);
+    for _ in 0..20 {
+        assert_eq!(ask(&mut w, &model("a"), &ids), ids[0], "the only one that has it");
+    }
+    // It can be unloaded only where it is loaded.
+    let (mut w, ids) = World::with_models(&[has(), models(&["a"], &[])]);
+    for _ in 0..20 {
+        ask(&mut w, &model("a"), &ids[..1]);
+    }
+    w.pool.backends[1].models.inventory = models(&["a"], &[]);
+    let unload = Wanted { task: Task::Unload, ..model("a") };
+    assert_eq!(w.choose(&unload), Ok(ids[0]));
+}
+
+#[test]
+fn errors_of_one_moment_are_one_and_a_restart_ends_them() {
+    let has = || models(&["a"], &["a"]);
+    let (mut w, ids) = World::with_models(&[has(), has()]);
+    w.pool.rules.preferred = vec!["host1".to_owned()];
+    let break_all = |w: &mut World| {
+        let erred = ModelName::parse("a").map(|model| (model, None));
+        for _ in 0..20 {
+            w.input(Input::Noted(ids[0], Report { erred: erred.clone(), ..Outcome::Erred.into() }));
+        }
+        assert_eq!(ask(w, &model("a"), &[]), ids[1]);
+    };
+    break_all(&mut w);
+    w.now += FIRST_PAUSE;
+    assert_eq!(ask(&mut w, &model("a"), &[]), ids[0]);
+    break_all(&mut w);
+    w.down(ids[0]);
+    w.pass(ms(2000));
+    w.checks();
+    w.checked(ids[0], healthy(address(1), 1));
+    assert_eq!(ask(&mut w, &model("a"), &[]), ids[0]);
+}
+
+#[test]
+fn a_conversation_that_got_an_error_goes_elsewhere_next() {
+    let (mut w, ids) = World::with_models(&[models(&["a"], &["a"]), models(&["a"], &[])]);
+    let talk = |n| Wanted { conversation: Some(n), ..model("a") };
+    assert_eq!(ask(&mut w, &talk(1), &ids[..1]), ids[0]);
+    w.now += Duration::from_secs(3600);
+    for _ in 0..3 {
+        assert_eq!(ask(&mut w, &talk(1), &[]), ids[1]);
+    }
+    // Its one error tells nothing of others; and where all err, none is worse.
+    let (mut w, ids) = World::with_models(&[models(&["a"], &["a"]), models(&["a"], &[])]);
+    assert_eq!(ask(&mut w, &talk(1), &ids), ids[0]);
+    assert_eq!(ask(&mut w, &talk(2), &[]), ids[0]);
+    assert_eq!(ask(&mut w, &talk(1), &ids), ids[1]);
+    assert_eq!(ask(&mut w, &talk(1), &ids), ids[0]);
 }
 
 #[test]
