@@ -779,3 +779,15 @@ fn where_no_server_has_the_model_loaded_cards_do_not_matter() {
     assert_eq!(w.choose(&model("a")), Ok(ids[0]));
     assert_eq!(w.choose(&model("a")), Ok(ids[1]));
 }
+
+#[test]
+fn the_parts_of_a_create_follow_it_to_its_base() {
+    let (mut w, ids) = World::with_models(&[models(&["x"], &[]), models(&["base"], &[])]);
+    w.pool.rules.preferred = vec!["host1".to_owned()];
+    let client = Some(address(50).ip());
+    let part = Wanted { task: Task::Build, client, ..Wanted::default() };
+    let create = Wanted { task: Task::Build, client, ..model("base") };
+    assert_eq!((w.choose(&part), w.choose(&create)), (Ok(ids[0]), Ok(ids[1])));
+    // It lacked the part there; done again, it has it.
+    assert_eq!((w.choose(&part), w.choose(&create)), (Ok(ids[1]), Ok(ids[1])));
+}
