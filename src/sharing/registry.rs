@@ -24,9 +24,12 @@ use crate::system::{self, Hex, parse_hex};
 
 /// The namespace of such names.
 const NAMESPACE: &str = "ollana-copy";
-/// The tags: of what is copied, and of what was there before.
-pub(super) const NEW: &str = "new";
-const OLD: &str = "old";
+/// The tags: of what is copied, and of what was there before. They have no letters, as Ollama writes a
+/// tag in the case in which any of its models has it (`getExistingName` in `server/routes.go`).
+pub(super) const NEW: &str = "1";
+const OLD: &str = "2";
+/// The tags that earlier versions gave.
+const FORMER: [&str; 2] = ["new", "old"];
 
 /// Addresses besides loopback that are tried.
 const MOST_OTHERS: usize = 2;
@@ -59,6 +62,12 @@ impl Place {
         let path = format!("/v2/{NAMESPACE}/{random}/");
         let url = format!("http://{address}{path}");
         Ok(Place { listener, model: format!("{address}/{NAMESPACE}/{random}"), path, url })
+    }
+
+    /// What a target says behind the model's path, whose namespace may come in another case.
+    pub(super) fn below<'t>(&self, target: &'t str) -> Option<&'t str> {
+        let (path, rest) = target.split_at_checked(self.path.len())?;
+        path.eq_ignore_ascii_case(&self.path).then_some(rest)
     }
 
     /// The next connection, if there is one.
@@ -126,9 +135,13 @@ impl Drop for Registry {
 /// Whether a model's name is one that a copy gives for a moment.
 pub(crate) fn is_for_a_moment(name: &str) -> bool {
     let parts: Vec<&str> = name.split('/').collect();
-    let [host, NAMESPACE, model] = parts[..] else { return false };
-    let Some((random, NEW | OLD)) = model.split_once(':') else { return false };
-    host.parse::<SocketAddrV4>().is_ok() && parse_hex::<16>(random).is_some()
+    let [host, namespace, model] = parts[..] else { return false };
+    let Some((random, tag)) = model.split_once(':') else { return false };
+    let mut tags = [NEW, OLD].into_iter().chain(FORMER);
+    namespace.eq_ignore_ascii_case(NAMESPACE)
+        && tags.any(|it| it.eq_ignore_ascii_case(tag))
+        && host.parse::<SocketAddrV4>().is_ok()
+        && parse_hex::<16>(random).is_some()
 }
 
 struct Server {
@@ -163,8 +176,8 @@ impl Server {
     fn serve(&self, stream: &TcpStream) -> io::Result<()> {
         let (head, _) = read_head(stream)?;
         let is_read = matches!(head.method, Method::GET | Method::HEAD);
-        let path = head.target.strip_prefix(&self.place.path);
-        let (status, body) = if is_read && path == Some("manifests/new") {
+        let path = self.place.below(&head.target).and_then(|path| path.split_once('/'));
+        let (status, body) = if is_read && path == Some(("manifests", NEW)) {
             self.was_asked.store(true, SeqCst);
             ("200 OK", self.manifest.as_slice())
         } else {
@@ -228,7 +241,7 @@ mod tests {
         let registry = Registry::start(MANIFEST.into(), Ipv4Addr::LOCALHOST).unwrap();
         let name = registry.name();
         let (address, rest) = name.split_once('/').unwrap();
-        let path = format!("/v2/{}", rest.replace(":new", "/manifests/new"));
+        let path = format!("/v2/{}", rest.replace(':', "/manifests/"));
         let address = address.parse().unwrap();
         (registry, address, path)
     }
@@ -268,6 +281,9 @@ mod tests {
         );
         let answer = ask(address, &format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with(MANIFEST), "{answer}");
+        let cased = path.replace("ollana-copy", "Ollana-COPY");
+        let answer = ask(address, &format!("GET {cased} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert!(answer.ends_with(MANIFEST), "{answer}");
         assert!(answer.contains(MEDIA_TYPE) && registry.was_asked());
         drop(registry);
         assert!(TcpStream::connect(address).is_err(), "nobody listens any more");
@@ -293,19 +309,22 @@ mod tests {
         assert_ne!(one.model.rsplit('/').next(), two.model.rsplit('/').next());
         let random = "0123456789abcdef0123456789abcdef";
         for (name, want) in [
+            (format!("127.0.0.1:5/ollana-copy/{random}:1"), true),
+            (format!("127.0.0.1:5/Ollana-Copy/{random}:2"), true),
             (format!("127.0.0.1:5/ollana-copy/{random}:new"), true),
-            (format!("127.0.0.1:5/ollana-copy/{random}:old"), true),
+            (format!("127.0.0.1:5/ollana-copy/{random}:OLD"), true),
+            (format!("127.0.0.1:5/ollana-copy/{random}:3"), false),
             (format!("127.0.0.1:5/ollana-copy/{random}:latest"), false),
             (format!("127.0.0.1:5/ollana-copy/{random}"), false),
-            (format!("127.0.0.1/ollana-copy/{random}:new"), false),
-            (format!("127.0.0.1:99999/ollana-copy/{random}:new"), false),
-            (format!("172.17.0.1:5/ollana-copy/{random}:new"), true),
-            (format!("desktop:5/ollana-copy/{random}:new"), false),
-            (format!("a/127.0.0.1:5/ollana-copy/{random}:new"), false),
-            (format!("127.0.0.1:5/me/{random}:new"), false),
-            (format!("127.0.0.1:5/ollana-copy/{}:new", &random[1..]), false),
-            (format!("127.0.0.1:5/ollana-copy/{random}x:new"), false),
-            ("ollana-copy:new".to_owned(), false),
+            (format!("127.0.0.1/ollana-copy/{random}:1"), false),
+            (format!("127.0.0.1:99999/ollana-copy/{random}:1"), false),
+            (format!("172.17.0.1:5/ollana-copy/{random}:1"), true),
+            (format!("desktop:5/ollana-copy/{random}:1"), false),
+            (format!("a/127.0.0.1:5/ollana-copy/{random}:1"), false),
+            (format!("127.0.0.1:5/me/{random}:1"), false),
+            (format!("127.0.0.1:5/ollana-copy/{}:1", &random[1..]), false),
+            (format!("127.0.0.1:5/ollana-copy/{random}x:1"), false),
+            ("ollana-copy:1".to_owned(), false),
             (String::new(), false),
         ] {
             assert_eq!(is_for_a_moment(&name), want, "{name}");

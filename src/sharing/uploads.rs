@@ -4,7 +4,7 @@
 //!  HEAD blobs/DIGEST        is it there? all are but the one that is wanted, if any
 //!  POST blobs/uploads/      where to put that one
 //!  PATCH blobs/uploads/1    a part of it; they come one after the other (server/upload.go)
-//!  PUT   manifests/new      the manifest, last (server/images.go, PushModel)
+//!  PUT   manifests/1        the manifest, last (server/images.go, PushModel)
 //! ```
 //!
 //! It keeps nothing: a part is read by whom it is for. Its name is as unguessable as that of the
@@ -86,7 +86,7 @@ impl Uploads {
     fn serve(&self, stream: TcpStream) -> io::Result<Came> {
         let (head, begun) = read_head(&stream)?;
         let (path, _) = split_query(&head.target);
-        let path = path.strip_prefix(&self.place.path).unwrap_or_default();
+        let path = self.place.below(path).unwrap_or_default();
         let upload = format!("{}blobs/uploads/1", self.place.url);
         match (&head.method, path.split_once('/').unwrap_or_default()) {
             (&Method::HEAD, ("blobs", digest)) => {
@@ -271,21 +271,19 @@ mod tests {
         let elsewhere = path.replace("ollana-copy/", "ollana-copy/0");
         for request in [
             format!(
-                "PUT {elsewhere}manifests/new HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{{}}"
+                "PUT {elsewhere}manifests/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{{}}"
             ),
-            format!("PUT {path}manifests/old HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{{}}"),
-            format!(
-                "PUT {path}manifests/new HTTP/1.1\r\nHost: a\r\nContent-Length: 262145\r\n\r\n"
-            ),
-            format!("PUT {path}manifests/new HTTP/1.1\r\nHost: a\r\n\r\n"),
+            format!("PUT {path}manifests/2 HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{{}}"),
+            format!("PUT {path}manifests/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 262145\r\n\r\n"),
+            format!("PUT {path}manifests/1 HTTP/1.1\r\nHost: a\r\n\r\n"),
             format!(
                 "PATCH {path}blobs/uploads/2 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na"
             ),
             format!(
                 "PATCH {path}blobs/uploads/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na"
             ),
-            format!("GET {path}manifests/new HTTP/1.1\r\nHost: a\r\n\r\n"),
-            format!("GET {path}../manifests/new HTTP/1.1\r\nHost: a\r\n\r\n"),
+            format!("GET {path}manifests/1 HTTP/1.1\r\nHost: a\r\n\r\n"),
+            format!("GET {path}../manifests/1 HTTP/1.1\r\nHost: a\r\n\r\n"),
             "GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
             "nonsense\r\n\r\n".to_owned(),
             "x".repeat(100_000),

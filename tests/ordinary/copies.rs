@@ -200,6 +200,23 @@ fn names_are_taken_as_ollama_takes_them() {
     assert_eq!((answer.status(), answer.json()), (200, json!({"status": "success"})));
 }
 
+/// Ollama writes each part of a name in the case in which any of its models has it.
+#[test]
+fn names_of_other_models_do_not_get_into_those_for_a_moment() {
+    let (package, store) = (package(1), Store::new());
+    let others = ["his:New", "his:OLD", "mine:NEW", "mine:Old", "Ollana-Copy/x:latest"];
+    others.iter().for_each(|name| store.add(name, &self::package(8)));
+    let (ollama, donor) = (Ollama::with_store(&store, None), donor(&[("alpha:1b", &package)]));
+    let chain = chain(Way::OneHop, &ollama, &[donor.address]);
+    for _ in 0..8 {
+        assert_copied(&copy(chain.address(), "alpha:1b", donor.address));
+        assert_same(&store, "alpha:1b", &package);
+        let mut all: Vec<&str> = others.iter().chain(&["alpha:1b"]).copied().collect();
+        all.sort_unstable();
+        assert_eq!(names(&ollama), all);
+    }
+}
+
 #[test]
 fn what_can_not_be_copied_is_told() {
     let package = package(1);
@@ -308,7 +325,7 @@ fn a_client_that_leaves_ends_it() {
 #[test]
 fn what_a_crash_has_left_is_cleaned_up() {
     let (package, store) = (package(1), Store::new());
-    for name in ["new", "old"] {
+    for name in ["1", "2", "new", "OLD"] {
         store.add(&format!("127.0.0.1:5/ollana-copy/{RANDOM}:{name}"), &self::package(7));
     }
     let kept = [format!("127.0.0.1:5/me/{RANDOM}:new"), format!("ollana-copy/{RANDOM}:new")];

@@ -103,6 +103,20 @@ fn a_copy_needs_no_files_of_the_donor() {
     assert!(!made.contains("/root") && made.ends_with("}\n"), "it is known as made here: {made}");
 }
 
+/// Ollama writes each part of a name in the case in which any of its models has it.
+#[test]
+fn names_of_other_models_do_not_get_into_those_for_a_moment() {
+    let donor = Donor::start("");
+    let others = ["his:New", "mine:NEW", "Ollana-Copy/x:latest"];
+    others.iter().for_each(|name| donor.store.add(name, &donor.made));
+    let before = donor.names();
+    for _ in 0..8 {
+        let answer = ask(&mut donor.connect(), "GET", "/ollana/manifests/alpha:1b", "");
+        assert_eq!((answer.status(), answer.text()), (200, donor.alpha.manifest.clone()));
+        eventually("the name to be gone", || (donor.names() == before).then_some(()));
+    }
+}
+
 #[test]
 fn parts_of_blobs_are_what_they_should_be() {
     let donor = Donor::start("");
@@ -139,7 +153,7 @@ fn parts_of_blobs_are_what_they_should_be() {
     }
     let (of_another, _) = blob(&donor.made, 0);
     assert_eq!(ask(&mut client, "GET", &of_another, "").status(), 404);
-    for name in ["beta", "..", "a/b/c/d/e", "127.0.0.1:5/ollana-copy/x:new"] {
+    for name in ["beta", "..", "a/b/c/d/e", "127.0.0.1:5/ollana-copy/x:1"] {
         let answer = ask(&mut client, "GET", &format!("/ollana/manifests/{name}"), "");
         assert_eq!(answer.status(), 404, "{name}: {}", answer.text());
     }
@@ -233,11 +247,11 @@ fn a_push_of_nonsense_is_no_model() {
         let body: Value = serde_json::from_slice(&call.read_body()).expect("JSON");
         let name = body["model"].as_str().expect("a name").to_owned();
         let (host, rest) = name.split_once('/').expect("a host");
-        let path = format!("/v2/{}/manifests/new", rest.trim_end_matches(":new"));
+        let path = format!("/v2/{}", rest.replace(':', "/manifests/"));
         let host = host.parse().expect("an address");
         call.send(ndjson());
         for (method, path, body) in [
-            ("PUT", "/v2/ollana-copy/00/manifests/new", "{}"),
+            ("PUT", "/v2/ollana-copy/00/manifests/1", "{}"),
             ("PUT", "/", "{}"),
             ("POST", path.as_str(), "{}"),
             ("PUT", path.as_str(), "no manifest"),

@@ -180,7 +180,7 @@ pub(super) fn pull(machine: &Machine, reply: &mut Reply<'_, '_>, fields: &Fields
     let pulled = reference.pull_name();
     let name = Name::parse(&pulled);
     if let Some(store) = machine.world(|world| world.store.clone()) {
-        return download::pull(machine, &store, reply, fields, &name);
+        return download::pull(machine, &store, reply, fields, &store.existing(&name));
     }
     let is_there = machine.world(|world| {
         let is_known = |names: &Vec<String>| names.iter().any(|one| Name::parse(one) == name);
@@ -218,7 +218,8 @@ pub(super) fn push(machine: &Machine, reply: &mut Reply<'_, '_>, fields: &Fields
         );
     }
     if let Some(store) = machine.world(|world| world.store.clone()) {
-        return upload::push(machine, &store, reply, fields, &Name::parse(&text));
+        let name = store.existing(&Name::parse(&text));
+        return upload::push(machine, &store, reply, fields, &name);
     }
     progress(reply, fields, &["retrieving manifest", "pushing manifest", "success"], None);
 }

@@ -65,6 +65,20 @@ impl Name {
             && is_valid(&self.tag, 80, "-_.")
     }
 
+    /// The same, each part in the case of the other name's where only that differs.
+    pub(super) fn in_case_of(self, other: &Name) -> Self {
+        let part = |own: String, other: &String| match own.eq_ignore_ascii_case(other) {
+            true => other.clone(),
+            false => own,
+        };
+        Name {
+            host: part(self.host, &other.host),
+            namespace: part(self.namespace, &other.namespace),
+            model: part(self.model, &other.model),
+            tag: part(self.tag, &other.tag),
+        }
+    }
+
     /// As lists show it.
     pub fn shortest(&self) -> String {
         let Name { host, namespace, model, tag } = self;

@@ -129,12 +129,12 @@ impl Store {
         self.path().join("manifests").join(self.existing(&Name::parse(name)).path())
     }
 
-    /// Puts a model there as a pull leaves it.
+    /// Puts a model there as a pull leaves it, under a name as it is written.
     pub fn add(&self, name: &str, package: &Package) {
         for (digest, bytes) in &package.blobs {
             fs::write(self.blob(digest), bytes).expect("write a blob");
         }
-        self.write_manifest(&Name::parse(name), package.manifest.as_bytes()).expect("a manifest");
+        self.write_as_it_is(&Name::parse(name), package.manifest.as_bytes()).expect("a manifest");
     }
 
     /// What its manifest names, in that order, the config last; nothing if it has none.
@@ -143,10 +143,18 @@ impl Store {
         layers(&manifest).unwrap_or_default().into_iter().map(|(digest, _)| digest).collect()
     }
 
+    /// All files beside the manifests, in order.
+    pub fn files(&self) -> Vec<String> {
+        let files = fs::read_dir(self.path().join("blobs")).expect("the folder of blobs");
+        let mut names: Vec<String> =
+            files.map(|file| file.expect("a file").file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
     /// Files beside the blobs that no pull and no upload has finished.
     pub fn unfinished(&self) -> Vec<String> {
-        let files = fs::read_dir(self.path().join("blobs")).expect("the folder of blobs");
-        let names = files.map(|file| file.expect("a file").file_name().into_string().unwrap());
+        let names = self.files().into_iter();
         names.filter(|name| name.len() != "sha256-".len() + 64).collect()
     }
 
@@ -181,13 +189,22 @@ impl Store {
         names
     }
 
-    /// The name as it is written where it is there in another case.
-    fn existing(&self, name: &Name) -> Name {
-        self.names().into_iter().find(|other| other == name).unwrap_or_else(|| name.clone())
+    /// The name as Ollama takes it (`getExistingName` in `server/routes.go`): each part in the case in
+    /// which any model has it. Where models differ in that, one of them wins, another one each time.
+    pub(super) fn existing(&self, name: &Name) -> Name {
+        static TIMES: AtomicUsize = AtomicUsize::new(0);
+        let mut names = self.names();
+        let first = TIMES.fetch_add(1, SeqCst) % names.len().max(1);
+        names.rotate_left(first);
+        names.iter().fold(name.clone(), Name::in_case_of)
     }
 
     pub(super) fn write_manifest(&self, name: &Name, bytes: &[u8]) -> Result<(), String> {
-        let path = self.path().join("manifests").join(self.existing(name).path());
+        self.write_as_it_is(&self.existing(name), bytes)
+    }
+
+    fn write_as_it_is(&self, name: &Name, bytes: &[u8]) -> Result<(), String> {
+        let path = self.path().join("manifests").join(name.path());
         let folder = path.parent().expect("a folder of the manifest");
         fs::create_dir_all(folder).and_then(|()| fs::write(&path, bytes)).map_err(worded)
     }

@@ -31,7 +31,8 @@ fn run(
     source: &Source,
 ) -> Result<(), Stop> {
     lines.say("retrieving manifest")?;
-    let manifest = fs::read_to_string(store.manifest(&name.shortest())).map_err(worded)?;
+    let path = store.path().join("manifests").join(name.path());
+    let manifest = fs::read_to_string(path).map_err(worded)?;
     let all = layers(manifest.as_bytes()).ok_or_else(|| "no manifest".to_owned())?;
     let [path, tag] = name.registry_path();
     for (digest, _) in &all {
