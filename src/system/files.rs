@@ -13,7 +13,7 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use super::os::{self, Acting};
 pub(crate) use super::os::{
     Advice, Folder, Kind, advise, file_number, free_space, is_in_page_cache, is_open_to_others,
-    make_open_dir, make_private_dir, path_from, private, read_exact_at, way,
+    make_open_dir, make_private_dir, path_from, private, read_exact_at, taken_space, way,
 };
 use super::{Hex, is_stopping, random, spawn};
 

@@ -39,6 +39,19 @@ pub fn to_stderr(line: &str) {
     let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
+/// `1.3 GB`: powers of ten, as Ollama writes sizes.
+pub(crate) fn size_text(mut n: f64) -> String {
+    let mut units = ["kB", "MB", "GB", "TB"].into_iter();
+    let mut unit = "B";
+    while n >= 999.5
+        && let Some(larger) = units.next()
+    {
+        (n, unit) = (n / 1000.0, larger);
+    }
+    let digits = usize::from(unit != "B" && n < 9.95);
+    format!("{n:.digits$} {unit}")
+}
+
 /// Locks a mutex. A panic of another thread that held it doesn't count: every critical section of
 /// ours leaves its data whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::config::elapsed;
 pub(super) use crate::net::untrusted_text::printable as clean;
+pub(super) use crate::system::size_text as bytes;
 
 pub(super) struct Column {
     title: &'static str,
@@ -206,19 +207,6 @@ pub(super) fn fit(text: &str, most: usize) -> String {
         out.push('~');
     }
     out
-}
-
-/// `1.3 GB`: powers of ten, as Ollama writes sizes.
-pub(super) fn bytes(mut n: f64) -> String {
-    let mut units = ["kB", "MB", "GB", "TB"].into_iter();
-    let mut unit = "B";
-    while n >= 999.5
-        && let Some(larger) = units.next()
-    {
-        (n, unit) = (n / 1000.0, larger);
-    }
-    let digits = usize::from(unit != "B" && n < 9.95);
-    format!("{n:.digits$} {unit}")
 }
 
 /// `12 s`, `3 m 5 s`, `2 h 10 m`, `3 d 4 h`.

@@ -418,7 +418,7 @@ fn a_disk_without_room_is_told_before_anything_is_sent() {
     let answer = copy(process.address(), "alpha", donor.address);
     assert_eq!(answer.status(), 507, "{}", answer.text());
     assert!(
-        answer.text().contains("has no room for alpha: it needs 1152921504.6 GB"),
+        answer.text().contains("has no room for alpha: it needs 1152922 TB, and "),
         "{}",
         answer.text()
     );

@@ -1,4 +1,4 @@
-//! Linux, macOS and the BSDs.
+//! Linux, macOS and the BSDs. Long because all that differs from Windows is in one file.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -207,6 +207,11 @@ pub(crate) fn append(path: &Path) -> io::Result<File> {
 pub(crate) fn free_space(dir: &Path) -> Option<u64> {
     let disk = rustix::fs::statvfs(dir).ok()?;
     disk.f_bavail.checked_mul(disk.f_frsize)
+}
+
+/// Bytes of the disk that a file takes: holes take none.
+pub(crate) fn taken_space(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |file| file.blocks().saturating_mul(512))
 }
 
 pub(crate) fn read_exact_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {

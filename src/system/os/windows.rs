@@ -130,6 +130,11 @@ pub(crate) fn free_space(dir: &Path) -> Option<u64> {
     fs4::available_space(dir).ok()
 }
 
+/// The most that a file may take of the disk: std doesn't tell its holes.
+pub(crate) fn taken_space(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |file| file.len())
+}
+
 pub(crate) fn read_exact_at(file: &File, mut buffer: &mut [u8], mut at: u64) -> io::Result<()> {
     while !buffer.is_empty() {
         match file.seek_read(buffer, at)? {

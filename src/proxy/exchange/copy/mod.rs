@@ -36,6 +36,7 @@ use crate::ollama::pull::{self, layer_line};
 use crate::proxy::request_body::RequestBody;
 use crate::sharing::{self, Blob, Neighbour, Registry};
 use crate::system::files::free_space;
+use crate::system::size_text;
 use crate::upstream::build_uri;
 use crate::upstream::exchange_io::{Attempt, Fault};
 
@@ -257,11 +258,11 @@ impl Copying<'_, '_> {
         match room.filter(|room| *room < needed) {
             None => Ok(missing),
             Some(room) => {
-                let [needed, room] = [needed, room].map(|bytes| bytes as f64 / 1e9);
+                let [needed, room] = [needed, room].map(|bytes| size_text(bytes as f64));
                 Err(refused(
                     507,
                     format!(
-                        "{} has no room for {}: it needs {needed:.1} GB, and {room:.1} GB are free",
+                        "{} has no room for {}: it needs {needed}, and {room} are free",
                         context.machine, self.model
                     ),
                 ))

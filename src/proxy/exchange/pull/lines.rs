@@ -1,6 +1,7 @@
 //! The lines of a pull, as the client gets them, whoever gives the bytes of its layers.
 
 use std::io::{self, Read};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,8 @@ use crate::net::untrusted_text::printable;
 use crate::ollama::errors;
 use crate::ollama::pull::{self, Progress};
 use crate::sharing::{Blob, Put, Seek};
-use crate::system::files::free_space;
+use crate::system::files::{free_space, taken_space};
+use crate::system::size_text;
 use crate::upstream::exchange_io::{self, Fault};
 
 /// Smaller layers are left to the registry: to ask takes longer than they do.
@@ -269,10 +271,12 @@ impl<'b, 'a> Lines<'b, 'a> {
         let library = self.exchange.context.library.as_ref();
         library.into_iter().for_each(|library| library.note_pulled(digest, *total));
         if completed < total {
-            let free = self.free_space(digest);
+            let (free, written) = self.disk(digest).unzip();
             let lacks = |bytes: u64| free.is_some_and(|free| free < bytes);
-            if lacks(total - completed) {
-                return self.tell_full(total - completed, free.unwrap_or_default());
+            // Ollama doesn't count all that it has written, and writes over it.
+            let needed = total.saturating_sub(written.unwrap_or_default().max(*completed));
+            if lacks(needed) {
+                return self.tell_full(needed, free.unwrap_or_default());
             }
             let is_sought = *total > WORTH && layer.is_worth_it() && !self.left.contains(digest);
             // The whole of it needs room besides what has come of it.
@@ -285,23 +289,25 @@ impl<'b, 'a> Lines<'b, 'a> {
         self.layer = Some(layer);
     }
 
-    /// Bytes free where Ollama has begun to write this layer; `None` if it can't be seen there.
-    fn free_space(&self, digest: &str) -> Option<u64> {
+    /// Bytes free where Ollama has begun to write this layer, and bytes that it has taken of the disk
+    /// for it; `None` if it can't be seen there.
+    fn disk(&self, digest: &str) -> Option<(u64, u64)> {
         let dir = self.exchange.context.library.as_ref()?.dir()?;
         Blob::new(digest, 0)?;
+        let begun = dir.join("blobs").join(digest.replacen(':', "-", 1) + "-partial");
         // The state of its first part; the bytes come later.
-        let begun = format!("{}-partial-0", digest.replacen(':', "-", 1));
-        let is_there = dir.join("blobs").join(begun).exists();
-        free_space(&dir).filter(|_| is_there)
+        let mut part = begun.clone().into_os_string();
+        part.push("-0");
+        let free = free_space(&dir).filter(|_| Path::new(&part).exists())?;
+        Some((free, taken_space(&begun)))
     }
 
     fn tell_full(&mut self, needed: u64, free: u64) {
-        let gigabytes = |bytes: u64| bytes as f64 / 1e9;
         let error = format!(
-            "the disk of {} is too full for this model: {:.1} GB are still to come, {:.1} GB are free",
+            "the disk of {} is too full for this model: {} are still to come, {} are free",
             self.exchange.context.machine,
-            gigabytes(needed),
-            gigabytes(free)
+            size_text(needed as f64),
+            size_text(free as f64)
         );
         log::warn!("pull refused reason={error:?}");
         self.push_line(&json!({ "error": error }));
