@@ -1,5 +1,6 @@
 //! One question to a neighbour, and one to all of them at once.
 
+use std::fmt;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,31 @@ use crate::upstream::{Upstream, build_uri};
 pub(super) const TIME: Duration = Duration::from_secs(1);
 /// Neighbours that are asked at once.
 pub(super) const AT_ONCE: usize = 32;
+
+/// Why a neighbour doesn't give a blob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    Lacks,
+    /// It gives to as many others as it may.
+    Busy,
+    Other(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Refusal::Lacks => "it has it no more, or can't read it",
+            Refusal::Busy => "it gives to others",
+            Refusal::Other(reason) => reason,
+        })
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Refusal::Other(reason)
+    }
+}
 
 /// Asks up to [`AT_ONCE`] neighbours at once whether they have something. Those that do come out in the
 /// order of their answers; the channel closes behind the last one.
@@ -62,14 +88,14 @@ impl Asker {
         Asker { upstream: Upstream::new(&sharing.timing, &sharing.keyring) }
     }
 
-    /// The blob's bytes from `at` on, or none for HEAD. The error says why there are none.
+    /// The blob's bytes from `at` on, or none for HEAD.
     pub(super) fn ask(
         &mut self,
         method: Method,
         neighbour: &Neighbour,
         blob: &Blob,
         at: u64,
-    ) -> Result<Box<dyn Read>, String> {
+    ) -> Result<Box<dyn Read>, Refusal> {
         let mut request =
             self.begin(method, neighbour, &format!("/ollana/blobs/{}", blob.digest))?;
         if at > 0 {
@@ -81,15 +107,18 @@ impl Asker {
         let fits = match answer.status() {
             StatusCode::OK => at == 0,
             StatusCode::PARTIAL_CONTENT => begins_at(answer.headers(), at),
-            status => return Err(format!("answers with status {status}")),
+            StatusCode::NOT_FOUND => return Err(Refusal::Lacks),
+            StatusCode::SERVICE_UNAVAILABLE => return Err(Refusal::Busy),
+            status => return Err(format!("answers with status {status}").into()),
         };
         match fits && number(answer.headers(), CONTENT_LENGTH) == Some(blob.size - at) {
             true => Ok(Box::new(answer.into_body().into_reader())),
-            false => Err("has another blob of this name".to_owned()),
+            false => Err("has another blob of this name".to_owned().into()),
         }
     }
 
-    fn has(&self, neighbour: &Neighbour, target: &str) -> bool {
+    /// Whether there is something at this path.
+    pub(super) fn has(&self, neighbour: &Neighbour, target: &str) -> bool {
         let request = self.begin(Method::HEAD, neighbour, target);
         let answer = request.and_then(|request| self.upstream.send(request, None));
         answer.is_ok_and(|answer| answer.status() == StatusCode::OK)

@@ -34,6 +34,7 @@ use crate::library::Digest;
 use crate::pairing::keyring::Keyring;
 use crate::system::lock;
 
+pub(crate) use self::ask::Refusal;
 pub(crate) use self::put::Put;
 pub(crate) use self::registry::{Registry, addresses, is_for_a_moment};
 pub(crate) use self::source::Seek;
@@ -83,6 +84,33 @@ pub(crate) trait Neighbours: Send + Sync + Debug {
     /// Those that are known now, this machine left out. It doesn't wait; where nobody is known yet, it
     /// begins to look, and the next call tells more.
     fn look(&self) -> Vec<Neighbour>;
+}
+
+/// Where a machine has a model's manifest for those that copy it.
+pub(crate) fn manifest_path(model: &str) -> String {
+    format!("/ollana/manifests/{}", percent_encode(model))
+}
+
+/// Who may give a blob.
+#[derive(Clone, Debug)]
+pub(crate) enum Donors {
+    Anybody,
+    /// The machine of this name. There is the registry besides.
+    Named(String),
+    /// The machine at this address, and nobody else. While it says that it lacks the blob, it is asked
+    /// for the manifest at this path: where its Ollama pushes, it knows no blobs but those of manifests
+    /// that it has given since its start.
+    Only(SocketAddr, String),
+}
+
+impl Donors {
+    fn may_be(&self, neighbour: &Neighbour) -> bool {
+        match self {
+            Donors::Anybody => true,
+            Donors::Named(name) => neighbour.is_called(name),
+            Donors::Only(address, _) => neighbour.address == *address,
+        }
+    }
 }
 
 /// What is asked for.
@@ -163,7 +191,7 @@ impl Sharing {
     /// A neighbour of which this machine can copy a model, if one says so soon.
     pub(crate) fn who_gives(&self, model: &str) -> Option<Neighbour> {
         let until = Instant::now() + NOTICE;
-        let target = format!("/ollana/manifests/{}", percent_encode(model));
+        let target = manifest_path(model);
         let mut asked: Vec<SocketAddr> = Vec::new();
         loop {
             // Some may be found only now.

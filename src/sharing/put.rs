@@ -157,7 +157,7 @@ impl Read for Pieces {
                 return Err(broken("nobody wants it any more"));
             }
             let next = self.source.next(LOOK);
-            self.piece = next.map_err(|_| broken("nobody is left who has it"))?;
+            self.piece = next?;
             if let Some(piece) = &self.piece {
                 *lock(&self.progress.donor) = Arc::clone(&piece.donor);
                 if !self.donors.contains(&piece.address) {

@@ -2,15 +2,15 @@
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use http::Method;
 
 use super::ask::{self, Asker};
-use super::{Blob, LOOK, Lapse, Neighbour, Sharing, Wanted, Work};
-use crate::system;
+use super::{Blob, Donors, LOOK, Lapse, Neighbour, Refusal, Sharing, Wanted, Work};
+use crate::system::{self, lock};
 use crate::upstream::describe_io;
 use crate::upstream::exchange_io::{self, ExchangeIo};
 
@@ -30,6 +30,10 @@ const FAILURES: usize = 3;
 /// hardly slower.
 const PATIENCE: Duration = Duration::from_secs(10);
 const LEAST: u64 = 10 << 20;
+/// Where nobody else has it: how long nothing may come, as the donor may be started anew or have to push
+/// the layer from its beginning, and how long it has to say that it has the blob no more.
+const SILENCE: Duration = Duration::from_secs(120);
+const SURE: Duration = Duration::from_secs(5);
 
 /// Bytes of a blob, and who gave them.
 #[derive(Debug)]
@@ -44,6 +48,9 @@ pub(super) struct Piece {
 pub(crate) struct Seek {
     found: Receiver<Source>,
     wanted: Option<Wanted>,
+    refusal: Arc<Mutex<Option<Refusal>>>,
+    /// It was given up.
+    pub(crate) is_over: bool,
 }
 
 /// A blob on its way from the neighbours: its pieces in order, all of them or too few. Dropping it ends
@@ -55,6 +62,7 @@ pub(crate) struct Source {
     pub(crate) donor: Arc<str>,
     pieces: Receiver<Piece>,
     used: Sender<Vec<u8>>,
+    refusal: Arc<Mutex<Option<Refusal>>>,
     pub(super) work: Work,
     pub(super) wanted: Option<Wanted>,
 }
@@ -62,8 +70,15 @@ pub(crate) struct Source {
 impl Seek {
     /// The source, if there is one by then. Its first bytes are on their way already.
     pub(crate) fn found_within(&mut self, time: Duration) -> Option<Source> {
-        let source = self.found.recv_timeout(time).ok()?;
+        let found = self.found.recv_timeout(time);
+        self.is_over |= matches!(found, Err(RecvTimeoutError::Disconnected));
+        let source = found.ok()?;
         Some(Source { wanted: self.wanted.take(), ..source })
+    }
+
+    /// What the only machine that may give the blob has said last instead.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        lock(&self.refusal).clone()
     }
 }
 
@@ -76,7 +91,11 @@ impl Source {
         match self.pieces.recv_timeout(time) {
             Ok(piece) => Ok(Some(piece)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => Err(io::ErrorKind::BrokenPipe.into()),
+            Err(RecvTimeoutError::Disconnected) => {
+                let refusal = lock(&self.refusal).as_ref().map(Refusal::to_string);
+                let reason = refusal.unwrap_or_else(|| "nobody is left who has it".to_owned());
+                Err(io::Error::other(reason))
+            }
         }
     }
 
@@ -87,16 +106,20 @@ impl Source {
 }
 
 impl Sharing {
-    /// Looks for a machine that has a blob, or whether `only` the one of this name has it; asks again
-    /// and again until it is found or the result is dropped. `None` if too many are sought already.
-    pub(crate) fn seek(&self, blob: Blob, only: Option<String>) -> Option<Seek> {
+    /// Looks for one of these machines that has a blob; asks again and again until it is found or the
+    /// result is dropped. `None` if too many are sought already.
+    pub(crate) fn seek(&self, blob: Blob, donors: Donors) -> Option<Seek> {
         let (wanted, work) = self.begin()?;
         let (announce, found) = bounded(1);
+        let refusal = Arc::default();
         let seeker = Seeker {
             asker: Asker::new(self),
             sharing: self.clone(),
             blob,
-            only,
+            donors,
+            refusal: Arc::clone(&refusal),
+            lacks_since: None,
+            quiet_since: Instant::now(),
             work,
             asked: Vec::new(),
             failed: Vec::new(),
@@ -108,7 +131,7 @@ impl Sharing {
             exchange_io::with(ExchangeIo::end);
         };
         system::spawn("seeker", run).ok()?;
-        Some(Seek { found, wanted: Some(wanted) })
+        Some(Seek { found, wanted: Some(wanted), refusal, is_over: false })
     }
 }
 
@@ -116,7 +139,12 @@ struct Seeker {
     sharing: Sharing,
     asker: Asker,
     blob: Blob,
-    only: Option<String>,
+    donors: Donors,
+    /// What the only one has said last, and since when it says that it lacks the blob.
+    refusal: Arc<Mutex<Option<Refusal>>>,
+    lacks_since: Option<Instant>,
+    /// Since when nothing comes.
+    quiet_since: Instant,
     work: Work,
     /// Whom it has asked, and when last.
     asked: Vec<(SocketAddr, Instant)>,
@@ -149,7 +177,8 @@ impl Seeker {
         let (used, unused) = bounded(PIECES + 1);
         let (blob, work) = (self.blob.clone(), self.work.clone());
         let name = Arc::from(donor.neighbour.name.as_str());
-        let source = Source { blob, donor: name, pieces, used, work, wanted: None };
+        let refusal = Arc::clone(&self.refusal);
+        let source = Source { blob, donor: name, pieces, used, refusal, work, wanted: None };
         if announce.send(source).is_err() {
             return;
         }
@@ -160,16 +189,21 @@ impl Seeker {
             };
             let Neighbour { name, address } = donor.neighbour;
             log::warn!("donor failed name={name:?} at={} reason={reason:?}", self.at);
-            self.failed.push(address);
-            let failures = self.failed.iter().filter(|failed| **failed == address).count();
-            if is_slow || self.at == before || failures >= FAILURES {
-                self.left.push(address);
+            let mut time = SILENCE;
+            if !self.is_only() {
+                time = EARLY;
+                self.failed.push(address);
+                let failures = self.failed.iter().filter(|failed| **failed == address).count();
+                if is_slow || self.at == before || failures >= FAILURES {
+                    self.left.push(address);
+                }
+                self.asked.clear();
+                self.quiet_since = Instant::now();
             }
             if is_slow {
                 self.sharing.remember(address, Lapse::Slow);
             }
-            self.asked.clear();
-            donor = match self.search(EARLY) {
+            donor = match self.search(time) {
                 Some(donor) => donor,
                 // The channel closes before the blob's end.
                 None => return,
@@ -177,16 +211,29 @@ impl Seeker {
         }
     }
 
-    /// Asks again and again for so long, or until nobody wants the blob: it may be that neighbours are
-    /// just being looked for.
+    fn has_others(&self) -> bool {
+        matches!(self.donors, Donors::Anybody)
+    }
+
+    /// Whether nobody else gives it, and no registry.
+    fn is_only(&self) -> bool {
+        matches!(self.donors, Donors::Only(..))
+    }
+
+    /// Asks again and again until nothing has come for so long, or nobody wants the blob: it may be that
+    /// neighbours are just being looked for.
     fn search(&mut self, time: Duration) -> Option<Donor> {
         let start = Instant::now();
         loop {
+            let lacks = self.lacks_since.is_some_and(|since| since.elapsed() >= SURE);
+            if lacks || self.quiet_since.elapsed() >= time {
+                return None;
+            }
             if let Some(donor) = self.find() {
                 return Some(donor);
             }
             let pause = if start.elapsed() < EARLY { SOON } else { AGAIN };
-            if start.elapsed() >= time || !self.work.is_wanted_after(pause) {
+            if !self.work.is_wanted_after(pause) {
                 return None;
             }
         }
@@ -199,27 +246,53 @@ impl Seeker {
         let mut due = self.sharing.look();
         due.retain(|neighbour| {
             let address = neighbour.address;
-            let is_meant = self.only.as_ref().is_none_or(|only| neighbour.is_called(only));
             let is_asked = self.asked.iter().any(|(asked, _)| *asked == address);
-            is_meant
+            self.donors.may_be(neighbour)
                 && !is_asked
                 && !self.left.contains(&address)
                 && !self.sharing.is_shunned(address)
         });
         self.asked.extend(due.iter().map(|neighbour| (neighbour.address, now)));
+        if self.is_only() {
+            return due.pop().and_then(|neighbour| self.begin(neighbour));
+        }
         for some in due.chunks(ask::AT_ONCE) {
             for neighbour in ask::all(&self.sharing, &self.blob, some) {
                 if !self.work.is_wanted() {
                     return None;
                 }
-                match self.asker.ask(Method::GET, &neighbour, &self.blob, self.at) {
-                    Ok(bytes) => return Some(Donor { neighbour, bytes }),
-                    Err(reason) => {
-                        log::debug!("no donor name={:?} reason={reason:?}", neighbour.name);
-                    }
+                let donor = self.begin(neighbour);
+                if donor.is_some() {
+                    return donor;
                 }
             }
         }
+        None
+    }
+
+    fn begin(&mut self, neighbour: Neighbour) -> Option<Donor> {
+        let refusal = match self.asker.ask(Method::GET, &neighbour, &self.blob, self.at) {
+            Ok(bytes) => {
+                self.lacks_since = None;
+                return Some(Donor { neighbour, bytes });
+            }
+            Err(refusal) => refusal,
+        };
+        log::debug!("no donor name={:?} reason={:?}", neighbour.name, refusal.to_string());
+        let Donors::Only(_, manifest) = &self.donors else { return None };
+        let now = Instant::now();
+        let lacks_since = self.lacks_since.unwrap_or(now);
+        self.lacks_since = None;
+        match refusal {
+            Refusal::Lacks => {
+                self.lacks_since = Some(lacks_since);
+                self.asker.has(&neighbour, manifest);
+            }
+            // This one's turn comes.
+            Refusal::Busy => self.quiet_since = now,
+            Refusal::Other(_) => {}
+        }
+        *lock(&self.refusal) = Some(refusal);
         None
     }
 
@@ -236,12 +309,17 @@ impl Seeker {
             let mut bytes = unused.try_recv().unwrap_or_default();
             bytes.resize(PIECE.min(usize::try_from(self.blob.size - self.at).unwrap_or(PIECE)), 0);
             let start = Instant::now();
-            let filled = match self.fill(&mut donor.bytes, &mut bytes) {
+            // The first bytes may take long to come where Ollama pushes the layer from its beginning.
+            let patience = match self.is_only() && got == 0 {
+                true => SILENCE.saturating_sub(self.quiet_since.elapsed()).max(PATIENCE),
+                false => PATIENCE,
+            };
+            let filled = match self.fill(&mut donor.bytes, &mut bytes, patience) {
                 Ok(0) => return Ended::Done,
                 Ok(filled) => filled,
                 // Where only one will do, slow is better than nothing.
                 Err(reason) => {
-                    let is_slow = self.only.is_none() && start.elapsed() >= PATIENCE;
+                    let is_slow = self.has_others() && start.elapsed() >= PATIENCE;
                     return Ended::Left { reason, is_slow };
                 }
             };
@@ -253,8 +331,9 @@ impl Seeker {
                 return Ended::Done;
             }
             self.at += filled as u64;
+            self.quiet_since = Instant::now();
             if waited >= PATIENCE {
-                if got < LEAST && self.only.is_none() {
+                if got < LEAST && self.has_others() {
                     return Ended::Left { reason: "is too slow".to_owned(), is_slow: true };
                 }
                 (waited, got) = (Duration::ZERO, 0);
@@ -264,7 +343,12 @@ impl Seeker {
     }
 
     /// Reads a piece, or as much of it as comes soon; 0 bytes once nobody wants more.
-    fn fill(&self, donor: &mut dyn Read, piece: &mut [u8]) -> Result<usize, String> {
+    fn fill(
+        &self,
+        donor: &mut dyn Read,
+        piece: &mut [u8],
+        patience: Duration,
+    ) -> Result<usize, String> {
         let start = Instant::now();
         let mut filled = 0;
         while filled < piece.len() && (filled == 0 || start.elapsed() < PIECE_TIME) {
@@ -274,7 +358,7 @@ impl Seeker {
                 Ok(0) => return Err("it ended early".to_owned()),
                 Ok(n) => filled += n,
                 Err(_) if !self.work.is_wanted() => return Ok(0),
-                Err(_) if Instant::now() >= until && start.elapsed() < PATIENCE => {}
+                Err(_) if Instant::now() >= until && start.elapsed() < patience => {}
                 // What came before is good; the next read fails again.
                 Err(_) if filled > 0 => break,
                 Err(error) => return Err(describe_io(&error)),

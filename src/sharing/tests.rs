@@ -1,6 +1,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Instant;
 
@@ -143,7 +144,7 @@ fn the_next_donor_goes_on_where_the_last_one_died() {
     let size = 3_000_000;
     let dies = machine("dies", size as u64, up_to(1_234_567));
     let (sharing, house) = house(&[&dies]);
-    let mut seek = sharing.seek(blob(size), None).unwrap();
+    let mut seek = sharing.seek(blob(size), Donors::Anybody).unwrap();
     let source = seek.found_within(PATIENCE).expect("a source");
     assert_eq!(&*source.donor, "dies");
     let whole = machine("whole", size as u64, up_to(size));
@@ -159,7 +160,7 @@ fn the_next_donor_may_be_found_a_moment_later() {
     let size = 1_000_000;
     let dies = machine("dies", size as u64, up_to(500_000));
     let (sharing, house) = house(&[&dies]);
-    let source = sharing.seek(blob(size), None).unwrap().found_within(PATIENCE).unwrap();
+    let source = sharing.seek(blob(size), Donors::Anybody).unwrap().found_within(PATIENCE).unwrap();
     let late = machine("late", size as u64, up_to(size));
     let joins = late.neighbour.clone();
     let gets = Arc::clone(&dies.gets);
@@ -181,7 +182,8 @@ fn too_few_bytes_come_where_nobody_is_left() {
     let dies = machine("dies", 1_000_000, up_to(500_000));
     let (sharing, _) = house(&[&dies]);
     // It has come as far each time, and the rest never comes.
-    let source = sharing.seek(blob(1_000_000), None).unwrap().found_within(PATIENCE).unwrap();
+    let source =
+        sharing.seek(blob(1_000_000), Donors::Anybody).unwrap().found_within(PATIENCE).unwrap();
     assert_eq!(read(&source).len(), 500_000);
     assert_eq!(lock(&dies.gets).len(), 2, "once more, where it had stopped");
 }
@@ -193,7 +195,8 @@ fn a_donor_that_dies_again_and_again_is_left() {
         let _ = stream.write_all(&bytes(at as usize + 1000)[at as usize..]);
     });
     let (sharing, _) = house(&[&drops]);
-    let source = sharing.seek(blob(1_000_000), None).unwrap().found_within(PATIENCE).unwrap();
+    let source =
+        sharing.seek(blob(1_000_000), Donors::Anybody).unwrap().found_within(PATIENCE).unwrap();
     assert_eq!(read(&source).len(), 3000);
     assert_eq!(lock(&drops.gets)[..], [0, 1000, 2000]);
 }
@@ -207,7 +210,8 @@ fn a_pause_is_waited_for() {
         }
     });
     let (sharing, _) = house(&[&slow]);
-    let source = sharing.seek(blob(300_000), None).unwrap().found_within(PATIENCE).unwrap();
+    let source =
+        sharing.seek(blob(300_000), Donors::Anybody).unwrap().found_within(PATIENCE).unwrap();
     assert!(read(&source) == bytes(300_000), "other bytes");
     assert_eq!(lock(&slow.gets).len(), 1);
 }
@@ -217,7 +221,7 @@ fn a_pause_is_waited_for() {
 fn it_is_asked_again_until_somebody_has_it() {
     let other = machine("other", 999, up_to(999));
     let (sharing, house) = house(&[&other]);
-    let mut seek = sharing.seek(blob(1000), Some("Desk".to_owned())).unwrap();
+    let mut seek = sharing.seek(blob(1000), Donors::Named("Desk".to_owned())).unwrap();
     let unmeant = machine("unmeant", 1000, up_to(1000));
     lock(&house.0).push(unmeant.neighbour.clone());
     assert!(seek.found_within(Duration::from_millis(300)).is_none());
@@ -238,10 +242,31 @@ fn the_only_one_may_be_slow() {
         }
     });
     let (sharing, _) = house(&[&slow]);
-    let only = Some("slow".to_owned());
-    let source = sharing.seek(blob(size), only).unwrap().found_within(PATIENCE).unwrap();
+    let named = Donors::Named("slow".to_owned());
+    let source = sharing.seek(blob(size), named).unwrap().found_within(PATIENCE).unwrap();
     assert!(read(&source) == bytes(size), "other bytes");
     assert_eq!(lock(&slow.gets).len(), 1, "it wasn't left");
+}
+
+/// It breaks off again and again, once with nothing, and takes long to go on where Ollama has to push
+/// what came before.
+#[test]
+fn the_only_one_that_has_it_is_waited_for() {
+    let size = 500_000;
+    let has_failed = AtomicBool::new(false);
+    let breaks = machine("breaks", size as u64, move |stream, at| {
+        if at == 100_000 {
+            thread::sleep(Duration::from_secs(11));
+        }
+        if at != 200_000 || has_failed.swap(true, SeqCst) {
+            up_to(at as usize + 100_000)(stream, at);
+        }
+    });
+    let (sharing, _) = house(&[&breaks]);
+    let only = Donors::Only(breaks.neighbour.address, String::new());
+    let source = sharing.seek(blob(size), only).unwrap().found_within(PATIENCE).unwrap();
+    assert!(read(&source) == bytes(size), "other bytes");
+    assert_eq!(lock(&breaks.gets)[..], [0, 100_000, 200_000, 200_000, 300_000, 400_000]);
 }
 
 /// Whether it is dropped before or behind the first byte, the donor sees that at once.
@@ -256,7 +281,7 @@ fn what_nobody_wants_ends_at_once() {
     });
     let (sharing, _) = house(&[&holds]);
     for waits in [true, false] {
-        let mut seek = sharing.seek(blob(1 << 20), None).unwrap();
+        let mut seek = sharing.seek(blob(1 << 20), Donors::Anybody).unwrap();
         let source = seek.found_within(PATIENCE).expect("a source");
         if waits {
             while source.next(LOOK).unwrap().is_none() {}
@@ -270,11 +295,12 @@ fn what_nobody_wants_ends_at_once() {
 #[test]
 fn the_number_of_blobs_under_way_is_limited() {
     let (sharing, _) = house(&[]);
-    let mut seeks: Vec<_> = (0..100).filter_map(|_| sharing.seek(blob(1), None)).collect();
+    let mut seeks: Vec<_> =
+        (0..100).filter_map(|_| sharing.seek(blob(1), Donors::Anybody)).collect();
     assert_eq!(seeks.len(), MOST);
     seeks.clear();
     let until = Instant::now() + PATIENCE;
-    while sharing.seek(blob(1), None).is_none() {
+    while sharing.seek(blob(1), Donors::Anybody).is_none() {
         assert!(Instant::now() < until, "the places come back");
         thread::sleep(Duration::from_millis(2));
     }
@@ -316,7 +342,8 @@ fn ollama_gets_the_blob_and_says_what_it_thinks_of_it() {
         ("", Some("closed early")),
         (wrong, Some("digest mismatch")),
     ] {
-        let source = sharing.seek(blob(size), None).unwrap().found_within(PATIENCE).unwrap();
+        let source =
+            sharing.seek(blob(size), Donors::Anybody).unwrap().found_within(PATIENCE).unwrap();
         let (address, body) = ollama(answer);
         let put = sharing.put(source, (address, "")).unwrap();
         assert!(body.recv_timeout(PATIENCE).unwrap() == bytes(size), "other bytes");
@@ -329,7 +356,7 @@ fn ollama_gets_the_blob_and_says_what_it_thinks_of_it() {
     }
     // Whose bytes were wrong isn't asked again, but by whom nobody else will do.
     let address = donor.neighbour.address;
-    let mut seek = sharing.seek(blob(size), None).unwrap();
+    let mut seek = sharing.seek(blob(size), Donors::Anybody).unwrap();
     assert!(seek.found_within(Duration::from_millis(1500)).is_none());
     sharing.forgive(address);
     assert!(seek.found_within(PATIENCE).is_some());
@@ -349,7 +376,8 @@ fn ollama_gets_the_blob_and_says_what_it_thinks_of_it() {
 fn ollama_sees_a_body_that_is_cut_short() {
     let dies = machine("dies", 1_000_000, up_to(300_000));
     let (sharing, _) = house(&[&dies]);
-    let source = sharing.seek(blob(1_000_000), None).unwrap().found_within(PATIENCE).unwrap();
+    let source =
+        sharing.seek(blob(1_000_000), Donors::Anybody).unwrap().found_within(PATIENCE).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let put = sharing.put(source, (listener.local_addr().unwrap(), "")).unwrap();
     let (mut stream, _) = listener.accept().unwrap();

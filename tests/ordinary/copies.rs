@@ -1,14 +1,15 @@
 //! Models that are copied from another machine exactly (`X-Ollana-Copy`), without any registry.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use ollana::config::{ModeChoice, ServerName};
 use serde_json::{Value, json};
 
 use crate::support::{
     Answer, Call, Chain, Client, Fake, Gate, Ollama, Package, Process, Random, Signal, Store, Way,
-    eventually, lan_address,
+    eventually, lan_address, lock,
 };
 
 const RANDOM: &str = "0123456789abcdef0123456789abcdef";
@@ -24,9 +25,21 @@ fn donor_that(
     models: &[(&str, &Package)],
     gives: impl Fn(&mut Call<'_>, &[u8]) + Send + Sync + 'static,
 ) -> Fake {
+    moody_donor(models, |_| false, gives)
+}
+
+/// The same, which may answer a request in another way.
+fn moody_donor(
+    models: &[(&str, &Package)],
+    answers: impl Fn(&mut Call<'_>) -> bool + Send + Sync + 'static,
+    gives: impl Fn(&mut Call<'_>, &[u8]) + Send + Sync + 'static,
+) -> Fake {
     let models: Vec<(String, Package)> =
         models.iter().map(|(name, package)| ((*name).to_owned(), (*package).clone())).collect();
     Fake::unlike_ollama(move |call| {
+        if answers(call) {
+            return;
+        }
         let target = call.target().replace("%2F", "/").replace("%3A", ":");
         let path = target.strip_prefix("/ollana/").unwrap_or_default();
         let manifest = path.strip_prefix("manifests/").and_then(|name| {
@@ -294,6 +307,115 @@ fn a_donor_that_breaks_off_is_asked_again() {
     let chain = chain(Way::OneHop, &ollama, &[donor.address]);
     assert_copied(&copy(chain.address(), "alpha", donor.address));
     assert_same(&store, "alpha", &package);
+}
+
+/// Its machine roams, or its ollana is restarted: there is nobody else who has it.
+#[test]
+fn a_donor_that_is_away_for_a_while_is_waited_for() {
+    let (package, store) = (package(1), Store::new());
+    let breaks = Arc::new(Mutex::new(Vec::<Instant>::new()));
+    let seen = Arc::clone(&breaks);
+    let is_away = move |call: &mut Call<'_>| {
+        let breaks = lock(&seen);
+        let is_away = breaks.len() == 1 && breaks[0].elapsed() < Duration::from_secs(4);
+        is_away.then(|| call.reset()).is_some()
+    };
+    // More often than where there is somebody else; and one time, nothing comes.
+    let donor = moody_donor(&[("alpha", &package)], is_away, move |call, bytes| {
+        let is_large = bytes.len() > 1000;
+        let mut breaks = lock(&breaks);
+        let end = if breaks.len() == 1 { 0 } else { bytes.len().min(700_000) };
+        call.send(&bytes[..end]);
+        if is_large && end < bytes.len() {
+            breaks.push(Instant::now());
+            call.close();
+        }
+    });
+    let ollama = Ollama::with_store(&store, None);
+    let chain = chain(Way::OneHop, &ollama, &[donor.address]);
+    assert_copied(&copy(chain.address(), "alpha", donor.address));
+    assert_same(&store, "alpha", &package);
+}
+
+/// A blob that a donor lacks, or can't read; at once, or in the middle.
+#[test]
+fn what_a_donor_has_no_more_is_told_soon() {
+    let package = package(1);
+    let (digest, size) = (package.blobs[0].0.clone(), package.blobs[0].1.len());
+    for begins in [false, true] {
+        let (store, has_begun) = (Store::new(), Gate::new());
+        let (digest, begun) = (digest.clone(), has_begun.clone());
+        let lacks = move |call: &mut Call<'_>| {
+            let is_it = call.target().contains(&digest);
+            let lacks = is_it && (!begins || begun.wait_for(Duration::ZERO));
+            lacks.then(|| call.answer("404 Not Found", "application/json", "{}")).is_some()
+        };
+        let donor = moody_donor(&[("alpha", &package)], lacks, move |call, bytes| {
+            if bytes.len() < size {
+                return assert!(call.send(bytes));
+            }
+            call.send(&bytes[..1_000_000]);
+            has_begun.open();
+            call.close();
+        });
+        let ollama = Ollama::with_store(&store, None);
+        let chain = chain(Way::OneHop, &ollama, &[donor.address]);
+        let start = Instant::now();
+        let lines = lines(&copy(chain.address(), "alpha", donor.address));
+        let error = lines.last().and_then(|line| line["error"].as_str()).unwrap_or_default();
+        assert!(error.contains("127.0.0.1") && error.contains("has it no more"), "{lines:?}");
+        assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+        eventually("what was begun to be removed", || store.unfinished().is_empty().then_some(()));
+    }
+}
+
+/// Started anew, it doesn't know which blobs its Ollama can push until it is asked for the manifest.
+#[test]
+fn a_donor_that_knows_a_blob_by_its_manifest_alone_is_reminded() {
+    let (package, store) = (package(1), Store::new());
+    let (has_broken, is_reminded) = (Gate::new(), Gate::new());
+    let breaks = has_broken.clone();
+    let has_forgotten = move |call: &mut Call<'_>| {
+        if call.head.method() == "HEAD" && call.target().contains("manifests/alpha") {
+            call.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n");
+            is_reminded.open();
+            return true;
+        }
+        let is_open = |gate: &Gate| gate.wait_for(Duration::ZERO);
+        let lacks =
+            call.target().contains("blobs") && is_open(&has_broken) && !is_open(&is_reminded);
+        lacks.then(|| call.answer("404 Not Found", "application/json", "{}")).is_some()
+    };
+    let size = package.blobs[0].1.len();
+    let donor = moody_donor(&[("alpha", &package)], has_forgotten, move |call, bytes| {
+        if bytes.len() < size {
+            return assert!(call.send(bytes));
+        }
+        call.send(&bytes[..1_000_000]);
+        breaks.open();
+        call.close();
+    });
+    let ollama = Ollama::with_store(&store, None);
+    let chain = chain(Way::OneHop, &ollama, &[donor.address]);
+    assert_copied(&copy(chain.address(), "alpha", donor.address));
+    assert_same(&store, "alpha", &package);
+}
+
+#[test]
+fn a_donor_that_gives_to_others_is_waited_for() {
+    let (package, store, start) = (package(1), Store::new(), Instant::now());
+    let is_busy = move |call: &mut Call<'_>| {
+        let is_busy = call.target().contains("blobs") && start.elapsed() < Duration::from_secs(4);
+        is_busy.then(|| call.answer("503 Service Unavailable", "application/json", "{}")).is_some()
+    };
+    let gives = |call: &mut Call<'_>, bytes: &[u8]| assert!(call.send(bytes));
+    let donor = moody_donor(&[("alpha", &package)], is_busy, gives);
+    let ollama = Ollama::with_store(&store, None);
+    let chain = chain(Way::OneHop, &ollama, &[donor.address]);
+    let lines = assert_copied(&copy(chain.address(), "alpha", donor.address));
+    assert_same(&store, "alpha", &package);
+    let waits = json!({"status": "waiting for 127.0.0.1, which gives to others"});
+    assert_eq!(lines.iter().filter(|line| **line == waits).count(), 1, "{lines:?}");
 }
 
 #[test]

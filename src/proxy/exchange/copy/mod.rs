@@ -25,7 +25,6 @@ use super::own::{Own, ask, name, sha256};
 use super::{End, Exchange, OwnAnswer};
 use crate::access::permissions::{Permission, Refusal};
 use crate::http::fields::{COPY_FIELD, ERROR_FIELD};
-use crate::http::target::percent_encode;
 use crate::manager::pool::{Outcome, Wanted};
 use crate::manager::{Lease, Refused};
 use crate::net::untrusted_text::printable;
@@ -34,7 +33,7 @@ use crate::ollama::manifest;
 use crate::ollama::model_name::ModelName;
 use crate::ollama::pull::{self, layer_line};
 use crate::proxy::request_body::RequestBody;
-use crate::sharing::{self, Blob, Neighbour, Registry};
+use crate::sharing::{self, Blob, Donors, Neighbour, Registry, Seek, manifest_path};
 use crate::system::files::free_space;
 use crate::system::size_text;
 use crate::upstream::build_uri;
@@ -44,7 +43,7 @@ use crate::upstream::exchange_io::{Attempt, Fault};
 const SEARCH: Duration = Duration::from_secs(3);
 /// A donor tells within this what the model consists of.
 const MANIFEST_TIME: Duration = Duration::from_secs(10);
-/// And gives a layer within this: it may be busy with others.
+/// And gives a layer within this, once it isn't busy with others.
 const LAYER_TIME: Duration = Duration::from_secs(120);
 /// How often it is looked what has become of a layer and of the client, and how often that is told.
 const LOOK: Duration = Duration::from_millis(20);
@@ -192,7 +191,7 @@ impl<'a> Exchange<'a> {
     /// What the donor says of the model.
     fn manifest(&self, donor: &Neighbour, model: &str) -> Result<Vec<u8>, OwnAnswer> {
         let name = &donor.name;
-        let target = format!("/ollana/manifests/{}", percent_encode(model));
+        let target = manifest_path(model);
         let attempt = Attempt { is_lan: true, ..Attempt::default() };
         let uri = build_uri(donor.address, "", &target);
         let request = uri.map(|uri| (Method::GET, uri, None));
@@ -293,17 +292,26 @@ impl Copying<'_, '_> {
     /// Puts a layer of the donor's into the own Ollama.
     fn take(&self, blob: &Blob, answer: &mut Answer<'_, '_>) -> Result<(), Broken> {
         let (sharing, donor) = (&self.exchange.context.sharing, &self.donor);
-        let until = Instant::now() + LAYER_TIME;
-        let mut seek = None;
+        let donors = Donors::Only(donor.address, manifest_path(&self.model));
+        let (mut seek, mut until, mut waits) = (None, Instant::now() + LAYER_TIME, false);
         let source = loop {
             // There may be too many others just now.
-            seek = seek.or_else(|| sharing.seek(blob.clone(), Some(donor.address.to_string())));
+            seek = seek.or_else(|| sharing.seek(blob.clone(), donors.clone()));
             if let Some(source) = seek.as_mut().and_then(|seek| seek.found_within(LOOK)) {
                 break source;
             }
             answer.look()?;
-            if Instant::now() >= until {
-                return Err(format!("{} does not give {}", donor.name, blob.short()).into());
+            let refusal = seek.as_ref().and_then(Seek::refusal);
+            if refusal == Some(sharing::Refusal::Busy) {
+                until = Instant::now() + LAYER_TIME;
+                if !std::mem::replace(&mut waits, true) {
+                    let status = format!("waiting for {}, which gives to others", donor.name);
+                    answer.say(&json!({ "status": status }))?;
+                }
+            }
+            if Instant::now() >= until || seek.as_ref().is_some_and(|seek| seek.is_over) {
+                let why = refusal.map(|refusal| format!(": {refusal}")).unwrap_or_default();
+                return Err(format!("{} does not give {}{why}", donor.name, blob.short()).into());
             }
             if seek.is_none() {
                 std::thread::sleep(LOOK);

@@ -283,7 +283,7 @@ impl<'b, 'a> Lines<'b, 'a> {
             if is_sought && !lacks(*total) {
                 let sharing = &self.exchange.context.sharing;
                 let blob = Blob::new(digest, *total);
-                layer.seek = blob.and_then(|blob| sharing.seek(blob, self.plan.only.clone()));
+                layer.seek = blob.and_then(|blob| sharing.seek(blob, self.plan.donors.clone()));
             }
         }
         self.layer = Some(layer);

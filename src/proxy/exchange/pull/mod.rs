@@ -40,6 +40,7 @@ use crate::ollama::endpoints::Task;
 use crate::ollama::pull;
 use crate::ollama::stream_end::Format;
 use crate::proxy::request_body::RequestBody;
+use crate::sharing::Donors;
 use crate::upstream::exchange_io::{self, Attempt};
 
 /// How a pull is to be driven.
@@ -48,8 +49,8 @@ pub(super) struct Plan {
     body: Vec<u8>,
     /// The client asked for one object at the end.
     pub(super) wants_one: bool,
-    /// The server that is to give the bytes, if it is to be this one.
-    only: Option<String>,
+    /// Who is to give the bytes.
+    donors: Donors,
 }
 
 impl Plan {
@@ -88,15 +89,20 @@ impl<'a> Exchange<'a> {
         if wants_one {
             self.replace_body(body, lines.clone());
         }
-        let only = Some(from.to_owned()).filter(|from| !from.eq_ignore_ascii_case("any"));
-        Ok(Some(Plan { body: lines, wants_one, only }))
+        let donors = match from.eq_ignore_ascii_case("any") {
+            true => Donors::Anybody,
+            false => Donors::Named(from.to_owned()),
+        };
+        Ok(Some(Plan { body: lines, wants_one, donors }))
     }
 
     /// The server that is to give the bytes has to be there, or all of them would come from the registry
     /// unnoticed.
     pub(super) fn check_donor(&self, lease: &Lease) -> Result<(), OwnAnswer> {
-        let only = self.pull.as_ref().and_then(|plan| plan.only.as_deref());
-        only.filter(|_| lease.pick.is_local).map_or(Ok(()), |name| self.neighbour(name).map(drop))
+        match self.pull.as_ref().map(|plan| &plan.donors) {
+            Some(Donors::Named(name)) if lease.pick.is_local => self.neighbour(name).map(drop),
+            _ => Ok(()),
+        }
     }
 
     /// Reads a pull to its end; the answer is that of Ollama to who wants one object.
