@@ -42,6 +42,11 @@ impl Put {
         self.progress.given.load(Relaxed)
     }
 
+    /// Whether it was given all of it: Ollama takes nothing of a layer that it has got meanwhile.
+    pub(crate) fn was_whole(&self) -> bool {
+        self.given() == self.blob.size
+    }
+
     /// Who gives them at present.
     pub(crate) fn donor(&self) -> Arc<str> {
         Arc::clone(&lock(&self.progress.donor))

@@ -350,6 +350,29 @@ fn an_ollama_that_does_not_take_it_gets_it_from_the_registry() {
     assert!(house.registry.given(house.large()) as usize >= LARGE);
 }
 
+/// What the registry has finished before the house has begun isn't what the house has saved.
+#[test]
+fn a_layer_that_is_there_by_then_is_not_counted_as_taken() {
+    let house = House::new(1_000_000);
+    let neighbour = neighbour(house.package.blobs.clone(), gives_all);
+    let (digest, bytes) = house.package.blobs[0].clone();
+    let small = Package::of(&[&bytes]);
+    house.registry.publish("alpha", &small);
+    let (path, file) = (format!("/api/blobs/{digest}"), house.store.blob(&digest));
+    let has_it = move |call: &mut Call<'_>| {
+        std::fs::write(&file, &bytes).expect("a blob");
+        call.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        call.close_half();
+    };
+    house.ollama.change(|world| drop(world.script.insert(path, Arc::new(has_it))));
+    let chain = house.chain(Way::OneHop, &[neighbour.address]);
+    lines(&chain.connect().post("/api/pull", PULL).text());
+    assert_eq!(house.store.digests("alpha"), small.digests());
+    assert_eq!(gets(&neighbour).len(), 1);
+    let state = chain.connect().get("/ollana/status").json();
+    assert_eq!(state["shared"]["saved"], 0, "{}", state["shared"]);
+}
+
 /// What crawls would take a day for what the registry gives in minutes.
 #[test]
 fn a_neighbour_that_is_too_slow_is_left() {

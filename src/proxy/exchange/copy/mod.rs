@@ -337,7 +337,9 @@ impl Copying<'_, '_> {
                 }
             }
         }
-        answer.saved(blob.size);
+        if put.was_whole() {
+            answer.saved(blob.size);
+        }
         Ok(())
     }
 

@@ -366,9 +366,11 @@ impl<'b, 'a> Lines<'b, 'a> {
         let (digest, from) = (blob.digest().to_owned(), taking.put.donor());
         match ended {
             Ok(()) => {
-                log::info!("layer taken digest={digest:?} from={from:?} bytes={size} ms={ms}");
-                let saved = size.saturating_sub(before);
-                self.underway.into_iter().for_each(|underway| underway.saved(saved));
+                if taking.put.was_whole() {
+                    log::info!("layer taken digest={digest:?} from={from:?} bytes={size} ms={ms}");
+                    let saved = size.saturating_sub(before);
+                    self.underway.into_iter().for_each(|underway| underway.saved(saved));
+                }
                 self.tell(size);
             }
             Err(reason) => {
