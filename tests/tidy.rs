@@ -47,7 +47,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("httparse", &["http::head"]),
     ("snow", &["pairing::noise"]),
     ("blake2", &["pairing::noise::key"]),
-    ("ring", &["pairing::noise::session", "proxy::exchange::own"]),
+    ("ring", &["pairing::noise::session", "proxy::exchange::own", "sharing::put"]),
     ("ruzstd", &["proxy::zstd"]),
     ("qrcodegen", &["tools::qr"]),
 ];

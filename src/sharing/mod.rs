@@ -8,8 +8,8 @@
 //!  Source: pieces, in a bounded channel ──► Put: POST /api/blobs/DIGEST of the own Ollama
 //! ```
 //!
-//! The room knows blobs by digest and size alone; Ollama hashes what it gets, so a neighbour that lies
-//! only wastes time. It knows nothing of exchanges and of how neighbours are found: `serve` gives it
+//! The room knows blobs by digest and size alone. What comes is hashed before Ollama gets the last of it,
+//! so a neighbour that lies only wastes time. It knows nothing of exchanges and of how neighbours are found: `serve` gives it
 //! [`Neighbours`]. A blob has one thread that seeks and then streams, and one that puts. Both end within a
 //! moment ([`LOOK`]) when what they work for is dropped.
 

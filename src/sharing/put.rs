@@ -1,4 +1,5 @@
-//! A blob on its way into the own Ollama, which hashes it while it writes.
+//! A blob on its way into the own Ollama. It is hashed here as well: what Ollama has got whole, it keeps
+//! under the digest that it has, so that of wrong bytes the last ones are held back.
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -8,16 +9,15 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use http::header::CONTENT_LENGTH;
-use http::{HeaderValue, Method, Request, StatusCode};
+use http::{HeaderValue, Method, Request};
+use ring::digest::{Context, SHA256};
 
 use super::source::{Piece, Source};
 use super::{Blob, LOOK, Lapse, Sharing, Wanted};
-use crate::system::{self, lock};
+use crate::system::{self, Hex, lock};
 use crate::upstream::exchange_io::{self, Attempt, ExchangeIo};
 use crate::upstream::{Upstream, build_uri};
 
-/// What Ollama says of bytes that aren't those of the digest (`server/routes.go`, `CreateBlobHandler`).
-const MISMATCH: &str = "digest mismatch";
 /// Bytes of an error of Ollama's that are read.
 const REASON: u64 = 4 << 10;
 
@@ -78,13 +78,15 @@ impl Sharing {
         let progress = Arc::new(PutProgress { given: AtomicU64::new(0), donor });
         let (end, ended) = bounded(1);
         let upstream = Upstream::new(&self.timing, &self.keyring);
-        let sharing = self.clone();
         let uri = build_uri(ollama, prefix, &format!("/api/blobs/{}", blob.digest));
         let mut request = Request::new(());
         *request.uri_mut() = uri.map_err(io::Error::other)?;
         *request.method_mut() = Method::POST;
         request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(blob.size));
         let pieces = Pieces {
+            sharing: self.clone(),
+            hash: Context::new(&SHA256),
+            hashed: 0,
             source,
             progress: Arc::clone(&progress),
             piece: None,
@@ -94,27 +96,18 @@ impl Sharing {
         };
         system::spawn("putter", move || {
             upstream.begin(Attempt { is_large: true, ..Attempt::default() });
-            let _ = end.send(send(&sharing, &upstream, request, pieces));
+            let _ = end.send(send(&upstream, request, pieces));
             exchange_io::with(ExchangeIo::end);
         })?;
         Ok(Put { blob, progress, ended, _wanted: wanted })
     }
 }
 
-fn send(
-    sharing: &Sharing,
-    upstream: &Upstream,
-    request: Request<()>,
-    mut pieces: Pieces,
-) -> Result<(), String> {
+fn send(upstream: &Upstream, request: Request<()>, mut pieces: Pieces) -> Result<(), String> {
     let answer = upstream.send(request, Some(&mut pieces as &mut dyn Read))?;
     let status = answer.status();
     let mut reason = String::new();
     let _ = answer.into_body().into_reader().take(REASON).read_to_string(&mut reason);
-    // Of several, any may have lied.
-    if status == StatusCode::BAD_REQUEST && reason.contains(MISMATCH) {
-        pieces.donors.iter().for_each(|donor| sharing.remember(*donor, Lapse::Wrong));
-    }
     match status.is_success() {
         true => Ok(()),
         false => Err(format!("Ollama answers with status {status} {}", reason.trim())),
@@ -123,6 +116,10 @@ fn send(
 
 /// The pieces of a source as the body of a request.
 struct Pieces {
+    sharing: Sharing,
+    /// Of the pieces that have come, and how many bytes they have.
+    hash: Context,
+    hashed: u64,
     source: Source,
     progress: Arc<PutProgress>,
     piece: Option<Piece>,
@@ -168,7 +165,23 @@ impl Read for Pieces {
                 if !self.donors.contains(&piece.address) {
                     self.donors.push(piece.address);
                 }
+                self.hash.update(&piece.bytes);
+                self.hashed += piece.bytes.len() as u64;
+                if self.is_wrong() {
+                    // Of several, any may have lied.
+                    self.donors.iter().for_each(|it| self.sharing.remember(*it, Lapse::Wrong));
+                    return Err(broken("digest mismatch: these are other bytes"));
+                }
             }
         }
+    }
+}
+
+impl Pieces {
+    /// Whether all bytes have come, and aren't those of the digest.
+    fn is_wrong(&self) -> bool {
+        let Blob { digest, size } = &self.source.blob;
+        let found = || Hex(self.hash.clone().finish().as_ref()).to_string();
+        self.hashed == *size && digest.strip_prefix("sha256:") != Some(&found())
     }
 }

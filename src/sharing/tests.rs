@@ -5,9 +5,11 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Instant;
 
+use ring::digest::{SHA256, digest};
+
 use super::source::Source;
 use super::*;
-use crate::system::lock;
+use crate::system::{Hex, lock};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const DIGEST: &str = "sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
@@ -48,7 +50,7 @@ fn serve(mut stream: TcpStream, size: u64, seen: &Mutex<Vec<u64>>, gives: &Gives
     stream.set_nodelay(true).unwrap();
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
     let first = lines.next().unwrap_or_default();
-    assert!(first.contains(&format!("/ollana/blobs/{DIGEST} ")), "{first}");
+    assert!(first.contains("/ollana/blobs/sha256:"), "{first}");
     let fields: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
     let range = fields.iter().find_map(|line| line.strip_prefix("range: bytes="));
     let at: u64 = range.map_or(0, |range| range.trim_end_matches('-').parse().unwrap());
@@ -93,8 +95,10 @@ fn house(machines: &[&Machine]) -> (Sharing, Arc<House>) {
     (sharing, house)
 }
 
+/// What machines give that don't lie.
 fn blob(size: usize) -> Blob {
-    Blob::new(DIGEST, size as u64).unwrap()
+    let digest = Hex(digest(&SHA256, &bytes(size)).as_ref()).to_string();
+    Blob::new(&format!("sha256:{digest}"), size as u64).unwrap()
 }
 
 /// All that a source brings, and whether its channel closed behind it.
@@ -112,7 +116,7 @@ fn read(source: &Source) -> Vec<u8> {
 
 #[test]
 fn only_whole_digests_in_ollamas_spelling_are_asked_for() {
-    assert_eq!(blob(1).short(), "001122334455");
+    assert_eq!(Blob::new(DIGEST, 1).unwrap().short(), "001122334455");
     for bad in [
         "",
         "sha256:",
@@ -323,7 +327,7 @@ fn ollama(answer: &'static str) -> (SocketAddr, Receiver<Vec<u8>>) {
             line.clear();
         }
         let mut body = Vec::new();
-        reader.take(length).read_to_end(&mut body).unwrap();
+        let _ = reader.take(length).read_to_end(&mut body);
         got.send(body).unwrap();
         let _ = stream.write_all(answer.as_bytes());
     });
@@ -335,12 +339,12 @@ fn ollama_gets_the_blob_and_says_what_it_thinks_of_it() {
     let size = 2_000_000;
     let donor = machine("donor", size as u64, up_to(size));
     let (sharing, _) = house(&[&donor]);
-    let wrong =
-        "HTTP/1.1 400 Bad Request\r\ncontent-length: 26\r\n\r\n{\"error\":\"digest mismatch\"}";
+    let full =
+        "HTTP/1.1 500 Internal\r\ncontent-length: 28\r\n\r\n{\"error\":\"no space is left\"}";
     for (answer, says) in [
         ("HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n", None),
         ("", Some("closed early")),
-        (wrong, Some("digest mismatch")),
+        (full, Some("no space is left")),
     ] {
         let source =
             sharing.seek(blob(size), Donors::Anybody).unwrap().found_within(PATIENCE).unwrap();
@@ -354,8 +358,26 @@ fn ollama_gets_the_blob_and_says_what_it_thinks_of_it() {
         }
         assert_eq!((put.given(), &*put.donor()), (size as u64, "donor"));
     }
-    // Whose bytes were wrong isn't asked again, but by whom nobody else will do.
-    let address = donor.neighbour.address;
+}
+
+/// Of wrong bytes, Ollama doesn't get all, and who gave them isn't asked again, but by whom nobody else
+/// will do.
+#[test]
+fn wrong_bytes_do_not_come_to_their_end() {
+    let size = 2_000_000;
+    let lies = machine("lies", size as u64, move |stream, at| {
+        let mut wrong = bytes(size);
+        wrong[1_000_000] ^= 1;
+        let _ = stream.write_all(&wrong[at as usize..]);
+    });
+    let (sharing, _) = house(&[&lies]);
+    let source = sharing.seek(blob(size), Donors::Anybody).unwrap().found_within(PATIENCE).unwrap();
+    let (address, body) = ollama("");
+    let put = sharing.put(source, (address, "")).unwrap();
+    assert!(body.recv_timeout(PATIENCE).unwrap().len() < size);
+    let why = put.ended_within(PATIENCE).expect("its end").unwrap_err();
+    assert!(why.contains("digest mismatch") && !put.was_whole(), "{why}");
+    let address = lies.neighbour.address;
     let mut seek = sharing.seek(blob(size), Donors::Anybody).unwrap();
     assert!(seek.found_within(Duration::from_millis(1500)).is_none());
     sharing.forgive(address);

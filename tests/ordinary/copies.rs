@@ -290,6 +290,7 @@ fn wrong_bytes_leave_nothing_behind() {
     let error = lines.last().and_then(|line| line["error"].as_str()).unwrap_or_default();
     assert!(error.contains("digest"), "{lines:?}");
     assert_eq!(names(&ollama), [] as [&str; 0]);
+    eventually("nothing to be left", || store.files().is_empty().then_some(()));
 }
 
 #[test]
