@@ -128,6 +128,146 @@ fn who_waits_too_long_is_told() {
     }
 }
 
+/// A request whose body comes in part, and the rest of it.
+fn slowly(chain: &Chain, path: &str, body: &str, framing: &str) -> (Client, String) {
+    let rest = |body: &str| match framing {
+        "chunked" => format!("{:x}\r\n{body}\r\n", body.len()),
+        _ => body.to_owned(),
+    };
+    let framed = match framing {
+        "chunked" => "Transfer-Encoding: chunked".to_owned(),
+        _ => format!("Content-Length: {}", body.len()),
+    };
+    let (start, end) = body.split_at(body.len() / 2);
+    let mut client = chain.connect();
+    client.send(format!("POST {path} HTTP/1.1\r\nHost: localhost\r\n{framed}\r\n\r\n"));
+    client.send(rest(start));
+    let last = if framing == "chunked" { "0\r\n\r\n" } else { "" };
+    (client, rest(end) + last)
+}
+
+#[test]
+fn a_body_that_comes_slowly_takes_no_turn() {
+    let image = "A".repeat(100_000);
+    let first = format!(
+        r#"{{"model":"a","stream":false,"messages":[{{"role":"user","content":"{image}"}}]}}"#
+    );
+    let last = format!(
+        r#"{{"stream":false,"messages":[{{"role":"user","content":"{image}"}}],"model":"a"}}"#
+    );
+    let mut slowest = Duration::ZERO;
+    for way in Way::ALL {
+        for is_set in [true, false] {
+            let gate = Gate::new();
+            let world =
+                World { parallel: 1, queue: 0, hold: Some(gate.clone()), ..World::with(&["a"]) };
+            let fake = Ollama::start(world);
+            let chain = way.with(&fake, |settings| {
+                settings.limits.max_in_flight = u32::from(is_set);
+                settings.timing.queue_timeout = 5 * SOON;
+            });
+            if !is_set {
+                // Ollama's own refusal teaches the limit.
+                let mut holder = chain.connect();
+                hold(&mut holder, &fake);
+                assert_eq!(chain.connect().post(HOLD, ASKED).status(), 503, "{way:?}");
+                gate.open();
+                assert_answers(&holder.answer_to("POST"), HOLD, way);
+            }
+            fake.change(|world| (world.hold, world.queue) = (None, 512));
+            for (body, framing) in [(&first, "length"), (&last, "chunked")] {
+                let mut slow: Vec<(Client, String)> =
+                    (0..3).map(|_| slowly(&chain, "/api/chat", body, framing)).collect();
+                eventually("what has come to be read", || {
+                    slow.iter().any(|(client, _)| support::queues(client) == (0, 0)).then_some(())
+                });
+                for _ in 0..3 {
+                    let start = Instant::now();
+                    let answer = chain.connect().post(HOLD, ASKED);
+                    assert_answers(&answer, HOLD, way);
+                    slowest = slowest.max(start.elapsed());
+                }
+                for (client, rest) in &mut slow {
+                    client.send(rest);
+                    assert_answers(&client.answer_to("POST"), "/api/chat", way);
+                }
+            }
+        }
+    }
+    println!("fault: a request beside slow bodies {} ms (limit 200 ms)", slowest.as_millis());
+    assert!(slowest < 5 * SOON, "waited for {slowest:?}");
+}
+
+/// The last of several names counts, however late it comes.
+#[test]
+fn a_body_that_comes_slowly_goes_where_its_last_name_says() {
+    let fakes = ["a", "b"].map(|model| Ollama::start(World::with(&[model])));
+    let chain = Chain::start(Way::TwoHops, &[&fakes[0], &fakes[1]], one_at_a_time);
+    eventually("the models to be known", || {
+        let lists = chain.connect().get("/api/tags").text();
+        (lists.contains("\"a:latest\"") && lists.contains("\"b:latest\"")).then_some(())
+    });
+    let text = "A".repeat(1000);
+    let body = format!(r#"{{"model":"a","stream":false,"prompt":"{text}","model":"b"}}"#);
+    let (mut slow, rest) = slowly(&chain, HOLD, &body, "length");
+    // Longer than what is at hand is waited for.
+    std::thread::sleep(SOON / 2);
+    slow.send(rest);
+    assert_answers(&slow.answer_to("POST"), HOLD, chain.way);
+    assert_eq!(fakes.each_ref().map(|fake| fake.count()), [0, 1]);
+}
+
+/// Memory that a body which comes slowly takes up is missed by nobody whose model is known.
+#[test]
+fn a_body_has_its_turn_though_another_takes_up_the_memory() {
+    let fakes = ["a", "b"].map(|model| Ollama::start(World::with(&[model])));
+    let chain = Chain::start(Way::TwoHops, &[&fakes[0], &fakes[1]], |settings| {
+        one_at_a_time(settings);
+        settings.limits.replay_budget = 256 << 10;
+        settings.timing.queue_timeout = 2 * SOON;
+    });
+    let body =
+        |length| format!(r#"{{"model":"a","stream":false,"prompt":"{}"}}"#, "A".repeat(length));
+    let _slow = slowly(&chain, HOLD, &body(190_000), "length");
+    // Longer than what is at hand is waited for.
+    std::thread::sleep(SOON / 2);
+    assert_answers(&chain.connect().post(HOLD, body(125_000)), HOLD, chain.way);
+}
+
+/// What there is no memory for has its turn while it comes.
+#[test]
+fn a_body_that_is_too_large_to_be_kept_and_slow_loses_its_turn() {
+    for way in Way::ALL {
+        let fake = Ollama::start(World::with(&["a"]));
+        let chain = way.with(&fake, |settings| {
+            one_at_a_time(settings);
+            settings.limits.replay_budget = 64 << 10;
+            settings.timing.body_timeout = SOON;
+        });
+        let body = format!(r#"{{"model":"a","stream":false,"prompt":"{}"}}"#, "A".repeat(1 << 20));
+        let (mut slow, rest) = slowly(&chain, HOLD, &body, "length");
+        eventually("its turn", || (chain.servers[0].presence().in_flight() == 1).then_some(()));
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| chain.connect().post(HOLD, ASKED));
+            // Never silent for as long as the time-out.
+            let is_cut = rest.chars().take(50).any(|c| {
+                slow.stream.set_read_timeout(Some(SOON / 10)).expect("a time-out");
+                !slow.try_send(c.to_string()) || slow.stream.peek(&mut [0]).is_ok()
+            });
+            if !is_cut {
+                slow.leave();
+                panic!("{way:?}: not cut after {:?}", start.elapsed());
+            }
+            slow.stream.set_read_timeout(Some(support::PATIENCE)).expect("a time-out");
+            assert_eq!(slow.answer_to("POST").status(), 408, "{way:?}");
+            assert_answers(&other.join().expect("no panic"), HOLD, way);
+        });
+        // In time, it is served whatever its size.
+        assert_answers(&chain.connect().post(HOLD, &body), HOLD, way);
+    }
+}
+
 /// One request at a time on each server, whose checks don't end by themselves.
 fn rules() -> Rules {
     Rules {

@@ -44,6 +44,7 @@ pub struct Presence {
     in_flight: AtomicU32,
     backends: AtomicU32,
     has_absent: AtomicBool,
+    has_limit: AtomicBool,
     events_handled: AtomicU32,
     network_changed_at: Mutex<Option<Instant>>,
     counters: Counters,
@@ -65,6 +66,7 @@ impl Presence {
         self.in_flight.store(pool.in_flight(), Relaxed);
         self.backends.store(pool.len() as u32, Relaxed);
         self.has_absent.store(pool.has_absent(), Relaxed);
+        self.has_limit.store(pool.has_limit(), Relaxed);
         self.event_handled();
     }
 
@@ -96,6 +98,11 @@ impl Presence {
     /// which model a request is about.
     pub(crate) fn has_choice(&self) -> bool {
         self.backends() > 1 || self.has_absent.load(Relaxed)
+    }
+
+    /// Whether some server is known to take so many requests at once and no more.
+    pub(crate) fn has_limit(&self) -> bool {
+        self.has_limit.load(Relaxed)
     }
 
     /// Changes whenever the Manager has handled an event, which tells that it is alive.

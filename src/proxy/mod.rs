@@ -38,6 +38,7 @@ mod connection;
 pub(crate) mod connections;
 pub(crate) mod exchange;
 mod kept;
+mod pace;
 mod parking;
 mod rejector;
 mod request_body;

@@ -3,10 +3,11 @@
 use std::io::{self, ErrorKind, Read};
 use std::mem::{replace, take};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::connection::Connection;
 use super::kept::{Budget, Kept};
+use super::pace::{Pace, Rate};
 use crate::counters::Transfer;
 use crate::http::body::{ChunkDecoder, Step};
 use crate::http::head::{Framing, Head};
@@ -19,6 +20,8 @@ use crate::upstream::exchange_io::{self, Fault, Woken};
 /// Declared bytes that are skipped when the answer comes before them. Skipping 32 KiB takes about
 /// 60 ns, so this costs 0.1 s; without a limit, a made-up length would keep a core busy for years.
 const LONGEST_GAP: u64 = 64 << 30;
+/// Bytes within the body time-out of a body that takes up a turn at a server.
+const HURRIED: u64 = 256 << 10;
 
 #[derive(Debug)]
 pub(super) struct RequestBody<'a> {
@@ -32,6 +35,8 @@ pub(super) struct RequestBody<'a> {
     pub(super) sent: u64,
     /// Where its progress is shown, if it is an upload.
     pub(super) transfer: Option<Arc<Transfer>>,
+    /// Set if it takes up a turn at a server before it is whole.
+    turn: Option<Pace>,
 }
 
 /// Looks at a body on its way, because what comes late may name another model.
@@ -107,6 +112,26 @@ impl<'a> RequestBody<'a> {
             watch: None,
             sent: 0,
             transfer: None,
+            turn: None,
+        }
+    }
+
+    /// From now on it is given up if it comes too slowly, by the time-out for when nothing comes.
+    pub(super) fn hurry(&mut self, connection: &Connection, timeout: Duration) {
+        let rate = Rate { bytes: HURRIED, time: timeout };
+        self.turn = Some(Pace::new(rate, timeout, connection.body_bytes));
+    }
+
+    /// How long it may be waited for now.
+    fn begin_wait(&mut self, connection: &Connection) -> Duration {
+        let now = Instant::now();
+        let left = self.turn.as_mut().map(|turn| turn.begin_wait(now, connection.body_bytes));
+        left.unwrap_or(Duration::MAX)
+    }
+
+    fn end_wait(&mut self) {
+        if let Some(turn) = &mut self.turn {
+            turn.end_wait(Instant::now());
         }
     }
 
@@ -224,7 +249,10 @@ impl<'a, 'b> BodyReader<'a, 'b> {
             }
             let client = &self.connection.stream;
             let timeout = self.pause.unwrap_or(self.timeout);
-            match exchange_io::with(|io| io.wait_client(client, timeout))? {
+            let timeout = timeout.min(self.body.begin_wait(self.connection));
+            let woken = exchange_io::with(|io| io.wait_client(client, timeout));
+            self.body.end_wait();
+            match woken? {
                 Woken::Ready => {}
                 Woken::TimedOut if self.pause.is_some() => return Ok(0),
                 Woken::TimedOut => return Err(give_up(Fault::BodyTooSlow)),

@@ -347,6 +347,11 @@ impl Pool {
         self.backends.iter().map(|b| b.load.in_flight).sum()
     }
 
+    /// Whether it is known of some server how many requests it takes at once.
+    pub(crate) fn has_limit(&self) -> bool {
+        self.backends.iter().any(|b| b.load.limit(self.rules.max_in_flight).is_some())
+    }
+
     /// Whether an inventory is known to be out of date.
     pub(crate) fn has_stale_inventory(&self) -> bool {
         self.working().any(|b| b.models.stale_since.is_some() || b.models.are_coming())

@@ -165,15 +165,36 @@ impl<'a> Exchange<'a> {
         self.fetch(body, |_| More::Any)
     }
 
+    /// The same of a body that was looked at: it can be sent without, so memory isn't waited for.
+    pub(super) fn fetch_rest(&mut self, body: &mut RequestBody<'a>) -> Result<(), OwnAnswer> {
+        let mut watch = body.watch.take();
+        let fetched = self.fetch_within(body, None, |piece| {
+            watch.iter_mut().for_each(|watch| watch.scan.push(piece));
+            More::Any
+        });
+        body.watch = watch;
+        fetched
+    }
+
     /// Receives and keeps pieces of the body, and hands them to `look`, which tells how it goes on.
     fn fetch(
         &mut self,
         body: &mut RequestBody<'a>,
+        look: impl FnMut(&[u8]) -> More,
+    ) -> Result<(), OwnAnswer> {
+        self.fetch_within(body, self.patience(), look)
+    }
+
+    fn fetch_within(
+        &mut self,
+        body: &mut RequestBody<'a>,
+        patience: Option<Duration>,
         mut look: impl FnMut(&[u8]) -> More,
     ) -> Result<(), OwnAnswer> {
         let (limits, all) = (&self.context.settings.limits, self.most_looked_at());
         let (mut most, mut pause) = (all, None);
         let mut reader = self.begin_reading(body);
+        reader.patience = patience;
         loop {
             let before = reader.kept().len();
             if reader.fetch(most, pause).is_err() {

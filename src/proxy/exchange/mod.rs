@@ -208,7 +208,7 @@ impl<'a> Exchange<'a> {
             false => None,
         };
         let seen = self.resolve_alias(&mut body)?.or(seen);
-        let wanted = self.wanted(&mut body, seen)?;
+        let mut wanted = self.wanted(&mut body, seen)?;
         if let Some(donor) = donor {
             if let Some(target) = self.copy_goes_to() {
                 return self.copy_onward(body, target, donor);
@@ -218,6 +218,7 @@ impl<'a> Exchange<'a> {
             }
         }
         self.pull = self.plan_pull(&mut body)?;
+        self.receive_before_turn(&mut body, &mut wanted)?;
         self.forward(body, wanted)
     }
 

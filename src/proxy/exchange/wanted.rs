@@ -127,6 +127,28 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
+    /// Receives the body of an inference before that takes up a turn at a server, where turns may be
+    /// rare: Ollama doesn't begin before it has the body either, and serves others meanwhile. What there
+    /// is no room for comes during its turn, but not slowly.
+    pub(super) fn receive_before_turn(
+        &mut self,
+        body: &mut RequestBody<'a>,
+        wanted: &mut Wanted,
+    ) -> Result<(), OwnAnswer> {
+        let takes_turn = self.endpoint.is_inference() && !wanted.is_exempt;
+        if body.is_done() || !takes_turn || !self.context.presence.has_limit() {
+            return Ok(());
+        }
+        self.fetch_rest(body)?;
+        if let Some(watch) = body.watch.take_if(|watch| watch.has_turned()) {
+            self.reconsider(body, watch, wanted)?;
+        }
+        if !body.is_done() {
+            body.hurry(self.connection, self.context.settings.timing.body_timeout);
+        }
+        Ok(())
+    }
+
     /// Whether the body of an inference may say that no limit holds for it. Most are at hand, and
     /// don't have the words for it.
     fn may_be_exempt(&self) -> bool {
