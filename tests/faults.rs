@@ -475,6 +475,17 @@ fn two_proxies_share_the_descriptors_of_their_process() {
 
 #[test]
 fn twelve_addresses_that_take_all_places() {
+    taken_by_twelve("", 0..4);
+}
+
+/// Nothing else gives way to a newcomer.
+#[test]
+fn twelve_addresses_that_take_all_places_with_bodies_that_drip() {
+    taken_by_twelve(", with bodies", 3..4);
+}
+
+/// Addresses take all places with connections of these kinds.
+fn taken_by_twelve(how: &str, kinds: std::ops::Range<usize>) {
     const CROWDERS: u8 = 12;
     let gate = Gate::new();
     let fake = streaming(&gate);
@@ -495,15 +506,23 @@ fn twelve_addresses_that_take_all_places() {
         assert_eq!(stream.head_of("POST").status(), 200);
         stream.read_until(b"\n");
     }
-    // Connections without a request, with half a head, and with a request that is over.
+    // Connections without a request, with half a head, with a request that is over, and with one whose
+    // body hardly comes.
+    let kinds: Vec<usize> = kinds.collect();
     let crowd = |n: u8, kind: usize| {
         let mut client = client(n);
-        match kind % 3 {
+        match kinds[kind % kinds.len()] {
             0 => {}
             1 => drop(client.try_send("POST /api/chat HTTP/1.1\r\nHost: loc")),
-            _ => {
+            2 => {
                 client.try_send(support::request("GET", "/x", ""));
                 let _ = client.try_head();
+            }
+            _ => {
+                let head = "POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n";
+                client.try_send(format!("{head}Expect: 100-continue\r\n\r\n"));
+                let _ = client.try_head();
+                client.try_send("x");
             }
         }
         client
@@ -533,7 +552,7 @@ fn twelve_addresses_that_take_all_places() {
     });
     assert!(honest.iter().all(|(status, _)| *status == Ok(200)), "turned away: {honest:?}");
     let slowest = honest.iter().map(|(_, took)| *took).max().unwrap_or_default();
-    judge("crowded by twelve addresses, slowest of 20 requests", slowest, ms(100));
+    judge(&format!("crowded by twelve addresses{how}, slowest of 20 requests"), slowest, ms(100));
     gate.open();
     streams.into_iter().for_each(finish);
     assert!(process.is_running());

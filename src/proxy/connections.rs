@@ -6,16 +6,18 @@
 //! third each, nine a tenth. (Dynamic thresholds, as switches share their buffers: Choudhury and
 //! Hahne, 1998.) So some sources that take all they can get leave room for one more, but a dozen of
 //! them leave none. Then whichever source holds more than the newcomer, most of all first, gives up
-//! the connection that has been without a request for longest. A request on its way is never cut for
-//! that.
+//! the connection that has been without a request for longest. If all have requests, it gives up one
+//! whose body comes more slowly than [`DRIP`], so that a few bytes now and then don't keep a place. A
+//! request that has come is never cut for that.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, Shutdown};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::pace::Rate;
 use crate::counters::{ConnectionCounts, Usage};
 use crate::net::socket;
 use crate::pairing::stream::Stream;
@@ -25,6 +27,9 @@ use crate::system::lock;
 const RESERVE: usize = 4;
 /// Connections that gave way and whose workers haven't seen it yet: what there may be beyond the limit.
 const MAX_LEAVING: usize = 64;
+
+/// A body that comes more slowly may give way: a bad radio link brings some times as much.
+pub(super) const DRIP: Rate = Rate { bytes: 2 << 10, time: Duration::from_secs(8) };
 
 /// Which limit keeps a connection out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +71,19 @@ struct Connected {
     address: IpAddr,
     is_reserve: bool,
     stage: Stage,
+    body: Arc<Body>,
     /// Numbers of the table count on; this is the one of its last request's end.
     since: u64,
+}
+
+/// Until when a request's body may be waited for without giving way; `None` while it isn't waited for.
+#[derive(Debug, Default)]
+struct Body(Mutex<Option<Instant>>);
+
+impl Body {
+    fn is_slow(&self, now: Instant) -> bool {
+        lock(&self.0).is_some_and(|until| now >= until)
+    }
 }
 
 /// What a connection is at.
@@ -85,6 +101,7 @@ enum Stage {
 #[derive(Debug)]
 pub(crate) struct Place {
     connections: Arc<Connections>,
+    body: Arc<Body>,
     number: u64,
     source: IpAddr,
     is_reserve: bool,
@@ -154,10 +171,13 @@ impl Connections {
         table.reserve_taken += usize::from(is_reserve);
         let number = table.count();
         let (stream, stage) = (Arc::clone(stream), Stage::Idle);
-        let connected = Connected { stream, address, is_reserve, stage, since: number };
+        let body = Arc::<Body>::default();
+        let since = number;
+        let connected =
+            Connected { stream, address, is_reserve, stage, body: Arc::clone(&body), since };
         table.connected.insert(number, connected);
         self.process.taken.fetch_add(1, SeqCst);
-        Ok(Place { connections: Arc::clone(self), number, source, is_reserve })
+        Ok(Place { connections: Arc::clone(self), body, number, source, is_reserve })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -231,9 +251,14 @@ impl Place {
         !table.is_draining
     }
 
-    /// A request has come. False when the connection has just given way to another one.
+    /// The head of a request has come. False when the connection has just given way to another one.
     pub(crate) fn begin_request(&self) -> bool {
         self.connections.table().moves_to(self.number, Stage::Request)
+    }
+
+    /// Its body is waited for, and the connection may give way from then on; or it isn't any more.
+    pub(super) fn await_body(&self, until: Option<Instant>) {
+        *lock(&self.body.0) = until;
     }
 
     /// The request is over.
@@ -271,8 +296,8 @@ impl Table {
         connected.filter(|it| it.stage != Stage::Leaving).map(|it| it.stage = stage).is_some()
     }
 
-    /// Ends a connection without a request for the sake of a newcomer who has fewer, if there is one;
-    /// within the newcomer's own source only, if that may have no more.
+    /// Ends a connection without a request, or else one whose request hardly comes, for the sake of a
+    /// newcomer who has fewer, if there is one; within the newcomer's own source only, if that may have no more.
     fn make_room(&mut self, own: IpAddr, address: IpAddr, is_own_full: bool) -> bool {
         if self.leaving >= MAX_LEAVING {
             return false;
@@ -291,21 +316,27 @@ impl Table {
             }
             (more, _) => !is_own_full && more > newcomer.0 + 1,
         };
-        let waits = |it: &&Connected| matches!(it.stage, Stage::Idle | Stage::Head);
+        let now = Instant::now();
+        let may_go = |it: &Connected| match it.stage {
+            Stage::Idle | Stage::Head => true,
+            Stage::Request => it.body.is_slow(now),
+            Stage::Leaving => false,
+        };
         let mut candidates: Vec<(&u64, &Connected)> = self
             .connected
             .iter()
-            .filter(|(_, it)| waits(it) && !it.is_reserve && has_more(it))
+            .filter(|(_, it)| may_go(it) && !it.is_reserve && has_more(it))
             .collect();
-        candidates.sort_by_key(|(_, it)| (Reverse(held(it)), it.since));
-        // What has come and wasn't read yet may be a request.
+        candidates.sort_by_key(|(_, it)| (it.stage == Stage::Request, Reverse(held(it)), it.since));
+        // What has come and wasn't read yet may be a request, or its end.
         let is_silent =
             |stream: &Stream| socket::unread(stream.socket()) == 0 && stream.is_drained();
         let found = candidates.into_iter().find(|(_, it)| is_silent(&it.stream));
         let Some(number) = found.map(|(number, _)| *number) else { return false };
         if let Some(connected) = self.connected.get_mut(&number) {
+            let (stage, whose) = (connected.stage, connected.address);
+            log::debug!("a connection gave way addr={whose} stage={stage:?} for={address}");
             connected.stage = Stage::Leaving;
-            log::debug!("an idle connection gave way addr={} for={address}", connected.address);
             // Its worker takes that for the client's leaving and closes.
             let _ = connected.stream.socket().shutdown(Shutdown::Read);
             let source = source(connected.address);
@@ -445,6 +476,37 @@ mod tests {
         drop((most, more, others, six, seven, eight, nine));
         assert_eq!((connections.len(), connections.table().leaving), (0, 0));
         assert!(connections.table().per_source.is_empty());
+    }
+
+    #[test]
+    fn a_body_that_drips_gives_way_where_all_have_requests() {
+        use std::io::Write;
+        let connections = Arc::new(Connections::new(7, 7, Process::of_its_own(usize::MAX)));
+        let pairs = pairs(12);
+        let enter = |at: usize, n: u8| connections.enter(&pairs[at].0, [10, 0, 0, n].into());
+        let ended = || (0..7).filter(|at| was_ended(&pairs[*at].0)).collect::<Vec<usize>>();
+        let place = |at: usize, n: u8| enter(at, n).expect("a place");
+        let most: Vec<Place> = (0..3).map(|at| place(at, 1)).collect();
+        let more: Vec<Place> = (3..5).map(|at| place(at, 2)).collect();
+        let others = [place(5, 3), place(6, 4)];
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let (slow, fast) = (Some(now), Some(now + 600 * second));
+        most.iter().for_each(|place| assert!(place.begin_head() && place.begin_request()));
+        assert!(more[0].begin_request() && others.iter().all(Place::begin_request));
+        most.iter().chain(&others).for_each(|place| place.await_body(slow));
+        (&pairs[0].1).write_all(b"x").expect("sent");
+        let six = place(7, 5);
+        assert_eq!(ended(), [3 + 1], "an idle one of fewer comes first");
+        let seven = place(8, 6);
+        assert_eq!(ended(), [1, 4], "of those that hold most, one of which nothing is to be read");
+        // All others have come, come fast enough, or are of somebody who has as few.
+        for (until, want) in [(None, false), (fast, false), (slow, true)] {
+            most[2].await_body(until);
+            assert_eq!(enter(9, 7).is_ok(), want, "{until:?}");
+        }
+        assert_eq!(ended(), [1, 2, 4]);
+        drop((most, more, others, six, seven));
+        assert_eq!((connections.len(), connections.table().leaving), (0, 0));
     }
 
     #[test]

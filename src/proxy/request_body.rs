@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
+use super::connections::DRIP;
 use super::kept::{Budget, Kept};
 use super::pace::{Pace, Rate};
 use crate::counters::Transfer;
@@ -35,6 +36,8 @@ pub(super) struct RequestBody<'a> {
     pub(super) sent: u64,
     /// Where its progress is shown, if it is an upload.
     pub(super) transfer: Option<Arc<Transfer>>,
+    /// How long its connection doesn't give way.
+    place: Option<Pace>,
     /// Set if it takes up a turn at a server before it is whole.
     turn: Option<Pace>,
 }
@@ -112,6 +115,7 @@ impl<'a> RequestBody<'a> {
             watch: None,
             sent: 0,
             transfer: None,
+            place: None,
             turn: None,
         }
     }
@@ -124,14 +128,17 @@ impl<'a> RequestBody<'a> {
 
     /// How long it may be waited for now.
     fn begin_wait(&mut self, connection: &Connection) -> Duration {
-        let now = Instant::now();
-        let left = self.turn.as_mut().map(|turn| turn.begin_wait(now, connection.body_bytes));
-        left.unwrap_or(Duration::MAX)
+        let (now, bytes) = (Instant::now(), connection.body_bytes);
+        let place = self.place.get_or_insert_with(|| Pace::new(DRIP, Duration::ZERO, 0));
+        connection.place.await_body(Some(now + place.begin_wait(now, bytes)));
+        self.turn.as_mut().map_or(Duration::MAX, |turn| turn.begin_wait(now, bytes))
     }
 
-    fn end_wait(&mut self) {
-        if let Some(turn) = &mut self.turn {
-            turn.end_wait(Instant::now());
+    fn end_wait(&mut self, connection: &Connection) {
+        let now = Instant::now();
+        connection.place.await_body(None);
+        for pace in self.place.iter_mut().chain(&mut self.turn) {
+            pace.end_wait(now);
         }
     }
 
@@ -251,7 +258,7 @@ impl<'a, 'b> BodyReader<'a, 'b> {
             let timeout = self.pause.unwrap_or(self.timeout);
             let timeout = timeout.min(self.body.begin_wait(self.connection));
             let woken = exchange_io::with(|io| io.wait_client(client, timeout));
-            self.body.end_wait();
+            self.body.end_wait(self.connection);
             match woken? {
                 Woken::Ready => {}
                 Woken::TimedOut if self.pause.is_some() => return Ok(0),
