@@ -36,7 +36,7 @@ no address space for a thread: the same|no_address_space_for_a_thread|address sp
 RLIMIT_AS 128 MB, 500 connections: 503, serving|an_eighth_of_a_gigabyte_for_500_connections|RLIMIT_AS 128 MB, all gone
 twelve addresses take all places: honest served|twelve_addresses_that_take_all_places,twelve_addresses_that_take_all_places_with_bodies_that_drip,a_crowd_of_addresses_locks_nobody_out|crowded by twelve
 500 slow heads, bodies and readers: new request|five_hundred_slow_heads_bodies_and_readers|slowest of 10 new requests
-slow bodies: others have the server's turns|a_body_that_comes_slowly_takes_no_turn,a_body_that_is_too_large_to_be_kept_and_slow_loses_its_turn|beside slow bodies
+slow bodies: others have turns at the server|a_body_that_comes_slowly_takes_no_turn,a_body_that_is_too_large_to_be_kept_and_slow_loses_its_turn|beside slow bodies
 slow newcomers: a frozen server is noticed|slow_newcomers_do_not_hide_that_a_server_is_frozen,slow_newcomers_do_not_hide_that_a_named_server_is_frozen|out of rotation
 a newcomer among 500 forged ones: found|servers_that_refuse_do_not_displace_the_known_one,servers_that_stay_silent_do_not_displace_the_known_one|start to in rotation
 10,000 forged announcements: known one kept|forged_announcements_reach_nobody|
