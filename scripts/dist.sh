@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 
 # target, its name in an archive's, Debian's name of the architecture, the most bytes of the binary
 table="
-x86_64-unknown-linux-musl linux-x86_64 amd64 3900000
+x86_64-unknown-linux-musl linux-x86_64 amd64 4000000
 aarch64-unknown-linux-musl linux-aarch64 arm64 3700000
 armv7-unknown-linux-musleabihf linux-armv7 armhf 3700000
 x86_64-pc-windows-gnu windows-x86_64 - 4000000
