@@ -585,14 +585,19 @@ fn commands_find_the_daemon_and_say_when_there_is_none() {
     });
 }
 
+/// `ollana status --watch` of this daemon, into a pipe.
+fn watch(process: &Process) -> std::process::Child {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ollana"));
+    let command = clear_environment(&mut command).args(["status", "--watch", "--listen"]);
+    let command = command.arg(process.address().to_string()).stdout(std::process::Stdio::piped());
+    command.spawn().expect("ollana runs")
+}
+
 #[test]
 fn watching_shows_the_state_every_second() {
     let fake = Ollama::with(&[]);
     let process = ready_client(&fake);
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ollana"));
-    let command = clear_environment(&mut command).args(["status", "--watch", "--listen"]);
-    let command = command.arg(process.address().to_string()).stdout(std::process::Stdio::piped());
-    let mut watching = command.spawn().expect("ollana runs");
+    let mut watching = watch(&process);
     let lines = std::io::BufReader::new(watching.stdout.take().expect("its output")).lines();
     let heads = lines.map_while(Result::ok).filter(|line| line.starts_with("SERVER "));
     let seen: Vec<Instant> = heads.map(|_| Instant::now()).take(3).collect();
@@ -605,10 +610,7 @@ fn watching_shows_the_state_every_second() {
 fn watching_ends_when_its_reader_has_seen_enough() {
     let fake = Ollama::with(&[]);
     let process = ready_client(&fake);
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ollana"));
-    let command = clear_environment(&mut command).args(["status", "--watch", "--listen"]);
-    let command = command.arg(process.address().to_string()).stdout(std::process::Stdio::piped());
-    let mut watching = command.spawn().expect("ollana runs");
+    let mut watching = watch(&process);
     let mut line = String::new();
     let mut output = std::io::BufReader::new(watching.stdout.take().expect("its output"));
     assert!(output.read_line(&mut line).is_ok_and(|n| n > 0), "a first line");

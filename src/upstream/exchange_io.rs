@@ -141,6 +141,16 @@ pub(crate) fn with<T>(act: impl FnOnce(&mut ExchangeIo) -> T) -> T {
     CURRENT.with_borrow_mut(act)
 }
 
+/// Whether a client is seen to have left, by what its connection tells without waiting.
+pub(crate) fn has_left(client: &Stream, half_closed: Duration) -> bool {
+    socket::is_gone(client.socket(), leaves_by(half_closed))
+}
+
+/// What tells it: that the client has ended its side, unless it may still be answered then.
+fn leaves_by(half_closed: Duration) -> PollFlags {
+    if half_closed.is_zero() { HANGUP } else { PollFlags::empty() }
+}
+
 impl ExchangeIo {
     /// Starts an attempt. What was meant for the client before is dropped.
     pub(crate) fn begin(&mut self, attempt: Attempt) {
@@ -178,15 +188,10 @@ impl ExchangeIo {
         }
     }
 
-    /// Whether the client is seen to have left, by what its connection tells without waiting.
+    /// Whether the client is seen to have left.
     pub(crate) fn has_client_left(&self) -> bool {
-        let client = self.attempt.client.as_deref();
-        client.is_some_and(|client| socket::is_gone(client.socket(), self.leaves_by()))
-    }
-
-    /// What tells it: that the client has ended its side, unless it may still be answered then.
-    fn leaves_by(&self) -> PollFlags {
-        if self.attempt.half_closed.is_zero() { HANGUP } else { PollFlags::empty() }
+        let Attempt { client, half_closed, .. } = &self.attempt;
+        client.as_ref().is_some_and(|client| has_left(client, *half_closed))
     }
 
     /// Gives the exchange up; returns the error that ends the call it happened in.
@@ -362,7 +367,7 @@ impl ExchangeIo {
         if before < KERNEL_BUFFER && self.answered == KERNEL_BUFFER {
             let _ = socket::limit_unacknowledged(client.socket(), stall.max(UNACKNOWLEDGED));
         }
-        let hangup = self.leaves_by();
+        let hangup = leaves_by(self.attempt.half_closed);
         let sent = client
             .write_watching(&self.outbox, stall, hangup)
             .and_then(|()| client.write_watching(bytes, stall, hangup));

@@ -293,9 +293,32 @@ fn wrong_bytes_leave_nothing_behind() {
     eventually("nothing to be left", || store.files().is_empty().then_some(()));
 }
 
+/// Gives a layer of this size as far as its first megabyte, opens the gate and breaks off; and what is asked
+/// for less, whole.
+fn breaks_off_once(size: usize, has_broken: Gate) -> impl Fn(&mut Call<'_>, &[u8]) {
+    move |call, bytes| {
+        if bytes.len() < size {
+            return assert!(call.send(bytes));
+        }
+        call.send(&bytes[..1_000_000]);
+        has_broken.open();
+        call.close();
+    }
+}
+
+/// That a new store gets the model of this donor, whole; the lines.
+fn assert_taken(donor: &Fake, package: &Package) -> Vec<Value> {
+    let store = Store::new();
+    let ollama = Ollama::with_store(&store, None);
+    let chain = chain(Way::OneHop, &ollama, &[donor.address]);
+    let lines = assert_copied(&copy(chain.address(), "alpha", donor.address));
+    assert_same(&store, "alpha", package);
+    lines
+}
+
 #[test]
 fn a_donor_that_breaks_off_is_asked_again() {
-    let (package, store) = (package(1), Store::new());
+    let package = package(1);
     let donor = donor_that(&[("alpha", &package)], |call, bytes| {
         if bytes.len() > 2_000_000 {
             call.send(&bytes[..1_000_000]);
@@ -304,16 +327,13 @@ fn a_donor_that_breaks_off_is_asked_again() {
             call.send(bytes);
         }
     });
-    let ollama = Ollama::with_store(&store, None);
-    let chain = chain(Way::OneHop, &ollama, &[donor.address]);
-    assert_copied(&copy(chain.address(), "alpha", donor.address));
-    assert_same(&store, "alpha", &package);
+    assert_taken(&donor, &package);
 }
 
 /// Its machine roams, or its ollana is restarted: there is nobody else who has it.
 #[test]
 fn a_donor_that_is_away_for_a_while_is_waited_for() {
-    let (package, store) = (package(1), Store::new());
+    let package = package(1);
     let breaks = Arc::new(Mutex::new(Vec::<Instant>::new()));
     let seen = Arc::clone(&breaks);
     let is_away = move |call: &mut Call<'_>| {
@@ -332,10 +352,7 @@ fn a_donor_that_is_away_for_a_while_is_waited_for() {
             call.close();
         }
     });
-    let ollama = Ollama::with_store(&store, None);
-    let chain = chain(Way::OneHop, &ollama, &[donor.address]);
-    assert_copied(&copy(chain.address(), "alpha", donor.address));
-    assert_same(&store, "alpha", &package);
+    assert_taken(&donor, &package);
 }
 
 /// A blob that a donor lacks, or can't read; at once, or in the middle.
@@ -351,14 +368,8 @@ fn what_a_donor_has_no_more_is_told_soon() {
             let lacks = is_it && (!begins || begun.wait_for(Duration::ZERO));
             lacks.then(|| call.answer("404 Not Found", "application/json", "{}")).is_some()
         };
-        let donor = moody_donor(&[("alpha", &package)], lacks, move |call, bytes| {
-            if bytes.len() < size {
-                return assert!(call.send(bytes));
-            }
-            call.send(&bytes[..1_000_000]);
-            has_begun.open();
-            call.close();
-        });
+        let gives = breaks_off_once(size, has_begun);
+        let donor = moody_donor(&[("alpha", &package)], lacks, gives);
         let ollama = Ollama::with_store(&store, None);
         let chain = chain(Way::OneHop, &ollama, &[donor.address]);
         let start = Instant::now();
@@ -373,7 +384,7 @@ fn what_a_donor_has_no_more_is_told_soon() {
 /// Started anew, it doesn't know which blobs its Ollama can push until it is asked for the manifest.
 #[test]
 fn a_donor_that_knows_a_blob_by_its_manifest_alone_is_reminded() {
-    let (package, store) = (package(1), Store::new());
+    let package = package(1);
     let (has_broken, is_reminded) = (Gate::new(), Gate::new());
     let breaks = has_broken.clone();
     let has_forgotten = move |call: &mut Call<'_>| {
@@ -388,33 +399,20 @@ fn a_donor_that_knows_a_blob_by_its_manifest_alone_is_reminded() {
         lacks.then(|| call.answer("404 Not Found", "application/json", "{}")).is_some()
     };
     let size = package.blobs[0].1.len();
-    let donor = moody_donor(&[("alpha", &package)], has_forgotten, move |call, bytes| {
-        if bytes.len() < size {
-            return assert!(call.send(bytes));
-        }
-        call.send(&bytes[..1_000_000]);
-        breaks.open();
-        call.close();
-    });
-    let ollama = Ollama::with_store(&store, None);
-    let chain = chain(Way::OneHop, &ollama, &[donor.address]);
-    assert_copied(&copy(chain.address(), "alpha", donor.address));
-    assert_same(&store, "alpha", &package);
+    let donor = moody_donor(&[("alpha", &package)], has_forgotten, breaks_off_once(size, breaks));
+    assert_taken(&donor, &package);
 }
 
 #[test]
 fn a_donor_that_gives_to_others_is_waited_for() {
-    let (package, store, start) = (package(1), Store::new(), Instant::now());
+    let (package, start) = (package(1), Instant::now());
     let is_busy = move |call: &mut Call<'_>| {
         let is_busy = call.target().contains("blobs") && start.elapsed() < Duration::from_secs(4);
         is_busy.then(|| call.answer("503 Service Unavailable", "application/json", "{}")).is_some()
     };
     let gives = |call: &mut Call<'_>, bytes: &[u8]| assert!(call.send(bytes));
     let donor = moody_donor(&[("alpha", &package)], is_busy, gives);
-    let ollama = Ollama::with_store(&store, None);
-    let chain = chain(Way::OneHop, &ollama, &[donor.address]);
-    let lines = assert_copied(&copy(chain.address(), "alpha", donor.address));
-    assert_same(&store, "alpha", &package);
+    let lines = assert_taken(&donor, &package);
     let waits = json!({"status": "waiting for 127.0.0.1, which gives to others"});
     assert_eq!(lines.iter().filter(|line| **line == waits).count(), 1, "{lines:?}");
 }

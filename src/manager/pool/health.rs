@@ -204,8 +204,8 @@ impl Health {
     /// A check failed; the next one follows after a pause.
     pub(super) fn back_off(&mut self, now: Instant, jitter: u32) {
         self.failures += 1;
-        let pause = FIRST_RETRY.saturating_mul(1 << self.failures.min(6).saturating_sub(1));
-        self.next_check = now + spread(pause.min(LONGEST_RETRY), jitter);
+        let pause = doubled(FIRST_RETRY, self.failures.saturating_sub(1), LONGEST_RETRY);
+        self.next_check = now + spread(pause, jitter);
     }
 
     /// All addresses failed their checks: a refusal decides at once, silence after `fall` times.
@@ -235,6 +235,11 @@ impl Health {
 /// The old value counts three times, the new one once.
 pub(super) fn smooth(old: Option<Duration>, new: Duration) -> Duration {
     old.map_or(new, |old| (old * 3 + new) / 4)
+}
+
+/// `first`, doubled so many times, up to `longest`.
+pub(super) fn doubled(first: Duration, times: u32, longest: Duration) -> Duration {
+    first.saturating_mul(1 << times.min(8)).min(longest)
 }
 
 /// `pause` ± 20 %; `jitter` is 0 to 400.

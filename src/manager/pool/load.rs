@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::events::Outcome;
-use super::health::smooth;
+use super::health::{doubled, smooth};
 use super::state::State;
 
 /// Requests that fail in a row before a server is ejected.
@@ -77,8 +77,7 @@ impl Load {
                 }
                 self.strikes += 1;
                 if self.strikes >= STRIKES {
-                    let pause = FIRST_EJECTION.saturating_mul(1 << self.ejections.min(8));
-                    let pause = pause.min(LONGEST_EJECTION);
+                    let pause = doubled(FIRST_EJECTION, self.ejections, LONGEST_EJECTION);
                     self.strikes = 0;
                     self.ejections += 1;
                     self.ejected_until = Some(now + pause);

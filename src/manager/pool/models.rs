@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::events::{CheckId, Report};
+use super::health::doubled;
 use super::load::STRIKES;
 use crate::ollama::facts::Facts;
 use crate::ollama::inventory::Inventory;
@@ -203,8 +204,7 @@ impl Models {
 
 /// The pause after so many errors in a row.
 fn pause(errors: u32) -> Option<Duration> {
-    let doubled = errors.checked_sub(STRIKES)?.min(8);
-    Some(LONGEST_PAUSE.min(FIRST_PAUSE * (1 << doubled)))
+    Some(doubled(FIRST_PAUSE, errors.checked_sub(STRIKES)?, LONGEST_PAUSE))
 }
 
 fn entry<T>(map: &mut HashMap<ModelName, T>, model: ModelName, new: T) -> &mut T {

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, Request, Response, Uri};
-use rustix::event::PollFlags;
 use ureq::Body;
 
 use super::judged::{Judged, Others, judge};
@@ -22,7 +21,6 @@ use crate::http::fields::{self, COPY_FIELD, FROM_FIELD};
 use crate::http::head::{Framing, Head};
 use crate::manager::pool::{BackendId, Outcome, Wanted};
 use crate::manager::{Lease, Refused};
-use crate::net::socket::{self, HANGUP};
 use crate::ollama::endpoints::{Class, Task};
 use crate::proxy::request_body::{BodyReader, RequestBody};
 use crate::upstream::exchange_io::{self, Attempt, Failure, Fault};
@@ -34,7 +32,7 @@ const LARGE_BODY: u64 = 16 * 1024;
 const LONG_LINE: usize = 3 * 1024;
 
 /// A request on its way: what is sent, for what, and where it was.
-struct Course<'a> {
+struct Forwarding<'a> {
     body: RequestBody<'a>,
     wanted: Wanted,
     attempts: Attempts,
@@ -47,7 +45,7 @@ struct Course<'a> {
     may_reuse: bool,
 }
 
-impl Course<'_> {
+impl Forwarding<'_> {
     fn may_go_on(&mut self, id: BackendId, outcome: Outcome) -> bool {
         self.attempts.may_go_on(id, outcome, self.body.kept.is_whole)
     }
@@ -83,7 +81,7 @@ impl<'a> Exchange<'a> {
     ) -> Result<End, OwnAnswer> {
         let underway = self.show_progress(&wanted, &body);
         let is_repeatable = self.endpoint.is_repeatable;
-        let mut course = Course {
+        let mut forwarding = Forwarding {
             body,
             wanted: Wanted { may_try: self.is_client(), ..wanted },
             attempts: Attempts::new(is_repeatable),
@@ -92,41 +90,41 @@ impl<'a> Exchange<'a> {
             may_reuse: is_repeatable && !self.context.presence.is_network_new(IDLE_AGE),
         };
         if self.endpoint.is_upload() {
-            course.body.transfer = underway.as_ref().map(|underway| Arc::clone(underway));
+            forwarding.body.transfer = underway.as_ref().map(|underway| Arc::clone(underway));
         }
         let mut next = Next::Any;
         loop {
             next = match next {
-                Next::Any => self.choose(&mut course)?,
+                Next::Any => self.choose(&mut forwarding)?,
                 Next::To(lease, may_reuse) => {
                     self.check_donor(&lease)?;
                     if let Some(underway) = &underway {
                         underway.goes_to(&lease.pick.name, lease.pick.is_local);
                     }
-                    match self.attempt(&mut course, &lease, may_reuse) {
-                        Ok(answer) => self.after_answer(&mut course, lease, answer)?,
-                        Err(reason) => self.after_failure(&mut course, lease, &reason)?,
+                    match self.attempt(&mut forwarding, &lease, may_reuse) {
+                        Ok(answer) => self.after_answer(&mut forwarding, lease, answer)?,
+                        Err(reason) => self.after_failure(&mut forwarding, lease, &reason)?,
                     }
                 }
                 Next::Done(lease, answer) => {
-                    return self.pass_on(course, lease, answer, underway.as_ref());
+                    return self.pass_on(forwarding, lease, answer, underway.as_ref());
                 }
             };
         }
     }
 
-    fn choose(&self, course: &mut Course<'a>) -> Result<Next, OwnAnswer> {
-        let refused = match self.lease(course.attempts.tried(), &course.wanted) {
+    fn choose(&self, forwarding: &mut Forwarding<'a>) -> Result<Next, OwnAnswer> {
+        let refused = match self.lease(forwarding.attempts.tried(), &forwarding.wanted) {
             Ok(lease) => {
-                course.failed.take_if(|failed| is_unreached(failed));
-                return Ok(Next::To(lease, course.may_reuse));
+                forwarding.failed.take_if(|failed| is_unreached(failed));
+                return Ok(Next::To(lease, forwarding.may_reuse));
             }
             Err(refused) => refused,
         };
-        if let Some(earlier) = course.earlier() {
+        if let Some(earlier) = forwarding.earlier() {
             return earlier;
         }
-        Err(match (refused, course.failed.take()) {
+        Err(match (refused, forwarding.failed.take()) {
             (Refused::OwnerAway(why), _) => OwnAnswer::NoServer(why),
             (_, Some(unreached)) => unreached,
             // No machine but this one may have it, as if there were no such path.
@@ -142,7 +140,7 @@ impl<'a> Exchange<'a> {
     /// Another server may do better than a poor answer, if the request can be sent again.
     fn after_answer(
         &self,
-        course: &mut Course<'a>,
+        forwarding: &mut Forwarding<'a>,
         mut lease: Lease,
         mut answer: Judged,
     ) -> Result<Next, OwnAnswer> {
@@ -152,8 +150,8 @@ impl<'a> Exchange<'a> {
         }
         let id = lease.pick.id;
         let (poor, lacks_model) = (answer.poor, answer.lacks_model);
-        let Some(outcome) = poor.filter(|poor| course.may_go_on(id, *poor)) else {
-            if lacks_model && course.wanted.model.is_none() {
+        let Some(outcome) = poor.filter(|poor| forwarding.may_go_on(id, *poor)) else {
+            if lacks_model && forwarding.wanted.model.is_none() {
                 // Another one may have it; a 404 would tell that nobody has.
                 lease.report.outcome = Outcome::Answered;
                 return Err(OwnAnswer::NoServer(format!(
@@ -166,20 +164,21 @@ impl<'a> Exchange<'a> {
         };
         // Two that hold what the other waits for would wait for ever.
         lease.report.outcome = outcome;
-        lease.report.removed = course.wanted.model.clone().filter(|_| lacks_model);
+        lease.report.removed = forwarding.wanted.model.clone().filter(|_| lacks_model);
         lease.release();
         // This answer tells more than that one more server is away.
-        course.wanted.may_try = false;
+        forwarding.wanted.may_try = false;
         let says_little = lacks_model || outcome == Outcome::Unreachable;
-        // Another attempt ends the connection that this answer comes from.
-        let kept = if says_little { None } else { answer.detached() };
-        match self.lease(course.attempts.tried(), &course.wanted) {
+        match self.lease(forwarding.attempts.tried(), &forwarding.wanted) {
             Ok(other) => {
                 self.count_retry(outcome);
-                course.refused = kept.map(|kept| (lease, kept)).or(course.refused.take());
-                Ok(Next::To(other, course.may_reuse))
+                // The next attempt ends the connection that this answer comes from.
+                if !says_little && let Some(kept) = answer.detached() {
+                    forwarding.refused = Some((lease, kept));
+                }
+                Ok(Next::To(other, forwarding.may_reuse))
             }
-            Err(refused) if says_little => match (course.earlier(), refused) {
+            Err(refused) if says_little => match (forwarding.earlier(), refused) {
                 (Some(earlier), _) => earlier,
                 (None, Refused::OwnerAway(why)) => Err(OwnAnswer::NoServer(why)),
                 (None, _) => Ok(Next::Done(lease, answer)),
@@ -190,30 +189,30 @@ impl<'a> Exchange<'a> {
 
     fn after_failure(
         &mut self,
-        course: &mut Course<'a>,
+        forwarding: &mut Forwarding<'a>,
         mut lease: Lease,
         reason: &str,
     ) -> Result<Next, OwnAnswer> {
         if let Some(fault) = self.fault() {
             return Err(fault);
         }
-        if let Some(watch) = course.body.watch.take_if(|watch| watch.has_turned()) {
-            self.reconsider(&mut course.body, watch, &mut course.wanted)?;
+        if let Some(watch) = forwarding.body.watch.take_if(|watch| watch.has_turned()) {
+            self.reconsider(&mut forwarding.body, watch, &mut forwarding.wanted)?;
             return Ok(Next::Any);
         }
         let failure = exchange_io::with(|io| io.failure());
-        if failure == Failure::Stale && course.body.kept.is_whole {
+        if failure == Failure::Stale && forwarding.body.kept.is_whole {
             // Nothing is known against the server; the connection was just old.
             self.context.presence.counters().retried(Retry::Stale);
             return Ok(Next::To(lease, false));
         }
         let is_known = lease.pick.is_trial || lease.pick.hope.is_gone();
-        if is_known && failure == Failure::Unreached && course.wanted.may_try {
+        if is_known && failure == Failure::Unreached && forwarding.wanted.may_try {
             // It is as down as it was known to be, or elsewhere by now: what that means is told as usual.
             if lease.pick.is_trial {
                 lease.report.outcome = Outcome::Unreachable;
             }
-            course.wanted.may_try = false;
+            forwarding.wanted.may_try = false;
             return Ok(Next::Any);
         }
         let name = lease.pick.label();
@@ -224,19 +223,19 @@ impl<'a> Exchange<'a> {
             Failure::Stale | Failure::Unanswered => (Outcome::Failed, OwnAnswer::Failed(message)),
         };
         lease.report.outcome = outcome;
-        if !course.may_go_on(lease.pick.id, outcome) {
+        if !forwarding.may_go_on(lease.pick.id, outcome) {
             return Err(own);
         }
         self.count_retry(outcome);
         self.note(0, own.row().cause, own.row().text);
-        course.failed = Some(own);
+        forwarding.failed = Some(own);
         Ok(Next::Any)
     }
 
     /// Passes on the answer that no other server is asked to better.
     fn pass_on(
         &mut self,
-        mut course: Course<'a>,
+        mut forwarding: Forwarding<'a>,
         mut lease: Lease,
         mut answer: Judged,
         underway: Option<&TransferGuard>,
@@ -245,7 +244,7 @@ impl<'a> Exchange<'a> {
             lease.report.outcome = outcome;
             return Err(OwnAnswer::Failed("no server greets".to_owned()));
         }
-        course.body.kept.release();
+        forwarding.body.kept.release();
         if self.hides_account(answer.answer.status()) {
             answer.look_on();
             if let Some(end) = self.reduce(&answer) {
@@ -253,8 +252,8 @@ impl<'a> Exchange<'a> {
                 return Ok(end);
             }
         }
-        let shown = (&course.wanted, underway);
-        self.relay(&mut lease, course.body.is_done(), shown, answer)
+        let shown = (&forwarding.wanted, underway);
+        self.relay(&mut lease, forwarding.body.is_done(), shown, answer)
     }
 
     pub(super) fn lease(&self, tried: &[BackendId], wanted: &Wanted) -> Result<Lease, Refused> {
@@ -262,8 +261,7 @@ impl<'a> Exchange<'a> {
     }
 
     pub(super) fn has_client_left(&self) -> bool {
-        let by = if self.half_closed().is_zero() { HANGUP } else { PollFlags::empty() };
-        socket::is_gone(self.connection.stream.socket(), by)
+        exchange_io::has_left(&self.connection.stream, self.half_closed())
     }
 
     /// How long the client is answered once it has ended its side.
@@ -277,19 +275,19 @@ impl<'a> Exchange<'a> {
     /// Sends the request to one server and waits for the head of its answer.
     fn attempt(
         &mut self,
-        course: &mut Course<'a>,
+        forwarding: &mut Forwarding<'a>,
         lease: &Lease,
         may_reuse: bool,
     ) -> Result<Judged, String> {
-        let before = course.body.sent;
-        let answer = self.send(&mut course.body, (lease, &course.wanted), may_reuse);
+        let before = forwarding.body.sent;
+        let answer = self.send(&mut forwarding.body, (lease, &forwarding.wanted), may_reuse);
         let has_others = self.is_client() && self.context.presence.has_choice();
         let others = Others {
             may_have_model: has_others && self.endpoint.asks_for_model(),
             may_be_signed_in: has_others && self.endpoint.is_repeatable,
         };
         let answer = answer.and_then(|answer| judge(answer, lease.pick.is_exempt, others));
-        self.count(lease, course.body.sent - before, |done, n| done.bytes_up.add(n));
+        self.count(lease, forwarding.body.sent - before, |done, n| done.bytes_up.add(n));
         answer
     }
 

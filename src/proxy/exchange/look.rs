@@ -140,7 +140,8 @@ impl<'a> Exchange<'a> {
     ) -> Result<(), OwnAnswer> {
         let most = self.most_looked_at();
         if let Some(_memory) = self.lend_for_zstd()? {
-            let packed = Packed { reader: self.begin_reading(body), most, read: 0 };
+            let reader = self.begin_reading(body, self.patience());
+            let packed = Packed { reader, most, read: 0 };
             zstd::decode(packed, |piece| {
                 scan.push(piece);
                 !scan.is_done()
@@ -193,8 +194,7 @@ impl<'a> Exchange<'a> {
     ) -> Result<(), OwnAnswer> {
         let (limits, all) = (&self.context.settings.limits, self.most_looked_at());
         let (mut most, mut pause) = (all, None);
-        let mut reader = self.begin_reading(body);
-        reader.patience = patience;
+        let mut reader = self.begin_reading(body, patience);
         loop {
             let before = reader.kept().len();
             if reader.fetch(most, pause).is_err() {
@@ -227,9 +227,13 @@ impl<'a> Exchange<'a> {
         (matters && can_come).then_some(self.context.settings.timing.queue_timeout)
     }
 
-    fn begin_reading<'b>(&'b mut self, body: &'b mut RequestBody<'a>) -> BodyReader<'b, 'a> {
+    fn begin_reading<'b>(
+        &'b mut self,
+        body: &'b mut RequestBody<'a>,
+        patience: Option<Duration>,
+    ) -> BodyReader<'b, 'a> {
         let client = Some(Arc::clone(&self.connection.stream));
-        let (patience, half_closed) = (self.patience(), self.half_closed());
+        let half_closed = self.half_closed();
         self.upstream.begin(Attempt { client, half_closed, ..Attempt::default() });
         let timeout = self.context.settings.timing.body_timeout;
         let mut reader = BodyReader::new(self.connection, body, timeout);
