@@ -79,13 +79,23 @@ enum Rest {
 }
 
 impl Rest {
-    /// Bytes that are still to be taken from the socket, of which so many are in our buffer.
-    fn unreceived(&self, received: usize) -> u64 {
+    /// The most bytes of data that may still come.
+    fn at_most(&self) -> u64 {
         match self {
             Rest::Done => 0,
-            Rest::Length(left) => left.saturating_sub(received as u64),
+            Rest::Length(left) => *left,
             Rest::Chunked(_) => u64::MAX,
         }
+    }
+
+    /// Bytes that are at least still to be taken from the socket, if so many are in our buffer.
+    fn unreceived(&self, received: usize) -> u64 {
+        let at_least = match self {
+            Rest::Done => 0,
+            Rest::Length(left) => *left,
+            Rest::Chunked(_) => 1,
+        };
+        at_least.saturating_sub(received as u64)
     }
 
     fn advance(&mut self, n: usize) {
@@ -204,7 +214,7 @@ impl<'a, 'b> BodyReader<'a, 'b> {
         let RequestBody { rest, kept, .. } = &mut *self.body;
         let before = kept.bytes.len();
         let size = if before < SMALL { SMALL } else { LARGE };
-        let room = rest.unreceived(0).min(size.min(most.saturating_sub(before)) as u64) as usize;
+        let room = rest.at_most().min(size.min(most.saturating_sub(before)) as u64) as usize;
         let mut no_patience = None;
         let patience = if pause.is_some() { &mut no_patience } else { &mut self.patience };
         let has_left = || exchange_io::with(|io| io.has_client_left());

@@ -126,7 +126,7 @@ pub(crate) struct ExchangeIo {
     pub(crate) look_until: Option<Instant>,
     /// The answer's body comes in chunks, and begins behind its head.
     pub(super) begins_chunks: bool,
-    /// Bytes of the request's body that weren't taken from the client's socket.
+    /// Bytes of the request's body that, at least, weren't taken from the client's socket.
     pub(crate) unreceived: u64,
     /// The client has ended its side, and is waited with until then.
     half_closed_until: Option<Instant>,
@@ -376,5 +376,39 @@ impl ExchangeIo {
             ErrorKind::TimedOut => self.give_up(Fault::ClientStalled),
             _ => self.give_up(Fault::ClientLeft),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::Shutdown;
+
+    use super::*;
+    use crate::net::os::loopback_pair;
+
+    #[test]
+    fn who_ends_its_side_may_wait_for_the_answer_if_all_can_be_here() {
+        let half_closed = Duration::from_secs(9);
+        for (sent, unreceived, half_closed, may_wait) in [
+            (0, 0, half_closed, true),
+            (7, 7, half_closed, true),
+            // The last chunk is among them, or they are in front of a cut.
+            (7, 1, half_closed, true),
+            (7, 8, half_closed, false),
+            (0, 1, half_closed, false),
+            (7, 7, Duration::ZERO, false),
+        ] {
+            let (mut near, far) = loopback_pair().unwrap();
+            near.write_all(&vec![b'x'; sent]).unwrap();
+            near.shutdown(Shutdown::Write).unwrap();
+            let client = Arc::new(Stream::new(far));
+            let (events, _) = stream::wait((&client, HANGUP), None, None).unwrap();
+            let attempt =
+                Attempt { client: Some(Arc::clone(&client)), half_closed, ..Attempt::default() };
+            let io = ExchangeIo { attempt, unreceived, ..ExchangeIo::default() };
+            let row = format!("{unreceived} of {sent}, {half_closed:?}");
+            assert_eq!(io.may_be_half_closed(&client, events), may_wait, "{row}");
+        }
     }
 }
