@@ -10,8 +10,8 @@ use ollana::ollama::model_name::ModelName;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
 use crate::support::{
-    Answer, Call, Chain, Client, Model, Ollama, Script, Way, World, chunk, client_settings,
-    eventually, post, request, server_settings, start,
+    Answer, Call, Chain, Client, Model, Ollama, PATIENCE, Script, Way, World, chunk,
+    client_settings, eventually, post, request, server_settings, start,
 };
 
 /// What a client is told besides; the servers of `alpha` and of `beta` by name.
@@ -462,7 +462,7 @@ fn what_ollama_takes_from_its_own_machine_goes_to_no_other() {
         Client::connect(daemon.addresses()[0]).ask(ask);
     }
     assert_eq!((served(&own), served(&other)), (2, 0));
-    assert!(daemon.stop(Duration::ZERO), "no stream was left");
+    assert!(daemon.stop(PATIENCE), "no stream was left");
 }
 
 /// An Ollama of an earlier version says of a cloud's model that it has none of that name, and so does one

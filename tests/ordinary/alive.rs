@@ -185,7 +185,7 @@ fn the_only_server_is_tried() {
     let ollama = Ollama::with(&["alpha"]);
     let other = Ollama::with(&["beta"]);
     let impatient = |settings: &mut Settings| {
-        settings.timing.health_timeout = Duration::from_millis(100);
+        settings.timing.health_timeout = Duration::from_millis(500);
     };
     let both = [&ollama, &other];
     let chains = [Chain::direct(&both, impatient), Chain::start(Way::TwoHops, &both, impatient)];

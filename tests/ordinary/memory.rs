@@ -46,14 +46,23 @@ fn fronts(ollamas: [&Ollama; 2], tweak: fn(&mut Settings)) -> [Chain; 2] {
     chains
 }
 
-/// Requests of which so much has come that there is no memory for one more large one.
-fn hogs(connect: impl Fn() -> Client) -> Vec<Client> {
-    let begin = |_| {
-        let mut hog = connect();
-        hog.send(&asks("beta", LARGE)[..LARGE]);
-        hog
-    };
-    (0..BUDGET / LARGE).map(begin).collect()
+/// A request of which all has come but its last bytes.
+fn hog(mut client: Client) -> Client {
+    client.send(&asks("beta", LARGE)[..LARGE]);
+    client
+}
+
+/// Takes all memory, one by one, until a request like this finds none; its answer, and how long it
+/// waited.
+fn fill(connect: impl Fn() -> Client, request: &[u8]) -> (Vec<Client>, Answer, Duration) {
+    let mut hogs = Vec::new();
+    let (answer, waited) = eventually("all memory to be taken", || {
+        hogs.push(hog(connect()));
+        let begun = Instant::now();
+        let answer = connect().ask(request);
+        (answer.status() != 200).then(|| (answer, begun.elapsed()))
+    });
+    (hogs, answer, waited)
 }
 
 /// Whether it is the answer to a request that found no memory.
@@ -103,13 +112,10 @@ fn many_large_bodies_at_once_reach_the_owner_of_their_model() {
 fn who_waits_for_memory_hears_of_it_in_the_end() {
     let ollamas = [Ollama::with(&["alpha"]), Ollama::with(&["beta"])];
     for chain in fronts([&ollamas[0], &ollamas[1]], impatient) {
-        let hogs = hogs(|| chain.connect());
-        let (begun, request) = (Instant::now(), asks("beta", LARGE));
-        eventually("all memory to be taken", || {
-            let answer = chain.connect().ask(&request);
-            (answer.status() != 200).then(|| assert_no_memory(&answer))
-        });
-        assert!(begun.elapsed() >= Duration::from_millis(300), "it has waited");
+        let request = asks("beta", LARGE);
+        let (hogs, answer, waited) = fill(|| chain.connect(), &request);
+        assert_no_memory(&answer);
+        assert!(waited >= Duration::from_millis(300), "{waited:?}");
         // Small ones have memory of their own.
         assert_eq!(chain.connect().ask(asks("beta", 10_000)).status(), 200);
         drop(hogs);
@@ -122,7 +128,7 @@ fn who_waits_for_memory_hears_of_it_in_the_end() {
 fn who_leaves_waits_for_no_memory() {
     let ollamas = [Ollama::with(&["alpha"]), Ollama::with(&["beta"])];
     for mut chain in fronts([&ollamas[0], &ollamas[1]], tight) {
-        let hogs = hogs(|| chain.connect());
+        let hogs: Vec<_> = (0..BUDGET / LARGE).map(|_| hog(chain.connect())).collect();
         let connected = |count: usize| {
             let is_so = || (chain.front().connections() == count).then_some(());
             eventually(&format!("{count} connections"), is_so);
@@ -157,11 +163,8 @@ fn a_local_model_is_not_refused_for_want_of_memory() {
     settings.policy.cloud = false;
     let server = start(&settings);
     let connect = || Client::connect_from(lan, server.addresses()[0]).expect("a connection");
-    let hogs = hogs(connect);
-    eventually("all memory to be taken", || {
-        let answer = connect().ask(asks("alpha", LARGE));
-        (answer.status() != 200).then(|| assert_no_memory(&answer))
-    });
+    let (hogs, answer, _) = fill(connect, &asks("alpha", LARGE));
+    assert_no_memory(&answer);
     assert_eq!(connect().ask(asks("alpha", 10_000)).status(), 200, "a small one");
     drop(hogs);
     eventually("memory", || (connect().ask(asks("alpha", LARGE)).status() == 200).then_some(()));
