@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 
 use support::{Client, Fake, Process, Signal, eventually, is_root, post, symlink};
@@ -86,6 +87,40 @@ fn a_rotated_file_is_opened_anew() {
     process.signal(Signal::TERM);
     assert_eq!(process.exit().code(), Some(0));
     assert!(text(&old).contains("stopped cut=false"));
+}
+
+/// A long one that somebody has removed is begun anew, and where it can't be, ollana goes on.
+#[test]
+fn a_long_file_that_is_gone_is_made_again() {
+    let (folder, fake, address) = (Folder::new("gone"), fake(), free());
+    let place = folder.file("logs");
+    let log = place.join("ollana.log");
+    fs::create_dir(&place).expect("a folder");
+    let process =
+        start(&fake, &address, &format!("--log-level debug --log-file {}", log.display()));
+    let mut client = Client::connect(address.parse().expect("an address"));
+    let lengthen = || {
+        let file = fs::File::options().write(true).open(&log).expect("the log");
+        file.set_len(11_000_000).expect("a long file");
+    };
+    lengthen();
+    fs::remove_file(&log).expect("removed");
+    client.get("/removed");
+    eventually("its line", || text(&log).contains("/removed").then_some(()));
+    lengthen();
+    let mut held = fs::File::open(&log).expect("the log");
+    held.seek(SeekFrom::End(0)).expect("its end");
+    fs::remove_dir_all(&place).expect("removed");
+    client.get("/nowhere");
+    let mut said = String::new();
+    eventually("the complaint", || {
+        held.read_to_string(&mut said).expect("the log");
+        said.contains("cannot reopen the log file").then_some(())
+    });
+    fs::create_dir(&place).expect("a folder");
+    process.signal(Signal::HUP);
+    eventually("the new file", || log.exists().then_some(()));
+    assert_eq!(process.log(), "", "nothing of it goes to stderr");
 }
 
 /// Where nobody rotates it, a log takes no more than twice 10 MB.

@@ -172,11 +172,12 @@ impl WriterThread {
         let Some(length) = about.map(|about| about.len()).filter(|length| length >= most) else {
             return;
         };
-        match files::set_aside(path, *most) {
+        // What is written about a failure is no reason to try again.
+        let least = std::mem::replace(most, length + MAX_FILE);
+        match files::set_aside(path, least) {
             Ok(true) => self.reopen(),
             Ok(false) => *most = u64::MAX,
             Err(error) => {
-                *most = length + MAX_FILE;
                 let message = format!("cannot rename the log file path={path:?} reason={error:?}");
                 let line = self.own_line(&message);
                 self.write(line);
