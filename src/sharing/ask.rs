@@ -74,7 +74,10 @@ pub(super) fn all(sharing: &Sharing, blob: &Blob, neighbours: &[Neighbour]) -> R
 /// The first of the neighbours that has something at this path.
 pub(super) fn first(sharing: &Sharing, target: &str, all: &[Neighbour]) -> Option<Neighbour> {
     let target = target.to_owned();
-    let answers = those(sharing, all, move |asker, it| asker.has(it, &target));
+    let has_it = move |asker: &mut Asker, it: &Neighbour| {
+        asker.status(it, &target, 2 * TIME) == Ok(StatusCode::OK)
+    };
+    let answers = those(sharing, all, has_it);
     answers.recv_timeout(2 * TIME).ok()
 }
 
@@ -97,7 +100,7 @@ impl Asker {
         at: u64,
     ) -> Result<Box<dyn Read>, Refusal> {
         let mut request =
-            self.begin(method, neighbour, &format!("/ollana/blobs/{}", blob.digest))?;
+            self.begin(method, neighbour, &format!("/ollana/blobs/{}", blob.digest), 2 * TIME)?;
         if at > 0 {
             let range =
                 HeaderValue::from_str(&format!("bytes={at}-")).map_err(|e| e.to_string())?;
@@ -117,11 +120,15 @@ impl Asker {
         }
     }
 
-    /// Whether there is something at this path.
-    pub(super) fn has(&self, neighbour: &Neighbour, target: &str) -> bool {
-        let request = self.begin(Method::HEAD, neighbour, target);
-        let answer = request.and_then(|request| self.upstream.send(request, None));
-        answer.is_ok_and(|answer| answer.status() == StatusCode::OK)
+    /// What it says of this path within `time`.
+    pub(super) fn status(
+        &self,
+        neighbour: &Neighbour,
+        target: &str,
+        time: Duration,
+    ) -> Result<StatusCode, String> {
+        let request = self.begin(Method::HEAD, neighbour, target, time)?;
+        self.upstream.send(request, None).map(|answer| answer.status())
     }
 
     fn begin(
@@ -129,9 +136,10 @@ impl Asker {
         method: Method,
         neighbour: &Neighbour,
         target: &str,
+        time: Duration,
     ) -> Result<Request<()>, String> {
         self.upstream.begin(Attempt { is_lan: true, connect: Some(TIME), ..Attempt::default() });
-        exchange_io::with(|io| io.look_until = Some(Instant::now() + 2 * TIME));
+        exchange_io::with(|io| io.look_until = Some(Instant::now() + time));
         let mut request = Request::new(());
         *request.uri_mut() = build_uri(neighbour.address, "", target)?;
         *request.method_mut() = method;

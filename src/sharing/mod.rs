@@ -9,9 +9,9 @@
 //! ```
 //!
 //! The room knows blobs by digest and size alone. What comes is hashed before Ollama gets the last of it,
-//! so a neighbour that lies only wastes time. It knows nothing of exchanges and of how neighbours are found: `serve` gives it
-//! [`Neighbours`]. A blob has one thread that seeks and then streams, and one that puts. Both end within a
-//! moment ([`LOOK`]) when what they work for is dropped.
+//! so a neighbour that lies only wastes time. It knows nothing of exchanges and of how neighbours are
+//! found: `serve` gives it [`Neighbours`]. A blob has one thread that seeks and then streams, and one that
+//! puts. Both end within a moment ([`LOOK`]) when what they work for is dropped.
 
 mod ask;
 mod put;
@@ -47,7 +47,7 @@ const MOST: usize = 16;
 const LOOK: Duration = Duration::from_millis(20);
 
 /// A donor whose bytes were wrong once, or too slow twice, within so long isn't asked again for the rest
-/// of it. Once may have been its cable.
+/// of it, but where it is wanted by name. Once may have been its cable.
 const SHUNNED: Duration = Duration::from_secs(10 * 60);
 /// So many such failures are remembered.
 const MOST_LAPSES: usize = 64;
@@ -58,6 +58,9 @@ enum Lapse {
     Slow,
     Wrong,
 }
+
+/// How long a machine may take to say what a model consists of: its Ollama may have to look.
+pub(crate) const MANIFEST_TIME: Duration = Duration::from_secs(10);
 
 /// So long neighbours may take to be found where somebody waits for them.
 const NOTICE: Duration = Duration::from_secs(1);
@@ -176,11 +179,6 @@ impl Sharing {
             |it: &&(SocketAddr, Instant, Lapse)| it.0 == donor && it.1.elapsed() < SHUNNED;
         let mut its = lapses.iter().filter(of_late);
         its.clone().any(|(_, _, lapse)| *lapse == Lapse::Wrong) || its.nth(1).is_some()
-    }
-
-    /// Somebody wants something of this donor, and of no other.
-    pub(crate) fn forgive(&self, donor: SocketAddr) {
-        lock(&self.lapses).retain(|(known, ..)| *known != donor);
     }
 
     /// Who can be asked; see [`Neighbours::look`].

@@ -12,8 +12,8 @@ use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, Method, Request};
 use ring::digest::{Context, SHA256};
 
-use super::source::{Piece, Source};
-use super::{Blob, LOOK, Lapse, Sharing, Wanted};
+use super::source::{Piece, Said, Source};
+use super::{Blob, LOOK, Lapse, Refusal, Sharing, Wanted};
 use crate::system::{self, Hex, lock};
 use crate::upstream::exchange_io::{self, Attempt, ExchangeIo};
 use crate::upstream::{Upstream, build_uri};
@@ -33,6 +33,7 @@ pub(crate) struct Put {
     pub(crate) blob: Blob,
     progress: Arc<PutProgress>,
     ended: Receiver<Result<(), String>>,
+    refusal: Said,
     _wanted: Option<Wanted>,
 }
 
@@ -50,6 +51,11 @@ impl Put {
     /// Who gives them at present.
     pub(crate) fn donor(&self) -> Arc<str> {
         Arc::clone(&lock(&self.progress.donor))
+    }
+
+    /// What the only machine that may give the rest says at present instead.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        lock(&self.refusal).clone()
     }
 
     /// Waits for the end up to `time`: that Ollama has the blob now, or why not; `None` if it goes on.
@@ -73,7 +79,7 @@ impl Sharing {
         (ollama, prefix): (SocketAddr, &str),
     ) -> io::Result<Put> {
         let blob = source.blob.clone();
-        let wanted = source.wanted.take();
+        let (wanted, refusal) = (source.wanted.take(), Arc::clone(&source.refusal));
         let donor = Mutex::new(Arc::clone(&source.donor));
         let progress = Arc::new(PutProgress { given: AtomicU64::new(0), donor });
         let (end, ended) = bounded(1);
@@ -99,7 +105,7 @@ impl Sharing {
             let _ = end.send(send(&upstream, request, pieces));
             exchange_io::with(ExchangeIo::end);
         })?;
-        Ok(Put { blob, progress, ended, _wanted: wanted })
+        Ok(Put { blob, progress, ended, refusal, _wanted: wanted })
     }
 }
 

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use http::Method;
+use http::{Method, StatusCode};
 
 use super::ask::{self, Asker};
-use super::{Blob, Donors, LOOK, Lapse, Neighbour, Refusal, Sharing, Wanted, Work};
+use super::{Blob, Donors, LOOK, Lapse, MANIFEST_TIME, Neighbour, Refusal, Sharing, Wanted, Work};
 use crate::system::{self, lock};
 use crate::upstream::describe_io;
 use crate::upstream::exchange_io::{self, ExchangeIo};
@@ -43,12 +43,15 @@ pub(super) struct Piece {
     pub(super) address: SocketAddr,
 }
 
+/// What the only machine that may give a blob has said last instead.
+pub(super) type Said = Arc<Mutex<Option<Refusal>>>;
+
 /// A search for somebody who has a blob. Dropping it ends the search.
 #[derive(Debug)]
 pub(crate) struct Seek {
     found: Receiver<Source>,
     wanted: Option<Wanted>,
-    refusal: Arc<Mutex<Option<Refusal>>>,
+    refusal: Said,
     /// It was given up.
     pub(crate) is_over: bool,
 }
@@ -62,7 +65,7 @@ pub(crate) struct Source {
     pub(crate) donor: Arc<str>,
     pieces: Receiver<Piece>,
     used: Sender<Vec<u8>>,
-    refusal: Arc<Mutex<Option<Refusal>>>,
+    pub(super) refusal: Said,
     pub(super) work: Work,
     pub(super) wanted: Option<Wanted>,
 }
@@ -76,7 +79,7 @@ impl Seek {
         Some(Source { wanted: self.wanted.take(), ..source })
     }
 
-    /// What the only machine that may give the blob has said last instead.
+    /// What the only machine that may give it has said last instead.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         lock(&self.refusal).clone()
     }
@@ -141,7 +144,7 @@ struct Seeker {
     blob: Blob,
     donors: Donors,
     /// What the only one has said last, and since when it says that it lacks the blob.
-    refusal: Arc<Mutex<Option<Refusal>>>,
+    refusal: Said,
     lacks_since: Option<Instant>,
     /// Since when nothing comes.
     quiet_since: Instant,
@@ -225,12 +228,13 @@ impl Seeker {
     fn search(&mut self, time: Duration) -> Option<Donor> {
         let start = Instant::now();
         loop {
+            // Who was waited for long may be back now.
+            if let Some(donor) = self.find() {
+                return Some(donor);
+            }
             let lacks = self.lacks_since.is_some_and(|since| since.elapsed() >= SURE);
             if lacks || self.quiet_since.elapsed() >= time {
                 return None;
-            }
-            if let Some(donor) = self.find() {
-                return Some(donor);
             }
             let pause = if start.elapsed() < EARLY { SOON } else { AGAIN };
             if !self.work.is_wanted_after(pause) {
@@ -244,13 +248,15 @@ impl Seeker {
         let now = Instant::now();
         self.asked.retain(|(_, at)| now.saturating_duration_since(*at) < AGAIN);
         let mut due = self.sharing.look();
-        due.retain(|neighbour| {
-            let address = neighbour.address;
-            let is_asked = self.asked.iter().any(|(asked, _)| *asked == address);
-            self.donors.may_be(neighbour)
-                && !is_asked
-                && !self.left.contains(&address)
-                && !self.sharing.is_shunned(address)
+        due.retain(|neighbour| self.donors.may_be(neighbour));
+        if self.is_only() && due.is_empty() {
+            self.hear(Some(Refusal::Other("it is not up".to_owned())));
+        }
+        due.retain(|Neighbour { address, .. }| {
+            let is_asked = self.asked.iter().any(|(asked, _)| asked == address);
+            // Who is wanted by name is asked nevertheless.
+            let is_shunned = self.has_others() && self.sharing.is_shunned(*address);
+            !is_asked && !self.left.contains(address) && !is_shunned
         });
         self.asked.extend(due.iter().map(|neighbour| (neighbour.address, now)));
         if self.is_only() {
@@ -273,27 +279,40 @@ impl Seeker {
     fn begin(&mut self, neighbour: Neighbour) -> Option<Donor> {
         let refusal = match self.asker.ask(Method::GET, &neighbour, &self.blob, self.at) {
             Ok(bytes) => {
-                self.lacks_since = None;
+                self.hear(None);
                 return Some(Donor { neighbour, bytes });
             }
             Err(refusal) => refusal,
         };
         log::debug!("no donor name={:?} reason={:?}", neighbour.name, refusal.to_string());
         let Donors::Only(_, manifest) = &self.donors else { return None };
-        let now = Instant::now();
-        let lacks_since = self.lacks_since.unwrap_or(now);
-        self.lacks_since = None;
-        match refusal {
-            Refusal::Lacks => {
-                self.lacks_since = Some(lacks_since);
-                self.asker.has(&neighbour, manifest);
-            }
-            // This one's turn comes.
-            Refusal::Busy => self.quiet_since = now,
-            Refusal::Other(_) => {}
-        }
-        *lock(&self.refusal) = Some(refusal);
+        let refusal = match refusal {
+            Refusal::Lacks => self.lacks(&neighbour, manifest),
+            refusal => refusal,
+        };
+        self.hear(Some(refusal));
         None
+    }
+
+    /// Who lacks a blob may have it once it was asked for the manifest, and is believed if it answers.
+    fn lacks(&self, neighbour: &Neighbour, manifest: &str) -> Refusal {
+        match self.asker.status(neighbour, manifest, MANIFEST_TIME) {
+            Ok(StatusCode::OK | StatusCode::NOT_FOUND) => Refusal::Lacks,
+            Ok(status) => format!("answers with status {status}").into(),
+            Err(reason) => reason.into(),
+        }
+    }
+
+    /// What the only one says now.
+    fn hear(&mut self, refusal: Option<Refusal>) {
+        let now = Instant::now();
+        let lacks = refusal == Some(Refusal::Lacks);
+        self.lacks_since = lacks.then(|| self.lacks_since.unwrap_or(now));
+        if refusal == Some(Refusal::Busy) {
+            // Its turn comes.
+            self.quiet_since = now;
+        }
+        *lock(&self.refusal) = refusal;
     }
 
     /// Passes on what a donor sends.
@@ -304,13 +323,13 @@ impl Seeker {
         unused: &Receiver<Vec<u8>>,
     ) -> Ended {
         let name: Arc<str> = Arc::from(donor.neighbour.name.as_str());
-        let (mut waited, mut got) = (Duration::ZERO, 0);
+        let (begun, mut waited, mut got) = (self.at, Duration::ZERO, 0);
         while self.at < self.blob.size {
             let mut bytes = unused.try_recv().unwrap_or_default();
             bytes.resize(PIECE.min(usize::try_from(self.blob.size - self.at).unwrap_or(PIECE)), 0);
             let start = Instant::now();
             // The first bytes may take long to come where Ollama pushes the layer from its beginning.
-            let patience = match self.is_only() && got == 0 {
+            let patience = match self.is_only() && self.at == begun {
                 true => SILENCE.saturating_sub(self.quiet_since.elapsed()).max(PATIENCE),
                 false => PATIENCE,
             };

@@ -273,6 +273,32 @@ fn the_only_one_that_has_it_is_waited_for() {
     assert_eq!(lock(&breaks.gets)[..], [0, 100_000, 200_000, 200_000, 300_000, 400_000]);
 }
 
+/// What it said before it went tells nothing any more.
+#[test]
+fn the_only_one_that_went_is_not_waited_for_as_if_it_gave_to_others() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let _ = stream.read(&mut [0; 1000]);
+            let _ = stream.write_all(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n");
+        }
+    });
+    let (sharing, house) = house(&[]);
+    lock(&house.0).push(Neighbour { name: "busy".to_owned(), address });
+    let seek = sharing.seek(blob(7), Donors::Only(address, String::new())).unwrap();
+    let says = |want: Refusal| {
+        let until = Instant::now() + PATIENCE;
+        while seek.refusal() != Some(want.clone()) {
+            assert!(Instant::now() < until, "{:?}", seek.refusal());
+            thread::sleep(LOOK);
+        }
+    };
+    says(Refusal::Busy);
+    lock(&house.0).clear();
+    says(Refusal::Other("it is not up".to_owned()));
+}
+
 /// Whether it is dropped before or behind the first byte, the donor sees that at once.
 #[test]
 fn what_nobody_wants_ends_at_once() {
@@ -380,8 +406,10 @@ fn wrong_bytes_do_not_come_to_their_end() {
     let address = lies.neighbour.address;
     let mut seek = sharing.seek(blob(size), Donors::Anybody).unwrap();
     assert!(seek.found_within(Duration::from_millis(1500)).is_none());
-    sharing.forgive(address);
-    assert!(seek.found_within(PATIENCE).is_some());
+    for donors in [Donors::Named("lies".to_owned()), Donors::Only(address, String::new())] {
+        assert!(sharing.seek(blob(size), donors).unwrap().found_within(PATIENCE).is_some());
+    }
+    lock(&sharing.lapses).clear();
     // A cable that was out once is no reason not to ask again.
     sharing.remember(address, Lapse::Slow);
     assert!(!sharing.is_shunned(address));

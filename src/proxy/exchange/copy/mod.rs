@@ -33,7 +33,7 @@ use crate::ollama::manifest;
 use crate::ollama::model_name::ModelName;
 use crate::ollama::pull::{self, layer_line};
 use crate::proxy::request_body::RequestBody;
-use crate::sharing::{self, Blob, Donors, Neighbour, Registry, Seek, manifest_path};
+use crate::sharing::{self, Blob, Donors, MANIFEST_TIME, Neighbour, Registry, Seek, manifest_path};
 use crate::system::files::free_space;
 use crate::system::size_text;
 use crate::upstream::build_uri;
@@ -41,9 +41,7 @@ use crate::upstream::exchange_io::{Attempt, Fault};
 
 /// How long a donor is looked for: a server that uses no others looks around once.
 const SEARCH: Duration = Duration::from_secs(3);
-/// A donor tells within this what the model consists of.
-const MANIFEST_TIME: Duration = Duration::from_secs(10);
-/// And gives a layer within this, once it isn't busy with others.
+/// A donor gives a layer within this, once it isn't busy with others.
 const LAYER_TIME: Duration = Duration::from_secs(120);
 /// How often it is looked what has become of a layer and of the client, and how often that is told.
 const LOOK: Duration = Duration::from_millis(20);
@@ -114,7 +112,6 @@ impl<'a> Exchange<'a> {
             own.clean_up(&models).map_err(OwnAnswer::Failed)?;
         }
         let manifest = self.manifest(&donor, &model)?;
-        self.context.sharing.forgive(donor.address);
         let copy = Copying { exchange: self, own, donor, model, manifest };
         let blobs = copy.blobs()?;
         let missing = copy.missing(&blobs, &models)?;
@@ -293,6 +290,9 @@ impl Copying<'_, '_> {
     fn take(&self, blob: &Blob, answer: &mut Answer<'_, '_>) -> Result<(), Broken> {
         let (sharing, donor) = (&self.exchange.context.sharing, &self.donor);
         let donors = Donors::Only(donor.address, manifest_path(&self.model));
+        let waiting =
+            json!({ "status": format!("waiting for {}, which gives to others", donor.name) });
+        let is_busy = |refusal: &Option<sharing::Refusal>| *refusal == Some(sharing::Refusal::Busy);
         let (mut seek, mut until, mut waits) = (None, Instant::now() + LAYER_TIME, false);
         let source = loop {
             // There may be too many others just now.
@@ -302,11 +302,10 @@ impl Copying<'_, '_> {
             }
             answer.look()?;
             let refusal = seek.as_ref().and_then(Seek::refusal);
-            if refusal == Some(sharing::Refusal::Busy) {
+            if is_busy(&refusal) {
                 until = Instant::now() + LAYER_TIME;
                 if !std::mem::replace(&mut waits, true) {
-                    let status = format!("waiting for {}, which gives to others", donor.name);
-                    answer.say(&json!({ "status": status }))?;
+                    answer.say(&waiting)?;
                 }
             }
             if Instant::now() >= until || seek.as_ref().is_some_and(|seek| seek.is_over) {
@@ -325,7 +324,10 @@ impl Copying<'_, '_> {
             if ended.is_some() || told.is_none_or(|at: Instant| at.elapsed() >= TELL) {
                 let given = put.given();
                 let name = Some(donor.name.as_str());
-                answer.say(&layer_line(blob.digest(), blob.size, given, name))?;
+                match is_busy(&put.refusal()) {
+                    true => answer.say(&waiting)?,
+                    false => answer.say(&layer_line(blob.digest(), blob.size, given, name))?,
+                }
                 told = Some(Instant::now());
             }
             answer.look()?;
