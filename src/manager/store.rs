@@ -191,7 +191,7 @@ fn text(dir: &Path, name: &str) -> io::Result<String> {
 fn text_in_time(dir: &Path, name: &'static str) -> String {
     let owned = dir.to_owned();
     in_time(move || text(&owned, name)).unwrap_or_else(|error| {
-        log::warn!("can't be read, and isn't changed file={name} dir={dir:?} reason={error}");
+        log::warn!("can't be read file={name} dir={dir:?} reason={error}");
         String::new()
     })
 }

@@ -268,7 +268,7 @@ fn change(ago: Duration, transition: &Transition) -> Value {
         Transition::OutlierEjected { name, model, pause } => {
             let model = model.as_ref().map(|model| format!(" for {}", model.as_str()));
             let (model, pause) = (model.unwrap_or_default(), pause.as_secs());
-            ("rests", name, format!("requests{model} failed; rests {pause} s"))
+            ("rests", name, format!("requests{model} failed; others are asked first for {pause} s"))
         }
         Transition::Lists { name, problem } => {
             ("models", name, problem.clone().unwrap_or("complete".to_owned()))

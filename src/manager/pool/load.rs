@@ -89,10 +89,13 @@ impl Load {
     }
 
     /// A check found the server well after it was down, which explains what failed before. If it was
-    /// ejected, a request may try it at once.
+    /// ejected, a request may try it at once, unless that has failed before: some requests bring a
+    /// server down each time.
     pub(super) fn came_up(&mut self, now: Instant) {
-        (self.strikes, self.ejections, self.failed_at) = (0, 0, None);
-        self.ejected_until = self.ejected_until.map(|until| until.min(now));
+        self.failed_at = None;
+        if self.ejections < 2 {
+            self.ejected_until = self.ejected_until.map(|until| until.min(now));
+        }
     }
 
     pub(super) fn lift_old_limit(&mut self, now: Instant) {

@@ -235,7 +235,7 @@ impl Pool {
         });
     }
 
-    fn finished(&mut self, now: Instant, id: BackendId, report: Report) {
+    fn finished(&mut self, now: Instant, id: BackendId, mut report: Report) {
         let inventories = self.asks_for_models(now);
         if let Some((_, Some(conversation))) = report.erred {
             self.remember_error(id, conversation);
@@ -251,7 +251,7 @@ impl Pool {
         let told = if is_known { Outcome::TurnedAway } else { outcome };
         let failed = backend.load.finished(now, told, report.first_byte).map(|pause| (None, pause));
         // What a cloud's model answers is the same everywhere.
-        let erred = report.erred.clone().filter(|(model, _)| !model.is_cloud());
+        let erred = report.erred.take().filter(|(model, _)| !model.is_cloud());
         let erred = erred.and_then(|(model, _)| {
             let pause = backend.models.erred(now, model.clone())?;
             Some((Some(model), pause))

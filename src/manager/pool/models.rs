@@ -92,7 +92,7 @@ impl Models {
             self.inventory = Some(Arc::new(inventory.removed(model)));
             again = Some(now);
         }
-        if let Some((model, true)) = &loaded {
+        if let Some((model, _)) = &loaded {
             self.errors.remove(model);
         }
         let loaded = loaded.filter(|(model, is_loaded)| self.has_loaded(model) != *is_loaded);
@@ -129,6 +129,10 @@ impl Models {
         let (count, at) = entry(&mut self.errors, model, (0, now));
         (*count, *at) = (*count + 1, now);
         pause(*count)
+    }
+
+    pub(super) fn has_errors(&self) -> bool {
+        !self.errors.is_empty()
     }
 
     /// Whether it is passed over for this model while others can do.

@@ -823,6 +823,27 @@ fn requests_that_a_restart_breaks_are_one_failure() {
     assert_eq!((w.pick(), w.pick()), (Some(id), Some(id)));
 }
 
+/// A model for which there is too little memory: each time, the system ends Ollama and starts it anew.
+#[test]
+fn a_server_that_requests_bring_down_each_time_is_passed_over_in_the_end() {
+    let mut w = World::new();
+    w.pool.rules.preferred = vec!["10.0.0.1".to_owned()];
+    let (id, other) = (w.server(1), w.server(2));
+    let mut failed = 0;
+    for _ in 0..40 {
+        if w.pick() == Some(other) {
+            w.done(other);
+            continue;
+        }
+        failed += 1;
+        w.input(Input::Finished(id, Outcome::Failed.into()));
+        w.checked(id, CheckResult::Refused("restarting".to_owned()));
+        w.pass(FIRST_RETRY * 2);
+        w.checked(id, healthy(address(1), 1));
+    }
+    assert!((3..20).contains(&failed), "{failed} of 40");
+}
+
 #[test]
 fn models_are_asked_for_while_somebody_looks() {
     let mut w = World::new();

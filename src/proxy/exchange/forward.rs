@@ -142,7 +142,7 @@ impl<'a> Exchange<'a> {
         &self,
         forwarding: &mut Forwarding<'a>,
         mut lease: Lease,
-        mut answer: Judged,
+        answer: Judged,
     ) -> Result<Next, OwnAnswer> {
         if let Some(own) = self.misses_copy(answer.answer.headers(), &lease) {
             lease.report.outcome = Outcome::Answered;
@@ -228,7 +228,10 @@ impl<'a> Exchange<'a> {
         }
         self.count_retry(outcome);
         self.note(0, own.row().cause, own.row().text);
-        forwarding.failed = Some(own);
+        // That one more server is away tells less than how the request failed before.
+        if forwarding.failed.is_none() || !is_unreached(&own) {
+            forwarding.failed = Some(own);
+        }
         Ok(Next::Any)
     }
 
@@ -283,6 +286,7 @@ impl<'a> Exchange<'a> {
         let answer = self.send(&mut forwarding.body, (lease, &forwarding.wanted), may_reuse);
         let has_others = self.is_client() && self.context.presence.has_choice();
         let others = Others {
+            may_have_path: has_others && self.endpoint.class != Class::Unknown,
             may_have_model: has_others && self.endpoint.asks_for_model(),
             may_be_signed_in: has_others && self.endpoint.is_repeatable,
         };

@@ -1,6 +1,7 @@
 //! What an answer tells of the server that gave it, and whether another one might better it.
 
 use std::io::Read;
+use std::mem::take;
 use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -37,23 +38,19 @@ impl Judged {
     }
 
     /// The same without its connection, if it is short.
-    pub(super) fn detached(&mut self) -> Option<Judged> {
+    pub(super) fn detached(mut self) -> Option<Judged> {
+        let length = declared_length(self.answer.headers()).filter(|it| *it <= REASON as u64)?;
         self.look_on();
-        if declared_length(self.answer.headers()) != Some(self.start.len() as u64) {
-            return None;
-        }
-        let mut answer = Response::new(Body::builder().data(self.start.clone()));
-        *answer.status_mut() = self.answer.status();
-        answer.headers_mut().clone_from(self.answer.headers());
-        Some(Judged { answer, start: Vec::new(), poor: self.poor, lacks_model: self.lacks_model })
+        let start = take(&mut self.start);
+        let is_whole = start.len() as u64 == length;
+        let answer = self.answer.map(|_| Body::builder().data(start));
+        is_whole.then_some(Judged { answer, ..self })
     }
 
     /// What it tells of the server once it was passed on.
     pub(super) fn outcome(&self) -> Outcome {
         match self.poor {
-            Some(outcome @ (Outcome::Overloaded | Outcome::Declined | Outcome::Unauthorized)) => {
-                outcome
-            }
+            Some(outcome) if outcome != Outcome::Answered => outcome,
             _ if is_refusal(&self.answer) => Outcome::TurnedAway,
             _ => Outcome::Answered,
         }
@@ -63,6 +60,7 @@ impl Judged {
 /// What other servers may be good for, if this one isn't.
 #[derive(Clone, Copy)]
 pub(super) struct Others {
+    pub(super) may_have_path: bool,
     pub(super) may_have_model: bool,
     pub(super) may_be_signed_in: bool,
 }
@@ -81,9 +79,9 @@ pub(super) fn judge(
         Some(UNREACHED) => Some(Outcome::Unreachable),
         Some(UPSTREAM) => Some(Outcome::Failed),
         Some(POLICY) => Some(Outcome::Answered),
-        _ if others.may_have_model && answer.status() == StatusCode::NOT_FOUND => {
+        _ if others.may_have_path && answer.status() == StatusCode::NOT_FOUND => {
             start = look(&mut answer)?;
-            lacks_model = errors::tells_missing_model(&start);
+            lacks_model = others.may_have_model && errors::tells_missing_model(&start);
             // One of another version may have the path.
             (lacks_model || start == NO_PATH).then_some(Outcome::Answered)
         }
@@ -137,21 +135,24 @@ mod tests {
 
     #[test]
     fn a_path_that_a_server_does_not_have_tells_nothing_of_its_models() {
-        let others = Others { may_have_model: true, may_be_signed_in: true };
+        let others =
+            |may_have_model| Others { may_have_path: true, may_have_model, may_be_signed_in: true };
         let missing = r#"{"error":"model \"m\" not found, try pulling it first"}"#;
-        for (mark, body, want) in [
-            (Some(POLICY), "404 page not found", (Some(Outcome::Answered), false)),
-            (Some(POLICY), missing, (Some(Outcome::Answered), false)),
-            (None, "404 page not found", (Some(Outcome::Answered), false)),
-            (None, "404 page not found, of another program", (None, false)),
-            (None, missing, (Some(Outcome::Answered), true)),
+        for (mark, body, may_have_model, want) in [
+            (Some(POLICY), "404 page not found", true, (Some(Outcome::Answered), false)),
+            (Some(POLICY), missing, true, (Some(Outcome::Answered), false)),
+            (None, "404 page not found", true, (Some(Outcome::Answered), false)),
+            (None, "404 page not found", false, (Some(Outcome::Answered), false)),
+            (None, "404 page not found, of another program", true, (None, false)),
+            (None, missing, true, (Some(Outcome::Answered), true)),
+            (None, missing, false, (None, false)),
         ] {
             let mut answer = Response::new(Body::builder().data(body));
             *answer.status_mut() = StatusCode::NOT_FOUND;
             answer
                 .headers_mut()
                 .extend(mark.map(|mark| (ERROR_FIELD, HeaderValue::from_static(mark))));
-            let judged = judge(answer, false, others).expect("an answer");
+            let judged = judge(answer, false, others(may_have_model)).expect("an answer");
             assert_eq!((judged.poor, judged.lacks_model), want, "{mark:?} {body}");
         }
     }

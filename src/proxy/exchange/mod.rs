@@ -7,14 +7,15 @@
 //!                                                    no: 502 / 503 in the API's shape
 //! ```
 //!
-//! An [`Exchange`] owns all that is known of a request while it is served. Its files follow the
-//! picture: this one checks, `token` tells who calls, `own_paths`, `routes` and `lists` answer without
-//! an upstream, `alias` puts a model in the place of a name that stands for it, `wanted` tells what the
-//! request needs, for which `look` looks at its body, `forward` sends it (again, if `retry` allows),
-//! `copy` has another machine give a model, `donate` and `push` give one, `unload` has one taken out of
-//! memory, `account` keeps back what others needn't know of the owner's account, `relay` passes the
-//! answer on while `observed` reads along (and `pull` has layers come from the LAN), `record` counts and
-//! logs. Where its bytes are at any moment is one enum, in `upstream::exchange_io`.
+//! An [`Exchange`] owns all that is known of a request while it is served. Its files follow the picture:
+//! this one checks, `token` tells who calls, `own_paths`, `routes` and `lists` answer without an
+//! upstream, `alias` puts a model in the place of a name that stands for it, `wanted` tells what the
+//! request needs, for which `look` looks at its body, `forward` sends it (again, if `retry` allows and
+//! `judged` finds its answer poor), `copy` has another machine give a model, `donate` and `push` give
+//! one, `unload` has one taken out of memory, `account` keeps back what others needn't know of the
+//! owner's account, `relay` passes the answer on while `observed` reads along (and `pull` has layers
+//! come from the LAN), `record` counts and logs. Where its bytes are at any moment is one enum, in
+//! `upstream::exchange_io`.
 
 mod account;
 mod alias;

@@ -97,6 +97,8 @@ impl Pool {
         let load = &sole.load;
         let is_troubled =
             load.is_passed_over(now) || load.failed_recently(now) || load.learned_limit.is_some();
+        // What ends a row of errors has to be told.
+        let is_troubled = is_troubled || sole.models.has_errors();
         let may_go = local_only || (sole.gets_work() && sole.is_verified());
         let pick = if may_go && !is_troubled { sole.pick() } else { None };
         pick.map(|pick| Pick { is_sole: true, ..pick })
@@ -229,7 +231,10 @@ impl Pool {
             return absent_owner().map_or(Ok(eligible), |owner| Err(owner.into()));
         }
         let able = prefer(owners, |b| b.permission() >= wanted.needs);
-        Ok(told::capable(able, model, wanted))
+        let able = told::capable(able, model, wanted);
+        // A busy one is worth waiting for where the other would only answer with an error.
+        let is_ejected = |b: &Backend| wanted.task == Task::Use && b.models.is_ejected(now, model);
+        Ok(prefer(able, |b| !is_ejected(b)))
     }
 
     /// Of those that can do it and are free, those where it is done soonest.
@@ -255,14 +260,13 @@ impl Pool {
         if !free.iter().any(|b| b.models.has(model)) {
             return free;
         }
-        let warm = self.warm(now, free, model, wanted);
+        let warm = self.warm(free, model, wanted);
         told::surely_capable(warm, model, wanted)
     }
 
     /// Of those that have the model, those where it is loaded.
     fn warm<'a>(
         &self,
-        now: Instant,
         free: Vec<&'a Backend>,
         model: &ModelName,
         wanted: &Wanted,
@@ -273,8 +277,7 @@ impl Pool {
         // An error is passed on, so who got one isn't sent there again.
         let last_choice = self.last_choice(wanted);
         let has_erred = |b: &Backend| {
-            let for_it = last_choice.is_some_and(|last| last.id == b.id && last.has_erred);
-            wanted.task == Task::Use && (for_it || b.models.is_ejected(now, model))
+            wanted.task == Task::Use && last_choice.is_some_and(|it| it.id == b.id && it.has_erred)
         };
         let owners = prefer(owners, |b| !has_erred(b));
         // Where the conversation was just now it is loaded, whether that has been told yet or not.

@@ -280,6 +280,36 @@ fn errors_cost_nothing_where_no_server_does_better() {
 }
 
 #[test]
+fn a_busy_server_is_waited_for_where_the_other_one_is_broken() {
+    let has = || models(&["a"], &["a"]);
+    let (mut w, ids) = World::with_models(&[has(), has()]);
+    w.pool.rules.preferred = vec!["host1".to_owned()];
+    w.pool.rules.max_in_flight = 1;
+    for _ in 0..3 {
+        assert_eq!(ask(&mut w, &model("a"), &ids[..1]), ids[0]);
+    }
+    assert_eq!(w.choose(&model("a")), Ok(ids[1]));
+    assert_eq!(w.choose(&model("a")), Err(NoPick::Busy));
+    w.down(ids[1]);
+    assert_eq!(w.choose(&model("a")), Ok(ids[0]), "better than none");
+}
+
+#[test]
+fn errors_are_in_a_row_only_without_an_answer_between_them() {
+    let has = || models(&["a"], &[]);
+    for stays_loaded in [true, false] {
+        let (mut w, ids) = World::with_models(&[has(), has()]);
+        w.pool.rules.preferred = vec!["host1".to_owned()];
+        for _ in 0..9 {
+            assert_eq!(ask(&mut w, &model("a"), &ids[..1]), ids[0]);
+            let loaded = ModelName::parse("a").map(|model| (model, stays_loaded));
+            w.input(Input::Noted(ids[0], Report { loaded, ..Outcome::Answered.into() }));
+        }
+        assert!(w.reports().is_empty(), "it isn't passed over");
+    }
+}
+
+#[test]
 fn errors_of_one_moment_are_one_and_a_restart_ends_them() {
     let has = || models(&["a"], &["a"]);
     let (mut w, ids) = World::with_models(&[has(), has()]);
