@@ -94,7 +94,7 @@ impl Loan<'_> {
     }
 
     /// Grows once others have given back enough. False if that isn't waited for; a fault when the
-    /// client has left, or its patience, which is for all waits together, has ended.
+    /// client has left, or its patience, which is for all waits of one look, has ended.
     pub(super) fn await_growth(
         &mut self,
         bytes: usize,
@@ -130,7 +130,9 @@ impl Loan<'_> {
         is_large && self.budget.left.load(Relaxed) < self.budget.total / 2
     }
 
+    /// Gives so many bytes back, if it has as many.
     pub(super) fn shrink(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
         self.budget.left.fetch_add(bytes, Relaxed);
     }

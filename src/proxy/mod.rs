@@ -26,7 +26,8 @@
 //! | worker | what servers have, for an alias | `wait_timeout` |
 //! | worker | a lease | the Manager's answer, its time in the queue, or the client leaves |
 //! | worker | a connection to the upstream | `connect_timeout`, `patient_connect_timeout` |
-//! | worker | bytes of the request's body | `body_timeout`, an early answer, it gives way |
+//! | worker | memory for what it has to look at | `queue_timeout`, the client leaves |
+//! | worker | bytes of the request's body | `body_timeout` (a turn costs 256 KiB in it), an early answer, it gives way |
 //! | worker | room at the upstream or the client | `stall_timeout`, the client leaves |
 //! | worker | an answer, or more of it | it comes, the upstream's TCP ends, the client leaves |
 //! | worker | the client to read the last answer | half a second |

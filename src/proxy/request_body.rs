@@ -21,6 +21,8 @@ use crate::upstream::exchange_io::{self, Fault, Woken};
 /// Declared bytes that are skipped when the answer comes before them. Skipping 32 KiB takes about
 /// 60 ns, so this costs 0.1 s; without a limit, a made-up length would keep a core busy for years.
 const LONGEST_GAP: u64 = 64 << 30;
+/// How long a body's first bytes may come behind its head before they drip.
+const FIRST_BYTES: Duration = Duration::from_secs(2);
 /// Bytes within the body time-out of a body that takes up a turn at a server.
 const HURRIED: u64 = 256 << 10;
 
@@ -139,7 +141,7 @@ impl<'a> RequestBody<'a> {
     /// How long it may be waited for now.
     fn begin_wait(&mut self, connection: &Connection) -> Duration {
         let (now, bytes) = (Instant::now(), connection.body_bytes);
-        let place = self.place.get_or_insert_with(|| Pace::new(DRIP, Duration::ZERO, 0));
+        let place = self.place.get_or_insert_with(|| Pace::new(DRIP, FIRST_BYTES, 0));
         connection.place.await_body(Some(now + place.begin_wait(now, bytes)));
         self.turn.as_mut().map_or(Duration::MAX, |turn| turn.begin_wait(now, bytes))
     }

@@ -46,7 +46,7 @@ pub(crate) enum Fault {
     /// No descriptor or memory for a connection to the upstream.
     OutOfResources,
     BodyMalformed(&'static str),
-    /// The client sent nothing of the body within the body time-out.
+    /// The client sent nothing of the body within the body time-out, or too little while it had a turn.
     BodyTooSlow,
     /// The bodies of others took up all memory for them for as long as a request waits.
     NoMemoryForBody,

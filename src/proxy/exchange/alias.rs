@@ -126,6 +126,7 @@ impl<'a> Exchange<'a> {
             return Ok(false);
         }
         seen.model_at = whole.model_at;
+        drop(memory);
         self.replace_body(body, plain);
         self.is_unpacked = true;
         Ok(true)
