@@ -120,9 +120,8 @@ pub(crate) const COMMANDS: &[CommandSpec] = &[
         &[JSON], RUNNING),
     command("pull MODEL", Tool(Pull), "download a model; what the LAN has comes from there",
         "The registry says what belongs to the name; layers that a machine of the LAN has come \
-         from there (ollana help sharing). MODEL@SERVER puts it on that server. It goes on where an \
-         earlier pull ended. The ollana that runs on this machine does it, at --listen if that is \
-         given. Exit code 1: it failed.",
+         from there (ollana help sharing). MODEL@SERVER puts it on that server. The ollana that \
+         runs on this machine does it, at --listen if that is given. Exit code 1: it failed.",
         &[Switch {
             name: "from",
             value: "internet|any|SERVER",
@@ -168,7 +167,7 @@ pub(crate) const COMMANDS: &[CommandSpec] = &[
     command("service ACTION", Tool(Service), "install, remove or show the service, open the firewall",
         "install has the system start this program now and at every boot (root's) or log-in, with \
          the options given here, else those that it had; remove undoes that; status exits with 0 if \
-         it runs; firewall lets the LAN in at the ports of these options.",
+         it runs; firewall lets the LAN in at the ports of those options.",
         &[DRY_RUN, Switch::plain("undo", "close the firewall again")], &[]),
     command("takeover", Tool(Takeover), "make Ollama's port 11434 show all models of the LAN",
         "Moves an Ollama that systemd runs to port 11438 and sets ollana to --mode both; says what \

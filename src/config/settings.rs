@@ -1,6 +1,6 @@
 //! Everything that a daemon or a command can be told.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -96,18 +96,23 @@ impl Settings {
 
     /// TCP ports at which other machines reach ollana, each once.
     pub(crate) fn lan_ports(&self) -> Vec<u16> {
+        let mut ports: Vec<u16> = self.lan_addresses().iter().map(SocketAddr::port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+
+    /// Addresses at which other machines reach ollana, but for those with a port that isn't known yet.
+    pub(crate) fn lan_addresses(&self) -> Vec<SocketAddr> {
         let is_both = self.mode == ModeChoice::Both;
         let of_server = if is_both { &self.share } else { &self.listen };
         // Without an address of its own, a client listens on the loopback.
         let has_usual = of_server.is_empty() && self.mode != ModeChoice::Client;
-        let mut ports = if has_usual { vec![SERVER_PORT] } else { Vec::new() };
+        let usual = SocketAddr::from((Ipv4Addr::UNSPECIFIED, SERVER_PORT));
         let shared = self.share.iter().filter(|_| is_both);
-        let given = self.listen.iter().chain(shared);
-        let reached = given.filter(|address| !address.ip().to_canonical().is_loopback());
-        ports.extend(reached.map(SocketAddr::port).filter(|port| *port != 0));
-        ports.sort_unstable();
-        ports.dedup();
-        ports
+        let given = self.listen.iter().chain(shared).copied();
+        let is_reached = |it: &SocketAddr| !it.ip().to_canonical().is_loopback() && it.port() != 0;
+        has_usual.then_some(usual).into_iter().chain(given.filter(is_reached)).collect()
     }
 }
 

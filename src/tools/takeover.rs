@@ -23,7 +23,7 @@ const MOVED_PORT: u16 = 11438;
 /// Where an administrator's changes to units go.
 const UNITS: &str = "/etc/systemd/system";
 const OLLAMA: &str = "ollama.service";
-const OLLANA: &str = "ollana.service";
+pub(super) const OLLANA: &str = "ollana.service";
 /// The last drop-in of a unit wins.
 const DROP_IN: &str = "zz-ollana-takeover.conf";
 /// The drop-in's variables. Those of any file win over what units set themselves, and the last file's
@@ -197,7 +197,7 @@ fn drop_in(unit: &str) -> String {
     format!("{UNITS}/{unit}.d/{DROP_IN}")
 }
 
-fn variables(unit: &str) -> String {
+pub(super) fn variables(unit: &str) -> String {
     format!("{UNITS}/{unit}.d/{VARIABLES}")
 }
 

@@ -11,7 +11,7 @@ use super::peers::date;
 use super::table::{figure, list, number, time, word, words};
 use super::{daemon, keyring, qr, say, screen, state_dir};
 use crate::cli::Tool;
-use crate::config::{SERVER_PORT, Settings};
+use crate::config::Settings;
 use crate::net::interfaces::broadcast_interfaces;
 use crate::pairing::tokens::{self, Token};
 use crate::serve::host_name;
@@ -99,17 +99,14 @@ fn advice(name: &str, settings: &Settings, running: Option<&Value>) -> String {
 
 /// Where a device of the LAN reaches the ollana of this machine.
 fn places(settings: &Settings, running: Option<&Value>) -> Vec<String> {
-    let listen = match running {
-        Some(json) => words(&json["machine"], "listen"),
-        None if settings.listen.is_empty() && settings.share.is_empty() => {
-            vec![format!("0.0.0.0:{SERVER_PORT}")]
-        }
-        None => settings.listen.iter().chain(&settings.share).map(ToString::to_string).collect(),
+    let told = |json: &Value| {
+        let listen = words(&json["machine"], "listen");
+        listen.iter().filter_map(|address| address.parse().ok()).collect()
     };
-    let listen = listen.iter().filter_map(|address| address.parse::<SocketAddr>().ok());
+    let listen: Vec<SocketAddr> = running.map_or_else(|| settings.lan_addresses(), told);
     let own = broadcast_interfaces(&[]);
     let mut places = Vec::new();
-    for address in listen.filter(|address| !address.ip().is_loopback()) {
+    for address in listen.into_iter().filter(|address| !address.ip().is_loopback()) {
         let port = address.port();
         match address.ip().is_unspecified() {
             true if own.is_empty() => places.push(format!("{}:{port}", host_name())),

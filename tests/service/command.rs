@@ -711,7 +711,7 @@ fn a_firewall_is_opened_at_the_ports_of_the_installed_service() {
         let rules = ["12000/tcp", "12001/udp", "proto udp from any port 12001"];
         assert_eq!(host.calls(), rules.map(|rule| format!("ufw {verb} {rule}")));
     }
-    // Options replace all of them, as they do at an installation.
+    // Options replace all of them, as they do at an installation, but not its variables.
     host.says("firewall --listen 0.0.0.0:9", 0, &["lets in TCP 9, UDP 11436"]);
     let unit = "etc/systemd/system/ollana.service";
     host.write(unit, &host.text(unit).replace("--discovery-port", "--discovery-gate"));
@@ -723,6 +723,28 @@ fn a_firewall_is_opened_at_the_ports_of_the_installed_service() {
     host.says("firewall", 0, &["lets in TCP 12000, UDP 11436"]);
     host.says("install --discovery-port=12001", 0, &[]);
     host.says("firewall", 0, &["lets in TCP 12000, UDP 12001"]);
+    host.says("firewall --discovery-port 9", 0, &["lets in TCP 12000, UDP 9"]);
+    // What a takeover sets wins: --mode both listens for programs, and the LAN has the usual port.
+    let set = "OLLANA_MODE=both\nOLLANA_OLLAMA=http://127.0.0.1:11438";
+    host.write("etc/systemd/system/ollana.service.d/zz-ollana-takeover.env", set);
+    host.says("firewall", 0, &["lets in TCP 11435, TCP 12000, UDP 12001"]);
+    host.says("remove", 0, &["ollana service firewall --undo"]);
+
+    // A user's service has no such variables, and who has none sees root's.
+    let user = systemd("ports-user", 1000);
+    user.write("etc/ufw/ufw.conf", "ENABLED=yes\n");
+    user.write("etc/default/ollana", "OLLANA_LISTEN=0.0.0.0:12000\n");
+    user.says("firewall", 1, &["lets in TCP 12000", "use sudo ollana service firewall"]);
+    user.says("install --discovery-port=12001", 0, &[]);
+    let told = "use sudo ollana service firewall --undo --discovery-port=12001";
+    user.says("firewall --undo", 1, &["TCP 11435, UDP 12001", told]);
+    // A firewall of programs takes no ports, so none is looked for.
+    let macos = Host::new("ports-macos", "macos", 0);
+    macos.says("install --discovery-port=12001", 0, &[]);
+    let place = "Library/LaunchDaemons/org.ollana.ollana.plist";
+    let list = macos.text(place);
+    macos.write(place, &list.replace("--discovery-port", "--discovery-gate"));
+    macos.says("firewall --dry-run", 0, &["lets in what is for /usr/local/bin/ollana"]);
 }
 
 #[test]

@@ -18,10 +18,11 @@ type Port = (u16, &'static str);
 pub(super) fn look(
     report: &mut Report,
     settings: &Settings,
-    is_server: bool,
+    lan_ports: Option<Vec<u16>>,
     interfaces: &[Interface],
 ) {
-    let tcp = if is_server { settings.lan_ports() } else { vec![SERVER_PORT] };
+    let is_server = lan_ports.is_some();
+    let tcp = lan_ports.unwrap_or_else(|| vec![SERVER_PORT]);
     let udp = settings.discovery_port;
     let tcp = tcp.into_iter().map(|port| (port, "tcp"));
     // Nobody asks over UDP where the discovery is off.
@@ -31,6 +32,7 @@ pub(super) fn look(
     let is_found = !found.is_empty();
     for Firewall { name, is_open, open, open_source } in found {
         match (is_server, is_open) {
+            _ if ports.is_empty() => report.well(format!("{name} is on: nothing has to come in")),
             (true, Some(true)) => report.well(format!("{name} lets the ports through")),
             (true, Some(false)) => {
                 report.warn(format!("{name} is on and doesn't let {} in", told(&ports)), open);

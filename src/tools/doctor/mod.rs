@@ -58,7 +58,8 @@ fn examine(tool: &Tool) -> Report {
     report.about("interfaces");
     let interfaces = network(&mut report, settings);
     report.about("firewall");
-    firewall::look(&mut report, settings, here.is_server, &interfaces);
+    let lan_ports = here.is_server.then(|| running.lan_ports(settings));
+    firewall::look(&mut report, settings, lan_ports, &interfaces);
     report.about("servers");
     servers::look(&mut report, settings, &here, &interfaces, &Arc::new(keyring), &running);
     report

@@ -60,6 +60,19 @@ impl Running {
         settings
     }
 
+    /// TCP ports at which other machines reach ollana: by the options of this command, or where the
+    /// daemon listens.
+    pub(super) fn lan_ports(&self, settings: &Settings) -> Vec<u16> {
+        let listens = list(&self.0["machine"], "listen").iter();
+        let listens: Vec<SocketAddr> =
+            listens.filter_map(|address| address.as_str()?.parse().ok()).collect();
+        let is_told = !settings.listen.is_empty() || !settings.share.is_empty();
+        if is_told || listens.is_empty() {
+            return settings.lan_ports();
+        }
+        Settings { mode: ModeChoice::Server, listen: listens, ..Settings::default() }.lan_ports()
+    }
+
     /// The UDP port that the daemon asks or answers at: it is told as `to port 11436/udp`, as
     /// `0.0.0.0:11436/udp`, or as `off`, for which the port is 0.
     fn discovery_port(&self) -> Option<u16> {
@@ -135,6 +148,25 @@ mod tests {
 
     use super::*;
     use crate::cli::{self, Command};
+
+    #[test]
+    fn the_lans_ports_are_those_that_the_daemon_has_unless_others_are_told() {
+        let both = json!(["127.0.0.1:11437", "0.0.0.0:9000", "[::]:9000"]);
+        for (options, listens, want) in [
+            ("", both.clone(), &[9000][..]),
+            ("--listen=0.0.0.0:8", both, &[8]),
+            ("", json!(["127.0.0.1:11434", "[::1]:11434"]), &[]),
+            // None runs.
+            ("", json!([]), &[11435]),
+        ] {
+            let words = ["ollana", "doctor"].into_iter().chain(options.split_terminator(' '));
+            let Ok(Command::Tool(tool)) = cli::parse(words.map(Into::into), &|_| None) else {
+                panic!("{options}")
+            };
+            let running = Running(json!({"machine": {"listen": listens}}));
+            assert_eq!(running.lan_ports(&running.settings(&tool)), want, "{options} {listens}");
+        }
+    }
 
     #[test]
     fn the_port_is_the_daemons_unless_one_is_asked_for() {

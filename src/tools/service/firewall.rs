@@ -11,7 +11,7 @@ const MACOS: &str = "/usr/libexec/ApplicationFirewall/socketfilterfw";
 
 pub(super) fn run(
     host: &Host,
-    settings: &Settings,
+    (options, settings): &(Vec<String>, Settings),
     is_dry: bool,
     undo: bool,
 ) -> Result<(), String> {
@@ -44,7 +44,13 @@ pub(super) fn run(
     // Windows asks its own programs who is an administrator; theirs is the complaint.
     let may_change = is_dry || host.is_root() || host.system == "windows";
     plan::follow(&steps, is_dry || !may_change)?;
-    if may_change { Ok(()) } else { Err("this takes root: use sudo".to_owned()) }
+    if may_change {
+        return Ok(());
+    }
+    // Root may have a service with other ones.
+    let undo = if undo { &["--undo".to_owned()][..] } else { &[] };
+    let words = ["ollana service firewall".to_owned()];
+    Err(format!("this takes root: use sudo {}", [&words, undo, options].concat().join(" ")))
 }
 
 /// A rule for the program, in networks that the user calls private and in an office's.

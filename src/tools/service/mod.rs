@@ -45,6 +45,10 @@ trait Manager {
     fn program(&self, host: &Host) -> Option<String> {
         self.command(host)?.into_iter().next()
     }
+    /// The variables that it is started with.
+    fn variables(&self, host: &Host) -> Vec<(String, String)> {
+        systemd::variables(host)
+    }
     fn is_running(&self, host: &Host) -> bool;
     /// What else there is to know once it runs.
     fn hint(&self) -> &'static str {
@@ -69,8 +73,8 @@ pub(super) fn run(tool: &Tool) -> ExitCode {
         match tool.operand() {
             "install" => install(&mut host, is_dry),
             "remove" => remove(&host, is_dry),
-            "firewall" => settings(&host, tool)
-                .and_then(|settings| firewall::run(&host, &settings, is_dry, tool.has("undo"))),
+            "firewall" => opened(&host, tool)
+                .and_then(|opened| firewall::run(&host, &opened, is_dry, tool.has("undo"))),
             _ => return status(&host),
         }
         .map(|()| ExitCode::SUCCESS)
@@ -106,7 +110,14 @@ fn install(host: &mut Host, is_dry: bool) -> Result<(), String> {
     let manager = manager(host)?;
     let is_told = !host.options.is_empty();
     if !is_told {
-        (host.options, _) = kept_options(&*manager, host, &|_| None)?;
+        host.options = kept_options(&*manager, host);
+        understood(&host.options, &|_| None).map_err(|reason| {
+            format!(
+                "the installed service has options that can't be kept ({}): {reason}; nothing was \
+                 changed; name those that it is to have: ollana service install OPTION ...",
+                host.options.join(" ")
+            )
+        })?;
     }
     let host = &*host;
     let steps = manager.install(host)?;
@@ -129,46 +140,58 @@ fn install(host: &mut Host, is_dry: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// The settings of the service that a firewall is opened for: what is told now, else how it is
-/// installed.
-fn settings(host: &Host, tool: &Tool) -> Result<Settings, String> {
-    let manager = manager(host).ok().filter(|_| host.options.is_empty());
-    let Some(manager) = manager else { return Ok(tool.settings.clone()) };
-    let set = systemd::variables(host);
+/// What a firewall is opened for: the options that are told now, else those of the installed service,
+/// and the settings that they make with the service's variables.
+fn opened(host: &Host, tool: &Tool) -> Result<(Vec<String>, Settings), String> {
+    // Their firewalls know programs.
+    if matches!(host.system.as_str(), "windows" | "macos") {
+        return Ok((Vec::new(), tool.settings.clone()));
+    }
+    // Where a user has no service, there may be root's.
+    let own = manager(host).ok().filter(|manager| manager.program(host).is_some());
+    let manager = own.unwrap_or_else(|| Box::new(systemd::Systemd));
+    let options = match host.options.is_empty() {
+        true => kept_options(&*manager, host),
+        false => host.options.clone(),
+    };
+    let set = manager.variables(host);
     let of_service = |name: &str| set.iter().rfind(|(known, _)| known == name);
     let variable = |name: &str| {
         let value = || of_service(name).map(|(_, value)| OsString::from(value));
         // The others were read with this command's options.
         name.starts_with("OLLANA_").then(|| env::var_os(name).or_else(value)).flatten()
     };
-    kept_options(&*manager, host, &variable).map(|(_, settings)| settings)
+    match understood(&options, &variable) {
+        Ok(settings) => Ok((options, settings)),
+        Err(reason) => Err(format!(
+            "the options of the service can't be read: {reason}; name them: ollana service firewall \
+             OPTION ..."
+        )),
+    }
 }
 
-/// The options of the installed service, and the settings that they make. An error if this program
-/// doesn't take them: they are another version's.
-fn kept_options(
-    manager: &dyn Manager,
-    host: &Host,
-    variable: &dyn Fn(&str) -> Option<OsString>,
-) -> Result<(Vec<String>, Settings), String> {
+/// The options of the installed service.
+fn kept_options(manager: &dyn Manager, host: &Host) -> Vec<String> {
     let command = manager.command(host).unwrap_or_default();
-    let options = command.into_iter().skip(1).skip_while(|word| word == "serve");
-    let options: Vec<String> = options.collect();
+    command.into_iter().skip(1).skip_while(|word| word == "serve").collect()
+}
+
+/// The settings that options of a service make. An error if this program doesn't take them: they are
+/// another version's.
+fn understood(
+    options: &[String],
+    variable: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<Settings, String> {
+    // The registry is shown in an encoding that is not UTF-8.
+    if options.concat().contains(char::REPLACEMENT_CHARACTER) {
+        return Err("not all letters can be read".to_owned());
+    }
     let words = ["ollana", "serve"].into_iter().chain(options.iter().map(String::as_str));
-    let reason = match cli::parse(words.map(OsString::from), variable) {
-        // The registry is shown in an encoding that is not UTF-8.
-        _ if options.concat().contains(char::REPLACEMENT_CHARACTER) => {
-            "not all letters can be read".to_owned()
-        }
-        Ok(cli::Command::Serve(settings)) => return Ok((options, *settings)),
-        Ok(_) => "with them, it serves nobody".to_owned(),
-        Err(error) => error.to_string().lines().next().unwrap_or_default().to_owned(),
-    };
-    Err(format!(
-        "the installed service has options that can't be kept ({}): {reason}; nothing was changed; \
-         name those that it is to have: ollana service install OPTION ...",
-        options.join(" ")
-    ))
+    match cli::parse(words.map(OsString::from), variable) {
+        Ok(cli::Command::Serve(settings)) => Ok(*settings),
+        Ok(_) => Err("with them, it serves nobody".to_owned()),
+        Err(error) => Err(error.to_string().lines().next().unwrap_or_default().to_owned()),
+    }
 }
 
 /// The words of a command, of which `quote` holds blanks together. A backslash takes the character
@@ -198,7 +221,8 @@ fn remove(host: &Host, is_dry: bool) -> Result<(), String> {
     }
     plan::follow(&steps, is_dry)?;
     if !is_dry {
-        say("removed; keys and what ollana remembers are left");
+        say("removed; keys and what ollana remembers are left, and what was opened for it in a \
+             firewall: ollana service firewall --undo");
     }
     Ok(())
 }

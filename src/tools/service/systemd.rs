@@ -35,9 +35,10 @@ pub(super) fn defaults(host: &Host) -> PathBuf {
     host.path("/etc/default/ollana")
 }
 
-/// What that file sets.
+/// What that file sets, and after it what a takeover does.
 pub(super) fn variables(host: &Host) -> Vec<(String, String)> {
-    let text = host.text(&defaults(host));
+    let files = [defaults(host), host.path(&takeover::variables(takeover::OLLANA))];
+    let text = files.map(|file| host.text(&file)).join("\n");
     let set = text.lines().filter_map(|line| line.trim().split_once('='));
     let plain = |value: &str| value.trim_matches(['"', '\'']).to_owned();
     set.map(|(name, value)| (name.to_owned(), plain(value))).collect()
@@ -177,6 +178,11 @@ impl Manager for UserSystemd {
 
     fn command(&self, host: &Host) -> Option<Vec<String>> {
         started(&host.text(&user_place(host)))
+    }
+
+    /// Its unit names no file of them.
+    fn variables(&self, _: &Host) -> Vec<(String, String)> {
+        Vec::new()
     }
 
     fn is_running(&self, host: &Host) -> bool {
