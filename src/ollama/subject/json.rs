@@ -320,11 +320,11 @@ impl Scan {
     }
 
     fn keep(&mut self, mut bytes: &[u8]) {
-        let most = self.role.room();
+        let (role, most) = (self.role, self.role.room());
         while !bytes.is_empty() && self.text.len() < most {
             let kept = bytes.split_off(..bytes.len().min(most - self.text.len()));
             self.text.extend_from_slice(kept.unwrap_or_default());
-            if self.text.len() == most && self.text.trim_ascii().is_empty() {
+            if role == Role::Value && self.text.len() == most && self.text.trim_ascii().is_empty() {
                 // Blanks around a name don't count, however many there are.
                 self.text.clear();
             }

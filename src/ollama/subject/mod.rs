@@ -108,6 +108,7 @@ mod tests {
             (r#"{"name":"a","name":"","model":"b","source":"c"}"#, text("b")),
             (r#"{"source":"a","name":"b"}"#, text("b")),
             (r#"{" model":"a"}"#, None),
+            (r#"{"                model":"a"}"#, None),
             (r#"{"model ":"a"}"#, None),
             (r#"{"models":"a","mode":"b"}"#, None),
             (r#"{"model":"a"}{"model":"b"}"#, text("a")),
