@@ -127,8 +127,9 @@ pub(crate) fn time_slept() -> Duration {
 
 /// The kernel's table of its neighbours' hardware addresses.
 pub(crate) fn neighbours() -> String {
+    // A service of systemd sees of /proc processes alone, its own among them (`ProcSubset=pid`).
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    return fs::read_to_string("/proc/net/arp").unwrap_or_default();
+    return fs::read_to_string("/proc/self/net/arp").unwrap_or_default();
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     super::output_of("arp", &["-an"])
 }
