@@ -1,12 +1,14 @@
 //! Everything that a daemon or a command can be told.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use log::LevelFilter;
 
-use super::{DISCOVERY_PORT, Limits, OllamaUrl, SERVER_PORT, ServerName, Sleeper, Timing};
+use super::{
+    DISCOVERY_PORT, Limits, OLLAMA_PORT, OllamaUrl, SERVER_PORT, ServerName, Sleeper, Timing,
+};
 use crate::access::addresses::{AddressLists, Cidr};
 use crate::access::cors::Origins;
 use crate::access::permissions::{Policy, ShareModels};
@@ -94,6 +96,27 @@ impl Settings {
         self.ollama.clone().unwrap_or_default()
     }
 
+    /// Whether a client of these settings listens on the port of an Ollama on this machine.
+    pub(crate) fn takes_ollamas_port(&self) -> bool {
+        let ollama = self.ollama_url();
+        let is_its_port = match self.listen.is_empty() {
+            true => ollama.port == OLLAMA_PORT,
+            false => self.listen.iter().any(|address| address.port() == ollama.port),
+        };
+        let is_loopback = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+        is_its_port && (ollama.host == "localhost" || ollama.host.parse().is_ok_and(is_loopback))
+    }
+
+    /// Where a server listens, if that is told.
+    pub(crate) fn server_listen(&self) -> &[SocketAddr] {
+        match self.mode {
+            ModeChoice::Both => &self.share,
+            // These are a client's, which leaves them to Ollama once that runs.
+            ModeChoice::Auto if self.takes_ollamas_port() => &[],
+            _ => &self.listen,
+        }
+    }
+
     /// TCP ports at which other machines reach ollana, each once.
     pub(crate) fn lan_ports(&self) -> Vec<u16> {
         let mut ports: Vec<u16> = self.lan_addresses().iter().map(SocketAddr::port).collect();
@@ -105,9 +128,8 @@ impl Settings {
     /// Addresses at which other machines reach ollana, but for those with a port that isn't known yet.
     pub(crate) fn lan_addresses(&self) -> Vec<SocketAddr> {
         let is_both = self.mode == ModeChoice::Both;
-        let of_server = if is_both { &self.share } else { &self.listen };
         // Without an address of its own, a client listens on the loopback.
-        let has_usual = of_server.is_empty() && self.mode != ModeChoice::Client;
+        let has_usual = self.server_listen().is_empty() && self.mode != ModeChoice::Client;
         let usual = SocketAddr::from((Ipv4Addr::UNSPECIFIED, SERVER_PORT));
         let shared = self.share.iter().filter(|_| is_both);
         let given = self.listen.iter().chain(shared).copied();
@@ -130,6 +152,9 @@ mod tests {
             (Auto, "127.0.0.1:9 0.0.0.0:8 [::]:8 10.0.0.1:7", "", &[7, 8]),
             (Auto, "0.0.0.0:8 127.0.0.1:9", "", &[8]),
             (Client, "0.0.0.0:9", "", &[9]),
+            // Where Ollama is to be, a client listens, and a server elsewhere.
+            (Auto, "127.0.0.1:11434 10.0.0.1:11434", "", &[11434, 11435]),
+            (Server, "10.0.0.1:11434", "", &[11434]),
             (Server, "[::1]:9 [::ffff:127.0.0.1]:8 0.0.0.0:0", "", &[]),
             // Only with both modes, the server's addresses are apart.
             (Auto, "0.0.0.0:9", "0.0.0.0:8", &[9]),

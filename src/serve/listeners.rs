@@ -29,11 +29,12 @@ pub(super) fn server(settings: &Settings, mode: Mode) -> Result<Vec<TcpListener>
     if !mode.is_server() {
         return Ok(Vec::new());
     }
-    let given = match mode {
-        Mode::Both => ("--share", settings.share.as_slice()),
-        _ => ("--listen", settings.listen.as_slice()),
-    };
-    bind(settings, given, &[(Ipv4Addr::UNSPECIFIED, SERVER_PORT).into()])
+    let option = if mode == Mode::Both { "--share" } else { "--listen" };
+    bind(
+        settings,
+        (option, settings.server_listen()),
+        &[(Ipv4Addr::UNSPECIFIED, SERVER_PORT).into()],
+    )
 }
 
 /// Binds the addresses given by an option, or the `default` ones, of which IPv6 ones may fail.

@@ -224,9 +224,10 @@ impl<'a> Parts<'a> {
     /// Has those who look for the server that this machine was hear that its Ollama was stopped.
     pub(super) fn start_away(&self) -> Option<Responder> {
         let settings = self.settings;
-        let listen = settings.listen.first().map_or(SERVER_PORT, SocketAddr::port);
-        let is_far = settings.listen.iter().all(|address| address.ip().is_loopback());
-        if settings.discovery_port == 0 || (is_far && !settings.listen.is_empty()) {
+        let given = settings.server_listen();
+        let listen = given.first().map_or(SERVER_PORT, SocketAddr::port);
+        let is_far = given.iter().all(|address| address.ip().is_loopback());
+        if settings.discovery_port == 0 || (is_far && !given.is_empty()) {
             return None;
         }
         let identity = state_dir::identity(settings.state_dir.as_deref(), listen).ok()?;

@@ -2,7 +2,6 @@
 //! beside which the old one lets its streams finish.
 
 use std::io::ErrorKind;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
@@ -14,7 +13,7 @@ use super::role::{LocalOllama, Role, Step};
 use super::signals::Signals;
 use super::systemd::{Notifier, Watchdog};
 use super::{Daemon, ollama_watch::OllamaWatch, start_keeper};
-use crate::config::{ModeChoice, OLLAMA_PORT, OllamaUrl, Settings};
+use crate::config::{ModeChoice, OllamaUrl, Settings};
 use crate::log::LogWriter;
 use crate::net::interfaces::unknown_interfaces;
 use crate::net::untrusted_text::printable;
@@ -72,7 +71,7 @@ fn serve(settings: &Settings, journal: &LogWriter, signals: &mut Signals) -> Res
         supervisor.learn();
     } else if settings.mode == ModeChoice::Auto
         && supervisor.watch.is_none()
-        && takes_port(settings)
+        && settings.takes_ollamas_port()
     {
         supervisor.say_unseen("this system has no inotify left");
     }
@@ -179,7 +178,9 @@ impl Supervisor<'_> {
     /// do where that can't be seen.
     fn learn(&mut self) {
         let ollama = self.settings.ollama_url();
-        let Some(watch) = self.watch.as_mut().filter(|_| takes_port(self.settings)) else { return };
+        let Some(watch) = self.watch.as_mut().filter(|_| self.settings.takes_ollamas_port()) else {
+            return;
+        };
         match watch.learn(Instant::now(), ollama.port) {
             Some(Ok(())) => self.advice = None,
             // One that has just gone says nothing about where it was.
@@ -265,16 +266,4 @@ fn is_absent(ollama: &OllamaUrl) -> bool {
     let addresses = names::resolve(&ollama.host, ollama.port, ANSWER_TIME);
     let connected = addresses.map(|all| socket::connect(all[0], None, ANSWER_TIME));
     matches!(connected, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused)
-}
-
-/// Whether a client of these settings listens on the port of an Ollama on this machine.
-fn takes_port(settings: &Settings) -> bool {
-    let ollama = settings.ollama_url();
-    let mut given = settings.listen.iter().map(|address| address.port());
-    let is_its_port = match settings.listen.is_empty() {
-        true => ollama.port == OLLAMA_PORT,
-        false => given.any(|port| port == ollama.port),
-    };
-    let is_loopback = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
-    is_its_port && (ollama.host == "localhost" || ollama.host.parse().is_ok_and(is_loopback))
 }

@@ -46,12 +46,22 @@ fn take_port(host: &Host, since: Instant) -> Ollama {
 
 #[test]
 fn an_ollama_that_starts_later_gets_its_port_and_is_shared_and_streams_survive() {
+    gets_its_port(&[]);
+}
+
+/// What a client is told to listen on is no server's, or there would be none while Ollama runs.
+#[test]
+fn an_ollama_that_starts_later_gets_the_addresses_that_were_told() {
+    gets_its_port(&["--listen", "127.0.0.1:11434", "--listen", "127.0.0.2:11434"]);
+}
+
+fn gets_its_port(options: &[&str]) {
     let Some(mut lan) = Lan::new(1) else { return };
     let [far, here, third] = [1, 2, 3].map(|_| lan.host(&[("eth0", 0)]));
     let far_ollama = Ollama::start(&far, "far");
     let _far_daemon = Daemon::start(&far, &[]);
     let program = install(&here);
-    let daemon = Daemon::start_in(&here, here.dir(), &[]);
+    let daemon = Daemon::start_in(&here, here.dir(), options);
     takes("found", limits::FOUND, || works(&here));
     far_ollama.release(1);
     let mut stream = send(&here, "POST", "/api/chat", "{}").expect("sent").head().expect("a head");

@@ -100,8 +100,7 @@ pub(super) fn look(settings: &Settings) -> Here {
         if applies && !given.is_empty() { given.to_vec() } else { usual.to_vec() }
     };
     let of_client = or(&settings.listen, is_client, &loopback.map(|ip| (ip, port).into()));
-    let given = if both { &settings.share } else { &settings.listen };
-    let of_server = or(given, is_server, &[server]);
+    let of_server = or(settings.server_listen(), is_server, &[server]);
     let of_server = of_server.into_iter().map(|address| (address, true));
     let wanted = of_client.into_iter().map(|address| (address, false)).chain(of_server);
     let ports = wanted.clone().map(|(address, _)| address.port());
