@@ -28,7 +28,7 @@ const MAX_TOKENS: usize = 64;
 const MAX_NAME: usize = 32;
 /// Wrong tokens of one address within this time; after that, its tokens are not looked at until the
 /// time is up.
-const MAX_WRONG: u32 = 10;
+const MAX_WRONG: usize = 10;
 const WRONG_TIME: Duration = Duration::from_secs(60);
 /// Addresses whose wrong tokens are counted at a time.
 const MAX_SOURCES: usize = 1024;
@@ -164,11 +164,9 @@ struct State {
 /// The wrong tokens that came from an address.
 #[derive(Debug)]
 struct Guesses {
-    /// How many; one that is shown again and again, by a device that has it from before, is one.
-    count: u32,
+    /// A hash of each; one that is shown again and again, by a device that has it from before, is one.
+    seen: Vec<[u8; 16]>,
     since: Instant,
-    /// A hash of the last.
-    last: [u8; 16],
 }
 
 impl Guesses {
@@ -233,7 +231,7 @@ impl Tokens {
     pub(crate) fn judge(&self, now: Instant, from: IpAddr, shown: &str) -> Worth {
         let mut state = lock(&self.state);
         let State { tokens, wrong, .. } = &mut *state;
-        if wrong.get(&from).is_some_and(|it| it.count >= MAX_WRONG && it.is_recent(now)) {
+        if wrong.get(&from).is_some_and(|it| it.seen.len() >= MAX_WRONG && it.is_recent(now)) {
             return Worth::Unknown;
         }
         let key = Key::of_token(shown);
@@ -253,14 +251,15 @@ impl Tokens {
         }
         // Who has more addresses than that is not held up by counting.
         if wrong.len() < MAX_SOURCES || wrong.contains_key(&from) {
-            let last = key.authenticate(b"wrong");
-            let first = || Guesses { count: 0, since: now, last: [0; 16] };
+            let hash = key.authenticate(b"wrong");
+            let first = || Guesses { seen: Vec::new(), since: now };
             let guesses = wrong.entry(from).or_insert_with(first);
             if !guesses.is_recent(now) {
                 *guesses = first();
             }
-            guesses.count += u32::from(guesses.last != last);
-            guesses.last = last;
+            if !guesses.seen.contains(&hash) {
+                guesses.seen.push(hash);
+            }
         }
         Worth::Wrong
     }
@@ -379,11 +378,11 @@ mod tests {
         let phone = add(&dir, "phone").unwrap();
         let tokens = Tokens::open(Some(dir.clone()));
         let ip = |n: u32| IpAddr::from(n.to_be_bytes());
-        // A device that was given no new token tries its old one again and again.
-        for _ in 0..2 * MAX_WRONG {
-            assert_eq!(tokens.judge(t0, ip(1), "ollana-old"), Worth::Wrong);
+        // Programs of a device that was given no new tokens try their old ones again and again.
+        for n in 0..4 * MAX_WRONG {
+            assert_eq!(tokens.judge(t0, ip(1), &format!("ollana-old-{}", n % 2)), Worth::Wrong);
         }
-        for n in 1..MAX_WRONG {
+        for n in 2..MAX_WRONG {
             assert_eq!(tokens.judge(t0, ip(1), &format!("ollana-{n}")), Worth::Wrong);
         }
         assert_eq!(tokens.judge(t0, ip(1), &phone), Worth::Unknown, "not even the right one");

@@ -100,12 +100,18 @@ pub(super) fn join_any(
         }
     }
     drop(tried);
-    let mut failures = Vec::new();
+    let (mut failures, mut unconfirmed) = (Vec::new(), None);
     for result in results {
         match result {
-            Ok(peer) => return Ok(peer),
+            Ok((peer, true)) => return Ok(peer),
+            // A machine that was found in two networks gets a key on each way, and shows the one that
+            // it has confirmed.
+            Ok((peer, false)) => unconfirmed = unconfirmed.or(Some(peer)),
             Err(failure) => failures.push(failure),
         }
+    }
+    if let Some(peer) = unconfirmed {
+        return Ok(peer);
     }
     failures.sort_by_key(|failure: &Failure| !failure.has_answered);
     Err(failures.into_iter().next().map_or_else(String::new, |failure| failure.text))
@@ -127,7 +133,9 @@ impl Failure {
     }
 }
 
-fn join(own: &Own, key: &Key, address: SocketAddr, name: &str) -> Result<Peer, Failure> {
+/// Pairs with one machine. Whether it has confirmed the key: both have it before, and if that is lost,
+/// its first use confirms it.
+fn join(own: &Own, key: &Key, address: SocketAddr, name: &str) -> Result<(Peer, bool), Failure> {
     let broken = |error| Failure::unasked(format!("cannot pair with {name}: {}", why(error)));
     let socket = TcpStream::connect_timeout(&address, STEP_TIMEOUT).map_err(&broken)?;
     socket.set_nonblocking(true).and_then(|()| socket.set_nodelay(true)).map_err(&broken)?;
@@ -146,15 +154,14 @@ fn join(own: &Own, key: &Key, address: SocketAddr, name: &str) -> Result<Peer, F
     let key = exchange_halves(&stream)
         .map_err(|error| Failure { has_answered: true, ..broken(error) })?;
     let peer = keep(own, peer, key).map_err(Failure::answered)?;
-    // Both have the key now. If the rest is lost, its first use confirms it.
     let mut last = [0; CONFIRMED.len()];
-    if stream.write_all(KEPT, STEP_TIMEOUT).is_ok()
+    let is_confirmed = stream.write_all(KEPT, STEP_TIMEOUT).is_ok()
         && secure::receive(&stream, &mut last, STEP_TIMEOUT, None).is_ok()
-        && last == CONFIRMED
-    {
+        && last == CONFIRMED;
+    if is_confirmed {
         key_files::confirm(&own.state_dir, vec![peer.id()]).map_err(Failure::answered)?;
     }
-    Ok(peer)
+    Ok((peer, is_confirmed))
 }
 
 fn same_identity(name: &str) -> String {
@@ -230,6 +237,26 @@ mod tests {
         assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
         for own in [shows, types] {
             std::fs::remove_dir_all(own.state_dir).unwrap();
+        }
+    }
+
+    /// As it is where both machines are in two networks.
+    #[test]
+    fn a_machine_that_is_found_twice_shows_the_same_key() {
+        for _ in 0..5 {
+            let (host, shows, types) = (Host::open(0).unwrap(), machine(1), machine(2));
+            let code = PairingCode::new(*b"whatever");
+            let at = |last| SocketAddr::from(([127, 0, 0, last], host.port()));
+            let machines = vec![(at(1), "pi".to_owned()), (at(2), "pi".to_owned())];
+            let (shown, joined) = std::thread::scope(|scope| {
+                let shown = scope.spawn(|| host.wait_for(&shows, &code, Duration::from_secs(20)));
+                let joined = join_any(&types, &code, machines);
+                (shown.join().unwrap(), joined)
+            });
+            assert_eq!(shown.unwrap().id(), joined.unwrap().id());
+            for own in [shows, types] {
+                std::fs::remove_dir_all(own.state_dir).unwrap();
+            }
         }
     }
 
