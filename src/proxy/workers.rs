@@ -18,6 +18,7 @@ use super::tiny_gate;
 use crate::pairing::secure::{self, Accepted};
 use crate::system::{self, lock};
 use crate::upstream::Upstream;
+use crate::upstream::exchange_io::{self, ExchangeIo};
 
 const IDLE_TIME: Duration = Duration::from_secs(20);
 /// Address space in bytes that must be free before another worker starts, where it is limited.
@@ -152,6 +153,8 @@ impl Worker {
         while let Some(present) = connection {
             // A defect that one connection hits must not end the others, nor this worker.
             if catch_unwind(AssertUnwindSafe(|| self.serve(present))).is_err() {
+                // It holds the client's connection, too.
+                exchange_io::with(ExchangeIo::end);
                 log::error!("a worker panicked; its connection was closed");
             }
             connection = self.shared.workers.next_connection(IDLE_TIME);

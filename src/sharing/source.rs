@@ -190,7 +190,9 @@ impl Seeker {
             let Ended::Left { reason, is_slow } = self.copy(&mut donor, &pass, &unused) else {
                 return;
             };
-            let Neighbour { name, address } = donor.neighbour;
+            // What has kept its connection gives to nobody else.
+            let Donor { neighbour: Neighbour { name, address }, bytes } = donor;
+            drop(bytes);
             log::warn!("donor failed name={name:?} at={} reason={reason:?}", self.at);
             let mut time = SILENCE;
             if !self.is_only() {

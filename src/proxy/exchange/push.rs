@@ -142,9 +142,11 @@ impl Exchange<'_> {
         model: &str,
         lacks: Option<&Digest>,
     ) -> Result<(Push<'e>, Came), String> {
+        // Before it begins: what others make meanwhile isn't left over.
+        let models = own.models()?;
         let turn = self.context.sharing.begin_copy();
         if turn.is_only_one {
-            own.clean_up(&own.models()?)?;
+            own.clean_up(&models)?;
         }
         let mut refused = "no port of 127.0.0.1 can be had for the copy".to_owned();
         for address in sharing::addresses() {

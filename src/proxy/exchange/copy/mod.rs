@@ -51,6 +51,14 @@ fn refused(status: u16, reason: impl Into<String>) -> OwnAnswer {
     OwnAnswer::NoCopy(status, reason.into())
 }
 
+/// Fails unless the answer of this name's machine is one of an ollana that models can be copied to.
+fn knows_copies(answer: &HeaderMap, name: &str) -> Result<(), OwnAnswer> {
+    match [COPY_FIELD, ERROR_FIELD].iter().any(|it| answer.contains_key(it)) {
+        true => Ok(()),
+        false => Err(refused(502, format!("{name} runs no ollana that models can be copied to"))),
+    }
+}
+
 impl<'a> Exchange<'a> {
     /// The server from which the request wants a model copied, if it wants that and may.
     pub(super) fn copies_from(&self) -> Result<Option<&'a str>, OwnAnswer> {
@@ -83,11 +91,7 @@ impl<'a> Exchange<'a> {
     /// What is said instead of an answer of a server that took the request for an ordinary pull.
     pub(super) fn misses_copy(&self, answer: &HeaderMap, lease: &Lease) -> Option<OwnAnswer> {
         let is_wanted = self.is_client() && self.is_copy();
-        let is_known = [COPY_FIELD, ERROR_FIELD].iter().any(|it| answer.contains_key(it));
-        (is_wanted && !is_known).then(|| {
-            let name = lease.pick.label();
-            refused(502, format!("{name} runs no ollana that models can be copied to"))
-        })
+        is_wanted.then(|| knows_copies(answer, &lease.pick.label()).err()).flatten()
     }
 
     /// Copies the model that the body names into the own Ollama, which the lease is of.

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::super::{End, Exchange, OwnAnswer, Side};
 use super::answer::{Answer, Broken};
-use super::refused;
-use crate::http::fields::{COPY_FIELD, ERROR_FIELD, SERVER_FIELD};
+use super::{knows_copies, refused};
+use crate::http::fields::{COPY_FIELD, SERVER_FIELD};
 use crate::net::untrusted_text::printable;
 use crate::ollama::endpoints::PULL;
 use crate::ollama::pull;
@@ -56,12 +56,7 @@ impl<'a> Exchange<'a> {
         self.upstream.begin(Attempt { client, is_lan: true, ..Attempt::default() });
         let answer = self.upstream.send(request, Some(&mut body.as_bytes()));
         let answer = answer.map_err(|reason| self.fault().unwrap_or_else(|| failed(reason)))?;
-        if ![COPY_FIELD, ERROR_FIELD].iter().any(|it| answer.headers().contains_key(it)) {
-            return Err(refused(
-                502,
-                format!("{name} runs no ollana that models can be copied to"),
-            ));
-        }
+        knows_copies(answer.headers(), &name)?;
         let status = answer.status();
         let mut lines = BufReader::new(answer.into_body().into_reader());
         if !status.is_success() {

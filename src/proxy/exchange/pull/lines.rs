@@ -332,7 +332,6 @@ impl<'b, 'a> Lines<'b, 'a> {
                 let before = layer.map_or(0, |layer| layer.now.completed);
                 let since = Instant::now();
                 self.phase = Phase::Taking(Taking { put, before, since, told: since });
-                self.line.clear();
                 self.tell(0);
             }
             Err(error) => log::warn!("cannot take a layer: {error}"),
