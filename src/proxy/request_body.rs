@@ -21,8 +21,9 @@ use crate::upstream::exchange_io::{self, Fault, Woken};
 /// Declared bytes that are skipped when the answer comes before them. Skipping 32 KiB takes about
 /// 60 ns, so this costs 0.1 s; without a limit, a made-up length would keep a core busy for years.
 const LONGEST_GAP: u64 = 64 << 30;
-/// How long a body's first bytes may come behind its head before they drip.
-const FIRST_BYTES: Duration = Duration::from_secs(2);
+/// How long a body's first bytes may come behind its head before they drip: a packet's way over a radio
+/// link. Who opens many connections has it for each, so it is short.
+const FIRST_BYTES: Duration = Duration::from_millis(100);
 /// Bytes within the body time-out of a body that takes up a turn at a server.
 const HURRIED: u64 = 256 << 10;
 
