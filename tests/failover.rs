@@ -451,13 +451,14 @@ fn a_server_that_answers_inference_with_errors_is_left_for_the_other() {
         }
         assert_eq!(two.asked("/api/show"), [5, 0], "direct: {direct}");
         // The second time, the same conversation goes elsewhere.
+        let first = || two.chain.connect().get("/ollana/status").json()["servers"][0].clone();
         assert_eq!(ask("/api/chat"), 500, "direct: {direct}");
         eventually("the error to be noted", || {
-            let status = two.chain.connect().get("/ollana/status").json();
-            let first = &status["servers"][0];
+            let first = first();
             (first["failures"] == 1 && first["in_flight"] == 0).then_some(())
         });
         assert_eq!(ask("/api/chat"), 200, "direct: {direct}");
         assert_eq!(two.asked("/api/chat"), [1, 1], "direct: {direct}");
+        assert_eq!(first()["failures"], 1, "direct: {direct}");
     }
 }

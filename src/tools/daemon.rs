@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde_json::Value;
 
+use super::table::list;
+
 use crate::config::{OLLAMA_PORT, POOLED_PORT, SERVER_PORT, Settings};
 use crate::upstream;
 
@@ -14,6 +16,12 @@ pub(super) fn places(settings: &Settings) -> Vec<SocketAddr> {
         return [OLLAMA_PORT, POOLED_PORT, SERVER_PORT].map(here).to_vec();
     }
     settings.listen.iter().chain(&settings.share).copied().map(reached).collect()
+}
+
+/// Where the daemon of this state listens.
+pub(super) fn listens(state: &Value) -> Vec<SocketAddr> {
+    let told = list(&state["machine"], "listen").iter();
+    told.filter_map(|address| address.as_str()?.parse().ok()).collect()
 }
 
 /// Where a program that listens on this address is reached on its own machine.

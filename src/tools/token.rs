@@ -2,13 +2,12 @@
 
 use std::collections::HashSet;
 use std::io::{self, IsTerminal};
-use std::net::SocketAddr;
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::peers::date;
-use super::table::{figure, list, number, time, word, words};
+use super::table::{figure, list, number, time, word};
 use super::{daemon, keyring, qr, say, screen, state_dir};
 use crate::cli::Tool;
 use crate::config::Settings;
@@ -99,11 +98,7 @@ fn advice(name: &str, settings: &Settings, running: Option<&Value>) -> String {
 
 /// Where a device of the LAN reaches the ollana of this machine.
 fn places(settings: &Settings, running: Option<&Value>) -> Vec<String> {
-    let told = |json: &Value| {
-        let listen = words(&json["machine"], "listen");
-        listen.iter().filter_map(|address| address.parse().ok()).collect()
-    };
-    let listen: Vec<SocketAddr> = running.map_or_else(|| settings.lan_addresses(), told);
+    let listen = running.map_or_else(|| settings.lan_addresses(), daemon::listens);
     let own = broadcast_interfaces(&[]);
     let mut places = Vec::new();
     for address in listen.into_iter().filter(|address| !address.ip().is_loopback()) {

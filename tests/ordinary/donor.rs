@@ -1,6 +1,7 @@
 //! What a server gives of its models, over a plain and an encrypted connection's way alike.
 
 use std::fs;
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -260,6 +261,8 @@ fn a_machine_that_stops_does_not_wait_for_those_who_get_blobs() {
     // its way.
     process.signal(Signal::TERM);
     let begun = std::time::Instant::now();
+    let address = process.address();
+    eventually("an end of new connections", || TcpStream::connect(address).err());
     idle.rest();
     let (got, _) = client.rest();
     process.exit();

@@ -63,9 +63,7 @@ impl Running {
     /// TCP ports at which other machines reach ollana: by the options of this command, or where the
     /// daemon listens.
     pub(super) fn lan_ports(&self, settings: &Settings) -> Vec<u16> {
-        let listens = list(&self.0["machine"], "listen").iter();
-        let listens: Vec<SocketAddr> =
-            listens.filter_map(|address| address.as_str()?.parse().ok()).collect();
+        let listens = daemon::listens(&self.0);
         let is_told = !settings.listen.is_empty() || !settings.share.is_empty();
         if is_told || listens.is_empty() {
             return settings.lan_ports();

@@ -11,7 +11,7 @@ const MACOS: &str = "/usr/libexec/ApplicationFirewall/socketfilterfw";
 
 pub(super) fn run(
     host: &Host,
-    (options, settings): &(Vec<String>, Settings),
+    settings: &Settings,
     is_dry: bool,
     undo: bool,
 ) -> Result<(), String> {
@@ -50,7 +50,7 @@ pub(super) fn run(
     // Root may have a service with other ones.
     let undo = if undo { &["--undo".to_owned()][..] } else { &[] };
     let words = ["ollana service firewall".to_owned()];
-    Err(format!("this takes root: use sudo {}", [&words, undo, options].concat().join(" ")))
+    Err(format!("this takes root: use sudo {}", [&words, undo, &host.options].concat().join(" ")))
 }
 
 /// A rule for the program, in networks that the user calls private and in an office's.

@@ -73,8 +73,8 @@ pub(super) fn run(tool: &Tool) -> ExitCode {
         match tool.operand() {
             "install" => install(&mut host, is_dry),
             "remove" => remove(&host, is_dry),
-            "firewall" => opened(&host, tool)
-                .and_then(|opened| firewall::run(&host, &opened, is_dry, tool.has("undo"))),
+            "firewall" => settings(&mut host, tool)
+                .and_then(|settings| firewall::run(&host, &settings, is_dry, tool.has("undo"))),
             _ => return status(&host),
         }
         .map(|()| ExitCode::SUCCESS)
@@ -140,20 +140,19 @@ fn install(host: &mut Host, is_dry: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// What a firewall is opened for: the options that are told now, else those of the installed service,
-/// and the settings that they make with the service's variables.
-fn opened(host: &Host, tool: &Tool) -> Result<(Vec<String>, Settings), String> {
+/// The settings of the service that a firewall is opened for: by the options that are told now, else
+/// those with which it is installed, and by its variables.
+fn settings(host: &mut Host, tool: &Tool) -> Result<Settings, String> {
     // Their firewalls know programs.
     if matches!(host.system.as_str(), "windows" | "macos") {
-        return Ok((Vec::new(), tool.settings.clone()));
+        return Ok(tool.settings.clone());
     }
     // Where a user has no service, there may be root's.
     let own = manager(host).ok().filter(|manager| manager.program(host).is_some());
     let manager = own.unwrap_or_else(|| Box::new(systemd::Systemd));
-    let options = match host.options.is_empty() {
-        true => kept_options(&*manager, host),
-        false => host.options.clone(),
-    };
+    if host.options.is_empty() {
+        host.options = kept_options(&*manager, host);
+    }
     let set = manager.variables(host);
     let of_service = |name: &str| set.iter().rfind(|(known, _)| known == name);
     let variable = |name: &str| {
@@ -161,13 +160,12 @@ fn opened(host: &Host, tool: &Tool) -> Result<(Vec<String>, Settings), String> {
         // The others were read with this command's options.
         name.starts_with("OLLANA_").then(|| env::var_os(name).or_else(value)).flatten()
     };
-    match understood(&options, &variable) {
-        Ok(settings) => Ok((options, settings)),
-        Err(reason) => Err(format!(
+    understood(&host.options, &variable).map_err(|reason| {
+        format!(
             "the options of the service can't be read: {reason}; name them: ollana service firewall \
              OPTION ..."
-        )),
-    }
+        )
+    })
 }
 
 /// The options of the installed service.

@@ -95,10 +95,11 @@ impl Pool {
             (false, ..) => return None,
         };
         let load = &sole.load;
-        let is_troubled =
-            load.is_passed_over(now) || load.failed_recently(now) || load.learned_limit.is_some();
-        // What ends a row of errors has to be told.
-        let is_troubled = is_troubled || sole.models.has_errors();
+        // What ends a row of errors has to be told, too.
+        let is_troubled = load.is_passed_over(now)
+            || load.failed_recently(now)
+            || load.learned_limit.is_some()
+            || sole.models.has_errors();
         let may_go = local_only || (sole.gets_work() && sole.is_verified());
         let pick = if may_go && !is_troubled { sole.pick() } else { None };
         pick.map(|pick| Pick { is_sole: true, ..pick })
