@@ -15,7 +15,7 @@ use std::thread::{self, JoinHandle};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Network segments that exist at once, however many threads run tests: two cores are enough.
-const MOST_AT_ONCE: u32 = 4;
+const MOST_AT_ONCE: u32 = 8;
 /// Every namespace's name begins with this, then the number of the process.
 const PREFIX: &str = "ollana-netns-";
 
