@@ -36,14 +36,17 @@ const MOST_PULLED: usize = 256;
 const AGE: Duration = Duration::from_secs(1);
 /// The same where they don't name what is asked for: a model may just have come.
 const AGE_OF_MISS: Duration = Duration::from_millis(100);
+/// How old what was found out of the store's place may be: Ollama may be started anew with another one.
+const AGE_OF_PLACES: Duration = Duration::from_secs(60);
 
 /// The store that the Ollama of this machine uses, as far as that can be told.
 #[derive(Debug)]
 pub(crate) struct Library {
     /// Ollama's.
     port: Option<u16>,
-    /// Where it may be, best first; found when it is wanted, and anew when none can be read.
-    places: Mutex<Vec<PathBuf>>,
+    /// Where it may be, best first, and since when that is known; found when it is wanted, and anew after
+    /// a while and when none can be read.
+    places: Mutex<(Option<Instant>, Vec<PathBuf>)>,
     read: Mutex<Option<(Instant, Arc<Catalog>)>>,
     problem: Mutex<Option<String>>,
     /// Layers of pulls that passed here, and their sizes; the last ones.
@@ -59,22 +62,13 @@ pub(crate) struct Blob {
     pub(crate) size: u64,
 }
 
-/// Why there is no manifest to give.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoManifest {
-    /// Nothing that can be read has this name.
-    Unknown,
-    /// It lists others, one for each kind of runner.
-    IsList,
-}
-
 impl Library {
     pub(crate) fn find(port: u16) -> Self {
         Library { port: Some(port), ..Library::at(Vec::new()) }
     }
 
     fn at(places: Vec<PathBuf>) -> Self {
-        let places = Mutex::new(places);
+        let places = Mutex::new((None, places));
         let (read, problem, pulled, alive) = Default::default();
         Library { port: None, places, read, problem, pulled, alive }
     }
@@ -93,10 +87,12 @@ impl Library {
 
     fn places(&self) -> Vec<PathBuf> {
         let mut known = lock(&self.places);
-        if let Some(port) = self.port.filter(|_| known.is_empty()) {
-            *known = places(port);
+        if let Some(port) = self.port
+            && known.0.is_none_or(|at| at.elapsed() >= AGE_OF_PLACES)
+        {
+            *known = (Some(Instant::now()), places(port));
         }
-        known.clone()
+        known.1.clone()
     }
 
     /// Looks at the store: how many models others may have.
@@ -119,6 +115,9 @@ impl Library {
         let reason = match error.kind() {
             ErrorKind::NotFound => "there is no such folder".to_owned(),
             ErrorKind::PermissionDenied => "permission denied".to_owned(),
+            ErrorKind::NotADirectory => {
+                "a link stands for one of its folders; only the whole may be a link".to_owned()
+            }
             _ => error.to_string(),
         };
         let problem = format!(
@@ -176,13 +175,10 @@ impl Library {
         })
     }
 
-    /// The manifest of a model, as Ollama wrote it, but for the paths of this machine in it.
-    pub(crate) fn manifest(&self, name: &ModelName) -> Result<Vec<u8>, NoManifest> {
-        let place = self.catalog(AGE).ok().and_then(|catalog| catalog.place(name));
-        let place = place.ok_or(NoManifest::Unknown)?;
-        let text = self.in_store(move |dir| store::read_manifest(dir, &place));
-        let text = text.map_err(|_| NoManifest::Unknown)?;
-        manifests::without_paths(&text).ok_or(NoManifest::IsList)
+    /// The manifest of a model, as Ollama wrote it.
+    pub(crate) fn manifest(&self, name: &ModelName) -> Option<Vec<u8>> {
+        let place = self.catalog(AGE).ok().and_then(|catalog| catalog.place(name))?;
+        self.in_store(move |dir| store::read_manifest(dir, &place)).ok()
     }
 
     /// What the manifests say, read again if that is older.
@@ -195,9 +191,7 @@ impl Library {
         }
         let catalog = self.in_store(store::read_catalog).inspect_err(|_| {
             // Ollama may have come since, or was told of another folder.
-            if self.port.is_some() {
-                lock(&self.places).clear();
-            }
+            lock(&self.places).0 = None;
         })?;
         let catalog = Arc::new(catalog);
         lock(&self.problem).take();

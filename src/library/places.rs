@@ -9,14 +9,17 @@ use crate::system::files;
 const VARIABLE: &str = "OLLAMA_MODELS";
 /// The service's home where Ollama's own installer for Linux has made it.
 const SERVICE: &str = "/usr/share/ollama";
-/// What systemd is told of Ollama's service on this machine.
-const UNIT: &str = "/etc/systemd/system/ollama.service";
+/// What systemd is told of Ollama's service: by a package, then on this machine.
+const UNITS: [&str; 2] =
+    ["/usr/lib/systemd/system/ollama.service", "/etc/systemd/system/ollama.service"];
 
 /// The folders that may be the store, the likeliest first. What this program or a running Ollama was
 /// told is the only one.
 pub(super) fn places(port: u16) -> Vec<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|it| !it.is_empty()).map(PathBuf::from);
-    if let Some(told) = set(VARIABLE).or_else(|| of_running(port)) {
+    let told =
+        set(VARIABLE).and_then(|told| files::path_from(bare(told.as_os_str().as_encoded_bytes())));
+    if let Some(told) = told.or_else(|| of_running(port)) {
         return vec![told];
     }
     if cfg!(windows) {
@@ -45,11 +48,20 @@ fn of_running(port: u16) -> Option<PathBuf> {
     })
 }
 
+/// A value without the blanks and quotes around it, as Ollama takes it.
+fn bare(value: &[u8]) -> &[u8] {
+    let is_quote = |byte: &u8| matches!(byte, b'"' | b'\'');
+    let value = value.trim_ascii();
+    let start = value.iter().take_while(|byte| is_quote(byte)).count();
+    let end = value[start..].iter().rev().take_while(|byte| is_quote(byte)).count();
+    &value[start..value.len() - end]
+}
+
 fn of_environment(environment: &[u8]) -> Option<PathBuf> {
     let value = |name: &str| {
         let prefix = format!("{name}=");
         let mut all = environment.split(|byte| *byte == 0);
-        let value = all.find_map(|one| one.strip_prefix(prefix.as_bytes()))?;
+        let value = bare(all.find_map(|one| one.strip_prefix(prefix.as_bytes()))?);
         files::path_from(value).filter(|path| path.is_absolute())
     };
     value(VARIABLE).or_else(|| value("HOME").map(in_home))
@@ -57,11 +69,11 @@ fn of_environment(environment: &[u8]) -> Option<PathBuf> {
 
 /// What the files of Ollama's service set, the last of them.
 fn of_unit() -> Option<PathBuf> {
-    let more = fs::read_dir(format!("{UNIT}.d")).into_iter().flatten().flatten();
-    let mut files: Vec<PathBuf> = more.map(|entry| entry.path()).collect();
+    let more = UNITS.map(|unit| fs::read_dir(format!("{unit}.d")).into_iter().flatten().flatten());
+    let mut files: Vec<PathBuf> = more.into_iter().flatten().map(|entry| entry.path()).collect();
     files.retain(|file| file.extension().is_some_and(|end| end == "conf"));
-    files.sort();
-    files.insert(0, UNIT.into());
+    files.sort_by_key(|file| file.file_name().map(ToOwned::to_owned));
+    files.splice(0..0, UNITS.map(PathBuf::from));
     let texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
     texts.filter_map(|text| of_settings(&text)).next_back()
 }
@@ -94,6 +106,9 @@ mod tests {
             (&b"A=b\0OLLAMA_MODELS=/data/models\0HOME=/root\0"[..], Some("/data/models")),
             (b"HOME=/home/me\0XOLLAMA_MODELS=/x\0", Some("/home/me/.ollama/models")),
             (b"OLLAMA_MODELS=\0HOME=/h", Some("/h/.ollama/models")),
+            (b"OLLAMA_MODELS= \"/my data/m\" \0HOME=/h", Some("/my data/m")),
+            (b"OLLAMA_MODELS='/m'\0HOME=/h", Some("/m")),
+            (b"OLLAMA_MODELS=\"\0HOME=/h", Some("/h/.ollama/models")),
             (b"OLLAMA_MODELS=models\0", None),
             (b"", None),
         ] {

@@ -131,11 +131,11 @@ fn what_was_made_here_is_told_apart() {
     assert_eq!(origin(&own), Some(Origin::Made));
     assert_eq!(origin(&config), Some(Origin::Made));
     assert_eq!(library.origin(&digest(&shared)), Some(Origin::Pulled), "of a pulled model as well");
-    let of = |name: &str| library.manifest(&ModelName::parse(name).unwrap());
+    let of = |name: &str| without_paths(&library.manifest(&ModelName::parse(name).unwrap())?);
     let want = manifest(&config, &[layer(&own, 5, ""), layer(&shared, 5, "")]);
     assert_eq!(String::from_utf8(of("Made").unwrap()).unwrap(), want);
-    assert_eq!(of("hf.co/me/pulled:q4"), Ok(pulled.into_bytes()), "byte by byte");
-    assert_eq!(of("other"), Err(NoManifest::Unknown));
+    assert_eq!(of("hf.co/me/pulled:q4"), Some(pulled.into_bytes()), "byte by byte");
+    assert_eq!(of("other"), None);
 }
 
 #[cfg(unix)] // Making a link takes a right on Windows.
@@ -299,8 +299,8 @@ fn newer_stores_have_links_to_manifests_among_their_blobs() {
     }
     assert_eq!(library.origin(&digest(&secret)), None);
     let of_name = |name: &str| library.manifest(&ModelName::parse(name).unwrap());
-    assert_eq!(of_name("a"), Ok(of(&[&new]).into_bytes()));
-    assert_eq!(of_name("list"), Err(NoManifest::IsList));
+    assert_eq!(of_name("a"), Some(of(&[&new]).into_bytes()));
+    assert_eq!(of_name("list").and_then(|text| without_paths(&text)), None);
     assert_eq!(library.look(), Ok(2));
 }
 

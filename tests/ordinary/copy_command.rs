@@ -123,6 +123,10 @@ fn a_model_goes_from_one_server_to_another() {
     assert_eq!(code, 0, "{text}{errors}");
     assert_same(&house.target, "me/made", &house.made);
     assert_eq!(house.target.names(), ["Alpha:1b", "me/made:latest"]);
+    let was_asked_to_push = |ollama: &Ollama| {
+        ollama.look(|all| all.records.iter().any(|it| it.head.target() == "/api/push"))
+    };
+    assert!(!was_asked_to_push(&house.donor.ollama), "its store can be read");
 }
 
 #[test]

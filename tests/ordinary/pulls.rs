@@ -610,12 +610,16 @@ fn a_full_disk_is_told_before_anything_is_sent() {
         }
         let neighbour = neighbour(house.package.blobs.clone(), gives_all);
         let small = Store::new();
-        let [dir, blobs] = [small.path(), &house.store.path().join("blobs")]
-            .map(|path| path.display().to_string());
-        // What is free is this disk's; what is on it is the Ollama's.
+        let dir = small.path().display().to_string();
+        let begun = house.package.blobs.iter().flat_map(|(digest, _)| {
+            let path = house.store.blob(digest).display().to_string();
+            ["-partial", "-partial-0"].map(|end| path.clone() + end)
+        });
+        let begun = begun.collect::<Vec<_>>().join(" ");
+        // What is free is this disk's; what is on it is the Ollama's. A disk may be for the blobs alone.
         let mount = format!(
-            "mount -t tmpfs -o size={megabytes}m none {dir} && ln -s {blobs} {dir}/blobs && \
-             OLLAMA_MODELS={dir} exec \"$0\" \"$@\""
+            "mkdir -p {dir}/blobs && mount -t tmpfs -o size={megabytes}m none {dir}/blobs && \
+             ln -s {begun} {dir}/blobs && OLLAMA_MODELS={dir} exec \"$0\" \"$@\""
         );
         let arguments = format!(
             "--mode server --listen 127.0.0.1:0 --discovery-port 0 --ollama {} --server {}",

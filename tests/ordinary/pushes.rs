@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::pull_command::ollana;
 use crate::support::{
     Answer, Call, Client, Gate, Ollama, Package, Process, Random, Store, eventually, lan_address,
-    ndjson,
+    ndjson, symlink,
 };
 
 /// A machine whose ollana doesn't find the models of its Ollama.
@@ -101,6 +101,39 @@ fn a_copy_needs_no_files_of_the_donor() {
     assert_eq!(text("alpha:1b"), donor.alpha.manifest, "byte by byte");
     let made = text("me/made");
     assert!(!made.contains("/root") && made.ends_with("}\n"), "it is known as made here: {made}");
+}
+
+/// Ollama was told of another folder, or moved a large layer to another disk: what we read isn't all of
+/// what it has.
+#[test]
+fn a_copy_is_what_ollama_has_now() {
+    let Donor { store, ollama, process, alpha, .. } = Donor::start("");
+    drop(process);
+    let former = Store::new();
+    former.add("Alpha:1b", &Package::of(&[b"of last year", b"{{ .Prompt }}", b""]));
+    let elsewhere = Store::new();
+    let blob = store.blob(&alpha.blobs[0].0);
+    let moved = elsewhere.path().join("large");
+    let move_it = || {
+        std::fs::copy(&blob, &moved).expect("a copy");
+        std::fs::remove_file(&blob).expect("a blob");
+        symlink(&moved, &blob).expect("a link");
+    };
+    let prepare: [(&Store, &dyn Fn()); 2] = [(&former, &|| {}), (&store, &move_it)];
+    for (read, before) in prepare {
+        before();
+        let donor = start(&ollama, &read.path().to_string_lossy(), "");
+        donor.connect_ready();
+        let target_store = Store::new();
+        let target_ollama = Ollama::with_store(&target_store, None);
+        let path = target_store.path().to_string_lossy().into_owned();
+        let target = start(&target_ollama, &path, &format!("--server {}", donor.address()));
+        target.connect_ready();
+        let (text, errors, code) =
+            ollana(&format!("cp alpha:1b@{} --listen {}", donor.address(), target.address()));
+        assert_eq!(code, 0, "{text}{errors}");
+        assert_eq!(target_store.digests("alpha:1b"), alpha.digests());
+    }
 }
 
 /// Ollama writes each part of a name in the case in which any of its models has it.

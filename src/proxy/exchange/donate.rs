@@ -20,13 +20,13 @@ use http::header::{
 use http::{HeaderMap, Method, StatusCode};
 
 use super::donations::{Donation, PIECE, Pushable};
-use super::{End, Exchange, OwnAnswer, Side};
+use super::{End, Exchange, OwnAnswer, Side, own};
 use crate::access::permissions::Origin;
 use crate::http::fields::{self, AnswerFraming};
 use crate::http::target::percent_decode;
-use crate::library::{self, Digest, Library, NoManifest};
+use crate::library::{self, Digest, Library};
 use crate::net::socket::{self, HANGUP, UNACKNOWLEDGED};
-use crate::ollama::manifest::MEDIA_TYPE;
+use crate::ollama::manifest::{MEDIA_TYPE, layers};
 use crate::ollama::model_name::ModelName;
 use crate::system::files::{self, Advice};
 
@@ -146,17 +146,20 @@ impl Exchange<'_> {
         let name = percent_decode(name).and_then(|name| String::from_utf8(name).ok());
         let name = name.as_deref().and_then(ModelName::parse).filter(|_| is_shared);
         let name = name.ok_or(OwnAnswer::NotShared)?;
-        let manifest = match library.manifest(&name) {
-            Ok(manifest) => manifest,
-            // Ollama may have it where we can't look.
-            Err(NoManifest::Unknown) => self.pushed_manifest(&name)?,
-            Err(NoManifest::IsList) => {
+        let manifest = match library
+            .manifest(&name)
+            .map(|text| (library::without_paths(&text), text))
+        {
+            Some((None, _)) => {
                 let name = name.as_str();
                 return Err(OwnAnswer::NoCopy(
                     501,
                     format!("{name} has several manifests, one for each kind of runner: pull it"),
                 ));
             }
+            Some((Some(manifest), text)) if self.is_given_by(library, &name, &text) => manifest,
+            // Ollama has it, or all of it, where we can't look.
+            _ => self.pushed_manifest(&name)?,
         };
         let fields = self.blob_fields(MEDIA_TYPE);
         let end = self.send_head(StatusCode::OK, &fields, manifest.len() as u64);
@@ -166,6 +169,20 @@ impl Exchange<'_> {
         let stall = self.context.settings.timing.stall_timeout;
         let written = self.connection.stream.write_all(&manifest, stall);
         Ok(written.map_or(End::Cut, |()| end))
+    }
+
+    /// Whether a model can be given from the store: an Ollama that answers has the same one, not another
+    /// in a folder that we don't know, and what it names can be read.
+    fn is_given_by(&self, library: &Library, name: &ModelName, text: &[u8]) -> bool {
+        let models = self.own_ollama().and_then(|own| own.models());
+        let is_listed = models.map_or(true, |models| {
+            let mut listed = models.iter().filter(|model| own::name(model).as_ref() == Some(name));
+            listed.any(|model| model["digest"] == own::sha256(text))
+        });
+        let can_open =
+            |digest: &str| Digest::parse(digest).is_some_and(|it| library.open(&it).is_some());
+        is_listed
+            && layers(text).is_none_or(|layers| layers.iter().all(|(digest, _)| can_open(digest)))
     }
 
     /// So many bytes of a blob were taken.

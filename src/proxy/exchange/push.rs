@@ -128,7 +128,7 @@ impl Exchange<'_> {
         socket::limit_unacknowledged(client.socket(), UNACKNOWLEDGED)
     }
 
-    fn own_ollama(&self) -> Result<Own<'_>, String> {
+    pub(super) fn own_ollama(&self) -> Result<Own<'_>, String> {
         let url = self.context.settings.ollama_url();
         let address = names::resolve(&url.host, url.port, NAME_TIME)?;
         let address: SocketAddr = *address.first().ok_or("it has no address")?;

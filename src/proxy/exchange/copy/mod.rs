@@ -252,7 +252,7 @@ impl Copying<'_, '_> {
         let library = context.library.as_ref().filter(|library| {
             // Ollama may keep its models elsewhere than we know.
             let mut names = models.iter().filter_map(name).peekable();
-            names.peek().is_none() || names.any(|name| library.manifest(&name).is_ok())
+            names.peek().is_none() || names.any(|name| library.manifest(&name).is_some())
         });
         let room = library.and_then(|library| free_space(&library.dir()?));
         match room.filter(|room| *room < needed) {
@@ -405,8 +405,7 @@ impl Copying<'_, '_> {
         let known = known.iter().find(|model| name(model) == wanted);
         let is_same = known.is_some_and(|model| {
             let library = self.exchange.context.library.as_ref();
-            let is_there =
-                || library.zip(wanted.as_ref()).and_then(|(it, name)| it.manifest(name).ok());
+            let is_there = || library.zip(wanted.as_ref()).and_then(|(it, name)| it.manifest(name));
             model["digest"] == digest
                 || match is_there() {
                     Some(there) => manifest::layers(&there).as_ref() == Some(&layers),

@@ -298,7 +298,7 @@ impl<'b, 'a> Lines<'b, 'a> {
         // The state of its first part; the bytes come later.
         let mut part = begun.clone().into_os_string();
         part.push("-0");
-        let free = free_space(&dir).filter(|_| Path::new(&part).exists())?;
+        let free = free_space(&dir.join("blobs")).filter(|_| Path::new(&part).exists())?;
         Some((free, taken_space(&begun)))
     }
 
