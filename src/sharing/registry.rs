@@ -31,6 +31,8 @@ const OLD: &str = "2";
 /// The tags that earlier versions gave.
 const FORMER: [&str; 2] = ["new", "old"];
 
+/// The port that a URL needn't name.
+const HTTP: u16 = 80;
 /// Addresses besides loopback that are tried.
 const MOST_OTHERS: usize = 2;
 /// A program of this machine that asks is that quick.
@@ -47,7 +49,7 @@ pub(crate) fn addresses() -> impl Iterator<Item = Ipv4Addr> {
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) listener: TcpListener,
-    /// `ADDRESS:PORT/ollana-copy/RANDOM`
+    /// `ADDRESS:PORT/ollana-copy/RANDOM`, on Windows without a port
     pub(super) model: String,
     /// What begins all paths of the model, and their addresses.
     pub(super) path: String,
@@ -56,12 +58,18 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn open(on: Ipv4Addr) -> io::Result<Self> {
-        let listener = socket::listen(SocketAddr::from((on, 0)))?;
+        let listener = match cfg!(windows) && on.is_loopback() {
+            true => listen_without_a_port()?,
+            false => socket::listen(SocketAddr::from((on, 0)))?,
+        };
         let random = Hex(&system::random::<16>()?).to_string();
-        let address = listener.local_addr()?;
+        let host = match listener.local_addr()? {
+            address if address.port() == HTTP => address.ip().to_string(),
+            address => address.to_string(),
+        };
         let path = format!("/v2/{NAMESPACE}/{random}/");
-        let url = format!("http://{address}{path}");
-        Ok(Place { listener, model: format!("{address}/{NAMESPACE}/{random}"), path, url })
+        let url = format!("http://{host}{path}");
+        Ok(Place { listener, model: format!("{host}/{NAMESPACE}/{random}"), path, url })
     }
 
     /// What a target says behind the model's path, whose namespace may come in another case.
@@ -84,10 +92,20 @@ impl Place {
     }
 }
 
+/// At the port that needs no name, of an address that nobody else has: Ollama makes a folder of the host,
+/// and no name of a file on Windows has a colon.
+fn listen_without_a_port() -> io::Result<TcpListener> {
+    let [a, b, c] = system::random::<3>()?;
+    let address = SocketAddr::from((Ipv4Addr::new(127, a | 1, b, c & 0x7f | 1), HTTP));
+    socket::listen(address).map_err(|error| {
+        io::Error::new(error.kind(), format!("{address}, which copies take on Windows: {error}"))
+    })
+}
+
 /// Serves until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Registry {
-    /// `ADDRESS:PORT/ollana-copy/RANDOM`
+    /// `ADDRESS:PORT/ollana-copy/RANDOM`, on Windows without a port
     model: String,
     was_asked: Arc<AtomicBool>,
     waker: Arc<Waker>,
@@ -140,7 +158,7 @@ pub(crate) fn is_for_a_moment(name: &str) -> bool {
     let mut tags = [NEW, OLD].into_iter().chain(FORMER);
     namespace.eq_ignore_ascii_case(NAMESPACE)
         && tags.any(|it| it.eq_ignore_ascii_case(tag))
-        && host.parse::<SocketAddrV4>().is_ok()
+        && (host.parse::<SocketAddrV4>().is_ok() || host.parse::<Ipv4Addr>().is_ok())
         && parse_hex::<16>(random).is_some()
 }
 
@@ -240,9 +258,10 @@ mod tests {
     fn start() -> (Registry, SocketAddr, String) {
         let registry = Registry::start(MANIFEST.into(), Ipv4Addr::LOCALHOST).unwrap();
         let name = registry.name();
-        let (address, rest) = name.split_once('/').unwrap();
+        let (host, rest) = name.split_once('/').unwrap();
         let path = format!("/v2/{}", rest.replace(':', "/manifests/"));
-        let address = address.parse().unwrap();
+        let address =
+            host.parse().unwrap_or_else(|_| (host.parse::<Ipv4Addr>().unwrap(), HTTP).into());
         (registry, address, path)
     }
 
@@ -316,7 +335,7 @@ mod tests {
             (format!("127.0.0.1:5/ollana-copy/{random}:3"), false),
             (format!("127.0.0.1:5/ollana-copy/{random}:latest"), false),
             (format!("127.0.0.1:5/ollana-copy/{random}"), false),
-            (format!("127.0.0.1/ollana-copy/{random}:1"), false),
+            (format!("127.3.5.7/ollana-copy/{random}:1"), true),
             (format!("127.0.0.1:99999/ollana-copy/{random}:1"), false),
             (format!("172.17.0.1:5/ollana-copy/{random}:1"), true),
             (format!("desktop:5/ollana-copy/{random}:1"), false),

@@ -205,6 +205,10 @@ impl Store {
 
     fn write_as_it_is(&self, name: &Name, bytes: &[u8]) -> Result<(), String> {
         let path = self.path().join("manifests").join(name.path());
+        // No name of a file on Windows has a colon, but Wine lets it pass.
+        if cfg!(windows) && name.path().to_string_lossy().contains(':') {
+            return Err(format!("mkdir {}: The directory name is invalid.", path.display()));
+        }
         let folder = path.parent().expect("a folder of the manifest");
         fs::create_dir_all(folder).and_then(|()| fs::write(&path, bytes)).map_err(worded)
     }
