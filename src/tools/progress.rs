@@ -1,7 +1,7 @@
 //! The lines of a pull (`{"status":…,"digest":…,"total":…,"completed":…}`) as a person sees them: bars
 //! on a terminal, as Ollama's own program draws them, plain lines elsewhere. Pure, but for the writing.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
@@ -69,13 +69,18 @@ impl Progress {
         let lines = done.iter().chain(under_way).map(|row| row.line(columns, now));
         let drawing = up + &screen::over(lines) + "\x1b[J";
         let count = done.len();
-        self.rows.0.drain(..count);
+        self.rows.rows.drain(..count);
         drawing
     }
 }
 
 #[derive(Debug, Default)]
-struct Rows(Vec<Row>);
+struct Rows {
+    rows: Vec<Row>,
+    /// Layers that were there wholly. Where one came from a neighbour, Ollama begins anew and tells of
+    /// all before it again.
+    whole: HashSet<String>,
+}
 
 #[derive(Debug)]
 enum Row {
@@ -102,24 +107,30 @@ impl Rows {
         let (total, done) = (number(line, "total"), number(line, "completed"));
         if digest.is_empty() || total <= 0.0 {
             let is_new = |row: &Row| !matches!(row, Row::Said(said) if *said == status);
-            let is_news = !status.is_empty() && self.0.last().is_none_or(is_new);
+            let is_news = !status.is_empty() && self.rows.last().is_none_or(is_new);
             return is_news.then(|| {
-                self.0.push(Row::Said(status.clone()));
+                self.rows.push(Row::Said(status.clone()));
                 status
             });
         }
         if !from.is_empty() {
             status += &format!(" from {from}");
         }
-        let at = self.0.iter().position(|row| matches!(row, Row::Layer(it) if it.digest == digest));
+        if done < total {
+            self.whole.remove(&digest);
+        } else if !self.whole.insert(digest.clone()) {
+            return None;
+        }
+        let at =
+            self.rows.iter().position(|row| matches!(row, Row::Layer(it) if it.digest == digest));
         let at = at.unwrap_or_else(|| {
             // What was there before this pull is no speed of it.
             let samples = VecDeque::from([(now, done)]);
             let layer = Layer { digest, label: String::new(), total, done: -1.0, samples };
-            self.0.push(Row::Layer(layer));
-            self.0.len() - 1
+            self.rows.push(Row::Layer(layer));
+            self.rows.len() - 1
         });
-        let Row::Layer(layer) = &mut self.0[at] else { return None };
+        let Row::Layer(layer) = &mut self.rows[at] else { return None };
         let step = |done: f64| (done / total * STEPS).floor();
         let is_news = step(done) != step(layer.done) || layer.label != status;
         layer.grow(done.clamp(0.0, total), now);
@@ -132,13 +143,13 @@ impl Rows {
 
     /// The rows that can't change any more, and those that are drawn again, at most so many.
     fn split(&self, most: usize) -> (&[Row], &[Row]) {
-        let last = self.0.len().saturating_sub(1);
+        let last = self.rows.len().saturating_sub(1);
         let is_done = |(at, row): (usize, &Row)| match row {
             Row::Said(_) => at < last,
             Row::Layer(layer) => layer.done >= layer.total,
         };
-        let done = self.0.iter().enumerate().take_while(|row| is_done(*row)).count();
-        self.0.split_at(done.max(self.0.len().saturating_sub(most)))
+        let done = self.rows.iter().enumerate().take_while(|row| is_done(*row)).count();
+        self.rows.split_at(done.max(self.rows.len().saturating_sub(most)))
     }
 }
 
@@ -247,6 +258,36 @@ mod tests {
         assert_eq!(said, want);
     }
 
+    /// As a pull tells of two layers of which a neighbour has the second: after it, Ollama begins anew.
+    #[test]
+    fn no_layer_is_shown_twice() {
+        let mut progress =
+            Progress { rows: Rows::default(), can_redraw: true, drawn: 0, drawn_at: None };
+        let mut terminal = Terminal::new(80);
+        let (mut said, now) = (Vec::new(), Instant::now());
+        let mut from = layer("second", 5, 10);
+        from[FROM] = json!("desktop");
+        let mut whole = from.clone();
+        whole["completed"] = json!(10);
+        let again = [("first", 10), ("second", 10), ("third", 2), ("first", 3), ("first", 10)];
+        let again = again.map(|(name, done)| layer(name, done, 10));
+        for line in [layer("first", 10, 10), from, whole].into_iter().chain(again) {
+            said.extend(progress.rows.take(&line, now));
+            terminal.write(&progress.drawing((80, 24), now));
+        }
+        let shown: Vec<String> = terminal
+            .text()
+            .iter()
+            .filter_map(|line| Some(line.split_once(':')?.0.to_owned()))
+            .collect();
+        // The first fell back, so that its line stands below the one that can't change any more.
+        let want =
+            ["first", "second from desktop", "third", "first"].map(|it| format!("pulling {it}"));
+        assert_eq!(shown, want);
+        let plain: Vec<&String> = said.iter().filter(|line| line.contains("second")).collect();
+        assert_eq!(plain.len(), 2, "{plain:?}");
+    }
+
     #[test]
     fn bars_at_80_columns() {
         let (mut rows, begun) = (Rows::default(), Instant::now());
@@ -259,7 +300,7 @@ mod tests {
         rows.take(&layer("0ba8f0e314b4", 12_000, 12_000), at(5));
         let (done, under_way) = rows.split(23);
         assert_eq!((done.len(), under_way.len()), (1, 2), "{rows:?}");
-        let shown: Vec<String> = rows.0.iter().map(|row| row.line(80, at(5))).collect();
+        let shown: Vec<String> = rows.rows.iter().map(|row| row.line(80, at(5))).collect();
         let want = "\
 pulling manifest
 pulling 74701a8c35f6:  38 % ▕██████          ▏ 500 MB/1.3 GB  100 MB/s, 8 s left
@@ -279,7 +320,7 @@ pulling 0ba8f0e314b4: 100 % ▕████████████████�
         want.push(String::new());
         for done in [0, 7, 40, 100] {
             progress.rows.take(&layer("74701a8c35f6", done, 100), now);
-            want[1] = progress.rows.0.last().expect("a layer").line(80, now);
+            want[1] = progress.rows.rows.last().expect("a layer").line(80, now);
             assert_eq!(width(&want[1]), 80);
             terminal.write(&progress.drawing((80, 24), now));
             assert_eq!(terminal.text(), want);
@@ -303,7 +344,7 @@ pulling 0ba8f0e314b4: 100 % ▕████████████████�
                         "completed": done});
                     let now = begun + Duration::from_secs(n as u64);
                     rows.take(&line, now);
-                    for row in &rows.0 {
+                    for row in &rows.rows {
                         let line = row.line(columns, now);
                         assert!(width(&line) <= columns && !line.contains('\u{1b}'), "{line}");
                     }
