@@ -143,8 +143,8 @@
 //! | `--watch` shows this every second | `status::watching_shows_the_state_every_second` |
 //! | which server has which model and how fast it writes there | `src/tools/models::models_at_80_columns` |
 //! | Both take `--json` | `status::commands_find_the_daemon_and_say_when_there_is_none` |
-//! | shows it all in a browser | `scripts/page/run.mjs::shows(page` `status::both_proxies_tell_of_themselves_and_pass_nothing_on` |
-//! | there you unload models | `status::the_page_unloads_models_where_they_are` `scripts/page/run.mjs::shoot(page, 'unload')` |
+//! | on a server at port 11435, shows it all in a browser | `start::it_is_a_server_where_an_ollama_answers` `scripts/page/run.mjs::shows(page` `status::both_proxies_tell_of_themselves_and_pass_nothing_on` |
+//! | There you unload models | `status::the_page_unloads_models_where_they_are` `scripts/page/run.mjs::shoot(page, 'unload')` |
 //! | is remembered for 30 days while it is away | `src/manager/pool/away/tests::it_is_forgotten_after_thirty_days_and_over_restarts_as_well` |
 //! | gets an error that names the server | `ordinary/away::whatever_names_a_model_of_a_server_that_is_away_gets_503` |
 //! | forgets a server that is gone for good | `ordinary/away::a_server_is_forgotten_by_name_with_or_without_a_running_ollana` |
