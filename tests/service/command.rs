@@ -694,7 +694,9 @@ fn firewalls_are_opened_and_closed_again() {
     windows.write("administrator", "");
     windows.calls();
     windows.says("firewall", 0, &["lets in what is for /usr/local/bin/ollana"]);
-    assert_eq!(windows.calls(), ["netsh advfirewall firewall delete rule name=ollana", rule]);
+    let [own, program] = ["name=ollana", "name=all dir=in program=/usr/local/bin/ollana"]
+        .map(|which| format!("netsh advfirewall firewall delete rule {which}"));
+    assert_eq!(windows.calls(), [own.as_str(), &program, rule]);
     windows.says("firewall --undo", 0, &[]);
     let macos = Host::new("socketfilterfw", "macos", 501);
     macos.says("firewall", 1, &["socketfilterfw --unblockapp /usr/local/bin/ollana", "use sudo"]);

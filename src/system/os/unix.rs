@@ -435,9 +435,13 @@ mod acting {
 mod acting {
     use std::borrow::Cow;
     use std::io;
+    use std::os::unix::fs::MetadataExt;
     use std::path::Path;
 
     pub(crate) struct Acting;
+
+    /// Whose macOS' service is.
+    const NOBODY: u32 = u32::MAX - 1;
 
     pub(crate) fn way(path: &Path) -> Cow<'_, Path> {
         Cow::Borrowed(path)
@@ -445,11 +449,19 @@ mod acting {
 
     impl Acting {
         pub(crate) fn as_owner_of(dir: &Path) -> io::Result<Option<Self>> {
-            match rustix::process::geteuid().is_root() && super::owner_of(dir).is_some() {
-                false => Ok(None),
-                true => Err(io::Error::other(
-                    "it belongs to a user: run this as that user, not as root",
-                )),
+            match super::owner_of(dir).filter(|_| rustix::process::geteuid().is_root()) {
+                None => Ok(None),
+                Some(owner) => {
+                    let user = match owner.about.uid() {
+                        NOBODY => "nobody".to_owned(),
+                        other => format!("'#{other}'"),
+                    };
+                    Err(io::Error::other(format!(
+                        "it belongs to a user: run this as that one, with sudo -u {user} ollana ... \
+                         --state-dir {}",
+                        dir.display()
+                    )))
+                }
             }
         }
     }

@@ -23,7 +23,11 @@ pub(super) fn run(
     }
     let verb = if undo { "takes the rules away for" } else { "lets in" };
     let what = match host.system.as_str() {
-        "windows" | "macos" => format!("what is for {}", host.program.display()),
+        "windows" => {
+            let program = host.program.display();
+            format!("what is for {program}, in networks that Windows calls private or a domain")
+        }
+        "macos" => format!("what is for {}", host.program.display()),
         _ if what.is_empty() => {
             return tools::print("nothing has to come in: ollana answers this machine only\n");
         }
@@ -53,10 +57,13 @@ pub(super) fn run(
     Err(format!("this takes root: use sudo {}", [&words, undo, &host.options].concat().join(" ")))
 }
 
-/// A rule for the program, in networks that the user calls private and in an office's.
+/// A rule for the program, in networks that the user calls private and in an office's. Whoever has said
+/// no when Windows asked, or was no administrator, has rules against it, which would go first.
 fn windows(host: &Host, undo: bool) -> Vec<Step> {
     let program = format!("program={}", host.program.display());
     let delete = ["netsh", "advfirewall", "firewall", "delete", "rule", RULE];
+    let delete_its =
+        ["netsh", "advfirewall", "firewall", "delete", "rule", "name=all", "dir=in", &program];
     if undo {
         return vec![command(&delete)];
     }
@@ -65,7 +72,7 @@ fn windows(host: &Host, undo: bool) -> Vec<Step> {
         "netsh", "advfirewall", "firewall", "add", "rule", RULE, "dir=in", "action=allow", &program,
         "profile=private,domain", "enable=yes",
     ];
-    vec![attempt(&delete), command(&add)]
+    vec![attempt(&delete), attempt(&delete_its), command(&add)]
 }
 
 fn macos(host: &Host, undo: bool) -> Vec<Step> {

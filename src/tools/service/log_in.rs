@@ -61,6 +61,14 @@ impl Manager for LogIn {
         format!("{KEY}, {VALUE}")
     }
 
+    /// The registry is shown in an encoding that is not UTF-8: where a letter can't be read, it is most
+    /// likely the program that asks.
+    fn program(&self, host: &Host) -> Option<String> {
+        let shown = self.command(host)?.into_iter().next()?;
+        let is_read = !shown.contains(char::REPLACEMENT_CHARACTER);
+        Some(if is_read { shown } else { host.program.display().to_string() })
+    }
+
     fn command(&self, _: &Host) -> Option<Vec<String>> {
         let line = self.line()?;
         let mut words = words(line.strip_prefix(CONSOLE).unwrap_or(&line));
