@@ -47,7 +47,7 @@ build:
 
 # Most tests wait for something most of the time, so more of them run at once than there are cores. Those
 # of crowds have hundreds of connections, and many systems start a shell with 1,024 descriptors.
-test: export RUST_TEST_THREADS ?= $(shell expr 2 '*' "$$(getconf _NPROCESSORS_ONLN)")
+test: export RUST_TEST_THREADS ?= $(shell expr 4 '*' "$$(getconf _NPROCESSORS_ONLN)")
 test:
 	@ulimit -n "$$(ulimit -Hn)" 2>/dev/null; $(CARGO) test --no-fail-fast
 

@@ -1,6 +1,6 @@
 //! A client that says what it sends and sees what it gets, byte for byte.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, SocketAddrV4, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use super::PATIENCE;
 use super::http::{Dechunker, Head, read_once, take_front};
 use super::random::Sum;
+use super::system::queues_of;
 
 /// How what was read last ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -311,13 +312,13 @@ pub fn post(target: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
 /// not read.
 pub fn queues(client: &Client) -> (usize, usize) {
     let [own, peer] = ends(client);
-    (queue(own, peer).0, queue(peer, own).1)
+    (queues_of(own, peer).0, queues_of(peer, own).1)
 }
 
 /// The same of the bytes for a client.
 pub fn queues_to_client(client: &Client) -> (usize, usize) {
     let [own, peer] = ends(client);
-    (queue(peer, own).0, queue(own, peer).1)
+    (queues_of(peer, own).0, queues_of(own, peer).1)
 }
 
 fn ends(client: &Client) -> [SocketAddrV4; 2] {
@@ -327,47 +328,6 @@ fn ends(client: &Client) -> [SocketAddrV4; 2] {
         SocketAddr::V4(end) => end,
         SocketAddr::V6(end) => panic!("{end} isn't IPv4"),
     })
-}
-
-/// Bytes that one socket has still to send, and that its program has still to read; none if it is
-/// gone. The kernel is asked for this socket alone (sock_diag(7)): its whole table takes longer with
-/// each connection that ended a minute ago.
-fn queue(local: SocketAddrV4, remote: SocketAddrV4) -> (usize, usize) {
-    const NETLINK: i32 = 16;
-    const SOCK_DIAG: i32 = 4;
-    const SOCK_DIAG_BY_FAMILY: u16 = 20;
-    const REQUEST: u16 = 1;
-    let [inet, tcp] = [2, 6];
-    let any = [0xff; 4];
-    let mut ask = Vec::new();
-    ask.extend(72u32.to_ne_bytes());
-    ask.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    ask.extend(REQUEST.to_ne_bytes());
-    ask.extend([0; 8]);
-    ask.extend([inet, tcp, 0, 0]);
-    ask.extend(any); // states
-    ask.extend(local.port().to_be_bytes());
-    ask.extend(remote.port().to_be_bytes());
-    for end in [local, remote] {
-        ask.extend(end.ip().octets());
-        ask.extend([0; 12]);
-    }
-    ask.extend([0; 4]); // the interface
-    ask.extend([any, any].concat()); // the cookie
-    let family = Domain::from(NETLINK);
-    let mut socket =
-        Socket::new(family, Type::RAW, Some(SOCK_DIAG.into())).expect("a netlink socket");
-    socket.send(&ask).expect("a question to the kernel");
-    let mut told = [0; 1024];
-    let n = socket.read(&mut told).expect("what the kernel knows of a socket");
-    let kind = u16::from_ne_bytes([told[4], told[5]]);
-    if kind != SOCK_DIAG_BY_FAMILY || n < 80 {
-        let error = i32::from_ne_bytes(told[16..20].try_into().expect("four bytes"));
-        assert_eq!(io::Error::from_raw_os_error(-error).kind(), ErrorKind::NotFound, "{error}");
-        return (0, 0);
-    }
-    let size = |at: usize| u32::from_ne_bytes(told[at..at + 4].try_into().expect("four bytes"));
-    (size(76) as usize, size(72) as usize)
 }
 
 /// The bytes of a request with a body of known length, or without one if it is empty.

@@ -254,8 +254,9 @@ mod tests {
                 (shown.join().unwrap(), joined)
             });
             assert_eq!(shown.unwrap().id(), joined.unwrap().id());
+            // The other way may still be at its end.
             for own in [shows, types] {
-                std::fs::remove_dir_all(own.state_dir).unwrap();
+                let _ = std::fs::remove_dir_all(own.state_dir);
             }
         }
     }
