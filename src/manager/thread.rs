@@ -252,7 +252,8 @@ impl Manager {
     }
 
     fn snapshot(&self, now: Instant) -> Snapshot {
-        let ago = |at: Instant| now.saturating_duration_since(at);
+        let naps = self.queue.pool().naps.clone();
+        let ago = |at: Instant| naps.age(at, now);
         let mut servers = self.queue.pool().snapshot(now);
         for server in &mut servers {
             let backend = &mut server.backend;
@@ -267,6 +268,7 @@ impl Manager {
             last_wait: self.last_wait,
             transitions: newest_first.map(|(at, change)| (ago(*at), change.clone())).collect(),
             history: self.history.clone(),
+            naps,
             aliases: self.queue.pool().aliases(),
             notes: notes(self.queue.pool(), now),
         }

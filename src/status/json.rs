@@ -43,7 +43,7 @@
 //!
 //! What isn't known is `null`. `?brief` leaves out models that are only on disk.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -61,11 +61,12 @@ pub(crate) fn write(view: &View<'_>, all_models: bool) -> Value {
     let in_flight: u32 = snapshot.servers.iter().map(|server| server.backend.load.in_flight).sum();
     let failures = CAUSES.into_iter().zip(counters.failures()).filter(|(_, count)| *count > 0);
     let retries: u64 = counters.retries.iter().map(Counter::value).sum();
+    let age = |at: Instant| snapshot.naps.age(at, *now);
     let failed = |failure: &Failure| {
         let Failure { at, status, cause, method, path, reason } = failure;
         let status = (*status > 0).then_some(status);
         json!({
-            "ago_s": seconds(now.saturating_duration_since(*at)),
+            "ago_s": seconds(age(*at)),
             "status": status, "cause": cause, "method": method, "path": path, "reason": reason,
         })
     };
@@ -75,7 +76,7 @@ pub(crate) fn write(view: &View<'_>, all_models: bool) -> Value {
         "machine": {
             "name": about.name, "mode": about.mode, "why": about.why,
             "listen": about.listen, "discovery": about.discovery,
-            "uptime_s": now.saturating_duration_since(about.started).as_secs(),
+            "uptime_s": age(about.started).as_secs(),
             "keys": view.keyring.keys().len(), "unpaired": view.keyring.takes_unpaired(),
             "advice": view.advice,
             "share_models": about.library.as_ref().map(|library| json!({
@@ -85,7 +86,7 @@ pub(crate) fn write(view: &View<'_>, all_models: bool) -> Value {
         },
         "tokens": view.keyring.tokens.all().iter().map(|known| json!({
             "name": known.token.name, "requests": known.requests,
-            "last_s": known.last.map(|at| seconds(now.saturating_duration_since(at))),
+            "last_s": known.last.map(|at| seconds(age(at))),
         })).collect::<Value>(),
         "aliases": snapshot.aliases.iter().map(|(alias, model)| json!({
             "name": alias.label, "model": model,

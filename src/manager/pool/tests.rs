@@ -795,6 +795,9 @@ fn a_snapshot_tells_what_the_pool_goes_by() {
     let server = &w.pool.snapshot(w.now)[1];
     assert_eq!((server.state, server.since), (State::Down, ms(0)));
     assert_eq!(server.backend.health.down_reason(), Some("gone"));
+    w.now += ms(2000);
+    w.input(Input::Slept(ms(3_600_000)));
+    assert_eq!(w.pool.snapshot(w.now)[1].since, ms(3_602_000), "the clock stood still");
 }
 
 #[test]
