@@ -3,14 +3,17 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use super::report::Report;
 use crate::access::addresses::Cidr;
-use crate::config::{SERVER_PORT, Settings};
+use crate::config::Settings;
 use crate::net::interfaces::{Interface, Subnets, without_label};
 use crate::system;
 use crate::tools::firewalld;
+
+/// With which `firewall-cmd` exits if polkit doesn't let this user ask.
+const UNAUTHORIZED: i32 = 253;
 
 /// A port, and its protocol as rules call it.
 type Port = (u16, &'static str);
@@ -22,12 +25,9 @@ pub(super) fn look(
     interfaces: &[Interface],
 ) {
     let is_server = lan_ports.is_some();
-    let tcp = lan_ports.unwrap_or_else(|| vec![SERVER_PORT]);
     let udp = settings.discovery_port;
-    let tcp = tcp.into_iter().map(|port| (port, "tcp"));
-    // Nobody asks over UDP where the discovery is off.
-    let ports: Vec<Port> = tcp.chain((udp != 0).then_some((udp, "udp"))).collect();
-    let zones = firewalld(settings, is_server, &ports);
+    let ports = ports(lan_ports, udp);
+    let zones = firewalld(settings, &ports);
     let found: Vec<Firewall> = ufw(&ports, udp, interfaces).into_iter().chain(zones).collect();
     let is_found = !found.is_empty();
     for Firewall { name, is_open, open, open_source } in found {
@@ -38,9 +38,6 @@ pub(super) fn look(
                 report.warn(format!("{name} is on and doesn't let {} in", told(&ports)), open);
             }
             (true, None) => report.hint(format!("{name} is on; only root sees its rules"), open),
-            (false, _) if udp == 0 => {
-                report.well(format!("{name} is on: without the discovery, nothing has to come in"));
-            }
             (false, _) => report.hint(
                 format!("{name} is on: it may drop the answers to broadcasts"),
                 format!("if no server is found: {open_source}"),
@@ -60,7 +57,7 @@ pub(super) fn look(
         };
     }
     match rules() {
-        Some(rules) => judge(report, &rules, is_server, &ports),
+        Some(rules) => judge(report, &rules, is_server, &ports, interfaces),
         None if cfg!(target_os = "linux") && system::user() == Some(0) => {
             report.note("not judged: neither nft nor iptables-save is installed");
         }
@@ -71,6 +68,13 @@ pub(super) fn look(
         ),
         None => report.note("not judged on this system"),
     }
+}
+
+/// The ports that packets of others come in at. Nobody connects to a client, and nobody asks over UDP
+/// where the discovery is off.
+fn ports(lan_ports: Option<Vec<u16>>, udp: u16) -> Vec<Port> {
+    let tcp = lan_ports.unwrap_or_default().into_iter().map(|port| (port, "tcp"));
+    tcp.chain((udp != 0).then_some((udp, "udp"))).collect()
 }
 
 /// `TCP 11435 and UDP 11436`
@@ -84,14 +88,22 @@ fn each(ports: &[Port], between: &str, tell: impl Fn(Port) -> String) -> String 
 
 /// What a program prints, if there is such a program and it exits with 0.
 fn output(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = run(program, arguments).filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn exit_code(program: &str, arguments: &[&str]) -> Option<i32> {
+    run(program, arguments)?.status.code()
+}
+
+fn run(program: &str, arguments: &[&str]) -> Option<Output> {
     // The directories of administrators' programs aren't in every PATH.
     let places = ["", "/usr/sbin/", "/sbin/", "/usr/bin/"];
     let outputs = places.iter().filter_map(|place| {
         let mut command = Command::new(format!("{place}{program}"));
         command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()
     });
-    let output = outputs.into_iter().next()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    outputs.into_iter().next()
 }
 
 /// A program that manages the rules, and is on.
@@ -193,33 +205,51 @@ fn after<'a>(rule: &'a str, option: &str) -> Option<&'a str> {
     rule.split_whitespace().skip_while(|word| *word != option).nth(1)
 }
 
-/// Each zone of firewalld that an interface in use is in.
-fn firewalld(settings: &Settings, is_server: bool, ports: &[Port]) -> Vec<Firewall> {
-    if output("firewall-cmd", &["--state"]).is_none() {
+/// Each zone of firewalld that an interface in use is in. Others than root may be asked for an
+/// administrator's password, so the zones are asked for root alone.
+fn firewalld(settings: &Settings, ports: &[Port]) -> Vec<Firewall> {
+    if !matches!(exit_code("firewall-cmd", &["--state"]), Some(0 | UNAUTHORIZED)) {
         return Vec::new();
     }
-    let zones = firewalld::zones(settings, &|option| output("firewall-cmd", &[option]));
     let udp = settings.discovery_port;
+    let firewall = |name: String, zone: &str, is_open: Option<bool>| {
+        let add = each(ports, " ", |(port, protocol)| format!("--add-port={port}/{protocol}"));
+        Firewall {
+            name,
+            is_open,
+            open: format!("firewall-cmd --permanent{zone} {add} && firewall-cmd --reload"),
+            open_source: format!("firewall-cmd{zone} --add-source-port={udp}/udp"),
+        }
+    };
+    if system::user() != Some(0) {
+        return vec![firewall("firewalld".to_owned(), "", None)];
+    }
     let of_zone = |name: String| {
         let zone = format!("--zone={name}");
-        let query = |(port, protocol): &Port| {
-            let query = format!("--query-port={port}/{protocol}");
-            output("firewall-cmd", &[&zone, &query]).is_some()
-        };
+        let query = |query: String| exit_code("firewall-cmd", &[&zone, &query]);
         // Such as the zone "trusted".
         let lets_all_in = || {
             let told = output("firewall-cmd", &[&zone, "--list-all"]).unwrap_or_default();
             told.lines().any(|line| line.trim() == "target: ACCEPT")
         };
-        let add = each(ports, " ", |(port, protocol)| format!("--add-port={port}/{protocol}"));
-        Firewall {
-            name: format!("firewalld (zone {name})"),
-            is_open: Some(is_server && (ports.iter().all(query) || lets_all_in())),
-            open: format!("firewall-cmd --permanent {zone} {add} && firewall-cmd --reload"),
-            open_source: format!("firewall-cmd {zone} --add-source-port={udp}/udp"),
-        }
+        let is_open = match zone_admits(ports, query) {
+            Some(false) | None if lets_all_in() => Some(true),
+            told => told,
+        };
+        firewall(format!("firewalld (zone {name})"), &format!(" {zone}"), is_open)
     };
+    let zones = firewalld::zones(settings, &|option| output("firewall-cmd", &[option]));
     zones.into_iter().map(of_zone).collect()
+}
+
+/// Whether a zone of firewalld lets all of these ports in, by the exit codes of queries: 0 is a yes, 1
+/// a no, and others tell nothing.
+fn zone_admits(ports: &[Port], query: impl Fn(String) -> Option<i32>) -> Option<bool> {
+    let admits = |(port, protocol): &Port| match query(format!("--query-port={port}/{protocol}")) {
+        Some(code @ (0 | 1)) => Some(code == 0),
+        _ => None,
+    };
+    ports.iter().map(admits).try_fold(true, |all, one| one.map(|one| all && one))
 }
 
 /// The kernel's rules, if this user may see them.
@@ -231,24 +261,33 @@ fn rules() -> Option<String> {
 
 /// Understands rules that name ports, and the default of what comes in. Of others it says that they
 /// aren't judged.
-fn judge(report: &mut Report, rules: &str, is_server: bool, ports: &[Port]) {
-    let rules = input_rules(rules);
-    let (drops, others): (Vec<&str>, Vec<&str>) = rules.into_iter().partition(|rule| {
-        let rule = rule.to_lowercase();
-        rule.contains("drop") || rule.contains("reject")
-    });
-    let opens = |(port, protocol): Port| {
-        let is_open = |rule: &&&str| rule.to_lowercase().contains("accept");
-        others.iter().filter(is_open).any(|rule| covers(rule, port, protocol))
-    };
+fn judge(
+    report: &mut Report,
+    rules: &str,
+    is_server: bool,
+    ports: &[Port],
+    interfaces: &[Interface],
+) {
+    let mut accepts: Vec<&str> = Vec::new();
     let (mut is_clear, mut is_strict, mut unclear) = (true, false, None);
-    for rule in drops {
+    for rule in input_rules(rules) {
         let lower = rule.to_lowercase();
-        if let Some((port, protocol)) = ports.iter().find(|(port, of)| covers(rule, *port, of)) {
+        if !lower.contains("drop") && !lower.contains("reject") {
+            accepts.extend(lower.contains("accept").then_some(rule));
+        } else if let Some(port) = ports.iter().find(|(port, of)| covers(rule, *port, of)) {
+            let (number, protocol) = *port;
+            let lets_some_in = |earlier: &&str| {
+                covers(earlier, number, protocol)
+                    || has_source(earlier) && !earlier.contains("dport")
+            };
             is_clear = false;
+            if is_of_others(rule, interfaces) || accepts.iter().any(lets_some_in) {
+                unclear = unclear.or(Some(rule));
+                continue;
+            }
             let protocol = protocol.to_uppercase();
             report.wrong(
-                format!("a rule of this machine drops {protocol} {port}: {rule}"),
+                format!("a rule of this machine drops {protocol} {number}: {rule}"),
                 "take it out, or let the local network through before it",
             );
         } else if lower.contains("policy drop") || lower.starts_with(":input drop") {
@@ -261,9 +300,14 @@ fn judge(report: &mut Report, rules: &str, is_server: bool, ports: &[Port]) {
             unclear = unclear.or(Some(rule));
         }
     }
+    let opens = |(port, protocol): Port| accepts.iter().any(|rule| covers(rule, port, protocol));
     let udp = ports.iter().find(|(_, protocol)| *protocol == "udp");
-    // A client without the discovery only asks.
-    if is_strict && (is_server || udp.is_some()) && !ports.iter().copied().all(opens) {
+    let is_in_the_way = match is_server {
+        true => !ports.iter().copied().all(opens),
+        // Answers come to a port that no rule can name. Without the discovery, there are none.
+        false => udp.is_some(),
+    };
+    if is_strict && is_in_the_way {
         is_clear = false;
         let text = "incoming packets are dropped by default";
         match udp {
@@ -349,6 +393,20 @@ fn covers(rule: &str, port: u16, protocol: &str) -> bool {
     is_of_protocol && ports.split(',').any(is_in) != is_excepted
 }
 
+fn has_source(rule: &str) -> bool {
+    after(rule, "saddr").or(after(rule, "-s")).is_some()
+}
+
+/// Whether a rule may be about machines elsewhere only: it names a source, or no interface of ours.
+fn is_of_others(rule: &str, interfaces: &[Interface]) -> bool {
+    let named = ["iifname", "iif", "-i"].iter().find_map(|option| after(rule, option));
+    let is_ours = |name: &str| {
+        let name = name.trim_matches('"');
+        interfaces.iter().any(|own| without_label(&own.name) == name)
+    };
+    has_source(rule) || rule.contains("! -i ") || named.is_some_and(|name| !is_ours(name))
+}
+
 /// Whether a rule drops all that comes to it.
 fn is_bare(rule: &str) -> bool {
     let rest = rule.strip_prefix("-a input ").unwrap_or(rule);
@@ -372,7 +430,8 @@ mod tests {
 
     fn judged_for(ports: &[Port], rules: &str, is_server: bool) -> (Level, String) {
         let mut report = Report::default();
-        judge(&mut report, rules, is_server, ports);
+        let own = Ipv4Addr::new(192, 168, 1, 20);
+        judge(&mut report, rules, is_server, ports, &[Interface::new("eth0", own, own)]);
         let worst = report.findings.into_iter().max_by_key(|finding| finding.level);
         worst.map(|finding| (finding.level, finding.text)).unwrap()
     }
@@ -414,6 +473,28 @@ mod tests {
                 "chain in {\n type filter hook input priority 0;\n counter packets 1 bytes 2 drop\n}",
                 Level::Warning,
             ),
+            // It may be of others than the LAN.
+            ("hook input iifname eth0 tcp dport 11435 drop", Level::Wrong),
+            ("hook input iifname \"eth0\" tcp dport 11435 drop", Level::Wrong),
+            ("hook input iifname != \"eth0\" tcp dport 11435 drop", Level::Note),
+            ("-A INPUT -i wan0 -p tcp --dport 11435 -j DROP", Level::Note),
+            ("-A INPUT ! -i eth0 -p tcp --dport 11435 -j DROP", Level::Note),
+            ("hook input ip saddr 203.0.113.0/24 tcp dport 11435 drop", Level::Note),
+            // Some were let through before.
+            (
+                "-A INPUT -s 192.168.1.0/24 -p tcp --dport 11435 -j ACCEPT\n\
+                 -A INPUT -p tcp --dport 11435 -j DROP",
+                Level::Note,
+            ),
+            (
+                "-A INPUT -s 192.168.1.0/24 -j ACCEPT\n-A INPUT -p tcp --dport 11435 -j DROP",
+                Level::Note,
+            ),
+            (
+                "-A INPUT -i lo -j ACCEPT\n-A INPUT -s 10.0.0.1 -p tcp --dport 80 -j ACCEPT\n\
+                 -A INPUT -p tcp --dport 11435 -j DROP\n-A INPUT -p tcp --dport 11435 -j ACCEPT",
+                Level::Wrong,
+            ),
             // Nobody knows what that means.
             ("hook input ip saddr 10.0.0.0/8 drop", Level::Note),
             ("-A INPUT -i eth0 -j REJECT --reject-with icmp-port-unreachable", Level::Note),
@@ -424,7 +505,10 @@ mod tests {
         }
         let (_, text) = judged("  hook input udp dport 11436 drop", true);
         assert!(text.contains("drops UDP 11436: hook input udp dport 11436 drop"), "{text}");
-        assert_eq!(judged(STRICT, false).0, Level::Note);
+        let of_client = |rules: &str| judged_for(&ports(None, 11436), rules, false).0;
+        assert_eq!(of_client(STRICT), Level::Note);
+        assert_eq!(of_client(&format!("{STRICT}udp dport 11436 accept")), Level::Note);
+        assert_eq!(of_client("hook input tcp dport != { 22 } drop"), Level::Well);
         let open = "tcp dport 11435 accept\nudp dport 11436 accept";
         assert_eq!(judged(&format!("{STRICT}{open}"), true).0, Level::Well);
         let open = "tcp dport 11434-11436 accept\nudp dport 11434-11436 accept";
@@ -506,10 +590,30 @@ mod tests {
         }
     }
 
+    /// Exit code 253 is that of a user whom polkit doesn't let ask.
+    #[test]
+    fn a_zone_that_does_not_tell_is_not_called_closed() {
+        for (tcp, udp, want) in [
+            (Some(0), Some(0), Some(true)),
+            (Some(0), Some(1), Some(false)),
+            (Some(1), Some(253), None),
+            (Some(253), Some(253), None),
+            (Some(0), None, None),
+        ] {
+            let query = |query: String| match query.as_str() {
+                "--query-port=11435/tcp" => tcp,
+                "--query-port=11436/udp" => udp,
+                other => panic!("{other}"),
+            };
+            assert_eq!(zone_admits(PORTS, query), want, "{tcp:?} {udp:?}");
+        }
+    }
+
     #[test]
     fn without_the_discovery_nothing_is_said_of_udp() {
         let tcp = &PORTS[..1];
-        assert_eq!(judged_for(tcp, STRICT, false).0, Level::Well);
+        assert_eq!(ports(Some(vec![11435]), 0), tcp);
+        assert_eq!(judged_for(&ports(None, 0), STRICT, false).0, Level::Well);
         let (level, text) = judged_for(tcp, STRICT, true);
         assert!(level == Level::Warning && text.ends_with("here opens TCP 11435"), "{text}");
         let open = format!("{STRICT}tcp dport 11435 accept");
