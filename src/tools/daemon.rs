@@ -1,5 +1,6 @@
 //! Finds the running daemon and asks it for its state.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde_json::Value;
@@ -38,15 +39,23 @@ pub(super) fn state(settings: &Settings, target: &str) -> Result<(SocketAddr, Va
     let places = places(settings);
     let mut refusal = None;
     for address in &places {
-        let answer = upstream::fetch(&settings.timing, *address, target);
-        let Ok((status, text)) = answer else { continue };
+        let (status, text) = match upstream::fetch(&settings.timing, *address, target) {
+            Ok(answer) => answer,
+            Err(error) => {
+                let is_late = error.kind() == ErrorKind::TimedOut;
+                refusal = is_late.then(|| format!("{address} doesn't answer in time")).or(refusal);
+                continue;
+            }
+        };
         let json: Value = serde_json::from_str(&text).unwrap_or_default();
         if status == 200 && json.get("version") == Some(&Value::from(1)) {
             return Ok((*address, json));
         }
-        if status == 403 {
-            let why = json.get("error").and_then(Value::as_str).unwrap_or_default();
-            refusal = Some(format!("{address} answers 403: {}", super::table::clean(why)));
+        // What isn't ours has no such path.
+        if !matches!(status, 200 | 404) {
+            let why = json.get("error").and_then(Value::as_str).map(super::table::clean);
+            let why = why.map_or(String::new(), |why| format!(": {why}"));
+            refusal = Some(format!("{address} answers {status}{why}"));
         }
     }
     let places: Vec<String> = places.iter().map(ToString::to_string).collect();
@@ -66,7 +75,37 @@ pub(super) fn state(settings: &Settings, target: &str) -> Result<(SocketAddr, Va
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
     use super::*;
+
+    #[test]
+    fn an_answer_that_refuses_is_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let settings = Settings { listen: vec![address], ..Settings::default() };
+        for (head, body, want) in [
+            ("503 x", "{\"error\":\"too many connections\"}", "503: too many connections"),
+            ("502 x", "<html>", "502"),
+        ] {
+            let length = body.len();
+            let answer = format!("HTTP/1.1 {head}\r\nContent-Length: {length}\r\n\r\n{body}");
+            let error = thread::scope(|scope| {
+                scope.spawn(|| {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    let _ = stream.read(&mut [0; 4096]).unwrap();
+                    stream.write_all(answer.as_bytes()).unwrap();
+                });
+                state(&settings, "/ollana/status").unwrap_err()
+            });
+            assert_eq!(error, format!("{address} answers {want}"));
+        }
+        // Nobody accepts: the system does, and no answer comes.
+        let error = state(&settings, "/ollana/status").unwrap_err();
+        assert_eq!(error, format!("{address} doesn't answer in time"));
+    }
 
     #[test]
     fn it_is_looked_for_where_it_listens() {
