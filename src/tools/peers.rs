@@ -1,5 +1,6 @@
 //! `ollana peers` and `ollana unpair NAME`: the machines that this one is paired with.
 
+use super::table::wrap;
 use super::{print, say, state_dir};
 use crate::cli::Tool;
 use crate::pairing::peers::Peer;
@@ -36,7 +37,8 @@ pub(super) fn remove(tool: &Tool) -> Result<(), String> {
     };
     // Before anything is said: a mark that outlives the keys keeps ollana from starting.
     let unmarked = if left == 0 { marks::set_elsewhere(&dir, false) } else { Ok(()) };
-    say(&format!("{done} any more; a running ollana cuts {whose} connections by itself"));
+    let text = format!("{done} any more; a running ollana cuts {whose} connections by itself");
+    say(&wrap(&text, 80).join("\n"));
     if left == 0 {
         say("No paired machine is left: ollana talks unencrypted to the LAN again. To stop\n\
              that, start it with --unpaired off.");

@@ -126,7 +126,7 @@ impl Plan {
         say(&format!("Ollama moves {to}"));
         for (file, text) in self.written() {
             say(&format!("  write    {file}"));
-            text.lines().for_each(|line| say(&format!("             {line}")));
+            text.lines().for_each(|line| say(&shown_line(line)));
         }
         for file in files().filter(|file| !self.takes && Path::new(file).exists()) {
             say(&format!("  remove   {file}"));
@@ -191,6 +191,11 @@ impl Plan {
         }
         answered
     }
+}
+
+/// A line of a file; the longest names another file.
+fn shown_line(line: &str) -> String {
+    format!("    {line}")
 }
 
 fn drop_in(unit: &str) -> String {
@@ -299,6 +304,17 @@ fn is_confirmed() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_shown_fits_80_columns() {
+        let plan = Plan { takes: true, has_ollama: true, has_ollana: true };
+        let lines = plan
+            .written()
+            .into_iter()
+            .flat_map(|(_, text)| text.lines().map(shown_line).collect::<Vec<String>>());
+        let widest = lines.max_by_key(String::len).unwrap();
+        assert!(widest.len() <= 80 && widest.contains("EnvironmentFile="), "{widest}");
+    }
 
     #[test]
     fn options_that_win_over_variables_are_found() {
