@@ -222,7 +222,8 @@ fn a_port_that_another_program_has() {
     let taken = host.run(|| TcpListener::bind("127.0.0.1:11434")).expect("the port");
     let (code, findings) = doctor(&host, &[]);
     assert_eq!(code, 1, "{findings:#?}");
-    let holder = format!("(process {}), which is neither Ollama nor ollana", std::process::id());
+    let id = std::process::id();
+    let holder = format!("(process {id}), which answers neither as Ollama nor as ollana");
     assert_says(&findings, "wrong ports: 127.0.0.1:11434 is held by", &holder);
     drop(taken);
     let taken = host.run(|| std::net::UdpSocket::bind("0.0.0.0:11436")).expect("the port");

@@ -338,7 +338,11 @@ fn another_program_has_ollamas_port() {
     client.wait_for("cannot listen on 127.0.0.1:11434: address in use");
     let (code, findings) = doctor(&home.client, &["--mode", "client"]);
     assert_eq!(code, 1, "{findings:#?}");
-    assert_says(&findings, "wrong ports: 127.0.0.1:11434 is held by", "neither Ollama nor ollana");
+    assert_says(
+        &findings,
+        "wrong ports: 127.0.0.1:11434 is held by",
+        "neither as Ollama nor as ollana",
+    );
     drop((taken, client));
     let _client = home.join();
 }

@@ -14,9 +14,12 @@ use super::report::{Report, by_system};
 use crate::config::{ModeChoice, OLLAMA_PORT, POOLED_PORT, SERVER_PORT, Settings};
 use crate::net::holders::{Holder, holders};
 use crate::net::{interfaces, names};
+use crate::ollama::version::OllamaVersion;
 use crate::tools::{NAME_TIME, daemon::reached};
 use crate::upstream::describe_io;
 
+/// Older ones answer to any `Host` (CVE-2024-28224).
+const FIRST_WITH_HOST_CHECK: OllamaVersion = OllamaVersion { major: 0, minor: 1, patch: 29 };
 /// A clock before this was never set; seconds since 1970.
 const LEAST_TIME: u64 = 1_767_225_600; // 2026-01-01
 
@@ -164,35 +167,80 @@ pub(super) fn ports(report: &mut Report, settings: &Settings, here: &Here) {
                 report.hint(format!("{address} is free"), "restart ollana, if it should have it");
             }
             Who::Nobody => {}
-            Who::Other if program.is_some_and(|(name, _)| name == "ollana") => report.wrong(
-                format!("{address}: ollana has it{by}, but doesn't answer"),
-                "restart it; its log says more",
-            ),
             Who::Other => {
-                let holder = named(program);
-                let text =
-                    format!("{address} is held by {holder}, which is neither Ollama nor ollana");
-                let fix = format!("stop it, or give ollana another address: {option} ADDR:PORT");
-                if is_wanted { report.wrong(text, fix) } else { report.note(text) }
+                let (text, fix, is_known) = silent(address, program, option);
+                if is_wanted || is_known { report.wrong(text, fix) } else { report.note(text) }
             }
         }
     }
     for place in &here.places {
         if matches!(place.who, Who::Ollama(_) | Who::Ollana) {
-            checks(report, settings, reached(place.address), &place.who);
+            let held = here.holder(place.address).map(|holder| holder.address.ip());
+            checks(report, settings, reached(place.address), &place.who, held);
         }
     }
 }
 
-fn checks(report: &mut Report, settings: &Settings, address: SocketAddr, who: &Who) {
+/// What is said of a program that doesn't answer as Ollama or ollana, what to do, and whether it is one
+/// of them by its name.
+fn silent(
+    address: SocketAddr,
+    program: Option<&(String, u32)>,
+    option: &str,
+) -> (String, String, bool) {
+    let holder = named(program);
+    match program {
+        Some((name, _)) if name == "ollama" || name == "ollana" => (
+            format!("{address}: {holder} has it, but doesn't answer"),
+            "restart it; its log says more".to_owned(),
+            true,
+        ),
+        _ => (
+            format!("{address} is held by {holder}, which answers neither as Ollama nor as ollana"),
+            format!("stop it, or give ollana another address: {option} ADDR:PORT"),
+            false,
+        ),
+    }
+}
+
+/// Says that any `Host` is answered by a program that listens on the address `held`, if that is known.
+/// Ollama asks for none where it listens on more than the loopback, as it does in a container.
+fn any_host(report: &mut Report, address: SocketAddr, who: &Who, held: Option<IpAddr>) {
+    let version = match who {
+        Who::Ollama(version) => OllamaVersion::parse(version),
+        _ => OllamaVersion::default(),
+    };
+    let is_old = version != OllamaVersion::default() && version < FIRST_WITH_HOST_CHECK;
+    let name = if *who == Who::Ollana { "ollana" } else { "Ollama" };
+    let text = format!("{name} at {address} answers to any Host: a web page can reach it");
+    match who {
+        Who::Ollama(_) if is_old => report.warn(text, "update it"),
+        Who::Ollama(_) if held.is_some_and(|ip| !ip.is_loopback()) => report.warn(
+            text + ", since it listens on more than the loopback",
+            "OLLAMA_HOST=127.0.0.1 for it; in Docker: -p 127.0.0.1:11434:11434",
+        ),
+        // A container's port on the loopback alone: that is the best there is.
+        Who::Ollama(_) => report.hint(
+            text + ", as in a container or behind a proxy",
+            "a proxy must keep the Host it was called by; elsewhere: OLLAMA_HOST=127.0.0.1",
+        ),
+        _ => report
+            .warn(text, "update it; a proxy in front of it must keep the Host it was called by"),
+    }
+}
+
+fn checks(
+    report: &mut Report,
+    settings: &Settings,
+    address: SocketAddr,
+    who: &Who,
+    held: Option<IpAddr>,
+) {
     let name = if *who == Who::Ollana { "ollana" } else { "Ollama" };
     let host = ask::get(settings, address, &[(HOST, "rebinding.example")]);
     let has_status = |code: u16| host.as_ref().is_ok_and(|answer| answer.status().as_u16() == code);
     if has_status(200) {
-        report.warn(
-            format!("{name} at {address} answers to any Host: a web page can reach it"),
-            "update it; a proxy in front of it must keep the Host it was called by",
-        );
+        any_host(report, address, who, held);
     }
     let origin = "https://page.example";
     let allows = |answer: Response<String>| {
@@ -241,7 +289,8 @@ pub(super) fn ollama(report: &mut Report, settings: &Settings, here: &Here) {
             report.warn(
                 text + ", past ollana's checks",
                 by_system(
-                    "set OLLAMA_HOST=127.0.0.1 for it (systemctl edit ollama), and restart it",
+                    "set OLLAMA_HOST=127.0.0.1 for it (systemctl edit ollama), and restart it; in Docker \
+                     instead: -p 127.0.0.1:11434:11434",
                     "launchctl setenv OLLAMA_HOST 127.0.0.1, and restart Ollama; in its settings, don't \
                      expose it to the network",
                     "setx OLLAMA_HOST 127.0.0.1, and restart Ollama; in its settings, don't expose it to \
@@ -302,4 +351,53 @@ pub(super) fn surroundings(report: &mut Report, settings: &Settings) {
         );
     }
     report.well(format!("ollana {}, {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::Level;
+    use super::*;
+
+    const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), OLLAMA_PORT);
+
+    #[test]
+    fn an_ollama_that_answers_to_any_host_is_asked_only_for_what_helps() {
+        let said = |who: Who, held: Option<IpAddr>| {
+            let mut report = Report::default();
+            any_host(&mut report, ADDRESS, &who, held);
+            let finding = report.findings.remove(0);
+            (finding.level, finding.fix.unwrap())
+        };
+        let ollama = |version: &str| Who::Ollama(version.to_owned());
+        let loopback = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let all = Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        assert_eq!(said(ollama("0.1.28"), loopback), (Level::Warning, "update it".to_owned()));
+        let (level, fix) = said(ollama("0.13.1"), all);
+        assert!(level == Level::Warning && fix.contains("-p 127.0.0.1:11434:11434"), "{fix}");
+        // Docker's port on the loopback, which may be hidden, and a build without a version.
+        for (version, held) in [("0.13.1", loopback), ("0.13.1", None), ("0.0.0", loopback)] {
+            assert_eq!(said(ollama(version), held).0, Level::Note, "{version} {held:?}");
+        }
+        let (level, fix) = said(Who::Ollana, loopback);
+        assert!(level == Level::Warning && fix.starts_with("update it; a proxy"), "{fix}");
+    }
+
+    #[test]
+    fn an_ollama_that_is_slow_is_not_called_another_program() {
+        for (name, says, is_known) in [
+            ("ollama", "127.0.0.1:11434: ollama (process 7) has it, but doesn't answer", true),
+            ("ollana", "127.0.0.1:11434: ollana (process 7) has it, but doesn't answer", true),
+            (
+                "nginx",
+                "127.0.0.1:11434 is held by nginx (process 7), which answers neither as Ollama nor \
+                 as ollana",
+                false,
+            ),
+        ] {
+            let (text, fix, known) = silent(ADDRESS, Some(&(name.to_owned(), 7)), "--listen");
+            assert_eq!((text.as_str(), known), (says, is_known));
+            assert_eq!(fix.starts_with("restart it"), is_known, "{fix}");
+        }
+        assert!(silent(ADDRESS, None, "--listen").0.contains("root sees which"));
+    }
 }
