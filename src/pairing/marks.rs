@@ -87,6 +87,11 @@ pub(super) fn lost(state_dir: &Path) -> Option<String> {
     Some(format!("this machine is paired, and its keys are in {other}; name it with --state-dir"))
 }
 
+/// Whether the configuration tells of keys. Everybody may read that, and the keys only their owner.
+pub(crate) fn is_marked(state_dir: &Path) -> bool {
+    elsewhere(state_dir).is_some_and(|mark| listed(&mark).is_ok_and(|dirs| !dirs.is_empty()))
+}
+
 /// Marks or unmarks the state directory, as there are keys in it or none.
 pub(super) fn set(state_dir: &Path, has_keys: bool) -> io::Result<()> {
     let mark = state_dir.join(MARK);

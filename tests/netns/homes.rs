@@ -189,7 +189,7 @@ fn the_server_is_off() {
     let (_ollama, _server) = home.serve();
     let _client = home.join();
     home.server.part("eth0");
-    let of_doctor = "is off, asleep, or has another address: no network card answers";
+    let of_doctor = "is off, asleep, or has another address, or the Wi-Fi keeps machines apart";
     home.says([of_doctor, "h1 is down: ", "no Ollama server is ready (h1 (10.80.0.1:11435): "]);
     home.server.rejoin("eth0");
     home.is_mended();

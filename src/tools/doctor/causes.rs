@@ -29,7 +29,7 @@ enum Port {
 }
 
 /// What was found out about a server that can't be used.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Evidence {
     /// The port where it should be.
     own: Port,
@@ -63,6 +63,11 @@ impl Evidence {
             Port::Silent | Port::NoWay => is_on(address),
         };
         Evidence { own, has_ollana, has_ollama, is_on, refusal }
+    }
+
+    /// Whether it answers only machines whose key it has. The check's `reason` says so, too.
+    pub(super) fn wants_pairing(&self, reason: &str) -> bool {
+        self.refusal.as_deref() == Some("unpaired") || reason.contains("ollana pair")
     }
 
     /// Of the server called `label`, whose check found `reason`, and which answered over UDP or not.
@@ -126,9 +131,11 @@ impl Evidence {
                 ),
                 Some(false) => (
                     format!(
-                        "{label} is off, asleep, or has another address: no network card answers"
+                        "{label} is off, asleep, or has another address, or the Wi-Fi keeps machines \
+                         apart: no network card answers"
                     ),
-                    "switch it on; asleep: --wake; with another address: --server its host name"
+                    "switch it on; asleep: --wake; with another address: --server its host name; \
+                     Wi-Fi: turn its client isolation off, or leave its guest network"
                         .to_owned(),
                 ),
                 None => (

@@ -81,9 +81,22 @@ impl Running {
         }
     }
 
-    /// Whether the daemon has keys that this command can't read. If so, says that too: without a
-    /// key, paired machines are silent or refuse us.
-    pub(super) fn hides_keys(&self, report: &mut Report, keyring: &Keyring) -> bool {
+    /// Whether the daemon has keys that this command can't read, or, where none runs, would have:
+    /// `are_hidden` tells that a service's keys are root's to see. If so, says that too: without a key,
+    /// paired machines are silent or refuse us.
+    pub(super) fn hides_keys(
+        &self,
+        report: &mut Report,
+        keyring: &Keyring,
+        are_hidden: bool,
+    ) -> bool {
+        if self.0.is_null() && are_hidden {
+            report.hint(
+                "this machine is paired, and only root may read its keys",
+                "sudo ollana doctor",
+            );
+            return true;
+        }
         let known = keyring.keys().len() as f64;
         let keys = number(&self.0["machine"], "keys");
         if keys <= known {
@@ -188,6 +201,23 @@ mod tests {
             let running = Running(json!({ "machine": { "discovery": told } }));
             assert_eq!(running.settings(&tool).discovery_port, want, "{option} {told}");
         }
+    }
+
+    #[test]
+    fn keys_that_only_root_may_read_are_told_of_where_no_daemon_tells() {
+        let none = Keyring::none();
+        let hides = |running: Running, are_hidden: bool| {
+            let mut report = Report::default();
+            let hides = running.hides_keys(&mut report, &none, are_hidden);
+            assert!(report.is_well());
+            (hides, report.findings.into_iter().map(|finding| finding.text).collect::<String>())
+        };
+        let running = |keys: u32| Running(json!({ "machine": { "keys": keys } }));
+        let root = "this machine is paired, and only root may read its keys";
+        assert_eq!(hides(Running::default(), true), (true, root.to_owned()));
+        assert_eq!(hides(Running::default(), false), (false, String::new()));
+        assert_eq!(hides(running(0), true), (false, String::new()));
+        assert!(hides(running(1), true).1.starts_with("of ollana's keys (1)"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::ask;
 use super::causes::Evidence;
 use super::local::Here;
-use super::report::Report;
+use super::report::{Report, by_system};
 use super::running::Running;
 use crate::config::{ServerName, Settings};
 use crate::discovery::scan::{Answer, Scan};
@@ -24,17 +24,15 @@ use crate::net::names;
 use crate::ollama::version::OllamaVersion;
 use crate::pairing::identity::Identity;
 use crate::pairing::keyring::Keyring;
-use crate::pairing::noise::Key;
+use crate::pairing::marks;
 use crate::system;
-use crate::tools::{NAME_TIME, SERVICE_DIR};
+use crate::tools::{NAME_TIME, SERVICE_DIR, state_dir};
 use crate::upstream::Check;
 use crate::upstream::Upstream;
 use crate::upstream::{CheckResult, CheckTime, Target};
 
 /// Most servers that are asked.
 const MOST: usize = 32;
-/// Most keys that probes are sent with.
-const KEYS: usize = 4;
 /// The name of lanes to one server alone.
 const DIRECT: &str = "itself";
 
@@ -71,7 +69,7 @@ pub(super) fn look(
     running: &Running,
 ) {
     let subnets = Subnets::now();
-    let is_blind = running.hides_keys(report, keyring);
+    let is_blind = running.hides_keys(report, keyring, are_keys_hidden(settings));
     let is_own =
         |ip: IpAddr| ip.is_loopback() || interfaces.iter().any(|one| IpAddr::V4(one.address) == ip);
     let mut servers = known(report, settings, running);
@@ -119,7 +117,8 @@ pub(super) fn look(
             | CheckResult::Silent(reason) => {
                 // What it says itself is told below.
                 if notices.iter().all(|notice| notice.from != server.address.ip()) {
-                    server.judge_unusable(report, udp, reason, &subnets, works);
+                    let is_needed = here.is_client && !works;
+                    server.judge_unusable(report, udp, reason, &subnets, is_needed, is_blind);
                 }
             }
             CheckResult::Void => report.note(format!("{label} could not be asked")),
@@ -178,7 +177,7 @@ fn probe(
         let IpAddr::V4(ip) = server.address.ip() else { return None };
         Lane::open(&Interface::new(DIRECT, Ipv4Addr::UNSPECIFIED, ip), port).ok()
     }));
-    let keys: Vec<Key> = keyring.keys().into_iter().take(KEYS).collect();
+    let keys = keyring.keys();
     let own = Identity(system::random().unwrap_or_default());
     let mut scan = Scan::new(&lanes, own, &keys, DOCTOR);
     let answers = scan.by_ref().filter(|answer| answer.identity.is_some()).collect();
@@ -189,11 +188,24 @@ fn probe(
         match error.kind() {
             ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => report.wrong(
                 format!("{name} is down: nothing leaves through it"),
-                format!("look at its cable or Wi-Fi, then: ip link set {name} up"),
+                by_system(
+                    "look at its cable or Wi-Fi, then: ip link set NAME up",
+                    "look at its cable or Wi-Fi, then: sudo ifconfig NAME up",
+                    "look at its cable or Wi-Fi",
+                )
+                .replace("NAME", &name),
+            ),
+            ErrorKind::HostUnreachable if cfg!(target_os = "macos") => report.wrong(
+                format!("macOS lets no probe out through {name}"),
+                "System Settings > Privacy & Security > Local Network: allow ollana, or the terminal",
             ),
             _ => report.warn(
                 format!("a probe through {name} can't be sent: {error}"),
-                "look at this machine's firewall and at the interface: ip address",
+                by_system(
+                    "look at this machine's firewall and at the interface: ip address",
+                    "look at this machine's firewall and at the interface: ifconfig",
+                    "look at this machine's firewall and at the interface: ipconfig",
+                ),
             ),
         }
     }
@@ -243,7 +255,8 @@ impl Server {
             text += &format!(", UDP {}", ms(answer.round_trip));
         }
         match (&self.broadcast, &self.direct) {
-            _ if udp == 0 => report.well(text),
+            // No probe goes over IPv6, nor through a tunnel of SSH, which ends on the loopback.
+            _ if udp == 0 || self.address.is_ipv6() || ip.is_loopback() => report.well(text),
             (Some(Answer { interface, .. }), _) => {
                 report.well(format!("{text}, found through {interface}"));
             }
@@ -262,26 +275,36 @@ impl Server {
         }
     }
 
-    /// `works` tells whether another server can be used.
+    /// `is_needed` tells whether this machine wants a server and has no other; `is_blind`, whether ollana
+    /// here has keys that this command can't read.
     fn judge_unusable(
         &self,
         report: &mut Report,
         udp: u16,
         reason: &str,
         subnets: &Subnets,
-        works: bool,
+        is_needed: bool,
+        is_blind: bool,
     ) {
         let Some(evidence) = &self.evidence else { return };
         let answers = (self.direct.is_some() || self.broadcast.is_some()).then_some(udp);
         let label = self.label();
         let (text, fix) = evidence.diagnose((&label, self.address), reason, answers, subnets);
-        match (&self.origin, works) {
-            // Others do its work.
-            (Origin::Remembered, true) => report.note(text),
-            (Origin::Remembered, false) => report.warn(text, fix),
+        match (&self.origin, is_needed) {
+            _ if is_blind && evidence.wants_pairing(reason) => {
+                report.hint(text, "sudo ollana doctor, which sees the keys of this machine");
+            }
+            (Origin::Remembered, false) => report.note(text),
+            (Origin::Remembered, true) => report.warn(text, fix),
             _ => report.wrong(text, fix),
         }
     }
+}
+
+/// Whether a service of this machine is paired, and only root may read its keys.
+fn are_keys_hidden(settings: &Settings) -> bool {
+    let dir = SERVICE_DIR.map(Path::new).filter(|_| state_dir(settings).is_err());
+    dir.is_some_and(marks::is_marked)
 }
 
 /// The servers named by an option, those that ollana found here, and those of the last run.
@@ -387,6 +410,7 @@ fn skew(report: &mut Report, servers: &[Server]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::report::Level;
     use super::*;
 
     #[test]
@@ -416,5 +440,51 @@ mod tests {
         report.about("servers");
         server.judge_usable(&mut report, 11436, "0.13.1", ms(20.4));
         assert_eq!(report.text(false), shown);
+    }
+
+    fn judged(server: &Server) -> Level {
+        let mut report = Report::default();
+        server.judge_usable(&mut report, 11436, "0.13.1", Duration::ZERO);
+        report.findings[0].level
+    }
+
+    /// Probes are IPv4's, and no tunnel of SSH carries them.
+    #[test]
+    fn where_no_probe_goes_its_silence_is_no_fault() {
+        for (address, want) in [
+            ("10.77.0.1:11435", Level::Warning),
+            ("[fe80::1%1]:11435", Level::Well),
+            ("127.0.0.1:9000", Level::Well),
+        ] {
+            let server = Server {
+                is_on_link: true,
+                is_encrypted: Some(false),
+                http: CheckResult::Unreached(String::new()),
+                ..Server::new(address.parse().unwrap(), "x", Origin::Named)
+            };
+            assert_eq!(judged(&server), want, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_for_want_of_a_key_is_no_fault_of_one_who_cannot_read_it() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let evidence = Evidence::gather(&Settings::default(), address);
+        for (reason, is_needed, is_blind, want) in [
+            ("the key is another; run 'ollana pair'", true, true, Level::Note),
+            ("the key is another; run 'ollana pair'", true, false, Level::Warning),
+            ("connection refused", true, true, Level::Warning),
+            // A server was a client once, and remembers.
+            ("connection refused", false, false, Level::Note),
+        ] {
+            let server = Server {
+                evidence: Some(evidence.clone()),
+                ..Server::new(address, "x", Origin::Remembered)
+            };
+            let mut report = Report::default();
+            let subnets = Subnets::now();
+            server.judge_unusable(&mut report, 11436, reason, &subnets, is_needed, is_blind);
+            assert_eq!(report.findings[0].level, want, "{reason} {is_needed} {is_blind}");
+        }
     }
 }
