@@ -9,7 +9,8 @@
 //!
 //! They need root and `ip` (some also `nft`); elsewhere they say so once and pass. Each test has
 //! hosts of its own, so they run side by side. What a fault may cost is in the constants of
-//! [`netns::watch`]; a test allows twice that and prints what it measured (`make netns`).
+//! [`netns::watch`]; a test prints what it measured and allows twice that and 5 s for a busy machine,
+//! with `OLLANA_STRICT` set, as `make netns` does, twice that only.
 #![cfg(target_os = "linux")]
 
 mod support;

@@ -43,7 +43,7 @@ fn pair(lan: &mut Lan) -> Pair {
     takes("both found", limits::FOUND, || (client_daemon.count("server up ") == 2).then_some(()));
     let held = send(&client, "POST", "/v1/audio/transcriptions", "{}").expect("sent");
     let reached = |server: &Server| server.ollama.requests("/v1/audio/transcriptions") == 1;
-    let (one_is_busy, _) = until("the held request at a server", Duration::from_secs(2), || {
+    let (one_is_busy, _) = until("the held request at a server", Duration::from_secs(20), || {
         (reached(&one) || reached(&other)).then(|| reached(&one))
     });
     let (used, other) = if one_is_busy { (other, one) } else { (one, other) };
@@ -81,7 +81,7 @@ fn an_answer_that_has_not_begun_comes_from_another_server() {
     other.ollama.release(0);
     let call = send(&client, "POST", "/api/chat", "{\"model\":\"m\"}").expect("sent");
     let reached = |server: &Server| (server.ollama.requests("/api/chat") == 1).then_some(());
-    until("the request at the server", Duration::from_secs(2), || reached(&used));
+    until("the request at the server", Duration::from_secs(20), || reached(&used));
     used.daemon.kill();
     let what = "killed before the first byte to the other server";
     let other_reached = || (other.ollama.requests("/api/chat") == 1).then_some(());
@@ -106,7 +106,7 @@ fn what_must_not_be_repeated_fails_once() {
     )
     .expect("sent");
     call.upload(&[7; 100_000]).expect("sent");
-    until("the upload at the server", Duration::from_secs(2), || {
+    until("the upload at the server", Duration::from_secs(20), || {
         (used.ollama.received() >= 100_000).then_some(())
     });
     used.daemon.kill();

@@ -25,7 +25,7 @@ fn setting(lan: &mut Lan) -> Setting {
 
 /// Waits until Ollama's socket is closed and judges how long that took since `start`.
 pub(super) fn closed(ollama: &Ollama, what: &str, start: Instant) {
-    let (left, _) = until(what, Duration::from_secs(5), || ollama.left().filter(|at| *at > start));
+    let (left, _) = until(what, Duration::from_secs(20), || ollama.left().filter(|at| *at > start));
     judge(what, left - start, limits::HUNG_UP);
 }
 
@@ -37,7 +37,7 @@ fn while_waiting_for_the_first_token() {
     for round in 1..=3 {
         let call = send(&client, "POST", "/api/chat", "{}").expect("sent");
         let reached = || (ollama.requests("/api/chat") == round).then_some(());
-        until("the request at Ollama", Duration::from_secs(2), reached);
+        until("the request at Ollama", Duration::from_secs(20), reached);
         let start = Instant::now();
         call.hang_up();
         closed(&ollama, "hang-up while waiting", start);
@@ -69,7 +69,7 @@ fn while_uploading() {
         let mut call = open(&client, address, "POST", target, 50_000_000).expect("sent");
         call.upload(&[7; 1_000_000]).expect("sent");
         let arrived = || (ollama.received() >= round * 900_000).then_some(());
-        until("the upload at Ollama", Duration::from_secs(5), arrived);
+        until("the upload at Ollama", Duration::from_secs(20), arrived);
         let start = Instant::now();
         call.hang_up();
         closed(&ollama, "hang-up while uploading", start);

@@ -24,7 +24,7 @@ pub(crate) const TOKENS: usize = 4;
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 
 /// How long a program that is started tries to get its port.
-const START: Duration = Duration::from_millis(200);
+const START: Duration = Duration::from_secs(3);
 
 /// A running stand-in; stopped when it is dropped.
 pub(crate) struct Ollama {

@@ -74,7 +74,7 @@ fn streams(client: &Host, ollama: &Ollama) {
         let before = ollama.requests("/api/chat");
         let call = chat();
         let reached = || (ollama.requests("/api/chat") > before).then_some(());
-        until("the request at Ollama", Duration::from_secs(2), reached);
+        until("the request at Ollama", Duration::from_secs(20), reached);
         let start = Instant::now();
         call.hang_up();
         closed(ollama, "hang-up while waiting", start);
