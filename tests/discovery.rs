@@ -72,6 +72,16 @@ fn wait_up(daemon: &Daemon) {
     eventually("the server to be found", || daemon.presence().is_up().then_some(()));
 }
 
+/// Announces a server on this port in answer to one probe after the other until the client has it: an
+/// answer that comes after some more probes is void.
+fn announce_until_up(discovery: &UdpSocket, client: &Daemon, http_port: u16) {
+    eventually("the server to be found", || {
+        let (probe, from) = receive(discovery, "a probe of the client");
+        discovery.send_to(&datagram(ANNOUNCE, &probe[NONCE], http_port, 80), from).unwrap();
+        client.presence().is_up().then_some(())
+    });
+}
+
 #[test]
 fn a_server_is_found_at_once() {
     let fake = Ollama::with(&["m"]);
@@ -212,9 +222,7 @@ fn an_announcement_counts_only_for_one_of_the_last_probes() {
     assert!(!client.presence().is_up(), "a forged announcement was believed");
     assert_eq!(fake.look(|state| state.checks), 0, "a forged announcement was followed");
     // The same announcement with the right nonce is.
-    let (probe, from) = receive(&discovery, "a probe of the client");
-    discovery.send_to(&datagram(ANNOUNCE, &probe[NONCE], http_port, 80), from).unwrap();
-    wait_up(&client);
+    announce_until_up(&discovery, &client, http_port);
     assert_eq!(Client::connect(client.addresses()[0]).get(MODEL).status(), 200);
 }
 
@@ -235,9 +243,7 @@ fn an_announcement_only_proposes() {
         }
     }
     assert!(!client.presence().is_up());
-    let (probe, from) = receive(&discovery, "a probe of the client");
-    discovery.send_to(&datagram(ANNOUNCE, &probe[NONCE], other.address.port(), 80), from).unwrap();
-    wait_up(&client);
+    announce_until_up(&discovery, &client, other.address.port());
 }
 
 #[test]
@@ -268,9 +274,7 @@ fn neither_goodbye_nor_silence_take_out_a_server_that_answers() {
     let mut settings = seeking(discovery.local_addr().unwrap().port());
     settings.timing.health_interval = Duration::from_millis(100);
     let client = Daemon::start(&settings).unwrap();
-    let (probe, from) = receive(&discovery, "a probe of the client");
-    discovery.send_to(&datagram(ANNOUNCE, &probe[NONCE], fake.address.port(), 80), from).unwrap();
-    wait_up(&client);
+    announce_until_up(&discovery, &client, fake.address.port());
     for _ in 0..5 {
         let (probe, from) = receive(&discovery, "a probe of the client");
         discovery
