@@ -4,12 +4,14 @@ use std::net::Shutdown;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use ollana::config::ModeChoice;
+
 use crate::support::{
-    Answer, Call, Chain, Client, End, Fake, Gate, Ollama, Way, World, chunk, eventually, post,
-    queues,
+    Answer, Call, Chain, Client, End, Fake, Gate, Ollama, PATIENCE, Way, World, chunk, eventually,
+    post, queues, soon,
 };
 
-/// The promise is 100 ms; this allows for a busy machine.
+/// The promise is 100 ms; one of three attempts keeps to this on a busy machine too.
 const SOON: Duration = Duration::from_millis(500);
 
 /// What an Ollama was asked last: its method and target. The answer must be the one that it gave.
@@ -86,16 +88,17 @@ fn half_closed_work_is_cancelled() {
                 call.hang();
             });
             let chain = way.to(&fake);
-            let mut client = chain.connect();
-            client.send(post(target, "{\"model\":\"m\"}"));
-            fake.whole_request(0);
-            let start = Instant::now();
-            client.stream.shutdown(Shutdown::Write).expect("a half-close");
-            let (at, _) = fake.closed(0);
-            let took = at.saturating_duration_since(start);
-            assert!(took < SOON, "{way:?} {target}: closed only after {took:?}");
-            let (answer, _) = client.read_to_close();
-            assert!(answer.is_empty(), "{way:?} {target}: {answer:?}");
+            soon(&format!("{way:?} {target}: closed"), SOON, || {
+                let (mut client, number) = (chain.connect(), fake.count());
+                client.send(post(target, "{\"model\":\"m\"}"));
+                fake.whole_request(number);
+                let start = Instant::now();
+                client.stream.shutdown(Shutdown::Write).expect("a half-close");
+                let (at, _) = fake.closed(number);
+                let (answer, _) = client.read_to_close();
+                assert!(answer.is_empty(), "{way:?} {target}: {answer:?}");
+                at.saturating_duration_since(start)
+            });
         }
     }
 }
@@ -138,32 +141,40 @@ fn half_closing_clients_are_served_as_ollama_serves_them() {
 /// The kernel tells of the end although bytes in front of it are unread, because the Ollama is slow.
 #[test]
 fn a_half_closed_upload_arrives_whole() {
-    const PIECE: usize = 40 << 10;
     for way in Way::ALL {
-        let gate = Gate::new();
-        let held = gate.clone();
-        let fake = Fake::unlike_ollama(move |call| {
-            call.wait(&held, "the half-close to be seen");
-            call.read_body();
-            call.answer("201 Created", "text/plain", "");
-        });
-        let chain = way.to(&fake);
-        let mut client = chain.connect();
-        client.send("POST /api/blobs/sha256:00 HTTP/1.1\r\nHost: localhost\r\n");
-        client.send("Transfer-Encoding: chunked\r\n\r\n");
-        // What fits into the buffers on the way depends on the kernel: it gets more until some is left.
-        let mut size = 0;
-        while !are_unread(&client) {
-            client.send(chunk("x".repeat(PIECE)));
-            size += PIECE;
-        }
-        client.send("0\r\n\r\n");
-        client.stream.shutdown(Shutdown::Write).expect("a half-close");
-        assert!(are_unread(&client), "{way:?}: {size}");
-        gate.open();
-        assert_eq!(client.answer_to("POST").status(), 201, "{way:?} {size}");
-        assert_eq!(fake.request(0).body.len(), size, "{way:?}");
+        // A daemon that didn't run for a while only looked as if it had no room.
+        let was_in_front = (0..5).any(|_| half_closes_behind_unread(way));
+        assert!(was_in_front, "{way:?}: all was read each time");
     }
+}
+
+/// Whether something was unread when the client's end came.
+fn half_closes_behind_unread(way: Way) -> bool {
+    const PIECE: usize = 40 << 10;
+    let gate = Gate::new();
+    let held = gate.clone();
+    let fake = Fake::unlike_ollama(move |call| {
+        assert!(held.wait_for(3 * PATIENCE), "the half-close was awaited in vain");
+        call.read_body();
+        call.answer("201 Created", "text/plain", "");
+    });
+    let chain = way.to(&fake);
+    let mut client = chain.connect();
+    client.send("POST /api/blobs/sha256:00 HTTP/1.1\r\nHost: localhost\r\n");
+    client.send("Transfer-Encoding: chunked\r\n\r\n");
+    // What fits into the buffers on the way depends on the kernel: it gets more until some is left.
+    let mut size = 0;
+    while !are_unread(&client) {
+        client.send(chunk("x".repeat(PIECE)));
+        size += PIECE;
+    }
+    client.send("0\r\n\r\n");
+    client.stream.shutdown(Shutdown::Write).expect("a half-close");
+    let was_in_front = are_unread(&client);
+    gate.open();
+    assert_eq!(client.answer_to("POST").status(), 201, "{way:?} {size}");
+    assert_eq!(fake.request(0).body.len(), size, "{way:?}");
+    was_in_front
 }
 
 /// Whether the daemon leaves bytes of this client unread, once all have gone as far as they go. An end
@@ -175,7 +186,7 @@ fn are_unread(client: &Client) -> bool {
         if now != last {
             (last, since) = (now, Instant::now());
         }
-        let is_settled = now.1 == 0 || since.elapsed() > Duration::from_millis(100);
+        let is_settled = now.1 == 0 || since.elapsed() > Duration::from_secs(1);
         is_settled.then_some(now.0 == 0 && now.1 > 1)
     })
 }
@@ -191,14 +202,16 @@ fn a_read_for_nobody_ends() {
         let start = Instant::now();
         let client = half_closing(chain.address(), "GET /v1/models/m HTTP/1.0\r\n\r\n");
         let (at, _) = fake.closed(0);
-        assert!(at - start < Duration::from_secs(2), "{way:?}: after {:?}", at - start);
+        assert!(at - start < Duration::from_secs(10), "{way:?}: after {:?}", at - start);
         drop(client);
         // A reset says at once that nobody waits.
-        let mut client = chain.connect();
-        client.send("GET /v1/models/m HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        fake.request(1);
-        let left = client.reset();
-        assert!(fake.closed(1).0.saturating_duration_since(left) < SOON, "{way:?}");
+        soon(&format!("{way:?}: closed"), SOON, || {
+            let (mut client, number) = (chain.connect(), fake.count());
+            client.send("GET /v1/models/m HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            fake.request(number);
+            let left = client.reset();
+            fake.closed(number).0.saturating_duration_since(left)
+        });
     }
 }
 
@@ -328,7 +341,10 @@ fn an_empty_line_begins_no_request() {
     let fake = Ollama::with(&["m"]);
     for way in Way::ALL {
         let chain = way.with(&fake, |settings| {
-            settings.timing.head_timeout = Duration::from_millis(100);
+            // Behind the front, no client is late on purpose.
+            if way == Way::OneHop || settings.mode == ModeChoice::Client {
+                settings.timing.head_timeout = Duration::from_millis(100);
+            }
         });
         for stray in ["\r\n", "\n", "\r"] {
             let mut client = chain.connect();

@@ -71,6 +71,17 @@ pub fn eventually<T>(awaited: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Tries up to three times whether something takes less than `limit`: a busy machine delays one of
+/// them, and a daemon that waits for the wrong thing all. None may take really long.
+pub fn soon(what: &str, limit: Duration, mut attempt: impl FnMut() -> Duration) {
+    let is_soon = (0..3).any(|_| {
+        let took = attempt();
+        assert!(took < Duration::from_secs(5), "{what}: only after {took:?}");
+        took < limit
+    });
+    assert!(is_soon, "{what}: three times not within {limit:?}");
+}
+
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
