@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Signal};
 use socket2::{Domain, Socket, Type};
-use support::{Client, End, Fake, Gate, Process, eventually, ndjson};
+use support::{Client, End, Fake, Gate, PATIENCE, Process, eventually, ndjson};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 /// What a machine with other tests at the same time may take; `make faults` allows twice the limit.
@@ -75,7 +75,8 @@ fn streaming(gate: &Gate) -> Fake {
         }
         call.send(ndjson());
         call.send_chunk("{\"a\":1}\n");
-        if held.wait() {
+        // From the first of five hundred streams to the last one's beginning.
+        if held.wait_for(3 * PATIENCE) {
             call.send_chunk("{\"a\":2}\n");
             call.send("0\r\n\r\n");
         }

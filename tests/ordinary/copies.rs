@@ -1,7 +1,7 @@
 //! Models that are copied from another machine exactly (`X-Ollana-Copy`), without any registry.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use ollana::config::{ModeChoice, ServerName};
@@ -405,9 +405,10 @@ fn a_donor_that_knows_a_blob_by_its_manifest_alone_is_reminded() {
 
 #[test]
 fn a_donor_that_gives_to_others_is_waited_for() {
-    let (package, start) = (package(1), Instant::now());
+    let (package, asked) = (package(1), OnceLock::new());
     let is_busy = move |call: &mut Call<'_>| {
-        let is_busy = call.target().contains("blobs") && start.elapsed() < Duration::from_secs(4);
+        let since = || asked.get_or_init(Instant::now).elapsed();
+        let is_busy = call.target().contains("blobs") && since() < Duration::from_secs(4);
         is_busy.then(|| call.answer("503 Service Unavailable", "application/json", "{}")).is_some()
     };
     let gives = |call: &mut Call<'_>, bytes: &[u8]| assert!(call.send(bytes));

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, Once, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ use socket2::SockRef;
 use super::call::{Call, read};
 use super::http::Head;
 use super::ollama::{World, checked};
-use super::system::sees_shutdown;
+use super::system::{raise_descriptors, sees_shutdown};
 use super::{PATIENCE, lock};
 
 /// How a connection ended.
@@ -98,6 +98,8 @@ impl Fake {
         checks: impl Fn(&Head) -> Option<Vec<u8>> + Send + Sync + 'static,
         script: impl Fn(&mut Call<'_>) + Send + Sync + 'static,
     ) -> Self {
+        static RAISED: Once = Once::new();
+        RAISED.call_once(raise_descriptors);
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind a fake Ollama");
         let shared = Arc::new(Shared {
             checks: Box::new(checks),

@@ -148,7 +148,7 @@ pub(super) fn queues_of(local: SocketAddrV4, remote: SocketAddrV4) -> (usize, us
 mod unix {
     use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 
-    use rustix::process::{Pid, kill_process};
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, kill_process, setrlimit};
 
     use super::*;
 
@@ -162,6 +162,13 @@ mod unix {
 
     /// Of an ollana that is told a second time to end, by [`Signal::TERM`]; so a shell names a death by it.
     pub const SECOND_TERM_CODE: i32 = 128 + 15;
+
+    /// Lets this program have as many descriptors as it may: a crowd needs more than the 1,024 of many
+    /// shells.
+    pub fn raise_descriptors() {
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    }
 
     pub fn send_signal(child: &Child, signal: Signal) {
         kill_process(Pid::from_child(child), signal).expect("send a signal");
@@ -242,6 +249,8 @@ mod windows {
         pub const HUP: Signal = Signal("");
         pub const KILL: Signal = Signal("kill");
     }
+
+    pub fn raise_descriptors() {}
 
     /// By `scripts/windows/console.c`, which `make windows` builds.
     pub fn send_signal(child: &Child, signal: Signal) {
