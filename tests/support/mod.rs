@@ -44,7 +44,7 @@ pub use ollama::{
     World,
     sha256, //
 };
-pub use process::{Process, free_tcp_port, free_udp_port, unread};
+pub use process::{Process, free_tcp_port, free_udp_port, state_dir, unread};
 pub use random::{Random, Sum};
 pub use registry::{Registry, Shelf};
 pub use seeds::{Agenda, number, run_all, shown};

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -18,6 +19,11 @@ pub fn free_tcp_port() -> SocketAddr {
 pub fn free_udp_port() -> u16 {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a free UDP port");
     socket.local_addr().expect("local address").port()
+}
+
+/// Where programs keep their state that are told nothing else; not those of another run of the tests.
+pub fn state_dir() -> PathBuf {
+    std::env::temp_dir().join(format!("ollana-tests-{}", std::process::id()))
 }
 
 /// An output whose reader has left, as that of `| head -0`.
@@ -77,7 +83,7 @@ impl Process {
         let path = std::env::var_os("PATH").unwrap_or_default();
         command.args(arguments.split_whitespace());
         clear_environment(with_signals(&mut command)).env("PATH", path);
-        command.env("OLLANA_STATE_DIR", std::env::temp_dir().join("ollana-tests"));
+        command.env("OLLANA_STATE_DIR", state_dir());
         // Tests must not keep the machine that they run on from its sleep.
         command.env("OLLANA_KEEP_AWAKE", "off");
         command.envs(variables.iter().copied());
