@@ -13,7 +13,7 @@ use support::{
 
 const SHORT: Duration = Duration::from_millis(300);
 /// Deadlines are late by no more than this.
-const SLACK: Duration = Duration::from_secs(1);
+const SLACK: Duration = Duration::from_secs(4);
 
 fn short(set: fn(&mut Settings) -> &mut Duration) -> impl Fn(&mut Settings) {
     move |settings| *set(settings) = SHORT
@@ -54,7 +54,7 @@ fn a_slow_head_is_cut() {
         let mut client = chain.connect();
         client.stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let start = Instant::now();
-        let heard = (0..100).any(|_| {
+        let heard = (0..500).any(|_| {
             client.try_send("x");
             client.stream.peek(&mut [0]).is_ok()
         });
@@ -255,7 +255,9 @@ fn an_ollama_that_stops_reading_is_given_up() {
 
 #[test]
 fn a_long_silence_of_the_ollama_is_no_matter() {
-    // A cold model takes minutes to load; every other deadline is shorter than this silence.
+    // A cold model takes minutes to load; every other deadline is shorter than this silence, and longer
+    // than what a busy machine takes for the rest.
+    const SHORT: Duration = Duration::from_secs(1);
     for way in Way::ALL {
         let fake = Fake::unlike_ollama(|call| {
             call.read_body();

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use support::{Call, Chain, Client, End, Fake, Gate, INFERENCE, Ollama, Way, World, chunk};
 
-/// The promise is 200 ms; this allows for a busy machine.
-const SOON: Duration = Duration::from_secs(1);
+/// The promise is 200 ms; this allows for a busy machine. Nothing else ends such a wait for minutes.
+const SOON: Duration = Duration::from_secs(4);
 
 /// A request for a stream in the words of every API.
 const STREAM: &str = r#"{"model":"m","prompt":"a","input":"a","max_tokens":5,"stream":true,

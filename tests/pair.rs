@@ -377,7 +377,7 @@ fn silent_connections_hold_nobody_up() {
         println!("{connections}: {} ms, {} renewed", took.as_millis(), silence.end());
         assert_eq!(said.code, Some(i32::from(connections == 50)), "{said:?}");
         assert!(!said.err.contains("cannot pair"), "{said:?}");
-        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert!(took < Duration::from_secs(10), "{took:?}");
     }
     let shown = shown.end();
     assert_eq!(shown.code, Some(0), "{shown:?}");

@@ -259,7 +259,7 @@ fn who_repeats_a_handshake_is_cut_off_soon() {
     let fake = fake(1);
     let mut settings = server_settings(fake.address);
     settings.key_file = Some(key_file());
-    settings.timing.head_timeout = Duration::from_millis(100);
+    settings.timing.head_timeout = Duration::from_secs(1);
     let server = start(&settings);
     let secret = std::fs::read_to_string(key_file()).expect("a secret");
     let key = ollana::pairing::peers::parse_secret(&secret).expect("a key");

@@ -93,14 +93,14 @@ fn who_leaves_while_waiting_is_forgotten() {
             (chain.front().connections() == 1).then_some(())
         });
         println!("{way:?}: let go after {} ms", start.elapsed().as_millis());
-        assert!(start.elapsed() < SOON, "{way:?}: let go only after {:?}", start.elapsed());
+        assert!(start.elapsed() < 4 * SOON, "{way:?}: let go only after {:?}", start.elapsed());
         let mut patient = chain.connect();
         patient.send(request("POST", "/api/chat", ASKED));
         gate.open();
         assert_answers(&holder.answer_to("POST"), HOLD, way);
         let freed = Instant::now();
         assert_answers(&patient.answer_to("POST"), "/api/chat", way);
-        assert!(freed.elapsed() < SOON, "{way:?}: served only after {:?}", freed.elapsed());
+        assert!(freed.elapsed() < 4 * SOON, "{way:?}: served only after {:?}", freed.elapsed());
         assert_eq!(fake.count(), 2, "{way:?}: somebody who had left was served");
     }
 }
@@ -122,7 +122,7 @@ fn who_waits_too_long_is_told() {
         assert!(answer.head.has("retry-after"), "{way:?}");
         assert!(answer.json()["error"]["message"].is_string(), "{way:?}: {}", answer.text());
         let took = start.elapsed();
-        assert!(took >= Duration::from_millis(300) && took < 2 * SOON, "{way:?}: after {took:?}");
+        assert!(took >= Duration::from_millis(300) && took < 5 * SOON, "{way:?}: after {took:?}");
         gate.open();
         assert_answers(&holder.answer_to("POST"), HOLD, way);
     }

@@ -106,23 +106,25 @@ fn the_watchdog_is_fed_while_it_works() {
     let fake = fake();
     let process = Process::with_env(
         &arguments(&fake),
-        &[("NOTIFY_SOCKET", &format!("@{name}")), ("WATCHDOG_USEC", "1000000")],
+        &[("NOTIFY_SOCKET", &format!("@{name}")), ("WATCHDOG_USEC", "6000000")],
     );
     manager.hear_until("READY=1");
     let start = Instant::now();
-    for _ in 0..6 {
+    for _ in 0..4 {
         let last = Instant::now();
         manager.hear_until("WATCHDOG=1");
-        assert!(last.elapsed() < Duration::from_secs(1), "too late: {:?}", last.elapsed());
+        assert!(last.elapsed() < Duration::from_secs(6), "too late: {:?}", last.elapsed());
     }
-    assert!(start.elapsed() > Duration::from_secs(1), "no more often than is sensible");
+    assert!(start.elapsed() > Duration::from_secs(3), "no more often than is sensible");
     // Frozen, it doesn't.
     process.signal(Signal::STOP);
-    manager.0.set_read_timeout(Some(Duration::from_secs(1))).expect("a time-out");
+    let frozen = Instant::now();
+    manager.0.set_read_timeout(Some(Duration::from_secs(3))).expect("a time-out");
     while manager.0.recv(&mut [0; 1024]).is_ok() {
-        assert!(start.elapsed() < PATIENCE, "it goes on and on");
+        assert!(frozen.elapsed() < PATIENCE, "it goes on and on");
     }
     process.signal(Signal::CONT);
+    manager.0.set_read_timeout(Some(PATIENCE)).expect("a time-out");
     manager.hear_until("WATCHDOG=1");
 }
 

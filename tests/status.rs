@@ -600,10 +600,10 @@ fn watching_shows_the_state_every_second() {
     let mut watching = watch(&process);
     let lines = std::io::BufReader::new(watching.stdout.take().expect("its output")).lines();
     let heads = lines.map_while(Result::ok).filter(|line| line.starts_with("SERVER "));
-    let seen: Vec<Instant> = heads.map(|_| Instant::now()).take(3).collect();
+    let seen: Vec<Instant> = heads.map(|_| Instant::now()).take(5).collect();
     let _ = watching.kill().and_then(|()| watching.wait());
-    let took = seen[2] - seen[0];
-    assert!(took > Duration::from_millis(1800) && took < Duration::from_secs(4), "{took:?}");
+    let took = seen[4] - seen[0];
+    assert!(took > Duration::from_secs(3) && took < Duration::from_secs(12), "{took:?}");
 }
 
 #[test]
@@ -684,7 +684,7 @@ fn discover_finds_servers_by_itself() {
     let scan = format!("discover --discovery-port {port} --interface none");
     let begun = Instant::now();
     let (text, error, code) = run(&scan);
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
     assert_eq!(code, 0, "{text}{error}");
     assert!(text.contains(&server.address().to_string()) && text.contains("loopback"), "{text}");
     let (text, _, _) = run(&format!("{scan} --json"));
