@@ -74,8 +74,8 @@ async function ollama(models, hot, { version = '0.13.1', pause = 25, saved = '' 
   return server.address().port;
 }
 
-async function ollana(...options) {
-  const port = await freePort();
+const ollana = async (...options) => ollanaAt(await freePort(), ...options);
+async function ollanaAt(port, ...options) {
   const child = spawn(BIN, ['--listen', `127.0.0.1:${port}`, '--discovery-port', '0', '--state-dir', join(work, `state-${port}`), ...options],
     { stdio: 'ignore', env: { PATH: process.env.PATH, HOME: work } });
   children.push(child);
@@ -129,7 +129,7 @@ async function main() {
 
   // No server yet: what to do.
   {
-    const { url, child } = await client();
+    const { url, port, child } = await client();
     const page = await open(url);
     await page.locator('#empty').waitFor();
     await shows(page, '#empty', /No server found yet[\s\S]*firewall[\s\S]*ollana --server HOST/);
@@ -137,11 +137,20 @@ async function main() {
     assert.equal(await page.locator('#top').isVisible(), false);
     await fits(page);
     await looks(url, 'empty', page => page.locator('#empty').waitFor());
-    // The daemon is gone, and comes back to a page that is still there.
+    // The daemon is gone, and comes back to a page that is still there, and takes up its new token.
+    const tokenOf = () => page.locator('meta[name=ollana-token]').getAttribute('content');
+    const before = await tokenOf();
+    await wait(1500);
     child.kill();
     await page.locator('.note.bad').waitFor();
     await shows(page, '.note.bad', /ollana doesn’t answer.*Trying again/);
     await shoot(page, 'gone');
+    assert.equal(await page.evaluate(() => moved('11434')[1].href + moved('11435')[1].href + moved('80').length), 'http://127.0.0.1:11435/ollana/http://127.0.0.1:11434/ollana/0');
+    await ollanaAt(port, '--mode', 'client');
+    await shows(page, '#pill', /^no server$/);
+    await page.waitForFunction(before => document.querySelector('meta[name=ollana-token]').content !== before, before);
+    // One that is held back is none that is ready.
+    assert.equal(await page.evaluate(() => [['ready', null], ['ready', 'held_back'], ['down', null]].map(([health, trust]) => works({ health, trust })).join()), 'true,false,false');
     await page.context().close();
   }
 
