@@ -54,7 +54,7 @@ mod netns {
 /// What a copy of this program does that is called as Ollama is: `ollama serve --exact`.
 #[test]
 fn serve() {
-    if std::env::var_os(netns::IS_OLLAMA).is_some() {
-        netns::serve_as_ollama();
+    if let Ok(start) = std::env::var(netns::IS_OLLAMA) {
+        netns::serve_as_ollama(&start);
     }
 }

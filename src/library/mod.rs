@@ -25,7 +25,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use self::manifests::Catalog;
 pub(crate) use self::manifests::{Digest, without_paths};
-use self::places::places;
+use self::places::{Places, places};
 use crate::access::permissions::Origin;
 use crate::ollama::model_name::ModelName;
 use crate::system::{files, lock};
@@ -46,7 +46,7 @@ pub(crate) struct Library {
     port: Option<u16>,
     /// Where it may be, best first, and since when that is known; found when it is wanted, and anew after
     /// a while and when none can be read.
-    places: Mutex<(Option<Instant>, Vec<PathBuf>)>,
+    places: Mutex<(Option<Instant>, Places)>,
     read: Mutex<Option<(Instant, Arc<Catalog>)>>,
     problem: Mutex<Option<String>>,
     /// Layers of pulls that passed here, and their sizes; the last ones.
@@ -67,8 +67,8 @@ impl Library {
         Library { port: Some(port), ..Library::at(Vec::new()) }
     }
 
-    fn at(places: Vec<PathBuf>) -> Self {
-        let places = Mutex::new((None, places));
+    fn at(dirs: Vec<PathBuf>) -> Self {
+        let places = Mutex::new((None, Places { dirs, is_told: true }));
         let (read, problem, pulled, alive) = Default::default();
         Library { port: None, places, read, problem, pulled, alive }
     }
@@ -90,9 +90,14 @@ impl Library {
         if let Some(port) = self.port
             && known.0.is_none_or(|at| at.elapsed() >= AGE_OF_PLACES)
         {
-            *known = (Some(Instant::now()), places(port));
+            let found = places(port);
+            // While Ollama starts anew, there is nobody to tell.
+            if known.0.is_none() || found.is_told || !known.1.is_told {
+                known.1 = found;
+            }
+            known.0 = Some(Instant::now());
         }
-        known.1.clone()
+        known.1.dirs.clone()
     }
 
     /// Looks at the store: how many models others may have.
@@ -116,7 +121,7 @@ impl Library {
             ErrorKind::NotFound => "there is no such folder".to_owned(),
             ErrorKind::PermissionDenied => "permission denied".to_owned(),
             ErrorKind::NotADirectory => {
-                "a link stands for one of its folders; only the whole may be a link".to_owned()
+                "one of its folders is a link or a file; only the whole may be a link".to_owned()
             }
             _ => error.to_string(),
         };
@@ -149,6 +154,11 @@ impl Library {
         let digest = *digest;
         let (file, length) = self.in_store(move |dir| store::open_blob(dir, &digest)).ok()?;
         (length == size).then_some(Blob { file, size })
+    }
+
+    /// Whether these blobs can all be opened, and have these sizes.
+    pub(crate) fn has_all(&self, blobs: Vec<(Digest, u64)>) -> bool {
+        self.in_store(move |dir| store::has_all(dir, &blobs)).is_ok_and(|has_all| has_all)
     }
 
     /// A pull has told of this layer. Ollama gives it its name once it is whole.

@@ -1,5 +1,6 @@
 //! Where Ollama keeps its models: where it is told to, or in one of its usual places.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,23 +12,32 @@ const VARIABLE: &str = "OLLAMA_MODELS";
 const SERVICE: &str = "/usr/share/ollama";
 /// What systemd is told of Ollama's service: by a package, then on this machine.
 const UNITS: [&str; 2] =
-    ["/usr/lib/systemd/system/ollama.service", "/etc/systemd/system/ollama.service"];
+    ["usr/lib/systemd/system/ollama.service", "etc/systemd/system/ollama.service"];
 
-/// The folders that may be the store, the likeliest first. What this program or a running Ollama was
-/// told is the only one.
-pub(super) fn places(port: u16) -> Vec<PathBuf> {
+/// The folders that may be the store, the likeliest first.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Places {
+    pub(super) dirs: Vec<PathBuf>,
+    /// This program or a running Ollama was told of it; it is the only one.
+    pub(super) is_told: bool,
+}
+
+pub(super) fn places(port: u16) -> Places {
     let set = |name: &str| std::env::var_os(name).filter(|it| !it.is_empty()).map(PathBuf::from);
-    let told =
-        set(VARIABLE).and_then(|told| files::path_from(bare(told.as_os_str().as_encoded_bytes())));
+    let told = set(VARIABLE)
+        .and_then(|told| files::path_from(bare(told.as_os_str().as_encoded_bytes())))
+        .filter(|told| !told.as_os_str().is_empty());
     if let Some(told) = told.or_else(|| of_running(port)) {
-        return vec![told];
+        return Places { dirs: vec![told], is_told: true };
     }
+    let guessed = |dirs| Places { dirs, is_told: false };
     if cfg!(windows) {
-        return set("USERPROFILE").map(in_home).into_iter().collect();
+        return guessed(set("USERPROFILE").map(in_home).into_iter().collect());
     }
     let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let homes = [Some(SERVICE.into()), home_of_service(&users), set("HOME")];
-    of_unit().into_iter().chain(homes.into_iter().flatten().map(in_home)).collect()
+    let unit = of_unit(Path::new("/")).into_iter();
+    guessed(unit.chain(homes.into_iter().flatten().map(in_home)).collect())
 }
 
 /// The usual place in a home, which Windows calls a profile.
@@ -67,14 +77,20 @@ fn of_environment(environment: &[u8]) -> Option<PathBuf> {
     value(VARIABLE).or_else(|| value("HOME").map(in_home))
 }
 
-/// What the files of Ollama's service set, the last of them.
-fn of_unit() -> Option<PathBuf> {
-    let more = UNITS.map(|unit| fs::read_dir(format!("{unit}.d")).into_iter().flatten().flatten());
-    let mut files: Vec<PathBuf> = more.into_iter().flatten().map(|entry| entry.path()).collect();
-    files.retain(|file| file.extension().is_some_and(|end| end == "conf"));
-    files.sort_by_key(|file| file.file_name().map(ToOwned::to_owned));
-    files.splice(0..0, UNITS.map(PathBuf::from));
-    let texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
+/// What the files of Ollama's service below `root` set, the last of them. One in /etc stands for the one
+/// of a package.
+fn of_unit(root: &Path) -> Option<PathBuf> {
+    let units = UNITS.map(|unit| root.join(unit));
+    let mut drop_ins = BTreeMap::new();
+    for unit in &units {
+        let folder = unit.with_extension("service.d");
+        let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let files = files.filter(|file| file.extension().is_some_and(|end| end == "conf"));
+        drop_ins.extend(files.map(|file| (file.file_name().map(ToOwned::to_owned), file)));
+    }
+    let unit = units.into_iter().rfind(|unit| unit.exists());
+    let files = unit.into_iter().chain(drop_ins.into_values());
+    let texts = files.filter_map(|file| fs::read_to_string(file).ok());
     texts.filter_map(|text| of_settings(&text)).next_back()
 }
 
@@ -128,6 +144,27 @@ mod tests {
         ] {
             assert_eq!(of_settings(text), want.map(PathBuf::from), "{text}");
         }
+        let root = std::env::temp_dir().join(format!("ollana-units-{}", std::process::id()));
+        let write = |path: &str, models: &str| {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, format!("[Service]\n{models}\n")).unwrap();
+        };
+        let told = |name: &str| format!("Environment=OLLAMA_MODELS=/{name}");
+        assert_eq!(of_unit(&root), None);
+        for (path, text, want) in [
+            (UNITS[0], told("package"), Some("/package")),
+            ("usr/lib/systemd/system/ollama.service.d/9.conf", told("drop-in"), Some("/drop-in")),
+            ("etc/systemd/system/ollama.service.d/9.conf", told("own"), Some("/own")),
+            ("etc/systemd/system/ollama.service.d/9.conf", String::new(), Some("/package")),
+            (UNITS[1], String::new(), None),
+            ("usr/lib/systemd/system/ollama.service.d/1.conf", told("first"), Some("/first")),
+            (UNITS[1], told("unit"), Some("/first")),
+        ] {
+            write(path, &text);
+            assert_eq!(of_unit(&root), want.map(PathBuf::from), "{path}: {text}");
+        }
+        fs::remove_dir_all(root).unwrap();
         let users = "root:x:0:0:root:/root:/bin/bash\nollama:x:1:2::/var/lib/ollama:/bin/false\n";
         assert_eq!(home_of_service(users), Some("/var/lib/ollama".into()));
         assert_eq!(home_of_service("ollama2:x:1:2::/a:/b\nollama:x"), None);

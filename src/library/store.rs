@@ -58,6 +58,17 @@ pub(super) fn open_blob(dir: &Path, digest: &Digest) -> io::Result<(File, u64)> 
     Ok((file, size))
 }
 
+pub(super) fn has_all(dir: &Path, wanted: &[(Digest, u64)]) -> io::Result<bool> {
+    let blobs = Folder::open(dir)?.folder("blobs")?;
+    let has = |(digest, size): &(Digest, u64)| {
+        blobs
+            .file(&digest.file_name())
+            .and_then(|file| file.metadata())
+            .is_ok_and(|it| it.len() == *size)
+    };
+    Ok(wanted.iter().all(has))
+}
+
 pub(super) fn read_catalog(dir: &Path) -> io::Result<Catalog> {
     let store = Folder::open(dir)?;
     let Some(blobs) = open_if_there(&store, "blobs")? else { return Ok(Catalog::default()) };

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::daemon::Daemon;
 use super::lan::{Host, Lan};
 use super::ollama::Ollama;
-use super::watch::{throughout, until};
+use super::watch::{is_strict, throughout, until};
 use crate::support::{copy_program, script};
 
 /// Set where a copy of this program shall be an Ollama.
@@ -19,8 +19,9 @@ pub(crate) const IS_OLLAMA: &str = "OLLANA_TEST_IS_OLLAMA";
 const PATIENCE: Duration = Duration::from_secs(40);
 const MEMORY: &str = "ollana/ollama-programs.json";
 
-pub(crate) fn serve_as_ollama() {
-    Ollama::serve("own");
+/// `start` is how many milliseconds it tries to get its port.
+pub(crate) fn serve_as_ollama(start: &str) {
+    Ollama::serve("own", Duration::from_millis(start.parse().expect("milliseconds")));
 }
 
 /// A program of this host, killed when it is dropped.
@@ -29,7 +30,8 @@ struct Running(Child);
 impl Running {
     fn start(host: &Host, program: &Path) -> Running {
         let mut command = Command::new(program);
-        command.args(["serve", "--exact"]).env_clear().env(IS_OLLAMA, "1").current_dir("/");
+        let start = if is_strict() { "200" } else { "3000" };
+        command.args(["serve", "--exact"]).env_clear().env(IS_OLLAMA, start).current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let start = || command.spawn();
         Running(host.run(start).unwrap_or_else(|error| panic!("{}: {error}", program.display())))

@@ -17,14 +17,12 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::lan::Host;
+use crate::support::sha256;
 
 /// Lines of one answer.
 pub(crate) const TOKENS: usize = 4;
 /// How often a connection looks whether a token was released, or the end has come.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
-
-/// How long a program that is started tries to get its port.
-const START: Duration = Duration::from_secs(3);
 
 /// A running stand-in; stopped when it is dropped.
 pub(crate) struct Ollama {
@@ -44,6 +42,8 @@ struct State {
     is_stopping: bool,
     /// Tokens of each answer that may be sent.
     released: usize,
+    /// Of the manifest of its model.
+    digest: String,
     /// Targets of the requests that came, but for `/api/version`.
     requests: Vec<String>,
     /// When a connection was closed before its answer was complete.
@@ -81,10 +81,15 @@ impl Ollama {
         Ollama { shared, thread: Some(thread) }
     }
 
+    /// Has its model be one with this manifest.
+    pub(crate) fn has(&self, manifest: &str) {
+        self.shared.state().digest = sha256(manifest.as_bytes()).split_off("sha256:".len());
+    }
+
     /// In this process, for good, as a program of its own.
-    pub(crate) fn serve(name: &str) {
+    pub(crate) fn serve(name: &str, start: Duration) {
         // Like Ollama, it needs its port some ten milliseconds after it was started.
-        let deadline = Instant::now() + START;
+        let deadline = Instant::now() + start;
         let listener = loop {
             match TcpListener::bind("127.0.0.1:11434") {
                 Ok(listener) => break listener,
@@ -203,7 +208,11 @@ fn answer(mut stream: &TcpStream, target: &str, shared: &Shared) -> io::Result<(
     };
     let text = match target {
         "/api/version" => whole("200 OK", "{\"version\":\"0.9.9\"}"),
-        "/api/tags" => whole("200 OK", &format!("{{\"models\":[{{\"name\":\"{name}\"}}]}}")),
+        "/api/tags" => {
+            let digest = &shared.state().digest;
+            let model = format!(r#"{{"name":"{name}","digest":"{digest}"}}"#);
+            whole("200 OK", &format!(r#"{{"models":[{model}]}}"#))
+        }
         "/api/chat" => return tokens(stream, shared),
         "/v1/audio/transcriptions" => return wait_for_release(stream, shared, usize::MAX),
         _ if target.starts_with("/api/blobs/") => whole("201 Created", ""),

@@ -238,8 +238,8 @@ fn a_client_goes_past_a_server_that_keeps_its_account() {
     assert_eq!((closed.requests("/api/chat"), open.requests("/api/chat")), (1, 3));
 }
 
-/// A store with a model that was pulled and one that was made; their digests.
-fn store(host: &Host) -> [String; 2] {
+/// A store with a model that was pulled and one that was made; their blobs and manifests.
+fn store(host: &Host) -> [(String, String); 2] {
     let dir = host.dir().join(".ollama/models");
     fs::create_dir_all(dir.join("blobs")).expect("a store");
     [("pulled", 'a', ""), ("made", 'b', r#","from":"/home/me/secret.gguf""#)].map(
@@ -250,8 +250,9 @@ fn store(host: &Host) -> [String; 2] {
             fs::create_dir_all(&folder).expect("a folder");
             let size = name.len();
             let layer = format!(r#"{{"digest":"sha256:{hex}","size":{size}{from}}}"#);
-            fs::write(folder.join("latest"), format!(r#"{{"layers":[{layer}]}}"#)).expect("a file");
-            format!("/ollana/blobs/sha256:{hex}")
+            let manifest = format!(r#"{{"layers":[{layer}]}}"#);
+            fs::write(folder.join("latest"), &manifest).expect("a file");
+            (format!("/ollana/blobs/sha256:{hex}"), manifest)
         },
     )
 }
@@ -260,8 +261,10 @@ fn store(host: &Host) -> [String; 2] {
 fn models_are_given_as_their_owner_says() {
     let Some(mut lan) = Lan::new(1) else { return };
     let [server, other] = [1, 2].map(|_| lan.host(&[("eth0", 0)]));
-    let _ollama = Ollama::start(&server, "gpu");
-    let blobs = store(&server);
+    let ollama = Ollama::start(&server, "made");
+    let [pulled, made] = store(&server);
+    ollama.has(&made.1);
+    let blobs = [pulled.0, made.0];
     let to = SocketAddr::from((server.address(0), 11435));
     for (args, of_others, own) in [
         (&[][..], [200, 404], [200, 200]),

@@ -67,10 +67,14 @@ pub(crate) fn until<T>(
     }
 }
 
+/// Whether nothing else runs on this machine, as in `make netns`.
+pub(crate) fn is_strict() -> bool {
+    std::env::var_os("OLLANA_STRICT").is_some()
+}
+
 /// How long something may take here whose limit this is.
 fn allowed(limit: Duration) -> Duration {
-    let is_strict = std::env::var_os("OLLANA_STRICT").is_some();
-    limit * SLACK + if is_strict { Duration::ZERO } else { BUSY }
+    limit * SLACK + if is_strict() { Duration::ZERO } else { BUSY }
 }
 
 /// Waits for something that may take `limit`, with slack, and prints how long it took.

@@ -120,7 +120,9 @@ fn a_copy_is_what_ollama_has_now() {
         symlink(&moved, &blob).expect("a link");
     };
     let prepare: [(&Store, &dyn Fn()); 2] = [(&former, &|| {}), (&store, &move_it)];
-    for (read, before) in prepare {
+    // A link takes a right on Windows.
+    let cases = if cfg!(unix) { 2 } else { 1 };
+    for (read, before) in prepare.into_iter().take(cases) {
         before();
         let donor = start(&ollama, &read.path().to_string_lossy(), "");
         donor.connect_ready();
@@ -262,7 +264,7 @@ fn an_ollama_that_does_not_push_is_told_of() {
     };
     let (status, error) = script("/api/push", Arc::new(refuses));
     assert_eq!(status, 502, "{error}");
-    assert!(error.contains("can't be read") && error.contains("connection refused"), "{error}");
+    assert!(error.contains("it can't push") && error.contains("connection refused"), "{error}");
     let breaks = |call: &mut Call<'_>| call.reset();
     let (status, error) = script("/api/push", Arc::new(breaks));
     assert_eq!(status, 502, "{error}");

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-/// The last ones that are remembered.
+/// The last ones that are remembered one by one; those before count as one.
 const MOST: usize = 64;
 /// A sleep is seen so long after its end at most.
 const SEEN_AFTER: Duration = Duration::from_secs(1);
@@ -15,7 +15,8 @@ pub(crate) struct Naps(Vec<(Instant, Duration)>);
 impl Naps {
     pub(super) fn add(&mut self, now: Instant, time: Duration) {
         if self.0.len() >= MOST {
-            self.0.remove(0);
+            let (_, time) = self.0.remove(0);
+            self.0[0].1 += time;
         }
         self.0.push((now.checked_sub(SEEN_AFTER).unwrap_or(now), time));
     }
@@ -47,6 +48,10 @@ mod tests {
         for _ in 0..2 * MOST {
             naps.add(at(59), hour);
         }
-        assert_eq!(naps.age(start, at(60)), hour * (1 + MOST as u32));
+        assert_eq!(
+            naps.age(start, at(60)),
+            hour * (10 + 2 * MOST as u32),
+            "it never grows shorter"
+        );
     }
 }

@@ -13,6 +13,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::time::Duration;
 
 use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, IF_RANGE, ORIGIN, RANGE,
@@ -29,6 +30,9 @@ use crate::net::socket::{self, HANGUP, UNACKNOWLEDGED};
 use crate::ollama::manifest::{MEDIA_TYPE, layers};
 use crate::ollama::model_name::ModelName;
 use crate::system::files::{self, Advice};
+
+/// Who asks which machines have a model waits for two seconds.
+const LIST_TIME: Duration = Duration::from_secs(1);
 
 /// Bytes that are sent before it is looked whether the process is to end, and what the page cache
 /// keeps of them is dropped.
@@ -174,15 +178,14 @@ impl Exchange<'_> {
     /// Whether a model can be given from the store: an Ollama that answers has the same one, not another
     /// in a folder that we don't know, and what it names can be read.
     fn is_given_by(&self, library: &Library, name: &ModelName, text: &[u8]) -> bool {
-        let models = self.own_ollama().and_then(|own| own.models());
+        let models = self.own_ollama().and_then(|own| own.models_within(LIST_TIME));
         let is_listed = models.map_or(true, |models| {
             let mut listed = models.iter().filter(|model| own::name(model).as_ref() == Some(name));
             listed.any(|model| model["digest"] == own::sha256(text))
         });
-        let can_open =
-            |digest: &str| Digest::parse(digest).is_some_and(|it| library.open(&it).is_some());
-        is_listed
-            && layers(text).is_none_or(|layers| layers.iter().all(|(digest, _)| can_open(digest)))
+        let blobs = layers(text).unwrap_or_default().into_iter();
+        let blobs = blobs.map(|(digest, size)| Some((Digest::parse(&digest)?, size))).collect();
+        is_listed && Option::is_some_and(blobs, |blobs| library.has_all(blobs))
     }
 
     /// So many bytes of a blob were taken.

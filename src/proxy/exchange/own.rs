@@ -36,9 +36,19 @@ impl Own<'_> {
         path: &str,
         body: Option<Value>,
     ) -> Result<(StatusCode, Vec<u8>), String> {
+        self.ask_within(OWN_TIME, method, path, body)
+    }
+
+    fn ask_within(
+        &self,
+        time: Duration,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<(StatusCode, Vec<u8>), String> {
         let uri = build_uri(self.address, self.prefix, path)?;
         let body = body.map(|body| body.to_string());
-        ask(self.upstream, Attempt::default(), (method, uri, body), OWN_TIME)
+        ask(self.upstream, Attempt::default(), (method, uri, body), time)
     }
 
     pub(super) fn has(&self, blob: &Blob) -> Result<bool, String> {
@@ -47,7 +57,11 @@ impl Own<'_> {
     }
 
     pub(super) fn models(&self) -> Result<Vec<Value>, String> {
-        let (status, list) = self.ask(Method::GET, List::Tags.path(), None)?;
+        self.models_within(OWN_TIME)
+    }
+
+    pub(super) fn models_within(&self, time: Duration) -> Result<Vec<Value>, String> {
+        let (status, list) = self.ask_within(time, Method::GET, List::Tags.path(), None)?;
         let mut list: Value = serde_json::from_slice(&list).unwrap_or_default();
         match list["models"].take() {
             Value::Array(models) if status.is_success() => Ok(models),

@@ -1,5 +1,5 @@
 //! Models of an Ollama whose folder can't be read, such as in a container or in a home that lets nobody
-//! in: Ollama itself pushes them, to a registry of this machine, and what it sends goes on to the machine
+//! in, or of which something is elsewhere: Ollama itself pushes them, to a registry of this machine, and what it sends goes on to the machine
 //! that copies the model. Nothing of it is kept.
 //!
 //! ```text
@@ -41,7 +41,7 @@ fn failed(reason: &str) -> OwnAnswer {
     let reason = printable(reason);
     OwnAnswer::NoCopy(
         502,
-        format!("Ollama's models can't be read here, and it can't push: {reason}"),
+        format!("not all of what Ollama has can be read here, and it can't push: {reason}"),
     )
 }
 
@@ -150,10 +150,16 @@ impl Exchange<'_> {
         }
         let mut refused = "no port of 127.0.0.1 can be had for the copy".to_owned();
         for address in sharing::addresses() {
-            let uploads = Uploads::open(lacks.map(Digest::to_string), address);
+            let uploads = match Uploads::open(lacks.map(Digest::to_string), address) {
+                Ok(uploads) => uploads,
+                Err(error) => {
+                    refused = error.to_string();
+                    continue;
+                }
+            };
             let mut push = Push {
                 own,
-                uploads: uploads.map_err(|error| error.to_string())?,
+                uploads,
                 client: self.connection.stream.socket(),
                 lines: Box::new(io::empty()),
                 line: Vec::new(),

@@ -353,8 +353,13 @@ impl Copying<'_, '_> {
     fn install(&self) -> Result<(), String> {
         let mut result = Err("no port of 127.0.0.1 can be had for the copy".to_owned());
         for address in sharing::addresses() {
-            let registry = Registry::start(self.manifest.clone(), address);
-            let registry = registry.map_err(|error| error.to_string())?;
+            let registry = match Registry::start(self.manifest.clone(), address) {
+                Ok(registry) => registry,
+                Err(error) => {
+                    result = Err(error.to_string());
+                    continue;
+                }
+            };
             let (new, old) = (registry.name(), registry.other_name());
             let pulled = self.own.pull(&new).map_err(|reason| {
                 if registry.was_asked() {
