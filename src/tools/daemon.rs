@@ -37,13 +37,14 @@ pub(super) fn reached(address: SocketAddr) -> SocketAddr {
 /// Asks the daemon for the JSON at `target`; the error is a sentence.
 pub(super) fn state(settings: &Settings, target: &str) -> Result<(SocketAddr, Value), String> {
     let places = places(settings);
-    let mut refusal = None;
+    let (mut refusal, mut other) = (None, String::new());
     for address in &places {
         let (status, text) = match upstream::fetch(&settings.timing, *address, target) {
             Ok(answer) => answer,
             Err(error) => {
-                let is_late = error.kind() == ErrorKind::TimedOut;
-                refusal = is_late.then(|| format!("{address} doesn't answer in time")).or(refusal);
+                if error.kind() == ErrorKind::TimedOut {
+                    other = format!("; {address} doesn't answer in time");
+                }
                 continue;
             }
         };
@@ -51,22 +52,27 @@ pub(super) fn state(settings: &Settings, target: &str) -> Result<(SocketAddr, Va
         if status == 200 && json.get("version") == Some(&Value::from(1)) {
             return Ok((*address, json));
         }
-        // What isn't ours has no such path.
-        if !matches!(status, 200 | 404) {
-            let why = json.get("error").and_then(Value::as_str).map(super::table::clean);
-            let why = why.map_or(String::new(), |why| format!(": {why}"));
-            refusal = Some(format!("{address} answers {status}{why}"));
+        let why = json.get("error").and_then(Value::as_str).map(super::table::clean);
+        let answers = format!("{address} answers {status}");
+        let answers = why.map_or(answers.clone(), |why| format!("{answers}: {why}"));
+        match status {
+            403 => refusal = Some(answers),
+            // What isn't ours has no such path.
+            200 | 404 => {}
+            _ => other = format!("; {answers}"),
         }
     }
     let places: Vec<String> = places.iter().map(ToString::to_string).collect();
     Err(refusal.unwrap_or_else(|| {
-        let asked = places.join(", ");
+        let asked = places.join(", ") + &other;
+        // It may be too busy.
+        let none = if other.is_empty() { "no ollana runs" } else { "no ollana answers" };
         match super::keyring(settings) {
             Err(error) if super::state_dir(settings).is_ok() => {
-                format!("no ollana runs on this machine (asked {asked}), and none would: {error}")
+                format!("{none} on this machine (asked {asked}), and none would: {error}")
             }
             _ => format!(
-                "no ollana runs on this machine (asked {asked}); start it with: ollana, \
+                "{none} on this machine (asked {asked}); start it with: ollana, \
                  or say where it is with --listen"
             ),
         }
@@ -89,6 +95,7 @@ mod tests {
         for (head, body, want) in [
             ("503 x", "{\"error\":\"too many connections\"}", "503: too many connections"),
             ("502 x", "<html>", "502"),
+            ("401 x", "", "401"),
         ] {
             let length = body.len();
             let answer = format!("HTTP/1.1 {head}\r\nContent-Length: {length}\r\n\r\n{body}");
@@ -100,11 +107,14 @@ mod tests {
                 });
                 state(&settings, "/ollana/status").unwrap_err()
             });
-            assert_eq!(error, format!("{address} answers {want}"));
+            let want = format!(
+                "no ollana answers on this machine (asked {address}; {address} answers {want});"
+            );
+            assert!(error.starts_with(&want), "{error}");
         }
         // Nobody accepts: the system does, and no answer comes.
         let error = state(&settings, "/ollana/status").unwrap_err();
-        assert_eq!(error, format!("{address} doesn't answer in time"));
+        assert!(error.contains(&format!("; {address} doesn't answer in time);")), "{error}");
     }
 
     #[test]

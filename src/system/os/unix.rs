@@ -440,7 +440,7 @@ mod acting {
 
     pub(crate) struct Acting;
 
-    /// Whose macOS' service is.
+    /// The user of the service on macOS.
     const NOBODY: u32 = u32::MAX - 1;
 
     pub(crate) fn way(path: &Path) -> Cow<'_, Path> {

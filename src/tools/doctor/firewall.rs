@@ -211,19 +211,12 @@ fn firewalld(settings: &Settings, ports: &[Port]) -> Vec<Firewall> {
     if !matches!(exit_code("firewall-cmd", &["--state"]), Some(0 | UNAUTHORIZED)) {
         return Vec::new();
     }
-    let udp = settings.discovery_port;
-    let firewall = |name: String, zone: &str, is_open: Option<bool>| {
-        let add = each(ports, " ", |(port, protocol)| format!("--add-port={port}/{protocol}"));
-        Firewall {
-            name,
-            is_open,
-            open: format!("firewall-cmd --permanent{zone} {add} && firewall-cmd --reload"),
-            open_source: format!("firewall-cmd{zone} --add-source-port={udp}/udp"),
-        }
-    };
     if system::user() != Some(0) {
-        return vec![firewall("firewalld".to_owned(), "", None)];
+        let open = "sudo ollana service firewall".to_owned();
+        let (name, open_source) = ("firewalld".to_owned(), open.clone());
+        return vec![Firewall { name, is_open: None, open, open_source }];
     }
+    let udp = settings.discovery_port;
     let of_zone = |name: String| {
         let zone = format!("--zone={name}");
         let query = |query: String| exit_code("firewall-cmd", &[&zone, &query]);
@@ -236,7 +229,13 @@ fn firewalld(settings: &Settings, ports: &[Port]) -> Vec<Firewall> {
             Some(false) | None if lets_all_in() => Some(true),
             told => told,
         };
-        firewall(format!("firewalld (zone {name})"), &format!(" {zone}"), is_open)
+        let add = each(ports, " ", |(port, protocol)| format!("--add-port={port}/{protocol}"));
+        Firewall {
+            name: format!("firewalld (zone {name})"),
+            is_open,
+            open: format!("firewall-cmd --permanent {zone} {add} && firewall-cmd --reload"),
+            open_source: format!("firewall-cmd {zone} --add-source-port={udp}/udp"),
+        }
     };
     let zones = firewalld::zones(settings, &|option| output("firewall-cmd", &[option]));
     zones.into_iter().map(of_zone).collect()

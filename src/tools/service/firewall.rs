@@ -57,8 +57,8 @@ pub(super) fn run(
     Err(format!("this takes root: use sudo {}", [&words, undo, &host.options].concat().join(" ")))
 }
 
-/// A rule for the program, in networks that the user calls private and in an office's. Whoever has said
-/// no when Windows asked, or was no administrator, has rules against it, which would go first.
+/// A rule for the program, in networks that the user calls private and in an office's. Windows makes
+/// rules against it for a user who says no when it asks, or is no administrator, and they would go first.
 fn windows(host: &Host, undo: bool) -> Vec<Step> {
     let program = format!("program={}", host.program.display());
     let delete = ["netsh", "advfirewall", "firewall", "delete", "rule", RULE];
