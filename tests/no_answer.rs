@@ -15,9 +15,10 @@ use support::{
 /// Half of what [`patient`] daemons wait for a server.
 const SOON: Duration = Duration::from_secs(5);
 
-/// So that what waits for a server is told from what a busy machine takes.
+/// So that what waits for a server, or for its next check, is told from what a busy machine takes.
 fn patient(settings: &mut Settings) {
     settings.timing.wait_timeout = 2 * SOON;
+    settings.timing.health_interval = 12 * SOON;
 }
 
 /// The error's text, from where the API of this target has it.

@@ -603,7 +603,10 @@ fn watching_shows_the_state_every_second() {
     let seen: Vec<Instant> = heads.map(|_| Instant::now()).take(5).collect();
     let _ = watching.kill().and_then(|()| watching.wait());
     let took = seen[4] - seen[0];
-    assert!(took > Duration::from_secs(3) && took < Duration::from_secs(12), "{took:?}");
+    let pauses: Vec<Duration> = seen.windows(2).map(|two| two[1] - two[0]).collect();
+    // A busy machine doesn't make all of them longer.
+    assert!(took > Duration::from_secs(3), "{pauses:?}");
+    assert!(pauses.iter().min() < Some(&Duration::from_millis(1800)), "{pauses:?}");
 }
 
 #[test]
@@ -684,7 +687,7 @@ fn discover_finds_servers_by_itself() {
     let scan = format!("discover --discovery-port {port} --interface none");
     let begun = Instant::now();
     let (text, error, code) = run(&scan);
-    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(4500), "{:?}", begun.elapsed());
     assert_eq!(code, 0, "{text}{error}");
     assert!(text.contains(&server.address().to_string()) && text.contains("loopback"), "{text}");
     let (text, _, _) = run(&format!("{scan} --json"));

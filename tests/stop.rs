@@ -77,6 +77,8 @@ fn streams_finish_and_nobody_new_comes_in() {
         }
         assert_eq!(process.exit().code(), Some(0), "{signal:?}");
         assert!(last.elapsed() < SOON, "{signal:?}: ended only after {:?}", last.elapsed());
+        process.line("stopped cut=false");
+        assert!(!process.log().contains("did not end in time"), "{}", process.log());
     }
 }
 

@@ -643,7 +643,7 @@ fn a_full_disk_is_told_before_anything_is_sent() {
         assert!(error.contains("12 MB are still to come"), "{error}");
         assert!(gets(&neighbour).is_empty());
         let before = house.registry.given(house.large());
-        assert!(before < 2_000_000, "{before}");
+        assert!(before < 600_000, "{before}");
         let one = daemon.connect_ready().post("/api/pull", r#"{"model":"alpha","stream":false}"#);
         assert_eq!((one.status(), one.json()["error"].as_str()), (500, Some(error.as_str())));
     }

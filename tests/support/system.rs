@@ -73,23 +73,24 @@ fn closed_behind(stream: &TcpStream) -> Option<Closed> {
     const CLOSE_WAIT: &str = "08";
     let own = stream.local_addr().ok()?.port();
     let Ok(peer) = stream.peer_addr().map(|it| it.port()) else { return Some(Closed::Reset) };
-    match row(own, peer) {
+    match row(own, peer)? {
         None => Some(Closed::Reset),
         Some([state, _]) if state == CLOSE_WAIT => Some(Closed::Eof),
         Some(_) => None,
     }
 }
 
-/// A socket's state and queues in the kernel's table under Wine.
+/// A socket's state and queues in the kernel's table under Wine; `None` where there is no such table.
 #[cfg(not(target_os = "linux"))]
-fn row(local: u16, remote: u16) -> Option<[String; 2]> {
+fn row(local: u16, remote: u16) -> Option<Option<[String; 2]>> {
     let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-    table.lines().find_map(|line| {
+    let row = table.lines().find_map(|line| {
         let mut columns = line.split_whitespace().skip(1);
         let [from, to, state, queues] = std::array::from_fn(|_| columns.next().unwrap_or_default());
         let fits = |address: &str, port| address.ends_with(&format!(":{port:04X}"));
         (fits(from, local) && fits(to, remote)).then(|| [state, queues].map(ToOwned::to_owned))
-    })
+    });
+    Some(row)
 }
 
 /// Bytes that one socket has still to send, and that its program has still to read; none if it is
@@ -133,6 +134,11 @@ pub(super) fn queues_of(local: SocketAddrV4, remote: SocketAddrV4) -> (usize, us
         assert_eq!(io::Error::from_raw_os_error(-error).kind(), io::ErrorKind::NotFound, "{error}");
         return (0, 0);
     }
+    // Where the socket is gone, the kernel tells of the one that listens at its port.
+    const LISTEN: u8 = 10;
+    if told[17] == LISTEN {
+        return (0, 0);
+    }
     let size = |at: usize| u32::from_ne_bytes(told[at..at + 4].try_into().expect("four bytes"));
     (size(76) as usize, size(72) as usize)
 }
@@ -140,7 +146,7 @@ pub(super) fn queues_of(local: SocketAddrV4, remote: SocketAddrV4) -> (usize, us
 #[cfg(not(target_os = "linux"))]
 pub(super) fn queues_of(local: SocketAddrV4, remote: SocketAddrV4) -> (usize, usize) {
     let size = |text: &str| usize::from_str_radix(text, 16).unwrap_or(0);
-    let row = row(local.port(), remote.port()).unwrap_or_default();
+    let row = row(local.port(), remote.port()).flatten().unwrap_or_default();
     row[1].split_once(':').map_or((0, 0), |(sending, reading)| (size(sending), size(reading)))
 }
 

@@ -96,7 +96,7 @@ fn checkers_ask_for_lists_on_the_same_connection() {
 #[test]
 fn slow_lists_do_not_make_a_check_late() {
     let at = ollama(ms(0), ms(5000));
-    let (result, took) = check(Keyring::none(), at, CheckTime::of(ms(1500)));
+    let (result, took) = check(Keyring::none(), at, CheckTime::of(ms(4500)));
     assert!(matches!(result, CheckResult::Healthy { inventory: None, .. }), "{result:?}");
     assert!(took < LISTS_IN_PASSING + SLACK, "{took:?}");
     // Nor on a connection that was used before, which has to prove that it still leads there.
@@ -104,11 +104,11 @@ fn slow_lists_do_not_make_a_check_late() {
     let lists = Arc::clone(&pause);
     let at = serve(answers(ms(0), move || ms(lists.load(SeqCst))));
     let upstream = Upstream::new(&Timing::default(), &Arc::new(Keyring::none()));
-    let apart = CheckTime { lists: Some(ms(20_000)), ..CheckTime::of(ms(1500)) };
+    let apart = CheckTime { lists: Some(ms(20_000)), ..CheckTime::of(ms(4500)) };
     let (result, _) = check_by(&upstream, at, apart);
     assert!(matches!(result, CheckResult::Healthy { inventory: Some(_), .. }), "{result:?}");
     pause.store(5000, SeqCst);
-    let (result, took) = check_by(&upstream, at, CheckTime::of(ms(1500)));
+    let (result, took) = check_by(&upstream, at, CheckTime::of(ms(4500)));
     assert!(matches!(result, CheckResult::Healthy { inventory: None, .. }), "{result:?}");
     assert!(took < LISTS_IN_PASSING + SLACK, "{took:?}");
     // Nor does one slow answer after the other.
