@@ -1,6 +1,6 @@
 //! Models of an Ollama whose folder can't be read, such as in a container or in a home that lets nobody
-//! in, or of which something is elsewhere: Ollama itself pushes them, to a registry of this machine, and what it sends goes on to the machine
-//! that copies the model. Nothing of it is kept.
+//! in, or of which something is elsewhere: Ollama itself pushes them, to a registry of this machine, and
+//! what it sends goes on to the machine that copies the model. Nothing of it is kept.
 //!
 //! ```text
 //!  GET /ollana/manifests/NAME ──► copy to a name for a moment, push: everything is there already, so
