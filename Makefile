@@ -38,7 +38,7 @@ help:
 
 # In the profile "quick", which compiles in less than half of the time of a release.
 run:
-	@echo "Building ollana to show it; the first time, that takes about two minutes on two cores."
+	@echo "Building ollana to show it; the first time, that takes about two minutes."
 	@$(CARGO) build --profile quick --bin ollana --example demo
 	@target/quick/examples/demo target/quick/ollana
 
