@@ -85,6 +85,13 @@ impl Library {
         present(&self.places())
     }
 
+    /// Bytes that are free for models. The blobs may be on a disk of their own; before the first model,
+    /// they have no folder.
+    pub(crate) fn free_space(&self) -> Option<u64> {
+        let dir = self.dir()?;
+        files::free_space(&dir.join("blobs")).or_else(|| files::free_space(&dir))
+    }
+
     fn places(&self) -> Vec<PathBuf> {
         let mut known = lock(&self.places);
         if let Some(port) = self.port

@@ -19,7 +19,6 @@ use crate::manager::Lease;
 use crate::manager::pool::{Outcome, Wanted};
 use crate::net::{socket, untrusted_text};
 use crate::ollama::endpoints::VERSION;
-use crate::system::files::free_space;
 use crate::upstream::buffers::{LARGE, SMALL, TOKENS};
 use crate::upstream::{self, exchange_io};
 
@@ -143,7 +142,7 @@ impl Exchange<'_> {
         answer.append(VIA, context.via.clone());
         if context.side == Side::Server {
             let room = context.library.as_ref().filter(|_| is_version);
-            if let Some(room) = room.and_then(|library| free_space(&library.dir()?)) {
+            if let Some(room) = room.and_then(|library| library.free_space()) {
                 answer.insert(ROOM_FIELD, HeaderValue::from(room));
             }
             // Whatever an Ollama says of it, this is ours to tell.

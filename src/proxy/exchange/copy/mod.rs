@@ -34,7 +34,6 @@ use crate::ollama::model_name::ModelName;
 use crate::ollama::pull::{self, layer_line};
 use crate::proxy::request_body::RequestBody;
 use crate::sharing::{self, Blob, Donors, MANIFEST_TIME, Neighbour, Registry, Seek, manifest_path};
-use crate::system::files::free_space;
 use crate::system::size_text;
 use crate::upstream::build_uri;
 use crate::upstream::exchange_io::{Attempt, Fault};
@@ -254,7 +253,7 @@ impl Copying<'_, '_> {
             let mut names = models.iter().filter_map(name).peekable();
             names.peek().is_none() || names.any(|name| library.manifest(&name).is_some())
         });
-        let room = library.and_then(|library| free_space(&library.dir()?));
+        let room = library.and_then(|library| library.free_space());
         match room.filter(|room| *room < needed) {
             None => Ok(missing),
             Some(room) => {

@@ -16,7 +16,7 @@ use crate::net::untrusted_text::printable;
 use crate::ollama::errors;
 use crate::ollama::pull::{self, Progress};
 use crate::sharing::{Blob, Put, Seek};
-use crate::system::files::{free_space, taken_space};
+use crate::system::files::taken_space;
 use crate::system::size_text;
 use crate::upstream::exchange_io::{self, Fault};
 
@@ -292,13 +292,13 @@ impl<'b, 'a> Lines<'b, 'a> {
     /// Bytes free where Ollama has begun to write this layer, and bytes that it has taken of the disk
     /// for it; `None` if it can't be seen there.
     fn disk(&self, digest: &str) -> Option<(u64, u64)> {
-        let dir = self.exchange.context.library.as_ref()?.dir()?;
+        let library = self.exchange.context.library.as_ref()?;
         Blob::new(digest, 0)?;
-        let begun = dir.join("blobs").join(digest.replacen(':', "-", 1) + "-partial");
+        let begun = library.dir()?.join("blobs").join(digest.replacen(':', "-", 1) + "-partial");
         // The state of its first part; the bytes come later.
         let mut part = begun.clone().into_os_string();
         part.push("-0");
-        let free = free_space(&dir.join("blobs")).filter(|_| Path::new(&part).exists())?;
+        let free = library.free_space().filter(|_| Path::new(&part).exists())?;
         Some((free, taken_space(&begun)))
     }
 
