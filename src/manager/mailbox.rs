@@ -10,8 +10,8 @@ use crossbeam_channel::{
 
 use super::fast_path::FastPath;
 use super::pool::{
-    AwayNow, BackendId, Forgot, History, Input, Naps, Outcome, Pick, Report, ServerNow, Transition,
-    Wanted,
+    AwayNow, BackendId, Forgot, History, Input, Outcome, Pick, Report, ServerNow, Sleeps,
+    Transition, Wanted,
 };
 use super::presence::Presence;
 use super::queue::{Asker, Refused, Request};
@@ -69,7 +69,7 @@ pub(crate) struct Snapshot {
     /// How long ago each of the last changes was, the newest first.
     pub(crate) transitions: Vec<(Duration, Transition)>,
     pub(crate) history: History,
-    pub(crate) naps: Naps,
+    pub(crate) sleeps: Sleeps,
     /// What each alias stands for now; `None` if no server that is up has any of its models.
     pub(crate) aliases: Vec<(Alias, Option<String>)>,
     /// What people should know of rules and machines, in sentences.

@@ -252,8 +252,8 @@ impl Manager {
     }
 
     fn snapshot(&self, now: Instant) -> Snapshot {
-        let naps = self.queue.pool().naps.clone();
-        let ago = |at: Instant| naps.age(at, now);
+        let sleeps = self.queue.pool().sleeps.clone();
+        let ago = |at: Instant| sleeps.age(at, now);
         let mut servers = self.queue.pool().snapshot(now);
         for server in &mut servers {
             let backend = &mut server.backend;
@@ -268,7 +268,7 @@ impl Manager {
             last_wait: self.last_wait,
             transitions: newest_first.map(|(at, change)| (ago(*at), change.clone())).collect(),
             history: self.history.clone(),
-            naps,
+            sleeps,
             aliases: self.queue.pool().aliases(),
             notes: notes(self.queue.pool(), now),
         }

@@ -61,7 +61,7 @@ pub(crate) fn write(view: &View<'_>, all_models: bool) -> Value {
     let in_flight: u32 = snapshot.servers.iter().map(|server| server.backend.load.in_flight).sum();
     let failures = CAUSES.into_iter().zip(counters.failures()).filter(|(_, count)| *count > 0);
     let retries: u64 = counters.retries.iter().map(Counter::value).sum();
-    let age = |at: Instant| snapshot.naps.age(at, *now);
+    let age = |at: Instant| snapshot.sleeps.age(at, *now);
     let failed = |failure: &Failure| {
         let Failure { at, status, cause, method, path, reason } = failure;
         let status = (*status > 0).then_some(status);
@@ -247,7 +247,7 @@ fn transfer(transfer: &Transfer, view: &View<'_>) -> Value {
         "from": Some(from).filter(|from| !from.is_empty()), "names_layers": names_layers,
         "done": done, "total": (total > 0).then_some(total),
         "bytes_per_s": speed, "left_s": left,
-        "seconds": view.now.saturating_duration_since(transfer.since).as_secs(),
+        "seconds": view.snapshot.sleeps.age(transfer.since, view.now).as_secs(),
     })
 }
 

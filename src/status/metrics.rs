@@ -80,7 +80,7 @@ fn daemon(text: &mut Text, view: &View<'_>) {
     let name = "ollana_build_info";
     text.family(name, "Always 1; the labels tell the version and the mode.");
     text.sample(name, &[("version", env!("CARGO_PKG_VERSION")), ("mode", &about.mode)], 1.0);
-    let uptime = view.snapshot.naps.age(about.started, view.now).as_secs_f64();
+    let uptime = view.snapshot.sleeps.age(about.started, view.now).as_secs_f64();
     let usage = || about.connections.iter().map(|proxy| proxy.usage());
     let connections = usage().map(|usage| usage.connections as f64).sum();
     let max = usage().map(|usage| usage.max as f64).sum();
@@ -245,7 +245,7 @@ mod tests {
     use crate::config::ServerName;
     use crate::config::Settings;
     use crate::counters::Counters;
-    use crate::manager::pool::{History, Naps, Pool, Rules};
+    use crate::manager::pool::{History, Pool, Rules, Sleeps};
     use crate::manager::{About, Snapshot};
     use crate::ollama::aliases::Aliases;
     use crate::pairing::keyring::Keyring;
@@ -288,7 +288,7 @@ mod tests {
             transitions: Vec::new(),
             aliases: Vec::new(),
             history: History::default(),
-            naps: Naps::default(),
+            sleeps: Sleeps::default(),
             notes: Vec::new(),
         };
         let about = About {

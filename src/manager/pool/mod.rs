@@ -31,11 +31,11 @@ pub(crate) mod history;
 mod load;
 mod memory;
 mod models;
-mod naps;
 mod notices;
 mod places;
 mod records;
 mod sightings;
+mod sleeps;
 mod snapshot;
 mod state;
 mod trust;
@@ -72,7 +72,7 @@ pub(crate) use away::{AwayNow, Forgot};
 pub(crate) use backend::Backend;
 pub(crate) use history::History;
 pub(crate) use models::Models;
-pub(crate) use naps::Naps;
+pub(crate) use sleeps::Sleeps;
 pub(crate) use snapshot::ServerNow;
 pub(crate) use state::{QUARANTINED, State};
 
@@ -91,7 +91,7 @@ pub struct Pool {
     places: Places,
     records: Records,
     memory: Memory,
-    pub(crate) naps: Naps,
+    pub(crate) sleeps: Sleeps,
     /// Somebody wants to see the models until then.
     watched_until: Option<Instant>,
     notices: Vec<Standing>,
@@ -130,7 +130,7 @@ impl Pool {
             places: Places::default(),
             records: Records::default(),
             memory: Memory::default(),
-            naps: Naps::default(),
+            sleeps: Sleeps::default(),
             watched_until: None,
             notices: Vec::new(),
             first_up: None,
@@ -205,7 +205,7 @@ impl Pool {
             Input::Noted(id, report) => self.finished(now, id, report),
             Input::Watched => self.watched(now),
             Input::Slept(time) => {
-                self.naps.add(now, time);
+                self.sleeps.add(now, time);
                 self.memory.slept(time);
             }
             // Only who waits for that wants to know.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Backend, Naps, Origin, Pool, State};
+use super::{Backend, Origin, Pool, Sleeps, State};
 use crate::ollama::aliases::Alias;
 use crate::ollama::inventory::is_had;
 
@@ -28,7 +28,7 @@ pub(crate) struct ServerNow {
 }
 
 impl Backend {
-    fn now(&self, now: Instant, max_in_flight: u32, naps: &Naps) -> ServerNow {
+    fn now(&self, now: Instant, max_in_flight: u32, sleeps: &Sleeps) -> ServerNow {
         let given = self.given().map(ToString::to_string);
         let name = Some(self.short_name()).filter(|name| !name.is_empty());
         let pause = self.load.pause(now);
@@ -47,7 +47,7 @@ impl Backend {
                 (State::Ready, Some((pause, _))) => pause,
                 (state, _) => state,
             },
-            since: naps.age(self.health.since, now),
+            since: sleeps.age(self.health.since, now),
             pause,
             limit: self.load.limit(max_in_flight),
         }
@@ -63,7 +63,7 @@ impl Pool {
     pub(crate) fn snapshot(&self, now: Instant) -> Vec<ServerNow> {
         let most = self.rules.max_in_flight;
         let mut servers: Vec<ServerNow> =
-            self.backends.iter().map(|b| b.now(now, most, &self.naps)).collect();
+            self.backends.iter().map(|b| b.now(now, most, &self.sleeps)).collect();
         servers.sort_by_key(|server| server.backend.id);
         servers
     }

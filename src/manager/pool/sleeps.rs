@@ -10,9 +10,9 @@ const SEEN_AFTER: Duration = Duration::from_secs(1);
 
 /// When each sleep ended, and how long it was.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Naps(Vec<(Instant, Duration)>);
+pub(crate) struct Sleeps(Vec<(Instant, Duration)>);
 
-impl Naps {
+impl Sleeps {
     pub(super) fn add(&mut self, now: Instant, time: Duration) {
         if self.0.len() >= MOST {
             let (_, time) = self.0.remove(0);
@@ -36,20 +36,20 @@ mod tests {
     fn what_was_before_a_sleep_is_longer_ago() {
         let (start, hour) = (Instant::now(), Duration::from_secs(3600));
         let at = |minutes: u64| start + Duration::from_secs(60 * minutes);
-        let mut naps = Naps::default();
-        assert_eq!(naps.age(start, at(60)), hour);
-        naps.add(at(30), hour * 8);
-        naps.add(at(50), hour);
+        let mut sleeps = Sleeps::default();
+        assert_eq!(sleeps.age(start, at(60)), hour);
+        sleeps.add(at(30), hour * 8);
+        sleeps.add(at(50), hour);
         for (then, want) in [(at(0), hour * 10), (at(40), hour + hour / 3), (at(55), hour / 12)] {
-            assert_eq!(naps.age(then, at(60)), want);
+            assert_eq!(sleeps.age(then, at(60)), want);
         }
         // What happened on waking up, before the sleep was seen.
-        assert_eq!(naps.age(at(50) - Duration::from_millis(500), at(60)).as_secs(), 600);
+        assert_eq!(sleeps.age(at(50) - Duration::from_millis(500), at(60)).as_secs(), 600);
         for _ in 0..2 * MOST {
-            naps.add(at(59), hour);
+            sleeps.add(at(59), hour);
         }
         assert_eq!(
-            naps.age(start, at(60)),
+            sleeps.age(start, at(60)),
             hour * (10 + 2 * MOST as u32),
             "it never grows shorter"
         );
