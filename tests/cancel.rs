@@ -11,7 +11,7 @@ use support::{
     queues, request, soon,
 };
 
-/// The promise is 100 ms; one of three attempts keeps to this on a busy machine too.
+/// The promise is 100 ms; this allows for a busy machine.
 const SOON: Duration = Duration::from_millis(500);
 
 /// How a client leaves.

@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde_json::Value;
 
 use super::table::list;
-
 use crate::config::{OLLAMA_PORT, POOLED_PORT, SERVER_PORT, Settings};
 use crate::upstream;
 
@@ -53,8 +52,8 @@ pub(super) fn state(settings: &Settings, target: &str) -> Result<(SocketAddr, Va
             return Ok((*address, json));
         }
         let why = json.get("error").and_then(Value::as_str).map(super::table::clean);
-        let answers = format!("{address} answers {status}");
-        let answers = why.map_or(answers.clone(), |why| format!("{answers}: {why}"));
+        let why = why.map_or(String::new(), |why| format!(": {why}"));
+        let answers = format!("{address} answers {status}{why}");
         match status {
             403 => refusal = Some(answers),
             // What isn't ours has no such path.
